@@ -1,0 +1,133 @@
+"""Arms: the defences of one study, side by side on one network.
+
+An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, such as
+``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
+``keylock+norm-clipping=4/known``. STRATEGY is what the attacker does about the lock
+(`kljax.threat.STRATEGY`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kljax import defences
+from kljax.defences import Defence
+from kljax.keylock import KeyLock
+from kljax.registry import resolve, unknown_name
+from kljax.threat import STRATEGY
+from kljax.typing import Path
+
+
+class Arm(NamedTuple):
+    """One defence as it is studied.
+
+    Attributes:
+      name: as it was written; the row label of every table.
+      norm: whether the network has the norm layer that a key-lock brings along.
+      defence: the client's defence.
+      lock_strategy: what the attacker does about the lock.
+    """
+
+    name: str
+    norm: bool
+    defence: Defence
+    lock_strategy: str
+
+
+class Sites(NamedTuple):
+    """Where a lock of this study sits."""
+
+    paths: tuple[Path, ...]
+    widths: tuple[int, ...]
+    lock: KeyLock
+
+
+class _Kind(NamedTuple):
+    """A defence by name.
+
+    Attributes:
+      make: ``Sites -> Defence``, or ``(Sites, strength) -> Defence``.
+      norm: see `Arm`.
+      strength: the strength if none is written; None where there is none.
+      locked: whether a lock strategy may follow.
+    """
+
+    make: Callable[..., Defence]
+    norm: bool = False
+    strength: float | None = None
+    locked: bool = False
+
+
+KINDS: dict[str, _Kind] = {
+    "none": _Kind(lambda sites: defences.none()),
+    "bn-control": _Kind(lambda sites: defences.none(), norm=True),
+    "plaintext-gates": _Kind(
+        lambda sites: defences.plaintext_gates(
+            defences.unit_gates(sites.paths, sites.widths)
+        ),
+        norm=True,
+    ),
+    # From the very values that the key-lock of the same victim gives.
+    "plaintext-gates-as-lock": _Kind(
+        lambda sites: defences.plaintext_gates(
+            defences.gates_of(defences.keylock(sites.lock))
+        ),
+        norm=True,
+    ),
+    "keylock": _Kind(
+        lambda sites: defences.keylock(sites.lock), norm=True, locked=True
+    ),
+    # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
+    "gaussian-noise": _Kind(
+        lambda sites, std: defences.gaussian_noise(std), strength=0.01
+    ),
+    "magnitude-pruning": _Kind(
+        lambda sites, fraction: defences.magnitude_pruning(fraction), strength=0.2
+    ),
+    "norm-clipping": _Kind(
+        lambda sites, bound: defences.norm_clipping(bound), strength=4.0
+    ),
+}
+
+
+def parse_arm(text: str, sites: Sites) -> Arm:
+    """Reads an arm.
+
+    Raises:
+      ValueError: for an unknown defence or strategy (with the nearest known one), a
+        strength that is not a number or not wanted, a key-lock without a strategy, or
+        a strategy without a key-lock.
+    """
+    combination, slash, strategy = text.partition("/")
+    kinds, members = [], []
+    for part in combination.split("+"):
+        name, equals, strength = part.partition("=")
+        kind = resolve("defence", name, KINDS)
+        if not isinstance(kind, _Kind):  # a user's function that makes a Defence
+            kind = _Kind(lambda sites, make=kind: make())
+        kinds.append(kind)
+        members.append(kind.make(*_arguments(text, name, kind, sites, strength)))
+    if kinds[0].locked:
+        if strategy not in STRATEGY["lock"]:
+            raise ValueError(
+                f"arm {text!r}: "
+                + unknown_name("lock strategy", strategy, STRATEGY["lock"])
+            )
+    elif slash:
+        raise ValueError(
+            f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
+        )
+    defence = members[0] if len(members) == 1 else defences.chain(*members)
+    return Arm(text, kinds[0].norm, defence, strategy or "unit")
+
+
+def _arguments(text: str, name: str, kind: _Kind, sites: Sites, strength: str):
+    if not strength:
+        return (sites,) if kind.strength is None else (sites, kind.strength)
+    if kind.strength is None:
+        raise ValueError(f"arm {text!r}: {name} has no strength, drop '={strength}'")
+    try:
+        return sites, float(strength)
+    except ValueError:
+        raise ValueError(
+            f"arm {text!r}: the strength of {name} must be a number, got {strength!r}"
+        ) from None

@@ -1,0 +1,59 @@
+"""Attacks: what a server can make of a gradient."""
+
+from kljax.attacks.attack import (
+    Attack,
+    Candidate,
+    Optimiser,
+    Reconstruction,
+    Setting,
+    Unknown,
+    Unknowns,
+    iterative,
+    no_prior,
+)
+from kljax.attacks.closed_form import (
+    dense_input,
+    dense_layer,
+    private_key_from_lock_grads,
+)
+from kljax.attacks.labels import LABELS, idlg
+from kljax.attacks.locks import LOCKS, Lock
+from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
+from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
+from kljax.attacks.priors import total_variation
+from kljax.attacks.simulation import one_step
+from kljax.attacks.starts import constant, normal
+from kljax.attacks.unknowns import decoded, pixels, upsampled
+
+__all__ = [
+    "Attack",
+    "Reconstruction",
+    "Setting",
+    "iterative",
+    "Unknown",
+    "Unknowns",
+    "Candidate",
+    "pixels",
+    "decoded",
+    "upsampled",
+    "normal",
+    "constant",
+    "LABELS",
+    "idlg",
+    "LOCKS",
+    "Lock",
+    "one_step",
+    "OBJECTIVES",
+    "squared_l2",
+    "cosine",
+    "no_prior",
+    "total_variation",
+    "Optimiser",
+    "from_optax",
+    "adam",
+    "lbfgs",
+    "lbfgs_torch",
+    "dense_input",
+    "dense_layer",
+    "private_key_from_lock_grads",
+]

@@ -1,0 +1,221 @@
+"""What an attack is, and the one driver of all iterative attacks.
+
+An attack is a function ``(rng, View) -> Reconstruction`` for one victim. The iterative
+kind is composed: *unknowns* (what is looked for, with a decoder each) x *simulation*
+(the gradient a candidate would give) x *objective* (distance to the observed one) x
+*prior* x *optimiser* x *start*. `iterative` owns the loop: it evaluates, keeps the
+best candidate by the attacker's own loss, and lets the optimiser move. One evaluation
+is one value and gradient; every optimiser, line search included, makes exactly one per
+step, so steps are evaluations and batched victims never wait for each other.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from kljax.threat import ThreatModel, View
+from kljax.typing import Array, Loss, Model, Path, PyTree, Rng
+
+
+class Setting(NamedTuple):
+    """What everybody knows about the protocol: the ground an attack is built on.
+
+    Attributes:
+      model: the network.
+      loss: the clients' training loss.
+      gates: ``(public, Private) -> gates`` of the defence in force.
+      simulate: what the attacker assumes the defence does to a gradient.
+      image_shape: [H, W, C] of one image.
+      num_classes: Kc.
+      classifier: path of the last dense layer, from which labels are read.
+      sites: (path, channels) of every gated layer, in chain order.
+      threat: what the attacker knows and does.
+    """
+
+    model: Model
+    loss: Loss
+    gates: Callable[..., Any]
+    simulate: Callable[..., Any]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    classifier: str
+    sites: tuple[tuple[Path, int], ...]
+    threat: ThreatModel
+
+
+class Reconstruction(NamedTuple):
+    """What an attack gives back for one victim.
+
+    The best candidate by the attacker's own loss, over iterates and restarts.
+    """
+
+    images: Array  # [B, H, W, C]
+    labels: Array  # [B] int32
+    loss: Array  # [] matching loss of this candidate, without priors
+    finite: Array  # [] bool: the optimisation was finite to its end
+    info: dict[str, Any]  # for humans: "losses" [points], "lock", ...
+
+
+Attack: TypeAlias = Callable[[Rng, View], Reconstruction]
+
+
+class Candidate(NamedTuple):
+    """One guess at everything that the gradient depends on."""
+
+    images: Array  # [B, H, W, C]
+    targets: Array  # [B, Kc]
+    lock: PyTree  # a Private, or gates: whatever the lock strategy works with
+
+
+class Unknown(NamedTuple):
+    """One part of the candidate.
+
+    Attributes:
+      start: ``(rng, View) -> (free, fixed)``: what is optimised, and what is not.
+      decode: ``(free, fixed) -> value`` of that part.
+    """
+
+    start: Callable[[Rng, View], tuple[PyTree, PyTree]]
+    decode: Callable[[PyTree, PyTree], PyTree]
+
+
+class Unknowns(NamedTuple):
+    """The parts of a `Candidate`, each an `Unknown`."""
+
+    images: Unknown
+    targets: Unknown
+    lock: Unknown
+
+
+class Optimiser(NamedTuple):
+    """A descent method that is told a value and a gradient, and moves once.
+
+    Attributes:
+      init: ``free -> state``.
+      step: ``(free, state, value [], grads) -> (free, state)``; `value` and `grads`
+        belong to `free`.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    step: Callable[[PyTree, PyTree, Array, PyTree], tuple[PyTree, PyTree]]
+
+
+# (View, Candidate) -> (gradient of the candidate, gradient observed)
+Simulation: TypeAlias = Callable[[View, Candidate], tuple[PyTree, PyTree]]
+Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
+Prior: TypeAlias = Callable[[Candidate], Array]
+
+
+class _Best(NamedTuple):
+    free: PyTree
+    total: Array  # objective + prior: what the attacker minimises
+    matching: Array  # objective alone
+
+
+def no_prior(candidate: Candidate) -> Array:
+    """Prefers nothing."""
+    del candidate
+    return jnp.zeros(())
+
+
+def iterative(
+    unknowns: Unknowns,
+    simulation: Simulation,
+    objective: Objective,
+    optimiser: Optimiser,
+    *,
+    prior: Prior = no_prior,
+    steps: int,
+    restarts: int = 1,
+    points: int = 20,
+) -> Attack:
+    """Composes an iterative attack.
+
+    Args:
+      unknowns: what is looked for.
+      simulation: what gradient a candidate gives.
+      objective: distance of simulated and observed gradient.
+      optimiser: how to move.
+      prior: added to the objective.
+      steps: evaluations per restart.
+      restarts: R independent starts; the one with the lowest own loss is returned.
+      points: the lowest matching loss so far is recorded this many times, evenly.
+
+    Returns:
+      The attack. Its ``info`` has ``losses`` [points], ``lock`` (the lock part of the
+      best candidate), ``restart_losses`` [R] and ``evaluations`` (R x steps).
+
+    Raises:
+      ValueError: if steps, restarts or points are below 1, or `points` does not
+        divide `steps`.
+    """
+    if min(steps, restarts, points) < 1 or steps % points:
+        raise ValueError(
+            f"steps={steps}, restarts={restarts} and points={points} must be at least "
+            "1, and points must divide steps"
+        )
+
+    def run(rng: Rng, view: View) -> tuple[Candidate, _Best, Array, Array]:
+        starts = [
+            part.start(jax.random.fold_in(rng, i), view)
+            for i, part in enumerate(unknowns)
+        ]
+        first = tuple(free for free, _ in starts)
+        fixed = tuple(value for _, value in starts)
+
+        def decode(free: PyTree) -> Candidate:
+            parts = zip(unknowns, free, fixed, strict=True)
+            return Candidate(*(part.decode(z, known) for part, z, known in parts))
+
+        def total(free: PyTree) -> tuple[Array, Array]:
+            candidate = decode(free)
+            matching = objective(*simulation(view, candidate))
+            return matching + prior(candidate), matching
+
+        evaluate = jax.value_and_grad(total, has_aux=True)
+
+        def step(carry, _):
+            free, state, best, finite = carry
+            (value, matching), grads = evaluate(free)
+            finite = finite & jnp.isfinite(value)
+            # NaN compares as false: a broken iterate is never the best one.
+            better = value < best.total
+            best = jax.tree.map(
+                lambda new, old: jnp.where(better, new, old),
+                _Best(free, value, matching),
+                best,
+            )
+            free, state = optimiser.step(free, state, value, grads)
+            return (free, state, best, finite), None
+
+        def segment(carry, _):
+            carry, _ = jax.lax.scan(step, carry, length=steps // points)
+            return carry, carry[2].matching
+
+        worst = jnp.full((), jnp.inf)
+        carry = (first, optimiser.init(first), _Best(first, worst, worst), True)
+        carry = jax.tree.map(jnp.asarray, carry)
+        (_, _, best, finite), losses = jax.lax.scan(segment, carry, length=points)
+        return decode(best.free), best, finite, losses
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(restarts))
+        runs = jax.vmap(run, in_axes=(0, None))(rngs, view)
+        chosen = jnp.argmin(runs[1].total)
+        candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
+        return Reconstruction(
+            images=candidate.images,
+            labels=jnp.argmax(candidate.targets, axis=-1).astype(jnp.int32),
+            loss=best.matching,
+            finite=finite & jnp.isfinite(best.matching),
+            info={
+                "losses": losses,
+                "lock": candidate.lock,
+                "restart_losses": runs[1].matching,
+                "evaluations": jnp.asarray(restarts * steps),
+            },
+        )
+
+    return attack

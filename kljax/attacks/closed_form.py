@@ -1,0 +1,82 @@
+"""Closed-form attacks: no loop, no optimiser, one formula.
+
+They all rest on one fact: a dense layer ``y = x W + b`` has, for one example, the
+weight gradient ``x delta^T`` and the bias gradient ``delta``.
+"""
+
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.labels import idlg
+from kljax.threat import View
+from kljax.typing import Array, LockWeights, PrivateKey, Rng
+
+
+def dense_input(kernel_grad: Array, bias_grad: Array) -> Array:
+    """Finds the input of a dense layer from its gradient, by least squares.
+
+    Args:
+      kernel_grad: [F, C], gradient of the weights in Flax's layout.
+      bias_grad: [C], gradient of the bias.
+
+    Returns:
+      x [F], the minimiser of ``|kernel_grad - x bias_grad^T|``. Exact for one
+      example; for several, or several steps, the mean of the inputs weighted by
+      their back-propagated signals. NaN where `bias_grad` is zero throughout.
+    """
+    # Relative to its largest entry, so that the squares cannot underflow.
+    largest = jnp.max(jnp.abs(bias_grad))
+    signal = bias_grad / largest
+    return (kernel_grad / largest) @ signal / jnp.sum(signal**2)
+
+
+def private_key_from_lock_grads(lock_grads: LockWeights) -> PrivateKey:
+    """Reads the private key [K] off shared gradients of the lock weights.
+
+    The first site's two dense layers have the private key as their input. Dead
+    channels carry nothing; one live channel is enough.
+    """
+    first = lock_grads[0]
+    kernels = [first[name]["kernel"] for name in ("scale", "shift")]
+    biases = [first[name]["bias"] for name in ("scale", "shift")]
+    return dense_input(jnp.concatenate(kernels, axis=1), jnp.concatenate(biases))
+
+
+def dense_layer(setting: Setting, layer: str) -> Attack:
+    """Inverts one example from the first dense layer of a network.
+
+    Args:
+      setting: the ground; its threat model must say ``examples=1``.
+      layer: path of a dense layer with bias that is fed the flattened image.
+
+    Returns:
+      The attack. Its loss is the share of the layer's weight gradient, in squared
+      norm, that one example cannot explain: 0 for one example, up to rounding.
+
+    Raises:
+      ValueError: if the threat model has several examples per gradient.
+
+    Reference: Zhu and Blaschko, "R-GAP" (ICLR 2021), the fully connected case.
+    """
+    examples = setting.threat.knowledge.examples
+    if examples != 1:
+        raise ValueError(
+            f"dense_layer inverts one example per gradient, the threat model has "
+            f"examples={examples}"
+        )
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        del rng
+        kernel = view.grads.model[f"{layer}/kernel"]
+        bias = view.grads.model[f"{layer}/bias"]
+        x = dense_input(kernel, bias)
+        left = jnp.sum((kernel - x[:, None] * bias) ** 2) / jnp.sum(kernel**2)
+        return Reconstruction(
+            images=x.reshape(1, *setting.image_shape),
+            labels=idlg(setting, view),
+            loss=left,
+            finite=jnp.isfinite(left),
+            info={"evaluations": jnp.asarray(0)},
+        )
+
+    return attack

@@ -1,0 +1,57 @@
+"""Unknown images: what is optimised, and how it becomes an image."""
+
+from collections.abc import Callable
+
+import jax
+
+from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.starts import Start
+from kljax.typing import Array, PyTree
+
+
+def pixels(setting: Setting, start: Start) -> Unknown:
+    """Looks for the pixels themselves, unbounded."""
+    return decoded(setting, lambda images: images, setting.image_shape, start)
+
+
+def decoded(
+    setting: Setting,
+    decoder: Callable[[PyTree], Array],
+    shape: tuple[int, ...],
+    start: Start,
+) -> Unknown:
+    """Looks for latents which `decoder` turns into images.
+
+    Args:
+      setting: gives the number B of examples.
+      decoder: latents [B, *shape] -> images [B, H, W, C].
+      shape: shape of one example's latent.
+      start: draws the first latents.
+    """
+    full = (setting.threat.knowledge.examples, *shape)
+    return Unknown(
+        start=lambda rng, view: (start(rng, full), ()),
+        decode=lambda free, fixed: decoder(free),
+    )
+
+
+def upsampled(setting: Setting, factor: int, start: Start) -> Unknown:
+    """Looks for a coarse image, enlarged `factor` times by linear interpolation.
+
+    Fewer unknowns than pixels, for gradients that say little about detail.
+
+    Raises:
+      ValueError: if `factor` does not divide the image's sides.
+    """
+    height, width, channels = setting.image_shape
+    if height % factor or width % factor:
+        raise ValueError(
+            f"factor={factor} does not divide the image's sides {height} x {width}"
+        )
+    coarse = (height // factor, width // factor, channels)
+
+    def decoder(latents: Array) -> Array:
+        shape = (latents.shape[0], height, width, channels)
+        return jax.image.resize(latents, shape, "linear")
+
+    return decoded(setting, decoder, coarse, start)

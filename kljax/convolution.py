@@ -1,0 +1,124 @@
+"""Convolution as slices and one matrix product, a drop-in for `lax.conv`.
+
+Why: an attack differentiates a gradient, and it does so for many victims at once,
+each with weights of its own. Under `vmap` every weight gradient of `lax.conv` then
+becomes a grouped convolution, which XLA runs many times slower than the batched
+matrix product that it is. Patches are gathered in two stages, columns first and rows
+second, because kh + kw slices compile and run faster than kh * kw.
+
+Which form is fastest depends on backend and size, so the form is a *speed option*:
+it never changes results beyond rounding (`tests/test_convolution.py`), and
+`experiments/speed.py --only convolution` measures the candidates.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from kljax.typing import Array
+
+Convolution: TypeAlias = Callable[..., Array]
+
+
+def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length: int):
+    """Lists `count` shifted views of `x`, each `length` long, along `axis`."""
+    views = []
+    for offset in range(0, count * dilation, dilation):
+        stop = offset + stride * (length - 1) + 1
+        views.append(lax.slice_in_dim(x, offset, stop, stride, axis))
+    return views
+
+
+def matmul_convolution(
+    images: Array,
+    kernel: Array,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
+) -> Array:
+    """Convolves as padded slices, concatenated in two stages, and one matmul.
+
+    Takes the arguments of `lax.conv_general_dilated` in the layout of `nnx.Conv`:
+    images [B, H, W, C], kernel [kh, kw, C, F], result [B, h, w, F]. What it does not
+    cover (other ranks, groups, input dilation) is passed on to
+    `lax.conv_general_dilated`.
+    """
+    covered = (
+        images.ndim == 4
+        and feature_group_count == 1
+        and batch_group_count == 1
+        and all(d == 1 for d in lhs_dilation or ())
+    )
+    if not covered:
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+            out_sharding=out_sharding,
+        )
+    height, width, channels, features = kernel.shape
+    (sh, sw), (dh, dw) = window_strides, rhs_dilation or (1, 1)
+    extents = ((height - 1) * dh + 1, (width - 1) * dw + 1)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(
+            images.shape[1:3], extents, window_strides, padding
+        )
+    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    rows = (x.shape[1] - extents[0]) // sh + 1
+    columns = (x.shape[2] - extents[1]) // sw + 1
+    x = jnp.concatenate(windows(x, 2, width, sw, dw, columns), axis=-1)
+    x = jnp.concatenate(windows(x, 1, height, sh, dh, rows), axis=-1)
+    return jnp.matmul(
+        x.reshape(-1, height * width * channels),
+        kernel.reshape(-1, features),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    ).reshape(-1, rows, columns, features)
+
+
+def lax_convolution(*args, **kwargs) -> Array:
+    """Convolves by XLA's own operator: `lax.conv_general_dilated`, unchanged."""
+    return lax.conv_general_dilated(*args, **kwargs)
+
+
+CONVOLUTIONS: dict[str, Convolution] = {
+    "matmul": matmul_convolution,
+    "lax": lax_convolution,
+}
+
+
+def fastest_convolution(name: str = "auto") -> Convolution:
+    """Chooses a convolution by name; ``auto`` is the measured best of this backend.
+
+    Raises:
+      ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
+    """
+    if name == "auto":
+        # Measured on CPU only (experiments/speed.md); on an accelerator the product
+        # form keeps the batched matmuls, so it is the default there too until
+        # measured otherwise.
+        name = {"cpu": "matmul"}.get(jax.default_backend(), "matmul")
+    if name not in CONVOLUTIONS:
+        raise ValueError(
+            f"unknown convolution {name!r}: choose 'auto' or one of "
+            f"{', '.join(map(repr, CONVOLUTIONS))}"
+        )
+    return CONVOLUTIONS[name]

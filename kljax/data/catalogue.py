@@ -1,0 +1,62 @@
+"""Which data sets there are, by name."""
+
+import difflib
+from collections.abc import Callable
+
+from kljax.data.dataset import Dataset
+from kljax.data.digits import load_digits
+from kljax.data.photos import load_photos
+from kljax.data.tfds import list_tfds, load_tfds
+
+# Data sets that need neither network nor preparation.
+EMBEDDED: dict[str, Callable[..., Dataset]] = {
+    "digits": load_digits,
+    "photos": load_photos,
+}
+
+
+def load(
+    name: str,
+    *,
+    shape: tuple[int, int, int] = (32, 32, 3),
+    split: str | None = None,
+    data_dir: str | None = None,
+) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+      name: an embedded set (``"digits"``, ``"photos"``), or the TFDS name of a
+        prepared one (``"mnist"``, ``"cifar10"``, ``"fashion_mnist"``, ...).
+      shape: (H, W, C) of the images, C = 1 or 3.
+      split: TFDS split (None is ``"train"``); embedded sets have none.
+      data_dir: where TFDS keeps prepared sets (None is TFDS's own default); embedded
+        sets need none.
+
+    Raises:
+      ValueError: an unknown name, with the nearest known one; a split asked of an
+        embedded set; and what `load_tfds` raises.
+      FileNotFoundError: a TFDS set that is not prepared, with the command to prepare
+        it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a dataset is {name!r}; give a string")
+    if name in EMBEDDED:
+        if split is not None:
+            raise ValueError(
+                f"dataset {name!r} has no splits, and split is {split!r}; leave it out"
+            )
+        return EMBEDDED[name](shape)
+    try:
+        return load_tfds(name, shape=shape, split=split, data_dir=data_dir)
+    except LookupError as error:
+        raise ValueError(_unknown(name)) from error
+
+
+def _unknown(name: str) -> str:
+    known = [*EMBEDDED, *list_tfds()]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return (
+        f"unknown dataset {name!r}{guess}; embedded are {', '.join(EMBEDDED)}, and any "
+        "prepared TFDS set can be named, such as mnist, cifar10, fashion_mnist"
+    )

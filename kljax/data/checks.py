@@ -1,0 +1,130 @@
+"""What labelled images must be before anything attacks them.
+
+Every refusal names the culprit: the batch, the row and the value, and what would do.
+"""
+
+import operator
+
+import numpy as np
+
+
+def check_batch(
+    images, labels, num_classes: int, *, name: str = "the batch", indices=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks labelled images and returns them with the types kljax works in.
+
+    Args:
+      images: [n, H, W, C] floating point in [0, 1], no image constant.
+      labels: [n] integers in [0, num_classes).
+      num_classes: number of classes.
+      name: what error messages call the batch.
+      indices: [n] what error messages call its rows; 0 to n - 1 if None.
+
+    Returns:
+      images [n, H, W, C] float32, and labels [n] int32.
+
+    Raises:
+      TypeError: images not floating point, or labels not integers.
+      ValueError: with the index of the first culprit, for
+
+        ==================  ====================================================
+        empty               no image, or an image without pixels
+        unequal lengths     as many labels as images are needed
+        NaN                 also where other values are out of range
+        outside [0, 1]      infinities too
+        constant image      standard deviation 0: SSIM and floors mean nothing
+        label out of range  negative, or num_classes and above
+        ==================  ====================================================
+    """
+    check_num_classes(num_classes, name)
+    images = np.asarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"images of {name} are {images.dtype}; give floating point in [0, 1] "
+            "(divide 8-bit images by 255)"
+        )
+    if images.ndim and len(images) == 0:
+        raise ValueError(f"{name} is empty; give at least one image")
+    if images.ndim != 4:
+        raise ValueError(
+            f"images of {name} have shape {images.shape}; give [n, H, W, C], with "
+            "C = 1 for grey images"
+        )
+    labels = check_integers(labels, "labels", name)
+    check_lengths(len(images), len(labels), name)
+    if images[0].size == 0:
+        raise ValueError(f"images of {name} have shape {images.shape}: no pixels")
+    rows = np.arange(len(images)) if indices is None else np.asarray(indices)
+
+    images = images.astype(np.float32, copy=False)
+    low = images.min(axis=(1, 2, 3))
+    high = images.max(axis=(1, 2, 3))
+    # min and max of an image that holds a NaN are NaN.
+    _refuse(np.isnan(low), rows, name, lambda i: "holds NaN")
+    _refuse(
+        (low < 0) | (high > 1),
+        rows,
+        name,
+        lambda i: f"spans [{low[i]:g}, {high[i]:g}]; values must lie in [0, 1]",
+    )
+    _refuse(
+        low == high,
+        rows,
+        name,
+        lambda i: f"is constant ({low[i]:g} everywhere, standard deviation 0)",
+    )
+    _refuse(
+        (labels < 0) | (labels >= num_classes),
+        rows,
+        name,
+        lambda i: f"has label {labels[i]}; labels must lie in [0, {num_classes})",
+    )
+    return images, labels
+
+
+def _refuse(culprits, rows, name, explain) -> None:
+    if culprits.any():
+        first = int(np.argmax(culprits))
+        more = int(culprits.sum()) - 1
+        also = f" (and {more} more)" if more else ""
+        raise ValueError(f"image {rows[first]} of {name} {explain(first)}{also}")
+
+
+def check_lengths(images: int, labels: int, name: str) -> None:
+    """Refuses unequal numbers of images and labels, and none at all."""
+    if images != labels:
+        raise ValueError(
+            f"{name} has {images} images and {labels} labels; give one label per image"
+        )
+    if images == 0:
+        raise ValueError(f"{name} is empty; give at least one image")
+
+
+def check_num_classes(num_classes, name: str) -> None:
+    """Refuses what is no positive integer."""
+    if check_whole(num_classes, f"num_classes of {name}") < 1:
+        raise ValueError(f"num_classes of {name} is {num_classes}; give 1 or more")
+
+
+def check_integers(values, field: str, name: str, dtype=np.int32) -> np.ndarray:
+    """Returns a list of integers as an array [n] of ``dtype``, or refuses it."""
+    values = np.asarray(values)
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        raise TypeError(f"{field} of {name} are {values.dtype}; give integers")
+    if values.ndim != 1:
+        raise ValueError(f"{field} of {name} have shape {values.shape}; give a list")
+    # A label of 2**32 must not come back as 0.
+    limits = np.iinfo(dtype)
+    if values.size and (values.min() < limits.min or values.max() > limits.max):
+        raise ValueError(f"{field} of {name} do not fit {np.dtype(dtype).name}")
+    return values.astype(dtype, copy=False)
+
+
+def check_whole(value, name: str) -> int:
+    """Returns one integer, or refuses what is none."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value}; give an integer")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; give an integer") from None

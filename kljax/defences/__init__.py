@@ -1,0 +1,21 @@
+"""Defences: what a client does to keep its data to itself."""
+
+from kljax.defences.clipping import norm_clipping
+from kljax.defences.defence import Context, Defence, chain, none
+from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
+from kljax.defences.noise import gaussian_noise
+from kljax.defences.pruning import magnitude_pruning
+
+__all__ = [
+    "Defence",
+    "Context",
+    "none",
+    "keylock",
+    "plaintext_gates",
+    "unit_gates",
+    "gates_of",
+    "gaussian_noise",
+    "magnitude_pruning",
+    "norm_clipping",
+    "chain",
+]

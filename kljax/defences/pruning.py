@@ -1,0 +1,39 @@
+"""Pruning of the gradient."""
+
+import jax
+import jax.numpy as jnp
+
+from kljax.defences.defence import Context, Defence, no_gates, no_parts, no_state
+from kljax.typing import Public, Rng
+
+
+def magnitude_pruning(fraction: float) -> Defence:
+    """Zeroes, tensor by tensor, the entries smallest in magnitude.
+
+    An entry is dropped if its magnitude is strictly below the tensor's
+    `fraction`-quantile (linear interpolation). The attacker sees which entries are
+    zero and compares only the others.
+
+    Args:
+      fraction: share of entries to drop, in [0, 1); 0 is the identity.
+
+    Raises:
+      ValueError: for a fraction outside [0, 1).
+
+    Reference: GGL (Li et al., CVPR 2022), defense.py; Zhu et al. 2019, section 5.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")
+
+    def prune(leaf):
+        size = jnp.abs(leaf)
+        return jnp.where(size < jnp.quantile(size, fraction), 0.0, leaf)
+
+    def release(rng: Rng, state, grads: Public, context: Context):
+        del rng, context
+        return jax.tree.map(prune, grads), state
+
+    def simulate(grads: Public, sent: Public) -> Public:
+        return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
+
+    return Defence(no_parts, no_gates, release, simulate, no_state)

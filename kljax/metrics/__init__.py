@@ -1,0 +1,68 @@
+"""Metrics: how near a guess is to the truth, and what that is worth.
+
+One image or one victim at a time; `jax.vmap` the functions of `image` over victims.
+Images are [H, W, C], floating, in [0, 1].
+"""
+
+from kljax.metrics.floors import (
+    FLOORS,
+    ORACLE_FLOORS,
+    Reference,
+    best_floor_mse,
+    floor_images,
+)
+from kljax.metrics.image import (
+    affine_fit,
+    mse,
+    psnr,
+    psnr_fedkl,
+    rmse255,
+    score,
+    ssim,
+    stretch,
+)
+from kljax.metrics.intervals import Interval, cluster_bootstrap, interval, wilson
+from kljax.metrics.lpips import lpips_available, lpips_distances
+from kljax.metrics.matching import assign
+from kljax.metrics.outcomes import (
+    OUTCOMES,
+    SUCCESS_FLOOR_SHARE,
+    SUCCESS_SSIM,
+    loss_floor,
+    outcome,
+    success,
+)
+
+__all__ = (
+    # One guess against one truth
+    "mse",
+    "psnr",
+    "ssim",
+    "rmse255",
+    "psnr_fedkl",
+    "stretch",
+    "affine_fit",
+    "score",
+    "lpips_distances",
+    "lpips_available",
+    # A batch's guesses against its truths
+    "assign",
+    # What is reached without the gradient
+    "FLOORS",
+    "ORACLE_FLOORS",
+    "Reference",
+    "floor_images",
+    "best_floor_mse",
+    # What one attack on one victim showed
+    "OUTCOMES",
+    "SUCCESS_SSIM",
+    "SUCCESS_FLOOR_SHARE",
+    "success",
+    "loss_floor",
+    "outcome",
+    # How sure a rate or mean over victims is
+    "Interval",
+    "wilson",
+    "cluster_bootstrap",
+    "interval",
+)

@@ -1,0 +1,43 @@
+"""Pairs the guesses of a batch with its truths before they are scored.
+
+A gradient of B examples does not say which example is which, so an attack returns its
+guesses in any order. Letters: B examples; ... the axes of one example.
+
+>>> import numpy as np
+>>> truths = np.eye(3, dtype=np.float32)
+>>> assign(truths[[2, 0, 1]], truths)
+array([1, 2, 0])
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+
+def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
+    """Gives the order of guesses [B, ...] that fits truths [B, ...] best: int64 [B].
+
+    `guesses[assign(guesses, truths)][i]` belongs to `truths[i]`. The total MSE over
+    the batch is the least of all one-to-one pairings (Hungarian method); guesses are
+    clipped to [0, 1] first, as the metrics do. Runs on the host, in float64.
+
+    Edge cases: a guess with a NaN or infinite value is as far from every truth as any
+    clipped guess could be, so it takes what the others leave.
+    Raises ValueError if the shapes differ or B is 0.
+    Differs from GI-NAS, whose greedy matching may use a truth twice (optimistic).
+    """
+    guesses, truths = np.asarray(guesses), np.asarray(truths)
+    if guesses.shape != truths.shape or guesses.ndim == 0 or len(guesses) == 0:
+        raise ValueError(
+            f"assign: guesses {guesses.shape} and truths {truths.shape} must have one "
+            "shape [B, ...] with B >= 1"
+        )
+    flat_guesses = guesses.reshape(len(guesses), -1).astype(np.float64)
+    flat_truths = truths.reshape(len(truths), -1).astype(np.float64)
+    finite = np.isfinite(flat_guesses).all(axis=1)
+    clipped = np.clip(np.where(finite[:, None], flat_guesses, 0.0), 0.0, 1.0)
+    cost = cdist(flat_truths, clipped, "sqeuclidean")
+    # One cost for every truth: then a broken guess has no say in the pairing.
+    cost[:, ~finite] = flat_truths.shape[1]
+    return linear_sum_assignment(cost)[1]

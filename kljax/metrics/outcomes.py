@@ -1,0 +1,103 @@
+"""Names what one attack on one victim showed.
+
+A wrong image alone is no evidence for a defence: the optimiser may simply not have
+finished. Only when the matching loss (the gradient distance, without priors) has
+reached the least value that means anything, and the image is still wrong, did the
+gradient fail to say which image it came from.
+
+| outcome   | gradient matched | image right | reads as                            |
+|-----------|------------------|-------------|-------------------------------------|
+| recovered | any              | yes         | the gradient leaks                  |
+| unsolved  | no, or not known | no          | the attack failed; says nothing     |
+| ambiguous | yes              | no          | evidence for the defence            |
+| diverged  | any              | not finite  | the attack broke; says nothing      |
+
+>>> outcome(ssim=0.9, mse=1e-3, best_floor_mse=0.05, matching_loss=1.0,
+...         loss_floor=1e-6, finite=True)
+'recovered'
+"""
+
+import math
+
+OUTCOMES = ("recovered", "unsolved", "ambiguous", "diverged")
+
+# The only success threshold FedKL names: "SSIM >= 0.6", a comment in its evaluation
+# code. Kept for comparison; it is a convention, not a limit of what an eye can read.
+SUCCESS_SSIM = 0.6
+
+# A recovery must beat what an attacker reaches without the gradient by more than
+# luck. SSIM alone can pass on flat images; half the floor's MSE is 3 dB. Our choice.
+SUCCESS_FLOOR_SHARE = 0.5
+
+
+def success(ssim: float) -> bool:
+    """Tells whether SSIM reaches FedKL's threshold of .6; NaN does not."""
+    return bool(ssim >= SUCCESS_SSIM)
+
+
+def loss_floor(
+    loss_at_truth: float, loss_scale: float, resolution: float = 1e-6
+) -> float:
+    """Gives the matching loss at or below which the gradient counts as matched.
+
+    max(loss_at_truth, resolution * loss_scale). `loss_at_truth` is the objective at
+    the true inputs (above 0 under noise, pruning or an unknown lock); `loss_scale` is
+    the objective of an all-zero simulated gradient, so that on a squared distance a
+    resolution of 1e-6 means: matched to a thousandth of the gradient's norm. A cosine
+    distance gives 1 for it, and 1e-6 there is an angle of about 1.4e-3.
+
+    Raises ValueError if a loss is not finite, or scale or resolution is negative.
+    """
+    for name, value in (
+        ("loss_at_truth", loss_at_truth),
+        ("loss_scale", loss_scale),
+        ("resolution", resolution),
+    ):
+        if not math.isfinite(value):
+            raise ValueError(f"loss_floor: {name} is {value}; it must be finite")
+    # A cosine distance at the truth may round to just below 0; the scale may not.
+    for name, value in (("loss_scale", loss_scale), ("resolution", resolution)):
+        if value < 0:
+            raise ValueError(f"loss_floor: {name} is {value}; it must be >= 0")
+    return max(float(loss_at_truth), float(resolution) * float(loss_scale))
+
+
+def outcome(
+    *,
+    ssim: float,
+    mse: float,
+    best_floor_mse: float,
+    matching_loss: float | None,
+    loss_floor: float | None,
+    finite: bool,
+) -> str:
+    """Names the outcome of one victim: one of `OUTCOMES`.
+
+    Diverged if ssim, mse or matching_loss is not finite; recovered if ssim >= .6 and
+    mse is at most half of best_floor_mse; else diverged if `finite` is false (the
+    search broke off, and the best image before that is no recovery); else unsolved if
+    matching_loss > loss_floor; else ambiguous. Without a loss (None: a closed-form
+    attack matches nothing) a wrong image is unsolved, since nothing shows that the
+    gradient was matched.
+
+    Raises ValueError if best_floor_mse or loss_floor is NaN or infinite, or a
+    matching_loss comes without a loss_floor.
+    """
+    if not math.isfinite(best_floor_mse):
+        raise ValueError(
+            f"outcome: best_floor_mse is {best_floor_mse}; it must be finite"
+        )
+    if loss_floor is not None and not math.isfinite(loss_floor):
+        raise ValueError(f"outcome: loss_floor is {loss_floor}; it must be finite")
+    if matching_loss is not None and loss_floor is None:
+        raise ValueError("outcome: matching_loss needs a loss_floor to be held against")
+    numbers = [ssim, mse] if matching_loss is None else [ssim, mse, matching_loss]
+    if not all(math.isfinite(number) for number in numbers):
+        return "diverged"
+    if success(ssim) and mse <= SUCCESS_FLOOR_SHARE * best_floor_mse:
+        return "recovered"
+    if not finite:
+        return "diverged"
+    if matching_loss is None or matching_loss > loss_floor:
+        return "unsolved"
+    return "ambiguous"

@@ -1,0 +1,16 @@
+"""Networks, and the doors by which any network becomes a `Model`."""
+
+from kljax.models.catalogue import NETWORKS, Network
+from kljax.models.dense import Dense
+from kljax.models.lenet import LeNet, uniform
+from kljax.models.model import from_nnx, site_widths
+
+__all__ = [
+    "from_nnx",
+    "site_widths",
+    "LeNet",
+    "Dense",
+    "uniform",
+    "Network",
+    "NETWORKS",
+]

@@ -1,0 +1,163 @@
+"""A Flax NNX network as two pure functions.
+
+`from_nnx` splits a network into what is trained (params), what norm layers remember
+(stats) and the rest (constants, dropout's random state), all flat dictionaries
+``{"conv1/kernel": array}``, and puts them together again inside each `apply`. Gates,
+taps and the fast convolution are put on there, by `kljax.surgery`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from kljax.convolution import fastest_convolution
+from kljax.surgery import dress
+from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
+
+GROUPS = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)  # how a network is split
+
+
+def from_nnx(
+    network: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    *,
+    convolution: str = "auto",
+) -> Model:
+    """Turns an NNX network into a `Model`; the network itself is not edited.
+
+    Args:
+      network: a builder ``nnx.Rngs -> network`` (such as a module class), or an
+        instance, whose present (trained) values ``init`` then gives back whatever
+        its ``rng``. The network maps images [B, H, W, C] to logits [B, Kc].
+      convolution: a speed option, see `kljax.convolution`.
+
+    Returns:
+      The `Model`. Its params and stats are flat dictionaries by path.
+
+    Raises:
+      TypeError: if `network` is neither a module nor a builder of one.
+    """
+    if not isinstance(network, nnx.Module) and not callable(network):
+        raise TypeError(f"expected an nnx.Module or a builder of one, got {network!r}")
+    instance = network if isinstance(network, nnx.Module) else None
+    build = (lambda rngs: network) if instance is not None else network
+
+    def groups(rng: Rng):
+        built = build(nnx.Rngs(rng))
+        if not isinstance(built, nnx.Module):
+            raise TypeError(f"the builder returned {built!r}, not an nnx.Module")
+        return nnx.split(built, *GROUPS)
+
+    graphdef, *templates = (
+        nnx.split(instance, *GROUPS)
+        if instance is not None
+        else nnx.eval_shape(lambda: groups(jax.random.key(0)))
+    )
+    # Neither trained nor a statistic nor random: constants, the same in every pass.
+    # jit drops the rest of the network, which is then never built in memory.
+    constants = (
+        _flat(templates[3])
+        if instance is not None
+        else jax.jit(lambda: _flat(groups(jax.random.key(0))[4]))()
+    )
+
+    def init(rng: Rng) -> tuple[Params, Stats]:
+        if instance is not None:
+            return _flat(templates[0]), _flat(templates[1])
+        _, params, stats, _, _ = groups(rng)
+        return _flat(params), _flat(stats)
+
+    def apply(
+        params: Params,
+        stats: Stats,
+        images: Array,
+        *,
+        gates: Gates | None = None,
+        taps: tuple[str, ...] = (),
+        train: bool,
+        rngs: Mapping[str, Rng] | Rng | None = None,
+    ) -> Output:
+        streams = _random_state(templates[2], rngs, train)
+        values = (params, stats, streams, constants)
+        net = nnx.merge(
+            graphdef,
+            *(_filled(t, v) for t, v in zip(templates, values, strict=True)),
+            copy=True,
+        )
+        net.train() if train else net.eval()
+        collect = dress(net, gates or {}, taps, fastest_convolution(convolution))
+        logits = net(images)
+        tapped = collect()
+        return Output(logits, _flat(nnx.state(net, nnx.BatchStat)), tapped)
+
+    return Model(init, apply)
+
+
+def site_widths(
+    model: Model, sites: tuple[Path, ...], image_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Finds the number of channels at each site, without computing anything.
+
+    Args:
+      model: the network.
+      sites: paths of the layers to be gated.
+      image_shape: shape [H, W, C] of one image.
+
+    Raises:
+      ValueError: for an unknown, shared or scanned site.
+    """
+
+    def taps() -> dict[str, Array]:
+        params, stats = model.init(jax.random.key(0))
+        images = jax.numpy.zeros((1, *image_shape))
+        return model.apply(params, stats, images, taps=sites, train=False).taps
+
+    shapes = jax.eval_shape(taps)
+    return tuple(shapes[site].shape[-1] for site in sites)
+
+
+def _flat(state: Any) -> dict[Path, Array]:
+    return {
+        "/".join(map(str, parts)): variable.get_value()
+        for parts, variable in nnx.to_flat_state(state)
+    }
+
+
+def _filled(template: Any, values: dict[Path, Array]) -> Any:
+    """Puts `values` into the variables of `template`; names what does not fit."""
+    flat = {"/".join(map(str, p)): (p, v) for p, v in nnx.to_flat_state(template)}
+    if flat.keys() != values.keys():
+        raise ValueError(
+            f"the tree does not fit the network: missing "
+            f"{sorted(flat.keys() - values.keys())}, unknown "
+            f"{sorted(values.keys() - flat.keys())}"
+        )
+    return nnx.from_flat_state(
+        [(parts, variable.replace(values[n])) for n, (parts, variable) in flat.items()]
+    )
+
+
+def _random_state(
+    template: Any, rngs: Mapping[str, Rng] | Rng | None, train: bool
+) -> dict[Path, Array]:
+    """Gives every random stream of the network its state for this pass.
+
+    Each stream gets a random key of its own: two dropouts that share a tag must not
+    share a mask. Evaluation draws nothing, so any state will do.
+    """
+    filled = {}
+    for index, (parts, variable) in enumerate(nnx.to_flat_state(template)):
+        name, tag = "/".join(map(str, parts)), getattr(variable, "tag", "default")
+        if not isinstance(variable, nnx.RngKey):
+            filled[name] = jax.numpy.zeros(variable.shape, variable.dtype)
+            continue
+        rng = rngs.get(tag, rngs.get("default")) if isinstance(rngs, Mapping) else rngs
+        if rng is None and train:
+            raise ValueError(
+                f"{name!r} draws from the random stream {tag!r} when train=True: pass "
+                f"rngs={{{tag!r}: rng}} (got {rngs!r})"
+            )
+        rng = jax.random.key(0) if rng is None else rng
+        filled[name] = jax.random.fold_in(rng, index)
+    return filled

@@ -1,0 +1,50 @@
+"""Names: how a word on the command line becomes a function."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> str:
+    """Writes the error for a name that does not exist."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}; or "
+        "package.module:function for your own."
+    )
+
+
+def resolve(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Finds what `name` stands for.
+
+    Args:
+      kind: what is being named ("model", "attack", ...), for errors.
+      name: a name in `table`, or ``package.module:function`` for anything that can be
+        imported.
+      table: the names of the library.
+
+    Raises:
+      ValueError: for an unknown name (the nearest known one is given), and for a
+        module or attribute that cannot be imported.
+    """
+    if name in table:
+        return table[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(unknown_name(kind, name, table))
+    try:
+        found = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{kind} {name!r}: cannot import module {module_name!r} ({error})"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{kind} {name!r}: {found!r} has no attribute {part!r}")
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,274 @@
+"""Reports: from rows to a table, a summary, a picture and a run folder.
+
+A run folder appears whole or not at all: it is written aside and renamed.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from kljax import metrics
+from kljax.leak import LeakResult
+from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
+
+MEANS = (
+    "psnr",
+    "ssim",
+    "ssim_minmax",
+    "ssim_affine_oracle",
+    "lpips_alex",
+    "lpips_vgg",
+    "rmse255",
+    "psnr_fedkl",
+    "label_accuracy",
+    "matching_loss",
+    "matching_loss_at_truth",
+    "live_channels",
+)
+PACKAGES = ("kljax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
+    """Summarises the rows of a study, as written to ``summary.json``.
+
+    Means are over victims whose value is finite. ``success_low`` and ``success_high``
+    are the 95 % interval of the success rate: Wilson's where each victim stands for
+    itself, by bootstrap over groups otherwise.
+    """
+    arms = {
+        name: _summary_of([row for row in rows if row["arm"] == name])
+        for name in dict.fromkeys(row["arm"] for row in rows)
+    }
+    evaluations = sum(row["evaluations"] or 0 for row in rows)
+    attacks = sum(1 for row in rows if row["evaluations"] is not None)
+    compile_s = sum(arm.timing.compile_s for arm in result.arms)
+    run_s = sum(arm.timing.run_s for arm in result.arms)
+    prefix = "floor/"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "arms": {k: v for k, v in arms.items() if not k.startswith(prefix)},
+        "floors": {
+            k.removeprefix(prefix): v for k, v in arms.items() if k.startswith(prefix)
+        },
+        "throughput": {
+            "evaluations_per_s": evaluations / run_s,
+            "attacks_per_hour": 3600 * attacks / run_s,
+            "compile_s": compile_s,
+            "run_s": run_s,
+            "device": _device(),
+            "victims": len(result.victims.labels),
+        },
+        "config": describe(result),
+    }
+
+
+def _summary_of(rows: list[Row]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"n": len(rows)}
+    outcomes = [row["outcome"] for row in rows if row["outcome"]]
+    if outcomes:
+        summary["n_diverged"] = outcomes.count("diverged")
+        summary["outcomes"] = {o: outcomes.count(o) for o in metrics.OUTCOMES}
+        summary["recovered_rate"] = outcomes.count("recovered") / len(rows)
+    for name in MEANS:
+        values = np.array([row[name] for row in rows if row[name] is not None], float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            summary[name] = float(values.mean())
+    interval = metrics.interval(
+        [row["success"] for row in rows], [row["group"] for row in rows]
+    )
+    summary["success_rate"] = interval.estimate
+    summary["success_low"], summary["success_high"] = interval.low, interval.high
+    summary["success_interval"] = interval.method
+    return summary
+
+
+def describe(result: LeakResult) -> dict[str, Any]:
+    """Says all that is needed to repeat a study, as written to ``config.json``."""
+    config = dataclasses.asdict(result.config)
+    return config | {
+        "threat_models": {
+            arm.arm.name: {
+                "knowledge": dataclasses.asdict(arm.threat.knowledge),
+                "strategy": dataclasses.asdict(arm.threat.strategy),
+            }
+            for arm in result.arms
+        },
+        "compilations": {a.arm.name: a.timing.compilations for a in result.arms},
+        "data_licence": result.dataset.licence,
+        "device": _device(),
+        "local_devices": jax.local_device_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _device() -> str:
+    return f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
+
+
+TABLE = {
+    "n": "victims",
+    "recovered_rate": "recovered",
+    "outcomes": "unsolved / ambiguous / diverged",
+    "success_rate": "SSIM >= .6 [95 %]",
+    "ssim": "SSIM",
+    "ssim_minmax": "SSIM min-max",
+    "ssim_affine_oracle": "SSIM affine oracle",
+    "psnr": "PSNR dB",
+    "lpips_alex": "LPIPS Alex",
+    "label_accuracy": "label",
+    "matching_loss": "matching loss",
+    "live_channels": "live channels",
+}
+
+
+def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lays the summary out as a header and rows of text: arms, then floors."""
+    lines = [(name, arm) for name, arm in summary["arms"].items()]
+    lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
+    return ["arm", *TABLE.values()], [
+        [name, *(_cell(column, arm) for column in TABLE)] for name, arm in lines
+    ]
+
+
+def _cell(column: str, arm: dict[str, Any]) -> str:
+    value = arm.get(column)
+    if value is None:
+        return "-"
+    if column == "outcomes":
+        return " / ".join(str(value[o]) for o in metrics.OUTCOMES if o != "recovered")
+    if column == "success_rate":
+        return f"{value:.0%} [{arm['success_low']:.0%}, {arm['success_high']:.0%}]"
+    if column in ("recovered_rate", "label_accuracy"):
+        return f"{value:.0%}"
+    if column == "matching_loss":
+        return f"{value:.1e}"
+    return str(value) if isinstance(value, int) else f"{value:.{_digits(column)}f}"
+
+
+def _digits(column: str) -> int:
+    return {"psnr": 1, "live_channels": 1}.get(column, 3)
+
+
+READING = """\
+How to read it. *recovered*: SSIM >= .6 and at most half the squared error of the best
+floor. *unsolved*: the attack did not match the gradient, which says nothing for a
+defence. *ambiguous*: the gradient is matched and the image is wrong, the only evidence
+for a defence. Floors are images made without any gradient; a success rate below its
+floor's proves nothing. Means hide spread: `rows.csv` has every victim. A key-lock's
+`known` arm is not the undefended arm: dead ReLU channels and saturated sigmoids make
+inversion hard even for someone who has the private key, and that is difficulty, not
+secrecy."""
+
+
+def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
+    """Writes the study down as Markdown: table, reading aid, threat models."""
+    header, lines = table(summary)
+    config, speed = result.config, summary["throughput"]
+    models = "\n".join(
+        f"- `{arm.arm.name}`: " + str(arm.threat).replace("\n", "; ")
+        for arm in result.arms
+    )
+    return f"""\
+# Leakage of `{config.model}` on `{config.data}`
+
+{speed["victims"]} victims, {config.examples} example(s) per gradient, attack
+`{config.attack}` with {config.restarts} restart(s) of {config.steps} evaluations,
+{config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
+
+{tabulate(lines, header, tablefmt="github", disable_numparse=True)}
+
+{READING}
+
+Throughput: {speed["evaluations_per_s"]:.0f} evaluations/s,
+{speed["attacks_per_hour"]:.0f} attacks/h on {speed["device"]}
+({speed["run_s"]:.1f} s running, {speed["compile_s"]:.1f} s compiling).
+
+Threat models:
+
+{models}
+
+Images: {result.dataset.licence}
+"""
+
+
+def draw_gallery(result: LeakResult, rows: list[Row], path: Path, most: int = 8):
+    """Draws truths and reconstructions: one line per arm, one column per victim.
+
+    Shown clipped to [0, 1] as scored; victims are the first ones, not the best.
+    """
+    # Imported here: the library does not need a plotting stack to run an attack.
+    import matplotlib.figure
+
+    victims = result.victims
+    shown = min(most, len(victims.labels))
+    lines = [("truth", victims.images[:, 0], None)]
+    for arm in result.arms:
+        scores = [row["ssim"] for row in rows if row["arm"] == arm.arm.name]
+        lines.append((arm.arm.name, matched_images(arm, victims)[:, 0], scores))
+    figure = matplotlib.figure.Figure(
+        figsize=(1.15 * shown + 2.2, 1.3 * len(lines)), layout="constrained"
+    )
+    axes = figure.subplots(len(lines), shown, squeeze=False)
+    for line, (name, images, scores) in zip(axes, lines, strict=True):
+        for n, axis in enumerate(line):
+            axis.imshow(np.clip(np.nan_to_num(images[n]), 0, 1))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if scores:
+                axis.set_xlabel(f"SSIM {scores[n]:.2f}", fontsize=7, labelpad=1)
+        line[0].set_ylabel(
+            name.replace("/", "/\n"), rotation=0, ha="right", va="center", fontsize=8
+        )
+    figure.savefig(path, dpi=120)
+
+
+def write_run(
+    folder: Path, result: LeakResult, rows: list[Row], summary: dict[str, Any]
+) -> None:
+    """Writes a run folder: config, rows, summary, picture.
+
+    Raises:
+      FileExistsError: if `folder` is there already; nothing is touched.
+    """
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_json(aside / "config.json", summary["config"])
+        _write_json(aside / "summary.json", summary)
+        (aside / "summary.md").write_text(markdown(result, summary))
+        with open(aside / "rows.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        draw_gallery(result, rows, aside / "gallery.png")
+        aside.chmod(0o755)  # mkdtemp makes it private
+        os.rename(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def check_free(folder: Path) -> None:
+    """Raises `FileExistsError` if `folder` exists."""
+    if folder.exists():
+        raise FileExistsError(
+            f"run folder {str(folder)!r} exists: name another with --out, or remove it"
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

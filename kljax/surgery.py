@@ -1,0 +1,227 @@
+"""Apply-time surgery: the only room that touches the structure of a network.
+
+A user's network is never edited. For the length of one forward pass a *copy* of it is
+dressed: modules named by a path get a `Gate` on their output or a tap on their
+values, and every `nnx.Conv` convolves by the fast formulation. What is dressed is
+thrown away after the pass, so parameters, statistics and their trees stay those of
+the plain network.
+
+Dressing changes an instance's class to a subclass whose ``__call__`` does the extra
+work. Unlike a wrapper module this keeps every path and every attribute of the layer,
+so code that looks at ``self.conv1.kernel_size`` still runs.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from kljax.convolution import Convolution
+from kljax.typing import Array, Gate, Gates, Path
+
+WATCH = "_kljax_watch"  # attribute by which a dressed module finds its watch
+TAP = "_kljax_tap"
+
+
+def module_paths(network: nnx.Module) -> dict[Path, nnx.Module]:
+    """Lists the callable modules inside `network` by path, outermost left out."""
+    return {
+        "/".join(map(str, parts)): module
+        for parts, module in nnx.iter_modules(network)
+        if parts and callable(module)
+    }
+
+
+def find_sites(
+    network: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    where: Callable[[Path, nnx.Module], bool],
+    *,
+    count: int,
+) -> tuple[Path, ...]:
+    """Finds the paths of the layers to lock, in the order of definition.
+
+    Args:
+      network: a network, or a builder ``nnx.Rngs -> network``.
+      where: called with (path, module); true for the layers wanted.
+      count: how many must match: a lock that silently misses its layer protects
+        nothing.
+
+    Returns:
+      The paths. The order of this tuple is the order of a chained lock; modules are
+      listed as `nnx.iter_modules` visits them (attributes by name, list items by
+      position), so order the tuple yourself where that is not the order of the
+      forward pass.
+
+    Raises:
+      ValueError: if another number of modules matches; names all paths there are.
+    """
+    if not isinstance(network, nnx.Module):
+        build = network
+        network = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    modules = module_paths(network)
+    sites = tuple(path for path, module in modules.items() if where(path, module))
+    if len(sites) != count:
+        raise ValueError(
+            f"{len(sites)} sites match {list(sites)}, expected {count}; "
+            f"the network's modules are {sorted(modules)}"
+        )
+    return sites
+
+
+class _Watch:
+    """What is to happen at one dressed module; opaque to NNX, lives for one pass."""
+
+    def __init__(self, path: Path, module: nnx.Module):
+        self.path = path
+        self.gate: Gate | None = None
+        self.input = self.output = False  # which values to tap
+        self.shapes = _leaf_shapes(module)
+        self.module = module
+        self.calls = 0
+
+    def check_call(self, module: nnx.Module) -> None:
+        # Inside nnx.scan or nnx.vmap the module is rebuilt from slices of its
+        # leaves: one gate would silently hit every layer of the stack. nnx.remat
+        # and nnx.jit rebuild it too, with the same leaves, and are fine.
+        shapes = _leaf_shapes(module)
+        sliced = shapes != self.shapes or (not shapes and module is not self.module)
+        if sliced:
+            raise ValueError(
+                f"site {self.path!r} is a scanned or vmapped stack: its parameters "
+                f"{self.shapes} are sliced to {shapes} when it is called, so one gate "
+                "or tap cannot name a single layer; unroll the stack into an nnx.List"
+            )
+        self.calls += 1
+        if self.calls > 1:
+            raise ValueError(
+                f"site {self.path!r} is shared: it is called more than once in one "
+                "pass, and a gate or tap belongs to one place; give each use a module"
+            )
+
+    def gated(self, output: Any) -> Array:
+        gate = self.gate
+        if not isinstance(output, jax.Array):
+            raise TypeError(
+                f"site {self.path!r} returns {type(output).__name__}, a gate needs one "
+                "array; gate a layer inside it"
+            )
+        width = output.shape[-1]
+        for name, value in gate._asdict().items():
+            if jnp.shape(value) != (width,):
+                raise ValueError(
+                    f"gate {name} of site {self.path!r} has shape {jnp.shape(value)}, "
+                    f"the layer has {width} channels: expected ({width},)"
+                )
+        return gate.scale * output + gate.shift
+
+
+def _leaf_shapes(module: nnx.Module) -> tuple[tuple[int, ...], ...]:
+    state = nnx.state(module, nnx.Not(nnx.Intermediate))
+    return tuple(tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(state))
+
+
+@functools.cache
+def _dressed(cls: type[nnx.Module]) -> type[nnx.Module]:
+    """Makes the subclass of `cls` that gates and taps (one per class, ever)."""
+
+    def __call__(self, *args, **kwargs):
+        watch = getattr(self, WATCH)
+        watch.check_call(self)
+        output = super(dressed, self).__call__(*args, **kwargs)
+        if watch.gate is not None:
+            output = watch.gated(output)
+        # nnx.Intermediate carries values out of nnx.remat and nnx.jit, too.
+        taps = {}
+        if watch.input:
+            taps[f"{watch.path}:input"] = args[0]
+        if watch.output:
+            taps[watch.path] = output
+        if taps:
+            setattr(self, TAP, nnx.Intermediate(taps))
+        return output
+
+    dressed = type(cls.__name__, (cls,), {"__call__": __call__})
+    return dressed
+
+
+def dress(
+    network: nnx.Module,
+    gates: Gates,
+    taps: Iterable[str],
+    convolution: Convolution,
+) -> Callable[[], dict[str, Array]]:
+    """Dresses `network` in place for one forward pass.
+
+    Args:
+      network: a copy that nobody else uses.
+      gates: site -> `Gate`, applied to the output of the module at that path.
+      taps: ``"path"`` for a module's output (after its gate), ``"path:input"`` for
+        its first argument.
+      convolution: put into every `nnx.Conv` that still uses `lax`'s own.
+
+    Returns:
+      A function to call after the pass: checks that every site was reached and
+      returns the tapped values by name.
+
+    Raises:
+      ValueError: for an unknown path (the real ones are listed), a site inside
+        another, and during the pass for a shared or scanned site and for a gate of
+        the wrong width.
+    """
+    modules = module_paths(network)
+    for module in modules.values():
+        plain = getattr(module, "conv_general_dilated", None)
+        if isinstance(module, nnx.Conv) and plain is lax.conv_general_dilated:
+            module.conv_general_dilated = convolution
+    watches: dict[Path, _Watch] = {}
+    for name in (*gates, *taps):
+        path = name.removesuffix(":input")
+        if path not in modules:
+            raise ValueError(_unknown(path, modules))
+        watches.setdefault(path, _Watch(path, modules[path]))
+    _refuse_nested(list(gates))
+    for path, gate in gates.items():
+        watches[path].gate = gate
+    for name in taps:
+        watch = watches[name.removesuffix(":input")]
+        watch.input |= name.endswith(":input")
+        watch.output |= not name.endswith(":input")
+    for path, watch in watches.items():
+        modules[path].__class__ = _dressed(type(modules[path]))
+        setattr(modules[path], WATCH, watch)
+
+    def collect() -> dict[str, Array]:
+        unreached = [path for path, watch in watches.items() if not watch.calls]
+        if unreached:
+            raise ValueError(
+                f"sites {unreached} were never called in the forward pass: the "
+                "network reads their attributes, or does not use them"
+            )
+        found: dict[str, Array] = {}
+        for path in watches:
+            if hasattr(modules[path], TAP):
+                found |= getattr(modules[path], TAP).get_value()
+        return {name: found[name] for name in taps}
+
+    return collect
+
+
+def _unknown(path: Path, modules: dict[Path, nnx.Module]) -> str:
+    near = difflib.get_close_matches(path, modules, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"no module at {path!r}{hint}; the network's modules are {sorted(modules)}"
+
+
+def _refuse_nested(sites: list[Path]) -> None:
+    for inner in sites:
+        for outer in sites:
+            if inner.startswith(outer + "/"):
+                raise ValueError(
+                    f"site {inner!r} lies inside site {outer!r}: nested gates would "
+                    "act twice on one path; choose one of them"
+                )

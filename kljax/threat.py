@@ -1,0 +1,247 @@
+"""The wall between client and attacker.
+
+A `ThreatModel` says what is known on the wire (`Knowledge`) and what the attacker does
+with it (`Strategy`); contradictions raise when it is made. A client's `Update` holds
+everything that is true about one step; `observe` turns it into the `View` that the
+server holds, in which whatever is hidden is *absent*, not masked. Attacks see views
+and nothing else.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from kljax.typing import Array, LockWeights, Private, PrivateKey, Public, PyTree, Stats
+
+KNOWLEDGE: dict[str, tuple[str, ...]] = {
+    "private_key": ("known", "hidden"),
+    # initial: the server knows the values of round 0, the client has moved on
+    "lock_weights": ("known", "initial", "hidden"),
+    "lock_grads": ("hidden", "shared"),
+    "labels": ("known", "hidden"),
+    "stats": ("visible", "hidden"),
+    "victim_norm": ("train", "eval"),
+    "attacker_norm": ("train", "eval"),
+    # gradient: of one step; update: of several local steps; average: over clients
+    "upload": ("gradient", "update", "average"),
+}
+
+# What each strategy cannot do without: field -> the values that will do.
+_LOCK_WEIGHTS = {"lock_weights": ("known", "initial")}
+STRATEGY: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
+    "lock": {
+        "unit": {},
+        "known": {"private_key": ("known",), "lock_weights": ("known",)},
+        "extract": {"lock_grads": ("shared",), **_LOCK_WEIGHTS},
+        "fixed_random": _LOCK_WEIGHTS,
+        "fixed_mean": _LOCK_WEIGHTS,
+        "regress_private_key": _LOCK_WEIGHTS,
+        "regress_gates": {},
+        "peel": {"examples": (1,)},
+    },
+    "labels": {
+        "given": {"labels": ("known",)},
+        "joint": {},
+        "recovered": {},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """Facts about the wire; no field has a default, each is a decision.
+
+    Attributes:
+      private_key: ``known`` or ``hidden``.
+      lock_weights: ``known`` (round 0), ``initial`` (the server knows the values of
+        round 0, the client has drifted) or ``hidden``.
+      lock_grads: gradients of the lock weights, ``hidden`` or ``shared`` (the
+        paper's ablation).
+      labels: ``known`` or ``hidden``.
+      stats: norm statistics of the update, ``visible`` or ``hidden``.
+      victim_norm: norm layers of the victim in ``train`` or ``eval`` mode.
+      attacker_norm: the same in the attacker's replay.
+      upload: ``gradient`` of one step, ``update`` after several, or ``average`` over
+        several clients.
+      examples: number of examples in the upload.
+
+    Raises:
+      ValueError: for a value that is not in `KNOWLEDGE`.
+    """
+
+    private_key: str
+    lock_weights: str
+    lock_grads: str
+    labels: str
+    stats: str
+    victim_norm: str
+    attacker_norm: str
+    upload: str
+    examples: int
+
+    def __post_init__(self):
+        for name, legal in KNOWLEDGE.items():
+            _check("knowledge", name, getattr(self, name), legal)
+        if not isinstance(self.examples, int) or self.examples < 1:
+            raise ValueError(
+                f"knowledge examples={self.examples!r}: expected an integer >= 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """What the attacker does about the lock and about the labels.
+
+    Attributes:
+      lock: ``unit`` (runs the net with unit gates), ``known``, ``extract`` (reads the
+        private key off shared lock gradients), ``fixed_random`` or ``fixed_mean`` (a
+        guessed private key), ``regress_private_key``, ``regress_gates`` (two numbers
+        per channel, needs no lock weights) or ``peel``.
+      labels: ``given``, ``joint`` (optimised) or ``recovered`` (from the last layer).
+
+    Raises:
+      ValueError: for a value that is not in `STRATEGY`.
+    """
+
+    lock: str
+    labels: str
+
+    def __post_init__(self):
+        for name, legal in STRATEGY.items():
+            _check("strategy", name, getattr(self, name), tuple(legal))
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreatModel:
+    """Knowledge and strategy, known to be compatible.
+
+    Raises:
+      ValueError: if the strategy needs what the knowledge does not grant.
+    """
+
+    knowledge: Knowledge
+    strategy: Strategy
+
+    def __post_init__(self):
+        for name, table in STRATEGY.items():
+            chosen = getattr(self.strategy, name)
+            for field, values in table[chosen].items():
+                have = getattr(self.knowledge, field)
+                if have not in values:
+                    wanted = " or ".join(repr(value) for value in values)
+                    raise ValueError(
+                        f"strategy {name}={chosen!r} needs {field}={wanted}, but the "
+                        f"threat model says {field}={have!r}"
+                    )
+
+    def __str__(self) -> str:
+        facts = dataclasses.asdict(self.knowledge).items()
+        plans = dataclasses.asdict(self.strategy).items()
+        return (
+            f"attacker knows: {', '.join(f'{k}={v}' for k, v in facts)}\n"
+            f"attacker does:  {', '.join(f'{k}={v}' for k, v in plans)}"
+        )
+
+
+def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
+    """Declares the attacker who knows as little as `strategy` can do with.
+
+    The untouched facts are those of the paper's setting: private key, lock weights,
+    lock gradients, labels and statistics hidden; norm layers in train mode on both
+    sides; the gradient of one step on one example.
+
+    Args:
+      strategy: what he does.
+      facts: fields of `Knowledge` to set otherwise; they win over what the strategy
+        would need, so that a contradiction raises.
+
+    Raises:
+      ValueError: for an unknown fact or value, or a contradiction.
+    """
+    knowledge = {
+        "private_key": "hidden",
+        "lock_weights": "hidden",
+        "lock_grads": "hidden",
+        "labels": "hidden",
+        "stats": "hidden",
+        "victim_norm": "train",
+        "attacker_norm": "train",
+        "upload": "gradient",
+        "examples": 1,
+    }
+    unknown = sorted(facts.keys() - knowledge.keys())
+    if unknown:
+        raise ValueError(
+            f"unknown facts {unknown} of a threat model: expected some of "
+            f"{tuple(knowledge)}"
+        )
+    for name, table in STRATEGY.items():
+        for field, values in table[getattr(strategy, name)].items():
+            knowledge[field] = values[0]
+    return ThreatModel(Knowledge(**{**knowledge, **facts}), strategy)
+
+
+def _check(kind: str, name: str, value: Any, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"{kind} {name}={value!r}: expected one of {legal}")
+
+
+class Update(NamedTuple):
+    """All that is true about one client's step. Stays with the client."""
+
+    public: Public  # what the step started from
+    stats: Stats
+    sent: Public  # the released gradient
+    new_stats: Stats
+    images: Array  # [B, H, W, C]
+    targets: Array  # [B, Kc]
+    private: Private
+    initial_lock_weights: LockWeights
+    lock_grads: PyTree
+
+
+class View(NamedTuple):
+    """All that the server holds about one update; what is hidden is None."""
+
+    public: Public
+    stats: Stats
+    grads: Public
+    new_stats: Stats | None
+    targets: Array | None  # [B, Kc]
+    private_key: PrivateKey | None  # [K]
+    lock_weights: LockWeights | None
+    lock_grads: PyTree | None
+
+
+def observe(threat: ThreatModel, update: Update) -> View:
+    """Lets through the wall what the threat model grants, and nothing else.
+
+    Raises:
+      NotImplementedError: for an upload other than one step's gradient.
+      ValueError: if the update does not hold as many examples as declared.
+    """
+    knows = threat.knowledge
+    if knows.upload != "gradient":
+        raise NotImplementedError(
+            f"upload={knows.upload!r}: an Update records one step, whose upload is "
+            "'gradient'"
+        )
+    if update.images.shape[0] != knows.examples:
+        raise ValueError(
+            f"the threat model declares examples={knows.examples}, the update was "
+            f"made from {update.images.shape[0]}"
+        )
+    lock_weights = {
+        "known": update.private.trainable,
+        "initial": update.initial_lock_weights,
+        "hidden": None,
+    }[knows.lock_weights]
+    return View(
+        public=update.public,
+        stats=update.stats,
+        grads=update.sent,
+        new_stats=update.new_stats if knows.stats == "visible" else None,
+        targets=update.targets if knows.labels == "known" else None,
+        private_key=update.private.secret if knows.private_key == "known" else None,
+        lock_weights=lock_weights,
+        lock_grads=update.lock_grads if knows.lock_grads == "shared" else None,
+    )

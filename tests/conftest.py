@@ -1,0 +1,18 @@
+"""Strict settings for all tests."""
+
+import os
+
+# Two host devices, before JAX wakes up: sharded layouts are tested for real.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def rng():
+    """One random key; tests fold in what they need."""
+    return jax.random.key(20230503)
