@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kljax.leak import LeakConfig
+from kljax.leakage import LeakConfig
 from kljax.registry import resolve
 
 
@@ -74,8 +74,7 @@ class _Speed(ProgressColumn):
 
 def run_leak(job: Leak, console: Console) -> None:
     """Runs a study, prints its table and writes its folder."""
-    from kljax import leak as leak_room
-    from kljax import report, scoring
+    from kljax import leakage, report, scoring
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     report.check_free(folder)
@@ -101,7 +100,7 @@ def run_leak(job: Leak, console: Console) -> None:
         def on_block(done: int) -> None:
             progress.update(task, completed=finished + done)
 
-        result = leak_room.leak(config, on_arm=on_arm, on_block=on_block)
+        result = leakage.leak(config, on_arm=on_arm, on_block=on_block)
         progress.update(task, description="scoring")
         rows = scoring.score_rows(result)
         progress.update(task, description="done")

@@ -19,7 +19,7 @@ import numpy as np
 from tabulate import tabulate
 
 from kljax import metrics
-from kljax.leak import LeakResult
+from kljax.leakage import LeakResult
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
 
 MEANS = (

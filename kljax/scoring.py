@@ -11,7 +11,7 @@ import numpy as np
 
 from kljax import metrics
 from kljax.data import select
-from kljax.leak import ArmResult, LeakResult, Victims
+from kljax.leakage import ArmResult, LeakResult, Victims
 from kljax.metrics import Reference, best_floor_mse, floor_images
 
 SCHEMA_VERSION = 1

@@ -89,8 +89,13 @@ class _Watch:
         # leaves: one gate would silently hit every layer of the stack. nnx.remat
         # and nnx.jit rebuild it too, with the same leaves, and are fine.
         shapes = _leaf_shapes(module)
-        sliced = shapes != self.shapes or (not shapes and module is not self.module)
-        if sliced:
+        if not shapes and module is not self.module:
+            raise ValueError(
+                f"site {self.path!r} has no parameters and is called inside nnx.scan, "
+                "nnx.vmap, nnx.remat or nnx.jit, where it cannot be told from a stack "
+                "of layers; gate or tap a layer with parameters next to it"
+            )
+        if shapes != self.shapes:
             raise ValueError(
                 f"site {self.path!r} is a scanned or vmapped stack: its parameters "
                 f"{self.shapes} are sliced to {shapes} when it is called, so one gate "
@@ -117,7 +122,10 @@ class _Watch:
                     f"gate {name} of site {self.path!r} has shape {jnp.shape(value)}, "
                     f"the layer has {width} channels: expected ({width},)"
                 )
-        return gate.scale * output + gate.shift
+        # Spelled out, so that strict rank promotion (a JAX setting) is no obstacle.
+        shape = (1,) * (output.ndim - 1) + (width,)
+        scale, shift = (jnp.reshape(value, shape) for value in gate)
+        return scale * output + shift
 
 
 def _leaf_shapes(module: nnx.Module) -> tuple[tuple[int, ...], ...]:
@@ -138,7 +146,7 @@ def _dressed(cls: type[nnx.Module]) -> type[nnx.Module]:
         # nnx.Intermediate carries values out of nnx.remat and nnx.jit, too.
         taps = {}
         if watch.input:
-            taps[f"{watch.path}:input"] = args[0]
+            taps[f"{watch.path}:input"] = [*args, *kwargs.values()][0]
         if watch.output:
             taps[watch.path] = output
         if taps:

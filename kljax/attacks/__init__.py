@@ -3,6 +3,7 @@
 from kljax.attacks.attack import (
     Attack,
     Candidate,
+    Objective,
     Optimiser,
     Reconstruction,
     Setting,
@@ -43,6 +44,7 @@ __all__ = [
     "LOCKS",
     "Lock",
     "one_step",
+    "Objective",
     "OBJECTIVES",
     "squared_l2",
     "cosine",

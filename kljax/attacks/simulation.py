@@ -26,10 +26,15 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
     def simulation(view: View, candidate: Candidate):
         lock = candidate.lock
-        has_weights = isinstance(lock, Private) and jax.tree.leaves(lock.trainable)
+        # Lock gradients are compared where they are shared and can be simulated.
+        compared = (
+            view.lock_grads is not None
+            and isinstance(lock, Private)
+            and jax.tree.leaves(lock.trainable)
+        )
 
         def objective(public: Public, trainable):
-            guess = lock._replace(trainable=trainable) if has_weights else lock
+            guess = lock._replace(trainable=trainable) if compared else lock
             out = setting.model.apply(
                 public.model,
                 view.stats,
@@ -41,7 +46,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             )
             return setting.loss(out.logits, candidate.targets)
 
-        if view.lock_grads is None or not has_weights:
+        if not compared:
             grads = jax.grad(objective)(view.public, ())
             return setting.simulate(grads, view.grads), view.grads
         grads, lock_grads = jax.grad(objective, argnums=(0, 1))(

@@ -41,10 +41,10 @@ def loss_floor(
     """Gives the matching loss at or below which the gradient counts as matched.
 
     max(loss_at_truth, resolution * loss_scale). `loss_at_truth` is the objective at
-    the true inputs (above 0 under noise, pruning or an unknown lock); `loss_scale` is
-    the objective of an all-zero simulated gradient, so that on a squared distance a
-    resolution of 1e-6 means: matched to a thousandth of the gradient's norm. A cosine
-    distance gives 1 for it, and 1e-6 there is an angle of about 1.4e-3.
+    the true inputs (above 0 under noise or pruning); `loss_scale` is the objective when
+    the faintest tensor of the gradient is missed altogether, so that on a squared
+    distance a resolution of 1e-6 means: no tensor is off by more than a thousandth of
+    its norm.
 
     Raises ValueError if a loss is not finite, or scale or resolution is negative.
     """

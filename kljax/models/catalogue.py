@@ -29,7 +29,10 @@ class Network(NamedTuple):
 
     def accepts(self, argument: str) -> bool:
         """Tells whether the factory has an argument of this name."""
-        return argument in inspect.signature(self.factory).parameters
+        # NNX classes are called through their metaclass, which hides __init__.
+        factory = self.factory
+        called = factory.__init__ if inspect.isclass(factory) else factory
+        return argument in inspect.signature(called).parameters
 
 
 NETWORKS: dict[str, Network] = {

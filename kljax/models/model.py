@@ -54,6 +54,8 @@ def from_nnx(
         if instance is not None
         else nnx.eval_shape(lambda: groups(jax.random.key(0)))
     )
+    # Read now: an instance that is trained on does not change the model.
+    present = None if instance is None else tuple(map(_flat, templates[:2]))
     # Neither trained nor a statistic nor random: constants, the same in every pass.
     # jit drops the rest of the network, which is then never built in memory.
     constants = (
@@ -64,7 +66,7 @@ def from_nnx(
 
     def init(rng: Rng) -> tuple[Params, Stats]:
         if instance is not None:
-            return _flat(templates[0]), _flat(templates[1])
+            return dict(present[0]), dict(present[1])
         _, params, stats, _, _ = groups(rng)
         return _flat(params), _flat(stats)
 

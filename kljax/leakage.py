@@ -17,14 +17,14 @@ import numpy as np
 from kljax import arms as arms_room
 from kljax import clients, data, losses, threat
 from kljax.arms import Arm, Sites
-from kljax.attacks import Candidate, Reconstruction, Setting
+from kljax.attacks import Candidate, Objective, Reconstruction, Setting
 from kljax.attacks.presets import OPTIMISERS, PRESETS, Preset
 from kljax.attacks.simulation import one_step
 from kljax.keylock import PRIVATE_KEY_SIZE, key_lock
 from kljax.mapping import Layout, Timing, map_victims
 from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
 from kljax.registry import resolve
-from kljax.typing import Array, Model, Public
+from kljax.typing import Array, Model, Public, PyTree
 
 ARMS = (
     "none",
@@ -133,7 +133,7 @@ class Attacked(NamedTuple):
 
     reconstruction: Reconstruction
     loss_at_truth: Array  # [] diagnostic, never shown to the attack
-    loss_scale: Array  # [] objective of an all-zero gradient
+    loss_scale: Array  # [] objective if the faintest tensor is missed
     live_channels: Array  # [] gated channels whose scale is not 0
 
 
@@ -249,7 +249,7 @@ def one_victim(
             simulated, observed = replay(view, truth)
             objective = preset.objective()
             loss_at_truth = objective(simulated, observed)
-            loss_scale = objective(jax.tree.map(jnp.zeros_like, observed), observed)
+            loss_scale = weakest_tensor(objective, observed)
         gates = arm.defence.gates(public, private)
         live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
         return Attacked(
@@ -257,6 +257,31 @@ def one_victim(
         )
 
     return run
+
+
+def weakest_tensor(objective: Objective, observed: PyTree) -> Array:
+    """Computes what the objective says when the faintest tensor is missed entirely.
+
+    The classifier's gradient is often a hundred times longer than the first layer's,
+    in which the image is written: a loss that is small beside the whole gradient can
+    still miss all of that. Tensors below float32 rounding (a millionth of the whole
+    gradient's norm), such as a bias in front of a norm layer, do not count.
+    """
+    leaves, tree = jax.tree.flatten(observed)
+    powers = jnp.stack([jnp.sum(leaf**2) for leaf in leaves])
+    missed = jnp.stack(
+        [
+            objective(
+                jax.tree.unflatten(
+                    tree,
+                    [jnp.zeros_like(x) if i == n else x for i, x in enumerate(leaves)],
+                ),
+                observed,
+            )
+            for n in range(len(leaves))
+        ]
+    )
+    return jnp.min(jnp.where(powers > 1e-12 * jnp.sum(powers), missed, jnp.inf))
 
 
 def load_dataset(config: LeakConfig) -> data.Dataset:
