@@ -40,22 +40,31 @@ def empty_memory(like, pairs):
     )
 
 
+def inner_products(vectors, pairs):
+    """Returns the products [V, M], float64, of vectors [V, n] with pairs [V, M, n].
+
+    As a row times a matrix: PyTorch's batched product of the matrix with a column is
+    ten times slower.
+    """
+    return (vectors[:, None] @ pairs.mT)[:, 0].double()
+
+
 def remember(memory, move, change):
     """Stores one pair per victim (move, change [V, n]) where its curvature allows."""
     victims, pairs, _ = memory.moves.shape
     curvature = (move * change).sum(-1).double()
     good = curvature > SMALLEST_CURVATURE
+    good = slice(None) if good.all() else good  # a view where a mask would copy
     row, slot = torch.arange(victims)[good], memory.slot[good]
     memory.moves[row, slot] = move[good]
     memory.changes[row, slot] = change[good]
     # the new row and column of both small matrices; wasted for victims that skip
-    both = torch.stack([move, change], -1)
-    products = (memory.changes @ both).double()
-    column = (memory.moves @ change[..., None]).double()[..., 0]
-    memory.moves_changes[row, slot] = products[good, :, 0]
-    memory.moves_changes[row, :, slot] = column[good]
-    memory.changes_changes[row, slot] = products[good, :, 1]
-    memory.changes_changes[row, :, slot] = products[good, :, 1]
+    move_changes = inner_products(move, memory.changes)[good]
+    change_changes = inner_products(change, memory.changes)[good]
+    memory.moves_changes[row, slot] = move_changes
+    memory.moves_changes[row, :, slot] = inner_products(change, memory.moves)[good]
+    memory.changes_changes[row, slot] = change_changes
+    memory.changes_changes[row, :, slot] = change_changes
     square = memory.changes_changes[row, slot, slot]
     memory.scale[row] = curvature[good] / square
     memory.slot[row] = (slot + 1) % pairs
@@ -73,19 +82,19 @@ def direction(memory, grads):
     filler = torch.diag_embed((curvature == 0).double())
     upper = moves_changes.triu() + filler
     scale = memory.scale[:, None, None]
-    moves_grads = (memory.moves @ grads[..., None]).double()[row, order]
-    changes_grads = (memory.changes @ grads[..., None]).double()[row, order]
+    moves_grads = inner_products(grads, memory.moves)[row, order, None]
+    changes_grads = inner_products(grads, memory.changes)[row, order, None]
     inner = torch.linalg.solve_triangular(upper, moves_grads, upper=True)
     outer = curvature[..., None] * inner - scale * changes_grads
     outer += scale * (memory.changes_changes[block] @ inner)
     outer = torch.linalg.solve_triangular(upper.mT, outer, upper=False)
-    slots = torch.zeros_like(outer), torch.zeros_like(outer)
-    for target, source in zip(slots, (outer, scale * inner), strict=True):
-        target[row, order] = source
-    step = memory.scale[:, None] * grads
-    step += (slots[0].mT.to(grads.dtype) @ memory.moves)[:, 0]
-    step -= (slots[1].mT.to(grads.dtype) @ memory.changes)[:, 0]
-    return -step
+    # back to the rings' own order
+    weights = torch.empty_like(outer[..., 0]), torch.empty_like(outer[..., 0])
+    weights[0][row, order] = -outer[..., 0]
+    weights[1][row, order] = (scale * inner)[..., 0]
+    of_moves, of_changes = (w[:, None].to(grads.dtype) for w in weights)
+    step = of_moves @ memory.moves + of_changes @ memory.changes
+    return step[:, 0] - memory.scale[:, None].to(grads.dtype) * grads
 
 
 def minimise(evaluate, start, iterations, pairs):

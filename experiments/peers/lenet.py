@@ -1,16 +1,16 @@
 """PyTorch LeNet victims and the objective of one DLG evaluation, in several forms.
 
-One victim is a dict of torch parameters (names and shapes of PARAMETERS), an unknown
-image [1, 3, 32, 32] in [0, 1], a one-hot label [10] and the observed gradient, all
-tensors flattened and joined [15826]. One *evaluation* is the squared-l2 distance
-between the gradient at the guess and the observed one, and its derivative with respect
-to the guessed image only. V victims at once have a leading axis V on everything.
+One victim is a dict of torch parameters (torch_peer.PARAMETERS), an unknown image
+[1, 3, 32, 32] in [0, 1], a one-hot label [10] and the observed gradient, all tensors
+flattened and joined [15826]. One *evaluation* is the squared-l2 distance between the
+gradient at the guess and the observed one, and its derivative with respect to the
+guessed image only. V victims at once have a leading axis V on everything.
 
 CONVOLUTIONS holds ways to write the same convolution. At this size PyTorch's own
 kernels spend most of their time on overheads, so the fastest way depends on the form:
-  onednn     F.conv2d as shipped; under vmap a grouped convolution
+  onednn     F.conv2d as shipped; under vmap a grouped convolution, good in chunks of 32
   native     F.conv2d with oneDNN switched off: fastest for one victim at a time
-  unfold     F.unfold and a matrix product: fastest under vmap, uncompiled
+  unfold     F.unfold and a matrix product: good under vmap in smaller chunks
   separable  patches cut first along the width, then along the height, and a matrix
              product: fastest when compiled
 """
@@ -21,16 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, grad_and_value, vmap
 
-PARAMETERS = {
-    "conv1/weight": (12, 3, 5, 5),
-    "conv1/bias": (12,),
-    "conv2/weight": (12, 12, 5, 5),
-    "conv2/bias": (12,),
-    "conv3/weight": (12, 12, 5, 5),
-    "conv3/bias": (12,),
-    "fc/weight": (10, 768),
-    "fc/bias": (10,),
-}
 KERNEL, PADDING = 5, 2
 
 

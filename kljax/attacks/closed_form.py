@@ -70,7 +70,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
         kernel = view.grads.model[f"{layer}/kernel"]
         bias = view.grads.model[f"{layer}/bias"]
         x = dense_input(kernel, bias)
-        left = jnp.sum((kernel - x[:, None] * bias) ** 2) / jnp.sum(kernel**2)
+        left = jnp.sum((kernel - x[:, None] * bias[None, :]) ** 2) / jnp.sum(kernel**2)
         return Reconstruction(
             images=x.reshape(1, *setting.image_shape),
             labels=idlg(setting, view),

@@ -35,14 +35,26 @@ def cosine() -> Objective:
     """
 
     def objective(simulated: PyTree, observed: PyTree) -> Array:
+        simulated, observed = _over_largest(simulated), _over_largest(observed)
         dot = _sum(lambda g, o: jnp.sum(g * o), simulated, observed)
         lengths = _sum(lambda g: jnp.sum(g**2), simulated) * _sum(
             lambda o: jnp.sum(o**2), observed
         )
-        # The tiny number keeps value and derivatives finite at a zero gradient.
-        return 1 - dot * jax.lax.rsqrt(lengths + 1e-30)
+        # Zero only for a zero gradient, where the root has no derivative.
+        return 1 - dot * jax.lax.rsqrt(jnp.where(lengths == 0, 1.0, lengths))
 
     return objective
+
+
+def _over_largest(grads: PyTree) -> PyTree:
+    """Divides by the largest entry, so that squares neither vanish nor overflow.
+
+    A cosine does not see the length, so the divisor needs no derivative.
+    """
+    sizes = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(grads)]
+    largest = jax.lax.stop_gradient(jnp.max(jnp.stack(sizes)))
+    largest = jnp.where(largest == 0, 1.0, largest)
+    return jax.tree.map(lambda leaf: leaf / largest, grads)
 
 
 OBJECTIVES = {"squared_l2": squared_l2, "cosine": cosine}

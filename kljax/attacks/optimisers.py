@@ -147,6 +147,7 @@ def lbfgs_torch(
     *,
     learning_rate: float = 1.0,
     max_iter: int = 20,
+    max_eval: int | None = None,
     history: int = 100,
     tolerance_grad: float = 1e-7,
     tolerance_change: float = 1e-9,
@@ -160,7 +161,8 @@ def lbfgs_torch(
 
     Args:
       learning_rate: step length, except for the first move.
-      max_iter: moves per call; history: pairs kept.
+      max_iter: moves per call.
+      max_eval: evaluations per call; None is torch's ``max_iter * 5 // 4``.
       history: number of pairs kept.
       tolerance_grad: a call ends when no entry of the gradient is larger. PyTorch's
         default now; 1e-5 in torch 1.4.
@@ -168,6 +170,8 @@ def lbfgs_torch(
 
     Reference: torch/optim/lbfgs.py, PyTorch 2.13; parity is tested on recorded runs.
     """
+
+    most = max_iter * 5 // 4 if max_eval is None else max_eval
 
     def init(free: PyTree) -> _FixedStep:
         flat, _ = ravel_pytree(free)
@@ -190,7 +194,8 @@ def lbfgs_torch(
         stalled = (moved <= tolerance_change) | (
             jnp.abs(value - state.value) < tolerance_change
         )
-        stop = flat_enough | ((state.inner > 0) & stalled)
+        spent = state.inner + 1 >= most
+        stop = flat_enough | ((state.inner > 0) & (stalled | spent))
 
         first = state.iteration == 0
         move = state.length * state.direction
@@ -200,7 +205,8 @@ def lbfgs_torch(
         direction = _direction(pairs, products, g)
         shrink = jnp.minimum(1.0, 1 / jnp.sum(jnp.abs(g)))
         length = learning_rate * jnp.where(first, shrink, 1.0)
-        descends = jnp.vdot(g, direction) <= -tolerance_change
+        # Not "<=": with NaN torch goes on moving, and so does this.
+        descends = ~(jnp.vdot(g, direction) > -tolerance_change)
         moves = _FixedStep(
             pairs=(),
             grads=g,

@@ -41,10 +41,10 @@ def upsampled(setting: Setting, factor: int, start: Start) -> Unknown:
     Fewer unknowns than pixels, for gradients that say little about detail.
 
     Raises:
-      ValueError: if `factor` does not divide the image's sides.
+      ValueError: if `factor` is below 1 or does not divide the image's sides.
     """
     height, width, channels = setting.image_shape
-    if height % factor or width % factor:
+    if factor < 1 or height % factor or width % factor:
         raise ValueError(
             f"factor={factor} does not divide the image's sides {height} x {width}"
         )

@@ -1,0 +1,122 @@
+"""The driver of iterative attacks, on problems that can be checked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kljax.attacks import (
+    Optimiser,
+    Unknown,
+    Unknowns,
+    from_optax,
+    iterative,
+    squared_l2,
+)
+
+NOTHING = Unknown(lambda rng, view: ((), ()), lambda free, fixed: ())
+LABEL = Unknown(lambda rng, view: ((), jnp.eye(3)[None, 1]), lambda free, fixed: fixed)
+SGD = from_optax(optax.sgd(0.25))
+
+
+def image(start):
+    """An unknown 'image' of two numbers, started where `start(rng)` says."""
+    return Unknown(lambda rng, view: (start(rng), ()), lambda free, fixed: free)
+
+
+def matches(view, candidate):
+    """Simulates a 'gradient' that is the candidate itself."""
+    return candidate.images, view
+
+
+def attack(start=lambda rng: jnp.zeros(2), optimiser=SGD, **options):
+    options = {"steps": 20, "points": 4} | options
+    unknowns = Unknowns(image(start), LABEL, NOTHING)
+    return iterative(unknowns, matches, squared_l2(), optimiser, **options)
+
+
+VIEW = jnp.array([1.0, -2.0])
+
+
+def test_gradient_descent_by_hand(rng):
+    """Each step of rate 1/4 on |x - v|^2 halves the distance."""
+    found = attack(steps=4, points=4)(rng, VIEW)
+    np.testing.assert_allclose(found.images, VIEW * (1 - 0.5**3))
+    np.testing.assert_allclose(found.loss, 5 * 0.25**3)
+    np.testing.assert_allclose(found.info["losses"], 5 * 0.25 ** np.arange(4))
+    assert found.labels.tolist() == [1]
+    assert found.info["evaluations"] == 4
+    assert bool(found.finite)
+
+
+def test_the_best_iterate_is_kept_not_the_last(rng):
+    """A descent that runs away after its third move."""
+
+    def step(free, state, value, grads):
+        away = jax.tree.map(lambda x: x + 100.0, free)
+        near, _ = SGD.step(free, SGD.init(free), value, grads)
+        free = jax.tree.map(lambda n, a: jnp.where(state < 3, n, a), near, away)
+        return free, state + 1
+
+    runaway = Optimiser(lambda free: jnp.array(0), step)
+    found = attack(optimiser=runaway)(rng, VIEW)
+    np.testing.assert_allclose(found.loss, 5 * 0.25**3)
+    assert bool(found.finite)
+
+
+def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):
+    def step(free, state, value, grads):
+        broken = jax.tree.map(lambda x: jnp.where(state == 2, jnp.nan, x), free)
+        free, _ = SGD.step(broken, SGD.init(free), value, grads)
+        return free, state + 1
+
+    found = attack(optimiser=Optimiser(lambda free: jnp.array(0), step))(rng, VIEW)
+    assert not bool(found.finite)
+    np.testing.assert_allclose(found.loss, 5 * 0.25**2)
+    assert np.all(np.isfinite(found.images))
+
+
+def test_the_restart_with_the_lowest_own_loss_wins(rng):
+    """Standing still, so that the starts decide."""
+    still = from_optax(optax.sgd(0.0))
+    far = attack(lambda rng: jax.random.normal(rng, (2,)), still, restarts=8)
+    found = far(rng, VIEW)
+    losses = found.info["restart_losses"]
+    assert losses.shape == (8,) and len(set(losses.tolist())) == 8
+    assert found.loss == losses.min()
+    np.testing.assert_allclose(
+        jnp.sum((found.images - VIEW) ** 2), losses.min(), rtol=1e-5
+    )
+
+
+def test_a_restart_does_not_depend_on_how_many_there_are(rng):
+    still = from_optax(optax.sgd(0.0))
+    losses = [
+        attack(lambda rng: jax.random.normal(rng, (2,)), still, restarts=n)(
+            rng, VIEW
+        ).info["restart_losses"]
+        for n in (2, 5)
+    ]
+    np.testing.assert_array_equal(losses[0], losses[1][:2])
+
+
+def test_a_prior_moves_the_answer_and_not_the_reported_loss(rng):
+    """|x - v|^2 + |x|^2 is lowest at v / 2."""
+    found = attack(prior=lambda candidate: jnp.sum(candidate.images**2))(rng, VIEW)
+    np.testing.assert_allclose(found.images, VIEW / 2, rtol=1e-4)
+    np.testing.assert_allclose(found.loss, 1.25, rtol=1e-4)
+
+
+def test_an_all_nan_view_is_a_reported_failure(rng):
+    found = attack()(rng, VIEW * jnp.nan)
+    assert not bool(found.finite)
+    assert not np.isfinite(found.loss)
+
+
+@pytest.mark.parametrize(
+    "bad", ({"steps": 0}, {"restarts": 0}, {"points": 3}, {"points": 0}), ids=str
+)
+def test_bad_sizes_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        attack(**bad)
