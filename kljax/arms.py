@@ -3,17 +3,17 @@
 An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, such as
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
 ``keylock+norm-clipping=4/known``. STRATEGY is what the attacker does about the lock
-(`kljax.threat.STRATEGY`).
+(`kljax.attacks.LOCKS`).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from kljax import defences
+from kljax.attacks import LOCKS
 from kljax.defences import Defence
 from kljax.keylock import KeyLock
-from kljax.registry import resolve, unknown_name
-from kljax.threat import STRATEGY
+from kljax.registry import nearest, resolve
 from kljax.typing import Path
 
 
@@ -23,12 +23,15 @@ class Arm(NamedTuple):
     Attributes:
       name: as it was written; the row label of every table.
       norm: whether the network has the norm layer that a key-lock brings along.
+      gated: whether the defence gates the sites; with `norm` and without gates, an
+        arm is a control of the norm alone.
       defence: the client's defence.
       lock_strategy: what the attacker does about the lock.
     """
 
     name: str
     norm: bool
+    gated: bool
     defence: Defence
     lock_strategy: str
 
@@ -46,13 +49,14 @@ class _Kind(NamedTuple):
 
     Attributes:
       make: ``Sites -> Defence``, or ``(Sites, strength) -> Defence``.
-      norm: see `Arm`.
+      norm, gated: see `Arm`.
       strength: the strength if none is written; None where there is none.
       locked: whether a lock strategy may follow.
     """
 
     make: Callable[..., Defence]
     norm: bool = False
+    gated: bool = False
     strength: float | None = None
     locked: bool = False
 
@@ -65,6 +69,7 @@ KINDS: dict[str, _Kind] = {
             defences.unit_gates(sites.paths, sites.widths)
         ),
         norm=True,
+        gated=True,
     ),
     # From the very values that the key-lock of the same victim gives.
     "plaintext-gates-as-lock": _Kind(
@@ -72,9 +77,13 @@ KINDS: dict[str, _Kind] = {
             defences.gates_of(defences.keylock(sites.lock))
         ),
         norm=True,
+        gated=True,
     ),
     "keylock": _Kind(
-        lambda sites: defences.keylock(sites.lock), norm=True, locked=True
+        lambda sites: defences.keylock(sites.lock),
+        norm=True,
+        gated=True,
+        locked=True,
     ),
     # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
     "gaussian-noise": _Kind(
@@ -89,35 +98,59 @@ KINDS: dict[str, _Kind] = {
 }
 
 
-def parse_arm(text: str, sites: Sites) -> Arm:
+def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
     """Reads an arm.
+
+    Args:
+      text: as above.
+      sites: where a lock sits.
+      made: the defences made so far, by their text. Two arms that differ in the
+        strategy alone get the very same defence; a new one is added.
 
     Raises:
       ValueError: for an unknown defence or strategy (with the nearest known one), a
-        strength that is not a number or not wanted, a key-lock without a strategy, or
-        a strategy without a key-lock.
+        strength that is not a number or not wanted, a key-lock without a strategy, a
+        strategy without a key-lock, or gates without a site to put them on.
     """
     combination, slash, strategy = text.partition("/")
     kinds, members = [], []
     for part in combination.split("+"):
         name, equals, strength = part.partition("=")
         kind = resolve("defence", name, KINDS)
-        if not isinstance(kind, _Kind):  # a user's function that makes a Defence
-            kind = _Kind(lambda sites, make=kind: make())
+        if not isinstance(kind, _Kind):  # a user's function
+            kind = _Kind(lambda sites, name=name, make=kind: _made(name, make))
         kinds.append(kind)
         members.append(kind.make(*_arguments(text, name, kind, sites, strength)))
+    if kinds[0].gated and not sites.paths:
+        raise ValueError(
+            f"arm {text!r} gates layers, and none are named: give their paths as sites"
+        )
     if kinds[0].locked:
-        if strategy not in STRATEGY["lock"]:
+        if strategy not in LOCKS:
             raise ValueError(
-                f"arm {text!r}: "
-                + unknown_name("lock strategy", strategy, STRATEGY["lock"])
+                f"arm {text!r}: unknown lock strategy {strategy!r}"
+                f"{nearest(strategy, LOCKS)}; write keylock/STRATEGY with one of "
+                f"{', '.join(LOCKS)}"
             )
     elif slash:
         raise ValueError(
             f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
         )
-    defence = members[0] if len(members) == 1 else defences.chain(*members)
-    return Arm(text, kinds[0].norm, defence, strategy or "unit")
+    if combination not in made:
+        several = len(members) > 1
+        made[combination] = defences.chain(*members) if several else members[0]
+    norm, gated = kinds[0].norm, kinds[0].gated
+    return Arm(text, norm, gated, made[combination], strategy or "unit")
+
+
+def _made(name: str, make: Callable[[], Defence]) -> Defence:
+    defence = make()
+    if not isinstance(defence, Defence):
+        raise ValueError(
+            f"defence {name!r} gave {type(defence).__name__}, expected a "
+            "kljax.defences.Defence"
+        )
+    return defence
 
 
 def _arguments(text: str, name: str, kind: _Kind, sites: Sites, strength: str):

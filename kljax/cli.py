@@ -4,10 +4,12 @@ import dataclasses
 import datetime
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,7 +18,6 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -34,6 +35,9 @@ class Leak(LeakConfig):
     """
 
     out: Path | None = None
+
+    def __post_init__(self):
+        """Leaves the checks to the `LeakConfig` made of it, behind the parser."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,15 @@ class Data:
     data_dir: Path | None = None
 
 
-class _Speed(ProgressColumn):
+class _Pace(ProgressColumn):
+    """Attacks per second since the start, compilation included, and what is left."""
+
     def render(self, task):
-        speed = task.finished_speed or task.speed
-        return Text("- attacks/s" if speed is None else f"{speed:.2f} attacks/s")
+        if not task.completed or not task.elapsed:
+            return Text("-- attacks/s, ETA -:--:--")
+        pace = task.completed / task.elapsed
+        left = datetime.timedelta(seconds=round(task.remaining / pace))
+        return Text(f"{pace:.2f} attacks/s, ETA {left}")
 
 
 def run_leak(job: Leak, console: Console) -> None:
@@ -84,17 +93,18 @@ def run_leak(job: Leak, console: Console) -> None:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Speed(),
+        _Pace(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=config.victims * len(config.arms))
-        finished = -config.victims
+    progress = Progress(*columns, console=console)
+    task = progress.add_task("", total=config.victims * len(config.arms))
+    finished = -config.victims
+    try:
 
         def on_arm(name: str) -> None:
             nonlocal finished
             finished += config.victims
+            progress.start()  # not before the whole study is known to be sound
             progress.update(task, description=name)
 
         def on_block(done: int) -> None:
@@ -104,22 +114,50 @@ def run_leak(job: Leak, console: Console) -> None:
         progress.update(task, description="scoring")
         rows = scoring.score_rows(result)
         progress.update(task, description="done")
+    finally:
+        progress.stop()
     summary = report.summarise(result, rows)
+    print_summary(result, summary, console)
     report.write_run(folder, result, rows, summary)
-    for arm in result.arms:
-        console.print(f"[bold]{arm.arm.name}[/bold]", str(arm.threat), highlight=False)
-    header, lines = report.table(summary)
-    printed = Table(*header, title=f"{config.model} on {config.data}")
-    for line in lines:
-        printed.add_row(*line)
-    console.print(printed)
+    console.print(f"written: {folder}/ (summary.md, gallery.png, rows.csv, ...)")
+
+
+def print_summary(result, summary: dict[str, Any], console: Console) -> None:
+    """Prints threat models, tables and speed of a finished study."""
+    from kljax import report
+
+    config = result.config
+    console.print(
+        f"\n{config.model} on {config.data}: {config.victims} victims, attack "
+        f"{config.attack}, {config.restarts} x {config.steps} evaluations each\n"
+    )
+    for line in report.threat_lines(result):
+        console.print(line, markup=False, highlight=False)
+    for header, lines in report.brief_tables(summary):
+        printed = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+        for name in header:
+            first = name == header[0]
+            # Only names may be folded, on a narrow terminal.
+            printed.add_column(
+                name,
+                justify="left" if first else "right",
+                no_wrap=not first,
+                overflow="fold" if first else "ellipsis",
+            )
+        for line in lines:
+            printed.add_row(*line)
+        console.print()
+        console.print(printed)
+    console.print()
+    reading = report.READING.replace("*", "").replace("`", "")
+    console.print(" ".join(reading.split()), highlight=False)
+    console.print()
     speed = summary["throughput"]
     console.print(
         f"{speed['evaluations_per_s']:.0f} evaluations/s, "
         f"{speed['attacks_per_hour']:.0f} attacks/h on {speed['device']}; "
         f"{speed['compile_s']:.1f} s compiling, {speed['run_s']:.1f} s running"
     )
-    console.print(f"written: {folder}/ (summary.md, gallery.png, rows.csv, ...)")
 
 
 def run_demo(job: Demo, console: Console) -> None:
@@ -156,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     _use_all_cores()
     # A study's own model or data may live beside the user, as with python -m.
-    sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     commands = {"leak": Leak, "demo": Demo, "data": Data}
     job = tyro.extras.subcommand_cli_from_dict(
         commands, prog="kljax", description=__doc__, args=arguments
@@ -164,7 +203,23 @@ def main(arguments: list[str] | None = None) -> int:
     runs = {Leak: run_leak, Demo: run_demo, Data: run_data}
     try:
         runs[type(job)](job, Console())
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"kljax: {error}", markup=False, highlight=False)
-        return 2
+    except OSError as error:
+        return _refused(error)
+    except (ValueError, TypeError, ImportError) as error:
+        # What kljax itself refuses is bad input. Whatever breaks elsewhere, in a
+        # user's own network say, is a bug, and its traceback says where.
+        if not _raised_here(error):
+            raise
+        return _refused(error)
     return 0
+
+
+def _refused(error: Exception) -> int:
+    line = " ".join(part.strip() for part in str(error).splitlines())
+    print(f"kljax: {line}", file=sys.stderr)
+    return 2
+
+
+def _raised_here(error: Exception) -> bool:
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "kljax"

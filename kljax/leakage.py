@@ -7,8 +7,10 @@ there.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +22,13 @@ from kljax.arms import Arm, Sites
 from kljax.attacks import Candidate, Objective, Reconstruction, Setting
 from kljax.attacks.presets import OPTIMISERS, PRESETS, Preset
 from kljax.attacks.simulation import one_step
+from kljax.defences import Defence
 from kljax.keylock import PRIVATE_KEY_SIZE, key_lock
 from kljax.mapping import Layout, Timing, map_victims
+from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
 from kljax.registry import resolve
-from kljax.typing import Array, Model, Public, PyTree
+from kljax.typing import Array, Model, Params, Private, Public, PyTree, Rng, Stats
 
 ARMS = (
     "none",
@@ -35,6 +39,17 @@ ARMS = (
     "keylock/fixed_random",
 )
 
+# Least values of the whole numbers of a study.
+WHOLE = {
+    "victims": 1,
+    "examples": 1,
+    "restarts": 1,
+    "steps": 1,
+    "seed": 0,
+    "private_key_size": 1,
+    "image_size": SSIM_WINDOW,
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakConfig:
@@ -44,10 +59,11 @@ class LeakConfig:
     names one of your own.
 
     Attributes:
-      model: network under attack.
-      data: dataset the victims come from.
-      arms: defences side by side, see `kljax.arms`.
-      attack: preset in `kljax.attacks.presets`.
+      model: network under attack: lenet or dense.
+      data: dataset the victims come from: digits, photos, or any prepared TFDS set.
+      arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
+        see `kljax.arms`.
+      attack: preset in `kljax.attacks.presets`: matching, dlg or idlg.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch or adam.
       labels: label strategy instead of the preset's: given, joint or recovered.
       threat: facts about the wire as ``field=value``, instead of the least that each
@@ -88,7 +104,7 @@ class LeakConfig:
     restarts: int = 1
     steps: int = 2000
     seed: int = 0
-    weights: str = "fresh"
+    weights: Literal["fresh", "shared"] = "fresh"
     init: float = 0.5
     lock_init: float = 0.0
     private_key_size: int = PRIVATE_KEY_SIZE
@@ -101,22 +117,36 @@ class LeakConfig:
     data_dir: str | None = None
     precision: str = "highest"
     layout: Layout = dataclasses.field(default_factory=Layout)
-    convolution: str = "auto"
+    convolution: Literal["auto", "matmul", "lax"] = "auto"
 
     def __post_init__(self):
-        for name in ("victims", "examples", "restarts", "steps", "image_size"):
+        # From config.json they come as lists and a dictionary.
+        for name in ("arms", "threat", "sites"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name} must be a tuple of strings, got {getattr(self, name)!r}"
+                )
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.layout, dict):
+            object.__setattr__(self, "layout", Layout(**self.layout))
+        for name, least in WHOLE.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
         if self.weights not in ("fresh", "shared"):
             raise ValueError(
                 f"weights must be 'fresh' or 'shared', got {self.weights!r}"
             )
         if not self.arms:
             raise ValueError("arms is empty: name at least one, such as 'none'")
+        twice = sorted({arm for arm in self.arms if self.arms.count(arm) > 1})
+        if twice:
+            raise ValueError(f"arms {twice} are named more than once")
         for name in ("init", "lock_init"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
 
 
 class Victims(NamedTuple):
@@ -180,34 +210,42 @@ def leak(
         preset = Preset(preset, "recovered", None)
     loss = resolve("loss", config.loss, losses.LOSSES)
     lock = _sites(config, network, dataset)
+    classifier = _classifier(config, network, dataset)
+    # Arms that share a network or a defence share its draws, and their compilation.
+    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
+    defence_draws = functools.cache(lambda defence: _draw_defence(config, defence))
+    models = {
+        norm: _model(config, network, dataset, norm=norm) for norm in (False, True)
+    }
     # All arms are made before the first is run: a typo in the last one costs nothing.
-    studied = []
+    studied, made = [], {}
     for text in config.arms:
-        arm = arms_room.parse_arm(text, lock)
-        if text == "bn-control" and not network.accepts("norm"):
+        arm = arms_room.parse_arm(text, lock, made)
+        if arm.norm and not arm.gated and not network.accepts("norm"):
             raise ValueError(
-                f"arm 'bn-control' needs a network with an argument norm; "
-                f"{config.model!r} has none and is the same in every arm"
+                f"arm {text!r} needs a network with an argument norm; {config.model!r} "
+                "has none and is the same in every arm: leave this one out of the arms"
             )
         declared = _threat(config, arm, preset)
-        model = _model(config, network, dataset, norm=arm.norm)
         setting = Setting(
-            model=model,
+            model=models[arm.norm],
             loss=loss,
             gates=arm.defence.gates,
             simulate=arm.defence.simulate,
             image_shape=dataset.shape,
             num_classes=dataset.num_classes,
-            classifier=config.classifier or network.classifier,
+            classifier=classifier,
             sites=tuple(zip(lock.paths, lock.widths, strict=True)),
             threat=declared,
         )
-        studied.append((arm, declared, one_victim(config, setting, arm, preset)))
+        draws = network_draws(arm.norm), defence_draws(arm.defence)
+        fn = one_victim(config, setting, arm, preset)
+        studied.append((arm, declared, draws, fn))
     results = []
     with jax.default_matmul_precision(config.precision):
-        for arm, declared, fn in studied:
+        for arm, declared, draws, fn in studied:
             on_arm(arm.name)
-            run = map_victims(fn, config.layout, on_block=on_block)
+            run = map_victims(fn, config.layout, draws=draws, on_block=on_block)
             attacked, timing = run(
                 victims.indices[:, 0], victims.images, victims.labels
             )
@@ -215,10 +253,41 @@ def leak(
     return LeakResult(config, dataset, victims, results)
 
 
+def _rng(config: LeakConfig, index: Array, purpose: str) -> Rng:
+    """Derives a victim's random key from its index in the dataset, by purpose."""
+    number = ("weights", "defence", "step", "attack").index(purpose)
+    rng = jax.random.fold_in(jax.random.key(config.seed), number)
+    return jax.random.fold_in(rng, index)
+
+
+def _draw_network(config: LeakConfig, model: Model) -> Callable[[Array], PyTree]:
+    """Makes ``index -> (params, stats)``."""
+
+    def draw(index: Array) -> PyTree:
+        if config.weights == "shared":
+            index = jnp.zeros_like(index)
+        return model.init(_rng(config, index, "weights"))
+
+    return draw
+
+
+def _draw_defence(config: LeakConfig, defence: Defence) -> Callable[..., PyTree]:
+    """Makes ``(index, (params, stats)) -> (public, Private)``."""
+
+    def draw(index: Array, network: tuple[Params, Stats]) -> PyTree:
+        return defence.init(_rng(config, index, "defence"), network[0])
+
+    return draw
+
+
 def one_victim(
     config: LeakConfig, setting: Setting, arm: Arm, preset: Preset
-) -> Callable[[Array, Array, Array], Attacked]:
-    """Makes the function of one victim: ``(index, images, labels) -> Attacked``."""
+) -> Callable[..., Attacked]:
+    """Makes the function of one victim.
+
+    Returns:
+      ``((params, stats), (public, private), index, images, labels) -> Attacked``.
+    """
     optimiser = None
     if config.optimiser is not None:
         optimiser = resolve("optimiser", config.optimiser, OPTIMISERS)()
@@ -229,14 +298,16 @@ def one_victim(
     step = clients.one_step(setting.model, setting.loss, arm.defence, train=train)
     replay = one_step(setting, setting.gates)
 
-    def run(index: Array, images: Array, labels: Array) -> Attacked:
-        root = jax.random.key(config.seed)
-        rng = jax.random.fold_in(root, index)
-        rng_weights, rng_defence, rng_step, rng_attack = jax.random.split(rng, 4)
-        if config.weights == "shared":
-            rng_weights = root
-        params, stats = setting.model.init(rng_weights)
-        public, private = arm.defence.init(rng_defence, params)
+    def run(
+        network: tuple[Params, Stats],
+        defence: tuple[PyTree, Private],
+        index: Array,
+        images: Array,
+        labels: Array,
+    ) -> Attacked:
+        (params, stats), (public, private) = network, defence
+        rng_step = _rng(config, index, "step")
+        rng_attack = _rng(config, index, "attack")
         targets = jax.nn.one_hot(labels, setting.num_classes)
         update = step(rng_step, Public(params, public), stats, private, images, targets)
         view = threat.observe(setting.threat, update)
@@ -293,6 +364,11 @@ def load_dataset(config: LeakConfig) -> data.Dataset:
             raise ValueError(
                 f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "
                 "kljax.data.Dataset"
+            )
+        if min(dataset.shape[:2]) < SSIM_WINDOW:
+            raise ValueError(
+                f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM "
+                f"needs sides of at least {SSIM_WINDOW}"
             )
         return dataset
     return data.load(
@@ -352,6 +428,20 @@ def _sites(config: LeakConfig, network: Network, dataset: data.Dataset) -> Sites
     return Sites(network.sites, widths, lock)
 
 
+def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:
+    """Checks the path of the layer from which labels are read."""
+    path = config.classifier or network.classifier
+    model = _model(config, network, dataset, norm=False)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    if f"{path}/kernel" not in params:
+        layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
+        raise ValueError(
+            f"classifier {path!r} is no layer with a kernel of {config.model!r}; "
+            f"those are {', '.join(layers)}"
+        )
+    return path
+
+
 def _threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
     facts: dict[str, Any] = {"examples": config.examples}
     for fact in config.threat:
@@ -360,6 +450,11 @@ def _threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
             raise ValueError(f"threat fact {fact!r}: write it as field=value")
         if field == "examples":
             raise ValueError("threat fact 'examples': set the option examples instead")
+        if field == "upload" and value != "gradient":
+            raise ValueError(
+                f"threat fact {fact!r}: victims of this study upload one step's "
+                "gradient, upload=gradient"
+            )
         facts[field] = value
     strategy = threat.Strategy(
         lock=arm.lock_strategy, labels=config.labels or preset.labels

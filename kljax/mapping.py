@@ -10,9 +10,10 @@ victims, memory stays flat, and a progress bar has something to show.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ class Layout:
       ValueError: for another kind, or a chunk below 1.
     """
 
-    kind: str = "sharded"
+    kind: Literal["sharded", "chunked", "vmap", "loop"] = "sharded"
     chunk: int = 8
 
     def __post_init__(self):
@@ -43,8 +44,8 @@ class Layout:
             raise ValueError(
                 f"unknown layout {self.kind!r}: expected one of {tuple(LAYOUTS)}"
             )
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {self.chunk}")
+        if not isinstance(self.chunk, int) or self.chunk < 1:
+            raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
 
 
 class Timing(NamedTuple):
@@ -52,7 +53,7 @@ class Timing(NamedTuple):
 
     compile_s: float
     run_s: float
-    compilations: int
+    compilations: int  # made for this call; what was compiled before is not counted
 
 
 def _devices(layout: Layout) -> int:
@@ -66,34 +67,47 @@ def _block_size(layout: Layout, victims: int) -> int:
     return min(chunk, -(-victims // devices)) * devices
 
 
-def _sharded(fn: Callable) -> Callable:
+def _looped(fn: Callable) -> Callable:
+    return lambda *args: jax.lax.map(lambda one: fn(*one), args)
+
+
+def _sharded(chunk_fn: Callable) -> Callable:
     mesh = Mesh(np.array(jax.local_devices()), ("victims",))
     spec = PartitionSpec("victims")
     return jax.shard_map(
-        jax.vmap(fn), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        chunk_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
     )
 
 
-def _loop(fn: Callable) -> Callable:
-    def one(*args: PyTree) -> PyTree:
-        result = fn(*jax.tree.map(lambda x: x[0], args))
-        return jax.tree.map(lambda x: x[None], result)
-
-    return one
+def _unsharded(chunk_fn: Callable) -> Callable:
+    return chunk_fn
 
 
 LAYOUTS: dict[str, Callable[[Callable], Callable]] = {
     "sharded": _sharded,
-    "chunked": jax.vmap,
-    "vmap": jax.vmap,
-    "loop": _loop,
+    "chunked": _unsharded,
+    "vmap": _unsharded,
+    "loop": _unsharded,
 }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(fn, layout, looped, precision, shapes, tree):
+    """Compiles the block form of `fn`, once per shape; arms share what is the same."""
+    del precision  # part of the cache's index: what is traced depends on it
+    # A chunk of one is looped, too: an axis of length 1 is not free.
+    chunk_fn = _looped(fn) if looped or layout.kind == "loop" else jax.vmap(fn)
+    block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
+    start = time.perf_counter()
+    compiled = jax.jit(LAYOUTS[layout.kind](chunk_fn)).lower(*block).compile()
+    return compiled, time.perf_counter() - start
 
 
 def map_victims(
     fn: Callable[..., PyTree],
     layout: Layout | None = None,
     *,
+    draws: Sequence[Callable[..., PyTree]] = (),
     on_block: Callable[[int], Any] | None = None,
 ) -> Callable[..., tuple[PyTree, Timing]]:
     """Makes a function of many victims from a function of one.
@@ -101,19 +115,23 @@ def map_victims(
     Args:
       fn: for ONE victim; its arguments and results are trees of arrays.
       layout: how to run them; None for `Layout()`.
+      draws: functions of ONE victim's first argument, and of the draws before, whose
+        results come before the arguments of `fn`: random weights, say. They are
+        compiled apart, so that arms which draw the same share the compilation, and
+        looped over rather than batched: random numbers under `jax.vmap` take three
+        times as long to compile.
       on_block: called after each block with the number of victims finished so far.
 
     Returns:
-      A function of the same arguments, each array with a leading axis of N victims.
-      It gives the results as NumPy arrays with that axis, and a `Timing`. It compiles
-      once per shape, however many victims there are.
+      A function of ``(*args)``, each array with a leading axis of N victims, which
+      computes ``fn(*draws, *args)`` for each. It gives the results as NumPy arrays
+      with that axis, and a `Timing`. It compiles once per shape, however many victims
+      there are.
 
     Raises:
       ValueError: when called with no victims, or with unequal numbers of them.
     """
     layout = layout or Layout()
-    block_fn = jax.jit(LAYOUTS[layout.kind](fn))
-    compiled: dict[Any, Any] = {}
 
     def mapped(*args: PyTree) -> tuple[PyTree, Timing]:
         args = jax.tree.map(np.asarray, args)
@@ -122,25 +140,36 @@ def map_victims(
             raise ValueError(f"expected one number of victims >= 1, got {counts}")
         victims = counts[0]
         size = _block_size(layout, victims)
+        start, compile_s, compilations = time.perf_counter(), 0.0, 0
 
-        start = time.perf_counter()
-        results, compile_s = [], 0.0
+        def call(stage: Callable, looped: bool, *inputs: PyTree) -> PyTree:
+            nonlocal compile_s, compilations
+            leaves, tree = jax.tree.flatten(inputs)
+            shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
+            precision = jax.config.jax_default_matmul_precision
+            misses = _compiled.cache_info().misses
+            compiled, seconds = _compiled(
+                stage, layout, looped, precision, shapes, tree
+            )
+            if _compiled.cache_info().misses > misses:
+                compile_s, compilations = compile_s + seconds, compilations + 1
+            return compiled(*inputs)
+
+        results = []
         for first in range(0, victims, size):
             # The last block is filled up with its last victim, computed for nothing.
             rows = np.minimum(np.arange(first, first + size), victims - 1)
             block = jax.tree.map(lambda x, rows=rows: x[rows], args)
-            shapes = str(jax.tree.map(lambda x: (x.shape, x.dtype), block))
-            if shapes not in compiled:
-                began = time.perf_counter()
-                compiled[shapes] = block_fn.lower(*block).compile()
-                compile_s += time.perf_counter() - began
-            result = jax.device_get(compiled[shapes](*block))
+            drawn: list[PyTree] = []
+            for draw in draws:
+                drawn.append(call(draw, True, block[0], *drawn))
+            result = jax.device_get(call(fn, False, *drawn, *block))
             done = min(first + size, victims)
             results.append(jax.tree.map(lambda x, n=done - first: x[:n], result))
             if on_block is not None:
                 on_block(done)
         run_s = time.perf_counter() - start - compile_s
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *results)
-        return joined, Timing(compile_s, run_s, len(compiled))
+        return joined, Timing(compile_s, run_s, compilations)
 
     return mapped

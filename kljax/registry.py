@@ -8,14 +8,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Writes a hint at the name that was probably meant; empty if none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> str:
     """Writes the error for a name that does not exist."""
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}; or "
-        "package.module:function for your own."
+        f"unknown {kind} {name!r}{nearest(name, names)}; known: {', '.join(names)}, or "
+        "package.module:function for your own"
     )
 
 
@@ -35,7 +39,8 @@ def resolve(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name in table:
         return table[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon:
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not colon or not all(part.isidentifier() for part in parts):
         raise ValueError(unknown_name(kind, name, table))
     try:
         found = importlib.import_module(module_name)

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -42,16 +43,16 @@ PACKAGES = ("kljax", "jax", "jaxlib", "flax", "optax", "numpy")
 def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     """Summarises the rows of a study, as written to ``summary.json``.
 
-    Means are over victims whose value is finite. ``success_low`` and ``success_high``
-    are the 95 % interval of the success rate: Wilson's where each victim stands for
-    itself, by bootstrap over groups otherwise.
+    Means are over victims whose value is finite, None where there is none.
+    ``success_low`` and ``success_high`` are the 95 % interval of the success rate:
+    Wilson's where each victim stands for itself, by bootstrap over groups otherwise.
     """
     arms = {
         name: _summary_of([row for row in rows if row["arm"] == name])
         for name in dict.fromkeys(row["arm"] for row in rows)
     }
     evaluations = sum(row["evaluations"] or 0 for row in rows)
-    attacks = sum(1 for row in rows if row["evaluations"] is not None)
+    attacks = sum(1 for row in rows if row["attack"] is not None)
     compile_s = sum(arm.timing.compile_s for arm in result.arms)
     run_s = sum(arm.timing.run_s for arm in result.arms)
     prefix = "floor/"
@@ -82,9 +83,10 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
         summary["recovered_rate"] = outcomes.count("recovered") / len(rows)
     for name in MEANS:
         values = np.array([row[name] for row in rows if row[name] is not None], float)
+        if not len(values):
+            continue  # does not apply to this arm
         values = values[np.isfinite(values)]
-        if len(values):
-            summary[name] = float(values.mean())
+        summary[name] = float(values.mean()) if len(values) else None
     interval = metrics.interval(
         [row["success"] for row in rows], [row["group"] for row in rows]
     )
@@ -143,6 +145,64 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+# What fits 80 columns of a terminal; `summary.md` has the rest.
+BRIEF = {
+    "recovered_rate": "reco-\nvered",
+    "ssim": "SSIM",
+    "ssim_affine_oracle": "SSIM\naffine\noracle",
+    "psnr": "PSNR\ndB",
+    "outcomes": "unsolved\nambiguous\ndiverged",
+    "label_accuracy": "label",
+    "success_rate": "SSIM >= .6\n[95 %]",
+}
+
+
+def brief_tables(
+    summary: dict[str, Any],
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Lays the summary out for a terminal: (header, rows) of arms, then of floors."""
+    tables = []
+    for kind, lines in (("arm", summary["arms"]), ("floor", summary["floors"])):
+        shown = [c for c in BRIEF if any(c in line for line in lines.values())]
+        rows = [
+            [name, *(_cell(c, line) for c in shown)] for name, line in lines.items()
+        ]
+        tables.append(([kind, *(BRIEF[c] for c in shown)], rows))
+    return tables
+
+
+def threat_lines(result: LeakResult) -> list[str]:
+    """Writes the threat models down: first what all arms share, then the rest."""
+    facts = {
+        arm.arm.name: {
+            "knows": dataclasses.asdict(arm.threat.knowledge),
+            "does": dataclasses.asdict(arm.threat.strategy),
+        }
+        for arm in result.arms
+    }
+    models = list(facts.values())
+    lines = []
+    for verb in ("knows", "does"):
+        shared = {
+            name: value
+            for name, value in models[0][verb].items()
+            if all(model[verb][name] == value for model in models)
+        }
+        if shared:
+            lines.append(f"attacker {verb}, in every arm: {_facts(shared)}")
+        for model in models:
+            model[verb] = {k: v for k, v in model[verb].items() if k not in shared}
+    for name, model in facts.items():
+        own = [f"{verb} {_facts(model[verb])}" for verb in model if model[verb]]
+        if own:
+            lines.append(f"{name}: {'; '.join(own)}")
+    return lines
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
 def _cell(column: str, arm: dict[str, Any]) -> str:
     value = arm.get(column)
     if value is None:
@@ -150,7 +210,8 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
     if column == "outcomes":
         return " / ".join(str(value[o]) for o in metrics.OUTCOMES if o != "recovered")
     if column == "success_rate":
-        return f"{value:.0%} [{arm['success_low']:.0%}, {arm['success_high']:.0%}]"
+        low, high = 100 * arm["success_low"], 100 * arm["success_high"]
+        return f"{value:.0%} [{low:.0f}-{high:.0f}]"
     if column in ("recovered_rate", "label_accuracy"):
         return f"{value:.0%}"
     if column == "matching_loss":
@@ -177,10 +238,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     """Writes the study down as Markdown: table, reading aid, threat models."""
     header, lines = table(summary)
     config, speed = result.config, summary["throughput"]
-    models = "\n".join(
-        f"- `{arm.arm.name}`: " + str(arm.threat).replace("\n", "; ")
-        for arm in result.arms
-    )
+    models = "\n".join(f"- {line}" for line in threat_lines(result))
     return f"""\
 # Leakage of `{config.model}` on `{config.data}`
 
@@ -271,4 +329,16 @@ def check_free(folder: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    text = json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False)
+    path.write_text(text + "\n")
+
+
+def _without_nan(content: Any) -> Any:
+    """Puts null where JSON has no number: NaN and infinities."""
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

@@ -99,10 +99,12 @@ def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
 def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
+    spent = found.info.get("evaluations")  # a user's attack need not count
     orders = _orders(arm, victims)
     scores = _image_scores(matched_images(arm, victims), victims)
     rows = []
     for n, order in enumerate(orders):
+        live = int(attacked.live_channels[n])
         guesses = found.labels[n][order]
         loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
         measured = np.isfinite(at_truth)
@@ -120,7 +122,7 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
             "attack": result.config.attack,
             "optimiser": result.config.optimiser,
             "restarts": result.config.restarts,
-            "evaluations": int(found.info["evaluations"][n]),
+            "evaluations": None if spent is None else int(spent[n]),
             "matching_loss": loss,
             "matching_loss_at_truth": at_truth if measured else None,
             "matching_loss_floor": floor,
@@ -132,7 +134,7 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
                 loss_floor=floor,
                 finite=bool(found.finite[n]),
             ),
-            "live_channels": int(attacked.live_channels[n]) or None,
+            "live_channels": live if live or arm.arm.gated else None,
         }
         rows.append(row)
     return rows

@@ -108,24 +108,30 @@ class _Watch:
                 "pass, and a gate or tap belongs to one place; give each use a module"
             )
 
-    def gated(self, output: Any) -> Array:
-        gate = self.gate
-        if not isinstance(output, jax.Array):
-            raise TypeError(
-                f"site {self.path!r} returns {type(output).__name__}, a gate needs one "
-                "array; gate a layer inside it"
+
+def gated(path: Path, gate: Gate, output: Any) -> Array:
+    """Applies a gate to the output [..., C] of the layer at `path`.
+
+    Raises:
+      TypeError: if the output is not one array.
+      ValueError: if the gate has another width.
+    """
+    if not isinstance(output, jax.Array):
+        raise TypeError(
+            f"site {path!r} returns {type(output).__name__}, a gate needs one array; "
+            "gate a layer inside it"
+        )
+    width = output.shape[-1]
+    for name, value in gate._asdict().items():
+        if jnp.shape(value) != (width,):
+            raise ValueError(
+                f"gate {name} of site {path!r} has shape {jnp.shape(value)}, the layer "
+                f"has {width} channels: expected ({width},)"
             )
-        width = output.shape[-1]
-        for name, value in gate._asdict().items():
-            if jnp.shape(value) != (width,):
-                raise ValueError(
-                    f"gate {name} of site {self.path!r} has shape {jnp.shape(value)}, "
-                    f"the layer has {width} channels: expected ({width},)"
-                )
-        # Spelled out, so that strict rank promotion (a JAX setting) is no obstacle.
-        shape = (1,) * (output.ndim - 1) + (width,)
-        scale, shift = (jnp.reshape(value, shape) for value in gate)
-        return scale * output + shift
+    # Spelled out, so that strict rank promotion (a JAX setting) is no obstacle.
+    shape = (1,) * (output.ndim - 1) + (width,)
+    scale, shift = (jnp.reshape(value, shape) for value in gate)
+    return scale * output + shift
 
 
 def _leaf_shapes(module: nnx.Module) -> tuple[tuple[int, ...], ...]:
@@ -142,7 +148,7 @@ def _dressed(cls: type[nnx.Module]) -> type[nnx.Module]:
         watch.check_call(self)
         output = super(dressed, self).__call__(*args, **kwargs)
         if watch.gate is not None:
-            output = watch.gated(output)
+            output = gated(watch.path, watch.gate, output)
         # nnx.Intermediate carries values out of nnx.remat and nnx.jit, too.
         taps = {}
         if watch.input:
@@ -190,9 +196,9 @@ def dress(
     for name in (*gates, *taps):
         path = name.removesuffix(":input")
         if path not in modules:
-            raise ValueError(_unknown(path, modules))
+            raise ValueError(unknown_path(path, modules))
         watches.setdefault(path, _Watch(path, modules[path]))
-    _refuse_nested(list(gates))
+    refuse_nested(list(gates))
     for path, gate in gates.items():
         watches[path].gate = gate
     for name in taps:
@@ -219,13 +225,16 @@ def dress(
     return collect
 
 
-def _unknown(path: Path, modules: dict[Path, nnx.Module]) -> str:
+def unknown_path(path: Path, modules: Iterable[Path]) -> str:
+    """Writes the error for a path that does not exist."""
+    modules = sorted(modules)
     near = difflib.get_close_matches(path, modules, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"no module at {path!r}{hint}; the network's modules are {sorted(modules)}"
+    return f"no module at {path!r}{hint}; the network's modules are {modules}"
 
 
-def _refuse_nested(sites: list[Path]) -> None:
+def refuse_nested(sites: list[Path]) -> None:
+    """Raises for a site inside another."""
     for inner in sites:
         for outer in sites:
             if inner.startswith(outer + "/"):

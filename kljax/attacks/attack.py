@@ -201,8 +201,15 @@ def iterative(
         return decode(best.free), best, finite, losses
 
     def attack(rng: Rng, view: View) -> Reconstruction:
-        rngs = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(restarts))
-        runs = jax.vmap(run, in_axes=(0, None))(rngs, view)
+        def restart(index: Array):
+            return run(jax.random.fold_in(rng, index), view)
+
+        indices = jnp.arange(restarts)
+        if restarts == 1:
+            # An axis of length 1 is not free: XLA compiles it twice as long.
+            runs = jax.tree.map(lambda x: x[None], restart(indices[0]))
+        else:
+            runs = jax.vmap(restart)(indices)
         chosen = jnp.argmin(runs[1].total)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(

@@ -29,7 +29,8 @@ def norm_clipping(bound: float) -> Defence:
     def clip(grads: Public) -> Public:
         # The 1e-12 keeps the derivative finite at a zero gradient.
         norm = jnp.sqrt(optax.tree.norm(grads, squared=True) + 1e-12)
-        return jax.tree.map(lambda g: g * jnp.minimum(1.0, bound / norm), grads)
+        factor = jnp.minimum(1.0, bound / norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context

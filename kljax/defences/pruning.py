@@ -27,7 +27,7 @@ def magnitude_pruning(fraction: float) -> Defence:
 
     def prune(leaf):
         size = jnp.abs(leaf)
-        return jnp.where(size < jnp.quantile(size, fraction), 0.0, leaf)
+        return jnp.where(size < jnp.quantile(size, float(fraction)), 0.0, leaf)
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context

@@ -135,8 +135,12 @@ def _filled(template: Any, values: dict[Path, Array]) -> Any:
             f"{sorted(flat.keys() - values.keys())}, unknown "
             f"{sorted(values.keys() - flat.keys())}"
         )
+    # As JAX arrays: NNX writes into a variable, and would into the caller's NumPy.
     return nnx.from_flat_state(
-        [(parts, variable.replace(values[n])) for n, (parts, variable) in flat.items()]
+        [
+            (parts, variable.replace(jax.numpy.asarray(values[name])))
+            for name, (parts, variable) in flat.items()
+        ]
     )
 
 

@@ -1,0 +1,80 @@
+"""How labels are come by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import CLASSES, locked_update, quick_jit, setting, threat
+
+from kljax.attacks import LABELS, idlg
+from kljax.defences import none
+from kljax.losses import cross_entropy
+from kljax.threat import STRATEGY, View, observe
+from kljax.typing import Public
+
+RNG = jax.random.key(2)
+
+
+def classifier_view(label, bias):
+    """The view of a classifier's gradient alone, on features that are positive."""
+    generator = np.random.default_rng(label)
+    features = generator.random((1, 6)).astype(np.float32)
+    params = {"fc/kernel": generator.standard_normal((6, 5)).astype(np.float32)}
+    if bias:
+        params["fc/bias"] = generator.standard_normal(5).astype(np.float32)
+    targets = np.eye(5, dtype=np.float32)[[label]]
+
+    def loss(params):
+        logits = features @ params["fc/kernel"]
+        logits += params.get("fc/bias", np.zeros(5, np.float32)).reshape(1, -1)
+        return cross_entropy(logits, targets)
+
+    grads = Public(quick_jit(jax.grad(loss))(params))
+    return View(Public(params), {}, grads, *(5 * [None]))
+
+
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "no bias"))
+@pytest.mark.parametrize("label", range(5))
+def test_idlg_reads_every_label(label, bias):
+    found = idlg(setting(threat(), none()), classifier_view(label, bias))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, [label])
+
+
+def test_the_table_is_that_of_the_threat_model():
+    assert set(LABELS) == set(STRATEGY["labels"])
+
+
+def begin(name, rng=RNG, **facts):
+    model = threat("unit", name, **facts)
+    unknown = LABELS[name](setting(model, none()))
+    view = observe(model, locked_update(facts.get("examples", 1)))
+    free, fixed = unknown.start(rng, view)
+    return free, unknown.decode(free, fixed)
+
+
+def test_given_takes_them_from_the_view():
+    free, targets = begin("given", labels="known", examples=2)
+    assert free == ()
+    np.testing.assert_array_equal(targets, locked_update(2).targets)
+
+
+def test_recovered_are_one_hot_and_fixed():
+    free, targets = begin("recovered")
+    assert free == ()
+    np.testing.assert_array_equal(targets, locked_update(1).targets)
+    assert targets.shape == (1, CLASSES)
+
+
+def test_joint_are_optimised_probabilities():
+    free, targets = begin("joint", examples=2)
+    assert free.shape == targets.shape == (2, CLASSES)
+    np.testing.assert_allclose(np.sum(targets, axis=-1), 1, rtol=1e-6)
+    expected = np.exp(free) / np.exp(free).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(targets, expected, rtol=1e-5)
+    assert np.all(begin("joint", jax.random.key(3), examples=2)[0] != free)
+
+
+def test_a_batch_cannot_be_recovered_by_idlg():
+    with pytest.raises(ValueError, match="needs examples=1, got examples=2"):
+        LABELS["recovered"](setting(threat(examples=2), none()))

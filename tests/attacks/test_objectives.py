@@ -1,0 +1,68 @@
+"""Distances between gradients, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import quick_jit
+
+from kljax.attacks import OBJECTIVES, cosine, squared_l2
+
+A = {"one": jnp.array([3.0, 0.0]), "two": (jnp.array([[4.0]]),)}
+B = {"one": jnp.array([0.0, 2.0]), "two": (jnp.array([[1.0]]),)}
+ALL = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+def times(scale, tree):
+    return jax.tree.map(lambda leaf: scale * leaf, tree)
+
+
+def slopes(objective, at, observed):
+    grads = quick_jit(jax.grad(objective))(at, observed)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
+
+
+@ALL
+def test_equal_gradients_have_no_distance(objective):
+    assert abs(objective()(A, A)) < 1e-6
+    np.testing.assert_allclose(slopes(objective(), A, A), 0, atol=1e-6)
+
+
+def test_squared_l2_by_hand():
+    assert squared_l2()(A, B) == 9 + 4 + 9
+    np.testing.assert_array_equal(slopes(squared_l2(), A, B), [6, -4, 6])
+
+
+def test_cosine_by_hand():
+    # <A, B> = 4, |A| = 5, |B| = sqrt(5); d/dA = (<A, B> A / 25 - B) / (5 sqrt(5))
+    assert cosine()(A, B) == pytest.approx(1 - 4 / (5 * np.sqrt(5)), abs=1e-6)
+    expected = (4 * np.array([3, 0, 4]) / 25 - np.array([0, 2, 1])) / (5 * np.sqrt(5))
+    np.testing.assert_allclose(slopes(cosine(), A, B), expected, atol=1e-6)
+    assert cosine()(A, times(-1, A)) == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", (1e-25, 1e-10, 1e10, 1e25))
+def test_cosine_is_blind_to_length(scale):
+    """Gradients of a trained network are small: their squares must not vanish."""
+    expected = pytest.approx(float(cosine()(A, B)), abs=1e-6)
+    assert cosine()(times(scale, A), B) == expected
+    assert cosine()(A, times(scale, B)) == expected
+    assert cosine()(times(scale, A), times(scale, A)) == pytest.approx(0, abs=1e-6)
+
+
+@ALL
+@pytest.mark.parametrize("zero", ("simulated", "observed", "both"))
+def test_a_zero_gradient_has_a_finite_distance(objective, zero):
+    simulated = A if zero == "observed" else times(0, A)
+    observed = B if zero == "simulated" else times(0, B)
+    value = objective()(simulated, observed)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(slopes(objective(), simulated, observed)))
+    if objective is cosine:
+        assert value == 1
+
+
+@ALL
+def test_a_broken_gradient_stays_broken(objective):
+    broken = {**A, "one": jnp.array([jnp.nan, 0.0])}
+    assert np.isnan(objective()(broken, B)) and np.isnan(objective()(B, broken))

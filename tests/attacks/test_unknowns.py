@@ -1,0 +1,66 @@
+"""What is optimised in place of an image, and where the search begins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import IMAGE_SHAPE, setting, threat
+
+from kljax.attacks import constant, decoded, normal, pixels, upsampled
+from kljax.defences import none
+
+RNG = jax.random.key(6)
+
+
+def ground(image_shape=IMAGE_SHAPE, examples=2):
+    return setting(threat(examples=examples), none(), image_shape=image_shape)
+
+
+def begin(unknown, rng=RNG):
+    free, fixed = unknown.start(rng, None)
+    return free, unknown.decode(free, fixed)
+
+
+def test_pixels_are_the_image():
+    free, images = begin(pixels(ground(), normal(0.5, 0.1)))
+    assert images.shape == (2, *IMAGE_SHAPE)
+    np.testing.assert_array_equal(free, images)
+    outside = pixels(ground(), constant(7.0))
+    assert np.all(begin(outside)[1] == 7)  # unbounded
+
+
+def test_decoded_sends_latents_through_the_decoder():
+    def decoder(latents):
+        return jnp.tile(latents.reshape(2, 1, 1, 3), (1, 4, 4, 1))
+
+    free, images = begin(decoded(ground((4, 4, 3)), decoder, (3,), normal(0.0, 1.0)))
+    assert free.shape == (2, 3) and images.shape == (2, 4, 4, 3)
+    np.testing.assert_array_equal(images[:, 2, 1], free)
+
+
+def test_upsampled_enlarges_by_linear_interpolation():
+    unknown = upsampled(ground((2, 4, 1), examples=1), 2, constant(0.0))
+    free, _ = begin(unknown)
+    assert free.shape == (1, 1, 2, 1)
+    images = unknown.decode(jnp.array([0.0, 4.0]).reshape(free.shape), ())
+    # Pixel centres of the coarse image lie at 0.5 and 2.5; outside it is constant.
+    np.testing.assert_allclose(images[0, :, :, 0], [[0, 1, 3, 4]] * 2, atol=1e-6)
+
+
+def test_upsampled_by_one_is_pixels():
+    free, images = begin(upsampled(ground(), 1, normal(0.0, 1.0)))
+    np.testing.assert_allclose(images, free, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", (0, -1, 3))
+def test_a_factor_that_does_not_divide_is_refused(factor):
+    with pytest.raises(ValueError, match=f"factor={factor} does not divide.*4 x 6"):
+        upsampled(ground((4, 6, 1)), factor, constant(0.0))
+
+
+def test_starts():
+    draws = np.asarray(normal(0.5, 0.1)(RNG, (4000,)))
+    assert draws.mean() == pytest.approx(0.5, abs=0.01)
+    assert draws.std() == pytest.approx(0.1, rel=0.05)
+    assert np.any(draws != normal(0.5, 0.1)(jax.random.key(7), (4000,)))
+    assert np.all(constant(0.25)(RNG, (2, 3)) == 0.25)

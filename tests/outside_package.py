@@ -1,0 +1,136 @@
+"""What a user has outside the package: a network, data, an attack, a defence.
+
+Named on the command line as ``outside_package:FUNCTION``. The attacks here answer
+with what they were shown, so that tests can look through the wall.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kljax import data, defences
+from kljax.attacks import Optimiser, Reconstruction, squared_l2
+from kljax.attacks.presets import Preset
+
+HALF = 0.5  # not callable, not anything that can be named
+
+
+class Tiny(nnx.Module):
+    """A network with layer names of its own and no argument of kljax's."""
+
+    def __init__(self, num_classes, *, image_shape, rngs):
+        height, width, channels = image_shape
+        self.body = nnx.Linear(height * width * channels, 5, rngs=rngs)
+        self.head = nnx.Linear(5, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = jax.nn.sigmoid(self.body(images.reshape(images.shape[0], -1)))
+        return self.head(x)
+
+
+def ramps(shape, count=6):
+    """Gives `count` images without any structure in common, two classes."""
+    values = np.random.default_rng(5).random((count, *shape), np.float32)
+    return data.Dataset(
+        "ramps", values, np.arange(count) % 2, 2, groups=None, licence="none needed"
+    )
+
+
+def _with(change, shape):
+    """Gives `ramps` with their arrays changed before they are checked."""
+    images = np.random.default_rng(5).random((6, *shape), np.float32)
+    labels = np.arange(6) % 2
+    change(images, labels)
+    return data.Dataset("broken", images, labels, 2, groups=None, licence="none")
+
+
+def nan_image(shape):
+    def change(images, labels):
+        images[4, 0, 0, 0] = np.nan
+
+    return _with(change, shape)
+
+
+def constant_image(shape):
+    def change(images, labels):
+        images[3] = 0.25
+
+    return _with(change, shape)
+
+
+def label_out_of_range(shape):
+    def change(images, labels):
+        labels[2] = 7
+
+    return _with(change, shape)
+
+
+class _LateNan(data.LazyColumn):
+    """Images read one by one, of which one turns out to be broken."""
+
+    def __init__(self, images):
+        self._images, self.shape = images, images.shape
+
+    def __getitem__(self, indices):
+        return self._images[indices]
+
+
+def lazy_nan_image(shape):
+    """Gives data whose broken image shows only when it is read."""
+    images = np.random.default_rng(5).random((6, *shape), np.float32)
+    images[4] = np.nan
+    labels = np.arange(6) % 2
+    return data.Dataset("late", _LateNan(images), labels, 2, groups=None, licence="-")
+
+
+def small_images(shape):
+    """Ignores the shape asked for."""
+    return ramps((6, 6, shape[-1]))
+
+
+def no_dataset(shape):
+    return np.zeros((3, *shape))
+
+
+def reveal(setting, optimiser=None, *, steps, restarts):
+    """Answers with a grey image and, in ``info``, all that was in the view."""
+
+    def attack(rng, view):
+        return Reconstruction(
+            images=jnp.full(
+                (setting.threat.knowledge.examples, *setting.image_shape), 0.5
+            ),
+            labels=jnp.zeros(setting.threat.knowledge.examples, jnp.int32),
+            loss=jnp.zeros(()),
+            finite=jnp.array(True),
+            info={"view": view, "draw": jax.random.normal(rng)},
+        )
+
+    return attack
+
+
+# With an objective, so that the diagnostics at the truth are computed too.
+measured_reveal = Preset(reveal, "given", squared_l2)
+
+
+def exploding():
+    """Makes an optimiser that loses its way at the second step."""
+
+    def step(free, state, value, grads):
+        return jax.tree.map(lambda x: jnp.where(state, x, x * jnp.nan), free), state
+
+    return Optimiser(lambda free: jnp.array(False), step)
+
+
+def half_gradient():
+    """Makes a defence that sends half of the gradient, which nobody assumes."""
+
+    def release(rng, state, grads, context):
+        return jax.tree.map(lambda g: HALF * g, grads), state
+
+    return defences.none()._replace(release=release)
+
+
+def no_defence():
+    return "none"

@@ -1,0 +1,173 @@
+"""Arms: what is written on the command line, and the defence that it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import outside_package
+import pytest
+from studies import sites_of
+
+from kljax.arms import KINDS, parse_arm
+from kljax.attacks import LOCKS
+from kljax.defences import Context, Defence
+from kljax.threat import STRATEGY
+from kljax.typing import Public
+
+SITES = sites_of("layers/0")
+GRADS = Public({"w": jnp.array([3.0, -4.0, 0.1, 0.2, -0.3])})
+
+
+def parse(text, sites=SITES):
+    return parse_arm(text, sites, {})
+
+
+def sent(arm, grads=GRADS):
+    """What an arm's client sends."""
+    context = Context(grads, {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2)))
+    defence = arm.defence
+    released, _ = defence.release(
+        jax.random.key(3), defence.init_state(grads), grads, context
+    )
+    return np.asarray(released.model["w"])
+
+
+def gates(arm):
+    public, private = arm.defence.init(jax.random.key(4), {})
+    return arm.defence.gates(public, private)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_defence_has_an_arm(name):
+    text = f"{name}/known" if KINDS[name].locked else name
+    arm = parse(text)
+    assert arm.name == text
+    assert isinstance(arm.defence, Defence)
+    assert arm.lock_strategy == ("known" if KINDS[name].locked else "unit")
+    # Gates sit where the norm that a lock brings along is, and only gated arms gate.
+    assert bool(gates(arm)) == arm.gated
+    assert arm.norm == (arm.gated or name == "bn-control")
+
+
+@pytest.mark.parametrize("strategy", LOCKS)
+def test_every_lock_strategy_can_be_named(strategy):
+    arm = parse(f"keylock/{strategy}")
+    assert (arm.lock_strategy, arm.norm, arm.gated) == (strategy, True, True)
+
+
+def test_strategies_without_an_attack_cannot_be_named():
+    missing = sorted(STRATEGY["lock"].keys() - LOCKS.keys())
+    assert missing == ["peel"]
+    with pytest.raises(ValueError, match="unknown lock strategy 'peel'"):
+        parse("keylock/peel")
+
+
+def test_the_control_starts_from_the_very_gates_of_the_lock():
+    lock, control = parse("keylock/known"), parse("plaintext-gates-as-lock")
+    for site, gate in gates(lock).items():
+        np.testing.assert_array_equal(gate.scale, gates(control)[site].scale)
+        np.testing.assert_array_equal(gate.shift, gates(control)[site].shift)
+    unit = gates(parse("plaintext-gates"))["layers/0"]
+    np.testing.assert_array_equal(unit.scale, np.ones(4))
+    np.testing.assert_array_equal(unit.shift, np.zeros(4))
+    # Dead channels, which a unit gate has none of, are part of the start.
+    many = [
+        parse("keylock/known").defence.init(jax.random.key(s), {}) for s in range(9)
+    ]
+    scales = [lock.defence.gates(*parts)["layers/0"].scale for parts in many]
+    assert np.any(np.stack(scales) == 0) and np.any(np.stack(scales) > 0)
+
+
+def test_a_written_strength_is_used():
+    small, large = parse("gaussian-noise=0.5"), parse("gaussian-noise=5")
+    added = [sent(arm) - GRADS.model["w"] for arm in (small, large)]
+    np.testing.assert_allclose(10 * added[0], added[1], rtol=1e-5)
+    np.testing.assert_array_equal(sent(parse("gaussian-noise=0")), GRADS.model["w"])
+    np.testing.assert_allclose(
+        sent(parse("magnitude-pruning=0.5")), [3, -4, 0, 0, -0.3]
+    )
+    np.testing.assert_allclose(np.linalg.norm(sent(parse("norm-clipping=2"))), 2, 1e-6)
+
+
+def test_an_unwritten_strength_is_the_default():
+    for name, kind in KINDS.items():
+        if kind.strength is not None:
+            np.testing.assert_array_equal(
+                sent(parse(name)), sent(parse(f"{name}={kind.strength}"))
+            )
+
+
+def test_transforms_follow_in_the_order_written():
+    pruned_first = sent(parse("magnitude-pruning=0.5+norm-clipping=1"))
+    assert np.count_nonzero(pruned_first) == 3
+    np.testing.assert_allclose(np.linalg.norm(pruned_first), 1, rtol=1e-6)
+    # Noise after pruning fills the zeros; pruning after noise leaves some.
+    assert np.all(sent(parse("magnitude-pruning=0.5+gaussian-noise=0.1")) != 0)
+    assert np.sum(sent(parse("gaussian-noise=0.1+magnitude-pruning=0.5")) == 0) == 2
+
+
+def test_a_lock_can_be_chained_with_transforms():
+    arm = parse("keylock+magnitude-pruning=0.5+norm-clipping=2/regress_gates")
+    assert (arm.lock_strategy, arm.norm, arm.gated) == ("regress_gates", True, True)
+    assert gates(arm).keys() == {"layers/0"}
+    assert np.count_nonzero(sent(arm)) == 3
+    np.testing.assert_allclose(np.linalg.norm(sent(arm)), 2, rtol=1e-6)
+
+
+def test_arms_that_differ_in_strategy_alone_share_their_defence():
+    made = {}
+    known = parse_arm("keylock/known", SITES, made)
+    guessed = parse_arm("keylock/fixed_mean", SITES, made)
+    other = parse_arm("keylock+norm-clipping=2/known", SITES, made)
+    assert known.defence is guessed.defence
+    assert other.defence is not known.defence
+    assert parse_arm("keylock/known", SITES, {}).defence is not known.defence
+
+
+def test_a_users_defence_can_be_named():
+    arm = parse("outside_package:half_gradient")
+    assert (arm.norm, arm.gated, arm.lock_strategy) == (False, False, "unit")
+    np.testing.assert_allclose(sent(arm), outside_package.HALF * GRADS.model["w"])
+    behind_a_lock = parse("keylock+outside_package:half_gradient/known")
+    np.testing.assert_allclose(sent(behind_a_lock), 0.5 * GRADS.model["w"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "unknown defence 'nothing'"),
+        ("keylok/known", "unknown defence 'keylok' .did you mean 'keylock'"),
+        ("", "unknown defence ''"),
+        ("none+", "unknown defence ''"),
+        ("none,keylock/known", "unknown defence 'none,keylock'"),
+        ("keylock", "unknown lock strategy ''.*keylock/STRATEGY.*regress_gates"),
+        ("keylock/", "unknown lock strategy ''"),
+        ("keylock/knwon", "'keylock/knwon'.*did you mean 'known'"),
+        ("none/known", "'none/known': only a keylock has a lock strategy"),
+        ("bn-control/known", "only a keylock has a lock strategy"),
+        ("none/", "only a keylock has a lock strategy"),
+        ("gaussian-noise=loud", "strength of gaussian-noise.* got 'loud'"),
+        ("gaussian-noise=-1", "std must be >= 0, got -1"),
+        ("magnitude-pruning=1", "fraction must be in .0, 1., got 1"),
+        ("norm-clipping=0", "bound must be > 0, got 0"),
+        ("none=3", "'none=3': none has no strength, drop '=3'"),
+        ("keylock=3/known", "keylock has no strength, drop '=3'"),
+        ("none+keylock/known", "keylock"),
+        ("gaussian-noise+plaintext-gates", "gates or parts of its own"),
+        ("outside_package:missing", "has no attribute 'missing'"),
+        ("outside_package:no_defence", "gave str, expected a kljax.defences.Defence"),
+        ("outside_package:half_gradient=2", "has no strength"),
+    ],
+)
+def test_bad_arms_are_refused_by_name(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["keylock/known", "plaintext-gates", "plaintext-gates-as-lock"]
+)
+def test_gates_without_a_site_are_refused(text):
+    # A lock that silently misses its layer protects nothing.
+    with pytest.raises(ValueError, match=f"{text}.*sites"):
+        parse(text, sites_of())
+    assert parse("none", sites_of()).defence

@@ -1,0 +1,189 @@
+"""The product form of convolution against XLA's own, up to second derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from toys import quick_jit
+
+from kljax.convolution import (
+    CONVOLUTIONS,
+    fastest_convolution,
+    lax_convolution,
+    matmul_convolution,
+)
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+# name: image [H, W], kernel [kh, kw], strides, padding, dilation of the kernel
+CASES = {
+    "same": ((5, 6), (3, 3), (1, 1), "SAME", None),
+    "same strided": ((7, 6), (3, 4), (2, 3), "SAME", (1, 1)),
+    "same lower": ((6, 6), (4, 2), (2, 2), "SAME_LOWER", None),
+    "valid, stride skips the rest": ((8, 9), (1, 3), (3, 3), "VALID", None),
+    "lenet": ((8, 8), (5, 5), (2, 2), ((2, 2), (2, 2)), None),
+    "dilated": ((8, 7), (3, 2), (1, 1), "SAME", (2, 3)),
+    "all at once": ((9, 8), (2, 3), (2, 1), ((1, 0), (2, 2)), (3, 1)),
+}
+COVERED = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def arrays(case, dtype=np.float64):
+    """Images [2, H, W, 2], kernel [kh, kw, 2, 3] and one direction for each."""
+    generator = np.random.default_rng(len(str(case)))
+    shapes = ((2, *case[0], 2), (*case[1], 2, 3))
+    draws = [generator.standard_normal(shape) for shape in (*shapes, *shapes)]
+    images, kernel, *directions = (jnp.asarray(draw, dtype) for draw in draws)
+    return (images, kernel), tuple(directions)
+
+
+def energy(convolution, case):
+    """A scalar function of images and kernel that is curved in both."""
+    _, _, strides, padding, dilation = case
+
+    def function(images, kernel):
+        out = convolution(
+            images,
+            kernel,
+            strides,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=lax.conv_dimension_numbers(
+                images.shape, kernel.shape, NHWC
+            ),
+        )
+        return jnp.sum(jnp.sin(out)), out
+
+    return function
+
+
+def derivatives(convolution, case):
+    """Computes output, gradient and a Hessian-vector product in one compilation."""
+    function = energy(convolution, case)
+
+    @quick_jit
+    def compute(at, direction):
+        def gradient(at):
+            return jax.grad(lambda at: function(*at)[0])(at)
+
+        grads, curvature = jax.jvp(gradient, (at,), (direction,))
+        return function(*at)[1], grads, curvature
+
+    return compute
+
+
+@COVERED
+def test_value_gradient_and_curvature_equal_lax(case):
+    with jax.enable_x64(True):
+        at, direction = arrays(case)
+        fast = derivatives(matmul_convolution, case)(at, direction)
+        slow = derivatives(lax_convolution, case)(at, direction)
+        assert fast[0].dtype == jnp.float64
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11),
+            fast,
+            slow,
+        )
+
+
+def test_derivatives_equal_finite_differences():
+    with jax.enable_x64(True):
+        case = CASES["all at once"]
+        at, direction = arrays(case)
+        compute = derivatives(matmul_convolution, case)
+        step = 1e-5
+        ahead, behind = (
+            compute(
+                jax.tree.map(lambda a, d, s=s: a + s * step * d, at, direction),
+                direction,
+            )
+            for s in (1, -1)
+        )
+        _, grads, curvature = compute(at, direction)
+        energies = [np.sum(np.sin(out)) for out, _, _ in (ahead, behind)]
+        slope = sum(np.vdot(g, d) for g, d in zip(grads, direction, strict=True))
+        assert (energies[0] - energies[1]) / (2 * step) == pytest.approx(slope, 1e-7)
+        for a, b, c in zip(ahead[1], behind[1], curvature, strict=True):
+            np.testing.assert_allclose((a - b) / (2 * step), c, rtol=1e-6, atol=1e-7)
+
+
+def test_float32_agrees_to_rounding():
+    at, _ = arrays(CASES["lenet"], np.float32)
+    fast, slow = (
+        energy(convolution, CASES["lenet"])(*at)[1]
+        for convolution in (matmul_convolution, lax_convolution)
+    )
+    assert fast.dtype == slow.dtype == jnp.float32
+    np.testing.assert_allclose(fast, slow, atol=2e-5)
+
+
+def primitives(function, *args):
+    return {str(e.primitive) for e in jax.make_jaxpr(function)(*args).eqns}
+
+
+@COVERED
+def test_covered_cases_contain_no_convolution(case):
+    at, _ = arrays(case, np.float32)
+    used = primitives(energy(matmul_convolution, case), *at)
+    assert "conv_general_dilated" not in used and "dot_general" in used
+
+
+FALLBACKS = {
+    "groups": ((1, 5, 5, 4), (3, 3, 2, 6), {"feature_group_count": 2}),
+    "batch groups": ((2, 4, 4, 2), (3, 3, 2, 4), {"batch_group_count": 2}),
+    "one dimension": ((1, 5, 2), (3, 2, 3), {}),
+    "three dimensions": ((1, 3, 3, 3, 2), (2, 2, 2, 2, 3), {}),
+    "input dilation": ((1, 4, 4, 2), (3, 3, 2, 3), {"lhs_dilation": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "options"), FALLBACKS.values(), ids=FALLBACKS
+)
+def test_what_is_not_covered_is_passed_on(shape, kernel_shape, options):
+    ranks = len(shape) - 2
+    letters = "DHW"[-ranks:]
+    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    arguments = ((1,) * ranks, ((1, 1),) * ranks)
+
+    def jaxpr(convolution):
+        return str(
+            jax.make_jaxpr(
+                lambda x, k: convolution(
+                    x, k, *arguments, dimension_numbers=layout, **options
+                )
+            )(jnp.zeros(shape), jnp.zeros(kernel_shape))
+        )
+
+    assert "conv_general_dilated" in jaxpr(matmul_convolution)
+    assert jaxpr(matmul_convolution) == jaxpr(lax.conv_general_dilated)
+
+
+def test_per_victim_weight_gradients_stay_matrix_products():
+    """What the product form is for: no grouped convolution under vmap."""
+    case = CASES["same"]
+    at, _ = arrays(case, np.float32)
+    many = jax.tree.map(lambda a: jnp.stack([a, a]), at)
+
+    def kernel_gradients(convolution):
+        function = energy(convolution, case)
+        return jax.vmap(jax.grad(lambda x, k: function(x, k)[0], argnums=1))
+
+    assert "conv_general_dilated" in primitives(
+        kernel_gradients(lax_convolution), *many
+    )
+    assert "conv_general_dilated" not in primitives(
+        kernel_gradients(matmul_convolution), *many
+    )
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_found_by_name(name):
+    assert fastest_convolution(name) is CONVOLUTIONS[name]
+    assert fastest_convolution("auto") in CONVOLUTIONS.values()
+
+
+def test_unknown_convolution_names_the_legal_ones():
+    with pytest.raises(ValueError, match="'im2col'.*'auto'.*'matmul', 'lax'"):
+        fastest_convolution("im2col")

@@ -1,0 +1,292 @@
+"""Defences: a table of all of them times properties, then what each alone promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from kljax import defences
+from kljax.defences import (
+    Context,
+    chain,
+    gates_of,
+    gaussian_noise,
+    keylock,
+    magnitude_pruning,
+    none,
+    norm_clipping,
+    plaintext_gates,
+    unit_gates,
+)
+from kljax.keylock import key_lock
+from kljax.typing import Gate, Private, Public
+
+RNG = jax.random.key(11)
+LOCK = key_lock(("b", "a"), (3, 2), size=4)
+# Nothing here looks at it; a defence that does must say so in a test of its own.
+CONTEXT = Context(None, None, None, None)
+
+DEFENCES = {
+    "none": none(),
+    "keylock": keylock(LOCK),
+    "plaintext_gates": plaintext_gates(unit_gates(("b", "a"), (3, 2))),
+    "plaintext_gates from a lock": plaintext_gates(gates_of(keylock(LOCK))),
+    "gaussian_noise": gaussian_noise(0.1),
+    "magnitude_pruning": magnitude_pruning(0.3),
+    "norm_clipping": norm_clipping(0.5),
+    "chain": chain(keylock(LOCK), norm_clipping(0.5), magnitude_pruning(0.3)),
+    "chain with noise": chain(none(), magnitude_pruning(0.3), gaussian_noise(0.1)),
+}
+NOISY = {"gaussian_noise", "chain with noise"}
+ALL = pytest.mark.parametrize("defence", DEFENCES.values(), ids=DEFENCES)
+
+
+def gradient(scale=1.0):
+    """A public gradient with tensors of several ranks and two precisions."""
+    generator = np.random.default_rng(0)
+
+    def draw(*shape, dtype=jnp.float32):
+        return jnp.asarray(scale * generator.standard_normal(shape), dtype)
+
+    model = {
+        "conv/kernel": draw(2, 2, 1, 3),
+        "fc/bias": draw(7),
+        "half": draw(7, dtype=jnp.bfloat16),
+    }
+    return Public(model, {"norm": Gate(draw(7), draw(7))})
+
+
+def released(defence, grads, rng=RNG):
+    sent, _ = defence.release(rng, defence.init_state(grads), grads, CONTEXT)
+    return sent
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def flat(tree):
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+
+
+def test_the_table_holds_every_factory():
+    helpers = {"Defence", "Context", "unit_gates", "gates_of"}
+    assert set(defences.__all__) - helpers <= set(DEFENCES)
+
+
+# --- properties of all -----------------------------------------------------------
+
+
+@ALL
+def test_what_is_sent_has_structure_shape_and_dtype_of_the_gradient(defence):
+    grads = gradient()
+    state = defence.init_state(grads)
+
+    def release():
+        return defence.release(RNG, state, grads, CONTEXT)
+
+    sent, new_state = jax.eval_shape(release)
+    assert sent == jax.eval_shape(lambda: grads)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    simulated = jax.eval_shape(defence.simulate, grads, grads)
+    assert simulated == jax.eval_shape(lambda: grads)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_simulation_at_the_truth_gives_what_was_sent(name):
+    defence, grads = DEFENCES[name], gradient()
+    sent = released(defence, grads)
+    simulated = defence.simulate(grads, sent)
+    if name in NOISY:  # the noise is what the attacker cannot know
+        assert np.std(flat(simulated) - flat(sent)) == pytest.approx(0.1, rel=0.5)
+    else:
+        assert_equal(simulated, sent)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_randomness_comes_from_the_rng_alone(name):
+    defence, grads = DEFENCES[name], gradient()
+    sent, again = released(defence, grads), released(defence, grads)
+    assert_equal(sent, again)
+    other = released(defence, grads, jax.random.key(12))
+    assert np.any(flat(sent) != flat(other)) == (name in NOISY)
+
+
+IDENTITIES = {
+    "none": none(),
+    "no noise": gaussian_noise(0),
+    "nothing pruned": magnitude_pruning(0),
+    "no bound": norm_clipping(float("inf")),
+    "wide bound": norm_clipping(1e6),
+    "all of them": chain(
+        none(), gaussian_noise(0.0), magnitude_pruning(0.0), norm_clipping(np.inf)
+    ),
+}
+
+
+@pytest.mark.parametrize("defence", IDENTITIES.values(), ids=IDENTITIES)
+def test_strength_zero_is_the_identity(defence):
+    grads = gradient()
+    assert_equal(released(defence, grads), grads)
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        (gaussian_noise, -0.1),
+        (gaussian_noise, float("nan")),
+        (magnitude_pruning, -0.1),
+        (magnitude_pruning, 1),
+        (magnitude_pruning, float("nan")),
+        (norm_clipping, 0),
+        (norm_clipping, -1.0),
+        (norm_clipping, float("nan")),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_impossible_strengths_are_named(make, value):
+    with pytest.raises(ValueError, match=rf"(std|fraction|bound) must be .*{value}"):
+        make(value)
+
+
+# --- noise -----------------------------------------------------------------------
+
+
+def noise_of(defence, size=4000):
+    grads = {"one": jnp.zeros(size), "two": jnp.ones(size)}
+    sent = released(defence, grads)
+    return {name: np.asarray(sent[name] - grads[name], np.float64) for name in grads}
+
+
+def test_noise_has_its_scale_and_no_other():
+    noise = noise_of(gaussian_noise(0.3))["two"]
+    assert stats.kstest(noise / 0.3, "norm").pvalue > 0.01
+    for wrong in (0.26, 0.34):
+        assert stats.kstest(noise / wrong, "norm").pvalue < 1e-4
+
+
+def test_tensors_draw_for_themselves():
+    noise = noise_of(gaussian_noise(0.3))
+    assert abs(np.corrcoef(noise["one"], noise["two"])[0, 1]) < 0.05
+
+
+# --- clipping --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", (1e-3, 1.0, 1e4))
+def test_clipping_bounds_the_norm_and_keeps_the_direction(scale):
+    grads = gradient(scale)
+    del grads.model["half"]  # whose rounding is a matter of its own
+    sent = flat(released(norm_clipping(0.5), grads))
+    before = flat(grads)
+    length = np.linalg.norm(before)
+    assert np.linalg.norm(sent) == pytest.approx(min(length, 0.5), rel=1e-5)
+    cosine = sent @ before / (np.linalg.norm(sent) * length)
+    assert cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_clipping_a_zero_gradient_has_a_derivative():
+    def length(scale):
+        grads = {"a": scale * jnp.ones(3)}
+        sent = norm_clipping(0.5).simulate(grads, grads)
+        return jnp.sum(sent["a"])
+
+    assert jax.grad(length)(0.0) == pytest.approx(3.0)
+
+
+# --- pruning ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", (0.1, 0.5, 0.9, 0.99))
+def test_pruning_drops_what_numpys_quantile_says(fraction):
+    grads = gradient()
+    del grads.model["half"]  # NumPy has no such type
+    grads.model["large"] = jnp.asarray(
+        np.random.default_rng(1).standard_normal(1000), jnp.float32
+    )
+    sent = released(magnitude_pruning(fraction), grads)
+
+    def prune(leaf):
+        size = np.abs(np.asarray(leaf))
+        return np.where(size < np.quantile(size, fraction), 0, leaf)
+
+    assert_equal(sent, jax.tree.map(prune, grads))
+    assert np.mean(sent.model["large"] == 0) == pytest.approx(fraction, abs=1e-3)
+
+
+def test_pruning_shows_the_attacker_what_to_compare():
+    sent = {"a": jnp.array([0.0, 3.0, 0.0, -4.0])}
+    candidate = {"a": jnp.array([9.0, 1.0, -9.0, 0.5])}
+    simulated = magnitude_pruning(0.5).simulate(candidate, sent)
+    np.testing.assert_array_equal(simulated["a"], [0, 1, 0, 0.5])
+
+
+# --- chains ----------------------------------------------------------------------
+
+
+def test_a_chain_applies_its_members_in_order():
+    grads = gradient()
+    members = (none(), norm_clipping(0.5), gaussian_noise(0.2), magnitude_pruning(0.4))
+    step_by_step = functools.reduce(
+        lambda sent, i: released(members[i], sent, jax.random.fold_in(RNG, i)),
+        range(len(members)),
+        grads,
+    )
+    assert_equal(released(chain(*members), grads), step_by_step)
+    # Clipping last would bound the noise, too.
+    other = released(chain(none(), gaussian_noise(0.2), norm_clipping(0.5)), grads)
+    assert np.linalg.norm(flat(other)) <= 0.51 < np.linalg.norm(flat(step_by_step))
+
+
+def test_members_of_a_chain_draw_independently():
+    twice = noise_of(chain(none(), gaussian_noise(0.3), gaussian_noise(0.3)))["two"]
+    # Independent draws add in squares; the same draw twice would have scale 0.6.
+    assert stats.kstest(twice / (0.3 * np.sqrt(2)), "norm").pvalue > 0.01
+    assert stats.kstest(twice / 0.6, "norm").pvalue < 1e-4
+
+
+def test_a_chain_has_the_gates_of_its_first():
+    parts = DEFENCES["chain"].init(RNG, None)
+    assert_equal(parts, keylock(LOCK).init(RNG, None))
+    assert_equal(DEFENCES["chain"].gates(*parts), keylock(LOCK).gates(*parts))
+
+
+@pytest.mark.parametrize("name", ("keylock", "plaintext_gates"))
+def test_only_the_first_of_a_chain_may_have_gates(name):
+    with pytest.raises(ValueError, match="defence 2 of the chain has gates"):
+        chain(none(), gaussian_noise(0.1), DEFENCES[name])
+
+
+# --- gates -----------------------------------------------------------------------
+
+
+def test_a_lock_keeps_everything_private():
+    public, private = keylock(LOCK).init(RNG, None)
+    assert public == ()
+    assert private.secret.shape == (4,)
+    assert len(private.trainable) == 2
+    expected = LOCK.gates(private.trainable, private.secret)
+    assert_equal(keylock(LOCK).gates(public, private), expected)
+
+
+@pytest.mark.parametrize("name", ("none", "keylock", "gaussian_noise"))
+def test_to_an_outsider_there_are_no_gates(name):
+    assert DEFENCES[name].gates((), Private()) == {}
+
+
+def test_plaintext_gates_are_public_and_start_where_they_are_told():
+    public, private = DEFENCES["plaintext_gates"].init(RNG, None)
+    assert private == Private()
+    unit = {"b": Gate(np.ones(3), np.zeros(3)), "a": Gate(np.ones(2), np.zeros(2))}
+    assert_equal(public, unit)
+    assert_equal(DEFENCES["plaintext_gates"].gates(public, private), unit)
+    # From a lock: the very gates that this lock makes of the same rng.
+    matched, private = DEFENCES["plaintext_gates from a lock"].init(RNG, None)
+    assert private == Private()
+    assert_equal(matched, keylock(LOCK).gates(*keylock(LOCK).init(RNG, None)))
+    assert np.any(flat(matched) != flat(unit))

@@ -1,0 +1,352 @@
+"""The wall: which threat models exist, and that nothing hidden gets through."""
+
+import dataclasses
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+from toys import LOCK, locked_update, quick_jit, random_private, setting, threat
+
+from kljax.attacks import (
+    LABELS,
+    LOCKS,
+    Unknowns,
+    from_optax,
+    iterative,
+    lbfgs,
+    normal,
+    one_step,
+    pixels,
+    squared_l2,
+)
+from kljax.defences import keylock
+from kljax.threat import KNOWLEDGE, STRATEGY, Knowledge, Strategy, ThreatModel, observe
+
+# --- which threat models exist ---------------------------------------------------
+
+# Written from the specification's prose, not from the library's table.
+LEGAL = {
+    "unit": lambda k: True,
+    "known": lambda k: k.private_key == "known" and k.lock_weights == "known",
+    "extract": lambda k: k.lock_grads == "shared" and k.lock_weights != "hidden",
+    "fixed_random": lambda k: k.lock_weights != "hidden",
+    "fixed_mean": lambda k: k.lock_weights != "hidden",
+    "regress_private_key": lambda k: k.lock_weights != "hidden",
+    "regress_gates": lambda k: True,
+    "peel": lambda k: k.examples == 1,
+}
+LEGAL_LABELS = {
+    "given": lambda k: k.labels == "known",
+    "joint": lambda k: True,
+    "recovered": lambda k: True,
+}
+VALUES = {
+    "private_key": {"known", "hidden"},
+    "lock_weights": {"known", "initial", "hidden"},
+    "lock_grads": {"shared", "hidden"},
+    "labels": {"known", "hidden"},
+    "stats": {"visible", "hidden"},
+    "victim_norm": {"train", "eval"},
+    "attacker_norm": {"train", "eval"},
+    "upload": {"gradient", "update", "average"},
+}
+BASE = threat().knowledge
+
+
+def test_fields_and_values_are_those_of_the_specification():
+    assert {name: set(values) for name, values in KNOWLEDGE.items()} == VALUES
+    fields = {field.name for field in dataclasses.fields(Knowledge)}
+    assert fields == {*VALUES, "examples"}
+    assert {name: set(table) for name, table in STRATEGY.items()} == {
+        "lock": set(LEGAL),
+        "labels": set(LEGAL_LABELS),
+    }
+
+
+@pytest.mark.parametrize("lock", LEGAL)
+def test_every_pair_of_knowledge_and_strategy_is_judged_as_specified(lock):
+    names = ("private_key", "lock_weights", "lock_grads", "labels")
+    judged = {True: 0, False: 0}
+    for values in itertools.product(*(sorted(VALUES[name]) for name in names)):
+        for examples, labels in itertools.product((1, 2), LEGAL_LABELS):
+            facts = dict(zip(names, values, strict=True), examples=examples)
+            knowledge = dataclasses.replace(BASE, **facts)
+            strategy = Strategy(lock=lock, labels=labels)
+            legal = LEGAL[lock](knowledge) and LEGAL_LABELS[labels](knowledge)
+            judged[bool(legal)] += 1
+            if legal:
+                assert ThreatModel(knowledge, strategy).strategy is strategy
+            else:
+                with pytest.raises(ValueError, match="needs"):
+                    ThreatModel(knowledge, strategy)
+    assert judged[True] and judged[False]
+
+
+CONTRADICTIONS = {
+    "private key": (
+        ("known", "joint", {"lock_weights": "known"}),
+        "lock='known' needs private_key='known'.*private_key='hidden'",
+    ),
+    "drifted weights": (
+        ("known", "joint", {"private_key": "known", "lock_weights": "initial"}),
+        "lock='known' needs lock_weights='known'.*lock_weights='initial'",
+    ),
+    "useless private key": (
+        ("extract", "joint", {"lock_grads": "shared"}),
+        "'extract' needs lock_weights='known' or 'initial'.*lock_weights='hidden'",
+    ),
+    "nothing to extract": (
+        ("extract", "joint", {"lock_weights": "known"}),
+        "'extract' needs lock_grads='shared'.*lock_grads='hidden'",
+    ),
+    "a batch": (("peel", "joint", {"examples": 2}), "needs examples=1.*examples=2"),
+    "labels": (("unit", "given", {}), "labels='given' needs labels='known'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS
+)
+def test_contradictions_name_both_sides(model, message):
+    *strategies, facts = model
+    with pytest.raises(ValueError, match=message):
+        threat(*strategies, **facts)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_unknown_facts_are_named_with_the_legal_ones(name):
+    with pytest.raises(ValueError, match=rf"{name}='maybe'.*expected one of"):
+        threat(**{name: "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("strategies", "name"),
+    [(("maybe", "joint"), "lock"), (("unit", "maybe"), "labels")],
+)
+def test_unknown_strategies_are_named_with_the_legal_ones(strategies, name):
+    with pytest.raises(ValueError, match=rf"{name}='maybe'.*expected one of"):
+        threat(*strategies)
+
+
+@pytest.mark.parametrize("examples", (0, -1, 1.0, "1", None))
+def test_examples_is_a_positive_integer(examples):
+    with pytest.raises(ValueError, match=r"examples=.*integer >= 1"):
+        threat(examples=examples)
+
+
+def test_no_fact_has_a_default():
+    with pytest.raises(TypeError, match="stats"):
+        facts = dataclasses.asdict(BASE)
+        del facts["stats"]
+        Knowledge(**facts)
+    with pytest.raises(TypeError, match="labels"):
+        Strategy(lock="unit")
+
+
+def test_a_threat_model_prints_every_field_and_cannot_be_changed():
+    model = threat("regress_gates", "joint", examples=3, stats="visible")
+    facts = dataclasses.asdict(model.knowledge) | dataclasses.asdict(model.strategy)
+    fields = dataclasses.fields(model.knowledge) + dataclasses.fields(model.strategy)
+    for field in fields:
+        assert f"{field.name}=" in str(model)
+    for name, value in facts.items():
+        assert f"{name}={value}" in str(model)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.knowledge.examples = 1
+
+
+# --- what the server sees --------------------------------------------------------
+
+# fact -> value -> (field of the view, field of the update that it must be)
+GRANTS = {
+    "private_key": {"known": ("private_key", lambda u: u.private.secret)},
+    "lock_weights": {
+        "known": ("lock_weights", lambda u: u.private.trainable),
+        "initial": ("lock_weights", lambda u: u.initial_lock_weights),
+    },
+    "lock_grads": {"shared": ("lock_grads", lambda u: u.lock_grads)},
+    "labels": {"known": ("targets", lambda u: u.targets)},
+    "stats": {"visible": ("new_stats", lambda u: u.new_stats)},
+}
+
+
+def drifted_update(examples):
+    """An update whose lock weights are no longer those of round 0."""
+    return locked_update(examples)._replace(
+        initial_lock_weights=random_private(seed=9).trainable
+    )
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        dict(zip(GRANTS, values, strict=True))
+        for values in itertools.product(*(sorted(VALUES[name]) for name in GRANTS))
+    ],
+    ids=lambda facts: "-".join(facts.values()),
+)
+def test_a_view_holds_what_is_granted_and_nothing_else(facts):
+    update = drifted_update(2)
+    view = observe(threat(**facts, examples=2), update)
+    granted = {"public": update.public, "stats": update.stats, "grads": update.sent}
+    for name, value in facts.items():
+        if value in GRANTS[name]:
+            field, leaf = GRANTS[name][value]
+            granted[field] = leaf(update)
+    for field, value in view._asdict().items():
+        assert value is granted.get(field), field
+
+
+@pytest.mark.parametrize("upload", sorted(VALUES["upload"] - {"gradient"}))
+def test_uploads_that_an_update_does_not_record_are_refused(upload):
+    with pytest.raises(NotImplementedError, match=f"upload='{upload}'.*'gradient'"):
+        observe(threat(upload=upload), locked_update(1))
+
+
+def test_a_batch_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="examples=2.*made from 1"):
+        observe(threat(examples=2), locked_update(1))
+
+
+# --- the wall itself -------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """One threat model and the leaves that its attack cannot do without."""
+
+    lock: str
+    labels: str
+    optimiser: str
+    facts: dict[str, str]
+    needs: tuple[str, ...]
+
+
+CASES = {
+    "unit": Case("unit", "recovered", "lbfgs", {}, ()),
+    "known": Case(
+        "known",
+        "given",
+        "adam",
+        {"private_key": "known", "lock_weights": "known", "labels": "known"},
+        ("secret", "trainable", "targets"),
+    ),
+    "extract": Case(
+        "extract",
+        "recovered",
+        "adam",
+        {"lock_grads": "shared", "lock_weights": "initial"},
+        ("lock_grads", "initial_lock_weights"),
+    ),
+    "fixed_random": Case(
+        "fixed_random", "joint", "adam", {"lock_weights": "known"}, ("trainable",)
+    ),
+    "regress_private_key": Case(
+        "regress_private_key",
+        "joint",
+        "lbfgs",
+        {"lock_weights": "initial", "stats": "visible"},
+        ("initial_lock_weights",),
+    ),
+    "regress_gates": Case("regress_gates", "joint", "adam", {}, ()),
+}
+OPTIMISERS = {
+    "adam": from_optax(optax.adam(0.1)),
+    "lbfgs": lbfgs(memory=2, window=2),
+}
+
+# Every leaf of an update: how to put another value there, and the knowledge under
+# which the server holds it.
+LEAVES = {
+    "images": (lambda u, new: u._replace(images=new(u.images)), {}),
+    "targets": (lambda u, new: u._replace(targets=new(u.targets)), {"labels": "known"}),
+    "secret": (
+        lambda u, new: u._replace(
+            private=u.private._replace(secret=new(u.private.secret))
+        ),
+        {"private_key": "known"},
+    ),
+    "trainable": (
+        lambda u, new: u._replace(
+            private=u.private._replace(trainable=new(u.private.trainable))
+        ),
+        {"lock_weights": "known"},
+    ),
+    "initial_lock_weights": (
+        lambda u, new: u._replace(initial_lock_weights=new(u.initial_lock_weights)),
+        {"lock_weights": "initial"},
+    ),
+    "lock_grads": (
+        lambda u, new: u._replace(lock_grads=new(u.lock_grads)),
+        {"lock_grads": "shared"},
+    ),
+    "new_stats": (
+        lambda u, new: u._replace(new_stats=new(u.new_stats)),
+        {"stats": "visible"},
+    ),
+    "public": (lambda u, new: u._replace(public=new(u.public)), None),
+    "stats": (lambda u, new: u._replace(stats=new(u.stats)), None),
+    "sent": (lambda u, new: u._replace(sent=new(u.sent)), None),
+}
+
+
+def is_granted(leaf, facts):
+    """Whether the server holds this leaf; None stands for always, {} for never."""
+    wanted = LEAVES[leaf][1]
+    return wanted is None or (wanted != {} and wanted.items() <= facts.items())
+
+
+def poison(update, leaf):
+    def nothing_but_nan(tree):
+        return jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), tree)
+
+    return LEAVES[leaf][0](update, nothing_but_nan)
+
+
+@functools.cache
+def attack(name):
+    """Observes and attacks, compiled: Update -> Reconstruction."""
+    case = CASES[name]
+    model = threat(case.lock, case.labels, **case.facts)
+    ground = setting(model, keylock(LOCK))
+    lock = LOCKS[case.lock](ground)
+    strike = iterative(
+        Unknowns(
+            pixels(ground, normal(0.5, 0.1)), LABELS[case.labels](ground), lock.unknown
+        ),
+        one_step(ground, lock.gates),
+        squared_l2(),
+        OPTIMISERS[case.optimiser],
+        steps=4,
+        points=2,
+    )
+    return quick_jit(lambda update: strike(jax.random.key(1), observe(model, update)))
+
+
+def differences(a, b):
+    same = jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)
+    return not all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_hidden_cannot_change_a_reconstruction(name):
+    update = drifted_update(1)
+    clean = attack(name)(update)
+    assert clean.finite and np.all(np.isfinite(clean.images))
+    hidden = [leaf for leaf in LEAVES if not is_granted(leaf, CASES[name].facts)]
+    assert "images" in hidden and len(hidden) >= 4
+    poisoned = functools.reduce(poison, hidden, update)
+    assert not differences(attack(name)(poisoned), clean)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_wall_test_can_fail(name):
+    """What is granted, and needed, does change the reconstruction."""
+    update = drifted_update(1)
+    clean = attack(name)(update)
+    for leaf in ("public", "stats", "sent", *CASES[name].needs):
+        assert is_granted(leaf, CASES[name].facts)
+        assert differences(attack(name)(poison(update, leaf)), clean), leaf

@@ -1,0 +1,133 @@
+"""Small things that many tests need.
+
+Weights and images are NumPy arrays: no initialiser is compiled for them, and what a
+test works out by hand from them is not JAX again.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kljax.attacks import Setting
+from kljax.clients import one_step
+from kljax.defences import Defence, keylock
+from kljax.keylock import key_lock
+from kljax.losses import cross_entropy
+from kljax.models import from_nnx
+from kljax.threat import Knowledge, Strategy, ThreatModel, Update
+from kljax.typing import Model, Private, Public
+
+# For what runs once: code is generated faster, and is slower.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def random_weights(model, seed=0, scale=0.5):
+    """Draws params and stats [like ``model.init``] by NumPy; variances are positive."""
+    generator = np.random.default_rng(seed)
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+
+    def draw(leaf, positive):
+        values = scale * generator.standard_normal(leaf.shape)
+        return np.asarray(abs(values) + 0.5 if positive else values, leaf.dtype)
+
+    return (
+        jax.tree.map(lambda leaf: draw(leaf, False), params),
+        jax.tree.map(lambda leaf: draw(leaf, True), stats),
+    )
+
+
+def random_images(*shape, seed=1):
+    """Draws images, uniform on [0, 1)."""
+    return np.random.default_rng(seed).random(shape, np.float32)
+
+
+# --- one locked network, one client, any threat model -----------------------------
+
+IMAGE_SHAPE = (2, 2, 1)
+CLASSES = 3
+WIDTHS = (3,)
+SITES = ("norm",)
+LOCK = key_lock(SITES, WIDTHS, size=5)
+
+
+class Toy(nnx.Module):
+    """Flattens, then linear, norm (the locked site), sigmoid, classifier."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Linear(4, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, use_scale=False, use_bias=False, rngs=rngs)
+        self.fc = nnx.Linear(3, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.first(images.reshape(images.shape[0], -1)))
+        return self.fc(nnx.sigmoid(x))
+
+
+@functools.cache
+def toy_model() -> Model:
+    return from_nnx(Toy)
+
+
+def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
+    """Makes a threat model in which everything is hidden that `facts` do not grant."""
+    hidden = {
+        "private_key": "hidden",
+        "lock_weights": "hidden",
+        "lock_grads": "hidden",
+        "labels": "hidden",
+        "stats": "hidden",
+        "victim_norm": "eval",
+        "attacker_norm": "eval",
+        "upload": "gradient",
+        "examples": 1,
+    }
+    return ThreatModel(
+        Knowledge(**{**hidden, **facts}), Strategy(lock=lock, labels=label_strategy)
+    )
+
+
+def setting(threat: ThreatModel, defence: Defence, **changes) -> Setting:
+    """Makes the ground of an attack on the toy network."""
+    ground = Setting(
+        model=toy_model(),
+        loss=cross_entropy,
+        gates=defence.gates,
+        simulate=defence.simulate,
+        image_shape=IMAGE_SHAPE,
+        num_classes=CLASSES,
+        classifier="fc",
+        sites=tuple(zip(SITES, WIDTHS, strict=True)),
+        threat=threat,
+    )
+    return ground._replace(**changes)
+
+
+def random_private(lock=LOCK, seed=4) -> Private:
+    """Draws a private key on [0, 1) and lock weights that leave channels alive."""
+    generator = np.random.default_rng(seed)
+    weights = jax.tree.map(
+        lambda leaf: generator.uniform(-0.5, 1, leaf.shape).astype(np.float32),
+        jax.eval_shape(lock.init, jax.random.key(0)),
+    )
+    (size,) = jax.eval_shape(lock.private_key, jax.random.key(0)).shape
+    return Private(generator.random(size, np.float32), weights)
+
+
+@functools.cache
+def locked_update(examples: int, seed: int = 0) -> Update:
+    """Runs one client behind the key-lock, norm layers in eval mode."""
+    model, defence = toy_model(), keylock(LOCK)
+    params, stats = random_weights(model, seed)
+    targets = np.eye(CLASSES, dtype=np.float32)[(np.arange(examples) + 1) % CLASSES]
+    return quick_jit(one_step(model, cross_entropy, defence, train=False))(
+        jax.random.key(seed),
+        Public(params),
+        stats,
+        random_private(seed=seed),
+        random_images(examples, *IMAGE_SHAPE, seed=seed),
+        targets,
+    )
