@@ -138,6 +138,10 @@ class LeakConfig:
             raise ValueError(
                 f"weights must be 'fresh' or 'shared', got {self.weights!r}"
             )
+        try:
+            jax.default_matmul_precision(self.precision)
+        except ValueError as error:
+            raise ValueError(f"precision={self.precision!r}: {error}") from None
         if not self.arms:
             raise ValueError("arms is empty: name at least one, such as 'none'")
         twice = sorted({arm for arm in self.arms if self.arms.count(arm) > 1})
