@@ -115,7 +115,8 @@ def run_leak(job: Leak, console: Console) -> None:
         rows = scoring.score_rows(result)
         progress.update(task, description="done")
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
     summary = report.summarise(result, rows)
     print_summary(result, summary, console)
     report.write_run(folder, result, rows, summary)
@@ -164,7 +165,7 @@ def run_demo(job: Demo, console: Console) -> None:
     """Runs the preset study of the README."""
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     out = job.out or Path("runs") / f"demo-{stamp}"
-    run_leak(Leak(data=job.data, steps=1500, out=out), console)
+    run_leak(Leak(data=job.data, steps=1000, out=out), console)
 
 
 def run_data(job: Data, console: Console) -> None:
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs[type(job)](job, Console())
     except OSError as error:
         return _refused(error)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, NotImplementedError, TypeError, ImportError) as error:
         # What kljax itself refuses is bad input. Whatever breaks elsewhere, in a
         # user's own network say, is a bug, and its traceback says where.
         if not _raised_here(error):

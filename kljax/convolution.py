@@ -67,14 +67,16 @@ def matmul_convolution(
 
     Takes the arguments of `lax.conv_general_dilated` in the layout of `nnx.Conv`:
     images [B, H, W, C], kernel [kh, kw, C, F], result [B, h, w, F]. What it does not
-    cover (other ranks, groups, input dilation) is passed on to
-    `lax.conv_general_dilated`.
+    cover (other ranks and layouts, groups, input dilation, negative padding) is passed
+    on to `lax.conv_general_dilated`.
     """
     covered = (
         images.ndim == 4
+        and _channels_last(images, kernel, dimension_numbers)
         and feature_group_count == 1
         and batch_group_count == 1
         and all(d == 1 for d in lhs_dilation or ())
+        and (isinstance(padding, str) or all(p >= 0 for pair in padding for p in pair))
     )
     if not covered:
         return lax.conv_general_dilated(
@@ -112,6 +114,14 @@ def matmul_convolution(
         precision=precision,
         preferred_element_type=preferred_element_type,
     ).reshape(-1, rows, columns, features)
+
+
+def _channels_last(images: Array, kernel: Array, dimension_numbers) -> bool:
+    if dimension_numbers is None:
+        return True
+    shapes = images.shape, kernel.shape
+    given = lax.conv_dimension_numbers(*shapes, dimension_numbers)
+    return given == lax.conv_dimension_numbers(*shapes, ("NHWC", "HWIO", "NHWC"))
 
 
 def lax_convolution(*args, **kwargs) -> Array:

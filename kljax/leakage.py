@@ -215,12 +215,12 @@ def leak(
     loss = resolve("loss", config.loss, losses.LOSSES)
     lock = _sites(config, network, dataset)
     classifier = _classifier(config, network, dataset)
-    # Arms that share a network or a defence share its draws, and their compilation.
-    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
-    defence_draws = functools.cache(lambda defence: _draw_defence(config, defence))
     models = {
         norm: _model(config, network, dataset, norm=norm) for norm in (False, True)
     }
+    # Arms that share a network or a defence share its draws, and their compilation.
+    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
+    defence_draws = functools.cache(lambda defence: _draw_defence(config, defence))
     # All arms are made before the first is run: a typo in the last one costs nothing.
     studied, made = [], {}
     for text in config.arms:

@@ -81,7 +81,8 @@ class Knowledge:
     def __post_init__(self):
         for name, legal in KNOWLEDGE.items():
             _check("knowledge", name, getattr(self, name), legal)
-        if not isinstance(self.examples, int) or self.examples < 1:
+        whole = isinstance(self.examples, int) and not isinstance(self.examples, bool)
+        if not whole or self.examples < 1:
             raise ValueError(
                 f"knowledge examples={self.examples!r}: expected an integer >= 1"
             )

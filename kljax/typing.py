@@ -52,8 +52,8 @@ class Model(NamedTuple):
         Output``. ``gates`` maps the path of a layer to the `Gate` put on its output,
         ``taps`` names the values to return (``"path"`` for a layer's output,
         ``"path:input"`` for its input), ``train`` chooses batch statistics over
-        running ones and switches dropout on, ``rngs`` maps a stream name (such as
-        ``"dropout"``) to its `Rng`.
+        running ones and switches dropout on, ``rngs`` is one `Rng` for all random
+        streams, or maps a stream's name (``"default"``, ``"dropout"``) to its own.
     """
 
     init: Callable[[Rng], tuple[Params, Stats]]

@@ -32,32 +32,30 @@ def quickly():
         yield
 
 
-def run(optimiser, layout, victims=VICTIMS, steps=5):
-    results, _ = map_victims(lone_attack(optimiser, steps), layout)(
-        *lone_victims(victims)
-    )
+ATTACKS = {"lbfgs": 5, "adam": 60}  # steps by optimiser
+
+
+def run(layout, victims=VICTIMS):
+    results, _ = map_victims(lone_attack(**ATTACKS), layout)(*lone_victims(victims))
     return results
 
 
-def assert_agree(one, other):
-    np.testing.assert_allclose(one["image"], other["image"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5, atol=1e-5)
+def assert_agree(ones, others):
+    assert ones.keys() == others.keys() == ATTACKS.keys()
+    for name, one in ones.items():
+        image, loss = others[name]["image"], others[name]["loss"]
+        np.testing.assert_allclose(one["image"], image, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one["loss"], loss, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """Every victim of an attack by itself: the definition of a right result."""
-
-    def compute(optimiser, steps):
-        with quick_compilation():
-            one = jax.jit(lone_attack(optimiser, steps))
-            args = lone_victims(VICTIMS)
-            found = [
-                one(*jax.tree.map(lambda x, n=n: x[n], args)) for n in range(VICTIMS)
-            ]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-
-    return {case: compute(*case) for case in (("lbfgs", 5), ("adam", 60))}
+    """Every victim by itself: the definition of a right result."""
+    with quick_compilation():
+        one = jax.jit(lone_attack(**ATTACKS))
+    args = lone_victims(VICTIMS)
+    found = [one(*jax.tree.map(lambda x, n=n: x[n], args)) for n in range(VICTIMS)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
 def test_every_layout_is_under_test():
@@ -66,22 +64,16 @@ def test_every_layout_is_under_test():
 
 
 @pytest.mark.parametrize("layout", EVERY_LAYOUT, ids=str)
-def test_layouts_agree_on_five_steps_of_lbfgs(layout, alone):
-    assert_agree(run("lbfgs", layout), alone["lbfgs", 5])
-
-
-@pytest.mark.parametrize("layout", EVERY_LAYOUT, ids=str)
-def test_layouts_agree_on_adam(layout, alone):
-    assert_agree(run("adam", layout, steps=60), alone["adam", 60])
+def test_layouts_agree_on_five_steps_of_lbfgs_and_on_adam(layout, alone):
+    assert_agree(run(layout), alone)
 
 
 def test_the_attack_under_test_moves_and_tells_victims_apart(alone):
     # Otherwise agreement would mean nothing.
-    for case in alone.values():
-        spread = np.std(case["image"], axis=0)
-        assert np.all(np.isfinite(case["image"]))
-        assert np.mean(spread) > 0.01
-    assert np.all(alone["adam", 60]["loss"] < alone["lbfgs", 5]["loss"])
+    for result in alone.values():
+        assert np.all(np.isfinite(result["image"]))
+        assert np.mean(np.std(result["image"], axis=0)) > 0.01
+    assert np.all(alone["adam"]["loss"] < alone["lbfgs"]["loss"])
 
 
 EIGHT_DEVICES = """
@@ -93,9 +85,9 @@ from test_mapping import run
 from studies import quick_compilation
 assert jax.local_device_count() == 8, jax.devices()
 with quick_compilation():
-    for optimiser, steps in (("lbfgs", 5), ("adam", 60)):
-        found = run(optimiser, Layout("sharded", 1), victims=9, steps=steps)
-        np.savez(f"{sys.argv[1]}/{optimiser}.npz", **found)
+    found = run(Layout("sharded", 1), victims=9)
+for name, result in found.items():
+    np.savez(f"{sys.argv[1]}/{name}.npz", **result)
 """
 
 
@@ -111,21 +103,20 @@ def test_eight_devices_agree_with_one(alone, tmp_path):
         check=True,
         timeout=300,
     )
-    for (optimiser, _), expected in alone.items():
-        found = np.load(tmp_path / f"{optimiser}.npz")
-        assert len(found["loss"]) == 9
-        assert_agree({name: found[name][:VICTIMS] for name in expected}, expected)
+    found = {name: dict(np.load(tmp_path / f"{name}.npz")) for name in ATTACKS}
+    assert_agree(jax.tree.map(lambda x: x[:VICTIMS], found), alone)
+    for result in found.values():
+        assert len(result["loss"]) == 9
         # The lonely last one is somebody else.
-        assert np.mean(np.abs(found["image"][8] - found["image"][7])) > 0.01
+        assert np.mean(np.abs(result["image"][8] - result["image"][7])) > 0.01
 
 
 def test_a_victim_does_not_depend_on_the_others(alone):
-    mapped = map_victims(lone_attack("adam", 60), Layout("chunked", 2))
-    args = lone_victims(5)
+    mapped = map_victims(lone_attack(**ATTACKS), Layout("chunked", 2))
+    args = lone_victims(VICTIMS)
     for chosen in ([0, 1], [3], [4, 2, 0]):
         some, _ = mapped(*jax.tree.map(lambda x, rows=chosen: x[rows], args))
-        expected = {name: x[chosen] for name, x in alone["adam", 60].items()}
-        assert_agree(some, expected)
+        assert_agree(some, jax.tree.map(lambda x, rows=chosen: x[rows], alone))
 
 
 def square(x, factor):
@@ -177,7 +168,7 @@ def test_one_compilation_per_shape_and_none_per_victim(kind):
 
 
 def test_a_real_attack_is_compiled_once():
-    counted = counting(lone_attack("adam", 2))
+    counted = counting(lone_attack(adam=2))
     mapped = map_victims(counted, Layout("chunked", 2))
     compilations = [mapped(*lone_victims(n))[1].compilations for n in (2, 5, 7)]
     assert compilations == [1, 0, 0]
@@ -269,35 +260,34 @@ def fully():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-LENET_LAYOUTS = (Layout("sharded", 2), Layout("chunked", 4), Layout("loop"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimiser", "steps"), [("lbfgs", 5), ("adam", 60)])
 def test_layouts_agree_on_lenet(optimiser, steps, fully):
     images = []
-    for layout in LENET_LAYOUTS:
-        study = leakage.leak(
-            LeakConfig(
-                victims=6,
-                arms=("none",),
-                optimiser=optimiser,
-                steps=steps,
-                layout=layout,
-            )
+    for layout in (Layout("sharded", 2), Layout("chunked", 4), Layout("loop")):
+        config = LeakConfig(
+            victims=6, arms=("none",), optimiser=optimiser, steps=steps, layout=layout
         )
+        study = leakage.leak(config)
         # Weights, defence and attack are compiled apart; victims are not.
         assert study.arms[0].timing.compilations == 3
         images.append(study.arms[0].attacked.reconstruction.images)
-    for other in images[1:]:
-        np.testing.assert_allclose(images[0], other, rtol=0, atol=1e-5)
+    sharded, chunked, single = images
+    np.testing.assert_allclose(sharded, chunked, rtol=0, atol=1e-5)
+    # Without a batch XLA adds up in another order, and these steps amplify rounding:
+    # 2e-6 in the root mean square, up to 2e-5 in one pixel of a thousand.
+    apart = single - chunked
+    assert np.sqrt(np.mean(apart**2, axis=(1, 2, 3, 4))).max() < 1e-5
+    assert np.mean(np.abs(apart) > 1e-5) < 0.01
+    assert np.abs(apart).max() < 1e-4
 
 
 @pytest.mark.slow
 def test_layouts_recover_the_same_victims_by_long_fixed_steps(fully):
-    # Fixed steps amplify rounding: images differ, what they show does not.
+    # Fixed steps amplify rounding: images differ, what they show does not. A loop
+    # against a batch, because batches of any size round alike here.
     recovered, images = [], []
-    for layout in (Layout("sharded", 4), Layout("chunked", 8)):
+    for layout in (Layout("sharded", 4), Layout("loop")):
         study = leakage.leak(
             LeakConfig(
                 victims=8,

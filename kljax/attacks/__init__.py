@@ -18,7 +18,7 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.labels import LABELS, idlg
-from kljax.attacks.locks import LOCKS, Lock
+from kljax.attacks.locks import LOCKS, Lock, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
@@ -43,6 +43,7 @@ __all__ = [
     "idlg",
     "LOCKS",
     "Lock",
+    "lock_of",
     "one_step",
     "Objective",
     "OBJECTIVES",

@@ -128,3 +128,19 @@ LOCKS: dict[str, Callable[[Setting], Lock]] = {
     "regress_private_key": regress_private_key,
     "regress_gates": regress_gates,
 }
+
+
+def lock_of(setting: Setting) -> Lock:
+    """Makes what the threat model's lock strategy says.
+
+    Raises:
+      NotImplementedError: for a strategy that a threat model may declare and no
+        iterative attack carries out (``peel``).
+    """
+    strategy = setting.threat.strategy.lock
+    if strategy not in LOCKS:
+        raise NotImplementedError(
+            f"lock strategy {strategy!r} is legal in a threat model, but no iterative "
+            f"attack carries it out; choose one of {tuple(LOCKS)}"
+        )
+    return LOCKS[strategy](setting)

@@ -19,7 +19,7 @@ from kljax.attacks.attack import (
     no_prior,
 )
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import LOCKS
+from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
@@ -38,7 +38,7 @@ def gradient_matching(
     prior: Prior = no_prior,
 ) -> Attack:
     """Composes the plainest gradient matching: pixels, squared distance."""
-    lock = LOCKS[setting.threat.strategy.lock](setting)
+    lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
     return iterative(
         Unknowns(pixels(setting, start), labels, lock.unknown),

@@ -22,14 +22,16 @@ TABLE = [
     ({"ssim": 0.599, "matching_loss": 2e-6}, "unsolved"),
     ({"mse": 0.0201, "matching_loss": 2e-6}, "unsolved"),
     ({"ssim": 0.1, "mse": 0.3, "matching_loss": 2e-6}, "unsolved"),
-    ({"finite": False}, "diverged"),
+    # The search broke off, but what it had found before is the image.
+    ({"finite": False}, "recovered"),
+    ({"ssim": 0.1, "finite": False}, "diverged"),
     ({"ssim": math.nan}, "diverged"),
     ({"mse": math.nan}, "diverged"),
     ({"matching_loss": math.nan}, "diverged"),
     ({"matching_loss": math.inf}, "diverged"),
     ({"matching_loss": None, "loss_floor": None}, "recovered"),
     ({"ssim": 0.1, "matching_loss": None, "loss_floor": None}, "unsolved"),
-    ({"matching_loss": None, "finite": False}, "diverged"),
+    ({"ssim": 0.1, "matching_loss": None, "finite": False}, "diverged"),
 ]
 
 

@@ -1,0 +1,317 @@
+"""The command line: what is typed, what is printed, and how it ends."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+from studies import quick_compilation
+
+from kljax import cli, data, leakage, metrics
+from kljax.attacks import LOCKS
+from kljax.leakage import LeakConfig
+from kljax.metrics import FLOORS
+
+FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}
+TINY = (
+    "leak --model dense --image-size 8 --victims 3 --steps 4 --optimiser adam "
+    "--private-key-size 16 --layout.kind chunked --layout.chunk 2"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch, tmp_path):
+    """Compiles quickly, without LPIPS, in a directory of its own, at 80 columns."""
+    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def begun(*args, **kwargs):
+        raise AssertionError("the study has begun")
+
+    monkeypatch.setattr(leakage, "map_victims", begun)
+
+
+def test_a_study_prints_its_tables_and_writes_its_folder(tmp_path, capsys):
+    arms = ["none", "keylock/known"]
+    status = cli.main([*TINY, "--arms", *arms, "--out", "here/study"])
+    assert status == 0
+    folder = tmp_path / "here" / "study"
+    assert {path.name for path in folder.iterdir()} == FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["arms"] == arms and config["layout"]["chunk"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]  # and no runs/
+
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in (*arms, *FLOORS):  # whole names, not cut off
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1, name
+    summary = json.loads((folder / "summary.json").read_text())
+    row = next(line for line in lines if line.startswith("none "))
+    assert f"{summary['arms']['none']['ssim']:.3f}" in row.split()
+    words = " ".join(printed.split())
+    assert "dense on digits: 3 victims, attack matching" in words
+    assert "attacker knows, in every arm: " in words
+    assert "known arm is not the undefended arm" in words
+    assert "evaluations/s" in words and "attacks/h on cpu" in words
+    assert "written: here/study/" in words
+    assert "6/6" in words and "attacks/s" in words
+
+
+def test_a_study_without_a_folder_is_written_to_one_of_its_own(tmp_path):
+    arms = ["--attack", "outside_package:reveal", "--arms", "none"]
+    assert cli.main([*TINY, *arms]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+USERS = '''
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from kljax import data, defences
+from kljax.attacks import Reconstruction
+
+class Net(nnx.Module):
+    def __init__(self, num_classes, *, image_shape, rngs):
+        self.first = nnx.Linear(7 * 7 * 3, 4, rngs=rngs)
+        self.last = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.last(nnx.tanh(self.first(images.reshape(len(images), -1))))
+
+def images(shape):
+    values = np.random.default_rng(1).random((5, *shape), np.float32)
+    labels = [0, 1, 0, 1, 2]
+    return data.Dataset("mine", values, labels, 3, groups=None, licence="my own")
+
+def attack(setting, optimiser=None, *, steps, restarts):
+    """Knows how the first layer's gradient gives its input away."""
+    def run(rng, view):
+        kernel, bias = (view.grads.model[f"first/{n}"] for n in ("kernel", "bias"))
+        channel = jnp.argmax(jnp.abs(bias))
+        image = (kernel[:, channel] / bias[channel]).reshape(1, *setting.image_shape)
+        return Reconstruction(
+            image, jnp.zeros(1, int), jnp.zeros(()), jnp.array(True), {}
+        )
+    return run
+
+def defence():
+    return defences.gaussian_noise(1.0)
+'''
+
+
+def run(*arguments, cwd, program=(sys.executable, "-m", "kljax")):
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "COLUMNS": "80",
+        "XLA_FLAGS": "",
+    }
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(
+        [*program, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_file_beside_the_user_brings_model_data_attack_and_defence(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    named = (
+        "leak --model mine:Net --data mine:images --attack mine:attack --victims 5 "
+        "--arms none mine:defence keylock/fixed_mean --sites first --classifier last "
+        "--image-size 7 --private-key-size 8 --out run"
+    )
+    done = run(*named.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    arms = summary["arms"]
+    assert list(arms) == ["none", "mine:defence", "keylock/fixed_mean"]
+    # The closed form is exact, behind a gate as well, and not behind noise.
+    assert arms["none"]["outcomes"]["recovered"] == 5
+    assert arms["mine:defence"]["outcomes"]["recovered"] == 0
+    assert "my own" in (tmp_path / "run" / "summary.md").read_text()
+    # One host device per core, unless the user has chosen.
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["local_devices"] == os.cpu_count()
+
+
+def test_the_console_script_refuses_in_one_line(tmp_path):
+    script = pathlib.Path(sys.executable).parent / "kljax"
+    done = run("leak", "--model", "lennet", cwd=tmp_path, program=(str(script),))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kljax: unknown model 'lennet' (did you mean 'lenet'?)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model lennet", "unknown model 'lennet' (did you mean 'lenet'?)"),
+        ("--data outside_package:nan_image", "image 4 of dataset 'broken' holds NaN"),
+        ("--data outside_package:constant_image", "is constant"),
+        ("--data outside_package:label_out_of_range", "labels must lie in [0, 2)"),
+        ("--arms none bn-control", "'bn-control' needs a network with"),
+        ("--arms none none", "arms ['none'] are named more than once"),
+        ("--arms keylock/guess", f"write keylock/STRATEGY with one of {[*LOCKS][0]}"),
+        ("--arms keylock/known --sites layers", "no module at 'layers'"),
+        ("--arms keylock/known --threat lock_weights=hidden", "needs lock_weights="),
+        ("--arms", "arms is empty"),
+        ("--victims 0", "victims must be an integer >= 1, got 0"),
+        ("--victims 1798", "dataset 'digits' has 1797"),
+        ("--image-size 6", "image_size must be an integer >= 7, got 6"),
+        ("--steps -3", "steps must be an integer >= 1, got -3"),
+        ("--precision exact", "precision='exact'"),
+        ("--threat upload=update", "upload=gradient"),
+        ("--examples 2", "labels='recovered'"),
+        ("--attack outside_package:missing", "has no attribute 'missing'"),
+        ("--data-dir nowhere --data mnist", "tfds build mnist"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_nothing_written(
+    arguments, message, tmp_path, capsys, nothing_runs
+):
+    arms = [] if "--arms" in arguments else ["--arms", "none"]
+    status = cli.main([*TINY, *arms, *arguments.split(), "--out", "deep/run"])
+    assert status == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    (line,) = errors.splitlines()
+    assert line.startswith("kljax: ") and message in line
+    assert not (tmp_path / "deep").exists()
+
+
+def test_an_existing_folder_is_refused_before_anything_is_computed(
+    tmp_path, capsys, nothing_runs
+):
+    (tmp_path / "run").mkdir()
+    assert cli.main([*TINY, "--arms", "none", "--out", "run"]) == 2
+    assert "'run' exists: name another with --out" in capsys.readouterr().err
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_mistake_in_a_users_code_keeps_its_traceback(tmp_path, nothing_runs):
+    (tmp_path / "mistaken.py").write_text(
+        "def images(shape):\n    return int('not a number')\n"
+    )
+    # The very type that a refusal has.
+    with pytest.raises(ValueError, match="invalid literal") as error:
+        cli.main([*TINY, "--arms", "none", "--data", "mistaken:images"])
+    assert error.traceback[-1].path.name == "mistaken.py"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["leek"],
+        ["leak", "--stepz", "3"],
+        ["leak", "--victims", "many"],
+        ["leak", "--weights", "frozen"],
+        ["leak", "--layout.kind", "pmap"],
+        ["leak", "--layout.chunk", "0"],
+        ["data", "prepare", "fashion_mnist"],
+        ["data", "destroy", "fashion_mnist", "--from", "."],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_parsed_is_explained(arguments, capsys, nothing_runs):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    errors = capsys.readouterr().err
+    assert not arguments or arguments[-1].lstrip("-") in errors or "from" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ("leak", "demo", "data")),
+        (
+            ["leak"],
+            [name.replace("_", "-") for name in LeakConfig.__dataclass_fields__],
+        ),
+        (["leak"], ("--out", "digits, photos", "lenet or dense", "sharded")),
+        (["demo"], ("--out", "--data")),
+        (["data"], ("prepare", "--from", "--data-dir", "fashion_mnist")),
+    ],
+)
+def test_help_is_there(arguments, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*arguments, "--help"])
+    assert end.value.code == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for word in words:
+        assert word in printed
+
+
+def test_the_demo_is_a_preset_of_a_study(monkeypatch, tmp_path):
+    jobs = []
+    monkeypatch.setattr(cli, "run_leak", lambda job, console: jobs.append(job))
+    assert cli.main(["demo"]) == 0
+    assert cli.main(["demo", "--data", "photos", "--out", "there"]) == 0
+    for job in jobs:
+        assert isinstance(job, LeakConfig)
+        assert (job.model, job.victims, len(job.arms)) == ("lenet", 16, 6)
+        assert 1000 <= job.steps <= 2000
+    assert jobs[0].data == "digits" and jobs[0].out.parts[0] == "runs"
+    assert jobs[1].data == "photos" and jobs[1].out == pathlib.Path("there")
+
+
+def test_a_dataset_is_prepared_where_it_is_wanted(monkeypatch, capsys):
+    calls = []
+
+    def prepare(source, data_dir):
+        calls.append((source, data_dir))
+        return "somewhere"
+
+    monkeypatch.setitem(data.PREPARERS, "fashion_mnist", prepare)
+    named = ["data", "prepare", "fashion_mnist", "--from", "idx"]
+    assert cli.main(named) == 0
+    assert cli.main([*named, "--data-dir", "tfds"]) == 0
+    path = pathlib.Path
+    assert calls == [(path("idx"), None), (path("idx"), path("tfds"))]
+    assert "written: somewhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fashion_mnist", "no IDX file nowhere/train-images-idx3-ubyte.gz"),
+        ("fashion-mnist", "unknown dataset to prepare 'fashion-mnist' (did you mean"),
+    ],
+)
+def test_a_dataset_without_its_files_is_refused(name, message, capsys, tmp_path):
+    where = ["--from", "nowhere", "--data-dir", "tfds"]
+    assert cli.main(["data", "prepare", name, *where]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kljax: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_attacks_and_what_is_left():
+    def shown(completed, total, elapsed):
+        task = types.SimpleNamespace(
+            completed=completed, elapsed=elapsed, remaining=total - completed
+        )
+        return cli._Pace().render(task).plain
+
+    assert shown(0, 96, 3.0) == "-- attacks/s, ETA -:--:--"
+    assert shown(16, 96, 32.0) == "0.50 attacks/s, ETA 0:02:40"
+    assert shown(96, 96, 48.0) == "2.00 attacks/s, ETA 0:00:00"

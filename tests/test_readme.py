@@ -1,0 +1,25 @@
+"""The README: its first example runs as it is printed."""
+
+import pathlib
+import re
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def first_example() -> str:
+    """Finds the first block of Python."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S)
+    assert blocks, f"{README.name} has no python block"
+    return blocks[0]
+
+
+def test_the_first_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # In a namespace of its own, as in a script.
+    exec(compile(first_example(), README.name, "exec"), {"__name__": "__main__"})
+
+
+def test_the_first_example_is_short():
+    lines = [line for line in first_example().splitlines() if line.strip()]
+    assert 3 <= len(lines) <= 15
+    assert "kljax" in first_example()

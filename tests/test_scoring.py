@@ -1,0 +1,284 @@
+"""Scores: one row per victim and arm, with everything in its column."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+from studies import close, finished, pretended, scored, tiny, wrong
+
+from kljax import metrics, scoring
+from kljax.data import Dataset
+from kljax.metrics import FLOORS, OUTCOMES
+from kljax.scoring import COLUMNS, SCHEMA_VERSION, matched_images
+
+OF_AN_ATTACK = (
+    "lock_strategy",
+    "label_strategy",
+    "label_guess",
+    "label_accuracy",
+    "attack",
+    "evaluations",
+    "matching_loss",
+    "matching_loss_at_truth",
+    "matching_loss_floor",
+    "outcome",
+)
+
+
+def rows_of(rows, arm):
+    return [row for row in rows if row["arm"] == arm]
+
+
+def test_rows_have_the_columns_of_the_schema():
+    assert len(set(COLUMNS)) == len(COLUMNS) == 36
+    _, rows = finished()
+    for row in rows:
+        assert tuple(row) == COLUMNS
+        assert row["schema_version"] == SCHEMA_VERSION == 1
+
+
+def test_there_is_one_row_per_victim_and_arm_and_floor():
+    result, rows = finished()
+    names = [f"floor/{name}" for name in FLOORS] + list(result.config.arms)
+    assert list(dict.fromkeys(row["arm"] for row in rows)) == names
+    for name in names:
+        indices = [row["victim"] for row in rows_of(rows, name)]
+        assert indices == list(result.victims.indices[:, 0])
+    assert len(rows) == 5 * (6 + 4)
+
+
+def test_rows_say_what_was_done():
+    result, rows = finished()
+    for row in rows:
+        place = list(result.victims.indices[:, 0]).index(row["victim"])
+        assert row["label"] == result.victims.labels[place, 0]
+        assert row["group"] == result.victims.groups[place]
+        assert (row["model"], row["data"], row["seed"]) == ("dense", "digits", 0)
+        assert (row["weights"], row["matmul_precision"]) == ("fresh", "highest")
+        assert row["device"] == "cpu"
+        if row["arm"].startswith("floor/"):
+            assert all(row[name] is None for name in OF_AN_ATTACK)
+        else:
+            assert (row["attack"], row["optimiser"]) == ("matching", None)
+            assert (row["restarts"], row["evaluations"]) == (1, 40)
+            assert row["label_strategy"] == "recovered"
+            assert row["outcome"] in OUTCOMES
+    strategies = {row["arm"]: row["lock_strategy"] for row in rows}
+    assert strategies["none"] == strategies["gaussian-noise=0.1"] == "unit"
+    assert strategies["keylock/regress_gates"] == "regress_gates"
+
+
+def test_rows_carry_the_losses_of_the_attack():
+    result, rows = finished()
+    for arm in result.arms:
+        for n, row in enumerate(rows_of(rows, arm.arm.name)):
+            attacked = arm.attacked
+            assert row["matching_loss"] == attacked.reconstruction.loss[n]
+            assert row["matching_loss_at_truth"] == attacked.loss_at_truth[n]
+            floor = max(attacked.loss_at_truth[n], 1e-6 * attacked.loss_scale[n])
+            assert row["matching_loss_floor"] == pytest.approx(floor)
+            wanted = attacked.live_channels[n] if arm.arm.gated else None
+            assert row["live_channels"] == wanted
+            # The undefended attack is not far from done; noise sets a floor.
+            if arm.arm.name.startswith("gaussian"):
+                assert row["matching_loss_floor"] > 10
+
+
+def test_scores_against_values_computed_another_way():
+    result, rows = finished()
+    for arm in result.arms:
+        for n, row in enumerate(rows_of(rows, arm.arm.name)):
+            truth = result.victims.images[n, 0].astype(np.float64)
+            guess = np.clip(arm.attacked.reconstruction.images[n, 0], 0, 1)
+            error = np.mean((guess.astype(np.float64) - truth) ** 2)
+            assert row["mse"] == pytest.approx(error, rel=1e-4)
+            assert row["psnr"] == pytest.approx(-10 * np.log10(error), rel=1e-4)
+            similarity = structural_similarity(
+                guess.astype(np.float64), truth, data_range=1, channel_axis=-1
+            )
+            assert row["ssim"] == pytest.approx(similarity, abs=1e-4)
+            assert row["success"] == (similarity >= 0.6)
+            assert row["rmse255"] == pytest.approx(255 * error**0.5, rel=1e-4)
+            fedkl = 10 * np.log10(255**2 / (255 * error**0.5))
+            assert row["psnr_fedkl"] == pytest.approx(fedkl, rel=1e-4)
+
+
+def test_the_floor_of_a_victim_is_its_best_floor_row():
+    result, rows = finished()
+    for victim in result.victims.indices[:, 0]:
+        mine = [row for row in rows if row["victim"] == victim]
+        best = min(row["mse"] for row in mine if row["arm"].startswith("floor/"))
+        for row in mine:
+            assert row["floor_mse"] == pytest.approx(best, rel=1e-5)
+
+
+def test_floors_against_values_computed_another_way():
+    result, rows = finished()
+    assert len(result.dataset) > scoring.REFERENCE_SIZE  # or the mean would be of all
+    for n, truth in enumerate(result.victims.images[:, 0]):
+        grey = rows_of(rows, "floor/grey")[n]
+        assert grey["mse"] == pytest.approx(np.mean((truth - 0.5) ** 2), rel=1e-5)
+        colour = rows_of(rows, "floor/own_mean_colour")[n]
+        spread = np.mean(np.var(truth, axis=(0, 1)))
+        assert colour["mse"] == pytest.approx(spread, rel=1e-4)
+
+
+def test_an_exact_guess_is_recovered():
+    result = pretended(tiny(), lambda arm, victims: victims.images)
+    for row in rows_of(scored(result), "none"):
+        assert (row["mse"], row["psnr"]) == (0, float("inf"))
+        assert row["ssim"] == pytest.approx(1)
+        assert (row["success"], row["outcome"]) == (True, "recovered")
+        assert row["label_guess"] == row["label"] and row["label_accuracy"] == 1
+
+
+def test_every_outcome_has_its_name():
+    def guesses(arm, victims):
+        images = wrong(arm, victims)
+        images[0] = close(arm, victims)[0]
+        images[3] = np.nan
+        return images
+
+    result = pretended(
+        tiny(victims=5),
+        guesses,
+        loss=np.array([9.0, 1e-3, 1e-7, 1e-7, 1e-7]),
+        finite=np.array([True, True, True, True, False]),
+        loss_at_truth=np.zeros(5),
+        loss_scale=np.full(5, 0.5),  # a loss above 5e-7 has missed something
+    )
+    rows = rows_of(scored(result), "none")
+    outcomes = [row["outcome"] for row in rows]
+    assert outcomes == ["recovered", "unsolved", "ambiguous", "diverged", "diverged"]
+    assert np.isnan(rows[3]["ssim"]) and rows[3]["success"] is False
+    # With a floor under the loss, as from noise, the same loss has matched.
+    noisy = pretended(
+        tiny(victims=5), guesses, loss=np.full(5, 1e-3), loss_at_truth=np.full(5, 0.01)
+    )
+    outcomes = [row["outcome"] for row in rows_of(scored(noisy), "none")]
+    assert outcomes == ["recovered", "ambiguous", "ambiguous", "diverged", "ambiguous"]
+
+
+def test_examples_are_matched_one_to_one():
+    orders = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2]])  # guess i is truth order[i]
+
+    def shuffled(images, orders=orders):
+        return np.stack([x[order] for x, order in zip(images, orders, strict=True)])
+
+    config = tiny(examples=3)
+    straight = pretended(config, close)
+    victims = straight.victims
+    mixed = pretended(
+        config,
+        lambda arm, victims: shuffled(close(arm, victims)),
+        labels=shuffled(victims.labels),
+    )
+    np.testing.assert_array_equal(
+        matched_images(mixed.arms[0], victims), close("none", victims)
+    )
+    for one, other in zip(scored(straight), scored(mixed), strict=True):
+        assert one == other
+    row = rows_of(scored(mixed), "none")[0]
+    assert row["label_accuracy"] == 1 and row["outcome"] == "recovered"
+    # Without the matching this would have been somebody else.
+    apart = np.mean((shuffled(victims.images) - victims.images) ** 2, axis=(1, 2, 3, 4))
+    assert apart[0] > 10 * row["mse"] and apart[2] == 0
+    # A wrong label of one example of three costs a third.
+    labels = shuffled(victims.labels)
+    labels[:, 0] = (labels[:, 0] + 1) % 10
+    rows = rows_of(
+        scored(
+            pretended(
+                config,
+                lambda arm, victims: shuffled(close(arm, victims)),
+                labels=labels,
+            )
+        ),
+        "none",
+    )
+    assert [row["label_accuracy"] for row in rows] == [pytest.approx(2 / 3)] * 3
+
+
+def test_scores_of_several_examples_are_their_mean():
+    def guesses(arm, victims):
+        images = victims.images.copy()
+        images[:, 1] = np.clip(images[:, 1], 0.1, 0.9)
+        return images
+
+    result = pretended(tiny(examples=2), guesses)
+    truths, found = result.victims.images, guesses("none", result.victims)
+    for n, row in enumerate(rows_of(scored(result), "none")):
+        errors = np.mean((truths[n] - found[n]) ** 2, axis=(1, 2, 3))
+        assert errors[0] == 0 < errors[1]
+        assert row["mse"] == pytest.approx(errors[1] / 2, rel=1e-4)
+
+
+def test_dead_locks_are_counted_as_such():
+    config = tiny(arms=("none", "keylock/known"), victims=2)
+    rows = scored(pretended(config, close, live_channels=np.array([0, 3])))
+    assert [r["live_channels"] for r in rows_of(rows, "keylock/known")] == [0, 3]
+    # Without gates there is nothing to be dead.
+    none = scored(pretended(tiny(victims=2), close))
+    assert [r["live_channels"] for r in rows_of(none, "none")] == [None, None]
+
+
+def test_attacks_need_not_count_their_evaluations():
+    rows = rows_of(scored(pretended(tiny(), close, info={})), "none")
+    assert [row["evaluations"] for row in rows] == [None] * 3
+    assert rows[0]["attack"] == "matching"
+
+
+def lonely(shape):
+    """Gives data with a class of one example, of which there is no other."""
+    images = np.random.default_rng(5).random((6, *shape), np.float32)
+    labels = [0, 0, 0, 0, 0, 1]
+    return Dataset("lonely", images, labels, 2, groups=None, licence="none needed")
+
+
+def test_a_floor_without_material_has_no_row():
+    result = pretended(tiny(victims=6, data=f"{__name__}:lonely"), close)
+    rows = scored(result)
+    alone = result.victims.indices[:, 0][result.victims.labels[:, 0] == 1]
+    assert alone == [5]
+    for floor, victims in (
+        ("same_class", 5),
+        ("class_mean", 5),
+        ("data_mean", 6),
+        ("grey", 6),
+    ):
+        found = [row["victim"] for row in rows_of(rows, f"floor/{floor}")]
+        assert len(found) == victims
+        assert (5 in found) == (victims == 6)
+    assert len(rows_of(rows, "none")) == 6
+
+
+def test_perceptual_distances_have_their_columns(monkeypatch):
+    def distances(guesses, truths, network):
+        assert guesses.shape == truths.shape == (6, 8, 8, 3)
+        offset = {"alex": 1, "vgg": 2}[network]
+        return offset + np.arange(6.0)
+
+    result = pretended(tiny(examples=2), close)
+    monkeypatch.setattr(metrics, "lpips_available", lambda: True)
+    monkeypatch.setattr(metrics, "lpips_distances", distances)
+    rows = rows_of(scoring.score_rows(result), "none")
+    assert [row["lpips_alex"] for row in rows] == [1.5, 3.5, 5.5]
+    assert [row["lpips_vgg"] for row in rows] == [2.5, 4.5, 6.5]
+    for row in scored(result):
+        assert row["lpips_alex"] is row["lpips_vgg"] is None
+
+
+def test_photographs_are_the_clusters_of_their_crops():
+    result = pretended(tiny(data="photos", victims=12), close)
+    rows = rows_of(scored(result), "none")
+    groups = [row["group"] for row in rows]
+    assert groups == [row["label"] for row in rows]
+    assert 1 < len(set(groups)) < 12
+
+
+def test_another_precision_and_weights_are_in_every_row():
+    config = dataclasses.replace(tiny(), precision="default", weights="shared", seed=4)
+    for row in scored(pretended(config, close)):
+        found = row["matmul_precision"], row["weights"], row["seed"]
+        assert found == ("default", "shared", 4)
