@@ -6,8 +6,9 @@ it; `leak` does all of that for many victims and says what it was worth.
 """
 
 from kljax import attacks, data, defences, losses, metrics
+from kljax.config import LeakConfig
 from kljax.keylock import KeyLock, key_lock
-from kljax.leakage import LeakConfig, LeakResult, leak
+from kljax.leakage import LeakResult, leak
 from kljax.mapping import Layout, map_victims
 from kljax.models import Dense, LeNet, Network, from_nnx, site_widths
 from kljax.scoring import score_rows

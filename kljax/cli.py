@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kljax.leakage import LeakConfig
+from kljax.config import LeakConfig
 from kljax.registry import resolve
 
 

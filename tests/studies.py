@@ -9,8 +9,8 @@ import numpy as np
 from kljax import arms, clients, defences, leakage, losses, metrics, scoring, threat
 from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.presets import OPTIMISERS, matching
+from kljax.config import LeakConfig
 from kljax.keylock import key_lock
-from kljax.leakage import LeakConfig
 from kljax.mapping import Layout, Timing
 from kljax.models import Dense, from_nnx
 from kljax.typing import Private, Public

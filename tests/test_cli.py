@@ -12,7 +12,7 @@ from studies import quick_compilation
 
 from kljax import cli, data, leakage, metrics
 from kljax.attacks import LOCKS
-from kljax.leakage import LeakConfig
+from kljax.config import LeakConfig
 from kljax.metrics import FLOORS
 
 FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}

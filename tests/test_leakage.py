@@ -10,8 +10,9 @@ from studies import finished, quick_compilation, scored, study, tiny
 
 from kljax import data, leakage, scoring
 from kljax.attacks import cosine, squared_l2
+from kljax.config import LeakConfig
 from kljax.keylock import key_lock
-from kljax.leakage import LeakConfig, leak, weakest_tensor
+from kljax.leakage import leak, weakest_tensor
 from kljax.mapping import Layout
 from kljax.typing import Public
 

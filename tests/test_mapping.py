@@ -12,7 +12,7 @@ import pytest
 from studies import lone_attack, lone_victims, quick_compilation
 
 from kljax import leakage, scoring
-from kljax.leakage import LeakConfig
+from kljax.config import LeakConfig
 from kljax.mapping import LAYOUTS, Layout, map_victims
 
 # For five victims: blocks that they do not fill, but for vmap and loop.

@@ -11,7 +11,7 @@ from PIL import Image
 from studies import close, finished, pretended, scored, tiny, wrong
 
 from kljax import report
-from kljax.leakage import LeakConfig
+from kljax.config import LeakConfig
 from kljax.mapping import Layout
 from kljax.metrics import FLOORS, OUTCOMES
 from kljax.scoring import COLUMNS
