@@ -1,7 +1,7 @@
 """Measures kljax beside its strongest peers, round by round in turns.
 
     python experiments/speed.py --json FILE [--only NAME ...] [--rounds 5]
-        [--torch-python PYTHON]
+        [--torch-python PYTHON] [--peers-from FILE]
 
 Names:
   dlg-lenet-eval    values and image gradients of DLG's objective, LeNet at 32x32, every
@@ -45,6 +45,7 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 import jax.numpy as jnp
 import numpy as np
 from torch_peer import FORMS, PARAMETERS, TorchPeer, fastest
+from torch_peer import Setting as PeerSetting
 
 from kljax import data, defences, losses, metrics
 from kljax.attacks import Setting, lbfgs_torch, normal, squared_l2
@@ -273,10 +274,25 @@ def entry(name, ours, peers, unit, settings, share):
     }
 
 
-def best_peers(peer, names, processes=(1, 2)):
-    """Finds each peer's best setting here, for each number of processes."""
+def best_peers(peer, options, processes=(1, 2)):
+    """Finds each peer's best setting here, for each number of processes.
+
+    With --peers-from they are those that an earlier run found: the search takes ten
+    minutes, most of them compiling.
+    """
+    if options.peers_from:
+        before = json.loads(options.peers_from.read_text())[0]["settings"]["peers"]
+        chosen = {
+            name: PeerSetting(**setting)
+            for name, setting in before.items()
+            if setting["processes"] in processes
+            and name.removesuffix("-2-processes") in options.peers
+        }
+        for setting in chosen.values():
+            peer.warm(setting)
+        return chosen
     chosen = {}
-    for name in names:
+    for name in options.peers:
         settings = FORMS[name.removeprefix("torch-").replace("compile", "compiled")]
         for count in processes:
             some = [s for s in settings if s.processes == count]
@@ -303,7 +319,7 @@ def dlg_lenet_eval(options):
     contestants = {"ours": lambda: total / ours()}
     with TorchPeer(options.torch_python) as peer:
         peer.load(*problem.in_torch())
-        chosen = best_peers(peer, options.peers)
+        chosen = best_peers(peer, options)
         for name, setting in chosen.items():
             contestants[name] = lambda setting=setting: (
                 peer.evaluations(setting, repeats=REPEATS).per_second
@@ -342,7 +358,7 @@ def dlg_lenet_attack(options):
     contestants = {"ours": run_ours}
     with TorchPeer(options.torch_python) as peer:
         peer.load(*problem.in_torch())
-        chosen = best_peers(peer, options.peers, processes=(1,))
+        chosen = best_peers(peer, options, processes=(1,))
         for name, setting in chosen.items():
 
             def run_peer(name=name, setting=setting):
@@ -410,6 +426,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=Layout().chunk)
     parser.add_argument("--torch-python", default=sys.executable)
+    parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run")
     parser.add_argument(
         "--peers",
         nargs="*",
