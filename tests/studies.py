@@ -65,8 +65,7 @@ def finished() -> tuple[leakage.LeakResult, list[scoring.Row]]:
     """Runs and scores one study of several arms, once for all tests."""
     result = study(
         victims=5,
-        steps=40,
-        optimiser=None,
+        steps=100,
         arms=(
             "none",
             "gaussian-noise=0.1",

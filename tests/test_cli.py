@@ -43,7 +43,8 @@ def nothing_runs(monkeypatch):
 
 def test_a_study_prints_its_tables_and_writes_its_folder(tmp_path, capsys):
     arms = ["none", "keylock/known"]
-    status = cli.main([*TINY, "--arms", *arms, "--out", "here/study"])
+    quick = ["--attack", "outside_package:measured_reveal"]
+    status = cli.main([*TINY, *quick, "--arms", *arms, "--out", "here/study"])
     assert status == 0
     folder = tmp_path / "here" / "study"
     assert {path.name for path in folder.iterdir()} == FILES
@@ -61,7 +62,7 @@ def test_a_study_prints_its_tables_and_writes_its_folder(tmp_path, capsys):
     row = next(line for line in lines if line.startswith("none "))
     assert f"{summary['arms']['none']['ssim']:.3f}" in row.split()
     words = " ".join(printed.split())
-    assert "dense on digits: 3 victims, attack matching" in words
+    assert "dense on digits: 3 victims, attack outside_package:measured" in words
     assert "attacker knows, in every arm: " in words
     assert "known arm is not the undefended arm" in words
     assert "evaluations/s" in words and "attacks/h on cpu" in words
@@ -112,13 +113,32 @@ def defence():
 '''
 
 
-def run(*arguments, cwd, program=(sys.executable, "-m", "kljax")):
-    environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "COLUMNS": "80",
-        "XLA_FLAGS": "",
-    }
-    environment.pop("PYTHONPATH", None)
+NAMED = (
+    "leak --model mine:Net --data mine:images --attack mine:attack --victims 5 "
+    "--arms none mine:defence --classifier last --image-size 7 --out run"
+).split()
+
+
+def check_mine(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    arms = summary["arms"]
+    assert list(arms) == ["none", "mine:defence"]
+    # The closed form is exact, and worthless under noise.
+    assert arms["none"]["outcomes"]["recovered"] == 5
+    assert arms["mine:defence"]["outcomes"]["recovered"] == 0
+    assert "my own" in (folder / "summary.md").read_text()
+    return summary
+
+
+def test_a_file_beside_the_user_brings_model_data_attack_and_defence(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    assert cli.main(NAMED) == 0
+    check_mine(tmp_path / "run")
+
+
+def run(program, *arguments, cwd):
+    """Runs a command as a user does: no settings of the tests'."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
         [*program, *arguments],
         cwd=cwd,
@@ -129,35 +149,32 @@ def run(*arguments, cwd, program=(sys.executable, "-m", "kljax")):
     )
 
 
-def test_a_file_beside_the_user_brings_model_data_attack_and_defence(tmp_path):
-    (tmp_path / "mine.py").write_text(USERS)
-    named = (
-        "leak --model mine:Net --data mine:images --attack mine:attack --victims 5 "
-        "--arms none mine:defence keylock/fixed_mean --sites first --classifier last "
-        "--image-size 7 --private-key-size 8 --out run"
-    )
-    done = run(*named.split(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    arms = summary["arms"]
-    assert list(arms) == ["none", "mine:defence", "keylock/fixed_mean"]
-    # The closed form is exact, behind a gate as well, and not behind noise.
-    assert arms["none"]["outcomes"]["recovered"] == 5
-    assert arms["mine:defence"]["outcomes"]["recovered"] == 0
-    assert "my own" in (tmp_path / "run" / "summary.md").read_text()
-    # One host device per core, unless the user has chosen.
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["local_devices"] == os.cpu_count()
+PROGRAMS = {
+    "script": [str(pathlib.Path(sys.executable).parent / "kljax")],
+    "module": [sys.executable, "-m", "kljax"],
+}
 
 
-def test_the_console_script_refuses_in_one_line(tmp_path):
-    script = pathlib.Path(sys.executable).parent / "kljax"
-    done = run("leak", "--model", "lennet", cwd=tmp_path, program=(str(script),))
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_refuse_in_one_line(program, tmp_path):
+    done = run(PROGRAMS[program], "leak", "--model", "lennet", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("kljax: unknown model 'lennet' (did you mean 'lenet'?)")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_program_runs_a_study_as_a_user_does(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    done = run(PROGRAMS["module"], *NAMED, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    summary = check_mine(tmp_path / "run")
+    # With all that is installed, and one host device per core.
+    assert summary["arms"]["none"]["lpips_alex"] < 0.01
+    assert summary["config"]["local_devices"] == os.cpu_count()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from studies import finished, quick_compilation, scored, study, tiny
 
 from kljax import data, leakage, scoring
 from kljax.attacks import cosine, squared_l2
-from kljax.config import LeakConfig
+from kljax.config import WHOLE, LeakConfig
 from kljax.keylock import key_lock
 from kljax.leakage import leak, weakest_tensor
 from kljax.mapping import Layout
@@ -35,8 +35,8 @@ def views(arm):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, 0) for name in leakage.WHOLE if name != "seed"),
-        *((name, value) for name in leakage.WHOLE for value in (-1, 2.0, "3", True)),
+        *((name, 0) for name in WHOLE if name != "seed"),
+        *((name, value) for name in WHOLE for value in (-1, 2.0, "3", True)),
         ("image_size", 6),
         ("seed", -1),
         ("weights", "frozen"),
@@ -170,8 +170,7 @@ def revealed():
         "keylock/fixed_mean",
         "plaintext-gates-as-lock",
         "gaussian-noise=0.1",
-        "magnitude-pruning=0.3",
-        "norm-clipping=0.5",
+        "magnitude-pruning=0.3+norm-clipping=0.5",
         "outside_package:half_gradient",
     )
     return study(attack=MEASURED_REVEAL, arms=arms, victims=4, labels="given")
@@ -184,12 +183,16 @@ def test_fresh_weights_are_each_victims_own(revealed):
     assert 0.49 < np.max(np.abs(kernels)) <= 0.5
 
 
-def test_shared_weights_are_the_same_for_all():
-    shared = study(attack=REVEAL, weights="shared", victims=4)
+@pytest.fixture(scope="module")
+def shared():
+    return study(attack=REVEAL, weights="shared", victims=3)
+
+
+def test_shared_weights_are_the_same_for_all(shared):
     kernels = views(shared.arms[0]).public.model["fc/kernel"]
     np.testing.assert_array_equal(kernels, np.broadcast_to(kernels[0], kernels.shape))
     # The rest stays each victim's own.
-    assert len(np.unique(shared.arms[0].attacked.reconstruction.info["draw"])) == 4
+    assert len(np.unique(shared.arms[0].attacked.reconstruction.info["draw"])) == 3
 
 
 def test_arms_differ_in_nothing_but_the_defence(revealed):
@@ -307,14 +310,12 @@ def test_a_users_own_everything():
         attack=REVEAL,
         optimiser=None,
         loss="kljax.losses:squared_error",
-        arms=("keylock/known", "outside_package:half_gradient", "none"),
+        arms=("keylock+outside_package:half_gradient/known",),
         victims=3,
     )
-    lock, half, none = (views(arm) for arm in own.arms)
+    lock = views(own.arms[0])
     assert lock.grads.model["body/kernel"].shape == (3, 192, 5)
     assert lock.lock_weights[0]["scale"]["kernel"].shape == (3, 16, 5)
-    for name, gradient in none.grads.model.items():
-        np.testing.assert_allclose(half.grads.model[name], gradient / 2, rtol=1e-5)
 
 
 def test_studies_report_their_progress():
@@ -367,6 +368,7 @@ def test_what_is_not_simulated_keeps_the_truth_from_matching(revealed):
     arm = arms_of(revealed)["outside_package:half_gradient"]
     # |g - g/2|^2 where g/2 was sent.
     whole = squared_norm(views(arm).grads)
+    assert np.all(whole < squared_norm(views(revealed.arms[0]).grads))
     np.testing.assert_allclose(arm.attacked.loss_at_truth, whole, rtol=1e-5)
 
 
@@ -397,10 +399,9 @@ def test_the_faintest_tensor_by_hand():
     assert weakest_tensor(squared_l2(), public) == pytest.approx(1)
 
 
-def test_attacks_without_an_objective_have_no_loss_to_compare():
-    result = study(attack=REVEAL, victims=2)
-    assert np.all(np.isnan(result.arms[0].attacked.loss_at_truth))
-    row = scored(result)[-1]
+def test_attacks_without_an_objective_have_no_loss_to_compare(shared):
+    assert np.all(np.isnan(shared.arms[0].attacked.loss_at_truth))
+    row = scored(shared)[-1]
     assert row["matching_loss_at_truth"] is row["matching_loss_floor"] is None
     assert row["outcome"] == "unsolved"  # a grey image, and nothing that it matched
 

@@ -3,6 +3,10 @@
 import pathlib
 import re
 
+from studies import quick_compilation
+
+from kljax import metrics
+
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
@@ -15,8 +19,11 @@ def first_example() -> str:
 
 def test_the_first_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # In a namespace of its own, as in a script.
-    exec(compile(first_example(), README.name, "exec"), {"__name__": "__main__"})
+    # LPIPS is an extra, and its networks take long to compile.
+    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    with quick_compilation():
+        # In a namespace of its own, as in a script.
+        exec(compile(first_example(), README.name, "exec"), {"__name__": "__main__"})
 
 
 def test_the_first_example_is_short():

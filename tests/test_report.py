@@ -171,8 +171,8 @@ def test_throughput_is_evaluations_and_attacks_over_running_time(summary):
     assert speed["compile_s"] == pytest.approx(
         sum(arm.timing.compile_s for arm in result.arms)
     )
-    # 4 arms, 5 victims, 40 evaluations each.
-    assert speed["evaluations_per_s"] == pytest.approx(4 * 5 * 40 / run_s)
+    # 4 arms, 5 victims, 100 evaluations each.
+    assert speed["evaluations_per_s"] == pytest.approx(4 * 5 * 100 / run_s)
     assert speed["attacks_per_hour"] == pytest.approx(3600 * 4 * 5 / run_s)
     assert speed["victims"] == 5
     assert speed["device"].startswith(f"{jax.default_backend()}: ")

@@ -60,8 +60,8 @@ def test_rows_say_what_was_done():
         if row["arm"].startswith("floor/"):
             assert all(row[name] is None for name in OF_AN_ATTACK)
         else:
-            assert (row["attack"], row["optimiser"]) == ("matching", None)
-            assert (row["restarts"], row["evaluations"]) == (1, 40)
+            assert (row["attack"], row["optimiser"]) == ("matching", "adam")
+            assert (row["restarts"], row["evaluations"]) == (1, 100)
             assert row["label_strategy"] == "recovered"
             assert row["outcome"] in OUTCOMES
     strategies = {row["arm"]: row["lock_strategy"] for row in rows}
