@@ -9,7 +9,15 @@ from jax import lax
 from toys import quick_jit, random_images, random_weights
 
 from kljax.losses import cross_entropy
-from kljax.models import Dense, LeNet, from_nnx, site_widths, uniform
+from kljax.models import (
+    VGG,
+    Dense,
+    LeNet,
+    from_nnx,
+    resnet20,
+    site_widths,
+    uniform,
+)
 
 
 class Frequency(nnx.Variable):
@@ -240,9 +248,12 @@ def test_site_widths(built):
 # --- the library's own networks --------------------------------------------------
 
 
-@pytest.mark.parametrize(("norm", "stats"), [(False, 0), (True, 2)])
-def test_lenet_is_that_of_the_paper(norm, stats):
-    model = from_nnx(lambda rngs: LeNet(norm=norm, rngs=rngs))
+LENET_NORMS = ((), ("norm1",), ("norm1", "norm2", "norm3"))
+
+
+@pytest.mark.parametrize("lockable", LENET_NORMS)
+def test_lenet_is_that_of_the_paper(lockable):
+    model = from_nnx(lambda rngs: LeNet(lockable=lockable, rngs=rngs))
     params, found = jax.eval_shape(model.init, jax.random.key(0))
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "conv1/kernel": (5, 5, 3, 12),
@@ -252,12 +263,15 @@ def test_lenet_is_that_of_the_paper(norm, stats):
         "fc/kernel": (768, 10),
         "fc/bias": (10,),
     }
-    assert len(found) == stats
-    assert site_widths(model, ("norm1",) * norm, (32, 32, 3)) == (12,) * norm
+    assert found.keys() == {f"{path}/{s}" for path in lockable for s in ("mean", "var")}
+    assert site_widths(model, lockable, (32, 32, 3)) == (12,) * len(lockable)
 
 
-def test_lenet_equals_the_formula():
-    model = from_nnx(lambda rngs: LeNet(3, image_shape=(6, 5, 1), norm=True, rngs=rngs))
+@pytest.mark.parametrize("lockable", LENET_NORMS[1:])
+@pytest.mark.parametrize("norm", ("batch", "group"))
+def test_lenet_equals_the_formula(norm, lockable):
+    options = {"image_shape": (6, 5, 1), "norm": norm, "lockable": lockable}
+    model = from_nnx(lambda rngs: LeNet(3, **options, rngs=rngs))
     params, stats = random_weights(model)
 
     def formula(params, x):
@@ -270,9 +284,11 @@ def test_lenet_equals_the_formula():
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x += params[f"conv{i}/bias"].reshape(1, 1, 1, -1)
-            if i == 1:
-                mean = jnp.mean(x, (0, 1, 2), keepdims=True)
-                x = (x - mean) / jnp.sqrt(jnp.var(x, (0, 1, 2), keepdims=True) + 1e-5)
+            if f"norm{i}" in lockable:
+                # LeNet's 12 channels are one group.
+                axes = (0, 1, 2) if norm == "batch" else (1, 2, 3)
+                mean, var = (f(x, axes, keepdims=True) for f in (jnp.mean, jnp.var))
+                x = (x - mean) / jnp.sqrt(var + 1e-5)
             x = 1 / (1 + jnp.exp(-x))
         assert x.shape == (2, 2, 2, 12)
         return x.reshape(2, -1) @ params["fc/kernel"] + params["fc/bias"].reshape(1, -1)
@@ -310,9 +326,26 @@ def test_dense_equals_the_formula(widths):
 
 NETWORKS = {
     "lenet with norm": lambda rngs: LeNet(
-        3, image_shape=(4, 4, 1), norm=True, rngs=rngs
+        3, image_shape=(4, 4, 1), lockable=("norm1",), rngs=rngs
     ),
     "dense": lambda rngs: Dense(3, image_shape=(4, 4, 1), widths=(6,), rngs=rngs),
+    "resnet": lambda rngs: resnet20(
+        3,
+        image_shape=(4, 4, 1),
+        depths=(1, 1),
+        widths=(2, 4),
+        norm="group",
+        max_pool=True,
+        activation=jax.nn.sigmoid,
+        rngs=rngs,
+    ),
+    "vgg": lambda rngs: VGG(
+        3,
+        image_shape=(4, 4, 1),
+        stages=((1, 2), (1, 3)),
+        activation=jax.nn.sigmoid,
+        rngs=rngs,
+    ),
 }
 
 

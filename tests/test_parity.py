@@ -31,7 +31,8 @@ def float64():
 
 
 def model(norm=False):
-    return from_nnx(lambda rngs: LeNet(10, norm=norm, rngs=rngs))
+    lockable = ("norm1",) * norm
+    return from_nnx(lambda rngs: LeNet(10, lockable=lockable, rngs=rngs))
 
 
 def transplant(golden, prefix):

@@ -2,16 +2,32 @@
 
 from kljax.models.catalogue import NETWORKS, Network
 from kljax.models.dense import Dense
-from kljax.models.lenet import LeNet, uniform
+from kljax.models.initialisers import Initialiser, uniform
+from kljax.models.lenet import LeNet
 from kljax.models.linen import from_linen
 from kljax.models.model import from_nnx, site_widths
+from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
+from kljax.models.norms import NORMS
+from kljax.models.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
+from kljax.models.vgg import VGG
 
 __all__ = [
     "from_nnx",
     "from_linen",
     "site_widths",
+    "normalised",
+    "ChannelStatistics",
+    "FEDKL_STATISTICS",
     "LeNet",
     "Dense",
+    "ResNet",
+    "resnet20",
+    "resnet32",
+    "resnet18",
+    "resnet34",
+    "VGG",
+    "NORMS",
+    "Initialiser",
     "uniform",
     "Network",
     "NETWORKS",

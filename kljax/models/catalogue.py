@@ -1,13 +1,14 @@
 """Which networks there are, by name, and where they are locked."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import nnx
 
+from kljax.models import lenet, resnet, vgg
 from kljax.models.dense import Dense
-from kljax.models.lenet import LeNet
 from kljax.typing import Path
 
 
@@ -16,27 +17,41 @@ class Network(NamedTuple):
 
     Attributes:
       factory: ``(num_classes, *, image_shape, rngs, ...) -> nnx.Module``. With an
-        argument ``norm`` it has two forms, with and without the norm layer that a
-        key-lock brings along; with an argument ``initialiser``, its weights can be
-        drawn otherwise.
+        argument ``lockable`` it is told at which paths a lock's gates take the place
+        of a norm's scale and shift; with an argument ``initialiser``, its weights can
+        be drawn otherwise.
       sites: paths of the layers to lock, in chain order.
       classifier: path of the last dense layer.
+      all_sites: every layer that the paper's chained lock gates, in forward order.
     """
 
     factory: Callable[..., nnx.Module]
     sites: tuple[Path, ...]
     classifier: str
+    all_sites: tuple[Path, ...] = ()
 
     def accepts(self, argument: str) -> bool:
         """Tells whether the factory has an argument of this name."""
+        called = self.factory
+        while isinstance(called, functools.partial):
+            called = called.func
         # NNX classes are called through their metaclass, which hides __init__.
-        factory = self.factory
-        called = factory.__init__ if inspect.isclass(factory) else factory
+        called = called.__init__ if inspect.isclass(called) else called
         return argument in inspect.signature(called).parameters
 
 
+def _residual(factory: functools.partial) -> Network:
+    sites = resnet.main_sites(factory.keywords["depths"])
+    return Network(factory, sites[:1], "fc", sites)
+
+
+# The paper's single site is the norm after the first convolution.
 NETWORKS: dict[str, Network] = {
-    # The paper's single site is the norm after the first convolution.
-    "lenet": Network(LeNet, ("norm1",), "fc"),
-    "dense": Network(Dense, ("layers/0",), "fc"),
+    "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS),
+    "dense": Network(Dense, ("layers/0",), "fc", ("layers/0",)),
+    "resnet20": _residual(resnet.resnet20),
+    "resnet32": _residual(resnet.resnet32),
+    "resnet18": _residual(resnet.resnet18),
+    "resnet34": _residual(resnet.resnet34),
+    "vgg16": Network(vgg.VGG, ("layers/0/norm",), "fc", vgg.norm_paths(vgg.STAGES)),
 }

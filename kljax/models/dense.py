@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
-from kljax.models.lenet import Initialiser
+from kljax.models.initialisers import Initialiser
 from kljax.typing import Array
 
 
