@@ -21,6 +21,7 @@ EVERY_LAYOUT = (
     Layout("chunked", 2),
     Layout("loop"),
     Layout("sharded", 1),
+    Layout("sharded_loop", 1),
 )
 MORE_LAYOUTS = (*EVERY_LAYOUT, Layout("chunked", 5), Layout("sharded", 8))
 VICTIMS = 5
@@ -244,7 +245,9 @@ def test_no_victims_and_unequal_numbers_are_refused():
 
 
 def test_unknown_layouts_are_refused():
-    with pytest.raises(ValueError, match="unknown layout 'pmap'.*'sharded', 'chunked'"):
+    with pytest.raises(
+        ValueError, match="unknown layout 'pmap'.*'sharded', 'sharded_loop'"
+    ):
         Layout("pmap")
     for chunk in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f"chunk must be .* got {chunk}"):

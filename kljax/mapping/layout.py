@@ -1,0 +1,91 @@
+"""Layouts: how many victims or clients are laid over the machine."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+
+
+class _Kind(NamedTuple):
+    """What a layout's name means.
+
+    Attributes:
+      spread: over all devices, a chunk on each.
+      looped: one after another inside a chunk, instead of batched.
+    """
+
+    spread: bool
+    looped: bool
+
+
+LAYOUTS: dict[str, _Kind] = {
+    "sharded": _Kind(spread=True, looped=False),
+    "sharded_loop": _Kind(spread=True, looped=True),
+    "chunked": _Kind(spread=False, looped=False),
+    "vmap": _Kind(spread=False, looped=False),
+    "loop": _Kind(spread=False, looped=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How victims or clients are laid over the machine.
+
+    Attributes:
+      kind: ``sharded`` (a chunk on each device, batched), ``sharded_loop`` (a chunk on
+        each device, one after another), ``chunked`` (one chunk at a time), ``vmap``
+        (all at once) or ``loop`` (one at a time, no batching).
+      chunk: how many per chunk and device. On a CPU small chunks win (their work
+        stays in the cache); see experiments/speed.md.
+
+    Raises:
+      ValueError: for another kind, or a chunk below 1.
+    """
+
+    kind: Literal["sharded", "sharded_loop", "chunked", "vmap", "loop"] = "sharded"
+    chunk: int = 8
+
+    def __post_init__(self):
+        if self.kind not in LAYOUTS:
+            raise ValueError(
+                f"unknown layout {self.kind!r}: expected one of {tuple(LAYOUTS)}"
+            )
+        if not isinstance(self.chunk, int) or self.chunk < 1:
+            raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
+
+    @property
+    def spread(self) -> bool:
+        """Tells whether all devices work."""
+        return LAYOUTS[self.kind].spread
+
+    @property
+    def looped(self) -> bool:
+        """Tells whether a chunk is worked off one after another."""
+        return LAYOUTS[self.kind].looped
+
+    def block(self, count: int, devices: int) -> int:
+        """Computes how many of `count` are run by one call."""
+        devices = devices if self.spread else 1
+        chunk = {"vmap": count, "loop": 1}.get(self.kind, self.chunk)
+        # No larger than the work: eight on two devices are two chunks of four.
+        return min(chunk, -(-count // devices)) * devices
+
+
+def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
+    """Chooses the layout for this backend, from experiments/speed.md.
+
+    Attacks differ in nothing but data and gain from batching. A client has weights
+    of its own: batched, its convolutions become one small product per client, and on
+    a CPU working the clients off one after another is faster.
+    """
+    if work == "clients" and jax.default_backend() == "cpu":
+        return Layout("sharded_loop", 8)
+    return Layout("sharded", 8)
+
+
+class Timing(NamedTuple):
+    """Where the seconds went."""
+
+    compile_s: float
+    run_s: float
+    compilations: int  # made for this call; what was compiled before is not counted
