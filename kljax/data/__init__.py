@@ -1,17 +1,37 @@
-"""Images to attack: named, checked, in [0, 1].
+"""Images to attack and to train on: named, checked, in [0, 1], and who holds which.
 
 The NumPy side of kljax; nothing here knows of networks or gradients.
 """
 
+from kljax.data.batches import (
+    cohort,
+    fetch_batches,
+    local_batches,
+    local_steps,
+    stacked,
+)
 from kljax.data.catalogue import EMBEDDED, load
 from kljax.data.checks import check_batch
 from kljax.data.dataset import Dataset, LazyColumn, select
+from kljax.data.partition import (
+    PARTITIONS,
+    Partition,
+    by_size,
+    dirichlet,
+    holdout,
+    iid,
+    partition,
+    shards,
+)
 from kljax.data.prepare import PREPARERS, prepare_fashion_mnist
 from kljax.data.resize import resize
+from kljax.data.subset import subset
 
 __all__ = [
     "load",
     "select",
+    "subset",
+    "holdout",
     "check_batch",
     "Dataset",
     "LazyColumn",
@@ -19,4 +39,16 @@ __all__ = [
     "PREPARERS",
     "prepare_fashion_mnist",
     "resize",
+    "partition",
+    "Partition",
+    "PARTITIONS",
+    "iid",
+    "dirichlet",
+    "shards",
+    "by_size",
+    "cohort",
+    "local_steps",
+    "local_batches",
+    "stacked",
+    "fetch_batches",
 ]

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kljax.data import load, select
+from kljax.data import (
+    fetch_batches,
+    load,
+    local_batches,
+    partition,
+    select,
+    stacked,
+)
 from kljax.data.tfds import TfdsImages, TfdsLabels, list_tfds
 
 
@@ -125,6 +132,69 @@ def test_a_constant_image_is_refused_when_it_is_fetched(scraps):
     data = load("scraps", split="validation", data_dir=scraps)
     with pytest.raises(ValueError, match="image 3 of dataset 'scraps' is constant"):
         data.fetch([1, 3])
+
+
+FEDERATED = {  # name -> shape and encoding of its pictures, classes, its test split
+    "mnist": ((28, 28, 1), "png", 10, "test"),
+    "fashion_mnist": ((28, 28, 1), "png", 10, "test"),
+    "cifar10": ((32, 32, 3), "png", 10, "test"),
+    "cifar100": ((32, 32, 3), "png", 100, "test"),
+    "imagenet2012": ((50, 40, 3), "jpeg", 1000, "validation"),
+}
+OTHER_FEATURES = {
+    "cifar10": lambda index: {"id": f"train_{index}"},
+    "cifar100": lambda index: {"id": f"train_{index}", "coarse_label": index % 20},
+    "imagenet2012": lambda index: {"file_name": f"n{index}.JPEG"},
+}
+
+
+def prepare_tiny(dataset, data_dir, downloads, counts):
+    """Writes a set as TFDS would, with its own features, from made-up pictures."""
+    import tensorflow_datasets as tfds
+
+    shape, form, classes, _ = FEDERATED[dataset]
+    official = tfds.builder_cls(dataset)
+    others = OTHER_FEATURES.get(dataset, lambda index: {})
+
+    class Tiny(official, skip_registration=True):
+        name = dataset
+        pkg_dir_path = official._get_pkg_dir_path()  # its description lies there
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(n) for split, n in counts.items()}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                generator = np.random.default_rng(index)
+                pixels = generator.integers(0, 256, shape, np.uint8)
+                picture = encoded(pixels.squeeze(), form)
+                label = (classes - 1 - index) % classes
+                yield index, {"image": picture, "label": label} | others(index)
+
+    builder = Tiny(data_dir=data_dir)
+    builder.download_and_prepare(file_format="array_record", download_dir=downloads)
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_sets_to_train_on_have_splits_to_train_and_to_test_on(name, tmp_path):
+    _, _, classes, test_split = FEDERATED[name]
+    counts = {"train": 12, test_split: 5}
+    prepare_tiny(name, tmp_path / "tfds", tmp_path / "downloads", counts)
+    for split, count in counts.items():
+        data = load(name, split=split, data_dir=tmp_path / "tfds")
+        assert (len(data), data.shape) == (count, (32, 32, 3))
+        assert data.num_classes == classes
+        images, labels = data.fetch(np.arange(count))
+        assert images.shape == (count, 32, 32, 3) and labels.dtype == np.int32
+        assert sorted(labels) == sorted((classes - 1 - np.arange(count)) % classes)
+        # And as clients would take it.
+        parts = partition("iid", data.labels, 2, seed=0)
+        drawn = [
+            local_batches(part, batch=2, epochs=1, seed=0, round=0, client=i)
+            for i, part in enumerate(parts)
+        ]
+        images, labels = fetch_batches(data, stacked(drawn)[0])
+        assert images.shape[:3] == labels.shape == (2, len(parts[0]) // 2, 2)
 
 
 class Endless:
