@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 from kljax.defences import Context, Defence
-from kljax.threat import Update
+from kljax.threat import LocalSteps, Update
 from kljax.typing import Array, Loss, Model, Private, Public, PyTree, Rng, Stats
 
 
@@ -17,6 +20,7 @@ class Gradient(NamedTuple):
     trainable: PyTree  # gradient of the lock weights: private
     stats: Stats  # norm statistics after the step
     loss: Array  # []
+    logits: Array  # [B, Kc]
 
 
 def local_gradient(
@@ -43,12 +47,12 @@ def local_gradient(
             out = model.apply(
                 public.model, stats, images, gates=gates, train=train, rngs=rng
             )
-            return loss(out.logits, targets), out.stats
+            return loss(out.logits, targets), out
 
-        (value, new_stats), grads = jax.value_and_grad(
+        (value, out), grads = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(public, private.trainable)
-        return Gradient(*grads, new_stats, value)
+        return Gradient(*grads, out.stats, value, out.logits)
 
     return gradient
 
@@ -89,3 +93,272 @@ def one_step(
         )
 
     return step
+
+
+class Batches(NamedTuple):
+    """What one client trains on in one round."""
+
+    images: Array  # [T, B, H, W, C] in [0, 1]
+    labels: Array  # [T, B] int32
+    valid: Array  # [T] bool: false for steps that only pad a small client
+
+
+class ClientState(NamedTuple):
+    """What stays with a client from round to round; never uploaded."""
+
+    private: Private
+    optimiser: PyTree  # optax's state over (Public, Private.trainable)
+    release: PyTree  # what the defence's release remembers
+
+
+class Upload(NamedTuple):
+    """All that leaves a client after local training."""
+
+    delta: Public  # released: trained minus received
+    stats: Stats  # norm statistics after the last valid step
+
+
+class Progress(NamedTuple):
+    """How local training went; for humans."""
+
+    loss: Array  # [] mean over valid steps, NaN without any
+    accuracy: Array  # [] share of examples right before the step that used them
+    finite: Array  # [] bool: everything uploaded and kept is finite
+
+
+class LocalTraining(NamedTuple):
+    """Local training of one client as two pure functions.
+
+    Attributes:
+      init: ``(Public, Private) -> ClientState``, before the first round.
+      run: ``(rng, round [], Public, stats, ClientState, Batches) -> (Upload,
+        ClientState, Progress)``.
+    """
+
+    init: Callable[[Public, Private], ClientState]
+    run: Callable[..., tuple[Upload, ClientState, Progress]]
+
+
+# A method, or the method of round r: that is how a schedule counts rounds.
+LocalOptimiser = (
+    optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+)
+
+
+def local_training(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    optimiser: LocalOptimiser,
+    *,
+    augment: Callable[[Rng, Array], Array] | None = None,
+    penalty: Callable[[Public, Public], Array] | None = None,
+    reset_optimiser: bool = False,
+) -> LocalTraining:
+    """Makes the local training of one client: T steps on its own batches.
+
+    Public parameters and trainable private ones are trained together by one
+    optimiser, as in the official code of FedKL; only the public part is released.
+
+    Args:
+      model: the network, trained with norm layers and dropout in train mode.
+      loss: ``(logits, targets [B, Kc]) -> scalar``.
+      defence: its gates act in every step, its release once on the whole update.
+      optimiser: an optax transformation, or a function that makes one from the number
+        of the round [] (int32, from 0), for schedules that count rounds. Schedules
+        inside a transformation count the client's own steps.
+      augment: ``(rng, images [B, H, W, C]) -> images``, before each step.
+      penalty: ``(Public now, Public received) -> scalar``, added to the loss; it sees
+        no private part (FedProx's proximal term).
+      reset_optimiser: whether the optimiser starts anew in every round; kept from
+        round to round otherwise, as in FedKL.
+
+    Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
+    equals the unpadded one; step t draws its randomness from (rng, t).
+
+    Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
+    Decentralized Data" (AISTATS 2017); FedKL, utils/Client.py.
+    """
+    fixed = isinstance(optimiser, optax.GradientTransformation)
+    method = (lambda number: optimiser) if fixed else optimiser
+
+    def on_labels(logits: Array, labels: Array) -> Array:
+        return loss(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+
+    gradient = local_gradient(model, on_labels, defence, train=True)
+
+    def init(public: Public, private: Private) -> ClientState:
+        state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
+        return ClientState(private, state, defence.init_state(public))
+
+    def run(
+        rng: Rng,
+        number: Array,
+        received: Public,
+        stats: Stats,
+        state: ClientState,
+        batches: Batches,
+    ) -> tuple[Upload, ClientState, Progress]:
+        rng_steps, rng_release = jax.random.split(rng)
+        secret, descent = state.private.secret, method(number)
+
+        def step(carry, inputs):
+            (public, trainable), stats, memory, tally = carry
+            index, images, labels = inputs
+            rng_augment, rng_step = jax.random.split(
+                jax.random.fold_in(rng_steps, index)
+            )
+            if augment is not None:
+                images = augment(rng_augment, images)
+            private = Private(secret, trainable)
+            grads = gradient(rng_step, public, stats, private, images, labels)
+            down = grads.public
+            if penalty is not None:
+                pull = jax.grad(penalty)(public, received)
+                down = jax.tree.map(jnp.add, down, pull)
+            moves, memory = descent.update(
+                (down, grads.trainable), memory, (public, trainable)
+            )
+            trained = optax.apply_updates((public, trainable), moves)
+            right = jnp.mean(jnp.argmax(grads.logits, axis=-1) == labels)
+            tally = tally + jnp.stack([grads.loss, right, 1.0])
+            return trained, grads.stats, memory, tally
+
+        def maybe(carry, inputs):
+            valid, *inputs = inputs
+            # Under a batch both branches are computed and one is chosen; in a loop
+            # the padding costs nothing.
+            return jax.lax.cond(
+                valid, lambda carry: step(carry, inputs), lambda carry: carry, carry
+            ), None
+
+        start = (received, state.private.trainable)
+        memory = descent.init(start) if reset_optimiser else state.optimiser
+        indices = jnp.arange(batches.labels.shape[0])
+        ((public, trainable), new_stats, memory, tally), _ = jax.lax.scan(
+            maybe,
+            (start, stats, memory, jnp.zeros(3)),
+            (batches.valid, indices, batches.images, batches.labels),
+        )
+        delta = jax.tree.map(jnp.subtract, public, received)
+        images, labels = batches.images, batches.labels
+        num_classes = _num_classes(model, received, stats, images[0])
+        sent, remembered = defence.release(
+            rng_release,
+            state.release,
+            delta,
+            Context(
+                received,
+                stats,
+                images.reshape(-1, *images.shape[2:]),
+                jax.nn.one_hot(labels.reshape(-1), num_classes),
+            ),
+        )
+        upload = Upload(sent, new_stats)
+        kept = ClientState(Private(secret, trainable), memory, remembered)
+        total, right, steps = tally
+        progress = Progress(total / steps, right / steps, _finite((upload, kept)))
+        return upload, kept, progress
+
+    return LocalTraining(init, run)
+
+
+class LocalUpdate(NamedTuple):
+    """One client's whole local training, for who studies what it gives away.
+
+    Attributes:
+      init: of the `LocalTraining` that it is made of.
+      run: ``(rng, round [], Public, stats, ClientState, images [n, H, W, C], labels
+        [n]) -> Update``.
+    """
+
+    init: Callable[[Public, Private], ClientState]
+    run: Callable[..., Update]
+
+
+def local_update(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    optimiser: LocalOptimiser,
+    *,
+    steps: int,
+    batch: int,
+    **options,
+) -> LocalUpdate:
+    """Makes the function that trains one client and records all of it.
+
+    The n examples are cut into batches of B in order; after the last batch comes the
+    first again, until T steps are made.
+
+    Args:
+      model, loss, defence, optimiser: see `local_training`.
+      steps: T.
+      batch: B; it divides the number of examples.
+      options: of `local_training`. Under an augmentation, what was trained on is not
+        what the `Update` says.
+
+    Returns:
+      The pair of functions. The `Update` holds the client's private part before the
+      first step, also as the lock weights of round 0: whoever knows better replaces
+      them.
+
+    Raises:
+      ValueError: for T or B below 1, and from ``run`` if B does not divide n.
+    """
+    if min(steps, batch) < 1:
+        raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
+    training = local_training(model, loss, defence, optimiser, **options)
+
+    def run(
+        rng: Rng,
+        number: Array,
+        received: Public,
+        stats: Stats,
+        state: ClientState,
+        images: Array,
+        labels: Array,
+    ) -> Update:
+        examples = images.shape[0]
+        if examples % batch:
+            raise ValueError(
+                f"batch={batch} does not divide the {examples} examples of the update"
+            )
+        order = np.arange(steps * batch) % examples
+        batches = Batches(
+            images[order].reshape(steps, batch, *images.shape[1:]),
+            labels[order].reshape(steps, batch),
+            jnp.ones(steps, bool),
+        )
+        upload, kept, _ = training.run(rng, number, received, stats, state, batches)
+        before = state.private.trainable
+        return Update(
+            public=received,
+            stats=stats,
+            sent=upload.delta,
+            new_stats=upload.stats,
+            images=images,
+            targets=jax.nn.one_hot(
+                labels, _num_classes(model, received, stats, batches.images[0])
+            ),
+            private=state.private,
+            initial_lock_weights=before,
+            lock_grads=jax.tree.map(jnp.subtract, kept.private.trainable, before),
+            local=LocalSteps(steps, batch),
+        )
+
+    return LocalUpdate(training.init, run)
+
+
+def _num_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:
+    """Asks the network for its number of classes, without computing anything."""
+    logits = jax.eval_shape(
+        lambda: model.apply(public.model, stats, images, train=False).logits
+    )
+    return logits.shape[-1]
+
+
+def _finite(tree: PyTree) -> Array:
+    """Tells whether every floating-point number of a tree is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

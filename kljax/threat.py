@@ -2,13 +2,15 @@
 
 A `ThreatModel` says what is known on the wire (`Knowledge`) and what the attacker does
 with it (`Strategy`); contradictions raise when it is made. A client's `Update` holds
-everything that is true about one step; `observe` turns it into the `View` that the
-server holds, in which whatever is hidden is *absent*, not masked. Attacks see views
-and nothing else.
+everything that is true about one step, or about several; `observe` turns it into the
+`View` that the server holds, in which whatever is hidden is *absent*, not masked.
+Attacks see views and nothing else.
 """
 
 import dataclasses
 from typing import Any, NamedTuple
+
+import jax
 
 from kljax.typing import Array, LockWeights, Private, PrivateKey, Public, PyTree, Stats
 
@@ -60,9 +62,9 @@ class Knowledge:
       stats: norm statistics of the update, ``visible`` or ``hidden``.
       victim_norm: norm layers of the victim in ``train`` or ``eval`` mode.
       attacker_norm: the same in the attacker's replay.
-      upload: ``gradient`` of one step, ``update`` after several, or ``average`` over
-        several clients.
-      examples: number of examples in the upload.
+      upload: ``gradient`` of one step, ``update`` after several (trained minus
+        received parameters), or ``average`` over several clients.
+      examples: number of distinct examples in the upload.
 
     Raises:
       ValueError: for a value that is not in `KNOWLEDGE`.
@@ -186,28 +188,47 @@ def _check(kind: str, name: str, value: Any, legal: tuple[str, ...]) -> None:
         raise ValueError(f"{kind} {name}={value!r}: expected one of {legal}")
 
 
-class Update(NamedTuple):
-    """All that is true about one client's step. Stays with the client."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class LocalSteps:
+    """How many local steps an update was made of; no array, so it survives jit.
 
-    public: Public  # what the step started from
+    Attributes:
+      steps: T.
+      batch: B examples in each.
+    """
+
+    steps: int
+    batch: int
+
+
+class Update(NamedTuple):
+    """All that is true about one client's upload. Stays with the client.
+
+    Letters: n distinct examples, B of them in one step. What is called a gradient
+    here is a change of the parameters, trained minus received, where `local` is there.
+    """
+
+    public: Public  # what the first step started from
     stats: Stats
-    sent: Public  # the released gradient
+    sent: Public  # the released gradient, or the released change
     new_stats: Stats
-    images: Array  # [B, H, W, C]
-    targets: Array  # [B, Kc]
-    private: Private
-    initial_lock_weights: LockWeights
-    lock_grads: PyTree
+    images: Array  # [n, H, W, C]
+    targets: Array  # [n, Kc]
+    private: Private  # before the first step
+    initial_lock_weights: LockWeights  # of round 0, as the server drew them
+    lock_grads: PyTree  # their gradient, or their change
+    local: LocalSteps | None = None  # None: the gradient of one step
 
 
 class View(NamedTuple):
-    """All that the server holds about one update; what is hidden is None."""
+    """All that the server holds about one upload; what is hidden is None."""
 
     public: Public
     stats: Stats
-    grads: Public
+    grads: Public  # under upload=update: released parameters minus received ones
     new_stats: Stats | None
-    targets: Array | None  # [B, Kc]
+    targets: Array | None  # [n, Kc]
     private_key: PrivateKey | None  # [K]
     lock_weights: LockWeights | None
     lock_grads: PyTree | None
@@ -217,14 +238,21 @@ def observe(threat: ThreatModel, update: Update) -> View:
     """Lets through the wall what the threat model grants, and nothing else.
 
     Raises:
-      NotImplementedError: for an upload other than one step's gradient.
-      ValueError: if the update does not hold as many examples as declared.
+      NotImplementedError: for upload=average, which is no one client's.
+      ValueError: if the update is not what the threat model declares: its number of
+        examples, one gradient or the change of several steps.
     """
     knows = threat.knowledge
-    if knows.upload != "gradient":
+    recorded = "gradient" if update.local is None else "update"
+    if knows.upload == "average":
         raise NotImplementedError(
-            f"upload={knows.upload!r}: an Update records one step, whose upload is "
-            "'gradient'"
+            "upload='average': an Update records one client, whose upload is "
+            f"{recorded!r}"
+        )
+    if knows.upload != recorded:
+        raise ValueError(
+            f"the threat model declares upload={knows.upload!r}, the update records "
+            f"upload={recorded!r}"
         )
     if update.images.shape[0] != knows.examples:
         raise ValueError(

@@ -85,7 +85,7 @@ def test_gradients_reach_the_lock_through_its_gates(locked, control):
 
 
 def test_the_private_key_has_no_gradient(locked):
-    assert locked._fields == ("public", "trainable", "stats", "loss")
+    assert locked._fields == ("public", "trainable", "stats", "loss", "logits")
     lock_weights = random_private().trainable
     assert jax.tree.structure(locked.trainable) == jax.tree.structure(lock_weights)
     shapes = {leaf.shape for leaf in jax.tree.leaves(locked)}

@@ -14,17 +14,26 @@ from toys import LOCK, locked_update, quick_jit, random_private, setting, threat
 from kljax.attacks import (
     LABELS,
     LOCKS,
+    Protocol,
     Unknowns,
     from_optax,
     iterative,
     lbfgs,
     normal,
-    one_step,
     pixels,
+    replay,
     squared_l2,
 )
 from kljax.defences import keylock
-from kljax.threat import KNOWLEDGE, STRATEGY, Knowledge, Strategy, ThreatModel, observe
+from kljax.threat import (
+    KNOWLEDGE,
+    STRATEGY,
+    Knowledge,
+    LocalSteps,
+    Strategy,
+    ThreatModel,
+    observe,
+)
 
 # --- which threat models exist ---------------------------------------------------
 
@@ -201,10 +210,16 @@ def test_a_view_holds_what_is_granted_and_nothing_else(facts):
         assert value is granted.get(field), field
 
 
-@pytest.mark.parametrize("upload", sorted(VALUES["upload"] - {"gradient"}))
-def test_uploads_that_an_update_does_not_record_are_refused(upload):
-    with pytest.raises(NotImplementedError, match=f"upload='{upload}'.*'gradient'"):
-        observe(threat(upload=upload), locked_update(1))
+def test_uploads_that_an_update_does_not_record_are_refused():
+    gradient = locked_update(1)
+    several = gradient._replace(local=LocalSteps(steps=2, batch=1))
+    for upload, update in (("update", gradient), ("gradient", several)):
+        with pytest.raises(ValueError, match=f"declares upload='{upload}'.*records"):
+            observe(threat(upload=upload), update)
+    for update in (gradient, several):
+        with pytest.raises(NotImplementedError, match="upload='average'.*one client"):
+            observe(threat(upload="average"), update)
+    assert observe(threat(upload="update"), several).grads is several.sent
 
 
 def test_a_batch_of_another_size_is_refused():
@@ -252,6 +267,13 @@ CASES = {
         ("initial_lock_weights",),
     ),
     "regress_gates": Case("regress_gates", "joint", "adam", {}, ()),
+    "update": Case(
+        "fixed_random",
+        "given",
+        "adam",
+        {"lock_weights": "initial", "labels": "known", "upload": "update"},
+        ("initial_lock_weights", "targets"),
+    ),
 }
 OPTIMISERS = {
     "adam": from_optax(optax.adam(0.1)),
@@ -312,12 +334,15 @@ def attack(name):
     case = CASES[name]
     model = threat(case.lock, case.labels, **case.facts)
     ground = setting(model, keylock(LOCK))
+    if model.knowledge.upload == "update":
+        protocol = Protocol(optax.sgd(0.1, 0.9), steps=2, batch=1, learning_rate=0.1)
+        ground = ground._replace(protocol=protocol)
     lock = LOCKS[case.lock](ground)
     strike = iterative(
         Unknowns(
             pixels(ground, normal(0.5, 0.1)), LABELS[case.labels](ground), lock.unknown
         ),
-        one_step(ground, lock.gates),
+        replay(ground, lock.gates),
         squared_l2(),
         OPTIMISERS[case.optimiser],
         steps=4,
@@ -331,9 +356,17 @@ def differences(a, b):
     return not all(jax.tree.leaves(same))
 
 
+def seen_in(name):
+    """The update of a case; one of two steps on the same example, where it says so."""
+    update = drifted_update(1)
+    if CASES[name].facts.get("upload") == "update":
+        update = update._replace(local=LocalSteps(steps=2, batch=1))
+    return update
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
-    update = drifted_update(1)
+    update = seen_in(name)
     clean = attack(name)(update)
     assert clean.finite and np.all(np.isfinite(clean.images))
     hidden = [leaf for leaf in LEAVES if not is_granted(leaf, CASES[name].facts)]
@@ -345,7 +378,7 @@ def test_what_is_hidden_cannot_change_a_reconstruction(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_wall_test_can_fail(name):
     """What is granted, and needed, does change the reconstruction."""
-    update = drifted_update(1)
+    update = seen_in(name)
     clean = attack(name)(update)
     for leaf in ("public", "stats", "sent", *CASES[name].needs):
         assert is_granted(leaf, CASES[name].facts)
