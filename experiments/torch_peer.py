@@ -1,7 +1,6 @@
 """PyTorch peers for the speed table: the same victims, starts and attack, in torch.
 
-The driver talks to worker processes, because the thread pools of torch and jax disturb
-each other within one process; idle workers wait for a line on stdin and use no CPU.
+The driver talks to worker processes (`workers`).
 This file needs only NumPy until it serves. Every timed call is ONE round, so that a
 driver can take turns between rounds of ours and of the peer:
 
@@ -28,16 +27,12 @@ tenfold, as one waits for the other at every operation; two processes do not.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from workers import Workers, serve
 
 
 class Setting(NamedTuple):
@@ -100,15 +95,10 @@ class TorchPeer:
     """Owns worker processes; use it in a `with`, or call `close`."""
 
     def __init__(self, python, processes=2):
-        command = [str(python), str(Path(__file__).resolve()), "serve"]
+        script = Path(__file__).resolve()
         # compile in the worker itself: no helper processes that outlive the call
-        env = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        pipe = subprocess.PIPE
-        self._folder = tempfile.TemporaryDirectory(prefix="torch_peer_")
-        self._workers = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
-            for _ in range(processes)
-        ]
+        env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self._workers = Workers((python, script, "serve"), processes, env)
         self.victims = 0
 
     def __enter__(self):
@@ -119,12 +109,7 @@ class TorchPeer:
 
     def close(self):
         """Ends the workers."""
-        for worker in self._workers:
-            worker.stdin.close()
-        for worker in self._workers:
-            worker.wait()
-            worker.stdout.close()
-        self._folder.cleanup()
+        self._workers.close()
 
     def load(self, weights, images, labels, starts):
         """Sends M victims to the workers, which compute the observed gradients.
@@ -132,22 +117,24 @@ class TorchPeer:
         weights: NAME -> [M, ...] float32, names and shapes of PARAMETERS; images and
         starts [M, 3, 32, 32] float32, images in [0, 1]; labels [M] int.
         """
-        path = Path(self._folder.name) / "victims.npz"
+        path = self._workers.folder / "victims.npz"
         named = {f"weights/{n}": np.float32(w) for n, w in weights.items()}
         images, starts = np.float32(images), np.float32(starts)
         np.savez(path, images=images, labels=np.int32(labels), starts=starts, **named)
         self.victims = len(images)
-        self._ask([{"command": "load", "path": str(path)}] * len(self._workers))
+        self._workers.ask([{"command": "load", "path": str(path)}] * len(self._workers))
 
     def warm(self, setting):
         """Compiles and runs one round per process, one process after the other."""
         for part in range(setting.processes):
             request = self._requests("evaluations", setting, repeats=1)[part]
-            self._ask([None] * part + [request])
+            self._workers.ask([None] * part + [request])
 
     def evaluations(self, setting, repeats):
         """Times `repeats` evaluations of every victim at its start."""
-        answers = self._ask(self._requests("evaluations", setting, repeats=repeats))
+        answers = self._workers.ask(
+            self._requests("evaluations", setting, repeats=repeats)
+        )
         return self._round(answers)
 
     def attack(self, setting, iterations, pairs=20):
@@ -158,8 +145,8 @@ class TorchPeer:
         """
         requests = self._requests("attack", setting, iterations=iterations, pairs=pairs)
         for part, request in enumerate(requests):
-            request["path"] = str(Path(self._folder.name) / f"found{part}.npz")
-        timed, found = self._round(self._ask(requests)), []
+            request["path"] = str(self._workers.folder / f"found{part}.npz")
+        timed, found = self._round(self._workers.ask(requests)), []
         for request in requests:
             with np.load(request["path"]) as file:
                 found.append((file["images"], file["losses"]))
@@ -184,18 +171,6 @@ class TorchPeer:
             {**common, "first": part * share, "last": (part + 1) * share}
             for part in range(setting.processes)
         ]
-
-    def _ask(self, requests):
-        """Sends one request per worker (None: none), then collects the answers."""
-        busy = [pair for pair in zip(self._workers, requests, strict=False) if pair[1]]
-        for worker, request in busy:
-            worker.stdin.write(json.dumps(request) + "\n")
-            worker.stdin.flush()
-        answers = [json.loads(w.stdout.readline() or "{}") for w, _ in busy]
-        for answer in answers:
-            if "ok" not in answer:
-                raise RuntimeError(answer.get("error", "a torch worker has died"))
-        return answers
 
     @staticmethod
     def _round(answers):
@@ -229,30 +204,30 @@ def draw_victims(count, seed):
     return weights, images, labels, 0.5 + 0.1 * rng.standard_normal(images.shape)
 
 
-def serve():
-    """Answers JSON requests on stdin, one line each, until stdin ends."""
+def work():
+    """Answers requests, inside a worker."""
     import torch
     from peers import rounds
 
-    # compilers like to print; only answers may go to the real stdout
-    answers, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
-    os.dup2(2, 1)
-    commands = {"evaluations": rounds.evaluations, "attack": rounds.attack}
-    victims = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        command = request.pop("command")
-        try:
-            if command == "load":
-                victims, answer = rounds.load(request["path"]), {}
-            else:
-                torch.set_num_threads(request["setting"]["threads"])
-                share = slice(request.pop("first"), request.pop("last"))
-                answer = commands[command](rounds.part(victims, share), **request)
-            answer["ok"] = True
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+    victims = []
+
+    def load(path):
+        victims[:] = [rounds.load(path)]
+        return {}
+
+    def timed(run):
+        def command(setting, first, last, **fields):
+            torch.set_num_threads(setting["threads"])
+            part = rounds.part(victims[0], slice(first, last))
+            return run(part, setting=setting, **fields)
+
+        return command
+
+    commands = {
+        "evaluations": timed(rounds.evaluations),
+        "attack": timed(rounds.attack),
+    }
+    serve({"load": load} | commands)
 
 
 def bench():
@@ -270,4 +245,4 @@ def bench():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("serve", "bench"))
-    {"serve": serve, "bench": bench}[parser.parse_args().command]()
+    {"serve": work, "bench": bench}[parser.parse_args().command]()

@@ -1,0 +1,317 @@
+"""Gradient inversion: evaluations of DLG's objective, and complete attacks.
+
+Peers (`torch_peer`), each at the best of its settings on this machine, found first:
+  torch-eager       one victim at a time, `torch.autograd.grad`, 1 or 2 threads
+  torch-func        `torch.func.vmap` at its best chunk, 1 or 2 threads
+  torch-compile     the same under torch.compile; beyond what users write, and the
+                    strongest peer we know
+  ...-2-processes   the best of each with the victims dealt to two processes
+"""
+
+import functools
+import json
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peak import matmul_peak, product_flops
+from table import entry, turns
+from torch_peer import FORMS, PARAMETERS, TorchPeer, fastest
+from torch_peer import Setting as PeerSetting
+
+from kljax import data, defences, losses, metrics
+from kljax.attacks import Setting, lbfgs_torch, normal, squared_l2
+from kljax.attacks.presets import gradient_matching
+from kljax.clients import local_gradient
+from kljax.mapping import Layout, map_victims
+from kljax.models import LeNet, from_nnx, uniform
+from kljax.threat import Strategy, View, least_knowledge
+from kljax.typing import Private, Public
+
+VICTIMS = 64
+ATTACKED = VICTIMS  # chunks that suit the one entry fit the other
+REPEATS = 20  # evaluations per victim and round
+ITERATIONS = 500  # of a complete attack
+SHAPE, CLASSES = (32, 32, 3), 10
+PEERS = ("torch-eager", "torch-func", "torch-compile")
+
+
+def lenet(convolution="auto"):
+    """The undefended LeNet of DLG."""
+    return from_nnx(
+        lambda rngs: LeNet(CLASSES, initialiser=uniform(0.5), rngs=rngs),
+        convolution=convolution,
+    )
+
+
+class Problem:
+    """The victims, once for everybody: real images, own weights, common starts."""
+
+    def __init__(self, count):
+        digits = data.load("digits")
+        chosen = data.select(digits, count, seed=0)
+        self.images, self.labels = digits.fetch(chosen)
+        rngs = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(chosen)
+        self.params, _ = jax.vmap(lenet().init)(rngs)
+        self.targets = np.eye(CLASSES, dtype=np.float32)[self.labels]
+        start = normal(0.5, 0.1)
+        self.starts = np.asarray(jax.vmap(lambda rng: start(rng, SHAPE))(rngs))
+        gradient = local_gradient(
+            lenet(), losses.cross_entropy, defences.none(), train=True
+        )
+        self.observed = jax.jit(
+            jax.vmap(
+                lambda params, image, target: (
+                    gradient(
+                        jax.random.key(0),
+                        Public(params),
+                        {},
+                        Private(),
+                        image[None],
+                        target[None],
+                    ).public.model
+                )
+            )
+        )(self.params, self.images, self.targets)
+
+    def in_torch(self):
+        """The same, as `TorchPeer.load` wants it."""
+        weights = {}
+        for name in PARAMETERS:
+            layer, kind = name.split("/")
+            value = np.asarray(
+                self.params[f"{layer}/{'kernel' if kind == 'weight' else 'bias'}"]
+            )
+            if value.ndim == 5:  # HWIO -> OIHW
+                value = value.transpose(0, 4, 3, 1, 2)
+            elif value.ndim == 3:  # [H * W * C, Kc] -> [Kc, C * H * W]
+                value = value.reshape(-1, 8, 8, 12, CLASSES).transpose(0, 4, 3, 1, 2)
+                value = value.reshape(len(value), CLASSES, -1)
+            weights[name] = value
+        nchw = functools.partial(np.moveaxis, source=-1, destination=1)
+        return weights, nchw(self.images), self.labels, nchw(self.starts)
+
+
+def objective(convolution, params, target, observed, image):
+    """DLG's objective for one victim."""
+    gradient = jax.grad(
+        lambda params: losses.cross_entropy(
+            lenet(convolution).apply(params, {}, image[None], train=True).logits,
+            target[None],
+        )
+    )(params)
+    return squared_l2()(gradient, observed)
+
+
+def evaluation_runner(problem, layout, convolution="auto"):
+    """Makes ``() -> seconds`` for REPEATS evaluations of every victim."""
+
+    def one(params, target, observed, start):
+        evaluate = jax.value_and_grad(
+            functools.partial(objective, convolution, params, target, observed)
+        )
+
+        def step(image, _):
+            value, grads = evaluate(image)
+            # A move, so that no evaluation can be left out.
+            return image - 1e-3 * grads, value
+
+        return jax.lax.scan(step, start, length=REPEATS)
+
+    run = map_victims(one, layout)
+    args = (problem.params, problem.targets, problem.observed, problem.starts)
+    _, timing = run(*args)
+    return (lambda: run(*args)[1].run_s), timing.compile_s
+
+
+def attack_runner(problem, layout):
+    """Makes ``() -> (seconds, images)`` for one complete attack on every victim."""
+    threat = least_knowledge(Strategy(lock="unit", labels="given"))
+    none = defences.none()
+    setting = Setting(
+        lenet(),
+        losses.cross_entropy,
+        none.gates,
+        none.simulate,
+        SHAPE,
+        CLASSES,
+        "fc",
+        (),
+        threat,
+    )
+    # Fixed steps without stopping rules, as the peers run them.
+    optimiser = lbfgs_torch(
+        history=20, max_iter=10**9, tolerance_grad=0.0, tolerance_change=0.0
+    )
+
+    def one(params, target, observed, start):
+        attack = gradient_matching(
+            setting,
+            optimiser=optimiser,
+            steps=ITERATIONS,
+            restarts=1,
+            start=lambda rng, shape: start[None],
+        )
+        view = View(
+            Public(params), {}, Public(observed), None, target[None], None, None, None
+        )
+        return attack(jax.random.key(0), view).images[0]
+
+    run = map_victims(one, layout)
+    args = (problem.params, problem.targets, problem.observed, problem.starts)
+
+    def timed():
+        images, timing = run(*args)
+        return timing.run_s, images, timing.compile_s
+
+    return timed
+
+
+def evaluation_flops(problem):
+    """Floating-point operations in products, for one evaluation of one victim."""
+    first = jax.tree.map(
+        lambda x: x[0],
+        (problem.params, problem.targets, problem.observed, problem.starts),
+    )
+    return product_flops(
+        lambda p, t, o, x: jax.value_and_grad(
+            functools.partial(objective, "matmul", p, t, o)
+        )(x),
+        *first,
+    )
+
+
+def best_peers(peer, options, processes=(1, 2)):
+    """Finds each peer's best setting here, for each number of processes.
+
+    With --peers-from they are those that an earlier run found: the search takes ten
+    minutes, most of them compiling.
+    """
+    if options.peers_from:
+        entries = json.loads(options.peers_from.read_text())
+        first = next(made for made in entries if made["name"].startswith("dlg"))
+        before = first["settings"]["peers"]
+        chosen = {
+            name: PeerSetting(**setting)
+            for name, setting in before.items()
+            if setting["processes"] in processes
+            and name.removesuffix("-2-processes") in options.peers
+        }
+        for setting in chosen.values():
+            peer.warm(setting)
+        return chosen
+    chosen = {}
+    for name in (name for name in PEERS if name in options.peers):
+        settings = FORMS[name.removeprefix("torch-").replace("compile", "compiled")]
+        for count in processes:
+            some = [s for s in settings if s.processes == count]
+            suffix = "" if count == 1 else f"-{count}-processes"
+            chosen[name + suffix] = fastest(peer, some)[0]
+    return chosen
+
+
+def dlg_lenet_eval(options):
+    """Evaluations per second."""
+    problem = Problem(VICTIMS)
+    layout = Layout("sharded", options.chunk)
+    ours, compile_s = evaluation_runner(problem, layout)
+    total = VICTIMS * REPEATS
+    contestants = {"ours": lambda: total / ours()}
+    with TorchPeer(options.torch_python) as peer:
+        peer.load(*problem.in_torch())
+        chosen = best_peers(peer, options)
+        for name, setting in chosen.items():
+            contestants[name] = lambda setting=setting: (
+                peer.evaluations(setting, repeats=REPEATS).per_second
+            )
+        values = turns(options.rounds, contestants)
+    flops, peak = evaluation_flops(problem), matmul_peak()
+    mine = values.pop("ours")
+    settings = {
+        "victims": VICTIMS,
+        "layout": str(layout),
+        "compile_s": compile_s,
+        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "flops_per_evaluation": flops,
+        "matmul_peak_gflops": peak / 1e9,
+    }
+    share = statistics.median(mine) * flops / peak
+    return [entry("dlg-lenet-eval", mine, values, "evaluations/s", settings, share)]
+
+
+def dlg_lenet_attack(options):
+    """Complete attacks per hour, with both sides' success."""
+    problem = Problem(ATTACKED)
+    layout = Layout("sharded", options.chunk)
+    ours = attack_runner(problem, layout)
+    compile_s = ours()[2]
+    images = {}
+
+    def recovered(found):
+        scores = jax.vmap(metrics.ssim)(jnp.asarray(found), problem.images)
+        return float(np.mean(np.asarray(scores) >= metrics.SUCCESS_SSIM))
+
+    def run_ours():
+        seconds, images["ours"], _ = ours()
+        return 3600 * ATTACKED / seconds
+
+    contestants = {"ours": run_ours}
+    with TorchPeer(options.torch_python) as peer:
+        peer.load(*problem.in_torch())
+        chosen = best_peers(peer, options, processes=(1,))
+        for name, setting in chosen.items():
+
+            def run_peer(name=name, setting=setting):
+                attack = peer.attack(setting, iterations=ITERATIONS)
+                images[name] = np.moveaxis(attack.images, 1, -1)
+                return 3600 * ATTACKED / attack.seconds
+
+            contestants[name] = run_peer
+        values = turns(options.rounds, contestants)
+    mine = values.pop("ours")
+    settings = {
+        "victims": ATTACKED,
+        "iterations": ITERATIONS,
+        "layout": str(layout),
+        "compile_s": compile_s,
+        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "share_with_ssim_0.6": {name: recovered(x) for name, x in images.items()},
+    }
+    return [entry("dlg-lenet-attack", mine, values, "attacks/h", settings, None)]
+
+
+def convolution(options):
+    """Formulations and layouts against each other."""
+    problem = Problem(VICTIMS)
+    candidates = {
+        f"{kind}, chunk {chunk}, {name}": (Layout(kind, chunk), name)
+        for kind, chunk, name in (
+            ("sharded", 8, "matmul"),
+            ("sharded", 8, "lax"),
+            ("sharded", 4, "matmul"),
+            ("sharded", 16, "matmul"),
+            ("sharded", 32, "matmul"),
+            ("chunked", 8, "matmul"),
+            ("chunked", 32, "matmul"),
+            ("vmap", 8, "matmul"),
+            ("loop", 1, "matmul"),
+            ("loop", 1, "lax"),
+        )
+    }
+    contestants, compile_s = {}, {}
+    for label, (layout, name) in candidates.items():
+        run, compile_s[label] = evaluation_runner(problem, layout, name)
+        contestants[label] = lambda run=run: VICTIMS * REPEATS / run()
+    values = turns(options.rounds, contestants)
+    first, *_ = candidates
+    settings = {"victims": VICTIMS, "ours": first, "compile_s": compile_s}
+    mine = values.pop(first)
+    return [entry("convolution", mine, values, "evaluations/s", settings, None)]
+
+
+NAMES = {
+    "dlg-lenet-eval": dlg_lenet_eval,
+    "dlg-lenet-attack": dlg_lenet_attack,
+    "convolution": convolution,
+}

@@ -1,0 +1,148 @@
+"""Peers of a federated round: the same clients, weights and batches, other libraries.
+
+    with FederatedPeer("torch", python) as peer:    # a Python that has the library
+        peer.load("lenet", rate, arrays)            # see FederatedPeer.load
+        peer.round(Setting("torch-sequential", threads=2)).seconds
+
+SETTINGS lists what is worth trying for each peer on a CPU; `fastest` picks the best on
+the machine at hand. Peers:
+  torch-sequential              the plain way, see peers/federated_torch.py
+  torch-sequential-2-processes  the same with the clients dealt to two processes; more
+                                than users write, and the strongest use of two cores
+  fedjax                        its jit backend, see peers/federated_fedjax.py
+
+    python experiments/federated_peer.py torch      # the worker (or: fedjax)
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from workers import Workers, serve
+
+
+class Setting(NamedTuple):
+    """How a peer runs; only `processes` matters to fedjax, and it is 1."""
+
+    kernels: str = "onednn"  # or "native": PyTorch's own
+    fused: bool = False  # torch.optim.SGD(fused=...)
+    threads: int = 1  # of each process
+    processes: int = 1
+
+
+class Round(NamedTuple):
+    """One timed round."""
+
+    seconds: float  # from the first process's start to the last one's stop
+    arrays: dict[str, np.ndarray] | None = None  # aggregated, by kljax's names
+
+
+_TORCH = tuple(itertools.product(("onednn", "native"), (False, True)))
+SETTINGS = {
+    "torch-sequential": [Setting(*s, threads=t) for s in _TORCH for t in (1, 2)],
+    "torch-sequential-2-processes": [Setting(*s, processes=2) for s in _TORCH],
+    "fedjax": [Setting()],
+}
+
+
+class FederatedPeer:
+    """Owns the worker processes of one library; use it in a `with`."""
+
+    def __init__(self, library, python, processes=1):
+        script = Path(__file__).resolve()
+        # Defaults of its own, not those of the driver's JAX; and no worker may take
+        # most of a GPU's memory for itself.
+        env = {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._workers = Workers((python, script, library), processes, env)
+        self.clients = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._workers.close()
+
+    def load(self, network, rate, arrays):
+        """Sends the federation to the workers.
+
+        network: "lenet" or "resnet20"; rate: of the clients' plain SGD. arrays: images
+        [M, H, W, C] float32, labels [M] int32, batches [N, T, B] int64 (indices into
+        them), weights [N] float32 of the clients in the mean, and the server's
+        parameters and statistics by kljax's names ("conv1/kernel").
+        """
+        path = self._workers.folder / "federation.npz"
+        np.savez(path, **arrays)
+        self.clients = len(arrays["batches"])
+        request = {"network": network, "rate": rate, "path": str(path)}
+        self._workers.ask([{"command": "load", **request}] * len(self._workers))
+
+    def round(self, setting, steps=None, result=False):
+        """Times one round from the weights loaded; gives the new ones if wanted.
+
+        `steps` cuts every client's local training short.
+        """
+        bounds = np.linspace(0, self.clients, setting.processes + 1).astype(int)
+        paths = [self._workers.folder / f"mean{n}.npz" for n in range(len(bounds) - 1)]
+        answers = self._workers.ask(
+            [
+                {
+                    "command": "round",
+                    "setting": setting._asdict(),
+                    "first": int(first),
+                    "last": int(last),
+                    "steps": steps,
+                    "path": str(path) if result else None,
+                }
+                for first, last, path in zip(bounds, bounds[1:], paths, strict=False)
+            ]
+        )
+        # perf_counter is one clock for all processes of a Linux machine.
+        seconds = max(a["stop"] for a in answers) - min(a["start"] for a in answers)
+        if not result:
+            return Round(seconds)
+        total, means = sum(a["weight"] for a in answers), []
+        for path, answer in zip(paths, answers, strict=True):
+            with np.load(path) as file:
+                share = answer["weight"] / total
+                means.append({name: share * file[name] for name in file.files})
+        return Round(seconds, {name: sum(m[name] for m in means) for name in means[0]})
+
+
+def fastest(peer, settings):
+    """Returns the best setting and the seconds of the very first round.
+
+    That round, which is not counted, is where a library compiles. A setting gets a
+    second chance unless it is far behind: two threads can collapse on a busy machine.
+    """
+    first, times = peer.round(settings[0]).seconds, {}
+    for setting in settings:
+        seconds = peer.round(setting).seconds
+        if seconds < 2 * min(times.values(), default=seconds):
+            seconds = min(seconds, peer.round(setting).seconds)
+        times[setting] = seconds
+    return min(times, key=times.get), first
+
+
+def work(library):
+    """Answers requests, inside a worker."""
+    if library == "torch":
+        from peers.federated_torch import Federation
+    else:
+        from peers.federated_fedjax import Federation
+    loaded = []
+
+    def load(**fields):
+        loaded[:] = [Federation(**fields)]
+        return {}
+
+    serve({"load": load, "round": lambda **fields: loaded[0].round(**fields)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library", choices=("torch", "fedjax"))
+    work(parser.parse_args().library)
+    sys.exit()

@@ -1,0 +1,342 @@
+"""One federated round: ours, its peers', its memory, its layouts.
+
+The work of a round is the same for everybody and checked to be: the aggregated
+parameters of a peer must agree with ours (`agreement`), or there is no entry. What is
+timed is all of a round: reading the batches from arrays on the host, local training,
+aggregation. Every round starts from the same weights.
+"""
+
+import contextlib
+import functools
+import json
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
+from memory import Watch
+from peak import matmul_peak, product_flops
+from table import entry, turns
+
+from kljax import data, defences, losses
+from kljax.algorithms import fedavg, fedkl
+from kljax.clients import Batches, local_gradient
+from kljax.keylock import key_lock
+from kljax.mapping import Layout, fastest_layout
+from kljax.models import LeNet, from_nnx, resnet20, site_widths
+from kljax.rounds import nbytes
+from kljax.typing import Private, Public
+
+SHAPE, CLASSES = (32, 32, 3), 10
+RATE = 0.05  # of the clients' plain SGD
+RNG = 0  # seed of everything
+
+
+class Work(NamedTuple):
+    """What a round consists of."""
+
+    network: str
+    clients: int
+    steps: int
+    batch: int
+    checked: int  # steps after which the peers' aggregate is compared with ours
+    tolerance: float  # of `agreement` then
+
+    @property
+    def examples(self):
+        """Counts the examples that a round trains on."""
+        return self.clients * self.steps * self.batch
+
+
+# ResNet-20 on batches of ten is chaotic: from step to step a difference grows tenfold,
+# and after five PyTorch's two sets of kernels, at the same weights and batches, are
+# half a round apart (0.46 for two clients, rate 0.05). So one step of each client is
+# compared there, with all the rest of the round.
+WORK = {
+    "fl-lenet-b10": Work("lenet", 64, 10, 10, checked=10, tolerance=1e-4),
+    "fl-lenet-b32": Work("lenet", 64, 10, 32, checked=10, tolerance=1e-4),
+    "fl-resnet20-b10": Work("resnet20", 8, 5, 10, checked=1, tolerance=2e-3),
+}
+SCALE = (64, 512, 4096)  # clients of fl-scale
+LAYOUTS = (
+    Layout("loop"),
+    Layout("vmap"),
+    *(
+        Layout(kind, chunk)
+        for kind in ("chunked", "sharded", "sharded_loop")
+        for chunk in (4, 8, 16, 32)
+    ),
+)
+NETWORKS = {"lenet": LeNet, "resnet20": resnet20}
+
+
+def network(name, convolution="auto", **options):
+    """The network with its ordinary initialiser."""
+    return from_nnx(
+        lambda rngs: NETWORKS[name](CLASSES, image_shape=SHAPE, rngs=rngs, **options),
+        convolution=convolution,
+    )
+
+
+class Federation:
+    """Clients with real images, and rounds over them."""
+
+    def __init__(self, work, rounds):
+        self.work, self.rounds = work, rounds
+        self.dataset = data.load("digits")
+        draws = np.random.default_rng(RNG)
+        shape = (work.clients, work.steps, work.batch)
+        self.batches = draws.integers(0, len(self.dataset), shape)
+        # More than are trained on, and unequal: the mean is a weighted one.
+        least = work.steps * work.batch
+        weights = draws.integers(least, 3 * least, work.clients)
+        self.weights = weights.astype(np.float32)
+        rng = jax.random.key(RNG)
+        self.server = rounds.init(rng)
+        self.states = rounds.init_clients(rng, self.server, work.clients)
+
+    def fetch(self, ids, steps=None):
+        """Reads the batches of some clients; only the first `steps` are valid."""
+        images, labels = data.fetch_batches(self.dataset, self.batches[ids])
+        valid = np.ones(labels.shape[:2], bool)
+        if steps is not None:
+            valid[:, steps:] = False
+        return Batches(images, labels, valid), self.weights[ids]
+
+    def round(self, fetch=None, on_block=None):
+        """Runs one round; gives its seconds, those of compiling and the new server."""
+        start = time.perf_counter()
+        server, info = self.rounds.run_round(
+            jax.random.key(RNG),
+            self.server,
+            self.states,
+            np.arange(self.work.clients),
+            fetch or self.fetch,
+            on_block,
+        )
+        jax.block_until_ready(server)
+        compile_s = info.timing.compile_s
+        return time.perf_counter() - start - compile_s, compile_s, server
+
+    def arrays(self):
+        """The same for `FederatedPeer.load`."""
+        images, labels = self.dataset.fetch(np.arange(len(self.dataset)))
+        return {
+            "images": images,
+            "labels": labels,
+            "batches": self.batches,
+            "weights": self.weights,
+        } | by_name(self.server)
+
+
+def by_name(server):
+    """Parameters and norm statistics of the server as NumPy arrays."""
+    return jax.device_get({**server.public.model, **server.stats})
+
+
+def averaging(work, layout=None, convolution="auto"):
+    """Makes the federation of an entry: FedAvg with plain SGD."""
+    model = network(work.network, convolution)
+    rounds = fedavg(model, losses.cross_entropy, optax.sgd(RATE), layout=layout)
+    return Federation(work, rounds)
+
+
+def agreement(work, start, ours, theirs, biased):
+    """How far apart two rounds ended: |ours - theirs| / |ours - start|.
+
+    Largest over parameters and over norm statistics, each taken as one vector.
+    `biased` says whether the peer keeps running variances as we do; PyTorch averages
+    in the unbiased ones, which is undone here.
+    """
+
+    def size(arrays):
+        squares = [np.sum(np.square(a, dtype=np.float64)) for a in arrays]
+        return np.sqrt(sum(squares))
+
+    apart, moved = {}, {}
+    for name, begin in start.items():
+        kind = "stats" if name.endswith(("/mean", "/var")) else "params"
+        other = theirs[name]
+        if name.endswith("/var") and not biased:
+            # 16, 32 and 64 channels are maps of 32, 16 and 8 pixels a side.
+            count = work.batch * (512 // len(other)) ** 2
+            kept = 0.9**work.checked * begin
+            other = kept + (other - kept) * (count - 1) / count
+        apart.setdefault(kind, []).append(ours[name] - other)
+        moved.setdefault(kind, []).append(ours[name] - begin)
+    return max(float(size(apart[kind]) / size(moved[kind])) for kind in moved)
+
+
+def flops_per_example(work):
+    """Floating-point operations in products, for one example of a local step."""
+    model = network(work.network, "matmul")
+    step = local_gradient(model, losses.cross_entropy, defences.none(), train=True)
+    params, stats = jax.eval_shape(model.init, jax.random.key(RNG))
+    images = np.zeros((work.batch, *SHAPE), np.float32)
+    targets = np.zeros((work.batch, CLASSES), np.float32)
+    public, rng = Public(params), jax.random.key(RNG)
+    flops = product_flops(
+        lambda public, stats: step(rng, public, stats, Private(), images, targets),
+        public,
+        stats,
+    )
+    return flops / work.batch
+
+
+def compare(name, options, work=None):
+    """Ours beside the peers: examples per second."""
+    work = work or WORK[name]
+    ours = averaging(work)
+    # The same compiled round as the timed ones.
+    _, compile_s, server = ours.round(functools.partial(ours.fetch, steps=work.checked))
+    begin, ended = by_name(ours.server), by_name(server)
+    contestants = {"ours": lambda: work.examples / ours.round()[0]}
+    chosen, apart, first_s = {}, {}, {}
+    with contextlib.ExitStack() as stack:
+        for title, peer in _peers(stack, options).items():
+            peer.load(work.network, RATE, ours.arrays())
+            chosen[title], first_s[title] = _best(name, title, peer, options)
+            theirs = peer.round(chosen[title], work.checked, result=True).arrays
+            biased = not title.startswith("torch")
+            apart[title] = agreement(work, begin, ended, theirs, biased)
+            print(f"{name}: {title} agrees to {apart[title]:.1e}", flush=True)
+            if not apart[title] <= work.tolerance:
+                raise RuntimeError(
+                    f"{title} does not do the work of {name}: apart by "
+                    f"{apart[title]:.1e} of what a round changes, and "
+                    f"{work.tolerance:.0e} is allowed"
+                )
+            contestants[title] = lambda peer=peer, setting=chosen[title]: (
+                work.examples / peer.round(setting).seconds
+            )
+        values = turns(options.rounds, contestants)
+    mine = values.pop("ours")
+    flops, peak = flops_per_example(work), matmul_peak()
+    settings = {
+        "work": work._asdict(),
+        "layout": str(fastest_layout("clients")),
+        "compile_s": compile_s,
+        "peers": {title: setting._asdict() for title, setting in chosen.items()},
+        "first_round_s": first_s,
+        "agreement": apart,
+        "flops_per_example": flops,
+        "matmul_peak_gflops": peak / 1e9,
+    }
+    share = float(np.median(mine)) * flops / peak
+    return [entry(name, mine, values, "examples/s", settings, share)]
+
+
+def _peers(stack, options):
+    """Starts the processes of the peers asked for; titles of one library share them."""
+    started, peers = {}, {}
+    for title in (title for title in SETTINGS if title in options.peers):
+        library, processes = title.split("-")[0], 2 if "torch" in title else 1
+        if library not in started:
+            python = getattr(options, f"{library}_python")
+            peer = FederatedPeer(library, python, processes)
+            started[library] = stack.enter_context(peer)
+        peers[title] = started[library]
+    return peers
+
+
+def _best(name, title, peer, options):
+    """The peer's best setting here, or that of an earlier run."""
+    settings = SETTINGS[title]
+    if options.peers_from:
+        for made in json.loads(options.peers_from.read_text()):
+            if made["name"] == name and title in made["settings"]["peers"]:
+                settings = [Setting(**made["settings"]["peers"][title])]
+    return fastest(peer, settings)
+
+
+def scale(options, counts=SCALE, work=WORK["fl-lenet-b10"]):
+    """FedKL for more and more clients: seconds per client, and memory.
+
+    One `Rounds` for all numbers of clients: one layout, one chunk, one compilation.
+    """
+    sites = ("norm1",)
+    model = network(work.network, lockable=sites)
+    lock = key_lock(sites, site_widths(model, sites, SHAPE))
+    rounds = fedkl(model, losses.cross_entropy, optax.sgd(RATE), lock=lock)
+    federations = {
+        count: Federation(work._replace(clients=count), rounds) for count in counts
+    }
+    _, compile_s, _ = federations[min(counts)].round()
+    memory = {}
+    # From few to many: a GPU's peak can only rise.
+    for count in sorted(counts):
+        watch = Watch()
+        federation = federations[count]
+        _, again_s, _ = federation.round(
+            watch.sampling(federation.fetch), watch.sampling(lambda done: None)
+        )
+        memory[count] = {
+            **watch.report(),
+            "host_state_bytes": nbytes(federation.states),
+            "compile_s": again_s,
+        }
+        print(f"fl-scale, {count} clients: {memory[count]}", flush=True)
+    values = turns(
+        options.rounds,
+        {n: lambda n=n: federations[n].round()[0] / n for n in counts},
+    )
+    common = {"algorithm": "fedkl", "layout": str(fastest_layout("clients"))}
+    return [
+        entry(
+            f"fl-scale-{count}",
+            values[count],
+            {},
+            "s/client",
+            common
+            | {"work": federations[count].work._asdict(), "compile_s": compile_s}
+            | {"memory": memory[count]},
+        )
+        for count in counts
+    ]
+
+
+def layouts(options, names=("fl-lenet-b10", "fl-lenet-b32"), candidates=LAYOUTS):
+    """All layouts and both convolutions: what `fastest_layout` is chosen from."""
+    return [
+        _layouts(name.replace("fl-", "fl-layouts-"), WORK[name], candidates, options)
+        for name in names
+    ]
+
+
+def _layouts(name, work, candidates, options):
+    """One table of `layouts`."""
+    default = f"default: {fastest_layout('clients')}"
+    pairs = {default: (None, "auto")} | {
+        f"{_title(layout)}, {convolution}": (layout, convolution)
+        for layout in candidates
+        for convolution in ("matmul", "lax")
+    }
+    contestants, compile_s = {}, {}
+    for title, (layout, convolution) in pairs.items():
+        federation = averaging(work, layout, convolution)
+        # The first call, which is not counted, has a round in it.
+        _, compile_s[title], _ = federation.round()
+        contestants[title] = lambda own=federation: work.examples / own.round()[0]
+    # The slow ones take a minute a round: once is enough to rule them out.
+    values = turns(options.rounds, contestants, keep=0.25)
+    settings = {
+        "work": work._asdict(),
+        "ours": default,
+        "compile_s": compile_s,
+        "rounds": {title: len(own) for title, own in values.items()},
+    }
+    mine = values.pop(default)
+    return entry(name, mine, values, "examples/s", settings)
+
+
+def _title(layout):
+    chunked = layout.kind not in ("loop", "vmap")
+    return f"{layout.kind}, chunk {layout.chunk}" if chunked else layout.kind
+
+
+NAMES = {name: functools.partial(compare, name) for name in WORK} | {
+    "fl-scale": scale,
+    "fl-layouts": layouts,
+}

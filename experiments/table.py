@@ -1,0 +1,73 @@
+"""Entries of the speed table: values per round, taken in turns, and their medians."""
+
+import os
+import statistics
+
+import jax
+
+
+def spread(values):
+    """Median and range."""
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+    }
+
+
+def entry(name, ours, peers, unit, settings, share=None):
+    """One line of the table; `ours` and `peers` hold a value per round.
+
+    Ratios are ours over the peer's, round by round; a peer that was dropped after some
+    rounds is compared over those.
+    """
+    ratios = {
+        peer: statistics.median(a / b for a, b in zip(ours, values, strict=False))
+        for peer, values in peers.items()
+    }
+    return {
+        "name": name,
+        "ours": spread(ours),
+        "peers": {peer: spread(values) for peer, values in peers.items()},
+        "ratios": ratios,
+        "unit": unit,
+        "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}, "
+        f"{jax.local_device_count()} devices, {os.cpu_count()} cores",
+        "settings": settings,
+        "matmul_peak_share": share,
+    }
+
+
+def turns(rounds, contestants, keep=0.0):
+    """Runs everybody once per round, in turns: {name: [value per round]}.
+
+    Who had less than `keep` of the best value in the first round is not run again.
+    """
+    values = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            values[name].append(run())
+        best = max(first for first, *_ in values.values())
+        contestants = {
+            name: run
+            for name, run in contestants.items()
+            if values[name][0] >= keep * best
+        }
+    return values
+
+
+def show(made):
+    """Prints an entry."""
+
+    def numbers(values):
+        return (
+            f"{values['median']:.4g} [{values['low']:.4g}, {values['high']:.4g}] "
+            f"{made['unit']}"
+        )
+
+    share = made["matmul_peak_share"]
+    peak = "" if share is None else f", {share:.0%} of the matmul peak"
+    print(f"{made['name']}: ours {numbers(made['ours'])}{peak}", flush=True)
+    for peer, values in made["peers"].items():
+        ratio = made["ratios"][peer]
+        print(f"  {peer}: {numbers(values)}, ratio {ratio:.2f}", flush=True)

@@ -1,0 +1,146 @@
+"""The federated entries of experiments/speed.py, at sizes of seconds.
+
+Peers are tested where they are installed: in this Python, or in the one that
+TORCH_PYTHON or FEDJAX_PYTHON names.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from studies import quick_compilation
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+import federated_peer  # noqa: E402
+import federated_speed  # noqa: E402
+import table  # noqa: E402
+from federated_speed import Work, agreement, averaging, by_name  # noqa: E402
+
+from kljax.mapping import Layout  # noqa: E402
+
+WORK = Work("lenet", clients=3, steps=2, batch=2, checked=2, tolerance=1e-4)
+PEERS = {"torch": "torch-sequential-2-processes", "fedjax": "fedjax"}
+
+
+def options(*peers, **pythons):
+    return argparse.Namespace(rounds=2, peers=peers, peers_from=None, **pythons)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(federated_speed, "matmul_peak", lambda: 1e12)
+    with quick_compilation():
+        yield
+
+
+def test_ours_alone(capsys):
+    (made,) = federated_speed.compare("fl-lenet-b10", options(), WORK)
+    assert made["ours"]["low"] > 0 and made["peers"] == {}
+    # Twice the forward pass on the way back, less the gradient of the images.
+    convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
+    forward = [2 * 25 * n for n in convolutions] + [2 * 768 * 10]
+    flops = 3 * sum(forward) - forward[0]
+    assert made["settings"]["flops_per_example"] == flops
+    table.show(made)
+    assert "examples/s, 0% of the matmul peak" in capsys.readouterr().out
+
+
+RESNET = federated_speed.WORK["fl-resnet20-b10"]._replace(clients=3, steps=2)
+
+
+@pytest.mark.parametrize("library", PEERS)
+@pytest.mark.parametrize(
+    "work", (WORK, pytest.param(RESNET, marks=pytest.mark.slow)), ids=lambda w: w[0]
+)
+def test_a_peer_does_the_same_work(library, work):
+    """Local steps, weights, norm statistics: all of a round."""
+    python = os.environ.get(f"{library.upper()}_PYTHON", sys.executable)
+    if python == sys.executable and not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is not installed")
+    pythons = {f"{library}_python": python}
+    (made,) = federated_speed.compare(
+        f"fl-{work.network}", options(PEERS[library], **pythons), work
+    )
+    assert made["settings"]["agreement"][PEERS[library]] <= work.tolerance
+    assert made["ratios"][PEERS[library]] > 0
+
+
+def test_agreement_sees_what_is_wrong():
+    federation = averaging(WORK, Layout("loop"))
+    seconds, compile_s, server = federation.round()
+    assert seconds > 0 and compile_s > 0
+    start, ours = by_name(federation.server), by_name(server)
+    assert agreement(WORK, start, ours, ours, biased=True) == 0
+    faster = {n: start[n] + 1.01 * (ours[n] - start[n]) for n in start}
+    assert agreement(WORK, start, ours, faster, True) == pytest.approx(0.01, rel=1e-3)
+    federation.weights = federation.weights[::-1]
+    *_, other = federation.round()
+    assert agreement(WORK, start, ours, by_name(other), True) > 100 * WORK.tolerance
+
+
+def test_agreement_undoes_the_unbiased_variance():
+    start = {"norm1/var": np.full(16, 1.0)}
+    work = WORK._replace(checked=1, batch=10)
+    count = 10 * 32**2
+    ours = {"norm1/var": 0.9 * start["norm1/var"] + 0.1 * 2.0}
+    theirs = {"norm1/var": 0.9 * start["norm1/var"] + 0.1 * 2.0 * count / (count - 1)}
+    assert agreement(work, start, ours, theirs, biased=False) < 1e-12
+    assert agreement(work, start, ours, theirs, biased=True) > 1e-4
+
+
+def test_scale():
+    made = federated_speed.scale(options(), counts=(2, 6), work=WORK)
+    assert [own["settings"]["work"]["clients"] for own in made] == [2, 6]
+    few, many = (own["settings"]["memory"] for own in made)
+    # Two devices, one private key [1024] and 2 * (1024 + 1) * 12 lock weights a client.
+    assert few["host_state_bytes"] == 2 * 4 * (1024 + 2 * 1025 * 12)
+    assert many["host_state_bytes"] == 3 * few["host_state_bytes"]
+    assert few["peak_device_bytes"] > 2 * 98_400
+    assert few["process_growth_bytes"] >= 0
+
+
+def test_layouts(monkeypatch):
+    monkeypatch.setitem(federated_speed.WORK, "fl-lenet-b10", WORK)
+    (made,) = federated_speed.layouts(
+        options(), names=("fl-lenet-b10",), candidates=(Layout("chunked", 2),)
+    )
+    assert made["name"] == "fl-layouts-lenet-b10"
+    assert set(made["peers"]) == {"chunked, chunk 2, matmul", "chunked, chunk 2, lax"}
+
+
+def test_slow_candidates_run_once():
+    values = {"fast": iter((10, 11, 12)), "near": iter((9, 1, 8)), "slow": iter((2,))}
+    run = {name: lambda own=own: next(own) for name, own in values.items()}
+    found = table.turns(3, run, keep=0.25)
+    assert found == {"fast": [10, 11, 12], "near": [9, 1, 8], "slow": [2]}
+    made = table.entry("one", found.pop("fast"), found, "things/s", {})
+    assert made["ratios"] == {"near": 1.5, "slow": 5}
+
+
+def test_fastest_gives_nobody_far_behind_a_second_round():
+    asked = []
+
+    class Peer:
+        def round(self, setting):
+            asked.append(setting)
+            return federated_peer.Round({"slow": 9.0, "good": 2.0, "bad": 5.0}[setting])
+
+    assert federated_peer.fastest(Peer(), ["slow", "good", "bad"]) == ("good", 9.0)
+    assert asked == ["slow"] + ["slow"] * 2 + ["good"] * 2 + ["bad"]
+
+
+def test_a_missing_peer_is_named(monkeypatch, capsys):
+    speed = importlib.import_module("speed")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    command = "speed.py --json x.json --only fl-lenet-b10 fl-scale --peers fedjax"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit):
+        speed.arguments()
+    assert "name a Python that has it with --fedjax-python" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", command.split()[:-1])  # nobody beside us
+    assert speed.arguments().peers == []
