@@ -3,7 +3,7 @@
 An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, such as
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
 ``keylock+norm-clipping=4/known``. STRATEGY is what the attacker does about the lock
-(`kljax.attacks.LOCKS`).
+(`kljax.attacks.LOCKS`); an arm that is trained has none.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,15 @@ class Arm(NamedTuple):
       gated: whether the defence gates the sites; with `norm` and without gates, an
         arm is a control of the norm alone.
       defence: the client's defence.
-      lock_strategy: what the attacker does about the lock.
+      lock_strategy: what the attacker does about the lock; None where there is no
+        attacker.
     """
 
     name: str
     norm: bool
     gated: bool
     defence: Defence
-    lock_strategy: str
+    lock_strategy: str | None
 
 
 class Sites(NamedTuple):
@@ -113,6 +114,43 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         strategy without a key-lock, or gates without a site to put them on.
     """
     combination, slash, strategy = text.partition("/")
+    kind, members = _members(text, combination, sites)
+    if kind.locked:
+        if strategy not in LOCKS:
+            raise ValueError(
+                f"arm {text!r}: unknown lock strategy {strategy!r}"
+                f"{nearest(strategy, LOCKS)}; write keylock/STRATEGY with one of "
+                f"{', '.join(LOCKS)}"
+            )
+    elif slash:
+        raise ValueError(
+            f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
+        )
+    defence = _chained(combination, members, made)
+    return Arm(text, kind.norm, kind.gated, defence, strategy or "unit")
+
+
+def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
+    """Reads an arm that is trained and not attacked: DEFENCE[=STRENGTH][+TRANSFORM...].
+
+    Args:
+      text, sites, made: see `parse_arm`.
+
+    Raises:
+      ValueError: for a strategy, and as `parse_arm`.
+    """
+    combination, slash, strategy = text.partition("/")
+    if slash:
+        raise ValueError(
+            f"arm {text!r}: nobody attacks while training, drop '/{strategy}'"
+        )
+    kind, members = _members(text, combination, sites)
+    defence = _chained(combination, members, made)
+    return Arm(text, kind.norm, kind.gated, defence, None)
+
+
+def _members(text: str, combination: str, sites: Sites) -> tuple[_Kind, list[Defence]]:
+    """Makes the defences of a combination, and gives the kind of the first."""
     kinds, members = [], []
     for part in combination.split("+"):
         name, equals, strength = part.partition("=")
@@ -125,22 +163,16 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         raise ValueError(
             f"arm {text!r} gates layers, and none are named: give their paths as sites"
         )
-    if kinds[0].locked:
-        if strategy not in LOCKS:
-            raise ValueError(
-                f"arm {text!r}: unknown lock strategy {strategy!r}"
-                f"{nearest(strategy, LOCKS)}; write keylock/STRATEGY with one of "
-                f"{', '.join(LOCKS)}"
-            )
-    elif slash:
-        raise ValueError(
-            f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
-        )
+    return kinds[0], members
+
+
+def _chained(
+    combination: str, members: list[Defence], made: dict[str, Defence]
+) -> Defence:
     if combination not in made:
         several = len(members) > 1
         made[combination] = defences.chain(*members) if several else members[0]
-    norm, gated = kinds[0].norm, kinds[0].gated
-    return Arm(text, norm, gated, made[combination], strategy or "unit")
+    return made[combination]
 
 
 def _made(name: str, make: Callable[[], Defence]) -> Defence:

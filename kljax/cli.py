@@ -1,4 +1,4 @@
-"""The command line: ``kljax leak``, ``kljax demo``, ``kljax data prepare``."""
+"""The command line: ``kljax leak``, ``train``, ``demo``, ``data prepare``."""
 
 import dataclasses
 import datetime
@@ -22,7 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kljax.config import LeakConfig
+from kljax.config import LeakConfig, TrainConfig
+from kljax.progress import TrainProgress
 from kljax.registry import resolve
 
 
@@ -31,13 +32,35 @@ class Leak(LeakConfig):
     """Attacks the gradients of real images and reports what was recovered.
 
     Attributes:
+      from_run: folder of a run of ``kljax train`` to attack a client of, at the state
+        before ``round``; None for networks that are drawn afresh.
       out: run folder to write; None for runs/DATE-TIME.
     """
 
+    from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
     out: Path | None = None
 
     def __post_init__(self):
         """Leaves the checks to the `LeakConfig` made of it, behind the parser."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Trains a network by federated learning under several defences, side by side.
+
+    Called again with the same configuration and folder, it goes on where it was cut
+    off.
+
+    Attributes:
+      out: run folder to write, or to go on with; None for runs/train-DATE-TIME.
+      tensorboard: whether to write for TensorBoard as well, by tensorboardX.
+    """
+
+    out: Path | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        """Leaves the checks to the `TrainConfig` made of it, behind the parser."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,14 +104,61 @@ class _Pace(ProgressColumn):
         return Text(f"{pace:.2f} attacks/s, ETA {left}")
 
 
+def run_train(job: Train, console: Console) -> None:
+    """Runs a training, or goes on with it, and prints its table."""
+    from kljax import journal, training
+
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = job.out or Path("runs") / f"train-{stamp}"
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    config = TrainConfig(**{name: getattr(job, name) for name in names})
+    journal.check_same(folder, config)
+    summary = journal.read_summary(folder)
+    if summary is not None:
+        console.print(f"this run is finished: {folder}/", highlight=False)
+    else:
+        try:
+            with TrainProgress(config, console) as progress:
+                summary = training.train(
+                    config,
+                    folder,
+                    tensorboard=job.tensorboard,
+                    on_arm=progress.on_arm,
+                    on_round=progress.on_round,
+                ).summary
+        except KeyboardInterrupt:
+            console.print(
+                f"interrupted: go on with the same options and --out {folder}"
+            )
+            raise
+    print_accuracy(summary, console)
+    console.print(f"written: {folder}/ (summary.md, curves.png, metrics.csv, ...)")
+
+
+def print_accuracy(summary: dict[str, Any], console: Console) -> None:
+    """Prints accuracies and speed of a finished training."""
+    from kljax import journal
+
+    header, lines = journal.table(summary)
+    console.print("\naccuracy in %, mean ± standard deviation over clients and draws\n")
+    console.print(_table(header, lines))
+    speed = summary["throughput"]
+    console.print(
+        f"\n{speed['clients_per_s']:.2f} clients/s, {speed['examples_per_s']:.0f} "
+        f"examples/s on {speed['device']}; {speed['compile_s']:.1f} s compiling, "
+        f"{speed['run_s']:.1f} s running"
+    )
+
+
 def run_leak(job: Leak, console: Console) -> None:
     """Runs a study, prints its table and writes its folder."""
-    from kljax import leakage, report, scoring
+    from kljax import captured, leakage, report, scoring
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     report.check_free(folder)
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     config = LeakConfig(**{name: getattr(job, name) for name in names})
+    config = captured.settle(config)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -135,20 +205,8 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     for line in report.threat_lines(result):
         console.print(line, markup=False, highlight=False)
     for header, lines in report.brief_tables(summary):
-        printed = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
-        for name in header:
-            first = name == header[0]
-            # Only names may be folded, on a narrow terminal.
-            printed.add_column(
-                name,
-                justify="left" if first else "right",
-                no_wrap=not first,
-                overflow="fold" if first else "ellipsis",
-            )
-        for line in lines:
-            printed.add_row(*line)
         console.print()
-        console.print(printed)
+        console.print(_table(header, lines))
     console.print()
     reading = report.READING.replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
@@ -159,6 +217,22 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         f"{speed['attacks_per_hour']:.0f} attacks/h on {speed['device']}; "
         f"{speed['compile_s']:.1f} s compiling, {speed['run_s']:.1f} s running"
     )
+
+
+def _table(header: list[str], lines: list[list[str]]) -> Table:
+    printed = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    for name in header:
+        first = name == header[0]
+        # Only names may be folded, on a narrow terminal.
+        printed.add_column(
+            name,
+            justify="left" if first else "right",
+            no_wrap=not first,
+            overflow="fold" if first else "ellipsis",
+        )
+    for line in lines:
+        printed.add_row(*line)
+    return printed
 
 
 def run_demo(job: Demo, console: Console) -> None:
@@ -191,17 +265,18 @@ def _use_all_cores() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
-    Bad input ends in one line on standard error and status 2.
+    Bad input ends in one line on standard error and status 2, a training that turned
+    NaN in status 1.
     """
     _use_all_cores()
     # A study's own model or data may live beside the user, as with python -m.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    commands = {"leak": Leak, "demo": Demo, "data": Data}
+    commands = {"leak": Leak, "train": Train, "demo": Demo, "data": Data}
     job = tyro.extras.subcommand_cli_from_dict(
         commands, prog="kljax", description=__doc__, args=arguments
     )
-    runs = {Leak: run_leak, Demo: run_demo, Data: run_data}
+    runs = {Leak: run_leak, Train: run_train, Demo: run_demo, Data: run_data}
     try:
         runs[type(job)](job, Console())
     except OSError as error:
@@ -212,13 +287,19 @@ def main(arguments: list[str] | None = None) -> int:
         if not _raised_here(error):
             raise
         return _refused(error)
+    except FloatingPointError as error:  # a training that turned NaN
+        if not _raised_here(error):
+            raise
+        return _refused(error, status=1)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-def _refused(error: Exception) -> int:
+def _refused(error: Exception, status: int = 2) -> int:
     line = " ".join(part.strip() for part in str(error).splitlines())
     print(f"kljax: {line}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _raised_here(error: Exception) -> bool:

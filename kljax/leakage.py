@@ -1,8 +1,9 @@
-"""The main job: victims, their gradients under several arms, and the attack on each.
+"""The main job: victims, their uploads under several arms, and the attack on each.
 
 `leak` runs what a `kljax.config.LeakConfig` says. Networks and private keys are drawn
-first; then one compiled function per arm takes a victim from its gradient through the
-wall to its reconstruction. `kljax.scoring` and `kljax.report` take over from there.
+first, or captured from a run of `kljax train`; then one compiled function per arm takes
+a victim from its upload through the wall to its reconstruction. `kljax.scoring` and
+`kljax.report` take over from there.
 """
 
 import functools
@@ -14,23 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax import arms as arms_room
-from kljax import clients, data, losses, threat
+from kljax import captured, clients, data, ground, losses, threat
 from kljax.arms import Arm, Sites
-from kljax.attacks import Candidate, Objective, Reconstruction, Setting
+from kljax.attacks import Candidate, Objective, Protocol, Reconstruction, Setting
+from kljax.attacks import replay as replay_of
 from kljax.attacks.presets import OPTIMISERS, PRESETS, Preset
-from kljax.attacks.simulation import one_step
 from kljax.config import LeakConfig
 from kljax.defences import Defence
-from kljax.keylock import key_lock
 from kljax.mapping import Timing, map_victims
 from kljax.metrics.image import SSIM_WINDOW
-from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
+from kljax.models import Network
 from kljax.registry import resolve
-from kljax.typing import Array, Model, Params, Private, Public, PyTree, Rng, Stats
+from kljax.typing import (
+    Array,
+    Loss,
+    Model,
+    Params,
+    Public,
+    PyTree,
+    Rng,
+    Stats,
+)
 
 
 class Victims(NamedTuple):
-    """The private data under attack, one gradient's worth per victim."""
+    """The private data under attack, one upload's worth per victim."""
 
     indices: np.ndarray  # [N, B] positions in the dataset
     images: np.ndarray  # [N, B, H, W, C] in [0, 1]
@@ -45,6 +54,49 @@ class Attacked(NamedTuple):
     loss_at_truth: Array  # [] diagnostic, never shown to the attack
     loss_scale: Array  # [] objective if the faintest tensor is missed
     live_channels: Array  # [] gated channels whose scale is not 0
+
+
+# What a client does: (rng, network, held, images [B, H, W, C], labels [B]) -> Update,
+# where network is (params, stats) and held what it has beside it.
+Client = Callable[..., threat.Update]
+
+
+class Staged(NamedTuple):
+    """An arm with everything that an attack on it needs.
+
+    Attributes:
+      arm: the defence, and what is done about its lock.
+      model: the network.
+      client: makes the upload of one victim.
+      draws: functions that draw network and held for each victim, see `map_victims`.
+      same: network and held, where they are the same for all victims.
+    """
+
+    arm: Arm
+    model: Model
+    client: Client
+    draws: tuple[Callable[..., PyTree], ...] = ()
+    same: tuple[PyTree, ...] = ()
+
+
+class Stage(NamedTuple):
+    """What all arms of a study stand on, drawn afresh or captured from a run.
+
+    Attributes:
+      dataset: where the victims come from.
+      victims: the private data.
+      loss: training loss of the clients.
+      sites: where a lock sits.
+      stage: ``(Arm, train) -> Staged``; train is the mode of the victim's norms.
+      protocol: of a whole update; None for gradients.
+    """
+
+    dataset: data.Dataset
+    victims: Victims
+    loss: Loss
+    sites: Sites
+    stage: Callable[[Arm, bool], Staged]
+    protocol: Protocol | None = None
 
 
 class ArmResult(NamedTuple):
@@ -82,34 +134,24 @@ def leak(
       ValueError: for anything in `config` that does not exist or does not fit,
         before anything is computed.
     """
-    dataset = load_dataset(config)
-    victims = choose_victims(config, dataset)
-    network = _network(config)
+    config = captured.settle(config)
+    network = ground.find_network(config)
+    stage = (_drawn if config.from_run is None else _captured)(config, network)
+    dataset, victims, lock = stage.dataset, stage.victims, stage.sites
     preset = resolve("attack", config.attack, PRESETS)
     if not isinstance(preset, Preset):  # a user's function
         preset = Preset(preset, "recovered", None)
-    loss = resolve("loss", config.loss, losses.LOSSES)
-    lock = _sites(config, network, dataset)
     classifier = _classifier(config, network, dataset)
-    models = {
-        norm: _model(config, network, dataset, norm=norm) for norm in (False, True)
-    }
-    # Arms that share a network or a defence share its draws, and their compilation.
-    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
-    defence_draws = functools.cache(lambda defence: _draw_defence(config, defence))
     # All arms are made before the first is run: a typo in the last one costs nothing.
     studied, made = [], {}
     for text in config.arms:
         arm = arms_room.parse_arm(text, lock, made)
-        if arm.norm and not arm.gated and not network.accepts("norm"):
-            raise ValueError(
-                f"arm {text!r} needs a network with an argument norm; {config.model!r} "
-                "has none and is the same in every arm: leave this one out of the arms"
-            )
+        ground.check_norm(config, network, arm)
         declared = _threat(config, arm, preset)
+        staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         setting = Setting(
-            model=models[arm.norm],
-            loss=loss,
+            model=staged.model,
+            loss=stage.loss,
             gates=arm.defence.gates,
             simulate=arm.defence.simulate,
             image_shape=dataset.shape,
@@ -117,20 +159,103 @@ def leak(
             classifier=classifier,
             sites=tuple(zip(lock.paths, lock.widths, strict=True)),
             threat=declared,
+            protocol=stage.protocol,
         )
-        draws = network_draws(arm.norm), defence_draws(arm.defence)
-        fn = one_victim(config, setting, arm, preset)
-        studied.append((arm, declared, draws, fn))
+        fn = one_victim(config, setting, staged, preset)
+        studied.append((staged, declared, fn))
     results = []
     with jax.default_matmul_precision(config.precision):
-        for arm, declared, draws, fn in studied:
+        for staged, declared, fn in studied:
+            arm, count = staged.arm, len(victims.labels)
             on_arm(arm.name)
-            run = map_victims(fn, config.layout, draws=draws, on_block=on_block)
+            run = map_victims(fn, config.layout, draws=staged.draws, on_block=on_block)
+            same = jax.tree.map(
+                lambda x, n=count: np.broadcast_to(x, (n, *np.shape(x))), staged.same
+            )
             attacked, timing = run(
-                victims.indices[:, 0], victims.images, victims.labels
+                *same, victims.indices[:, 0], victims.images, victims.labels
             )
             results.append(ArmResult(arm, declared, attacked, timing))
     return LeakResult(config, dataset, victims, results)
+
+
+def _drawn(config: LeakConfig, network: Network) -> Stage:
+    """Stages networks, private keys and lock weights that are drawn afresh."""
+    dataset = load_dataset(config)
+    victims = choose_victims(config, dataset)
+    loss = resolve("loss", config.loss, losses.LOSSES)
+    models = {
+        norm: ground.make_model(config, network, dataset, norm=norm)
+        for norm in (False, True)
+    }
+    # Arms that share a network or a defence share its draws, and their compilation.
+    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
+    defence_draws = functools.cache(lambda defence: _draw_defence(config, defence))
+
+    def stage(arm: Arm, train: bool) -> Staged:
+        model = models[arm.norm]
+
+        def client(rng, network, held, images, labels) -> threat.Update:
+            (params, stats), (public, private) = network, held
+            targets = jax.nn.one_hot(labels, dataset.num_classes)
+            step = clients.one_step(model, loss, arm.defence, train=train)
+            return step(rng, Public(params, public), stats, private, images, targets)
+
+        draws = network_draws(arm.norm), defence_draws(arm.defence)
+        return Staged(arm, model, client, draws=draws)
+
+    sites = ground.find_sites(config, network, dataset)
+    return Stage(dataset, victims, loss, sites, stage)
+
+
+def _captured(config: LeakConfig, network: Network) -> Stage:
+    """Stages a client of a run, at a state that was kept."""
+    del network  # the run's own
+    found = captured.capture(config)
+    prepared, protocol = found.prepared, found.protocol
+    dataset, loss = prepared.train, prepared.loss
+    victims = choose_victims(config, data.subset(dataset, found.own))
+    indices = found.own[victims.indices]
+    groups = dataset.groups_of(indices[:, 0])
+    victims = victims._replace(indices=indices, groups=groups)
+    # Arms that differ in strategy alone read their states once.
+    states = functools.cache(lambda name: captured.capture_arm(found, name))
+
+    def stage(arm: Arm, train: bool) -> Staged:
+        state = states(captured.trained_name(arm.name))
+        model = state.model
+
+        def client(rng, network, held, images, labels) -> threat.Update:
+            (params, stats), (public, mine, initial) = network, held
+            received = Public(params, public)
+            if protocol is None:
+                step = clients.one_step(model, loss, arm.defence, train=train)
+                targets = jax.nn.one_hot(labels, dataset.num_classes)
+                update = step(rng, received, stats, mine.private, images, targets)
+            else:
+                training = clients.local_update(
+                    model,
+                    loss,
+                    arm.defence,
+                    protocol.optimiser,
+                    steps=protocol.steps,
+                    batch=protocol.batch,
+                    penalty=protocol.penalty,
+                    reset_optimiser=prepared.config.reset_optimiser,
+                )
+                number = jnp.asarray(config.round)
+                update = training.run(
+                    rng, number, received, stats, mine, images, labels
+                )
+            return update._replace(initial_lock_weights=initial)
+
+        same = (
+            (state.public.model, state.stats),
+            (state.public.defence, state.client, state.initial_lock_weights),
+        )
+        return Staged(arm, model, client, same=same)
+
+    return Stage(dataset, victims, loss, prepared.sites, stage, protocol)
 
 
 def _rng(config: LeakConfig, index: Array, purpose: str) -> Rng:
@@ -161,12 +286,12 @@ def _draw_defence(config: LeakConfig, defence: Defence) -> Callable[..., PyTree]
 
 
 def one_victim(
-    config: LeakConfig, setting: Setting, arm: Arm, preset: Preset
+    config: LeakConfig, setting: Setting, staged: Staged, preset: Preset
 ) -> Callable[..., Attacked]:
     """Makes the function of one victim.
 
     Returns:
-      ``((params, stats), (public, private), index, images, labels) -> Attacked``.
+      ``(network, held, index, images, labels) -> Attacked``.
     """
     optimiser = None
     if config.optimiser is not None:
@@ -174,22 +299,18 @@ def one_victim(
     attack = preset.build(
         setting, optimiser, steps=config.steps, restarts=config.restarts
     )
-    train = setting.threat.knowledge.victim_norm == "train"
-    step = clients.one_step(setting.model, setting.loss, arm.defence, train=train)
-    replay = one_step(setting, setting.gates)
+    replay = replay_of(setting, setting.gates)
 
     def run(
         network: tuple[Params, Stats],
-        defence: tuple[PyTree, Private],
+        held: PyTree,
         index: Array,
         images: Array,
         labels: Array,
     ) -> Attacked:
-        (params, stats), (public, private) = network, defence
         rng_step = _rng(config, index, "step")
         rng_attack = _rng(config, index, "attack")
-        targets = jax.nn.one_hot(labels, setting.num_classes)
-        update = step(rng_step, Public(params, public), stats, private, images, targets)
+        update = staged.client(rng_step, network, held, images, labels)
         view = threat.observe(setting.threat, update)
         reconstruction = attack(rng_attack, view)
 
@@ -201,7 +322,7 @@ def one_victim(
             objective = preset.objective()
             loss_at_truth = objective(simulated, observed)
             loss_scale = weakest_tensor(objective, observed)
-        gates = arm.defence.gates(public, private)
+        gates = staged.arm.defence.gates(update.public.defence, update.private)
         live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
         return Attacked(
             reconstruction, jnp.asarray(loss_at_truth), jnp.asarray(loss_scale), live
@@ -236,24 +357,14 @@ def weakest_tensor(objective: Objective, observed: PyTree) -> Array:
 
 
 def load_dataset(config: LeakConfig) -> data.Dataset:
-    """Loads the dataset, by its name or by a user's function ``shape -> Dataset``."""
-    shape = (config.image_size, config.image_size, 3)
-    if ":" in config.data:
-        dataset = resolve("dataset", config.data, data.EMBEDDED)(shape)
-        if not isinstance(dataset, data.Dataset):
-            raise ValueError(
-                f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "
-                "kljax.data.Dataset"
-            )
-        if min(dataset.shape[:2]) < SSIM_WINDOW:
-            raise ValueError(
-                f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM "
-                f"needs sides of at least {SSIM_WINDOW}"
-            )
-        return dataset
-    return data.load(
-        config.data, shape=shape, split=config.split, data_dir=config.data_dir
-    )
+    """Loads the dataset that victims are drawn from; see `kljax.ground`."""
+    dataset = ground.load_dataset(config, config.split)
+    if min(dataset.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(
+            f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM needs "
+            f"sides of at least {SSIM_WINDOW}"
+        )
+    return dataset
 
 
 def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
@@ -272,46 +383,10 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     )
 
 
-def _network(config: LeakConfig) -> Network:
-    found = resolve("model", config.model, NETWORKS)
-    if not isinstance(found, Network):
-        found = Network(found, (), "fc")
-    return found._replace(sites=config.sites or found.sites)
-
-
-def _model(
-    config: LeakConfig, network: Network, dataset: data.Dataset, *, norm: bool
-) -> Model:
-    options: dict[str, Any] = {"image_shape": dataset.shape}
-    # A user's network without a switch is used as it is, in every arm alike.
-    if network.accepts("norm"):
-        options["norm"] = norm
-    if config.init and network.accepts("initialiser"):
-        options["initialiser"] = uniform(config.init)
-
-    def build(rngs):
-        return network.factory(dataset.num_classes, rngs=rngs, **options)
-
-    return from_nnx(build, convolution=config.convolution)
-
-
-def _sites(config: LeakConfig, network: Network, dataset: data.Dataset) -> Sites:
-    model = _model(config, network, dataset, norm=True)
-    widths = site_widths(model, network.sites, dataset.shape)
-    lock = key_lock(
-        network.sites,
-        widths,
-        size=config.private_key_size,
-        chained=config.chained,
-        limit=config.lock_init or None,
-    )
-    return Sites(network.sites, widths, lock)
-
-
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:
     """Checks the path of the layer from which labels are read."""
     path = config.classifier or network.classifier
-    model = _model(config, network, dataset, norm=False)
+    model = ground.make_model(config, network, dataset, norm=False)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     if f"{path}/kernel" not in params:
         layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
@@ -323,20 +398,28 @@ def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> 
 
 
 def _threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
-    facts: dict[str, Any] = {"examples": config.examples}
+    strategy = threat.Strategy(
+        lock=arm.lock_strategy, labels=config.labels or preset.labels
+    )
+    facts: dict[str, Any] = {"examples": config.examples, "upload": config.upload}
+    needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())
+    if config.from_run is not None and "initial" in needed:
+        # After round 0 the client has moved on, and the server has not seen it.
+        facts["lock_weights"] = "initial"
     for fact in config.threat:
         field, equals, value = fact.partition("=")
         if not equals:
             raise ValueError(f"threat fact {fact!r}: write it as field=value")
         if field == "examples":
             raise ValueError("threat fact 'examples': set the option examples instead")
-        if field == "upload" and value != "gradient":
+        if field == "upload" and value != config.upload:
             raise ValueError(
-                f"threat fact {fact!r}: victims of this study upload one step's "
-                "gradient, upload=gradient"
+                f"threat fact {fact!r}: victims of this study upload what the option "
+                f"upload says, upload={config.upload}"
+            )
+        if (field, value, config.upload) == ("victim_norm", "eval", "update"):
+            raise ValueError(
+                f"threat fact {fact!r}: local training runs norm layers in train mode"
             )
         facts[field] = value
-    strategy = threat.Strategy(
-        lock=arm.lock_strategy, labels=config.labels or preset.labels
-    )
     return threat.least_knowledge(strategy, **facts)

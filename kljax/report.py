@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
-from kljax import metrics
+from kljax import captured, metrics
 from kljax.leakage import LeakResult
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
 
@@ -172,7 +172,10 @@ def brief_tables(
 
 
 def threat_lines(result: LeakResult) -> list[str]:
-    """Writes the threat models down: first what all arms share, then the rest."""
+    """Writes the threat models down: first what all arms share, then the rest.
+
+    A study of a run begins with who is attacked, and when.
+    """
     facts = {
         arm.arm.name: {
             "knows": dataclasses.asdict(arm.threat.knowledge),
@@ -182,6 +185,8 @@ def threat_lines(result: LeakResult) -> list[str]:
     }
     models = list(facts.values())
     lines = []
+    if result.config.from_run is not None:
+        lines.append(captured.describe(result.config))
     for verb in ("knows", "does"):
         shared = {
             name: value
@@ -242,7 +247,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     return f"""\
 # Leakage of `{config.model}` on `{config.data}`
 
-{speed["victims"]} victims, {config.examples} example(s) per gradient, attack
+{speed["victims"]} victims, {config.examples} example(s) per upload, attack
 `{config.attack}` with {config.restarts} restart(s) of {config.steps} evaluations,
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 

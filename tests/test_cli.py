@@ -262,9 +262,13 @@ def test_what_cannot_be_parsed_is_explained(arguments, capsys, nothing_runs):
         ([], ("leak", "demo", "data")),
         (
             ["leak"],
-            [name.replace("_", "-") for name in LeakConfig.__dataclass_fields__],
+            [
+                # from_run is typed --from
+                {"from_run": "--from"}.get(name, name.replace("_", "-"))
+                for name in LeakConfig.__dataclass_fields__
+            ],
         ),
-        (["leak"], ("--out", "digits, photos", "lenet or dense", "sharded")),
+        (["leak"], ("--out", "digits, photos", "resnet34 or vgg16", "sharded")),
         (["demo"], ("--out", "--data")),
         (["data"], ("prepare", "--from", "--data-dir", "fashion_mnist")),
     ],

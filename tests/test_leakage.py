@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from studies import finished, quick_compilation, scored, study, tiny
 
-from kljax import data, leakage, scoring
+from kljax import data, ground, leakage, scoring
 from kljax.attacks import cosine, squared_l2
 from kljax.config import WHOLE, LeakConfig
 from kljax.keylock import key_lock
@@ -90,8 +90,8 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         # The last arm is wrong: the first must not have run.
         ({"arms": ("none", "keylok/known")}, "unknown defence 'keylok'"),
         ({"arms": ("none", "keylock/guess")}, "unknown lock strategy 'guess'"),
-        ({"arms": ("none", "bn-control")}, "'bn-control' needs .* norm; 'dense'"),
-        ({"arms": ("none", "bn-control+norm-clipping")}, "needs .* norm; 'dense'"),
+        ({"arms": ("none", "bn-control")}, "'bn-control' needs .* lockable; 'dense'"),
+        ({"arms": ("none", "bn-control+norm-clipping")}, "needs .* lockable; 'dense'"),
         ({"attack": "matchin"}, "unknown attack 'matchin' .did you mean 'matching'"),
         ({"optimiser": "sgd"}, "unknown optimiser 'sgd'"),
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
@@ -102,6 +102,9 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         # Sites
         ({"sites": ("layer/0",)}, "no module at 'layer/0' .did you mean 'layers/0'"),
         ({"sites": ("fc", "fc")}, "sites .'fc'. are repeated"),
+        ({"model": "lenet", "sites": ("norm4",)},
+         "'norm4' .did you mean.* is no norm layer.*norm1, norm2, norm3"),
+        (USERS | {"sites": ("all",), "arms": ("keylock/known",)}, "known.*sites"),
         (USERS | {"arms": ("none", "keylock/known")}, "keylock/known.*sites"),
         ({"model": "outside_package:Tiny"}, "classifier 'fc'.*body, head"),
         # Knowledge and strategy
@@ -153,6 +156,7 @@ def test_good_studies_would_have_begun(nothing_runs):
         {"data": "outside_package:ramps", "victims": 6},
         USERS | {"sites": ("body",), "arms": ("keylock/known",)},
         {"victims": 1797},
+        {"sites": ("single",), "arms": ("keylock/known",)},
     ):
         with pytest.raises(AssertionError, match="the study has begun"):
             leak(tiny(**changes))
@@ -247,14 +251,39 @@ def test_a_victim_does_not_depend_on_how_many_there_are(revealed):
         np.testing.assert_allclose(few, many[:2], atol=1e-6)
 
 
-def test_another_seed_is_another_study(revealed):
-    other = study(attack=REVEAL, victims=4, seed=1)
-    assert set(other.victims.indices[:, 0]) != set(revealed.victims.indices[:, 0])
-    kernels = [views(r.arms[0]).public.model["fc/kernel"] for r in (other, revealed)]
-    assert np.all(kernels[0][0] != kernels[1][0])
-    # A victim of both seeds, too: its index alone does not say everything.
-    draws = [r.arms[0].attacked.reconstruction.info["draw"] for r in (other, revealed)]
-    assert not np.intersect1d(*draws).size
+def test_another_seed_is_another_study():
+    digits = data.load("digits", shape=(8, 8, 3))
+    chosen = [
+        leakage.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
+        for seed in (0, 1)
+    ]
+    assert set(chosen[0]) != set(chosen[1])
+    # The same six victims under both seeds: an index alone does not say everything.
+    studies = [
+        study(attack=REVEAL, data="outside_package:ramps", victims=6, seed=seed)
+        for seed in (0, 1)
+    ]
+    order = [np.argsort(s.victims.indices[:, 0]) for s in studies]
+    assert all(sorted(s.victims.indices[:, 0]) == list(range(6)) for s in studies)
+    kernels, draws = [], []
+    for found, rows in zip(studies, order, strict=True):
+        arm = found.arms[0]
+        kernels.append(views(arm).public.model["fc/kernel"][rows, 0, 0])
+        draws.append(np.ravel(arm.attacked.reconstruction.info["draw"][rows]))
+    assert len(np.unique(kernels)) == 12
+    assert len(np.unique(draws)) == np.size(draws)
+
+
+def test_what_is_drawn_for_one_purpose_says_nothing_of_another():
+    drawn = {
+        np.asarray(
+            jax.random.key_data(leakage._rng(tiny(seed=seed), index, purpose))
+        ).tobytes()
+        for seed in (0, 1)
+        for index in (0, 1, 2)
+        for purpose in ("weights", "defence", "step", "attack")
+    }
+    assert len(drawn) == 24
 
 
 def test_victims_are_examples_of_the_dataset(revealed):
@@ -300,6 +329,30 @@ def test_every_arm_of_lenet_is_the_same_network():
     # The norm is at work: without it the gradient is another one.
     kernels = [view.grads.model["conv1/kernel"] for view in (none, control)]
     assert np.max(np.abs(kernels[0] - kernels[1])) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("model", "sites", "expected"),
+    [
+        ("lenet", (), {"norm1": 12}),
+        ("lenet", ("all",), {"norm1": 12, "norm2": 12, "norm3": 12}),
+        ("lenet", ("norm3", "norm1"), {"norm3": 12, "norm1": 12}),
+        ("resnet20", ("single",), {"norm1": 16}),
+    ],
+)
+def test_a_lock_sits_where_it_is_told(
+    model, sites, expected, monkeypatch, nothing_runs
+):
+    seen = []
+
+    def recorded(paths, widths, **options):
+        seen.append(list(zip(paths, widths, strict=True)))
+        return key_lock(paths, widths, **options)
+
+    monkeypatch.setattr(ground, "key_lock", recorded)
+    with pytest.raises(AssertionError, match="the study has begun"):
+        leak(tiny(model=model, sites=sites, arms=("bn-control", "keylock/known")))
+    assert seen == [list(expected.items())]
 
 
 def test_a_users_own_everything():

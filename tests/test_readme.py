@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import pytest
 from studies import quick_compilation
 
 from kljax import metrics
@@ -10,11 +11,15 @@ from kljax import metrics
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
+def examples() -> list[str]:
+    """Finds the blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S)
+
+
 def first_example() -> str:
     """Finds the first block of Python."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.M | re.S)
-    assert blocks, f"{README.name} has no python block"
-    return blocks[0]
+    assert examples(), f"{README.name} has no python block"
+    return examples()[0]
 
 
 def test_the_first_example_runs(tmp_path, monkeypatch):
@@ -24,6 +29,12 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     with quick_compilation():
         # In a namespace of its own, as in a script.
         exec(compile(first_example(), README.name, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", examples()[1:])
+def test_the_others_run(block):
+    with quick_compilation():
+        exec(compile(block, README.name, "exec"), {"__name__": "__main__"})
 
 
 def test_the_first_example_is_short():

@@ -23,11 +23,16 @@ FOUNDATION = {
     "threat": {"typing"},
     "mapping": {"typing"},
     "data": {"typing"},
+    "augmentation": {"typing"},
+    "figures": {"typing"},
     "metrics": {"typing"},
     "surgery": {"typing", "convolution"},
     "models": {"typing", "convolution", "surgery"},
     "defences": {"typing", "keylock"},
     "clients": {"typing", "defences", "threat"},
+    "rounds": {"typing", "clients", "defences", "mapping"},
+    "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
+    "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
     "attacks": {"typing", "threat"},
 }
@@ -35,9 +40,16 @@ FOUNDATION = {
 UPSTAIRS = (
     "config",
     "arms",
+    "ground",
+    "preparation",
+    "checkpoint",
+    "journal",
+    "training",
+    "captured",
     "leakage",
     "scoring",
     "report",
+    "progress",
     "cli",
     "__init__",
     "__main__",
@@ -52,13 +64,14 @@ ATTACKERS_WORDS = {"View", "ThreatModel", "Knowledge", "Strategy", "STRATEGY"}
 RESERVED = {
     # A victim axis.
     "vmap": {
-        "mapping.py",
+        "mapping/victims.py",
+        "mapping/clients.py",
         "attacks/attack.py",  # restarts of one attack
         "metrics/lpips.py",  # images of one batch
         "scoring.py",  # finished reconstructions, on their way into rows
     },
-    "pmap": {"mapping.py"},
-    "shard_map": {"mapping.py"},
+    "pmap": set(),
+    "shard_map": {"mapping/victims.py", "mapping/clients.py"},
     # The structure of somebody's network.
     "iter_modules": {"surgery.py"},
     "iter_graph": {"surgery.py"},

@@ -160,6 +160,31 @@ def test_every_outcome_has_its_name():
     assert outcomes == ["recovered", "ambiguous", "ambiguous", "diverged", "ambiguous"]
 
 
+def test_what_a_wrong_replay_misses_is_no_match():
+    """A client that goes on with momentum: the truth itself has a large loss."""
+    config = tiny(victims=3, arms=("none",))
+    found = pretended(
+        config,
+        wrong,
+        loss=np.array([0.5, 1e-9, 2.0], np.float32),
+        loss_at_truth=np.full(3, 1.0, np.float32),
+        loss_scale=np.ones(3, np.float32),
+    )
+
+    def outcomes(study):
+        return [row["outcome"] for row in rows_of(scored(study), "none")]
+
+    assert outcomes(found) == ["ambiguous", "ambiguous", "unsolved"]
+    update = {"from_run": "run", "upload": "update"}
+    for changes, expected in (
+        ({"round": 2}, ["unsolved", "ambiguous", "unsolved"]),
+        ({"round": 0}, ["ambiguous", "ambiguous", "unsolved"]),
+        ({"round": 2, "client_optimiser": "fresh"}, ["ambiguous"] * 2 + ["unsolved"]),
+    ):
+        config = dataclasses.replace(config, **update, **changes)
+        assert outcomes(found._replace(config=config)) == expected
+
+
 def test_examples_are_matched_one_to_one():
     orders = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2]])  # guess i is truth order[i]
 

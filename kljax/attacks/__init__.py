@@ -1,10 +1,11 @@
-"""Attacks: what a server can make of a gradient."""
+"""Attacks: what a server can make of a gradient, or of a whole update."""
 
 from kljax.attacks.attack import (
     Attack,
     Candidate,
     Objective,
     Optimiser,
+    Protocol,
     Reconstruction,
     Setting,
     Unknown,
@@ -22,7 +23,7 @@ from kljax.attacks.locks import LOCKS, Lock, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
-from kljax.attacks.simulation import one_step
+from kljax.attacks.simulation import local_steps, one_step, replay
 from kljax.attacks.starts import constant, normal
 from kljax.attacks.unknowns import decoded, pixels, upsampled
 
@@ -30,6 +31,7 @@ __all__ = [
     "Attack",
     "Reconstruction",
     "Setting",
+    "Protocol",
     "iterative",
     "Unknown",
     "Unknowns",
@@ -45,6 +47,8 @@ __all__ = [
     "Lock",
     "lock_of",
     "one_step",
+    "local_steps",
+    "replay",
     "Objective",
     "OBJECTIVES",
     "squared_l2",

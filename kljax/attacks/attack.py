@@ -14,9 +14,32 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from kljax.threat import ThreatModel, View
-from kljax.typing import Array, Loss, Model, Path, PyTree, Rng
+from kljax.typing import Array, Loss, Model, Path, Public, PyTree, Rng
+
+
+class Protocol(NamedTuple):
+    """How every client trains in one round; the server prescribes it, so he knows.
+
+    Attributes:
+      optimiser: of the clients, in this round.
+      steps: T local steps.
+      batch: B examples in each. A client's n examples are cut into batches of B in
+        order, and gone through again in the same order until T steps are made.
+      learning_rate: what a change is measured in. Changes are divided by
+        ``learning_rate * steps`` before they are compared: one step of plain gradient
+        descent then gives minus the gradient, and objectives and priors keep the
+        scale that they have for gradients.
+      penalty: ``(Public now, Public received) -> []``, added to the loss; or None.
+    """
+
+    optimiser: optax.GradientTransformation
+    steps: int
+    batch: int
+    learning_rate: float
+    penalty: Callable[[Public, Public], Array] | None = None
 
 
 class Setting(NamedTuple):
@@ -32,6 +55,7 @@ class Setting(NamedTuple):
       classifier: path of the last dense layer, from which labels are read.
       sites: (path, channels) of every gated layer, in chain order.
       threat: what the attacker knows and does.
+      protocol: of an upload after several local steps; None for one step's gradient.
     """
 
     model: Model
@@ -43,6 +67,7 @@ class Setting(NamedTuple):
     classifier: str
     sites: tuple[tuple[Path, int], ...]
     threat: ThreatModel
+    protocol: Protocol | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -102,7 +127,7 @@ class Optimiser(NamedTuple):
     step: Callable[[PyTree, PyTree, Array, PyTree], tuple[PyTree, PyTree]]
 
 
-# (View, Candidate) -> (gradient of the candidate, gradient observed)
+# (View, Candidate) -> (upload of the candidate, upload observed): gradients, or changes
 Simulation: TypeAlias = Callable[[View, Candidate], tuple[PyTree, PyTree]]
 Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
 Prior: TypeAlias = Callable[[Candidate], Array]

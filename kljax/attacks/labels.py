@@ -17,7 +17,9 @@ def idlg(setting: Setting, view: View) -> Array:
 
     Under cross-entropy with a one-hot target only the true class's bias gradient is
     negative. Without a bias the weight gradient's column sums serve; that needs
-    features that are nowhere negative.
+    features that are nowhere negative. An update goes downhill, so there it is the
+    only class whose bias has grown, whatever the number of steps on that example;
+    strong weight decay, or momentum from before, can drown that.
 
     Returns:
       labels [1] int32.
@@ -29,6 +31,8 @@ def idlg(setting: Setting, view: View) -> Array:
         f"{setting.classifier}/bias",
         jnp.sum(grads[f"{setting.classifier}/kernel"], axis=0),
     )
+    if setting.threat.knowledge.upload == "update":
+        score = -score
     return jnp.argmin(score)[None].astype(jnp.int32)
 
 
@@ -45,12 +49,13 @@ def recovered(setting: Setting) -> Unknown:
     """Recovers the labels in closed form first, and keeps them.
 
     Raises:
-      ValueError: for several examples per gradient, which `idlg` cannot tell apart.
+      ValueError: for several examples per upload, which `idlg` cannot tell apart.
     """
     examples = setting.threat.knowledge.examples
     if examples != 1:
         raise ValueError(
-            f"labels='recovered' by idlg needs examples=1, got examples={examples}"
+            f"labels='recovered' by idlg needs examples=1, got examples={examples}; "
+            "several take labels 'given' or 'joint'"
         )
 
     def start(rng, view: View):

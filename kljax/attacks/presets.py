@@ -23,7 +23,7 @@ from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
-from kljax.attacks.simulation import one_step
+from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
 from kljax.attacks.unknowns import pixels
 
@@ -42,7 +42,7 @@ def gradient_matching(
     labels = LABELS[setting.threat.strategy.labels](setting)
     return iterative(
         Unknowns(pixels(setting, start), labels, lock.unknown),
-        one_step(setting, lock.gates),
+        replay(setting, lock.gates),
         squared_l2(),
         optimiser,
         prior=prior,

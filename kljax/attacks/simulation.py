@@ -1,13 +1,46 @@
-"""Simulations: the gradient that a candidate would have given."""
+"""Simulations: the upload that a candidate would have given."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 from kljax.attacks.attack import Candidate, Setting, Simulation
 from kljax.threat import View
-from kljax.typing import Private, Public
+from kljax.typing import Array, Private, Public, PyTree
+
+
+def replay(setting: Setting, gates: Callable[..., Any]) -> Simulation:
+    """Makes the simulation of what the threat model says is uploaded.
+
+    Args:
+      setting: its protocol says how clients train, where they upload updates.
+      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+
+    Raises:
+      ValueError: for an update without a protocol, or a gradient with one.
+    """
+    upload, protocol = setting.threat.knowledge.upload, setting.protocol
+    if (upload == "gradient") != (protocol is None):
+        given = "no protocol" if protocol is None else "a protocol"
+        raise ValueError(
+            f"the threat model says upload={upload!r}, and the setting has {given}: an "
+            "update needs the protocol of its steps, a gradient has none"
+        )
+    if protocol is None:
+        return one_step(setting, gates)
+    return local_steps(
+        setting,
+        gates,
+        optimiser=protocol.optimiser,
+        steps=protocol.steps,
+        batch=protocol.batch,
+        penalty=protocol.penalty,
+        unit=protocol.learning_rate * protocol.steps,
+    )
 
 
 def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
@@ -26,12 +59,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
     def simulation(view: View, candidate: Candidate):
         lock = candidate.lock
-        # Lock gradients are compared where they are shared and can be simulated.
-        compared = (
-            view.lock_grads is not None
-            and isinstance(lock, Private)
-            and jax.tree.leaves(lock.trainable)
-        )
+        compared = view.lock_grads is not None and _has_lock_weights(lock)
 
         def objective(public: Public, trainable):
             guess = lock._replace(trainable=trainable) if compared else lock
@@ -56,3 +84,121 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
         return simulated, (view.grads, view.lock_grads)
 
     return simulation
+
+
+def local_steps(
+    setting: Setting,
+    gates: Callable[..., Any],
+    *,
+    optimiser: optax.GradientTransformation,
+    steps: int,
+    batch: int,
+    penalty: Callable[[Public, Public], Array] | None = None,
+    unit: float = 1.0,
+    rematerialise: bool = True,
+) -> Simulation:
+    """Replays the local training of one client at the candidate, differentiably.
+
+    The candidate's n images are cut into batches of B, in order; step t takes batch t,
+    and after the last batch comes the first again, for as many epochs as T steps are.
+    Public parameters are trained from the received ones. Lock weights, where the
+    candidate has any, are trained along with them, as the client does; guessed gates
+    stay what they are over all steps.
+
+    Guarantees: at the client's own images, labels and private part, in its order, it
+    gives the client's change up to rounding, where the client's optimiser started
+    anew, too. A momentum that the client kept from earlier rounds is not known here.
+
+    Args:
+      setting: model, loss, norm mode and what the defence does to an update.
+      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      optimiser: of the client. Its update must have a derivative wherever a gradient
+        may be 0: Adam's has none there without ``eps_root``, and gives NaN.
+      steps: T.
+      batch: B; it divides the number of examples of the threat model.
+      penalty: ``(Public now, Public received) -> []``, added to the client's loss.
+      unit: both changes are divided by it, see `Protocol.learning_rate`.
+      rematerialise: whether the activations of a step are computed again on the way
+        back instead of being kept: memory then holds one step's, and T parameters
+        (speed and memory only).
+
+    Returns:
+      ``(View, Candidate) -> (simulated, observed)``: two trees alike, the public
+      change, and that of the lock weights too where it is shared and the candidate
+      has lock weights of its own.
+
+    Raises:
+      ValueError: if T or B is below 1, or B does not divide the number of examples.
+
+    Reference: Geiping et al., "Inverting Gradients" (NeurIPS 2020), section 6, and
+    its code, reconstruction_algorithms.py (FedAvgReconstructor).
+    """
+    examples = setting.threat.knowledge.examples
+    if min(steps, batch) < 1 or examples % batch:
+        raise ValueError(
+            f"steps={steps} and batch={batch} must be at least 1, and batch must "
+            f"divide the {examples} examples of the threat model"
+        )
+    train = setting.threat.knowledge.attacker_norm == "train"
+    order = np.arange(steps * batch) % examples
+
+    def simulation(view: View, candidate: Candidate):
+        lock = candidate.lock
+        trained_lock = _has_lock_weights(lock)
+
+        def step(carry, inputs):
+            (public, trainable), stats, memory = carry
+            index, images, targets = inputs
+
+            def objective(public: Public, trainable):
+                guess = lock._replace(trainable=trainable) if trained_lock else lock
+                out = setting.model.apply(
+                    public.model,
+                    stats,
+                    images,
+                    gates=gates(public.defence, guess),
+                    train=train,
+                    # The victim's dropout masks are unknown: one fixed guess.
+                    rngs=jax.random.fold_in(jax.random.key(0), index),
+                )
+                value = setting.loss(out.logits, targets)
+                if penalty is not None:
+                    value += penalty(public, view.public)
+                return value, out.stats
+
+            grads, stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+                public, trainable
+            )
+            moves, memory = optimiser.update(grads, memory, (public, trainable))
+            trained = optax.apply_updates((public, trainable), moves)
+            return (trained, stats, memory), None
+
+        start = (view.public, lock.trainable if trained_lock else ())
+        inputs = (
+            jnp.arange(steps),
+            _cut(candidate.images[order], steps),
+            _cut(candidate.targets[order], steps),
+        )
+        if rematerialise:
+            # Inside a scan nothing can be merged with the forward pass anyway.
+            step = jax.checkpoint(step, prevent_cse=False)
+        (trained, _, _), _ = jax.lax.scan(
+            step, (start, view.stats, optimiser.init(start)), inputs
+        )
+        change, lock_change = jax.tree.map(jnp.subtract, trained, start)
+        simulated, observed = setting.simulate(change, view.grads), view.grads
+        if trained_lock and view.lock_grads is not None:
+            simulated = (simulated, lock_change)
+            observed = (observed, view.lock_grads)
+        return jax.tree.map(lambda x: x / unit, (simulated, observed))
+
+    return simulation
+
+
+def _has_lock_weights(lock: PyTree) -> bool:
+    """Tells whether the lock part of a candidate is one that a client would train."""
+    return isinstance(lock, Private) and bool(jax.tree.leaves(lock.trainable))
+
+
+def _cut(values: Array, steps: int) -> Array:
+    return values.reshape(steps, -1, *values.shape[1:])

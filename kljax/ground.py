@@ -1,0 +1,158 @@
+"""The ground of a study: what its configuration names, and all its arms stand on.
+
+Every arm of a study has the same dataset, and the same network but for the norm layers
+that a key-lock brings along.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax import data
+from kljax.arms import Arm, Sites
+from kljax.config import LeakConfig, TrainConfig
+from kljax.keylock import key_lock
+from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
+from kljax.registry import resolve
+from kljax.typing import Model
+
+Config = LeakConfig | TrainConfig
+
+TEST_SHARE = 0.2  # held out of a dataset without splits
+PUBLIC = 1000  # examples that outsiders re-fit gates on: the most that a test wants
+
+
+class Split(NamedTuple):
+    """The examples of a training; no two parts share any."""
+
+    train: data.Dataset  # of all clients
+    test: data.Dataset
+    public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
+
+
+def load_dataset(config: Config, split: str | None) -> data.Dataset:
+    """Loads a dataset, by its name or by a user's function ``shape -> Dataset``.
+
+    Args:
+      config: names it.
+      split: for datasets which have any; None for the dataset's own choice.
+
+    Raises:
+      ValueError: an unknown name, and what `kljax.data.load` raises.
+    """
+    shape = (config.image_size, config.image_size, 3)
+    if ":" not in config.data:
+        return data.load(
+            config.data, shape=shape, split=split, data_dir=config.data_dir
+        )
+    dataset = resolve("dataset", config.data, data.EMBEDDED)(shape)
+    if not isinstance(dataset, data.Dataset):
+        raise ValueError(
+            f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "
+            "kljax.data.Dataset"
+        )
+    return dataset
+
+
+def load_split(config: TrainConfig) -> Split:
+    """Loads what clients train on, what models are tested on, and what is public.
+
+    Raises:
+      ValueError: an unknown name or split, labels not worth training on, too few
+        examples, and what `kljax.data.load` raises.
+    """
+    if config.data in data.EMBEDDED or ":" in config.data:
+        if (config.train_split, config.test_split) != ("train", "test"):
+            raise ValueError(
+                f"dataset {config.data!r} has no splits: leave train_split and "
+                "test_split out"
+            )
+        whole = tested = load_dataset(config, None)
+        if whole.untrained_only:
+            raise ValueError(
+                f"the labels of dataset {config.data!r} mean too little to train on: "
+                "take another"
+            )
+        ours, test = data.holdout(whole, config.seed, TEST_SHARE)
+    else:
+        whole = load_dataset(config, config.train_split)
+        tested = load_dataset(config, config.test_split)
+        ours, test = np.arange(len(whole)), np.arange(len(tested))
+    count = config.public_examples
+    if count is None:
+        count = min(PUBLIC, len(ours) // 10)
+    left = max(len(ours) - count, 0)
+    if left < config.clients:
+        raise ValueError(
+            f"dataset {config.data!r} has {len(ours)} training examples; {count} "
+            f"public ones leave {left} for {config.clients} clients"
+        )
+    ours = _shuffled(whole, ours, config.seed)
+    test = _shuffled(tested, test, config.seed)[: config.test_examples]
+    public = data.subset(whole, np.sort(ours[:count])) if count else None
+    train = data.subset(whole, np.sort(ours[count:][: config.examples]))
+    return Split(train, data.subset(tested, np.sort(test)), public)
+
+
+def _shuffled(dataset: data.Dataset, indices: np.ndarray, seed: int) -> np.ndarray:
+    order = data.select(dataset, len(dataset), seed)
+    return order[np.isin(order, indices)]
+
+
+def find_network(config: Config) -> Network:
+    """Finds the network, with the sites that the study locks.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    found = resolve("model", config.model, NETWORKS)
+    if not isinstance(found, Network):  # a user's factory
+        found = Network(found, (), "fc")
+    single, every = found.sites, found.all_sites
+    named = {(): single, ("single",): single, ("all",): every}
+    return found._replace(sites=named.get(config.sites, config.sites))
+
+
+def make_model(
+    config: Config, network: Network, dataset: data.Dataset, *, norm: bool
+) -> Model:
+    """Makes the network of an arm, with or without the norm layers of a lock."""
+    options: dict[str, Any] = {"image_shape": dataset.shape}
+    # A user's network without a switch is used as it is, in every arm alike.
+    if network.accepts("lockable"):
+        options["lockable"] = network.sites if norm else ()
+    if config.init and network.accepts("initialiser"):
+        options["initialiser"] = uniform(config.init)
+
+    def build(rngs):
+        return network.factory(dataset.num_classes, rngs=rngs, **options)
+
+    return from_nnx(build, convolution=config.convolution)
+
+
+def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites:
+    """Finds the layers to lock, and makes their lock.
+
+    Raises:
+      ValueError: for a site that the network has not.
+    """
+    model = make_model(config, network, dataset, norm=True)
+    widths = site_widths(model, network.sites, dataset.shape)
+    lock = key_lock(
+        network.sites,
+        widths,
+        size=config.private_key_size,
+        chained=config.chained,
+        limit=config.lock_init or None,
+    )
+    return Sites(network.sites, widths, lock)
+
+
+def check_norm(config: Config, network: Network, arm: Arm) -> None:
+    """Refuses a control of the norm alone on a network without a switch for it."""
+    if arm.norm and not arm.gated and not network.accepts("lockable"):
+        raise ValueError(
+            f"arm {arm.name!r} needs a network with an argument lockable; "
+            f"{config.model!r} has none and is the same in every arm: leave this one "
+            "out of the arms"
+        )

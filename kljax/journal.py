@@ -1,0 +1,318 @@
+"""The run folder of a training: what is written while it runs, and what is read again.
+
+``config.json`` comes first and says which run it is. ``metrics.csv`` has one row per
+arm and round; ``summary.json``, ``summary.md`` and ``curves.png`` come last. Each file
+is written aside and renamed, so that a run killed at any moment leaves whole files.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from tabulate import tabulate
+
+from kljax import evaluation, figures
+from kljax.config import SPEED_OPTIONS, TrainConfig
+from kljax.registry import unknown_name
+
+SCHEMA_VERSION = 1
+JOB = "train"
+PACKAGES = ("kljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+Row = dict[str, Any]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split())
+
+
+# column of metrics.csv -> how it is read; empty is None
+COLUMNS = {
+    "schema_version": int,
+    "arm": str,
+    "round": int,  # the round run, from 0
+    "loss": float,  # mean over local steps and clients, weighted as they are
+    "train_accuracy": float,  # in the step that used the example
+    "test_accuracy": float,  # after the round; own private key, own lock
+    "clients": int,  # in the cohort
+    "examples": int,  # gone through by the cohort
+    "excluded": _numbers,  # clients left out as not finite
+    "compile_s": float,
+    "run_s": float,
+}
+
+
+# --- which run it is --------------------------------------------------------------
+
+
+def check_same(folder: Path, config: TrainConfig) -> None:
+    """Refuses a folder that belongs to something else; a new one is fine.
+
+    Raises:
+      FileExistsError: if `folder` is there and is no run of `kljax train`, or one of
+        another configuration; the differences are named. Options of speed may differ.
+    """
+    if not folder.exists():
+        return
+    try:
+        there = json.loads((folder / "config.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        there = {}
+    if there.get("job") != JOB:
+        raise FileExistsError(
+            f"run folder {str(folder)!r} exists and is no run of kljax train: name "
+            "another"
+        )
+    # Through JSON and back, where tuples are lists.
+    here = json.loads(json.dumps(dataclasses.asdict(config)))
+    different = [
+        f"{name}: {_shown(there, name)} there, {_shown(here, name)} here"
+        for name in here
+        if name not in SPEED_OPTIONS and _shown(there, name) != _shown(here, name)
+    ]
+    if different:
+        raise FileExistsError(
+            f"run folder {str(folder)!r} is of another configuration ("
+            f"{'; '.join(different)}): name another, or repeat its own"
+        )
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """Reads the configuration of a run.
+
+    Raises:
+      FileNotFoundError: if there is no ``config.json``.
+      ValueError: if it is not of a run of `kljax train`.
+    """
+    found = json.loads((folder / "config.json").read_text())
+    if found.get("job") != JOB:
+        raise ValueError(f"{str(folder)!r} is no run of kljax train")
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{name: found[name] for name in names & found.keys()})
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Reads the summary of a finished run; None if it is not finished."""
+    return read_json(folder / "summary.json")
+
+
+def read_json(path: Path) -> Any | None:
+    """Reads JSON; None if the file is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def describe(config: TrainConfig, licence: str) -> dict[str, Any]:
+    """Says all that is needed to repeat a run, as written to ``config.json``."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "job": JOB,
+        **dataclasses.asdict(config),
+        "data_licence": licence,
+        "device": device(),
+        "local_devices": jax.local_device_count(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def device() -> str:
+    """Names the device that runs."""
+    return f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
+
+
+def _shown(config: dict[str, Any], name: str) -> str:
+    return json.dumps(config[name]) if name in config else "nothing"
+
+
+# --- metrics ----------------------------------------------------------------------
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Reads ``metrics.csv``; no rows if it is not there.
+
+    Raises:
+      ValueError: for other columns than `COLUMNS`.
+    """
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        for name in reader.fieldnames or ():
+            if name not in COLUMNS:
+                raise ValueError(f"{path}: {unknown_name('column', name, COLUMNS)}")
+        return [
+            {
+                name: COLUMNS[name](text) if text or name == "excluded" else None
+                for name, text in line.items()
+            }
+            for line in reader
+        ]
+
+
+def write_rows(folder: Path, rows: list[Row]) -> None:
+    """Writes ``metrics.csv``."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row | {"excluded": " ".join(map(str, row["excluded"]))})
+    write_text(folder / "metrics.csv", text.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON; NaN and infinities, which it has not, become null."""
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text, newline="")
+    os.replace(aside, path)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+# --- TensorBoard -----------------------------------------------------------------
+
+
+def boards(folder: Path | None) -> Callable[[str, int], Any]:
+    """Makes the function that opens an arm's writer, ``(name, first round) -> writer``.
+
+    Raises:
+      ValueError: without a folder.
+      ImportError: if tensorboardX is not installed.
+    """
+    if folder is None:
+        raise ValueError("tensorboard needs a run folder to write to")
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard needs tensorboardX, which is not installed: pip install "
+            "'kljax[tensorboard]'"
+        ) from error
+
+    def board(name: str, first: int):
+        # What a killed process wrote after the checkpoint is hidden.
+        place = str(folder / "tensorboard" / name)
+        return tensorboardX.SummaryWriter(place, purge_step=first)
+
+    return board
+
+
+def write_board(board: Any, row: Row) -> None:
+    """Writes a round to TensorBoard."""
+    for name in ("loss", "train_accuracy", "test_accuracy"):
+        if row[name] is not None:
+            board.add_scalar(name, row[name], row["round"])
+    board.flush()
+
+
+# --- the end ----------------------------------------------------------------------
+
+
+def summarise(
+    config: dict[str, Any], rows: list[Row], accuracy: dict[str, Any]
+) -> dict[str, Any]:
+    """Summarises a finished run, as written to ``summary.json``.
+
+    Args:
+      config: what `describe` says.
+      rows: of all arms.
+      accuracy: by arm, what `kljax.evaluation.evaluate` says.
+    """
+    run_s = sum(row["run_s"] for row in rows)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "accuracy": accuracy,
+        "throughput": {
+            "clients_per_s": sum(row["clients"] for row in rows) / run_s,
+            "examples_per_s": sum(row["examples"] for row in rows) / run_s,
+            "compile_s": sum(row["compile_s"] for row in rows),
+            "run_s": run_s,
+            "device": device(),
+        },
+        "config": config,
+    }
+
+
+def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> None:
+    """Writes picture, table and summary; the summary last, it marks the end."""
+    aside = folder / ".curves.png"
+    figures.draw_curves(rows, aside)
+    os.replace(aside, folder / "curves.png")
+    write_text(folder / "summary.md", markdown(summary))
+    write_json(folder / "summary.json", summary)
+
+
+def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lays the accuracies out: one line per test, one column per arm, in per cent."""
+    accuracy = summary["accuracy"]
+    header = ["test", *accuracy]
+    lines = [
+        [test, *(_cell(of_arm.get(test)) for of_arm in accuracy.values())]
+        for test in evaluation.TESTS
+        if any(test in of_arm for of_arm in accuracy.values())
+    ]
+    return header, lines
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    mean = f"{100 * found['mean']:.1f}"
+    several = len(found["values"]) > 1
+    return f"{mean} ± {100 * found['std']:.1f}" if several else mean
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Writes the summary down as Markdown."""
+    config, speed = summary["config"], summary["throughput"]
+    header, lines = table(summary)
+    words = "\n".join(
+        f"- `{line[0]}`: {evaluation.TESTS[line[0]].words}" for line in lines
+    )
+    cohort = config["cohort"] or "all"
+    return f"""\
+# Federated training of `{config["model"]}` on `{config["data"]}`
+
+{config["clients"]} clients ({cohort} in each round), partition `{config["partition"]}`,
+{config["rounds"]} rounds, batch {config["batch"]}, seed {config["seed"]}, matmul
+precision `{config["precision"]}`.
+
+Accuracy on test examples in %: mean ± sample standard deviation over clients and random
+draws, one number where there is only one. A test without a meaning for an arm is `-`.
+
+{tabulate(lines, header, tablefmt="github", disable_numparse=True)}
+
+{words}
+
+Throughput: {speed["clients_per_s"]:.2f} clients/s, {speed["examples_per_s"]:.0f}
+examples/s on {speed["device"]} ({speed["run_s"]:.1f} s running,
+{speed["compile_s"]:.1f} s compiling; without evaluation).
+
+Images: {config["data_licence"]}
+"""

@@ -1,0 +1,211 @@
+"""Preparation: from a configuration of a training to all that it names.
+
+Everything here is a function of the configuration alone, so that whoever goes on with a
+run, or attacks a state of it, gets the network, defence, clients and batches that made
+it. Everything random follows from (seed, round, client).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kljax import arms, data, ground, losses
+from kljax.algorithms import fedavg, proximal
+from kljax.arms import Arm, Sites
+from kljax.augmentation import AUGMENTATIONS
+from kljax.clients import Batches, ClientState, LocalOptimiser
+from kljax.config import TrainConfig
+from kljax.defences import Defence
+from kljax.models import FEDKL_STATISTICS, normalised
+from kljax.registry import resolve
+from kljax.rounds import Fetch, Rounds, ServerState
+from kljax.typing import Loss, Model, Rng
+
+
+class Prepared(NamedTuple):
+    """What all arms of a run share."""
+
+    config: TrainConfig
+    train: data.Dataset  # the examples of all clients
+    test: data.Dataset
+    public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
+    partition: data.Partition  # of each client: indices into `train`
+    steps: int  # T: local steps of the largest client; others are padded
+    sites: Sites
+    models: dict[bool, Model]  # without and with the norm layers of a lock
+    arms: dict[str, Arm]
+    loss: Loss
+
+
+class ArmRounds(NamedTuple):
+    """What one arm of a run is made of."""
+
+    model: Model
+    defence: Defence
+    rounds: Rounds
+
+
+class Keys(NamedTuple):
+    """The random keys of a run, the same for every arm."""
+
+    init: Rng  # of Rounds.init, init_lock and init_clients
+    rounds: Rng  # of Rounds.run_round
+    evaluation: Rng
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Loads data and deals them out, makes networks and arms; a function of `config`.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit.
+    """
+    train, test, public = ground.load_split(config)
+    labels = train.labels[np.arange(len(train))]
+    partition = data.partition(config.partition, labels, config.clients, config.seed)
+    steps = max(local_steps(config, len(own)) for own in partition)
+    network = ground.find_network(config)
+    statistics = resolve(
+        "normalisation", config.normalise, {"none": None, **FEDKL_STATISTICS}
+    )
+    models = {}
+    for norm in (False, True):
+        model = ground.make_model(config, network, train, norm=norm)
+        models[norm] = normalised(model, *statistics) if statistics else model
+    sites = ground.find_sites(config, network, train)
+    made: dict[str, Defence] = {}
+    parsed = {text: arms.parse_training_arm(text, sites, made) for text in config.arms}
+    for arm in parsed.values():
+        ground.check_norm(config, network, arm)
+    loss = resolve("loss", config.loss, losses.LOSSES)
+    prepared = Prepared(
+        config, train, test, public, partition, steps, sites, models, parsed, loss
+    )
+    for name in parsed:
+        arm_rounds(prepared, name)  # a typo in an optimiser costs nothing
+    return prepared
+
+
+def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
+    """Makes network, defence and rounds of an arm.
+
+    Raises:
+      ValueError: for an unknown optimiser or augmentation.
+    """
+    config, arm = prepared.config, prepared.arms[name]
+    model = prepared.models[arm.norm]
+    local = {
+        "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
+        "penalty": proximal(config.proximal) if config.proximal else None,
+        "reset_optimiser": config.reset_optimiser,
+    }
+    rounds = fedavg(
+        model,
+        prepared.loss,
+        local_optimiser(config),
+        defence=arm.defence,
+        local=local,
+        server_optimiser=optax.sgd(
+            config.server_learning_rate, config.server_momentum or None
+        ),
+        weighting=config.weighting,
+        on_nonfinite=config.on_nonfinite,
+        layout=config.layout,
+    )
+    return ArmRounds(model, arm.defence, rounds)
+
+
+def random_keys(config: TrainConfig) -> Keys:
+    """Makes the random keys of a run."""
+    return Keys(*jax.random.split(jax.random.key(config.seed), 3))
+
+
+def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]:
+    """Draws the states before the first round."""
+    rng = random_keys(prepared.config).init
+    server = jax.device_get(jax.jit(rounds.init)(rng))
+    return server, rounds.init_clients(rng, server, prepared.config.clients)
+
+
+def _sgd(config: TrainConfig, rate) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(rate, config.momentum or None, config.nesterov),
+    )
+
+
+def _adam(config: TrainConfig, rate) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(rate))
+
+
+# Weight decay enters the gradient before anything else, as in PyTorch.
+OPTIMISERS = {"sgd": _sgd, "adam": _adam}
+
+
+def local_optimiser(config: TrainConfig) -> LocalOptimiser:
+    """Makes the optimiser of the clients, by round if its learning rate drops.
+
+    Raises:
+      ValueError: for an unknown name, or a user's function that gives none.
+    """
+    make = resolve("optimiser", config.optimiser, OPTIMISERS)
+    own = config.optimiser not in OPTIMISERS
+
+    def at(rate) -> optax.GradientTransformation:
+        return make(rate) if own else make(config, rate)
+
+    if not isinstance(at(config.learning_rate), optax.GradientTransformation):
+        raise ValueError(
+            f"optimiser {config.optimiser!r} gave no optax.GradientTransformation"
+        )
+    if not config.drops:
+        return at(config.learning_rate)
+
+    def of_round(number) -> optax.GradientTransformation:
+        dropped = jnp.sum(number >= jnp.array(config.drops))
+        return at(config.learning_rate * config.drop_factor**dropped)
+
+    return of_round
+
+
+# --- what a round trains on ------------------------------------------------------
+
+
+def local_steps(config: TrainConfig, count: int) -> int:
+    """Counts the local steps of a client with `count` examples."""
+    return data.local_steps(
+        count, config.batch, config.local_epochs, steps=config.local_steps
+    )
+
+
+def cohort_of(config: TrainConfig, number: int) -> np.ndarray:
+    """Draws the clients [n] of a round."""
+    size = config.cohort or config.clients
+    return data.cohort(config.seed, number, config.clients, size)
+
+
+def batches_of(prepared: Prepared, number: int) -> Fetch:
+    """Makes the function that reads the batches of clients in a round."""
+    config = prepared.config
+
+    def fetch(ids: np.ndarray) -> tuple[Batches, np.ndarray]:
+        drawn = [
+            data.local_batches(
+                prepared.partition[client],
+                batch=config.batch,
+                epochs=config.local_epochs,
+                steps=config.local_steps,
+                seed=config.seed,
+                round=number,
+                client=int(client),
+            )
+            for client in ids
+        ]
+        indices, valid = data.stacked(drawn, prepared.steps)
+        images, labels = data.fetch_batches(prepared.train, indices)
+        counts = [len(prepared.partition[client]) for client in ids]
+        return Batches(images, labels, valid), np.array(counts, np.float32)
+
+    return fetch

@@ -1,0 +1,92 @@
+"""Progress of a training, for people who watch it."""
+
+import datetime
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+)
+from rich.text import Text
+
+from kljax.config import TrainConfig
+from kljax.journal import Row
+from kljax.training import ArmBegun
+
+
+class RoundsPace(ProgressColumn):
+    """Clients per second of the last round, and the time that is left."""
+
+    def render(self, task):
+        done = task.completed - task.fields["skipped"]
+        if done < 1 or not task.elapsed:
+            return Text("-- clients/s, ETA -:--:--")
+        left = task.remaining * task.elapsed / done
+        return Text(
+            f"{task.fields['pace']:.1f} clients/s, "
+            f"ETA {datetime.timedelta(seconds=round(left))}"
+        )
+
+
+class TrainProgress:
+    """Shows a training: a bar on a terminal, a line per round elsewhere."""
+
+    def __init__(self, config: TrainConfig, console: Console):
+        self._config, self._console = config, console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            RoundsPace(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        total = config.rounds * len(config.arms)
+        self._task = self._bar.add_task("", total=total, state="", pace=0.0, skipped=0)
+
+    def __enter__(self) -> "TrainProgress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def on_arm(self, begun: ArmBegun) -> None:
+        task = self._bar.tasks[self._task]
+        if not self._bar.live.is_started and self._console.is_terminal:
+            self._bar.start()  # not before the whole run is known to be sound
+        memory = f"{begun.private_bytes / 1e6:.1f} MB"
+        self._say(
+            f"{begun.name}: what stays with the {self._config.clients} clients takes "
+            f"{memory}" + (f"; resumed at round {begun.round}" if begun.round else "")
+        )
+        # Rounds of an earlier process say nothing of this one's pace.
+        self._bar.update(
+            self._task,
+            description=begun.name,
+            advance=begun.round,
+            skipped=task.fields["skipped"] + begun.round,
+        )
+
+    def on_round(self, row: Row) -> None:
+        pace = row["clients"] / row["run_s"]
+        accuracy = row["test_accuracy"]
+        measured = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        state = f"loss {row['loss']:.3f}{measured}"
+        self._bar.update(self._task, advance=1, state=state, pace=pace)
+        if not self._console.is_terminal:
+            left = RoundsPace().render(self._bar.tasks[self._task])
+            number = f"{row['round'] + 1}/{self._config.rounds}"
+            self._say(f"{row['arm']}: round {number}: {state}, {left}")
+        if row["excluded"]:
+            self._say(
+                f"{row['arm']}: clients {', '.join(map(str, row['excluded']))} turned "
+                f"non-finite in round {row['round']} and were left out"
+            )
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

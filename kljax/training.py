@@ -1,0 +1,274 @@
+"""The training job: federated rounds under several arms, and what the models can do.
+
+`train` runs what a `kljax.config.TrainConfig` says: arm after arm from the same
+weights, on the same batches, by what `kljax.preparation` makes of it. A run that was
+killed goes on from its last checkpoint to the very parameters of an uninterrupted one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax import checkpoint, evaluation, figures, journal
+from kljax.clients import ClientState
+from kljax.config import TrainConfig
+from kljax.defences import unit_gates
+from kljax.journal import Row
+from kljax.models import site_widths
+from kljax.preparation import (
+    ArmRounds,
+    Prepared,
+    arm_rounds,
+    batches_of,
+    cohort_of,
+    local_steps,
+    prepare,
+    random_keys,
+    start,
+)
+from kljax.rounds import RoundInfo, ServerState, nbytes
+from kljax.typing import Gates
+
+WATCHED = 3  # clients whose accuracy is measured while training
+
+
+class ArmBegun(NamedTuple):
+    """An arm that is about to be trained."""
+
+    name: str
+    round: int  # 0, or the round it is resumed from
+    private_bytes: int  # that the states of all clients take on the host
+
+
+class TrainedArm(NamedTuple):
+    """An arm at the end of its rounds."""
+
+    server: ServerState
+    clients: ClientState  # NumPy arrays with a leading axis [N]
+    accuracy: dict[str, dict[str, Any]]  # by test, see `kljax.evaluation.evaluate`
+
+
+class TrainResult(NamedTuple):
+    """A finished run."""
+
+    prepared: Prepared
+    arms: dict[str, TrainedArm]
+    rows: list[Row]  # of ``metrics.csv``
+    summary: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    folder: Path | None = None,
+    *,
+    tensorboard: bool = False,
+    on_arm: Callable[[ArmBegun], Any] = lambda begun: None,
+    on_round: Callable[[Row], Any] = lambda row: None,
+) -> TrainResult:
+    """Trains every arm, and measures what each model can do.
+
+    With a folder, states and metrics are written as they come, and a run that was cut
+    off goes on where it was: to the same parameters, bit by bit, on the same machine.
+
+    Args:
+      config: the run.
+      folder: run folder to make, or to go on with; None writes nothing.
+      tensorboard: whether to write ``tensorboard/`` in it, too.
+      on_arm: called before an arm begins.
+      on_round: called with the row of every finished round.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit, before
+        anything is computed or written.
+      FileExistsError: if `folder` is of another configuration, or of something else.
+      ImportError: for `tensorboard` without tensorboardX.
+      kljax.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
+    """
+    if folder is not None:
+        journal.check_same(folder, config)
+    boards = journal.boards(folder) if tensorboard else None
+    prepared = prepare(config)
+    described = journal.describe(config, prepared.train.licence)
+    rows: list[Row] = []
+    if folder is not None:
+        rows = journal.read_rows(folder)
+        _begin(folder, prepared, described)
+    trained = {}
+    with jax.default_matmul_precision(config.precision):
+        for name in config.arms:
+            place = None if folder is None else folder / name
+            trained[name] = _train_arm(
+                prepared, name, place, rows, boards, on_arm, on_round
+            )
+    accuracy = {name: arm.accuracy for name, arm in trained.items()}
+    summary = journal.summarise(described, rows, accuracy)
+    if folder is not None:
+        journal.write_summary(folder, summary, rows)
+    return TrainResult(prepared, trained, rows, summary)
+
+
+def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").exists():
+        journal.write_json(folder / "config.json", described)
+    dataset = prepared.train
+    figures.draw_partition(
+        prepared.partition,
+        dataset.labels[np.arange(len(dataset))],
+        dataset.num_classes,
+        folder / "partition.png",
+        dataset.class_names,
+    )
+
+
+def _train_arm(
+    prepared: Prepared,
+    name: str,
+    place: Path | None,
+    rows: list[Row],
+    boards: Callable | None,
+    on_arm: Callable[[ArmBegun], Any],
+    on_round: Callable[[Row], Any],
+) -> TrainedArm:
+    config, keys = prepared.config, random_keys(prepared.config)
+    setup = arm_rounds(prepared, name)
+    rounds = setup.rounds
+    server, clients = start(prepared, rounds)
+    first = 0
+    if place is not None:
+        first = max(checkpoint.saved(place), default=0)
+        checkpoint.prune(place, first, config.keep_rounds)
+        if first:
+            server, clients = checkpoint.restore(place, first, server, clients)
+        elif 0 in config.keep_rounds:
+            checkpoint.save(place, server, clients, config.keep_rounds)
+    # What was measured after the checkpoint is measured again.
+    rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
+    board = None if boards is None else boards(name, first)
+    unit = _unit_gates(prepared, name)
+    on_arm(ArmBegun(name, first, nbytes(clients)))
+    test = evaluation.Examples(*prepared.test.fetch(np.arange(len(prepared.test))))
+    for number in range(first, config.rounds):
+        server, info = rounds.run_round(
+            keys.rounds,
+            server,
+            clients,
+            cohort_of(config, number),
+            batches_of(prepared, number),
+        )
+        done = number + 1
+        measured = done % config.evaluate_every == 0 or done == config.rounds
+        accuracy = (
+            _test_accuracy(setup, server, clients, unit, test) if measured else None
+        )
+        rows.append(_row(prepared, name, number, info, accuracy))
+        if place is not None:
+            journal.write_rows(place.parent, rows)
+            due = done % config.save_every == 0 or done in config.keep_rounds
+            if due or done == config.rounds:
+                checkpoint.save(place, server, clients, config.keep_rounds)
+        if board is not None:
+            journal.write_board(board, rows[-1])
+        on_round(rows[-1])
+    if board is not None:
+        board.close()
+    accuracy = _evaluate(prepared, setup, server, clients, unit, test, place)
+    return TrainedArm(jax.device_get(server), clients, accuracy)
+
+
+def _row(
+    prepared: Prepared, name: str, number: int, info: RoundInfo, accuracy: float | None
+) -> Row:
+    config = prepared.config
+    steps = sum(
+        local_steps(config, len(prepared.partition[client])) for client in info.clients
+    )
+    return {
+        "schema_version": journal.SCHEMA_VERSION,
+        "arm": name,
+        "round": number,
+        "loss": info.loss,
+        "train_accuracy": info.accuracy,
+        "test_accuracy": accuracy,
+        "clients": len(info.clients),
+        "examples": steps * config.batch,
+        "excluded": tuple(info.excluded.tolist()),
+        "compile_s": info.timing.compile_s,
+        "run_s": info.timing.run_s,
+    }
+
+
+def _unit_gates(prepared: Prepared, name: str) -> Gates:
+    """Makes the gates that change nothing, of all sites that the arm's network has."""
+    sites = prepared.sites
+    model = prepared.models[prepared.arms[name].norm]
+    try:
+        site_widths(model, sites.paths, prepared.train.shape)
+    except ValueError:
+        return {}  # LeNet without a lock has no norm to gate
+    return unit_gates(sites.paths, sites.widths)(None, None)
+
+
+def _test_accuracy(
+    setup: ArmRounds,
+    server: ServerState,
+    clients: ClientState,
+    unit: Gates,
+    test: evaluation.Examples,
+) -> float:
+    """Measures the model with each client's own lock; the mean over three clients."""
+    leaves = jax.tree.leaves(clients.private)
+    count = len(leaves[0]) if leaves else 1
+    watched = min(count, WATCHED)
+    found = []
+    for n in range(watched):
+        private = jax.tree.map(lambda x, n=n: x[n * count // watched], clients.private)
+        gates = {**unit, **setup.defence.gates(server.public.defence, private)}
+        found.append(
+            evaluation.accuracy(
+                setup.model, server.public.model, server.stats, gates, *test
+            )
+        )
+    return float(np.mean(found))
+
+
+def _evaluate(
+    prepared: Prepared,
+    setup: ArmRounds,
+    server: ServerState,
+    clients: ClientState,
+    unit: Gates,
+    test: evaluation.Examples,
+    place: Path | None,
+) -> dict[str, dict[str, Any]]:
+    """Runs all tests on a trained model, or reads what they said before."""
+    path = None if place is None else place / "accuracy.json"
+    if path is not None and path.exists():
+        return journal.read_json(path)
+    keys, public = random_keys(prepared.config), prepared.public
+    size = 0 if public is None else len(public)
+    initial = jax.device_get(jax.jit(setup.rounds.init_lock)(keys.init))
+    accuracy = evaluation.evaluate(
+        setup.model,
+        setup.defence,
+        server.public,
+        server.stats,
+        clients.private,
+        unit_gates=unit,
+        test=test,
+        rng=keys.evaluation,
+        public_examples=(
+            None
+            if public is None
+            else evaluation.Examples(*public.fetch(np.arange(size)))
+        ),
+        initial_lock_weights=initial if jax.tree.leaves(initial) else None,
+        loss=prepared.loss,
+        tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
+    )
+    if path is not None:
+        journal.write_json(path, accuracy)
+    return accuracy
