@@ -8,18 +8,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kljax.attacks import lbfgs_torch, squared_l2
+from kljax.clients import Batches, local_training
+from kljax.defences import keylock
 from kljax.keylock import key_lock
 from kljax.losses import cross_entropy
 from kljax.models import LeNet, from_nnx
-from kljax.typing import Gate
+from kljax.typing import Gate, Private, Public
 
 FOLDER = Path(__file__).parent / "goldens"
-LENET, NORM, LOCK, DLG, LBFGS = (
+LENET, NORM, LOCK, DLG, LBFGS, LOCAL = (
     np.load(FOLDER / f"{name}.npz")
-    for name in ("lenet", "norm", "lock", "dlg", "lbfgs")
+    for name in ("lenet", "norm", "lock", "dlg", "lbfgs", "local")
 )
 LAYERS = ("conv1", "conv2", "conv3", "fc")
 
@@ -241,3 +244,67 @@ def test_lbfgs_torch_on_dlg(case):
     drift = float(LBFGS[f"{case}/loss_drift"])
     atol = (1e-9 + 100 * drift) * np.abs(losses).max()
     np.testing.assert_allclose(ours, losses, rtol=0, atol=atol)
+
+
+# --- local training, by torch.optim.SGD --------------------------------------------
+
+
+def trained_locally(optimiser):
+    """Trains a client from torch's weights on torch's batches, in float64."""
+    lock = key_lock(("norm1",), (12,), size=16)
+    training = local_training(model(norm=True), cross_entropy, keylock(lock), optimiser)
+    private = Private(jnp.asarray(LOCK["private_key"], float), lock_weights())
+    received = in_jax(Public(PARAMS))
+    batches = Batches(
+        jnp.asarray(nhwc(LOCAL["images"])),
+        jnp.asarray(LOCAL["labels"]),
+        jnp.ones(len(LOCAL["labels"]), bool),
+    )
+    run = jax.jit(training.run)
+    upload, kept, progress = run(
+        jax.random.key(0),
+        0,
+        received,
+        in_jax(STATS),
+        training.init(received, private),
+        batches,
+    )
+    moved = jax.tree.map(jnp.subtract, kept.private.trainable, private.trainable)
+    return upload, moved[0], progress
+
+
+def nesterov(rate=0.01, momentum=0.9, decay=5e-4, nesterov=True):
+    return optax.chain(
+        optax.add_decayed_weights(decay),
+        optax.sgd(rate, momentum=momentum, nesterov=nesterov),
+    )
+
+
+def test_local_steps():
+    upload, moved, progress = trained_locally(nesterov())
+    np.testing.assert_allclose(progress.loss, LOCAL["losses"].mean(), rtol=1e-9)
+    assert_grads(upload.delta.model, LOCAL, "moved")
+    for name in ("scale", "shift"):
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+            expected = LOCAL[f"moved/{name}/{theirs}"].T
+            np.testing.assert_allclose(
+                moved[name][ours], expected, rtol=1e-5, atol=1e-8
+            )
+    np.testing.assert_allclose(
+        upload.stats["norm1/mean"], LOCAL["new_running_mean"], rtol=1e-9
+    )
+    # torch averages unbiased variances in, n / (n - 1) of ours, at every step.
+    n, left = 2 * 16 * 16, 0.9 ** len(LOCAL["labels"]) * STATS["norm1/var"]
+    unbiased = left + (upload.stats["norm1/var"] - left) * n / (n - 1)
+    np.testing.assert_allclose(unbiased, LOCAL["new_running_var"], rtol=1e-9)
+    apart = np.abs(upload.stats["norm1/var"] / LOCAL["new_running_var"] - 1)
+    assert apart.max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "other", [{"nesterov": False}, {"momentum": 0.8}, {"decay": 0.0}], ids=str
+)
+def test_other_local_steps_are_told_apart(other):
+    upload, _, _ = trained_locally(nesterov(**other))
+    with pytest.raises(AssertionError):
+        assert_grads(upload.delta.model, LOCAL, "moved")

@@ -58,6 +58,7 @@ the true lock weights and dummy_private_key)
   lock_private_key/private_key_grad [16]   float64
 
 lbfgs.npz, trajectories of torch.optim.LBFGS: see lbfgs_goldens.py.
+local.npz, local training by torch.optim.SGD: see local_goldens.py.
 """
 
 from pathlib import Path
@@ -66,6 +67,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lbfgs_goldens import lbfgs_goldens
+from local_goldens import local_goldens
 
 FOLDER = Path(__file__).parent
 EPS, MOMENTUM, PRIVATE_KEY_SIZE = 1e-5, 0.1, 16
@@ -317,6 +319,7 @@ def main():
         "lock": lock_goldens(params, images, labels, stats, lock),
         "dlg": dlg_goldens(params, images, labels, stats, lock, dummies),
         "lbfgs": lbfgs_goldens(matching, dummies),
+        "local": local_goldens(lenet, params, stats, lock, momentum=MOMENTUM, eps=EPS),
     }
     for name, arrays in files.items():
         path = FOLDER / f"{name}.npz"
