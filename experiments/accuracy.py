@@ -1,6 +1,7 @@
 """FedKL's Table 1: is accuracy kept, and is the model useless without the key?
 
     python experiments/accuracy.py PRESET [--out runs/accuracy] [--seeds 5]
+        [--rate RATE] [--rounds N] [--drops R ...] [--arms ARM ...]
         [--data-dir DIR] [--table FILE]
 
 A preset is a training configuration (the paper's, or one that fits a small machine)
@@ -9,9 +10,14 @@ a folder of its own, OUT/PRESET/SEED: a run that was killed goes on, a finished 
 read. The table holds, for every test of `kljax.evaluation` and every arm, the mean over
 seeds and the standard deviation between them.
 
-Arms: `none` is FedAvg on the network as published; `bn-control` has the norm layer that
-the lock brings along and nothing else; `plaintext-gates` is the matched control, the
-same gates learnt in public; `keylock` is FedKL.
+Arms: `none` is FedAvg on our network without a lock; `bn-control` has the norm layer
+that the lock brings along and nothing else; `plaintext-gates` is the matched control,
+the same gates learnt in public; `keylock` is FedKL.
+
+Departures from the official code, in every preset: 1,000 training examples are held
+back for outsiders who re-fit gates; a last partial batch is dropped; all arms share one
+network but for the norm, where the published pairs differ in shortcuts, max-pool and
+norms (ResNet, VGG).
 
 `fashion_mnist` and `tiny` run anywhere. The others want their datasets prepared by TFDS
 and an accelerator; nobody has run them with this code yet.
@@ -48,12 +54,14 @@ class Preset:
       fedavg: accuracy in % that the paper prints without the lock, None if it has none.
       fedkl: the same with it.
       words: where the configuration departs from the paper's, and why.
+      column: whose numbers those are.
     """
 
     config: TrainConfig
     fedavg: float | None
     fedkl: float | None
     words: str
+    column: str = "Table 1"
 
 
 # FedKL, config.json: 3 clients, one local epoch of batch 64, SGD with Nesterov momentum
@@ -74,21 +82,23 @@ def cifar(model: str, classes: int, fedavg: float, fedkl: float) -> Preset:
         normalise=f"cifar{classes}",
         image_size=224 if large else 32,
     )
-    return Preset(config, fedavg, fedkl, "The paper's configuration.")
+    return Preset(config, fedavg, fedkl, "The paper's hyper-parameters.")
 
 
 # Sigmoid LeNets stay at chance for thousands of small steps: at the paper's rate and
-# batch this budget would end before they leave it, in every arm. Rate and batch were
-# chosen by the training loss of `none` and `keylock` on a seed that is not reported.
+# batch this budget would end before they leave it, in every arm. Batch and a first
+# rate, .15, were chosen by the training loss of six rounds on seed 99. At .15 the lock
+# arm then broke down on seed 0, a result in itself (experiments/accuracy.md has both);
+# .05 was the next one tried, and chosen for the lock arm's sake.
 FASHION = dataclasses.replace(
     PAPER,
     data="fashion_mnist",
     examples=15_000,
     test_examples=5_000,
     batch=16,
-    rounds=30,
-    drops=(18, 25),
-    learning_rate=0.15,
+    rounds=60,
+    drops=(40, 52),
+    learning_rate=0.05,
     evaluate_every=3,
 )
 
@@ -97,7 +107,7 @@ PRESETS: dict[str, Preset] = {
         dataclasses.replace(PAPER, data="mnist"),
         98.14,
         97.45,
-        "The paper's configuration.",
+        "The paper's hyper-parameters.",
     ),
     "cifar10-resnet20": cifar("resnet20", 10, 91.20, 88.45),
     "cifar10-resnet32": cifar("resnet32", 10, 91.37, 89.29),
@@ -113,9 +123,9 @@ PRESETS: dict[str, Preset] = {
         FASHION,
         98.14,
         97.45,
-        "Fashion-MNIST instead of MNIST, 15,000 training and 5,000 test examples, 30 "
-        "rounds of batch 16 at rate .15 (drops at 18 and 25) instead of 200 of batch "
-        "64 at .01: what two cores can do.",
+        "Fashion-MNIST instead of MNIST, and what two cores can do: at most 15,000 "
+        "training and 5,000 test examples.",
+        "Table 1, MNIST, not Fashion-MNIST",
     ),
     "tiny": Preset(
         TrainConfig(
@@ -135,12 +145,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def run(name: str, out: Path, seeds: int, data_dir: str | None) -> list[dict]:
+def run(name: str, out: Path, seeds: int, **changes) -> list[dict]:
     """Runs, goes on with, or reads every seed; gives their accuracies."""
     found = []
     for seed in range(seeds):
         folder = out / name / str(seed)
-        config = dataclasses.replace(PRESETS[name].config, seed=seed, data_dir=data_dir)
+        config = dataclasses.replace(PRESETS[name].config, seed=seed, **changes)
         journal.check_same(folder, config)
         summary = journal.read_summary(folder) if folder.exists() else None
         if summary is None:
@@ -187,7 +197,7 @@ def table(name: str, found: list[dict]) -> str:
             f"{PAPER_FACTOR * paper[arm]:.1f}" if paper.get(arm) else "-"
             for arm in arms
         ]
-        lines.append(["paper, as printed", *printed, "Table 1"])
+        lines.append(["paper, as printed", *printed, PRESETS[name].column])
         lines.append(["paper, true", *true, f"printed x {PAPER_FACTOR}"])
     header = ["test", *arms, "gates"]
     return tabulate(lines, header, tablefmt="github", disable_numparse=True)
@@ -202,12 +212,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--data-dir", default=None)
+    for name, kind in (("rate", float), ("rounds", int)):
+        parser.add_argument(f"--{name}", type=kind, help="instead of the preset's")
+    parser.add_argument("--drops", type=int, nargs="*", help="instead of the preset's")
+    parser.add_argument("--arms", nargs="+", help="instead of the preset's")
     parser.add_argument("--table", type=Path, default=None)
     options = parser.parse_args(arguments)
-    found = run(options.preset, options.out, options.seeds, options.data_dir)
     preset = PRESETS[options.preset]
+    given = {
+        "data_dir": options.data_dir,
+        "learning_rate": options.rate,
+        "rounds": options.rounds,
+        "drops": None if options.drops is None else tuple(options.drops),
+        "arms": None if options.arms is None else tuple(options.arms),
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = run(options.preset, options.out, options.seeds, **changes)
+    config = dataclasses.replace(preset.config, **changes)
     text = (
-        f"{preset.words} {options.seeds} seeds, mean ± deviation between seeds, %.\n\n"
+        f"{preset.words} {config.clients} clients, {config.rounds} rounds of batch "
+        f"{config.batch} at rate {config.learning_rate} (x {config.drop_factor} from "
+        f"rounds {config.drops} on). {options.seeds} seeds: mean ± deviation between "
+        "seeds, in %.\n\n"
     )
     text += table(options.preset, found) + "\n"
     print(text)

@@ -232,7 +232,8 @@ def describe(config: LeakConfig) -> str:
     if config.upload == "update":
         sent = (
             f"an update of {config.local_steps} local steps, batch {config.batch}, "
-            f"{config.client_optimiser} optimiser"
+            f"{config.client_optimiser} optimiser, in an order the attacker knows and "
+            "without augmentation"
         )
     return (
         f"client {config.client} of run {config.from_run}, at the state before round "

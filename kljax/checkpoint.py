@@ -2,8 +2,8 @@
 
 An arm has two folders: ``server/ROUND`` holds all that the server has,
 ``clients/ROUND`` all that stays with the clients, so that one can be given away without
-the other. ROUND counts finished rounds: R is the state before round R is run, 0 the
-start.
+the other (but not together with the seed: private keys follow from it). ROUND counts
+finished rounds: R is the state before round R is run, 0 the start.
 
 Each of the two appears whole or not at all, and a round counts once it is in both: the
 latest such round is the one to go on from, whenever the writing was cut off. Arrays are

@@ -174,7 +174,8 @@ def local_training(
         round to round otherwise, as in FedKL.
 
     Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
-    equals the unpadded one; step t draws its randomness from (rng, t).
+    equals the unpadded one (a release that looks at the images in its `Context` sees
+    the padding, too); step t draws its randomness from (rng, t).
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
     Decentralized Data" (AISTATS 2017); FedKL, utils/Client.py.

@@ -61,7 +61,10 @@ def check_same(folder: Path, config: TrainConfig) -> None:
       FileExistsError: if `folder` is there and is no run of `kljax train`, or one of
         another configuration; the differences are named. Options of speed may differ.
     """
-    if not folder.exists():
+    # Killed before its first file was whole, a run has left nothing.
+    if not folder.exists() or (
+        folder.is_dir() and {p.name for p in folder.iterdir()} <= {".config.json"}
+    ):
         return
     try:
         there = json.loads((folder / "config.json").read_text())

@@ -42,7 +42,7 @@ class RoundInfo(NamedTuple):
     clients: np.ndarray  # [n] the cohort
     loss: float  # mean over the clients averaged, weighted as they are
     accuracy: float  # the same, of examples right in the step that used them
-    excluded: np.ndarray  # [m] clients left out because they turned non-finite
+    excluded: np.ndarray  # [m] clients of this process left out as not finite
     progress: Progress  # per client [n], of this process; NaN for others
     timing: Timing
 

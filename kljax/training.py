@@ -71,7 +71,8 @@ def train(
     """Trains every arm, and measures what each model can do.
 
     With a folder, states and metrics are written as they come, and a run that was cut
-    off goes on where it was: to the same parameters, bit by bit, on the same machine.
+    off goes on where it was: to the same parameters, bit by bit, with the same speed
+    options on the same devices. One process alone runs it.
 
     Args:
       config: the run.
@@ -87,6 +88,11 @@ def train(
       ImportError: for `tensorboard` without tensorboardX.
       kljax.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"train is for one process, and there are {jax.process_count()}: run "
+            "kljax.rounds.Rounds yourself, whose layouts use the devices of all"
+        )
     if folder is not None:
         journal.check_same(folder, config)
     boards = journal.boards(folder) if tensorboard else None

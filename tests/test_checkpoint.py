@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import test_rounds
 from studies import quick_compilation
 from toys import LOCK, toy_model
 
@@ -114,10 +115,15 @@ def test_the_servers_folder_holds_no_secret(tmp_path):
     with quick_compilation():
         state = rounds.init(jax.random.key(0))
         mine = rounds.init_clients(jax.random.key(0), state, 3)
+        # Trained and aggregated once: at the start nothing has been uploaded yet.
+        data = test_rounds.client_data(clients=3)
+        fetch = test_rounds.fetch_from(data)
+        state, _ = rounds.run_round(jax.random.key(0), state, mine, np.arange(3), fetch)
+    state = jax.device_get(state)
     checkpoint.save(tmp_path, state, mine)
     with checkpoint._checkpointer() as reader:
-        stored = reader.restore((tmp_path / "server" / "0").resolve())
-        theirs = reader.restore((tmp_path / "clients" / "0").resolve())
+        stored = reader.restore((tmp_path / "server" / "1").resolve())
+        theirs = reader.restore((tmp_path / "clients" / "1").resolve())
     assert "public/model/fc/kernel" in stored
     assert not any("private" in name for name in stored)
     assert "private/secret" in theirs

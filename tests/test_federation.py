@@ -128,13 +128,13 @@ import test_rounds
 with quick_compilation():
     layout = Layout("sharded_loop", 1)
     server, states, infos = test_rounds.play(
-        test_rounds.locked(layout), test_rounds.client_data()
+        test_rounds.locked(layout), test_rounds.client_data(), **test_rounds.SAMPLED
     )
 leaves = jax.tree.leaves((server.public, server.stats))
 kernel = states.private.trainable[0]["scale"]["kernel"]
 np.savez(f"{out}/{process}.npz", *leaves, states=kernel)
 print("devices", jax.device_count(), "processes", jax.process_count())
-print("loss", infos[1].loss)
+print("loss", infos[2].loss)
 """
 
 
@@ -175,13 +175,13 @@ def expected():
     import test_rounds
 
     with quick_compilation():
-        server, states, infos = test_rounds.reference()
+        server, states, infos = test_rounds.reference(sampled=True)
     leaves = jax.tree.leaves((server.public, server.stats))
     return leaves, states.private.trainable[0]["scale"]["kernel"], infos
 
 
 def test_eight_devices_give_the_same_rounds(tmp_path):
-    # Five clients: three devices run fillers.
+    # At most three clients at a time: five devices and more run fillers.
     (output,) = finish([start(tmp_path, 0, devices=8)])
     assert "devices 8 processes 1" in output
     found = leaves_of(tmp_path / "0.npz")
@@ -199,7 +199,8 @@ def test_two_processes_give_the_same_rounds(tmp_path):
     leaves, lock, infos = expected()
     for process, output in enumerate(outputs):
         assert "devices 2 processes 2" in output
-        assert f"loss {infos[1].loss:.4f}" in output
+        loss = float(output.rsplit("loss ")[-1])
+        assert loss == pytest.approx(infos[2].loss, abs=1e-5)
         found = leaves_of(tmp_path / f"{process}.npz")
         mine = found.pop("states")
         # Each process holds the states of its own clients: every second one.

@@ -14,6 +14,7 @@ from toys import LOCK, Toy, random_images, toy_model
 from kljax.algorithms import fedavg, fedkl, fedprox, proximal
 from kljax.clients import Batches, local_gradient, local_training
 from kljax.defences import gaussian_noise, keylock, none, norm_clipping
+from kljax.keylock import key_lock
 from kljax.losses import cross_entropy, squared_error
 from kljax.mapping import Layout
 from kljax.models import from_nnx
@@ -48,12 +49,16 @@ def fetch_from(data):
 
 
 def play(rounds, data, *, count=2, clients=CLIENTS, cohort=None):
-    """Runs some rounds; gives the server, the clients' states, and every info."""
+    """Runs some rounds; gives the server, the clients' states, and every info.
+
+    `cohort` holds the ids of every round, or is a list of them, one per round.
+    """
     server = rounds.init(RNG)
     states = rounds.init_clients(RNG, server, clients)
     infos = []
-    for _ in range(count):
+    for number in range(count):
         ids = np.arange(clients) if cohort is None else cohort
+        ids = ids[number] if isinstance(ids, list) else ids
         server, info = rounds.run_round(RNG, server, states, ids, fetch_from(data))
         infos.append(info)
     return jax.device_get(server), states, infos
@@ -78,10 +83,15 @@ LAYOUTS = (
 )
 
 
+# Clients change their places from round to round; 3 comes twice.
+SAMPLED = {"count": 3, "cohort": [np.array(c) for c in ([1, 3, 4], [3, 0], [4, 2, 3])]}
+
+
 @functools.cache
-def reference():
+def reference(sampled=False):
     with quick_compilation():
-        return play(locked(LAYOUTS[0]), client_data())
+        options = SAMPLED if sampled else {}
+        return play(locked(LAYOUTS[0]), client_data(), **options)
 
 
 def locked(layout):
@@ -224,6 +234,27 @@ def test_fedprox_by_hand():
     assert weight == pytest.approx(0.25)
     with pytest.raises(ValueError, match="strength must be >= 0, got -1"):
         proximal(-1.0)
+
+
+def test_fedkl_by_hand():
+    """Two clients, one weight w = 1, one gate: scale relu(a k + b), dead shift."""
+    lock = key_lock(("fc",), (1,), size=1)
+    rounds = product(fedkl, lock=lock)
+    server = rounds.init(RNG)
+    states = rounds.init_clients(RNG, server, 2)
+    states.private.secret[:] = [[1.0], [2.0]]
+    weights = states.private.trainable[0]
+    for part, kernel, bias in (("scale", 0.5, 0.0), ("shift", 0.0, -1.0)):
+        weights[part]["kernel"][:], weights[part]["bias"][:] = kernel, bias
+    data = pixels(1.0, 1.0)
+    server, _ = rounds.run_round(RNG, server, states, np.arange(2), fetch_from(data))
+    # k = 1: scale .5, y = .5; w falls by .5 y scale = .125, a and b by .5 y w k and
+    # .5 y w, .25 each. k = 2: scale 1, y = 1; w falls by .5, a by 1, b by .5.
+    assert server.public.model["fc/kernel"][0, 0] == pytest.approx((0.875 + 0.5) / 2)
+    np.testing.assert_allclose(weights["scale"]["kernel"].ravel(), [0.25, -0.5])
+    np.testing.assert_allclose(weights["scale"]["bias"].ravel(), [-0.25, -0.5])
+    np.testing.assert_array_equal(weights["shift"]["bias"].ravel(), [-1, -1])
+    np.testing.assert_array_equal(states.private.secret.ravel(), [1, 2])
 
 
 def test_momentum_is_kept_or_reset():

@@ -29,8 +29,8 @@ def sum_clients(
         same for all (the server's model), ``client`` what one client holds;
         ``summed`` is added up over clients, ``kept`` belongs to the client.
       layout: how to run them; None for `fastest_layout`. The spread layouts use the
-        devices of all processes (`jax.distributed`); every process then works on its
-        own share of the cohort, every ``process_count``-th client.
+        devices of all processes (`jax.distributed`); client i then always belongs to
+        process ``i % process_count``, whose host has its state.
 
     Returns:
       A function ``(shared, cohort, fetch, keep, on_block=None) -> (sums, Timing)``:
@@ -68,10 +68,12 @@ def sum_clients(
                 "processes: take 'sharded' or 'sharded_loop'"
             )
         start, compile_s, compilations = time.perf_counter(), 0.0, 0
-        mine = cohort[jax.process_index() :: processes]
+        # By its number and not by its place: a client's state stays on one host.
+        owners = cohort % processes
+        mine = cohort[owners == jax.process_index()]
         # The largest share, so that all processes make the same number of calls; a
         # process without a client runs fillers.
-        share = -(-len(cohort) // processes)
+        share = int(np.bincount(owners, minlength=processes).max())
         size = layout.block(share, jax.local_device_count())
         mesh = _mesh(layout)
         everywhere = NamedSharding(mesh, PartitionSpec())

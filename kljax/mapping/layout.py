@@ -72,7 +72,9 @@ class Layout:
 
 
 def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
-    """Chooses the layout for this backend, from experiments/speed.md.
+    """Chooses the layout for this backend, on CPUs from experiments/speed.md.
+
+    On accelerators nothing has been measured yet, and the choice is a guess.
 
     Attacks differ in nothing but data and gain from batching. A client has weights
     of its own: batched, its convolutions become one small product per client, and on
