@@ -434,7 +434,11 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
         (folder / "config.json").write_text(content)
         with pytest.raises(FileExistsError, match="is no run of kljax train"):
             journal.check_same(folder, tiny())
-    (folder / "config.json").unlink()
+    # Killed before its first file was whole, a run can begin again; what somebody else
+    # has put there is left alone.
+    (folder / "config.json").rename(folder / ".config.json")
+    journal.check_same(folder, tiny())
+    (folder / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is no run of kljax train"):
         journal.check_same(folder, tiny())
 
@@ -542,13 +546,14 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
     options, message, tmp_path, capsys
 ):
     (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "notes.txt").write_text("mine")
     assert cli.main([*OPTIONS, "--out", "deep/run", *options.split()]) == 2
     printed, errors = capsys.readouterr()
     assert printed == ""
     (line,) = errors.splitlines()
     assert line.startswith("kljax: ") and message in line
     assert [path.name for path in tmp_path.iterdir()] == ["existing"]
-    assert list((tmp_path / "existing").iterdir()) == []
+    assert [p.name for p in (tmp_path / "existing").iterdir()] == ["notes.txt"]
 
 
 def test_a_training_arm_is_a_defence_and_no_strategy():
