@@ -18,11 +18,11 @@ from kljax.arms import Arm, Sites
 from kljax.augmentation import AUGMENTATIONS
 from kljax.clients import Batches, ClientState, LocalOptimiser
 from kljax.config import TrainConfig
-from kljax.defences import Defence
+from kljax.defences import Defence, keylock
 from kljax.models import FEDKL_STATISTICS, normalised
 from kljax.registry import resolve
 from kljax.rounds import Fetch, Rounds, ServerState
-from kljax.typing import Loss, Model, Rng
+from kljax.typing import Gates, Loss, Model, Rng
 
 
 class Prepared(NamedTuple):
@@ -94,18 +94,24 @@ def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
     Raises:
       ValueError: for an unknown optimiser or augmentation.
     """
-    config, arm = prepared.config, prepared.arms[name]
+    arm = prepared.arms[name]
     model = prepared.models[arm.norm]
+    return ArmRounds(
+        model, arm.defence, _rounds(prepared.config, prepared.loss, model, arm.defence)
+    )
+
+
+def _rounds(config: TrainConfig, loss: Loss, model: Model, defence: Defence) -> Rounds:
     local = {
         "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
         "penalty": proximal(config.proximal) if config.proximal else None,
         "reset_optimiser": config.reset_optimiser,
     }
-    rounds = fedavg(
+    return fedavg(
         model,
-        prepared.loss,
+        loss,
         local_optimiser(config),
-        defence=arm.defence,
+        defence=defence,
         local=local,
         server_optimiser=optax.sgd(
             config.server_learning_rate, config.server_momentum or None
@@ -114,7 +120,6 @@ def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,
     )
-    return ArmRounds(model, arm.defence, rounds)
 
 
 def random_keys(config: TrainConfig) -> Keys:
@@ -127,6 +132,19 @@ def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]
     rng = random_keys(prepared.config).init
     server = jax.device_get(jax.jit(rounds.init)(rng))
     return server, rounds.init_clients(rng, server, prepared.config.clients)
+
+
+def mean_gates(prepared: Prepared) -> Gates:
+    """Makes what an outsider who expects a lock may start from, in any arm.
+
+    Those are the gates of the constant private key 0.5, the mean of all keys, through
+    the lock weights that the server gives to everybody before the first round.
+    """
+    config, lock = prepared.config, prepared.sites.lock
+    defence = keylock(lock)
+    rounds = _rounds(config, prepared.loss, prepared.models[True], defence)
+    weights = jax.jit(rounds.init_lock)(random_keys(config).init)
+    return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 
 
 def _sgd(config: TrainConfig, rate) -> optax.GradientTransformation:

@@ -25,6 +25,7 @@ from kljax.preparation import (
     batches_of,
     cohort_of,
     local_steps,
+    mean_gates,
     prepare,
     random_keys,
     start,
@@ -272,6 +273,7 @@ def _evaluate(
             else evaluation.Examples(*public.fetch(np.arange(size)))
         ),
         initial_lock_weights=initial if jax.tree.leaves(initial) else None,
+        mean_gates=mean_gates(prepared) if unit else None,
         loss=prepared.loss,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )

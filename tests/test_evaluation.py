@@ -252,12 +252,12 @@ def test_gates_of_a_client(name):
 
 @pytest.mark.parametrize("name", sorted(REFITS | {"unit_gates"}))
 def test_gates_of_an_outsider(name):
-    they = Outsider(unit={"a": "unit"}, initial={"a": "initial"})
+    they = Outsider(unit={"a": "unit"}, mean={"a": "mean"})
     assert TESTS[name].outside
-    expected = "initial" if "mean" in name else "unit"
+    expected = "mean" if "mean" in name else "unit"
     assert TESTS[name].gates(they) == {"a": expected}
     # There is nothing private that it could be made of.
-    assert Outsider._fields == ("unit", "initial")
+    assert Outsider._fields == ("unit", "mean")
 
 
 def test_the_mean_start_is_the_constant_key_through_the_initial_lock(monkeypatch):
@@ -322,6 +322,10 @@ ARMS = {
     "initial": (
         {"privates": TWO[:1], "initial_lock_weights": INITIAL},
         (*KEYED, "initial_lock", "refit_mean_10"),
+    ),
+    "mean gates, no lock": (
+        {"defence": none(), "mean_gates": UNIT},
+        ("own", "refit_unit_10", "refit_mean_10"),
     ),
     "asked": ({"tests": ("mean_key", "own", "initial_lock")}, ("own", "mean_key")),
 }
@@ -463,7 +467,7 @@ REFUSED = {
         {"initial_lock_weights": jax.tree.map(lambda x: x[None], INITIAL)},
         "initial_lock_weights: shapes",
     ),
-    "unknown site": ({"unit_gates": {}}, r"gates \['pixels'\], unit_gates has \[\]"),
+    "unknown site": ({"unit_gates": {}}, r"gates at \['pixels'\], unit_gates has \[\]"),
 }
 
 

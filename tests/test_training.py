@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from kljax.figures import draw_curves
 from kljax.mapping import Layout
 from kljax.rounds import NonFiniteClient
 from kljax.training import train
+from kljax.typing import Private
 
 TINY = {
     "model": "dense",
@@ -119,6 +121,16 @@ def stored(result, folder, name="keylock"):
 # --- what comes out ---------------------------------------------------------------
 
 
+def test_every_arm_gets_the_mean_start_of_the_lock(whole):
+    prepared = whole[0].prepared
+    setup = preparation.arm_rounds(prepared, "keylock")
+    lock = setup.rounds.init_lock(preparation.random_keys(prepared.config).init)
+    mean = Private(jnp.full(prepared.config.private_key_size, 0.5), lock)
+    chex.assert_trees_all_close(
+        preparation.mean_gates(prepared), setup.defence.gates((), mean)
+    )
+
+
 def test_a_run_learns_and_writes_its_folder(whole):
     (result, folder), arms = whole, ARMS
     assert {path.name for path in folder.iterdir()} == FILES | set(arms)
@@ -147,7 +159,8 @@ def test_a_run_learns_and_writes_its_folder(whole):
     lock = summary["accuracy"]["keylock"]
     assert {"own", "random_key", "zero_lock", "refit_mean_10"} <= set(lock)
     assert "refit_unit_100" not in lock  # there are ten public examples
-    assert set(summary["accuracy"]["none"]) == {"own", "refit_unit_10"}
+    outsiders = {"refit_unit_10", "refit_mean_10"}
+    assert set(summary["accuracy"]["none"]) == {"own", *outsiders}
     # Three clients: those that are watched while training are those evaluated.
     last = [row["test_accuracy"] for row in rows if row["arm"] == "keylock"][-1]
     assert lock["own"]["mean"] == pytest.approx(last)

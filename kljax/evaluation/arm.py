@@ -56,6 +56,7 @@ def evaluate(
     rng: Rng,
     public_examples: Examples | None = None,
     initial_lock_weights: LockWeights | None = None,
+    mean_gates: Gates | None = None,
     loss: Loss = cross_entropy,
     tests: Sequence[str] = tuple(TESTS),
     clients: Sequence[int] | None = None,
@@ -80,6 +81,9 @@ def evaluate(
         is the caller's to see to: it cannot be found out here.
       initial_lock_weights: one client's worth of lock weights, as the server gave them
         to all clients before the first round.
+      mean_gates: the outsider's other start of a refit, one gate per site; None for
+        the gates of the constant private key 0.5 through `initial_lock_weights`.
+        Whoever has those can give the same start to an arm without a lock.
       loss: for re-fitting.
       tests: names out of `TESTS`; those without a meaning for this arm are left out.
       clients: whom to evaluate; None for `chosen_clients`. A defence without private
@@ -98,8 +102,8 @@ def evaluate(
     Raises:
       ValueError: for an unknown test or client, `draws` below 1, fewer public examples
         than a test asks for, private parts or initial lock weights of wrong shapes,
-        gates of the defence at a site that `unit_gates` lacks, and examples as in
-        `accuracy`.
+        gates of the defence or mean gates at a site that `unit_gates` lacks, and
+        examples as in `accuracy`.
     """
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws!r}")
@@ -135,10 +139,15 @@ def evaluate(
         "initial": initial_lock_weights is not None,
         "public": public_examples is not None,
     }
-    # Of a client only the length of its key goes in, which is no secret.
-    mean_client = with_mean_key(Private(first.secret, initial_lock_weights))
-    has_initial = all(facts[fact] for fact in (*LOCKED, "initial"))
-    outsider = Outsider(unit, gates_of(mean_client) if has_initial else None)
+    if mean_gates is not None:
+        mean_gates = _completed(mean_gates, unit)
+    elif all(facts[fact] for fact in (*LOCKED, "initial")):
+        # Of a client only the length of its key goes in, which is no secret.
+        mean_gates = gates_of(
+            with_mean_key(Private(first.secret, initial_lock_weights))
+        )
+    facts["mean"] = mean_gates is not None
+    outsider = Outsider(unit, mean_gates)
     if public_examples is not None:
         public_examples = checked(public_examples, "public_examples")
     apply = _applicable(tests, facts, public_examples)
@@ -147,15 +156,15 @@ def evaluate(
         gates = one.gates(outsider if one.outside else insider(client, draw))
         norm = stats
         if one.examples:
-            rng_draw = jax.random.fold_in(rng_refit, draw)
-            drawn = _drawn(public_examples, one.examples, rng_draw)
+            rng_rows, rng_fit = jax.random.split(jax.random.fold_in(rng_refit, draw))
+            drawn = _drawn(public_examples, one.examples, rng_rows)
             gates, norm = refit(
                 model,
                 public.model,
                 stats,
                 gates,
                 *drawn,
-                rng=rng_draw,
+                rng=rng_fit,
                 loss=loss,
                 steps=steps,
             )
@@ -221,7 +230,7 @@ def _completed(gates: Gates, unit: dict[str, Gate]) -> Gates:
     """Puts unit gates where there are none: one structure, one compilation."""
     if strangers := sorted(gates.keys() - unit.keys()):
         raise ValueError(
-            f"the defence gates {strangers}, unit_gates has {sorted(unit)}: give unit "
+            f"there are gates at {strangers}, unit_gates has {sorted(unit)}: give unit "
             "gates for every site"
         )
     return unit | dict(gates)

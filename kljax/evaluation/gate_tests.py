@@ -28,7 +28,7 @@ class Outsider(NamedTuple):
     """What someone without any private part makes gates of."""
 
     unit: Gates
-    initial: Gates | None  # of the constant key 0.5 and the initial lock weights
+    mean: Gates | None  # of the constant key 0.5 and the initial lock weights
 
 
 class GateTest(NamedTuple):
@@ -59,6 +59,7 @@ FACTS = {
     "lock": "the client has lock weights",
     "other": "there is another client",
     "initial": "the initial lock weights are given",
+    "mean": "the gates of the constant key 0.5 through initial lock weights are known",
     "public": "public examples are given",
 }
 LOCKED = ("key", "lock")
@@ -133,8 +134,8 @@ TESTS: dict[str, GateTest] = {
         f"refit_mean_{size}": GateTest(
             f"gates and norm statistics re-fitted on {size} public examples, from the "
             "gates of the constant key 0.5 through the initial lock weights",
-            lambda they: they.initial,
-            (*LOCKED, "sites", "public", "initial"),
+            lambda they: they.mean,
+            ("sites", "public", "mean"),
             ("draw",),
             outside=True,
             examples=size,
