@@ -7,26 +7,23 @@ is written aside and renamed, so that a run killed at any moment leaves whole fi
 
 import csv
 import dataclasses
-import importlib.metadata
 import io
 import json
-import math
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from tabulate import tabulate
 
 from kljax import evaluation, figures
 from kljax.config import SPEED_OPTIONS, TrainConfig
+from kljax.files import read_json, write_json, write_text
+from kljax.provenance import device, provenance
 from kljax.registry import unknown_name
 
 SCHEMA_VERSION = 1
 JOB = "train"
-PACKAGES = ("kljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 Row = dict[str, Any]
 
@@ -108,14 +105,6 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "summary.json")
 
 
-def read_json(path: Path) -> Any | None:
-    """Reads JSON; None if the file is not there."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-
-
 def describe(config: TrainConfig, licence: str) -> dict[str, Any]:
     """Says all that is needed to repeat a run, as written to ``config.json``."""
     return {
@@ -123,16 +112,8 @@ def describe(config: TrainConfig, licence: str) -> dict[str, Any]:
         "job": JOB,
         **dataclasses.asdict(config),
         "data_licence": licence,
-        "device": device(),
-        "local_devices": jax.local_device_count(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **provenance(),
     }
-
-
-def device() -> str:
-    """Names the device that runs."""
-    return f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
 
 
 def _shown(config: dict[str, Any], name: str) -> str:
@@ -173,29 +154,6 @@ def write_rows(folder: Path, rows: list[Row]) -> None:
     for row in rows:
         writer.writerow(row | {"excluded": " ".join(map(str, row["excluded"]))})
     write_text(folder / "metrics.csv", text.getvalue())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON; NaN and infinities, which it has not, become null."""
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text, newline="")
-    os.replace(aside, path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content
 
 
 # --- TensorBoard -----------------------------------------------------------------

@@ -5,22 +5,19 @@ A run folder appears whole or not at all: it is written aside and renamed.
 
 import csv
 import dataclasses
-import importlib.metadata
-import json
-import math
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tabulate import tabulate
 
 from kljax import captured, metrics
+from kljax.files import write_json
 from kljax.leakage import LeakResult
+from kljax.provenance import device, provenance
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
 
 MEANS = (
@@ -37,7 +34,6 @@ MEANS = (
     "matching_loss_at_truth",
     "live_channels",
 )
-PACKAGES = ("kljax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
             "attacks_per_hour": 3600 * attacks / run_s,
             "compile_s": compile_s,
             "run_s": run_s,
-            "device": _device(),
+            "device": device(),
             "victims": len(result.victims.labels),
         },
         "config": describe(result),
@@ -109,15 +105,8 @@ def describe(result: LeakResult) -> dict[str, Any]:
         },
         "compilations": {a.arm.name: a.timing.compilations for a in result.arms},
         "data_licence": result.dataset.licence,
-        "device": _device(),
-        "local_devices": jax.local_device_count(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **provenance(),
     }
-
-
-def _device() -> str:
-    return f"{jax.default_backend()}: {jax.devices()[0].device_kind}"
 
 
 TABLE = {
@@ -310,8 +299,8 @@ def write_run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_json(aside / "config.json", summary["config"])
-        _write_json(aside / "summary.json", summary)
+        write_json(aside / "config.json", summary["config"])
+        write_json(aside / "summary.json", summary)
         (aside / "summary.md").write_text(markdown(result, summary))
         with open(aside / "rows.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -331,19 +320,3 @@ def check_free(folder: Path) -> None:
         raise FileExistsError(
             f"run folder {str(folder)!r} exists: name another with --out, or remove it"
         )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False)
-    path.write_text(text + "\n")
-
-
-def _without_nan(content: Any) -> Any:
-    """Puts null where JSON has no number: NaN and infinities."""
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kljax import checkpoint, evaluation, figures, journal
+from kljax import checkpoint, evaluation, figures, files, journal
 from kljax.clients import ClientState
 from kljax.config import TrainConfig
 from kljax.defences import unit_gates
@@ -120,7 +120,7 @@ def train(
 def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
-        journal.write_json(folder / "config.json", described)
+        files.write_json(folder / "config.json", described)
     dataset = prepared.train
     figures.draw_partition(
         prepared.partition,
@@ -254,7 +254,7 @@ def _evaluate(
     """Runs all tests on a trained model, or reads what they said before."""
     path = None if place is None else place / "accuracy.json"
     if path is not None and path.exists():
-        return journal.read_json(path)
+        return files.read_json(path)
     keys, public = random_keys(prepared.config), prepared.public
     size = 0 if public is None else len(public)
     initial = jax.device_get(jax.jit(setup.rounds.init_lock)(keys.init))
@@ -278,5 +278,5 @@ def _evaluate(
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
     if path is not None:
-        journal.write_json(path, accuracy)
+        files.write_json(path, accuracy)
     return accuracy

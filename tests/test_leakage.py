@@ -10,7 +10,8 @@ from studies import finished, quick_compilation, scored, study, tiny
 
 from kljax import data, ground, leakage, scoring
 from kljax.attacks import cosine, squared_l2
-from kljax.config import WHOLE, LeakConfig
+from kljax.config import LeakConfig
+from kljax.config.leak import WHOLE
 from kljax.keylock import key_lock
 from kljax.leakage import leak, weakest_tensor
 from kljax.mapping import Layout

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from studies import close, finished, pretended, scored, tiny, wrong
 
-from kljax import report
+from kljax import provenance, report
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
 from kljax.metrics import FLOORS, OUTCOMES
@@ -272,7 +272,7 @@ def test_the_config_rebuilds_the_study(folder, tmp_path):
 def test_the_config_says_where_it_ran(folder, summary):
     config = strict_json(folder / "config.json")
     assert config == summary["config"]
-    assert config["versions"].keys() == {*report.PACKAGES}
+    assert config["versions"].keys() == {*provenance.PACKAGES}
     assert config["versions"]["jax"] == jax.__version__
     assert config["layout"] == {"kind": "chunked", "chunk": 4}
     assert config["precision"] == "highest"

@@ -17,6 +17,8 @@ HOUSE = Path(kljax.__file__).parent
 FOUNDATION = {
     "typing": set(),
     "registry": set(),
+    "files": set(),
+    "provenance": set(),
     "convolution": {"typing"},
     "losses": {"typing"},
     "keylock": {"typing"},

@@ -18,7 +18,15 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 
-from kljax import checkpoint, cli, evaluation, journal, preparation, training
+from kljax import (
+    checkpoint,
+    cli,
+    evaluation,
+    files,
+    journal,
+    preparation,
+    training,
+)
 from kljax.arms import parse_training_arm
 from kljax.config import TrainConfig
 from kljax.figures import draw_curves
@@ -428,7 +436,7 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     described = journal.describe(tiny(), "mine")
-    journal.write_json(folder / "config.json", described)
+    files.write_json(folder / "config.json", described)
     journal.check_same(folder, tiny())
     journal.check_same(folder, tiny(layout=Layout("vmap"), convolution="lax"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
@@ -440,7 +448,7 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     # A run of an older version, without the option.
     del described["proximal"]
-    journal.write_json(folder / "config.json", described)
+    files.write_json(folder / "config.json", described)
     with pytest.raises(FileExistsError, match="proximal: nothing there, 0.0 here"):
         journal.check_same(folder, tiny())
     for content in ("{}", '{"job": "leak"}'):
