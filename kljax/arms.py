@@ -14,7 +14,9 @@ from kljax.attacks import LOCKS
 from kljax.defences import Defence
 from kljax.keylock import KeyLock
 from kljax.registry import nearest, resolve
-from kljax.typing import Path
+from kljax.typing import Array, Path
+
+Strengths = tuple[float | Array, ...]
 
 
 class Arm(NamedTuple):
@@ -26,6 +28,10 @@ class Arm(NamedTuple):
       gated: whether the defence gates the sites; with `norm` and without gates, an
         arm is a control of the norm alone.
       defence: the client's defence.
+      strengths: of its parts that have one, in order.
+      make: ``strengths -> Defence``, the same defence at other strengths, which may be
+        traced: one compilation serves them all.
+      skeleton: the name without strengths; arms of one skeleton differ in data alone.
       lock_strategy: what the attacker does about the lock; None where there is no
         attacker.
     """
@@ -34,6 +40,9 @@ class Arm(NamedTuple):
     norm: bool
     gated: bool
     defence: Defence
+    strengths: tuple[float, ...]
+    make: Callable[[Strengths], Defence]
+    skeleton: str
     lock_strategy: str | None
 
 
@@ -114,8 +123,8 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         strategy without a key-lock, or gates without a site to put them on.
     """
     combination, slash, strategy = text.partition("/")
-    kind, members = _members(text, combination, sites)
-    if kind.locked:
+    plan = _plan(text, combination, sites)
+    if plan.kind.locked:
         if strategy not in LOCKS:
             raise ValueError(
                 f"arm {text!r}: unknown lock strategy {strategy!r}"
@@ -126,8 +135,7 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         raise ValueError(
             f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
         )
-    defence = _chained(combination, members, made)
-    return Arm(text, kind.norm, kind.gated, defence, strategy or "unit")
+    return _arm(text, combination, plan, made, strategy or "unit")
 
 
 def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
@@ -144,35 +152,64 @@ def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm
         raise ValueError(
             f"arm {text!r}: nobody attacks while training, drop '/{strategy}'"
         )
-    kind, members = _members(text, combination, sites)
-    defence = _chained(combination, members, made)
-    return Arm(text, kind.norm, kind.gated, defence, None)
+    return _arm(text, combination, _plan(text, combination, sites), made, None)
 
 
-def _members(text: str, combination: str, sites: Sites) -> tuple[_Kind, list[Defence]]:
-    """Makes the defences of a combination, and gives the kind of the first."""
-    kinds, members = [], []
+class _Plan(NamedTuple):
+    """A combination, read: what is left is to make it."""
+
+    kind: _Kind  # of its first part
+    strengths: tuple[float, ...]
+    make: Callable[[Strengths], Defence]
+    skeleton: str
+
+
+def _plan(text: str, combination: str, sites: Sites) -> _Plan:
+    names, kinds, strengths = [], [], []
     for part in combination.split("+"):
-        name, equals, strength = part.partition("=")
+        name, _, strength = part.partition("=")
         kind = resolve("defence", name, KINDS)
         if not isinstance(kind, _Kind):  # a user's function
             kind = _Kind(lambda sites, name=name, make=kind: _made(name, make))
+        names.append(name)
         kinds.append(kind)
-        members.append(kind.make(*_arguments(text, name, kind, sites, strength)))
+        strengths.append(_strength(text, name, kind, strength))
     if kinds[0].gated and not sites.paths:
         raise ValueError(
             f"arm {text!r} gates layers, and none are named: give their paths as sites"
         )
-    return kinds[0], members
+
+    def make(strengths: Strengths) -> Defence:
+        left = iter(strengths)
+        members = [
+            kind.make(sites) if kind.strength is None else kind.make(sites, next(left))
+            for kind in kinds
+        ]
+        return defences.chain(*members) if len(members) > 1 else members[0]
+
+    given = tuple(value for value in strengths if value is not None)
+    return _Plan(kinds[0], given, make, "+".join(names))
 
 
-def _chained(
-    combination: str, members: list[Defence], made: dict[str, Defence]
-) -> Defence:
+def _arm(
+    text: str,
+    combination: str,
+    plan: _Plan,
+    made: dict[str, Defence],
+    strategy: str | None,
+) -> Arm:
     if combination not in made:
-        several = len(members) > 1
-        made[combination] = defences.chain(*members) if several else members[0]
-    return made[combination]
+        made[combination] = plan.make(plan.strengths)
+    return Arm(
+        text,
+        plan.kind.norm,
+        plan.kind.gated,
+        made[combination],
+        plan.strengths,
+        plan.make,
+        plan.skeleton,
+        strategy,
+    )
 
 
 def _made(name: str, make: Callable[[], Defence]) -> Defence:
@@ -185,13 +222,13 @@ def _made(name: str, make: Callable[[], Defence]) -> Defence:
     return defence
 
 
-def _arguments(text: str, name: str, kind: _Kind, sites: Sites, strength: str):
+def _strength(text: str, name: str, kind: _Kind, strength: str) -> float | None:
     if not strength:
-        return (sites,) if kind.strength is None else (sites, kind.strength)
+        return kind.strength
     if kind.strength is None:
         raise ValueError(f"arm {text!r}: {name} has no strength, drop '={strength}'")
     try:
-        return sites, float(strength)
+        return float(strength)
     except ValueError:
         raise ValueError(
             f"arm {text!r}: the strength of {name} must be a number, got {strength!r}"

@@ -11,8 +11,9 @@ import numpy as np
 
 from kljax import metrics
 from kljax.data import select
-from kljax.leakage import ArmResult, LeakResult, Victims
+from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse, floor_images
+from kljax.staging import Victims
 
 SCHEMA_VERSION = 1
 COLUMNS = (

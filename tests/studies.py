@@ -6,7 +6,17 @@ import functools
 import jax
 import numpy as np
 
-from kljax import arms, clients, defences, leakage, losses, metrics, scoring, threat
+from kljax import (
+    arms,
+    clients,
+    defences,
+    leakage,
+    losses,
+    metrics,
+    scoring,
+    staging,
+    threat,
+)
 from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.presets import OPTIMISERS, matching
 from kljax.config import LeakConfig
@@ -158,8 +168,8 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
       facts: ``labels`` [N, B] (the true ones if not given), ``loss``, ``finite``,
         ``loss_at_truth``, ``loss_scale``, ``live_channels`` [N], ``info``.
     """
-    dataset = leakage.load_dataset(config)
-    victims = leakage.choose_victims(config, dataset)
+    dataset = staging.load_dataset(config)
+    victims = staging.choose_victims(config, dataset)
     each = np.ones(config.victims, np.float32)
     results = []
     for text in config.arms:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from studies import finished, quick_compilation, scored, study, tiny
 
-from kljax import data, ground, leakage, scoring
+from kljax import data, ground, leakage, scoring, staging
 from kljax.attacks import cosine, squared_l2
 from kljax.config import LeakConfig
 from kljax.config.leak import WHOLE
@@ -255,7 +255,7 @@ def test_a_victim_does_not_depend_on_how_many_there_are(revealed):
 def test_another_seed_is_another_study():
     digits = data.load("digits", shape=(8, 8, 3))
     chosen = [
-        leakage.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
+        staging.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
         for seed in (0, 1)
     ]
     assert set(chosen[0]) != set(chosen[1])
@@ -275,10 +275,15 @@ def test_another_seed_is_another_study():
     assert len(np.unique(draws)) == np.size(draws)
 
 
+def source_of(seed, index):
+    rng_data = jax.random.key_data(jax.random.key(seed))
+    return staging.Source(index, rng_data)
+
+
 def test_what_is_drawn_for_one_purpose_says_nothing_of_another():
     drawn = {
         np.asarray(
-            jax.random.key_data(leakage._rng(tiny(seed=seed), index, purpose))
+            jax.random.key_data(staging.draw_rng(source_of(seed, index), purpose))
         ).tobytes()
         for seed in (0, 1)
         for index in (0, 1, 2)
@@ -573,3 +578,30 @@ def test_the_norm_alone_hides_contrast_and_nothing_else(defaults):
             print(name, metric, np.mean(column(rows, "bn-control", metric)))
     ssim = column(defaults["digits"], "bn-control", "ssim_affine_oracle")
     assert np.mean(ssim) >= 0.9
+
+
+def test_strengths_and_step_sizes_are_data():
+    noise = ("gaussian-noise=0.1", "gaussian-noise=0", "none")
+    slow, fast = (study(arms=noise, step_size=rate) for rate in (1e-3, 0.3))
+    assert slow.arms[1].timing.compilations == 0  # the arm before has made it
+    loud, silent, bare = (r.attacked.reconstruction.images for r in slow.arms)
+    np.testing.assert_allclose(silent, bare, atol=1e-6)
+    assert np.abs(loud - bare).max() > 1e-4
+    moved = [
+        np.abs(r.arms[2].attacked.reconstruction.images - 0.5).max()
+        for r in (slow, fast)
+    ]
+    assert moved[1] > moved[0] + 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        ({"optimiser": None, "step_size": 0.1}, "step_size=0.1 needs an optimiser"),
+        ({"optimiser": "lbfgs", "step_size": 0.1}, "'lbfgs' finds its own step sizes"),
+        ({"step_size": -1.0}, "step_size must be a number > 0"),
+    ),
+)
+def test_a_step_size_without_a_taker_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        study(**options)

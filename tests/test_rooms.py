@@ -36,7 +36,7 @@ FOUNDATION = {
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
-    "attacks": {"typing", "threat"},
+    "attacks": {"typing", "registry", "threat"},
 }
 # What puts the rooms together; each may import the foundation and what is before it.
 UPSTAIRS = (
@@ -48,6 +48,7 @@ UPSTAIRS = (
     "journal",
     "training",
     "captured",
+    "staging",
     "leakage",
     "scoring",
     "report",

@@ -26,6 +26,8 @@ from kljax.attacks.priors import total_variation
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
 from kljax.attacks.unknowns import pixels
+from kljax.registry import resolve
+from kljax.typing import Array
 
 
 def gradient_matching(
@@ -126,8 +128,34 @@ PRESETS: dict[str, Preset] = {
     "idlg": Preset(dlg, "recovered", squared_l2),
 }
 
-OPTIMISERS: dict[str, Callable[[], Optimiser]] = {
+OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
     "lbfgs": lbfgs,
     "lbfgs_torch": lbfgs_torch,
     "adam": adam,
 }
+# Those whose first argument by name is a step size.
+STEPPED = ("lbfgs_torch", "adam")
+
+
+def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimiser:
+    """Makes an optimiser by name, with its own step size if none is given.
+
+    Args:
+      name: out of `OPTIMISERS`, or ``package.module:function`` of your own, which is
+        called with the step size if there is one.
+      step_size: first step size, in units of the unknowns; it may be traced.
+
+    Raises:
+      ValueError: for an unknown name, or a step size where none is taken.
+    """
+    make = resolve("optimiser", name, OPTIMISERS)
+    if step_size is None:
+        return make()
+    if name in STEPPED:
+        return make(learning_rate=step_size)
+    if name in OPTIMISERS:
+        raise ValueError(
+            f"optimiser {name!r} finds its own step sizes: leave step_size out, or "
+            f"take one of {', '.join(STEPPED)}"
+        )
+    return make(step_size)

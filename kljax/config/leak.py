@@ -60,6 +60,8 @@ class LeakConfig:
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg or idlg.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch or adam.
+      step_size: of the optimiser, which must be named and take one (lbfgs_torch, adam
+        or your own); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).
@@ -107,6 +109,7 @@ class LeakConfig:
     arms: tuple[str, ...] = ARMS
     attack: str = "matching"
     optimiser: str | None = None
+    step_size: float | None = None
     labels: str | None = None
     threat: tuple[str, ...] = ()
     victims: int = 16
@@ -149,6 +152,13 @@ class LeakConfig:
         check_arms(self.arms)
         for name in ("init", "lock_init"):
             check_number(self, name)
+        if self.step_size is not None:
+            check_number(self, "step_size", positive=True)
+            if self.optimiser is None:
+                raise ValueError(
+                    f"step_size={self.step_size!r} needs an optimiser: name the one "
+                    "whose step size it is"
+                )
 
     @property
     def replay_is_exact(self) -> bool:

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kljax.defences.defence import Context, Defence, no_gates, no_parts, no_state
-from kljax.typing import Public, Rng
+from kljax.defences.defence import (
+    Context,
+    Defence,
+    known,
+    no_gates,
+    no_parts,
+    no_state,
+)
+from kljax.typing import Array, Public, Rng
 
 
-def norm_clipping(bound: float) -> Defence:
+def norm_clipping(bound: float | Array) -> Defence:
     """Scales the whole gradient down to Euclidean norm `bound`, if it is longer.
 
     Without noise this only rescales: its direction, and so every cosine attack, is
@@ -23,7 +30,7 @@ def norm_clipping(bound: float) -> Defence:
 
     Reference: GGL (Li et al., CVPR 2022), defense.py; there the bound is 4.
     """
-    if not bound > 0:
+    if known(bound) and not bound > 0:
         raise ValueError(f"bound must be > 0, got {bound!r}")
 
     def clip(grads: Public) -> Public:

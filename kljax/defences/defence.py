@@ -74,6 +74,11 @@ def no_state(grads: Public) -> PyTree:
     return ()
 
 
+def known(strength: float | Array) -> bool:
+    """Tells whether a strength can be looked at; under `jax.jit` it cannot."""
+    return not isinstance(strength, jax.core.Tracer)
+
+
 def none() -> Defence:
     """Makes the absence of a defence: plain federated learning."""
     return Defence(no_parts, no_gates, send_all, as_sent, no_state)

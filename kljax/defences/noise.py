@@ -6,14 +6,15 @@ from kljax.defences.defence import (
     Context,
     Defence,
     as_sent,
+    known,
     no_gates,
     no_parts,
     no_state,
 )
-from kljax.typing import Public, Rng
+from kljax.typing import Array, Public, Rng
 
 
-def gaussian_noise(std: float) -> Defence:
+def gaussian_noise(std: float | Array) -> Defence:
     """Adds independent noise N(0, std^2) to every entry of the gradient.
 
     Without clipping and accounting this is not differential privacy. An attacker who
@@ -28,7 +29,7 @@ def gaussian_noise(std: float) -> Defence:
 
     Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
     """
-    if not std >= 0:
+    if known(std) and not std >= 0:
         raise ValueError(f"std must be >= 0, got {std!r}")
 
     def release(rng: Rng, state, grads: Public, context: Context):

@@ -3,11 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from kljax.defences.defence import Context, Defence, no_gates, no_parts, no_state
-from kljax.typing import Public, Rng
+from kljax.defences.defence import (
+    Context,
+    Defence,
+    known,
+    no_gates,
+    no_parts,
+    no_state,
+)
+from kljax.typing import Array, Public, Rng
 
 
-def magnitude_pruning(fraction: float) -> Defence:
+def magnitude_pruning(fraction: float | Array) -> Defence:
     """Zeroes, tensor by tensor, the entries smallest in magnitude.
 
     An entry is dropped if its magnitude is strictly below the tensor's
@@ -22,12 +29,14 @@ def magnitude_pruning(fraction: float) -> Defence:
 
     Reference: GGL (Li et al., CVPR 2022), defense.py; Zhu et al. 2019, section 5.
     """
-    if not 0 <= fraction < 1:
+    if known(fraction) and not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")
 
     def prune(leaf):
         size = jnp.abs(leaf)
-        return jnp.where(size < jnp.quantile(size, float(fraction)), 0.0, leaf)
+        return jnp.where(
+            size < jnp.quantile(size, jnp.asarray(fraction, size.dtype)), 0.0, leaf
+        )
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context

@@ -1,0 +1,252 @@
+"""The stage of a study: victims, and what each of them has when it is attacked.
+
+Networks, private keys and lock weights are drawn afresh for each victim, or captured
+from a run of `kljax train`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax import captured, clients, data, ground, losses, threat
+from kljax.arms import Arm, Sites
+from kljax.attacks import Protocol
+from kljax.config import LeakConfig
+from kljax.defences import Defence
+from kljax.metrics.image import SSIM_WINDOW
+from kljax.models import Network
+from kljax.registry import resolve
+from kljax.typing import Array, Loss, Model, Params, Public, PyTree, Rng, Stats
+
+
+class Victims(NamedTuple):
+    """The private data under attack, one upload's worth per victim."""
+
+    indices: np.ndarray  # [N, B] positions in the dataset
+    images: np.ndarray  # [N, B, H, W, C] in [0, 1]
+    labels: np.ndarray  # [N, B] int32
+    groups: np.ndarray  # [N] bootstrap clusters, of the first example
+
+
+class Source(NamedTuple):
+    """What everything random of a victim is drawn from."""
+
+    index: Array  # [] position of its first example in the dataset
+    rng_data: Array  # [2] uint32 of the random key of the study
+
+
+class Dials(NamedTuple):
+    """Numbers that one compiled function takes as data."""
+
+    strengths: tuple[Array, ...]  # [] each: of the arm's defences, in order
+    step_size: Array | None  # [] of the attack's optimiser; None for its own
+
+
+# What a client does: (rng, Defence, network, held, images [B, H, W, C], labels [B]) ->
+# Update, where network is (params, stats) and held what it has beside it.
+Client = Callable[..., threat.Update]
+
+
+class Staged(NamedTuple):
+    """An arm with everything that an attack on it needs.
+
+    Attributes:
+      arm: the defence, and what is done about its lock.
+      model: the network.
+      client: makes the upload of one victim.
+      draws: functions that draw network and held for each `Source`, see `map_victims`.
+      same: network and held, where they are the same for all victims.
+    """
+
+    arm: Arm
+    model: Model
+    client: Client
+    draws: tuple[Callable[..., PyTree], ...] = ()
+    same: tuple[PyTree, ...] = ()
+
+
+class Stage(NamedTuple):
+    """What all arms of a study stand on, drawn afresh or captured from a run.
+
+    Attributes:
+      dataset: where the victims come from.
+      victims: the private data.
+      loss: training loss of the clients.
+      sites: where a lock sits.
+      stage: ``(Arm, train) -> Staged``; train is the mode of the victim's norms.
+      protocol: of a whole update; None for gradients.
+    """
+
+    dataset: data.Dataset
+    victims: Victims
+    loss: Loss
+    sites: Sites
+    stage: Callable[[Arm, bool], Staged]
+    protocol: Protocol | None = None
+
+
+def set_stage(config: LeakConfig, network: Network) -> Stage:
+    """Sets the stage of a settled study (`kljax.captured.settle`).
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit.
+    """
+    return (_drawn if config.from_run is None else _captured)(config, network)
+
+
+def sources(config: LeakConfig, victims: Victims) -> Source:
+    """Makes the sources of victims, with a leading axis [N]."""
+    indices = victims.indices[:, 0]
+    rng_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+    return Source(indices, np.broadcast_to(rng_data, (len(indices), *rng_data.shape)))
+
+
+def dials(config: LeakConfig, arm: Arm, count: int) -> Dials:
+    """Makes the dials of an arm, with a leading axis [N]."""
+
+    def each(value: float) -> np.ndarray:
+        return np.full(count, value, np.float32)
+
+    return Dials(
+        tuple(each(strength) for strength in arm.strengths),
+        None if config.step_size is None else each(config.step_size),
+    )
+
+
+def _drawn(config: LeakConfig, network: Network) -> Stage:
+    """Stages networks, private keys and lock weights that are drawn afresh."""
+    dataset = load_dataset(config)
+    victims = choose_victims(config, dataset)
+    loss = resolve("loss", config.loss, losses.LOSSES)
+    models = {
+        norm: ground.make_model(config, network, dataset, norm=norm)
+        for norm in (False, True)
+    }
+    # Arms that share a network or a defence share its draws, and their compilation.
+    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
+    defence_draws: dict[str, Callable] = {}
+
+    def stage(arm: Arm, train: bool) -> Staged:
+        model = models[arm.norm]
+
+        def client(rng, defence, network, held, images, labels) -> threat.Update:
+            (params, stats), (public, private) = network, held
+            targets = jax.nn.one_hot(labels, dataset.num_classes)
+            step = clients.one_step(model, loss, defence, train=train)
+            return step(rng, Public(params, public), stats, private, images, targets)
+
+        # Only the first part of a combination has parts of its own to draw.
+        first = arm.skeleton.partition("+")[0]
+        held = defence_draws.setdefault(first, _draw_defence(arm.defence))
+        return Staged(arm, model, client, draws=(network_draws(arm.norm), held))
+
+    sites = ground.find_sites(config, network, dataset)
+    return Stage(dataset, victims, loss, sites, stage)
+
+
+def _captured(config: LeakConfig, network: Network) -> Stage:
+    """Stages a client of a run, at a state that was kept."""
+    del network  # the run's own
+    found = captured.capture(config)
+    prepared, protocol = found.prepared, found.protocol
+    dataset, loss = prepared.train, prepared.loss
+    victims = choose_victims(config, data.subset(dataset, found.own))
+    indices = found.own[victims.indices]
+    groups = dataset.groups_of(indices[:, 0])
+    victims = victims._replace(indices=indices, groups=groups)
+    # Arms that differ in strategy alone read their states once.
+    states = functools.cache(lambda name: captured.capture_arm(found, name))
+
+    def stage(arm: Arm, train: bool) -> Staged:
+        state = states(captured.trained_name(arm.name))
+        model = state.model
+
+        def client(rng, defence, network, held, images, labels) -> threat.Update:
+            (params, stats), (public, mine, initial) = network, held
+            received = Public(params, public)
+            if protocol is None:
+                step = clients.one_step(model, loss, defence, train=train)
+                targets = jax.nn.one_hot(labels, dataset.num_classes)
+                update = step(rng, received, stats, mine.private, images, targets)
+            else:
+                training = clients.local_update(
+                    model,
+                    loss,
+                    defence,
+                    protocol.optimiser,
+                    steps=protocol.steps,
+                    batch=protocol.batch,
+                    penalty=protocol.penalty,
+                    reset_optimiser=prepared.config.reset_optimiser,
+                )
+                number = jnp.asarray(config.round)
+                update = training.run(
+                    rng, number, received, stats, mine, images, labels
+                )
+            return update._replace(initial_lock_weights=initial)
+
+        same = (
+            (state.public.model, state.stats),
+            (state.public.defence, state.client, state.initial_lock_weights),
+        )
+        return Staged(arm, model, client, same=same)
+
+    return Stage(dataset, victims, loss, prepared.sites, stage, protocol)
+
+
+def draw_rng(source: Source, purpose: str) -> Rng:
+    """Derives a victim's random key, by purpose."""
+    number = ("weights", "defence", "step", "attack").index(purpose)
+    rng = jax.random.fold_in(jax.random.wrap_key_data(source.rng_data), number)
+    return jax.random.fold_in(rng, source.index)
+
+
+def _draw_network(config: LeakConfig, model: Model) -> Callable[[Source], PyTree]:
+    """Makes ``Source -> (params, stats)``."""
+
+    def draw(source: Source) -> PyTree:
+        if config.weights == "shared":
+            source = source._replace(index=jnp.zeros_like(source.index))
+        return model.init(draw_rng(source, "weights"))
+
+    return draw
+
+
+def _draw_defence(defence: Defence) -> Callable[..., PyTree]:
+    """Makes ``(Source, (params, stats)) -> (public, Private)``."""
+
+    def draw(source: Source, network: tuple[Params, Stats]) -> PyTree:
+        return defence.init(draw_rng(source, "defence"), network[0])
+
+    return draw
+
+
+def load_dataset(config: LeakConfig) -> data.Dataset:
+    """Loads the dataset that victims are drawn from; see `kljax.ground`."""
+    dataset = ground.load_dataset(config, config.split)
+    if min(dataset.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(
+            f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM needs "
+            f"sides of at least {SSIM_WINDOW}"
+        )
+    return dataset
+
+
+def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
+    """Draws the victims: the first n of more victims are the n of fewer."""
+    chosen = data.select(dataset, config.victims * config.examples, config.seed)
+    images, labels = dataset.fetch(chosen)
+    images, labels = data.check_batch(
+        images, labels, dataset.num_classes, name=dataset.name, indices=chosen
+    )
+    indices = chosen.reshape(config.victims, config.examples)
+    return Victims(
+        indices,
+        images.reshape(*indices.shape, *images.shape[1:]),
+        labels.reshape(indices.shape),
+        dataset.groups_of(indices[:, 0]),
+    )
