@@ -11,19 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from kljax.config import LeakConfig, TrainConfig
-from kljax.progress import TrainProgress
+from kljax.progress import LeakProgress, TrainProgress
 from kljax.registry import resolve
 
 
@@ -93,17 +84,6 @@ class Data:
     data_dir: Path | None = None
 
 
-class _Pace(ProgressColumn):
-    """Attacks per second since the start, compilation included, and what is left."""
-
-    def render(self, task):
-        if not task.completed or not task.elapsed:
-            return Text("-- attacks/s, ETA -:--:--")
-        pace = task.completed / task.elapsed
-        left = datetime.timedelta(seconds=round(task.remaining / pace))
-        return Text(f"{pace:.2f} attacks/s, ETA {left}")
-
-
 def run_train(job: Train, console: Console) -> None:
     """Runs a training, or goes on with it, and prints its table."""
     from kljax import journal, training
@@ -159,34 +139,13 @@ def run_leak(job: Leak, console: Console) -> None:
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     config = LeakConfig(**{name: getattr(job, name) for name in names})
     config = captured.settle(config)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Pace(),
-        TimeElapsedColumn(),
-    )
-    progress = Progress(*columns, console=console)
-    task = progress.add_task("", total=config.victims * len(config.arms))
-    finished = -config.victims
-    try:
-
-        def on_arm(name: str) -> None:
-            nonlocal finished
-            finished += config.victims
-            progress.start()  # not before the whole study is known to be sound
-            progress.update(task, description=name)
-
-        def on_block(done: int) -> None:
-            progress.update(task, completed=finished + done)
-
-        result = leakage.leak(config, on_arm=on_arm, on_block=on_block)
-        progress.update(task, description="scoring")
+    with LeakProgress(config, console) as progress:
+        result = leakage.leak(
+            config, on_arm=progress.on_arm, on_block=progress.on_block
+        )
+        progress.say("scoring")
         rows = scoring.score_rows(result)
-        progress.update(task, description="done")
-    finally:
-        if progress.live.is_started:
-            progress.stop()
+        progress.say("done")
     summary = report.summarise(result, rows)
     print_summary(result, summary, console)
     report.write_run(folder, result, rows, summary)

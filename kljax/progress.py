@@ -1,4 +1,4 @@
-"""Progress of a training, for people who watch it."""
+"""Progress of a job, for people who watch it."""
 
 import datetime
 
@@ -9,12 +9,59 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
 )
 from rich.text import Text
 
-from kljax.config import TrainConfig
+from kljax.config import LeakConfig, TrainConfig
 from kljax.journal import Row
 from kljax.training import ArmBegun
+
+
+class AttacksPace(ProgressColumn):
+    """Attacks per second since the start, compilation included, and what is left."""
+
+    def render(self, task):
+        if not task.completed or not task.elapsed:
+            return Text("-- attacks/s, ETA -:--:--")
+        pace = task.completed / task.elapsed
+        left = datetime.timedelta(seconds=round(task.remaining / pace))
+        return Text(f"{pace:.2f} attacks/s, ETA {left}")
+
+
+class LeakProgress:
+    """Shows a leakage study: one bar over all arms."""
+
+    def __init__(self, config: LeakConfig, console: Console):
+        self._victims = config.victims
+        self._finished = -config.victims
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            AttacksPace(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=config.victims * len(config.arms))
+
+    def __enter__(self) -> "LeakProgress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def on_arm(self, name: str) -> None:
+        self._finished += self._victims
+        self._bar.start()  # not before the whole study is known to be sound
+        self.say(name)
+
+    def on_block(self, done: int) -> None:
+        self._bar.update(self._task, completed=self._finished + done)
+
+    def say(self, words: str) -> None:
+        self._bar.update(self._task, description=words)
 
 
 class RoundsPace(ProgressColumn):

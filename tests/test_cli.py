@@ -10,7 +10,7 @@ import types
 import pytest
 from studies import quick_compilation
 
-from kljax import cli, data, leakage, metrics
+from kljax import cli, data, leakage, metrics, progress
 from kljax.attacks import LOCKS
 from kljax.config import LeakConfig
 from kljax.metrics import FLOORS
@@ -331,7 +331,7 @@ def test_progress_counts_attacks_and_what_is_left():
         task = types.SimpleNamespace(
             completed=completed, elapsed=elapsed, remaining=total - completed
         )
-        return cli._Pace().render(task).plain
+        return progress.AttacksPace().render(task).plain
 
     assert shown(0, 96, 3.0) == "-- attacks/s, ETA -:--:--"
     assert shown(16, 96, 32.0) == "0.50 attacks/s, ETA 0:02:40"
