@@ -103,11 +103,15 @@ def leak(
         before anything is computed.
     """
     study = prepare(config)
-    results = []
-    for job in study.jobs:
-        on_arm(job.staged.arm.name)
-        results.append(run_job(study, job, study.stage.victims, on_block))
-    return LeakResult(study.config, study.stage.dataset, study.stage.victims, results)
+    config, victims, results = study.config, study.stage.victims, []
+    with jax.default_matmul_precision(config.precision):
+        for job in study.jobs:
+            arm, draws = job.staged.arm, job.staged.draws
+            on_arm(arm.name)
+            run = map_victims(job.fn, config.layout, draws=draws, on_block=on_block)
+            attacked, timing = run(*inputs_of(config, job, victims))
+            results.append(ArmResult(arm, job.threat, attacked, timing))
+    return LeakResult(config, study.stage.dataset, victims, results)
 
 
 def prepare(config: LeakConfig) -> Prepared:
@@ -150,30 +154,23 @@ def prepare(config: LeakConfig) -> Prepared:
     return Prepared(config, stage, jobs)
 
 
-def run_job(
-    study: Prepared,
-    job: Job,
-    victims: Victims,
-    on_block: Callable[[int], Any] | None = None,
-) -> ArmResult:
-    """Attacks victims of a study under one arm."""
-    arm, config = job.staged.arm, study.config
+def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, ...]:
+    """Makes the arguments of the function of a job, with a leading axis [N].
+
+    They begin with what the draws of the job make the rest from, or with what is the
+    same for all victims.
+    """
+    count = len(victims.labels)
     same = jax.tree.map(
-        lambda x: np.broadcast_to(x, (len(victims.labels), *np.shape(x))),
-        job.staged.same,
+        lambda x: np.broadcast_to(x, (count, *np.shape(x))), job.staged.same
     )
-    with jax.default_matmul_precision(config.precision):
-        run = map_victims(
-            job.fn, config.layout, draws=job.staged.draws, on_block=on_block
-        )
-        attacked, timing = run(
-            *same,
-            sources(config, victims),
-            dials(config, arm, len(victims.labels)),
-            victims.images,
-            victims.labels,
-        )
-    return ArmResult(arm, job.threat, attacked, timing)
+    return (
+        *same,
+        sources(config, victims),
+        dials(config, job.staged.arm, count),
+        victims.images,
+        victims.labels,
+    )
 
 
 def one_victim(

@@ -4,7 +4,7 @@ The schema is versioned; later versions only add columns. A column that does not
 is None. Rows of arms ``floor/NAME`` score what is reached without any gradient.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ COLUMNS = (
     "weights",
     "attack",
     "optimiser",
+    "step_size",
     "restarts",
     "evaluations",
     "seed",
@@ -60,17 +61,48 @@ Row = dict[str, Any]
 _score = jax.jit(jax.vmap(jax.vmap(metrics.score)))
 
 
-def score_rows(result: LeakResult) -> list[Row]:
-    """Scores a finished study: the rows of all floors, then of all arms."""
+class Floors(NamedTuple):
+    """What is reached without any gradient, for some victims.
+
+    Attributes:
+      best: [N] mean squared error of each victim's best floor.
+      scores: name -> the victims that have it, and their scores.
+    """
+
+    best: np.ndarray
+    scores: dict[str, tuple[list[int], list[Row]]]
+
+
+def score_rows(result: LeakResult, floors: Floors | None = None) -> list[Row]:
+    """Scores a finished study: the rows of all floors, then of all arms.
+
+    Args:
+      result: the study.
+      floors: of its victims, if they are known from another study; see
+        `score_floors`.
+    """
     victims = result.victims
-    floors = _floors(result)
+    floors = score_floors(result) if floors is None else floors
+    rows = []
+    for name, (having, found) in floors.scores.items():
+        for n, scores in zip(having, found, strict=True):
+            best = floors.best[n]
+            rows.append(_row(result, victims, n, f"floor/{name}", best, scores))
+    for arm in result.arms:
+        rows += _arm_rows(result, arm, floors.best)
+    return rows
+
+
+def score_floors(result: LeakResult) -> Floors:
+    """Scores the floors of a study's victims; the same whatever attacks them."""
+    victims, floors = result.victims, _floors(result)
     best = np.array(
         [
             np.mean([best_floor_mse(t, f) for t, f in zip(truths, made, strict=True)])
             for truths, made in zip(victims.images, floors, strict=True)
         ]
     )
-    rows = []
+    found = {}
     for name in metrics.FLOORS:
         # A victim of which any example lacks this floor has no such row.
         having = [n for n, made in enumerate(floors) if all(name in f for f in made)]
@@ -78,11 +110,8 @@ def score_rows(result: LeakResult) -> list[Row]:
             continue
         images = np.stack([[f[name] for f in floors[n]] for n in having])
         some = Victims(*(part[having] for part in victims))
-        for n, scores in zip(having, _image_scores(images, some), strict=True):
-            rows.append(_row(result, victims, n, f"floor/{name}", best[n], scores))
-    for arm in result.arms:
-        rows += _arm_rows(result, arm, best)
-    return rows
+        found[name] = having, _image_scores(images, some)
+    return Floors(best, found)
 
 
 def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
@@ -125,6 +154,7 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
             "label_accuracy": float(np.mean(guesses == victims.labels[n])),
             "attack": result.config.attack,
             "optimiser": result.config.optimiser,
+            "step_size": result.config.step_size,
             "restarts": result.config.restarts,
             "evaluations": None if spent is None else int(spent[n]),
             "matching_loss": loss,

@@ -31,7 +31,7 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 36
+    assert len(set(COLUMNS)) == len(COLUMNS) == 37
     _, rows = finished()
     for row in rows:
         assert tuple(row) == COLUMNS

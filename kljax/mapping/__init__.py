@@ -10,7 +10,7 @@ number, memory stays flat, and a progress bar has something to show.
 
 from kljax.mapping.clients import sum_clients
 from kljax.mapping.layout import LAYOUTS, Layout, Timing, fastest_layout
-from kljax.mapping.victims import map_victims
+from kljax.mapping.victims import block_memory, map_victims
 
 __all__ = [
     "Layout",
@@ -18,5 +18,6 @@ __all__ = [
     "fastest_layout",
     "Timing",
     "map_victims",
+    "block_memory",
     "sum_clients",
 ]

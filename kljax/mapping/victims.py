@@ -38,11 +38,61 @@ def _compiled(fn, layout, looped, precision, shapes, tree):
     return compiled, time.perf_counter() - start
 
 
+def _block_of(stage: Callable, layout: Layout, looped: bool, inputs: PyTree):
+    """Compiles one stage for a block of inputs, unless that was done before."""
+    leaves, tree = jax.tree.flatten(inputs)
+    shapes = tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
+    precision = jax.config.jax_default_matmul_precision
+    return _compiled(stage, layout, looped, precision, shapes, tree)
+
+
+def _size(layout: Layout, victims: int, full: bool) -> int:
+    devices = jax.local_device_count()
+    return layout.block(max(victims, devices * layout.chunk if full else 0), devices)
+
+
+def block_memory(
+    fn: Callable[..., PyTree],
+    layout: Layout,
+    args: PyTree,
+    *,
+    draws: Sequence[Callable[..., PyTree]] = (),
+) -> int:
+    """Computes the bytes that one call of the compiled block takes on a device.
+
+    Arguments, results and temporaries of `fn`, as the compiler states them. The call
+    is compiled, as `map_victims` will need it, and not run.
+
+    Args:
+      fn, draws: see `map_victims`.
+      layout: how victims are run.
+      args: of some victims, with their leading axis; a block is full, whatever their
+        number.
+    """
+    size = _size(layout, len(jax.tree.leaves(args)[0]), True)
+
+    def rows(x):
+        return jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), x.dtype)
+
+    block = jax.tree.map(rows, jax.tree.map(np.asarray, args))
+    drawn: list[PyTree] = []
+    for draw in draws:
+        drawn.append(jax.eval_shape(jax.vmap(draw), block[0], *drawn))
+    compiled, _ = _block_of(fn, layout, False, (*drawn, *block))
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
 def map_victims(
     fn: Callable[..., PyTree],
     layout: Layout | None = None,
     *,
     draws: Sequence[Callable[..., PyTree]] = (),
+    full: bool = False,
     on_block: Callable[[int], Any] | None = None,
 ) -> Callable[..., tuple[PyTree, Timing]]:
     """Makes a function of many victims from a function of one.
@@ -55,6 +105,8 @@ def map_victims(
         compiled apart, so that arms which draw the same share the compilation, and
         looped over rather than batched: random numbers under `jax.vmap` take three
         times as long to compile.
+      full: whether a block has its full size however few victims are given, so that
+        calls with few and with many share a compilation.
       on_block: called after each block with the number of victims finished so far.
 
     Returns:
@@ -74,18 +126,13 @@ def map_victims(
         if len(counts) != 1 or counts[0] < 1:
             raise ValueError(f"expected one number of victims >= 1, got {counts}")
         victims = counts[0]
-        size = layout.block(victims, jax.local_device_count())
+        size = _size(layout, victims, full)
         start, compile_s, compilations = time.perf_counter(), 0.0, 0
 
         def call(stage: Callable, looped: bool, *inputs: PyTree) -> PyTree:
             nonlocal compile_s, compilations
-            leaves, tree = jax.tree.flatten(inputs)
-            shapes = tuple((np.shape(leaf), leaf.dtype) for leaf in leaves)
-            precision = jax.config.jax_default_matmul_precision
             misses = _compiled.cache_info().misses
-            compiled, seconds = _compiled(
-                stage, layout, looped, precision, shapes, tree
-            )
+            compiled, seconds = _block_of(stage, layout, looped, inputs)
             if _compiled.cache_info().misses > misses:
                 compile_s, compilations = compile_s + seconds, compilations + 1
             return compiled(*inputs)
