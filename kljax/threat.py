@@ -48,6 +48,10 @@ STRATEGY: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
 }
 
 
+class IllegalThreat(ValueError):
+    """A strategy that needs what the knowledge does not grant."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Knowledge:
     """Facts about the wire; no field has a default, each is a decision.
@@ -118,7 +122,7 @@ class ThreatModel:
     """Knowledge and strategy, known to be compatible.
 
     Raises:
-      ValueError: if the strategy needs what the knowledge does not grant.
+      IllegalThreat: if the strategy needs what the knowledge does not grant.
     """
 
     knowledge: Knowledge
@@ -131,7 +135,7 @@ class ThreatModel:
                 have = getattr(self.knowledge, field)
                 if have not in values:
                     wanted = " or ".join(repr(value) for value in values)
-                    raise ValueError(
+                    raise IllegalThreat(
                         f"strategy {name}={chosen!r} needs {field}={wanted}, but the "
                         f"threat model says {field}={have!r}"
                     )
@@ -158,7 +162,8 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
         would need, so that a contradiction raises.
 
     Raises:
-      ValueError: for an unknown fact or value, or a contradiction.
+      IllegalThreat: for a contradiction.
+      ValueError: for an unknown fact or value.
     """
     knowledge = {
         "private_key": "hidden",

@@ -28,10 +28,12 @@ from kljax.defences import keylock
 from kljax.threat import (
     KNOWLEDGE,
     STRATEGY,
+    IllegalThreat,
     Knowledge,
     LocalSteps,
     Strategy,
     ThreatModel,
+    least_knowledge,
     observe,
 )
 
@@ -90,7 +92,7 @@ def test_every_pair_of_knowledge_and_strategy_is_judged_as_specified(lock):
             if legal:
                 assert ThreatModel(knowledge, strategy).strategy is strategy
             else:
-                with pytest.raises(ValueError, match="needs"):
+                with pytest.raises(IllegalThreat, match="needs"):
                     ThreatModel(knowledge, strategy)
     assert judged[True] and judged[False]
 
@@ -122,7 +124,7 @@ CONTRADICTIONS = {
 )
 def test_contradictions_name_both_sides(model, message):
     *strategies, facts = model
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(IllegalThreat, match=message):
         threat(*strategies, **facts)
 
 
@@ -145,6 +147,14 @@ def test_unknown_strategies_are_named_with_the_legal_ones(strategies, name):
 def test_examples_is_a_positive_integer(examples):
     with pytest.raises(ValueError, match=r"examples=.*integer >= 1"):
         threat(examples=examples)
+
+
+def test_a_name_that_does_not_exist_is_no_contradiction():
+    for facts in ({"lock_weights": "maybe"}, {"weather": "fine"}, {"examples": 0}):
+        with pytest.raises(ValueError) as refused:
+            least_knowledge(Strategy(lock="known", labels="joint"), **facts)
+        assert not isinstance(refused.value, IllegalThreat)
+    assert issubclass(IllegalThreat, ValueError)
 
 
 def test_no_fact_has_a_default():
