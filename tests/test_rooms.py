@@ -52,6 +52,7 @@ UPSTAIRS = (
     "leakage",
     "scoring",
     "report",
+    "sweeps",
     "progress",
     "cli",
     "__init__",

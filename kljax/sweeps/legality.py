@@ -1,0 +1,93 @@
+"""Legality: whether what a cell names exists, and whether its attacker can be.
+
+Nothing is loaded, compiled or run for it. What needs the data or the shapes of the
+network (sites, the classifier, a run to attack) is checked when the cell is staged.
+"""
+
+import functools
+from collections.abc import Iterable
+
+from kljax import arms, data, ground, leakage, losses
+from kljax.arms import Arm, Sites
+from kljax.attacks.presets import PRESETS, Preset, make_optimiser
+from kljax.config import LeakConfig
+from kljax.data.tfds import list_tfds
+from kljax.keylock import key_lock
+from kljax.models import NETWORKS
+from kljax.registry import nearest, resolve
+from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat, ThreatModel
+
+
+def is_legal(config: LeakConfig) -> bool:
+    """Tells whether the attacker of a cell knows enough for what he does.
+
+    Raises:
+      ValueError: for a name that does not exist, with the nearest one that does, and
+        for facts that contradict the rest of the configuration.
+    """
+    _check_names(config)
+    try:
+        declared_threat(config, _arm(config))
+    except IllegalThreat:
+        return False
+    return True
+
+
+def declared_threat(config: LeakConfig, arm: Arm) -> ThreatModel:
+    """Makes the threat model of a cell."""
+    preset = resolve("attack", config.attack, PRESETS)
+    if not isinstance(preset, Preset):  # a user's function
+        preset = Preset(preset, "recovered", None)
+    return leakage.declare(config, arm, preset)
+
+
+def _check_names(config: LeakConfig) -> None:
+    _check_data(config.data, config.data_dir)
+    resolve("loss", config.loss, losses.LOSSES)
+    resolve("attack", config.attack, PRESETS)
+    if config.optimiser is not None:
+        make_optimiser(config.optimiser, config.step_size)
+    if config.labels is not None:
+        _check_known("label strategy", config.labels, STRATEGY["labels"])
+    facts = [fact.partition("=")[0] for fact in config.threat]
+    for fact in config.threat:
+        name, equals, value = fact.partition("=")
+        # Without a value, or `examples`: the threat model says what is wrong with it.
+        if equals and name != "examples":
+            _check_known("threat fact", name, KNOWLEDGE)
+            _check_known(f"value of threat fact {name}", value, KNOWLEDGE[name])
+        if facts.count(name) > 1:
+            raise ValueError(f"threat fact {name!r} is stated twice: {config.threat}")
+
+
+def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(
+            f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        )
+
+
+@functools.cache
+def _check_data(name: str, data_dir: str | None) -> None:
+    if ":" in name:
+        resolve("dataset", name, data.EMBEDDED)
+    elif name not in data.EMBEDDED and name.partition("/")[0] not in list_tfds():
+        # A set may have been prepared by code that TFDS does not list.
+        data.load(name, data_dir=data_dir)
+
+
+def _arm(config: LeakConfig) -> Arm:
+    (text,) = config.arms
+    if config.from_run is not None:  # the network is the run's
+        resolve("model", config.model, NETWORKS)
+        return arms.parse_arm(text, _sites(("site",)), {})
+    network = ground.find_network(config)
+    arm = arms.parse_arm(text, _sites(network.sites), {})
+    ground.check_norm(config, network, arm)
+    return arm
+
+
+def _sites(paths: tuple[str, ...]) -> Sites:
+    """Makes a lock of the right layers; their widths do not matter here."""
+    widths = (1,) * len(paths)
+    return Sites(paths, widths, key_lock(paths, widths))

@@ -1,0 +1,234 @@
+"""Cells: what their ids depend on, how they are kept, and which compile together."""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies import TINY
+
+from kljax import leakage
+from kljax.arms import KINDS
+from kljax.config import LeakConfig
+from kljax.mapping import Layout
+from kljax.sweeps import (
+    cell_from_json,
+    cell_to_json,
+    groups,
+    identity,
+    make_cell,
+    signature,
+)
+from kljax.sweeps.fields import FIELDS
+
+
+def cell(**changes):
+    point = {"seed": str(changes.get("seed", 0))}
+    return make_cell(point, LeakConfig(**({"arms": ("none",)} | changes)))
+
+
+# --- ids ---------------------------------------------------------------------------
+
+
+def test_ids_do_not_change():
+    """Written down once: an old study is found again under its ids."""
+    assert cell().id == "d03cce0a4d0d"
+    locked = cell(arms=("keylock/known",), seed=3, init=0.25, sites=("all",))
+    assert locked.id == "0e4aed017318"
+    # Worked out without the library.
+    text = '{"arms":["keylock/known"],"init":0.25,"seed":3,"sites":["all"]}'
+    assert hashlib.sha256(text.encode()).hexdigest().startswith(locked.id)
+
+
+def test_an_id_says_what_changes_results_and_nothing_else():
+    assert identity(cell().config) == {"arms": ["none"]}
+    same = (
+        cell(layout=Layout("loop", 1)),
+        cell(convolution="matmul"),
+        cell(data_dir="/elsewhere"),
+        cell(steps=2000, init=0.5, threat=()),
+    )
+    assert {other.id for other in same} == {cell().id}
+    assert cell(init=1).id == cell(init=1.0).id != cell().id
+    facts = ("labels=known", "stats=visible")
+    assert cell(threat=facts).id == cell(threat=facts[::-1]).id
+    with pytest.raises(ValueError, match="one arm"):
+        cell(arms=("none", "bn-control"))
+
+
+# Another legal value of every field.
+OTHER = {
+    "model": "dense",
+    "data": "photos",
+    "arms": ("bn-control",),
+    "attack": "dlg",
+    "optimiser": "adam",
+    "step_size": 0.1,
+    "labels": "given",
+    "threat": ("stats=visible",),
+    "victims": 3,
+    "examples": 2,
+    "restarts": 2,
+    "steps": 7,
+    "seed": 1,
+    "weights": "shared",
+    "init": 0.1,
+    "lock_init": 0.1,
+    "private_key_size": 4,
+    "sites": ("all",),
+    "chained": True,
+    "classifier": "fc",
+    "loss": "optax:softmax_cross_entropy",
+    "image_size": 8,
+    "split": "test",
+    "data_dir": "/elsewhere",
+    "precision": "default",
+    "layout": Layout("loop", 1),
+    "convolution": "lax",
+    "from_run": "runs/other",
+    "round": 1,
+    "client": 1,
+    "upload": "gradient",
+    "local_steps": 5,
+    "local_epochs": 5,
+    "batch": 5,
+    "client_optimiser": "fresh",
+}
+BASE = LeakConfig(
+    arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"
+)
+NAMES = [field.name for field in dataclasses.fields(LeakConfig)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_is_judged(name):
+    """A new field of the configuration needs a row above, and a decision."""
+    config = dataclasses.replace(BASE, **{name: OTHER[name]})
+    assert getattr(config, name) != getattr(BASE, name)
+    one, other = make_cell({}, BASE), make_cell({}, config)
+    same_result = name in {"layout", "convolution", "data_dir"}
+    assert (one.id == other.id) == same_result
+    same_program = name in {"layout", "seed", "victims"}
+    assert (signature(one) == signature(other)) == same_program
+    # What the file can set is every field, but for the two that it cannot.
+    assert (name in FIELDS) == (name not in {"arms", "layout"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"threat": ("labels=known",), "sites": ("all",)}, {"from_run": "runs/fl"}],
+)
+def test_cells_survive_json(changes):
+    written = cell(**changes)
+    entry = json.loads(json.dumps(cell_to_json(written)))
+    assert cell_from_json(entry) == written
+    assert entry["config"].keys() == {*NAMES} - {"layout"}
+    # An older kljax had fewer fields; another one may have others.
+    del entry["config"]["upload"]
+    assert cell_from_json(entry) == written
+    entry["config"]["stps"] = 3
+    with pytest.raises(ValueError, match=r"no field 'stps' \(did you mean 'steps'"):
+        cell_from_json(entry)
+
+
+# --- grouping ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("gaussian-noise=0.1", "gaussian-noise=2", True),
+        ("gaussian-noise", "gaussian-noise=2", True),
+        ("keylock+norm-clipping=4/known", "keylock+norm-clipping=2/known", True),
+        ("keylock+norm-clipping=4/known", "keylock+norm-clipping=4/unit", False),
+        ("keylock+norm-clipping=4/known", "keylock/known", False),
+        ("gaussian-noise=1+norm-clipping=1", "norm-clipping=1+gaussian-noise=1", False),
+        ("none", "bn-control", False),
+    ],
+)
+def test_strengths_are_no_part_of_a_program(one, other, together):
+    cells = [cell(arms=(one,)), cell(arms=(other,))]
+    assert len(groups(cells)) == (1 if together else 2)
+
+
+def test_a_step_size_is_data_and_having_one_is_not():
+    own, small, large = (
+        cell(optimiser="adam", step_size=size) for size in (None, 0.1, 1.0)
+    )
+    assert len({c.id for c in (own, small, large)}) == 3
+    assert list(map(len, groups([own, small, large]).values())) == [1, 2]
+
+
+def program(cell):
+    """Writes what is compiled for a cell, from its draws to its reconstruction."""
+    study = leakage.prepare(cell.config)
+    (job,) = study.jobs
+
+    def whole(source, dials, images, labels):
+        network = job.staged.draws[0](source)
+        held = job.staged.draws[1](source, network)
+        return job.fn(network, held, source, dials, images, labels)
+
+    inputs = leakage.inputs_of(study.config, job, study.stage.victims)
+    one = jax.tree.map(lambda x: x[0], inputs)
+    # Functions inside are printed with their address.
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(whole)(*one)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "other"),
+    [
+        ({"seed": 0}, {"seed": 5, "victims": 2}),
+        ({"arms": ("norm-clipping=4",)}, {"arms": ("norm-clipping",), "seed": 1}),
+        (
+            {"arms": ("keylock+gaussian-noise=1/regress_gates",)},
+            {"arms": ("keylock+gaussian-noise=0.1/regress_gates",)},
+        ),
+        ({"arms": ("magnitude-pruning=0.5",)}, {"arms": ("magnitude-pruning",)}),
+        ({"step_size": 0.1}, {"step_size": 0.2}),
+    ],
+)
+def test_cells_of_one_signature_are_one_program(changes, other):
+    one, two = (cell(**(TINY | given)) for given in (changes, other))
+    assert one.id != two.id and signature(one) == signature(two)
+    assert program(one) == program(two)
+    # And the comparison sees other programs.
+    three = cell(**(TINY | changes | {"steps": 5}))
+    assert signature(three) != signature(one) and program(three) != program(one)
+
+
+STRENGTHS = [name for name, kind in KINDS.items() if kind.strength is not None]
+CELLS_OF_ANY_KIND = st.builds(
+    lambda kind, strength, **changes: cell(
+        arms=(f"{kind}={strength}" if kind in STRENGTHS else kind,), **changes
+    ),
+    kind=st.sampled_from(["none", "bn-control", *STRENGTHS]),
+    strength=st.sampled_from([0.1, 0.5, 0.9]),
+    seed=st.integers(0, 2),
+    victims=st.integers(1, 3),
+    steps=st.integers(1, 2),
+    threat=st.sampled_from([(), ("labels=known",)]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(CELLS_OF_ANY_KIND, max_size=12))
+def test_groups_part_cells_by_what_compiles(cells):
+    def compiled(cell):
+        config = cell.config
+        return config.arms[0].partition("=")[0], config.steps, config.threat
+
+    found = groups(cells)
+    grouped = [cell.id for members in found.values() for cell in members]
+    assert sorted(grouped) == sorted(cell.id for cell in cells)
+    for members in found.values():
+        assert len({compiled(member) for member in members}) == 1
+        # In the order in which they came.
+        assert list(members) == [
+            c for c in cells if compiled(c) == compiled(members[0])
+        ]
+    assert len(found) == len({compiled(cell) for cell in cells})
