@@ -1,0 +1,50 @@
+"""The sweep files that come with the experiments."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kljax.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict
+
+PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
+
+# cells, excluded, illegal and compilations, counted by hand: see each file.
+EXPECTED = {
+    "tiny": (8, 6, 2, 3),
+    # 2 data x 9 arms x 2 attackers x 2 norms, less 4 without a norm
+    "table6": (68, 4, 0, 68),
+    # 4 layers x 3 lengths x 11 of 7 x 3 x 2 (arm, knowledge, lock gradients)
+    "ablation": (132, 216, 156, 132),
+}
+
+
+def test_every_preset_is_counted():
+    assert {path.stem for path in PRESETS.glob("*.toml")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_presets_are_what_they_say(name):
+    sweep = read_sweep(PRESETS / f"{name}.toml")
+    found = expand(sweep)
+    counts = len(found.cells), found.excluded, found.illegal, len(groups(found.cells))
+    assert counts == EXPECTED[name]
+    assert parse_sweep(json.loads(json.dumps(sweep_to_dict(sweep)))) == sweep
+
+
+def test_the_ablation_has_the_pairs_that_can_be():
+    cells = expand(read_sweep(PRESETS / "ablation.toml")).cells
+    pairs = {
+        tuple(cell.point[axis] for axis in ("arm", "knowledge", "lock_grads"))
+        for cell in cells
+    }
+    guesses = ("fixed_random", "fixed_mean", "regress_private_key")
+    assert pairs == {
+        ("plaintext-gates-as-lock", "nothing", "hidden"),
+        ("keylock/known", "all", "hidden"),
+        ("keylock/known", "all", "shared"),
+        ("keylock/extract", "lock_weights", "shared"),
+        ("keylock/regress_gates", "nothing", "hidden"),
+        *((f"keylock/{g}", "lock_weights", "hidden") for g in guesses),
+        *((f"keylock/{g}", "lock_weights", "shared") for g in guesses),
+    }
