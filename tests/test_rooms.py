@@ -53,6 +53,8 @@ UPSTAIRS = (
     "scoring",
     "report",
     "sweeps",
+    "studies",
+    "study_report",
     "progress",
     "cli",
     "__init__",

@@ -1,0 +1,164 @@
+"""Reading of a study, however far it is: none of it done, some, or all.
+
+A study is read as it lies there, while others may be writing to it: every file in it is
+whole, and hidden files are somebody's work in hand.
+"""
+
+import collections
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from kljax.studies.schema import part_schema
+
+SCHEMA_VERSION = 1  # the newest manifest that is understood
+FLOOR = "floor/"  # before the name of a floor in the column `arm`
+KEPT = ("images", "truths", "victim")  # arrays of a cell's reconstructions
+
+
+class Study(NamedTuple):
+    """A study, read.
+
+    Attributes:
+      folder: where it is.
+      manifest: what ``manifest.json`` says: ``axes`` {axis: [labels]}, ``cells``
+        [{id, point, config}], ``sweep``, ``versions``, ``device`` and the rest.
+      rows: of all parts, see `kljax.studies.part_schema`; those of arms ``floor/NAME``
+        score what is reached without any gradient on that cell's victims.
+      failures: of cells that raised: ``cell``, ``point``, ``error``, ``traceback``,
+        and the ``command`` that reruns it.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: pyarrow.Table
+    failures: list[dict[str, Any]]
+
+
+def read(folder: Path | str) -> Study:
+    """Reads a study.
+
+    Rows of cells that the manifest does not have are left out, and so is a row that is
+    there twice (the one of the part that comes first by name counts).
+
+    Raises:
+      FileNotFoundError: if there is no ``manifest.json``.
+      ValueError: for a file that is broken or was written by a newer kljax; the file
+        is named.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    failures = [_json(path) for path in _files(folder / "failures", ".json")]
+    return Study(folder, manifest, _rows(folder, manifest), failures)
+
+
+def finished_victims(study: Study) -> dict[str, int]:
+    """Counts the victims of every cell whose attack is finished, by id of the cell.
+
+    A cell is missing for as long as it has fewer than its configuration's ``victims``.
+    """
+    arms = study.rows["arm"].to_pylist()
+    cells = study.rows["cell"].to_pylist()
+    counted = collections.Counter(
+        cell for cell, arm in zip(cells, arms, strict=True) if not arm.startswith(FLOOR)
+    )
+    return {cell["id"]: counted[cell["id"]] for cell in study.manifest["cells"]}
+
+
+def missing_cells(study: Study) -> list[dict[str, Any]]:
+    """Lists the cells of the manifest which have not all of their rows."""
+    finished = finished_victims(study)
+    return [
+        cell
+        for cell in study.manifest["cells"]
+        if finished[cell["id"]] < cell["config"]["victims"]
+    ]
+
+
+def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | None:
+    """Reads the reconstructed images of a cell; None if they were not kept.
+
+    Returns:
+      ``images`` and ``truths`` [N, B, H, W, C] in the same order, ``victim`` [N].
+
+    Raises:
+      ValueError: for a file that is broken; it is named.
+    """
+    path = study.folder / "reconstructions" / f"{cell}.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in KEPT}
+    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
+    except Exception as error:
+        raise ValueError(f"{path} is no file of reconstructions: {error}") from error
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{str(folder)!r} is no study: it has no manifest.json")
+    manifest = _json(path)
+    if not isinstance(manifest, dict) or not {"axes", "cells"} <= manifest.keys():
+        raise ValueError(f"{path} is no manifest of a study: it has no axes or cells")
+    version = manifest.get("schema_version", SCHEMA_VERSION)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is of a newer kljax (schema version {version}, this one reads up "
+            f"to {SCHEMA_VERSION})"
+        )
+    return manifest
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _files(folder: Path, ending: str) -> Iterator[Path]:
+    """Lists files in order; what begins with a dot is not finished."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ending and path.name[0] != ".":
+                yield path
+
+
+def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
+    schema = part_schema(manifest["axes"])
+    parts = [_part(path, schema) for path in _files(folder / "parts", ".parquet")]
+    rows = pyarrow.concat_tables([schema.empty_table(), *parts])
+    known = {cell["id"] for cell in manifest["cells"]}
+    seen = set()
+    columns = (rows[name].to_pylist() for name in ("cell", "arm", "victim"))
+    kept = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        if row[0] in known and row not in seen:
+            seen.add(row)
+            kept.append(number)
+    return rows if len(kept) == len(rows) else rows.take(kept)
+
+
+def _part(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
+    """Reads a part in today's columns; those that it does not have are null."""
+    try:
+        # Not read_table: it takes "a=b" in the name of a folder for a column.
+        with pyarrow.parquet.ParquetFile(path) as file:
+            part = file.read()
+        columns = [
+            part[field.name].cast(field.type)
+            if field.name in part.column_names
+            else pyarrow.nulls(len(part), field.type)
+            for field in schema
+        ]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no part of a study: {error}") from error
+    return pyarrow.table(columns, schema=schema)
