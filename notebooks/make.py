@@ -150,14 +150,17 @@ def make(text: str, url: str, name: str) -> tuple[str, str]:
         digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
         seen[digest] = seen.get(digest, 0) + 1
         cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        cell["metadata"] = {
-            key: value for key, value in cell.metadata.items() if key == "tags"
-        }
         if cell.cell_type == "code":
             cell["outputs"], cell["execution_count"] = [], None
-    nbformat.validate(notebook)
+    # Blank lines between cells, which a formatter may want, are the script's alone.
     script = jupytext.writes(notebook, fmt=PERCENT)
-    return script, nbformat.writes(notebook)
+    for cell in notebook.cells:
+        kept = {
+            name: cell.metadata[name] for name in ("tags",) if name in cell.metadata
+        }
+        cell["metadata"] = kept
+    nbformat.validate(notebook)
+    return script, nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def made(root: Path = ROOT) -> dict[Path, str]:
@@ -166,7 +169,7 @@ def made(root: Path = ROOT) -> dict[Path, str]:
     for path in sorted((root / "notebooks").glob(SCRIPTS)):
         script, notebook = make(path.read_text(), url, path.stem)
         files[path] = script
-        files[path.with_suffix(".ipynb")] = notebook.rstrip("\n") + "\n"
+        files[path.with_suffix(".ipynb")] = notebook
     return files
 
 
