@@ -57,6 +57,7 @@ if TINY:  # a network without a norm layer, whose control there is none of
     CONTROLS = CONTROLS[1:]
     SETTINGS = {"model": "dense", "image_size": 8, "victims": 2, "steps": 4}
     SETTINGS |= {"optimiser": "adam", "private_key_size": 16}
+    SETTINGS |= {"layout": kljax.Layout("chunked", 2)}
 print("running on", jax.devices()[0].device_kind)
 
 # %% [markdown]
