@@ -4,6 +4,7 @@ Every arm of a study has the same dataset, and the same network but for the norm
 that a key-lock brings along.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,9 +43,7 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
     """
     shape = (config.image_size, config.image_size, 3)
     if ":" not in config.data:
-        return data.load(
-            config.data, shape=shape, split=split, data_dir=config.data_dir
-        )
+        return _load(config.data, shape, split, config.data_dir)
     dataset = resolve("dataset", config.data, data.EMBEDDED)(shape)
     if not isinstance(dataset, data.Dataset):
         raise ValueError(
@@ -52,6 +51,12 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
             "kljax.data.Dataset"
         )
     return dataset
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, shape, split: str | None, data_dir: str | None) -> data.Dataset:
+    """Loads a dataset; a sweep asks for the same one in every cell."""
+    return data.load(name, shape=shape, split=split, data_dir=data_dir)
 
 
 def load_split(config: TrainConfig) -> Split:

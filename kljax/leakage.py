@@ -34,6 +34,7 @@ from kljax.staging import (
     Stage,
     Staged,
     Victims,
+    choose_victims,
     dials,
     draw_rng,
     set_stage,
@@ -152,6 +153,30 @@ def prepare(config: LeakConfig) -> Prepared:
             functions[kind] = one_victim(config, setting, staged, preset)
         jobs.append(Job(staged, declared, functions[kind]))
     return Prepared(config, stage, jobs)
+
+
+def prepare_again(study: Prepared, config: LeakConfig) -> Prepared:
+    """Prepares a study that differs in data alone from one that is prepared already.
+
+    Args:
+      study: with one arm.
+      config: of another seed, number of victims, strength or step size; everything
+        else is the same (`kljax.sweeps.signature`).
+
+    Returns:
+      What `prepare` gives, but with the functions of `study`, which are compiled.
+    """
+    (first,) = study.jobs
+    if config.from_run is not None:  # states of arms of other strengths are others
+        study = prepare(config)
+        (job,) = study.jobs
+        staged = job.staged._replace(draws=first.staged.draws)
+        return study._replace(jobs=[job._replace(staged=staged, fn=first.fn)])
+    stage = study.stage
+    arm = parse_arm(config.arms[0], stage.sites, {})
+    job = first._replace(staged=first.staged._replace(arm=arm))
+    stage = stage._replace(victims=choose_victims(config, stage.dataset))
+    return Prepared(config, stage, [job])
 
 
 def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, ...]:

@@ -1,6 +1,7 @@
 """Progress of a job, for people who watch it."""
 
 import datetime
+import math
 
 from rich.console import Console
 from rich.progress import (
@@ -14,7 +15,9 @@ from rich.progress import (
 from rich.text import Text
 
 from kljax.config import LeakConfig, TrainConfig
+from kljax.engine import Finished
 from kljax.journal import Row
+from kljax.rollcall import Place
 from kljax.training import ArmBegun
 
 
@@ -137,3 +140,52 @@ class TrainProgress:
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class SweepProgress:
+    """Shows a sweep: a bar on a terminal, a line per chunk elsewhere."""
+
+    def __init__(self, console: Console, place: Place):
+        self._console = console
+        several = place.processes > 1
+        self._name = f"process {place.process}: " if several else ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            AttacksPace(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(f"{self._name}compiling", total=None, state="")
+
+    def __enter__(self) -> "SweepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+
+    def on_chunk(self, done: Finished) -> None:
+        where = ", ".join(done.point.values())
+        cells = f"cells {done.cells}/{done.all_cells}"
+        loss = "" if math.isnan(done.loss) else f", loss {done.loss:.1e}"
+        failed = f", failed {' '.join(done.failed)}" if done.failed else ""
+        state = f"{cells}{loss}{failed}"
+        self._bar.update(
+            self._task,
+            description=f"{self._name}{where}",
+            total=done.all_victims,
+            completed=done.victims,
+            state=state,
+        )
+        if not self._console.is_terminal:
+            pace = AttacksPace().render(self._bar.tasks[self._task])
+            self._bar.console.print(
+                f"{self._name}{where}: {done.victims}/{done.all_victims} victims, "
+                f"{state}, {pace}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )

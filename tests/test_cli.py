@@ -284,7 +284,7 @@ def test_help_is_there(arguments, words, capsys):
 
 def test_the_demo_is_a_preset_of_a_study(monkeypatch, tmp_path):
     jobs = []
-    monkeypatch.setattr(cli, "run_leak", lambda job, console: jobs.append(job))
+    monkeypatch.setattr(cli.leak, "run_leak", lambda job, console: jobs.append(job))
     assert cli.main(["demo"]) == 0
     assert cli.main(["demo", "--data", "photos", "--out", "there"]) == 0
     for job in jobs:

@@ -1,0 +1,98 @@
+"""``kljax leak`` and ``kljax demo``."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from kljax.cli.printing import printed_table
+from kljax.config import LeakConfig
+from kljax.progress import LeakProgress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leak(LeakConfig):
+    """Attacks the gradients of real images and reports what was recovered.
+
+    Attributes:
+      from_run: folder of a run of ``kljax train`` to attack a client of, at the state
+        before ``round``; None for networks that are drawn afresh.
+      out: run folder to write; None for runs/DATE-TIME.
+    """
+
+    from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    out: Path | None = None
+
+    def __post_init__(self):
+        """Leaves the checks to the `LeakConfig` made of it, behind the parser."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Runs the main job on embedded images: six arms, sixteen victims.
+
+    Attributes:
+      out: run folder to write; None for runs/demo-DATE-TIME.
+      data: digits or photos.
+    """
+
+    out: Path | None = None
+    data: str = "digits"
+
+
+def run_leak(job: Leak, console: Console) -> None:
+    """Runs a study, prints its table and writes its folder."""
+    from kljax import captured, leakage, report, scoring
+
+    folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    report.check_free(folder)
+    names = [f.name for f in dataclasses.fields(LeakConfig)]
+    config = LeakConfig(**{name: getattr(job, name) for name in names})
+    config = captured.settle(config)
+    with LeakProgress(config, console) as progress:
+        result = leakage.leak(
+            config, on_arm=progress.on_arm, on_block=progress.on_block
+        )
+        progress.say("scoring")
+        rows = scoring.score_rows(result)
+        progress.say("done")
+    summary = report.summarise(result, rows)
+    print_summary(result, summary, console)
+    report.write_run(folder, result, rows, summary)
+    console.print(f"written: {folder}/ (summary.md, gallery.png, rows.csv, ...)")
+
+
+def print_summary(result, summary: dict[str, Any], console: Console) -> None:
+    """Prints threat models, tables and speed of a finished study."""
+    from kljax import report
+
+    config = result.config
+    console.print(
+        f"\n{config.model} on {config.data}: {config.victims} victims, attack "
+        f"{config.attack}, {config.restarts} x {config.steps} evaluations each\n"
+    )
+    for line in report.threat_lines(result):
+        console.print(line, markup=False, highlight=False)
+    for header, lines in report.brief_tables(summary):
+        console.print()
+        console.print(printed_table(header, lines))
+    console.print()
+    reading = report.READING.replace("*", "").replace("`", "")
+    console.print(" ".join(reading.split()), highlight=False)
+    console.print()
+    speed = summary["throughput"]
+    console.print(
+        f"{speed['evaluations_per_s']:.0f} evaluations/s, "
+        f"{speed['attacks_per_hour']:.0f} attacks/h on {speed['device']}; "
+        f"{speed['compile_s']:.1f} s compiling, {speed['run_s']:.1f} s running"
+    )
+
+
+def run_demo(job: Demo, console: Console) -> None:
+    """Runs the preset study of the README."""
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    out = job.out or Path("runs") / f"demo-{stamp}"
+    run_leak(Leak(data=job.data, steps=1000, out=out), console)

@@ -1,0 +1,200 @@
+"""``kljax sweep``, ``report`` and ``merge``."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from kljax.cli.printing import printed_table
+from kljax.mapping import Layout
+from kljax.progress import SweepProgress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Runs a grid of studies from a file, or goes on with one that was cut off.
+
+    Attributes:
+      file: sweep file, in TOML; see experiments/presets.
+      out: study folder to write, or to go on with; None for runs/NAME of the file.
+      dry_run: whether to say what it would take, and run nothing.
+      part: victims in one part of the study, which is what a kill may cost; None for
+        what the study has, or 64.
+      memory: GiB that a compiled block may take; None for half of what there is.
+      layout: how victims are laid over the machine (speed only); None for the fastest
+        on this machine.
+      retry_failed: whether cells that failed before are tried again.
+      report: whether the report is written at the end, by process 0.
+      coordinator: HOST:PORT of process 0, if several processes share the work.
+      processes: how many there are.
+      process: which of them this is, from 0 on. ``--process auto`` asks the cluster
+        (Slurm, Open MPI, Cloud TPU) for all three.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None
+    dry_run: bool = False
+    part: int | None = None
+    memory: float | None = None
+    layout: Layout | None = None
+    retry_failed: bool = False
+    report: bool = True
+    coordinator: str | None = None
+    processes: int | None = None
+    process: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Writes tables, plots and a page about a study, finished or not.
+
+    Attributes:
+      study: folder of kljax sweep.
+      out: folder to write; None for report/ in the study.
+      rows: axes that make the rows of the table; none for the arms.
+      columns: axes that make its columns; none for the axis with most points.
+      value: what is in it: ssim, success, psnr, or any other column of numbers.
+      runs: folders of kljax train, for privacy against accuracy.
+    """
+
+    study: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    value: str = "ssim"
+    runs: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Joins two studies of the same axes into a new one.
+
+    Attributes:
+      first, second: folders of kljax sweep.
+      out: folder to write.
+    """
+
+    first: Annotated[Path, tyro.conf.Positional]
+    second: Annotated[Path, tyro.conf.Positional]
+    out: Path
+
+
+def run_sweep(job: Sweep, console: Console) -> None:
+    """Runs a sweep, or its share of it, and writes the report."""
+    from kljax import compilation, engine, rollcall
+    from kljax.studies.claim import claimed
+    from kljax.studies.failures import forget_failures, read_failures
+    from kljax.studies.manifest import make_manifest, open_study
+    from kljax.sweeps import expand, read_sweep
+
+    sweep = read_sweep(job.file)
+    grid = expand(sweep)
+    folder = job.out or Path("runs") / job.file.stem
+    compilation.use_cache()
+    if job.dry_run:
+        say_what_it_takes(
+            make_manifest(folder.name, sweep, grid, job.part), job, console
+        )
+        return
+    place = rollcall.Place(0, 1)
+    if (job.coordinator, job.processes, job.process) != (None, None, None):
+        auto = job.process == "auto"
+        place = rollcall.roll_call(
+            job.coordinator,
+            job.processes,
+            None if auto else _number(job.process),
+        )
+    manifest = open_study(folder, sweep, grid, part=job.part)
+    with claimed(folder, place.process, place.processes):
+        if job.retry_failed and place.process == 0:
+            forget_failures(folder)
+        try:
+            with SweepProgress(console, place) as progress:
+                done = engine.run_study(
+                    folder,
+                    manifest,
+                    process=place.process,
+                    processes=place.processes,
+                    layout=job.layout,
+                    memory=None if job.memory is None else job.memory * 2**30,
+                    on_chunk=progress.on_chunk,
+                )
+        except KeyboardInterrupt:
+            console.print(f"interrupted: go on with the same file and --out {folder}")
+            raise
+    console.print(
+        f"{done.attacks} attacks, {done.compilations} compilations: "
+        f"{done.compile_s:.1f} s compiling, {done.run_s:.1f} s attacking",
+        highlight=False,
+    )
+    for failure in read_failures(folder):
+        console.print(
+            f"failed: {failure['error']}\n  again: {failure['command']}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if job.report and place.process == 0:
+        run_report(Report(study=folder), console)
+
+
+def say_what_it_takes(manifest, job: Sweep, console: Console) -> None:
+    """Prints cells, compilations, victims, time and memory of a sweep."""
+    from kljax.probe import probe
+    from kljax.studies.manifest import cells_of
+
+    cells, axes = cells_of(manifest), tuple(manifest["axes"])
+    victims = sum(cell.config.victims for cell in cells)
+    lines = [
+        [cell.id, *(cell.point[axis] for axis in axes), str(cell.config.victims)]
+        for cell in cells
+    ]
+    console.print(printed_table(["cell", *axes, "victims"], lines))
+    console.print(
+        f"\n{len(cells)} cells ({manifest['excluded']} excluded, "
+        f"{manifest['illegal']} illegal pairs of knowledge and strategy left out), "
+        f"{victims} victims",
+        highlight=False,
+    )
+    found = probe(manifest, layout=job.layout)
+    groups, probed = found.groups
+    compiling = datetime.timedelta(seconds=round(found.compile_s))
+    running = datetime.timedelta(seconds=round(found.run_s))
+    console.print(
+        f"{found.compilations} compilations in {groups} groups; from a probe of "
+        f"{probed} of them: {compiling} compiling without a warm cache, {running} "
+        f"attacking, {found.memory / 2**20:.0f} MiB for the largest block",
+        highlight=False,
+    )
+
+
+def run_report(job: Report, console: Console) -> None:
+    """Writes the report of a study."""
+    from kljax import studies, study_report
+
+    page = study_report.write_report(
+        studies.read(job.study),
+        job.out or job.study / "report",
+        rows=job.rows or None,
+        columns=job.columns or None,
+        value=job.value,
+        runs=job.runs,
+    )
+    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+
+
+def run_merge(job: Merge, console: Console) -> None:
+    """Joins two studies."""
+    from kljax.studies.merging import merge_studies
+
+    merge_studies(job.first, job.second, job.out)
+    console.print(f"written: {job.out}/", highlight=False, soft_wrap=True)
+
+
+def _number(text: str | None) -> int | None:
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    raise ValueError(f"process must be a number from 0 on, or auto; got {text!r}")

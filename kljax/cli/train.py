@@ -1,0 +1,77 @@
+"""``kljax train``."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kljax.cli.printing import printed_table
+from kljax.config import TrainConfig
+from kljax.progress import TrainProgress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Trains a network by federated learning under several defences, side by side.
+
+    Called again with the same configuration and folder, it goes on where it was cut
+    off.
+
+    Attributes:
+      out: run folder to write, or to go on with; None for runs/train-DATE-TIME.
+      tensorboard: whether to write for TensorBoard as well, by tensorboardX.
+    """
+
+    out: Path | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        """Leaves the checks to the `TrainConfig` made of it, behind the parser."""
+
+
+def run_train(job: Train, console: Console) -> None:
+    """Runs a training, or goes on with it, and prints its table."""
+    from kljax import journal, training
+
+    stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = job.out or Path("runs") / f"train-{stamp}"
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    config = TrainConfig(**{name: getattr(job, name) for name in names})
+    journal.check_same(folder, config)
+    summary = journal.read_summary(folder)
+    if summary is not None:
+        console.print(f"this run is finished: {folder}/", highlight=False)
+    else:
+        try:
+            with TrainProgress(config, console) as progress:
+                summary = training.train(
+                    config,
+                    folder,
+                    tensorboard=job.tensorboard,
+                    on_arm=progress.on_arm,
+                    on_round=progress.on_round,
+                ).summary
+        except KeyboardInterrupt:
+            console.print(
+                f"interrupted: go on with the same options and --out {folder}"
+            )
+            raise
+    print_accuracy(summary, console)
+    console.print(f"written: {folder}/ (summary.md, curves.png, metrics.csv, ...)")
+
+
+def print_accuracy(summary: dict[str, Any], console: Console) -> None:
+    """Prints accuracies and speed of a finished training."""
+    from kljax import journal
+
+    header, lines = journal.table(summary)
+    console.print("\naccuracy in %, mean ± standard deviation over clients and draws\n")
+    console.print(printed_table(header, lines))
+    speed = summary["throughput"]
+    console.print(
+        f"\n{speed['clients_per_s']:.2f} clients/s, {speed['examples_per_s']:.0f} "
+        f"examples/s on {speed['device']}; {speed['compile_s']:.1f} s compiling, "
+        f"{speed['run_s']:.1f} s running"
+    )

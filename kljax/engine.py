@@ -1,0 +1,392 @@
+"""The engine of sweeps: what compiles together runs together, part by part.
+
+Seeds, private keys, strengths of defences, step sizes and victims are data of one
+compiled function; whatever else differs makes another group. Each chunk of a group ends
+as one part of the study's folder before the next begins.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax import leakage, scoring
+from kljax.files import read_json, write_json
+from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
+from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
+from kljax.scoring import Floors, Row
+from kljax.staging import Victims
+from kljax.studies import images
+from kljax.studies.failures import read_failures, write_failure
+from kljax.studies.manifest import Chunk, Group, Piece, plan
+from kljax.studies.parts import pieces_in, write_part
+from kljax.sweeps import Cell
+from kljax.typing import PyTree
+
+SHARE = 0.5  # of the memory that there is, if no budget is given
+
+
+class Finished(NamedTuple):
+    """A chunk that is done, for people who watch.
+
+    Attributes:
+      chunk: its name.
+      point: where its first cell stands.
+      victims, all_victims: done by this process so far, and in all.
+      cells, all_cells: of which all chunks of this process are done, and in all.
+      attacks: in this chunk.
+      loss: median of their matching losses, NaN if there is none.
+      timing: of this chunk.
+      failed: cells that failed in it.
+    """
+
+    chunk: str
+    point: dict[str, str]
+    victims: int
+    all_victims: int
+    cells: int
+    all_cells: int
+    attacks: int
+    loss: float
+    timing: Timing
+    failed: tuple[str, ...]
+
+
+class Report(NamedTuple):
+    """What a process did."""
+
+    attacks: int
+    compilations: int
+    compile_s: float
+    run_s: float
+    failed: tuple[str, ...]
+
+
+def run_study(
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    process: int = 0,
+    processes: int = 1,
+    layout: Layout | None = None,
+    memory: float | None = None,
+    on_chunk: Callable[[Finished], Any] = lambda finished: None,
+) -> Report:
+    """Runs what is not finished of a study, or this process's part of it.
+
+    Chunk n of the whole study belongs to process n modulo P. Processes share nothing
+    but the folder, in which each writes files of its own.
+
+    Args:
+      folder, manifest: the study, see `kljax.studies.manifest.open_study`.
+      process, processes: the number of this process, of how many.
+      layout: how victims are laid over the machine, at most; None for
+        `fastest_layout`. What a group was begun with stays.
+      memory: bytes that a compiled block may take, all local devices together; None
+        for half of what there is.
+      on_chunk: called after each chunk.
+
+    Raises:
+      ValueError: for a process that there is not.
+      OSError: if the folder cannot be written, or the disk is full; what is finished
+        stays finished.
+    """
+    if not 0 <= process < processes:
+        raise ValueError(f"process {process} is not one of {processes}, from 0 on")
+    axes = tuple(manifest["axes"])
+    keep = manifest["sweep"]["options"].get("reconstructions", False)
+    failed = {failure["cell"] for failure in read_failures(folder)}
+    work, number = [], 0
+    for group in plan(manifest):
+        mine = []
+        for chunk in group.chunks:
+            if number % processes == process and not finished(folder, chunk, failed):
+                mine.append(chunk)
+            number += 1
+        if mine:
+            work.append((group, mine))
+    tally, floors = _Tally(work), _Floors()
+    for group, chunks in work:
+        runner = _Runner(folder, group, layout, memory, floors)
+        for chunk in chunks:
+            done = runner.run(chunk, failed)
+            if keep:
+                images.write_images(folder, chunk.name, done.images)
+            if done.rows:
+                write_part(folder, chunk.name, axes, done.rows, done.pieces)
+            new = tuple(sorted(done.failed))
+            failed.update(new)
+            on_chunk(tally.add(chunk, done, new))
+    if keep:
+        images.collect(folder, plan(manifest), failed)
+    return tally.report()
+
+
+def finished(folder: Path, chunk: Chunk, failed: Iterable[str]) -> bool:
+    """Tells whether all of a chunk is in its part, but for cells that failed."""
+    wanted = {p.name for p in chunk.pieces if p.cell.id not in set(failed)}
+    return not wanted or wanted <= pieces_in(folder, chunk.name)
+
+
+class _Done(NamedTuple):
+    """A chunk's results, before they are written."""
+
+    rows: list[tuple[Cell, Row]]
+    pieces: list[str]
+    images: dict[str, images.Images]  # by id of the cell
+    timing: Timing
+    failed: frozenset[str]
+
+
+class _Runner:
+    """Runs the chunks of one group with one compiled function."""
+
+    def __init__(
+        self,
+        folder: Path,
+        group: Group,
+        layout: Layout | None,
+        memory: float | None,
+        floors: "_Floors",
+    ):
+        self._folder, self._group, self._floors = folder, group, floors
+        self._most, self._memory = layout, memory
+        self._first: Prepared | None = None  # whose functions all cells share
+        self._layout: Layout | None = None
+        self._prepared: dict[str, Prepared] = {}
+
+    def run(self, chunk: Chunk, failed: Iterable[str]) -> _Done:
+        """Runs a chunk; what raises is recorded, and does not stop the others."""
+        failed, new = set(failed), set()
+        sound: list[Piece] = []
+        here = {piece.cell.id for piece in chunk.pieces}
+        self._prepared = {c: p for c, p in self._prepared.items() if c in here}
+        for piece in chunk.pieces:
+            if piece.cell.id in failed | new:
+                continue
+            try:
+                self._prepare(piece.cell)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    raise  # the folder, not the cell
+                self._fail(piece.cell, error, new)
+            except Exception as error:
+                self._fail(piece.cell, error, new)
+            else:
+                sound.append(piece)
+        try:
+            rows, found, timing = self._together(sound)
+        except Exception as error:
+            if len(sound) < 2:
+                for piece in sound:
+                    self._fail(piece.cell, error, new)
+                sound, rows, found, timing = [], [], {}, Timing(0.0, 0.0, 0)
+            else:
+                # One of them is to blame: alone, the others get through.
+                return self._apart(sound, failed, new)
+        return _Done(rows, [p.name for p in sound], found, timing, frozenset(new))
+
+    def _apart(self, pieces: list[Piece], failed: set[str], new: set[str]) -> _Done:
+        parts = [self.run(Chunk(p.cell.id, (p,)), failed | new) for p in pieces]
+        timings = [part.timing for part in parts]
+        return _Done(
+            [row for part in parts for row in part.rows],
+            [name for part in parts for name in part.pieces],
+            {cell: found for part in parts for cell, found in part.images.items()},
+            _sum(timings),
+            frozenset(new).union(*(part.failed for part in parts)),
+        )
+
+    def _fail(self, cell: Cell, error: Exception, new: set[str]) -> None:
+        write_failure(self._folder, cell, error)
+        new.add(cell.id)
+
+    def _prepare(self, cell: Cell) -> None:
+        if cell.id in self._prepared:
+            return
+        if self._first is None:
+            self._first = prepared = leakage.prepare(cell.config)
+        else:
+            prepared = leakage.prepare_again(self._first, cell.config)
+        self._prepared[cell.id] = prepared
+
+    def _together(self, pieces: list[Piece]):
+        """Runs pieces of several cells in one call."""
+        rows: list[tuple[Cell, Row]] = []
+        found: dict[str, images.Images] = {}
+        if not pieces:
+            return rows, found, Timing(0.0, 0.0, 0)
+        asked = []
+        for piece in pieces:
+            config, stage, (job,) = self._prepared[piece.cell.id]
+            victims = _some(stage.victims, piece)
+            asked.append((config, stage, job, victims))
+        inputs = _joined([leakage.inputs_of(c, j, v) for c, _, j, v in asked])
+        config, (job,) = asked[0][0], self._first.jobs
+        with jax.default_matmul_precision(config.precision):
+            fitted = Timing(0.0, 0.0, 0)
+            if self._layout is None:
+                self._layout, fitted = self._lay_out(job, inputs)
+            run = map_victims(job.fn, self._layout, draws=job.staged.draws, full=True)
+            attacked, timing = run(*inputs)
+        timing = _sum([fitted, timing])
+        start = 0
+        for piece, (config, stage, job, victims) in zip(pieces, asked, strict=True):
+            end = start + piece.end - piece.first
+            own: Attacked = jax.tree.map(lambda x, a=start, b=end: x[a:b], attacked)
+            start = end
+            arm = ArmResult(job.staged.arm, job.threat, own, timing)
+            result = LeakResult(config, stage.dataset, victims, [arm])
+            scored = scoring.score_rows(result, self._floors.of(result))
+            rows += [(piece.cell, row) for row in scored]
+            found[piece.cell.id] = images.Images(
+                piece.first,
+                scoring.matched_images(arm, victims),
+                victims.images,
+                victims.indices[:, 0],
+            )
+        return rows, found, timing
+
+    def _lay_out(self, job: Job, inputs: tuple[PyTree, ...]) -> tuple[Layout, Timing]:
+        """Reads how this group was laid out when it began, or fits it to the memory.
+
+        Written down, so that whoever goes on computes the same blocks and gets the
+        same bits.
+        """
+        path = self._folder / "layouts" / f"{self._group.name}.json"
+        there = read_json(path)
+        if there is not None:
+            return Layout(**there), Timing(0.0, 0.0, 0)
+        victims = sum(cell.config.victims for cell in self._group.cells)
+        most = self._most or fastest_layout("victims")
+        devices = jax.local_device_count() if most.spread else 1
+        chunk = max(1, min(most.chunk, -(-victims // devices)))
+        budget = memory_budget() if self._memory is None else self._memory
+        layout, spent = dataclasses.replace(most, chunk=chunk), []
+        while True:
+            taken, timing = block_memory(job.fn, layout, inputs, draws=job.staged.draws)
+            spent.append(timing)
+            needed = devices * taken
+            if needed <= budget:
+                break
+            if layout.chunk == 1:
+                raise MemoryError(
+                    f"one victim per device takes {needed / 2**20:.0f} MiB, and the "
+                    f"budget is {budget / 2**20:.0f} MiB: give more memory, or "
+                    "fewer restarts or examples"
+                )
+            smaller = int(layout.chunk * budget / needed)
+            layout = dataclasses.replace(
+                layout, chunk=max(1, min(layout.chunk - 1, smaller))
+            )
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, dataclasses.asdict(layout))
+        return layout, _sum(spent)
+
+
+class _Floors:
+    """Floors of the victims scored last: other arms attack the same ones."""
+
+    def __init__(self, most: int = 256):
+        self._found: dict[Any, Floors] = {}
+        self._most = most
+
+    def of(self, result: LeakResult) -> Floors:
+        config, dataset = result.config, result.dataset
+        same = (
+            dataset.name,
+            dataset.shape,
+            config.split,
+            config.data_dir,
+            config.from_run,
+            config.seed,
+            result.victims.indices.tobytes(),
+        )
+        if same not in self._found:
+            if len(self._found) >= self._most:
+                del self._found[next(iter(self._found))]
+            self._found[same] = scoring.score_floors(result)
+        return self._found[same]
+
+
+class _Tally:
+    """Counts what is done, for people who watch and for the end."""
+
+    def __init__(self, work: list[tuple[Group, list[Chunk]]]):
+        self._left: dict[str, int] = {}
+        self._all_victims = 0
+        for _, chunks in work:
+            for chunk in chunks:
+                for piece in chunk.pieces:
+                    cell = piece.cell.id
+                    self._left[cell] = self._left.get(cell, 0) + 1
+                    self._all_victims += piece.end - piece.first
+        self._all_cells = len(self._left)
+        self._victims = self._attacks = self._compilations = 0
+        self._compile_s = self._run_s = 0.0
+        self._failed: list[str] = []
+
+    def add(self, chunk: Chunk, done: _Done, failed: tuple[str, ...]) -> Finished:
+        for piece in chunk.pieces:
+            self._left[piece.cell.id] -= 1
+        losses = [
+            row["matching_loss"]
+            for _, row in done.rows
+            if row["matching_loss"] is not None
+        ]
+        attacks = sum(1 for _, row in done.rows if row["attack"] is not None)
+        self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
+        self._attacks += attacks
+        self._compilations += done.timing.compilations
+        self._compile_s += done.timing.compile_s
+        self._run_s += done.timing.run_s
+        self._failed += failed
+        return Finished(
+            chunk.name,
+            chunk.pieces[0].cell.point,
+            self._victims,
+            self._all_victims,
+            sum(1 for left in self._left.values() if not left),
+            self._all_cells,
+            attacks,
+            float(np.median(losses)) if losses else float("nan"),
+            done.timing,
+            failed,
+        )
+
+    def report(self) -> Report:
+        return Report(
+            self._attacks,
+            self._compilations,
+            self._compile_s,
+            self._run_s,
+            tuple(self._failed),
+        )
+
+
+def memory_budget() -> float:
+    """Computes the bytes that compiled blocks may take if nobody says: half."""
+    total = 0
+    for device in jax.local_devices():
+        stats = device.memory_stats()
+        if not stats or "bytes_limit" not in stats:
+            # The processor's devices share the machine's memory.
+            return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total += stats["bytes_limit"]
+    return SHARE * total
+
+
+def _sum(timings: Iterable[Timing]) -> Timing:
+    return Timing(*(sum(column) for column in zip(*timings, strict=True)))
+
+
+def _some(victims: Victims, piece: Piece) -> Victims:
+    return Victims(*(part[piece.first : piece.end] for part in victims))
+
+
+def _joined(inputs: list[tuple[PyTree, ...]]) -> tuple[PyTree, ...]:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *inputs)

@@ -1,0 +1,56 @@
+"""Failures: cells that raised, with the command that reruns each."""
+
+import dataclasses
+import shlex
+import traceback
+from pathlib import Path
+from typing import Any
+
+from kljax.config import LeakConfig
+from kljax.files import read_json, write_json
+from kljax.sweeps import Cell
+
+
+def write_failure(folder: Path, cell: Cell, error: BaseException) -> None:
+    """Records why a cell has no rows."""
+    (folder / "failures").mkdir(exist_ok=True)
+    write_json(
+        folder / "failures" / f"{cell.id}.json",
+        {
+            "cell": cell.id,
+            "point": cell.point,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": "".join(traceback.format_exception(error)),
+            "command": command_of(cell.config),
+        },
+    )
+
+
+def read_failures(folder: Path) -> list[dict[str, Any]]:
+    """Reads all failures of a study, by id of the cell."""
+    paths = sorted((folder / "failures").glob("*.json"))
+    return [read_json(path) for path in paths if path.name[0] != "."]
+
+
+def forget_failures(folder: Path) -> None:
+    """Removes all records, so that those cells are tried again."""
+    for path in (folder / "failures").glob("*.json"):
+        path.unlink()
+
+
+def command_of(config: LeakConfig) -> str:
+    """Writes the command that runs a configuration by itself."""
+    words = ["kljax", "leak"]
+    defaults = LeakConfig()
+    for field in dataclasses.fields(LeakConfig):
+        value = getattr(config, field.name)
+        if field.name == "layout" or value == getattr(defaults, field.name):
+            continue
+        name = {"from_run": "from"}.get(field.name, field.name.replace("_", "-"))
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *value]
+        else:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
