@@ -134,3 +134,12 @@ def half_gradient():
 
 def no_defence():
     return "none"
+
+
+def breaking_attack(setting, optimiser=None, *, steps, restarts):
+    """An attack that is built and breaks when it is traced."""
+
+    def attack(rng, view):
+        raise RuntimeError("broke on purpose")
+
+    return attack

@@ -1,5 +1,5 @@
 """The command line: ``kljax leak``, ``train``, ``sweep``, ``report``, ...."""
 
-from kljax.cli.main import main
+from kljax.cli.commands import main
 
 __all__ = ["main"]

@@ -20,7 +20,8 @@ class Sweep:
     Attributes:
       file: sweep file, in TOML; see experiments/presets.
       out: study folder to write, or to go on with; None for runs/NAME of the file.
-      dry_run: whether to say what it would take, and run nothing.
+      dry_run: whether to say what it would take, and run nothing but a short probe.
+      probe: seconds that the probe may take; it never stops before its first group.
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
       memory: GiB that a compiled block may take; None for half of what there is.
@@ -37,6 +38,7 @@ class Sweep:
     file: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     dry_run: bool = False
+    probe: float = 60.0
     part: int | None = None
     memory: float | None = None
     layout: Layout | None = None
@@ -159,7 +161,7 @@ def say_what_it_takes(manifest, job: Sweep, console: Console) -> None:
         f"{victims} victims",
         highlight=False,
     )
-    found = probe(manifest, layout=job.layout)
+    found = probe(manifest, layout=job.layout, seconds=job.probe)
     groups, probed = found.groups
     compiling = datetime.timedelta(seconds=round(found.compile_s))
     running = datetime.timedelta(seconds=round(found.run_s))

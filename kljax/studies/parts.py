@@ -41,9 +41,9 @@ def write_part(
       OSError: if it cannot be written; nothing is left of it.
     """
     lines = [
-        {"cell": cell.id}
+        row
+        | {"cell": cell.id}
         | {f"axis_{axis}": cell.point.get(axis) for axis in axes}
-        | row
         for cell, row in rows
     ]
     schema = part_schema(axes)
@@ -66,7 +66,8 @@ def pieces_in(folder: Path, name: str) -> frozenset[str]:
         return frozenset()
     try:
         # All of it is read: a file cut short may have a sound beginning.
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read()
         return frozenset(json.loads(table.schema.metadata[PIECES]))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
         path.rename(path.with_name(f"{path.name}.corrupt"))

@@ -1,0 +1,126 @@
+"""A sweep of seconds, run in this process or another."""
+
+import atexit
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import jax
+import pyarrow.parquet
+from jax.experimental.compilation_cache import compilation_cache
+from studies import quick_compilation
+
+from kljax import engine, metrics
+from kljax.mapping import Layout
+from kljax.studies.manifest import open_study
+from kljax.sweeps import expand, parse_sweep
+
+FILE = """
+[fixed]
+model = "dense"
+image_size = 8
+victims = 5
+steps = 4
+private_key_size = 16
+optimiser = "adam"
+
+[axes]
+arm = ["none", "gaussian-noise=0.01", "gaussian-noise=0.1"]
+seed = [0, 1]
+step_size = [0.1, 0.01]
+"""
+PART = 8
+LAYOUT = Layout("chunked", 4)
+TESTS = Path(__file__).parent.parent
+
+
+def sweep_of(**fixed):
+    """Makes the sweep above, with other fixed values."""
+    content = tomllib.loads(FILE)
+    axes = fixed.pop("axes", {})
+    options = fixed.pop("options", {})
+    content["fixed"] |= fixed
+    for name in fixed:
+        content["axes"].pop(name, None)
+    content["axes"] |= axes
+    return parse_sweep(content | {"options": options})
+
+
+@functools.cache
+def _cache():
+    """Makes a folder for compiled programs, which the same sweep asks for again."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+@contextlib.contextmanager
+def quick():
+    """Compiles quickly, and nothing twice, and scores without LPIPS."""
+    available = metrics.lpips_available
+    metrics.lpips_available = lambda: False
+    options = {
+        "jax_compilation_cache_dir": _cache(),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.read(name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        with quick_compilation():
+            yield
+    finally:
+        metrics.lpips_available = available
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def run(folder, sweep=None, *, part=PART, **options):
+    """Runs a sweep in this process."""
+    sweep = sweep or sweep_of()
+    options = {"layout": LAYOUT} | options
+    with quick():
+        manifest = open_study(folder, sweep, expand(sweep), part=part)
+        return engine.run_study(folder, manifest, **options)
+
+
+RUN = """
+import sys, pathlib
+sys.path[:0] = {paths!r}
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+from kljax import cli, metrics
+metrics.lpips_available = lambda: False
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def command(*arguments, cache):
+    """Starts ``kljax ARGUMENTS`` as another process, as quick to compile as here."""
+    code = RUN.format(paths=[str(TESTS), str(TESTS / "sweeps")])
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def parts(folder):
+    """Reads every part of a study, by its name."""
+    return {
+        path.name: pyarrow.parquet.ParquetFile(path).read()
+        for path in sorted((folder / "parts").glob("*.parquet"))
+    }

@@ -1,0 +1,367 @@
+"""The engine of sweeps: what compiles together, and that nothing is lost."""
+
+import dataclasses
+import json
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import small
+from small import FILE, LAYOUT, command, parts, run, sweep_of
+
+from kljax import cli, engine, leakage, scoring, studies
+from kljax.config import LeakConfig
+from kljax.mapping import Layout
+from kljax.studies.claim import claimed
+from kljax.studies.failures import command_of, read_failures
+from kljax.studies.manifest import cells_of, open_study, plan, read_manifest
+from kljax.studies.merging import merge_studies
+from kljax.sweeps import expand
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished study, and what the engine said of it."""
+    folder = tmp_path_factory.mktemp("studies") / "whole"
+    seen = []
+    report = run(
+        folder, sweep_of(options={"reconstructions": True}), on_chunk=seen.append
+    )
+    return folder, report, seen
+
+
+def test_cells_that_differ_in_data_share_their_compilations(whole):
+    folder, report, seen = whole
+    # No defence, and noise of any strength: attack, network and held of both.
+    groups = plan(read_manifest(folder))
+    assert [len(group.cells) for group in groups] == [4, 8]
+    assert report.compilations == 2 * 3
+    assert report.attacks == 12 * 5
+    assert report.failed == ()
+    assert seen[-1].victims == seen[-1].all_victims == 60
+    assert seen[-1].cells == seen[-1].all_cells == 12
+
+
+def test_more_victims_seeds_and_step_sizes_compile_nothing_more(tmp_path):
+    more = sweep_of(victims=11, axes={"seed": [0, 1, 2], "step_size": [0.1, 0.2, 0.3]})
+    assert run(tmp_path / "more", more).compilations == 2 * 3
+
+
+def test_a_cell_is_the_study_of_its_configuration(whole):
+    folder, _, _ = whole
+    rows = studies.read(folder).rows.to_pylist()
+    for cell in (cells_of(read_manifest(folder))[n] for n in (0, 5, 11)):
+        with small.quick():
+            alone = scoring.score_rows(
+                leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
+            )
+        mine = [row for row in rows if row["cell"] == cell.id]
+        assert len(mine) == len(alone)
+        place = {(row["arm"], row["victim"]): row for row in mine}
+        for row in alone:
+            found = place[row["arm"], row["victim"]]
+            for name, value in row.items():
+                if isinstance(value, float):
+                    assert found[name] == pytest.approx(value, rel=1e-4), name
+                else:
+                    assert found[name] == value, name
+        for axis, at in cell.point.items():
+            assert {row[f"axis_{axis}"] for row in mine} == {at}
+
+
+def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):
+    folder, _, _ = whole
+    other = tmp_path / "again"
+    run(other)
+    assert parts(other) == parts(folder)
+    lost = sorted((other / "parts").iterdir())[1::2]
+    for path in lost:
+        path.unlink()
+    seen = []
+    run(other, on_chunk=seen.append)
+    assert [f"{done.chunk}.parquet" for done in seen] == [path.name for path in lost]
+    assert parts(other) == parts(folder)
+    run(other, on_chunk=pytest.fail)  # finished
+
+
+def test_a_corrupted_part_is_put_aside_and_made_again(whole, tmp_path):
+    folder, _, _ = whole
+    other = tmp_path / "torn"
+    run(other)
+    torn = sorted((other / "parts").iterdir())[0]
+    content = torn.read_bytes()
+    torn.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=torn.name):
+        studies.read(other)
+    run(other)
+    assert parts(other) == parts(folder)
+    assert torn.with_name(f"{torn.name}.corrupt").exists()
+
+
+def test_reconstructions_are_one_file_per_cell(whole):
+    folder, _, _ = whole
+    study = studies.read(folder)
+    for cell in study.manifest["cells"]:
+        found = studies.read_reconstructions(study, cell["id"])
+        assert found["images"].shape == found["truths"].shape == (5, 1, 8, 8, 3)
+        assert len(set(found["victim"].tolist())) == 5
+    assert {p.suffix for p in (folder / "reconstructions").iterdir()} == {".npz"}
+
+
+# --- failures ---------------------------------------------------------------------
+
+BROKEN = {"attack": ["matching", "outside_package:breaking_attack"]}
+
+
+def test_a_cell_that_raises_is_recorded_and_stops_no_other(tmp_path):
+    folder = tmp_path / "broken"
+    report = run(folder, sweep_of(axes=BROKEN))
+    failures = read_failures(folder)
+    assert len(failures) == len(report.failed) == 12
+    study = studies.read(folder)
+    missing = {cell["id"] for cell in studies.missing_cells(study)}
+    assert missing == {failure["cell"] for failure in failures}
+    assert all("broke on purpose" in failure["error"] for failure in failures)
+    assert "outside_package.py" in failures[0]["traceback"]
+    assert "outside_package:breaking_attack" in failures[0]["command"]
+    # They are not tried again unless that is asked for.
+    run(folder, sweep_of(axes=BROKEN), on_chunk=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"arms": ("keylock+gaussian-noise=0.1/known",), "chained": True},
+        {"arms": ("none",), "sites": ("layers/0", "fc"), "steps": 7, "init": 0.25},
+        {"arms": ("none",), "threat": ("attacker_norm=eval",), "labels": "given"},
+        {"arms": ("none",), "from_run": "runs/a b", "round": 3, "upload": "update"},
+        {"arms": ("none",), "optimiser": "adam", "step_size": 0.5},
+    ),
+)
+def test_the_command_of_a_failure_is_its_configuration(changes, monkeypatch):
+    config, jobs = LeakConfig(**changes), []
+    monkeypatch.setitem(
+        cli.commands.RUNS, cli.leak.Leak, lambda job, _: jobs.append(job)
+    )
+    words = shlex.split(command_of(config))
+    assert words[0] == "kljax"
+    assert cli.main(words[1:]) == 0
+    for field in dataclasses.fields(LeakConfig):
+        assert getattr(jobs[0], field.name) == getattr(config, field.name), field.name
+
+
+def test_too_little_memory_is_a_failure_of_the_cell(tmp_path):
+    report = run(tmp_path / "poor", memory=1000)
+    assert len(report.failed) == 12
+    failure = read_failures(tmp_path / "poor")[0]
+    assert "MemoryError" in failure["error"] and "budget" in failure["error"]
+
+
+def test_chunks_are_sized_to_the_memory(tmp_path):
+    chunks = {}
+    for name, memory in (("rich", None), ("poor", 1.5e6)):
+        folder = tmp_path / name
+        report = run(folder, layout=Layout("chunked", 8), memory=memory)
+        assert not report.failed
+        (layout, *_) = sorted((folder / "layouts").iterdir())
+        chunks[name] = json.loads(layout.read_text())["chunk"]
+    assert chunks["rich"] == 8
+    assert 1 <= chunks["poor"] < 8
+
+
+# --- the folder -------------------------------------------------------------------
+
+
+def test_a_sweep_that_adds_cells_extends_the_study(tmp_path):
+    folder = tmp_path / "grown"
+    run(folder)
+    before = parts(folder)
+    seen = []
+    run(folder, sweep_of(axes={"seed": [0, 1, 2]}), on_chunk=seen.append)
+    after = parts(folder)
+    assert {name: after[name] for name in before} == before
+    assert sum(done.attacks for done in seen) == 3 * 2 * 5
+    assert not studies.missing_cells(studies.read(folder))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    (
+        (sweep_of(steps=5), "steps 4 -> 5 in 12 cells"),
+        (sweep_of(axes={"seed": [0]}), "seed=1.* is gone"),
+        (sweep_of(options={"reconstructions": True}), "option reconstructions: False"),
+    ),
+)
+def test_a_changed_sweep_is_refused_with_the_difference(sweep, message, tmp_path):
+    folder = tmp_path / "study"
+    open_study(folder, sweep_of(), expand(sweep_of()), part=8)
+    manifest = (folder / "manifest.json").read_bytes()
+    with pytest.raises(FileExistsError, match=message):
+        run(folder, sweep)
+    assert (folder / "manifest.json").read_bytes() == manifest
+    with pytest.raises(FileExistsError, match="victims in a part: 8 there, 9 here"):
+        run(folder, part=9)
+
+
+def test_what_is_no_study_is_refused(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("dear diary")
+    with pytest.raises(FileExistsError, match="no study of kljax sweep"):
+        run(tmp_path / "notes")
+    assert [p.name for p in (tmp_path / "notes").iterdir()] == ["diary.txt"]
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "manifest.json").write_text('{"job": "swe')
+    with pytest.raises(ValueError, match="manifest.json is no JSON"):
+        run(half)
+    # A manifest that was being written when the process died is hidden.
+    (half / "manifest.json").rename(half / ".manifest.json")
+    assert not run(half).failed
+
+
+def test_a_second_job_on_the_folder_is_refused(tmp_path):
+    with claimed(tmp_path, 0, 2):
+        with claimed(tmp_path, 1, 2):
+            for place in ((0, 2), (0, 1), (1, 3)):
+                with pytest.raises(FileExistsError, match="another job is at work"):
+                    with claimed(tmp_path, *place):
+                        pytest.fail("was let in")
+    with claimed(tmp_path, 0, 1):
+        pass
+
+
+def test_two_studies_are_merged(whole, tmp_path):
+    folder, _, _ = whole
+    other = tmp_path / "other"
+    run(other, sweep_of(axes={"seed": [1, 2]}, options={"reconstructions": True}))
+    merge_studies(folder, other, tmp_path / "both")
+    study = studies.read(tmp_path / "both")
+    assert len(study.manifest["cells"]) == 18
+    assert study.manifest["axes"]["seed"] == ["0", "1", "2"]
+    assert not studies.missing_cells(study)
+
+    def by_cell(folder):
+        rows = {}
+        for row in studies.read(folder).rows.to_pylist():
+            rows[row["cell"], row["arm"], row["victim"]] = row
+        return rows
+
+    assert by_cell(tmp_path / "both") == by_cell(other) | by_cell(folder)
+    assert len(list((tmp_path / "both" / "reconstructions").iterdir())) == 18
+    with pytest.raises(FileExistsError):
+        merge_studies(folder, other, tmp_path / "both")
+
+
+# --- kills and peers --------------------------------------------------------------
+
+
+def kill_and_resume(folder, file, cache, kills, pause):
+    """Kills a sweep again and again, and lets it finish in the end."""
+    generator = random.Random(kills)
+    for _ in range(kills):
+        process = command(
+            "sweep", file, "--out", folder, "--part", "8", "--no-report", cache=cache
+        )
+        time.sleep(generator.uniform(*pause))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = command(
+        "sweep", file, "--out", folder, "--part", "8", "--no-report", cache=cache
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize(
+    "kills", (3, pytest.param(20, marks=pytest.mark.slow)), ids=lambda kills: f"{kills}"
+)
+def test_a_sweep_that_is_killed_ends_with_the_same_rows(kills, tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text(FILE)
+    process = command(
+        *("sweep", file, "--out", tmp_path / "once", "--part", "8", "--no-report"),
+        cache=tmp_path / "cache",
+    )
+    start = time.perf_counter()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    # The cache is warm now, so kills come somewhat earlier than that.
+    took = time.perf_counter() - start
+    folder = tmp_path / "killed"
+    kill_and_resume(folder, file, tmp_path / "cache", kills, (0.2 * took, 0.9 * took))
+    assert parts(folder) == parts(tmp_path / "once")
+    hidden = [p for p in (folder / "parts").iterdir() if p.suffix == ".parquet"]
+    assert len(hidden) == len(plan(read_manifest(folder))[0].chunks) + len(
+        plan(read_manifest(folder))[1].chunks
+    )
+
+
+def test_a_dead_peer_stops_nobody_and_is_made_up_for(whole, tmp_path):
+    folder, file = tmp_path / "shared", tmp_path / "file.toml"
+    file.write_text(FILE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["sweep", file, "--out", folder, "--part", "8", "--no-report"]
+    arguments += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    peers = [
+        command(*arguments, "--process", n, cache=tmp_path / "cache") for n in (0, 1)
+    ]
+    # Process 0, which the other has met, dies as soon as the work begins.
+    deadline = time.monotonic() + 120
+    while not (folder / "manifest.json").exists():
+        assert time.monotonic() < deadline and peers[0].poll() is None
+        time.sleep(0.05)
+    peers[0].send_signal(signal.SIGKILL)
+    peers[0].communicate()
+    output, _ = peers[1].communicate(timeout=300)
+    assert peers[1].returncode == 0, output
+    mine = set(parts(folder))
+    chunks = [c.name for g in plan(read_manifest(folder)) for c in g.chunks]
+    assert {f"{name}.parquet" for name in chunks[1::2]} <= mine
+    # Alone, and with the two processes' claims gone, the rest is done.
+    process = command(
+        *("sweep", file, "--out", folder, "--part", "8", "--no-report"),
+        cache=tmp_path / "cache",
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    one = command(
+        *("sweep", file, "--out", tmp_path / "alone", "--part", "8", "--no-report"),
+        cache=tmp_path / "cache",
+    )
+    output, _ = one.communicate(timeout=300)
+    assert one.returncode == 0, output
+    assert parts(folder) == parts(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", tmp_path],
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path / "study")
+        for path in (tmp_path / "study").rglob("*.parquet"):
+            assert path.name[0] != "."
+        parts(tmp_path / "study")  # whole, as many as there are
+        remount = ["mount", "-o", "remount,ro,size=40k", tmp_path]
+        subprocess.run(remount, check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            run(tmp_path / "study")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_the_engine_refuses_a_process_that_there_is_not(tmp_path):
+    with pytest.raises(ValueError, match="process 2 is not one of 2"):
+        engine.run_study(tmp_path, {}, process=2, processes=2)
