@@ -6,6 +6,7 @@ images, where the sweep keeps them.
 """
 
 from kljax.studies.reading import (
+    FLOOR,
     Study,
     finished_victims,
     missing_cells,
@@ -21,4 +22,5 @@ __all__ = [
     "missing_cells",
     "read_reconstructions",
     "part_schema",
+    "FLOOR",
 ]

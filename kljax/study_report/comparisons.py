@@ -1,0 +1,318 @@
+"""Comparisons: arms against each other on the same victims."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from kljax.metrics import Interval
+from kljax.study_report.axes import Axis, arm_axis
+from kljax.study_report.estimates import by_victim, mean_difference
+from kljax.study_report.pools import Pool
+from kljax.study_report.tables import Entry, Table
+from kljax.study_report.values import VALUES, known, written
+
+# Fields that say who the victims are; arms that differ in one of them share none.
+WHO = {
+    "data",
+    "split",
+    "data_dir",
+    "image_size",
+    "examples",
+    "seed",
+    "from_run",
+    "client",
+    "batch",
+    "local_steps",
+    "local_epochs",
+}
+
+
+class Comparison(NamedTuple):
+    """Two arms on the victims that both attacked, all else being equal.
+
+    Attributes:
+      first, second: points of the axis that sets the arm; differences are second minus
+        first.
+      point: where both stand on the other axes.
+      pairs: victims in both.
+      groups: that they fall into.
+      difference: of the means of the value, with the 95 % interval of a bootstrap of
+        pairs over groups; NaN throughout if no pair has finite values.
+      left_out: pairs of which a value is not finite.
+      successes: of the pairs, in the first and in the second.
+      floor: successes of the floor that succeeds most on these victims, and its name;
+        None if there are no floors.
+      only: pairs in which only the first, and only the second, succeeds.
+      p: exact two-sided p-value for equal success rates, see `mcnemar`.
+      p_holm: adjusted for the number of comparisons by Holm's method.
+      unsolved: pairs whose gradient was not matched, in the first and in the second.
+    """
+
+    first: str
+    second: str
+    point: dict[str, str]
+    pairs: int
+    groups: int
+    difference: Interval
+    left_out: int
+    successes: tuple[int, int]
+    floor: tuple[str, float] | None
+    only: tuple[int, int]
+    p: float
+    p_holm: float
+    unsolved: tuple[int, int]
+
+
+def compare_arms(
+    pools: Sequence[Pool], axes: dict[str, Axis], value: str
+) -> list[Comparison]:
+    """Compares every two arms at every point of the other axes.
+
+    Pairs are the same victim of the same seed. Nothing is compared where the axis of
+    the arms says who the victims are, too.
+    """
+    arms = arm_axis(axes)
+    if arms.fields & WHO:
+        return []
+    together: dict[tuple[str, ...], list[Pool]] = {}
+    for pool in pools:
+        others = tuple(v for axis, v in pool.point.items() if axis != arms.name)
+        together.setdefault(others, []).append(pool)
+    found = []
+    for members in together.values():
+        members = [pool for pool in members if len(pool.rows)]
+        for first, second in itertools.combinations(members, 2):
+            compared = _compare(first, second, axes, arms.name, value)
+            if compared is not None:
+                found.append(compared)
+    adjusted = holm([comparison.p for comparison in found])
+    return [
+        comparison._replace(p_holm=p)
+        for comparison, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _compare(
+    first: Pool, second: Pool, axes: dict[str, Axis], arm: str, value: str
+) -> Comparison | None:
+    # Cells of one repetition stand at the same point but for the arm.
+    repetition = {
+        cell["id"]: tuple(v for axis, v in cell["point"].items() if axis != arm)
+        for cell in (*first.cells, *second.cells)
+    }
+
+    def read(pool: Pool, name: str) -> dict[tuple, float]:
+        return {
+            (repetition[cell], victim): number
+            for (cell, victim), number in by_victim(pool.rows, name).items()
+        }
+
+    succeeded = [read(pool, "success") for pool in (first, second)]
+    both = [victim for victim in succeeded[0] if victim in succeeded[1]]
+    if not both:
+        return None
+    found_groups = read(first, "group")
+    groups = np.array([found_groups[victim] for victim in both])
+    success = np.array([[of[victim] for victim in both] for of in succeeded]) == 1
+    values = [read(pool, value) for pool in (first, second)]
+    differences = np.array([values[1][v] - values[0][v] for v in both])
+    finite = np.isfinite(differences)
+    nothing = Interval(math.nan, math.nan, math.nan, "none", 0)
+    unsolved = [read(pool, "unsolved") for pool in (first, second)]
+    return Comparison(
+        first=first.point[arm],
+        second=second.point[arm],
+        point={axis: label for axis, label in first.point.items() if axis != arm},
+        pairs=len(both),
+        groups=len(np.unique(groups)),
+        difference=(
+            mean_difference(value, differences[finite], groups[finite])
+            if finite.any()
+            else nothing
+        ),
+        left_out=int((~finite).sum()),
+        successes=(int(success[0].sum()), int(success[1].sum())),
+        floor=_floor(first, both, repetition),
+        only=(
+            int((success[0] & ~success[1]).sum()),
+            int((success[1] & ~success[0]).sum()),
+        ),
+        p=mcnemar(success[0], success[1], groups),
+        p_holm=math.nan,
+        unsolved=tuple(sum(of[v] == 1 for v in both) for of in unsolved),
+    )
+
+
+def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None:
+    wanted = set(both)
+    best = None
+    for name, rows in pool.floors.items():
+        of_floor = {
+            (repetition[cell], victim): number
+            for (cell, victim), number in by_victim(rows, "success").items()
+        }
+        rate = np.mean([n for v, n in of_floor.items() if v in wanted] or [math.nan])
+        if math.isfinite(rate) and (best is None or rate > best[1]):
+            best = name, float(rate)
+    return best
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> float:
+    """Computes the exact p-value for equal rates of success on the same victims.
+
+    McNemar's exact test where no group has more than one victim with unlike success.
+    Otherwise victims of one group are not independent, and the same test takes groups
+    for what is independent: under the hypothesis the difference of a whole group may
+    have either sign, and p is the share of all choices of signs which give a sum as
+    far from 0 as the one seen. For groups of one the two are the same.
+
+    Args:
+      first, second: [N] booleans, success of the same victims.
+      groups: [N] of the victims.
+
+    Returns:
+      p in (0, 1], two-sided; 1 if no success is unlike.
+
+    Reference: McNemar, Psychometrika 1947; by `scipy.stats.binomtest`.
+    """
+    differences = second.astype(int) - first.astype(int)
+    _, members = np.unique(groups, return_inverse=True)
+    sums = np.bincount(members, weights=differences).astype(int)
+    sums = sums[sums != 0]
+    if not len(sums):
+        return 1.0
+    if (np.abs(sums) == 1).all():
+        return float(stats.binomtest(int((sums > 0).sum()), len(sums)).pvalue)
+    sizes = np.abs(sums)
+    # chances[k]: that the signs add up to k - sizes.sum().
+    chances = np.ones(1)
+    for size in sizes:
+        step = np.zeros(2 * size + 1)
+        step[[0, -1]] = 0.5
+        chances = np.convolve(chances, step)
+    distance = np.abs(np.arange(len(chances)) - sizes.sum())
+    return float(min(1.0, chances[distance >= abs(sums.sum())].sum()))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjusts p-values for their number by Holm's method.
+
+    The i-th smallest of m, from 0, is multiplied by m - i, is no smaller than the ones
+    before it, and at most 1. Reference: Holm, Scand. J. Statist. 1979.
+    """
+    adjusted = [0.0] * len(ps)
+    least = 0.0
+    for i, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - i) * ps[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
+    """Tables all comparisons."""
+    axes = tuple(found[0].point) if found else ()
+    words = VALUES[value].words
+    header = (
+        *axes,
+        "arm",
+        "minus",
+        "pairs",
+        f"{words}, difference [95 %]",
+        "SSIM >= .6: arm / minus",
+        "only arm / only minus",
+        "p",
+        f"p, Holm of {len(found)}",
+        "unsolved: arm / minus",
+    )
+    return Table(
+        "comparisons",
+        f"Arms on the same victims: {len(found)} comparisons",
+        header,
+        [_entries(comparison, value) for comparison in found],
+        [_record(comparison, value, len(found)) for comparison in found],
+    )
+
+
+def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
+    return (
+        *map(Entry, found.point.values()),
+        Entry(found.second),
+        Entry(found.first),
+        Entry(_pairs(found), found.pairs),
+        Entry(_difference(found, value), known(found.difference.estimate)),
+        Entry(_rates(found), found.successes[1]),
+        Entry(f"{found.only[1]} / {found.only[0]}", found.only[1]),
+        Entry(p_text(found.p), found.p),
+        Entry(p_text(found.p_holm), found.p_holm),
+        Entry(f"{found.unsolved[1]} / {found.unsolved[0]}", found.unsolved[1]),
+    )
+
+
+def _pairs(found: Comparison) -> str:
+    texts = [str(found.pairs)]
+    if found.groups != found.pairs:
+        texts.append(f"in {found.groups} groups")
+    if found.left_out:
+        texts.append(f"{found.left_out} left out")
+    return "\n".join(texts)
+
+
+def _difference(found: Comparison, value: str) -> str:
+    interval = found.difference
+    if not math.isfinite(interval.estimate):
+        return "-"
+    mean = _signed(value, interval.estimate)
+    if not math.isfinite(interval.low):
+        return f"{mean} [?]"
+    return f"{mean} [{_signed(value, interval.low)}, {_signed(value, interval.high)}]"
+
+
+def _signed(value: str, number: float) -> str:
+    if VALUES[value].is_share:
+        return f"{100 * number:+.0f}"
+    return format(number, f"+{VALUES[value].form}")
+
+
+def _rates(found: Comparison) -> str:
+    first, second = (written("success", n / found.pairs) for n in found.successes)
+    if found.floor is None:
+        return f"{second} / {first}"
+    name, rate = found.floor
+    return f"{second} / {first}\nfloor {written('success', rate)} ({name})"
+
+
+def p_text(p: float) -> str:
+    """Writes a p-value."""
+    if p < 0.001:
+        return "< .001"
+    return f"{p:.3f}".removeprefix("0") if p < 1 else "1"
+
+
+def _record(found: Comparison, value: str, count: int) -> dict[str, Any]:
+    return dict(found.point) | {
+        "arm": found.second,
+        "minus": found.first,
+        "pairs": found.pairs,
+        "groups": found.groups,
+        "value": value,
+        "difference": known(found.difference.estimate),
+        "low": known(found.difference.low),
+        "high": known(found.difference.high),
+        "interval": found.difference.method,
+        "left_out": found.left_out,
+        "arm_success": found.successes[1] / found.pairs,
+        "minus_success": found.successes[0] / found.pairs,
+        "floor": found.floor[0] if found.floor else None,
+        "floor_success": found.floor[1] if found.floor else None,
+        "only_arm": found.only[1],
+        "only_minus": found.only[0],
+        "p": found.p,
+        "p_holm": found.p_holm,
+        "comparisons": count,
+        "arm_unsolved": found.unsolved[1],
+        "minus_unsolved": found.unsolved[0],
+    }

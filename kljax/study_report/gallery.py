@@ -1,0 +1,157 @@
+"""The gallery: reconstructions beside the truth, chosen as the attacker would.
+
+Best, median and worst are told by the matching loss, which the attacker sees. Chosen by
+likeness to the truth, the first would show what only a lucky owner of the truth knows.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax import studies
+from kljax.studies import Study
+from kljax.study_report.pools import Pool
+from kljax.study_report.tables import at_words
+from kljax.study_report.values import known
+
+RANKS = ("best", "median", "worst")
+LARGEST = 128  # pixels of a side in the page
+MOST = 60  # pools that are shown
+
+
+class Shown(NamedTuple):
+    """One victim.
+
+    Attributes:
+      rank: best, median or worst of its pool, by the attacker's own loss.
+      victim: index in the dataset of its first example.
+      label: of that example.
+      loss: matching loss.
+      score: SSIM over all examples of the victim, in words.
+      outcome: see `kljax.metrics.outcome`.
+      truth, guess: PNG of the first example.
+    """
+
+    rank: str
+    victim: int
+    label: int
+    loss: float
+    score: str
+    outcome: str
+    truth: bytes
+    guess: bytes
+
+
+class Row(NamedTuple):
+    """A pool in the gallery.
+
+    Attributes:
+      name: where the pool stands.
+      shown: one to three victims.
+      victims: of how many they are the best, median and worst.
+      left_out: victims whose loss is not finite.
+    """
+
+    name: str
+    shown: tuple[Shown, ...]
+    victims: int
+    left_out: int
+
+
+class Gallery(NamedTuple):
+    """All rows, and how many pools were left out to keep the page small."""
+
+    rows: tuple[Row, ...]
+    left_out: int
+
+
+def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
+    """Chooses and draws victims of every pool whose reconstructions were kept."""
+    rows = []
+    left_out = 0
+    for pool in pools:
+        kept = [
+            cell["id"]
+            for cell in pool.cells
+            if (study.folder / "reconstructions" / f"{cell['id']}.npz").exists()
+        ]
+        if not kept or not len(pool.rows):
+            continue
+        if len(rows) == MOST:
+            left_out += 1
+            continue
+        row = _row(study, pool, kept)
+        if row is not None:
+            rows.append(row)
+    return Gallery(tuple(rows), left_out)
+
+
+def _row(study: Study, pool: Pool, kept: list[str]) -> Row | None:
+    images = {cell: studies.read_reconstructions(study, cell) for cell in kept}
+    places = {
+        (cell, int(victim)): place
+        for cell, arrays in images.items()
+        for place, victim in enumerate(arrays["victim"])
+    }
+    found = [
+        row for row in pool.rows.to_pylist() if (row["cell"], row["victim"]) in places
+    ]
+    losses = [row["matching_loss"] for row in found]
+    sound = [
+        row
+        for row, loss in zip(found, losses, strict=True)
+        if loss is not None and np.isfinite(loss)
+    ]
+    if not sound:
+        return None
+    # Among equals the victim's number decides.
+    sound.sort(key=lambda row: (row["matching_loss"], row["cell"], row["victim"]))
+    chosen = dict.fromkeys(_ranked(len(sound)).values())
+    ranks = {
+        place: " and ".join(r for r, p in _ranked(len(sound)).items() if p == place)
+        for place in chosen
+    }
+    shown = tuple(
+        _shown(ranks[place], sound[place], images, places) for place in chosen
+    )
+    return Row(at_words(pool.point), shown, len(sound), len(found) - len(sound))
+
+
+def _ranked(count: int) -> dict[str, int]:
+    """Says which place of `count` sorted ones is best, median (the lower) and worst."""
+    return dict(zip(RANKS, (0, (count - 1) // 2, count - 1), strict=True))
+
+
+def _shown(rank: str, row: dict[str, Any], images, places) -> Shown:
+    cell, victim = row["cell"], row["victim"]
+    arrays, place = images[cell], places[cell, victim]
+    return Shown(
+        rank,
+        victim,
+        row["label"],
+        row["matching_loss"],
+        "no finite SSIM" if known(row["ssim"]) is None else f"SSIM {row['ssim']:.2f}",
+        row["outcome"],
+        to_png(arrays["truths"][place, 0]),
+        to_png(arrays["images"][place, 0]),
+    )
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """Writes an image [H, W, C] as PNG: clipped to [0, 1] as it is scored, NaN black.
+
+    Three channels are colours; of any other number the mean is shown in grey. Large
+    images are made smaller.
+    """
+    from PIL import Image
+
+    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
+    if pixels.shape[-1] != 3:
+        pixels = pixels.mean(axis=-1)
+    picture = Image.fromarray(np.round(255 * pixels).astype(np.uint8))
+    picture.thumbnail((LARGEST, LARGEST))
+    png = io.BytesIO()
+    picture.save(png, "png", optimize=True)
+    return png.getvalue()

@@ -1,0 +1,119 @@
+"""Pools: rows that are averaged, of cells that differ in repetitions alone."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+
+from kljax import metrics, studies
+from kljax.studies import Study
+from kljax.study_report.axes import Axis, point_of
+
+FLOOR = studies.FLOOR
+
+
+class Pool(NamedTuple):
+    """The cells at one point of all axes but those of repetitions.
+
+    Attributes:
+      point: axis -> label.
+      cells: of the manifest, finished or not.
+      rows: of attacks, as far as they are finished.
+      floors: name -> rows of that floor, of the same cells and victims as `rows`.
+      failed: how many cells failed and are not finished.
+    """
+
+    point: dict[str, str]
+    cells: tuple[dict[str, Any], ...]
+    rows: pyarrow.Table
+    floors: dict[str, pyarrow.Table]
+    failed: int
+
+    @property
+    def expected(self) -> int:
+        """Counts the victims that there will be in the end."""
+        return sum(cell["config"]["victims"] for cell in self.cells)
+
+    @property
+    def state(self) -> str:
+        """Says how far it is: ``finished``, ``partial``, ``failed`` or ``not run``."""
+        if len(self.rows) >= self.expected:
+            return "finished"
+        if self.failed:
+            return "failed"
+        return "partial" if len(self.rows) else "not run"
+
+
+def make_pools(
+    study: Study, axes: dict[str, Axis], pooled: Sequence[str]
+) -> list[Pool]:
+    """Pools the rows of a study, in the order of the axes.
+
+    Args:
+      study: as it was read.
+      axes: of the study.
+      pooled: axes over which is pooled.
+    """
+    attacked, floors = _places(study)
+    missing = {cell["id"] for cell in studies.missing_cells(study)}
+    failed = {failure["cell"] for failure in study.failures} & missing
+    gathered: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for cell in study.manifest["cells"]:
+        point = point_of(cell, axes)
+        labels = tuple(point[name] for name in axes if name not in pooled)
+        gathered.setdefault(labels, []).append(cell)
+    names = [name for name in axes if name not in pooled]
+    order = {
+        name: {label: n for n, label in enumerate(axes[name].labels)} for name in names
+    }
+    pools = []
+    for labels in sorted(
+        gathered,
+        key=lambda found: [order[a][b] for a, b in zip(names, found, strict=True)],
+    ):
+        cells = gathered[labels]
+        ids = [cell["id"] for cell in cells]
+        pools.append(
+            Pool(
+                dict(zip(names, labels, strict=True)),
+                tuple(cells),
+                study.rows.take(_joined(attacked, ids)),
+                {
+                    name: study.rows.take(places)
+                    for name in metrics.FLOORS
+                    if len(places := _joined(floors.get(name, {}), ids))
+                },
+                len(failed.intersection(ids)),
+            )
+        )
+    return pools
+
+
+Places = dict[str, list[int]]  # id of a cell -> places of its rows
+
+
+def _places(study: Study) -> tuple[Places, dict[str, Places]]:
+    """Finds the rows of attacks, and those of every floor, by cell.
+
+    A floor of a victim who has not been attacked yet is left out: it would be
+    compared with other victims.
+    """
+    columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "victim"))
+    found = list(zip(*columns, strict=True))
+    attacked: Places = {}
+    victims = set()
+    for place, (cell, arm, victim) in enumerate(found):
+        if not arm.startswith(FLOOR):
+            attacked.setdefault(cell, []).append(place)
+            victims.add((cell, victim))
+    floors: dict[str, Places] = {}
+    for place, (cell, arm, victim) in enumerate(found):
+        if arm.startswith(FLOOR) and (cell, victim) in victims:
+            of_floor = floors.setdefault(arm.removeprefix(FLOOR), {})
+            of_floor.setdefault(cell, []).append(place)
+    return attacked, floors
+
+
+def _joined(places: Places, cells: list[str]) -> np.ndarray:
+    return np.array([n for cell in cells for n in places.get(cell, ())], np.int64)

@@ -1,0 +1,223 @@
+"""Trade-offs: what a defence costs in accuracy, beside what an attack still gets."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kljax import journal
+from kljax.captured import trained_name
+from kljax.study_report.axes import Axis, arm_axis
+from kljax.study_report.estimates import Estimate, estimate, sample_deviation
+from kljax.study_report.pools import Pool
+from kljax.study_report.tables import Entry, Table, at_words
+from kljax.study_report.values import VALUES, known
+from kljax.study_report.verdicts import Outcomes, count_outcomes
+
+TEST = "own"  # accuracy with the client's own private key and lock
+# What two trainings may differ in and still be repetitions of each other.
+NOT_THE_TRAINING = (
+    "schema_version",
+    "seed",
+    "arms",
+    "layout",
+    "convolution",
+    "keep_rounds",
+    "save_every",
+    "evaluate_every",
+    "data_dir",
+    "data_licence",
+    "device",
+    "local_devices",
+    "python",
+    "versions",
+)
+
+
+class Tradeoff(NamedTuple):
+    """One defence: its accuracy, and the success of one attack on it.
+
+    Attributes:
+      arm: point of the axis that sets the arm.
+      defence: as it was trained.
+      point: where the attack stands on the other axes.
+      runs: names of the folders.
+      accuracy: mean over the runs of the test accuracy with right gates.
+      deviation: sample standard deviation over runs; NaN for fewer than two.
+      success: of the attack.
+      outcomes: of the attack.
+    """
+
+    arm: str
+    defence: str
+    point: dict[str, str]
+    runs: tuple[str, ...]
+    accuracy: float
+    deviation: float
+    success: Estimate
+    outcomes: Outcomes
+
+    @property
+    def name(self) -> str:
+        where = at_words(self.point)
+        return f"{self.arm} at {where}" if where else self.arm
+
+
+class Run(NamedTuple):
+    """A finished training."""
+
+    folder: Path
+    config: dict[str, Any]
+    accuracy: dict[str, float]  # by arm
+
+
+def read_runs(folders: Sequence[Path | str]) -> list[Run]:
+    """Reads the accuracies of trainings.
+
+    Raises:
+      FileNotFoundError: for a folder without a run.
+      ValueError: for something else than a run of `kljax train`, or one that is not
+        finished; the folder is named.
+    """
+    return [_read(Path(folder)) for folder in folders]
+
+
+def _read(folder: Path) -> Run:
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{str(folder)!r} is no run: it has no config.json")
+    journal.read_config(folder)  # refuses other jobs
+    summary = journal.read_summary(folder)
+    if summary is None:
+        raise ValueError(
+            f"run {str(folder)!r} is not finished: go on with it first, or leave it out"
+        )
+    accuracy = {
+        arm: tests[TEST]["mean"]
+        for arm, tests in summary["accuracy"].items()
+        if TEST in tests
+    }
+    return Run(folder, summary["config"], accuracy)
+
+
+def make_tradeoffs(
+    pools: Sequence[Pool], axes: dict[str, Axis], runs: Sequence[Run]
+) -> list[Tradeoff]:
+    """Pairs every attacked arm with the trainings of its defence.
+
+    A training counts if it is of the same model and data. Where a run was attacked,
+    its own accuracy counts and no other. Trainings that differ in more than the seed
+    make trade-offs of their own.
+    """
+    arm = arm_axis(axes).name
+    found = []
+    for pool in pools:
+        if not len(pool.rows):
+            continue
+        config = pool.cells[0]["config"]
+        defence = trained_name(config["arms"][0])
+        fitting = [run for run in runs if _fits(run, pool) and defence in run.accuracy]
+        if not fitting:
+            continue
+        success, outcomes = estimate(pool, "success"), count_outcomes(pool)
+        for repetitions in _alike(fitting):
+            accuracies = [run.accuracy[defence] for run in repetitions]
+            found.append(
+                Tradeoff(
+                    pool.point[arm],
+                    defence,
+                    {axis: at for axis, at in pool.point.items() if axis != arm},
+                    tuple(run.folder.name for run in repetitions),
+                    sum(accuracies) / len(accuracies),
+                    sample_deviation(accuracies),
+                    success,
+                    outcomes,
+                )
+            )
+    return found
+
+
+def _fits(run: Run, pool: Pool) -> bool:
+    attacked = {cell["config"].get("from_run") for cell in pool.cells} - {None}
+    if attacked:
+        return any(Path(path).resolve() == run.folder.resolve() for path in attacked)
+    config = pool.cells[0]["config"]
+    return all(run.config.get(name) == config[name] for name in ("model", "data"))
+
+
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Puts runs together that differ in their seed alone."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        kept = {k: v for k, v in run.config.items() if k not in NOT_THE_TRAINING}
+        together.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
+    return list(together.values())
+
+
+def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
+    """Tables all trade-offs."""
+    axes = tuple(found[0].point) if found else ()
+    header = (
+        "arm",
+        *axes,
+        "trained as",
+        "runs",
+        "accuracy",
+        f"{VALUES['success'].words} [95 %]",
+        "floor",
+        " / ".join(Outcomes._fields),
+    )
+    lines = [
+        (
+            Entry(tradeoff.arm),
+            *map(Entry, tradeoff.point.values()),
+            Entry(tradeoff.defence),
+            Entry(", ".join(tradeoff.runs), len(tradeoff.runs)),
+            Entry(_accuracy_text(tradeoff), tradeoff.accuracy),
+            Entry(
+                tradeoff.success.text(),
+                known(tradeoff.success.mean),
+                ("rate", tradeoff.success),
+            ),
+            Entry(tradeoff.success.floor_text()),
+            Entry(
+                tradeoff.outcomes.text(),
+                tradeoff.outcomes.recovered,
+                ("outcomes", tradeoff.outcomes),
+            ),
+        )
+        for tradeoff in found
+    ]
+    return Table(
+        "tradeoffs",
+        "Accuracy of each defence, and success of each attack on it",
+        header,
+        lines,
+        [_record(tradeoff) for tradeoff in found],
+    )
+
+
+def _accuracy_text(tradeoff: Tradeoff) -> str:
+    text = f"{tradeoff.accuracy:.1%}"
+    if math.isfinite(tradeoff.deviation):
+        text += f" ± {100 * tradeoff.deviation:.1f} points"
+    return text
+
+
+def _record(tradeoff: Tradeoff) -> dict[str, Any]:
+    success = tradeoff.success
+    return {
+        "arm": tradeoff.arm,
+        **tradeoff.point,
+        "defence": tradeoff.defence,
+        "runs": " ".join(tradeoff.runs),
+        "accuracy": tradeoff.accuracy,
+        "accuracy_deviation": known(tradeoff.deviation),
+        "victims": success.n,
+        "success": known(success.mean),
+        "low": known(success.interval.low),
+        "high": known(success.interval.high),
+        "floor": success.floor.name if success.floor else None,
+        "floor_success": success.floor.mean if success.floor else None,
+        **tradeoff.outcomes._asdict(),
+    }

@@ -1,0 +1,86 @@
+"""Values: what of a row can be tabled, how it is written, and which end leaks more."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+
+from kljax import metrics
+from kljax.registry import nearest
+
+
+class Value(NamedTuple):
+    """One number per victim.
+
+    Attributes:
+      words: what it is called in tables.
+      form: how it is written, for `format`.
+      leaks: 1 if a higher number leaks more, -1 if a lower one does, 0 if it does not
+        tell.
+    """
+
+    words: str
+    form: str = ".3f"
+    leaks: int = 1
+
+    @property
+    def is_share(self) -> bool:
+        """Tells whether its mean is a share of victims."""
+        return self.form.endswith("%")
+
+
+VALUES: dict[str, Value] = {
+    "ssim": Value("SSIM"),
+    "success": Value("SSIM >= .6", ".0%"),
+    "recovered": Value("recovered", ".0%"),
+    "unsolved": Value("unsolved", ".0%", 0),
+    "ambiguous": Value("ambiguous", ".0%", 0),
+    "diverged": Value("diverged", ".0%", 0),
+    "psnr": Value("PSNR dB", ".1f"),
+    "mse": Value("squared error", ".4f", -1),
+    "ssim_minmax": Value("SSIM min-max"),
+    "ssim_affine_oracle": Value("SSIM affine oracle"),
+    "psnr_affine_oracle": Value("PSNR affine oracle dB", ".1f"),
+    "lpips_alex": Value("LPIPS Alex", leaks=-1),
+    "lpips_vgg": Value("LPIPS VGG", leaks=-1),
+    "rmse255": Value("RMSE of 255", ".1f", -1),
+    "psnr_fedkl": Value("FedKL's PSNR", ".1f"),
+    "label_accuracy": Value("label", ".0%"),
+    "matching_loss": Value("matching loss", ".1e", 0),
+    "matching_loss_at_truth": Value("matching loss at truth", ".1e", 0),
+    "live_channels": Value("live channels", ".1f", 0),
+}
+assert set(metrics.OUTCOMES) <= set(VALUES)
+
+
+def check_value(name: str) -> None:
+    """Refuses what is no value.
+
+    Raises:
+      ValueError: with the nearest one.
+    """
+    if name not in VALUES:
+        raise ValueError(
+            f"unknown value {name!r}{nearest(name, VALUES)}; known: {', '.join(VALUES)}"
+        )
+
+
+def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:
+    """Reads a value of all rows, float64 [N]; NaN where there is none."""
+    if name not in metrics.OUTCOMES:
+        column = rows[name].cast(pyarrow.float64())
+        return column.to_numpy(zero_copy_only=False)
+    found = rows["outcome"].to_pylist()
+    return np.array([np.nan if o is None else float(o == name) for o in found])
+
+
+def written(name: str, number: float | None) -> str:
+    """Writes a value; ``-`` where there is none."""
+    if number is None or not np.isfinite(number):
+        return "-"
+    return format(number, VALUES[name].form)
+
+
+def known(number: float | None) -> float | None:
+    """Gives a number, or None for what is no finite one, as CSV and JSON want it."""
+    return float(number) if number is not None and np.isfinite(number) else None

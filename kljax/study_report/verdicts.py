@@ -1,0 +1,69 @@
+"""Verdicts: how a pool reads, in words that claim no more than its rows show."""
+
+from typing import NamedTuple
+
+from kljax.study_report.estimates import Estimate
+from kljax.study_report.pools import Pool
+
+
+class Outcomes(NamedTuple):
+    """How many victims came out how; see `kljax.metrics.outcome`."""
+
+    recovered: int
+    unsolved: int
+    ambiguous: int
+    diverged: int
+
+    def text(self) -> str:
+        """Writes the four counts, in that order."""
+        return " / ".join(map(str, self))
+
+
+def count_outcomes(pool: Pool) -> Outcomes:
+    """Counts the outcomes of a pool."""
+    found = pool.rows["outcome"].to_pylist()
+    return Outcomes(*(found.count(name) for name in Outcomes._fields))
+
+
+def verdict(pool: Pool, success: Estimate) -> str:
+    """Says how to read a pool.
+
+    Whether success is above its floor is told by the interval of the paired difference
+    on the same victims. An attack that did not match the gradient is never counted for
+    a defence.
+
+    Args:
+      pool: the rows.
+      success: the estimate of ``success`` of this pool.
+    """
+    n = len(pool.rows)
+    if not n:
+        return f"{pool.state[0].upper()}{pool.state[1:]}."
+    found = count_outcomes(pool)
+    parts = [_beside_floor(success)] if success.floor else []
+    told = _counted(n, recovered=found.recovered, ambiguous=found.ambiguous)
+    if told:
+        parts.append(f"{told}.")
+    told = _counted(n, unsolved=found.unsolved, diverged=found.diverged)
+    if told:
+        parts.append(f"{told}: no sign of protection.")
+    if pool.state != "finished":
+        parts.append(f"Only {n} of {pool.expected} victims so far.")
+    return " ".join(parts)
+
+
+def _counted(n: int, **counts: int) -> str:
+    return " and ".join(
+        f"All {n} {name}" if count == n else f"{count} of {n} {name}"
+        for name, count in counts.items()
+        if count
+    )
+
+
+def _beside_floor(success: Estimate) -> str:
+    excess = success.floor.excess
+    if excess.low > 0:
+        return "Above its floor."
+    if excess.high < 0:
+        return "Below its floor."
+    return "Not told apart from its floor."
