@@ -51,7 +51,7 @@ import numpy as np
 import kljax
 
 TINY = "KLJAX_TINY" in os.environ  # the tests' small settings
-SETTINGS = {"model": "lenet", "victims": 8, "steps": 1000}
+SETTINGS = {"model": "lenet", "victims": 6, "steps": 1000}
 CONTROLS = ("bn-control", "plaintext-gates-as-lock")
 if TINY:  # a network without a norm layer, whose control there is none of
     CONTROLS = CONTROLS[1:]

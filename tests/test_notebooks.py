@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import matplotlib.pyplot as pyplot
 import pytest
 from studies import quick_compilation
 
@@ -52,7 +53,6 @@ def project(tmp_path, url, scripts):
 
 @each
 def test_every_cell_runs_in_order(path, monkeypatch, tmp_path, capsys):
-    pyplot = pytest.importorskip("matplotlib.pyplot")
     shown = []
 
     def show():
