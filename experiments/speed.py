@@ -16,6 +16,10 @@ Names:
   fl-resnet20-b10   8 clients x 5 steps x batch 10 of ResNet-20
   fl-scale          FedKL with 64, 512 and 4,096 clients, LeNet, at the same chunk: s
                     per client, device memory, private state on the host; no peers
+  sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations, with
+                    and without lock): attacks/h, peak memory, compilations; and the
+                    seconds to the first finished chunk, with a cold and a warm cache
+  sweep-4096        the same with 4,096 attacks, once
 Only when named, candidates against each other:
   convolution       the formulations of `kljax.convolution` and the layouts of
                     `kljax.mapping` for attacks; in evaluations/s
@@ -50,11 +54,12 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 import attack_speed
 import federated_peer
 import federated_speed
+import sweep_speed
 from table import show
 
 from kljax.mapping import Layout
 
-NAMES = attack_speed.NAMES | federated_speed.NAMES
+NAMES = attack_speed.NAMES | federated_speed.NAMES | sweep_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
@@ -68,7 +73,7 @@ def arguments():
     )
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, default=[*RIVALS, "fl-scale"]
+        "--only", nargs="+", choices=NAMES, default=[*RIVALS, "fl-scale", "sweep-64"]
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunk", type=int, default=Layout().chunk, help="of attacks")

@@ -68,7 +68,7 @@ def quick():
         "jax_compilation_cache_dir": _cache(),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
-    before = {name: jax.config.read(name) for name in options}
+    before = {name: getattr(jax.config, name) for name in options}
     try:
         for name, value in options.items():
             jax.config.update(name, value)

@@ -1,0 +1,103 @@
+"""Entries of the speed table about sweeps: whole commands, from start to end.
+
+Each value is of one ``kljax sweep`` in a process of its own, on a study folder and a
+compilation cache of its own; scores, LPIPS where it is installed, and parts on disk are
+in it, the report is not.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from table import entry
+
+# LeNet and DLG's attack, 200 evaluations each, without and with the lock.
+SWEEP = """
+[fixed]
+model = "lenet"
+data = "digits"
+attack = "dlg"
+labels = "recovered"
+steps = 200
+victims = {victims}
+
+[axes]
+arm = ["none", "keylock/known"]
+seed = {seeds}
+"""
+# name -> victims of each cell, seeds; the arms double both
+SIZES = {"sweep-64": (32, 1), "sweep-4096": (256, 8)}
+DONE = re.compile(
+    r"(\d+) attacks, (\d+) compilations: ([\d.]+) s compiling, ([\d.]+) s"
+)
+
+
+def sweep(options, name):
+    """Attacks per hour of a whole sweep; the large one is run once."""
+    victims, seeds = SIZES[name]
+    rounds = options.rounds if name == "sweep-64" else 1
+    with tempfile.TemporaryDirectory() as place:
+        cache = Path(place) / "cache"
+        cold = run(place, victims, seeds, cache)
+        warm = [run(place, victims, seeds, cache) for _ in range(rounds)]
+    last = warm[-1]
+    settings = {
+        "sweep": SWEEP.format(victims=victims, seeds=list(range(seeds))),
+        "attacks": last["attacks"],
+        "compilations": last["compilations"],
+        "peak_process_bytes": last["peak"],
+        "cold": cold,
+        "warm": warm,
+    }
+    pace = [3600 * one["attacks"] / one["wall_s"] for one in warm]
+    made = [entry(name, pace, {}, "attacks/h", settings)]
+    if name == "sweep-64":
+        for kind, runs in (("cold", [cold]), ("warm", warm)):
+            first = [one["first_s"] for one in runs]
+            made.append(entry(f"sweep-first-chunk-{kind}", first, {}, "s", {}))
+    return made
+
+
+def run(place, victims, seeds, cache):
+    """Runs a sweep: when its first part was there, when it ended, and its memory."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        file, out = Path(folder) / "sweep.toml", Path(folder) / "study"
+        file.write_text(SWEEP.format(victims=victims, seeds=list(range(seeds))))
+        command = [sys.executable, "-m", "kljax", "sweep", file, "--out", out]
+        start = time.perf_counter()
+        with open(Path(folder) / "log", "w+") as log:
+            process = subprocess.Popen(
+                [*command, "--no-report"],
+                env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            first, ended = None, (0, 0, None)
+            while not ended[0]:
+                time.sleep(0.05)
+                if first is None and list(out.glob("parts/[!.]*.parquet")):
+                    first = time.perf_counter() - start
+                ended = os.wait4(process.pid, os.WNOHANG)
+            wall = time.perf_counter() - start
+            log.seek(0)
+            said = log.read()
+        found = DONE.search(said)
+        if ended[1] or found is None or first is None:
+            raise RuntimeError(f"the sweep failed: {said[-2000:]}")
+    attacks, compilations, compile_s, run_s = found.groups()
+    return {
+        "attacks": int(attacks),
+        "compilations": int(compilations),
+        "compile_s": float(compile_s),
+        "attack_s": float(run_s),
+        "first_s": first,
+        "wall_s": wall,
+        "peak": 1024 * ended[2].ru_maxrss,
+    }
+
+
+NAMES = {name: lambda options, name=name: sweep(options, name) for name in SIZES}
