@@ -16,8 +16,8 @@ Names:
   fl-resnet20-b10   8 clients x 5 steps x batch 10 of ResNet-20
   fl-scale          FedKL with 64, 512 and 4,096 clients, LeNet, at the same chunk: s
                     per client, device memory, private state on the host; no peers
-  sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations, with
-                    and without lock): attacks/h, peak memory, compilations; and the
+  sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
+                    with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
   sweep-4096        the same with 4,096 attacks, once
 Only when named, candidates against each other:
