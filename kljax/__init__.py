@@ -6,10 +6,20 @@ crosses the wire; an attack makes images of it. `train` and `leak` do all of tha
 many clients and many victims, and say what it was worth.
 """
 
-from kljax import attacks, data, defences, evaluation, losses, metrics
+from kljax import (
+    attacks,
+    data,
+    defences,
+    evaluation,
+    losses,
+    metrics,
+    studies,
+    study_report,
+)
 from kljax.algorithms import fedavg, fedkl, fedprox
 from kljax.clients import Batches, local_training
 from kljax.config import LeakConfig, TrainConfig
+from kljax.engine import sweep
 from kljax.keylock import KeyLock, key_lock
 from kljax.leakage import LeakResult, leak
 from kljax.mapping import Layout, map_victims, sum_clients
@@ -91,4 +101,8 @@ __all__ = [
     "leak",
     "score_rows",
     "metrics",
+    # Many of them
+    "sweep",
+    "studies",
+    "study_report",
 ]

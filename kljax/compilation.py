@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 
 FOLDER = "kljax"
+DEFAULT_S = 1.0  # JAX's own limit, below which nothing is kept
+LEAST_S = 0.1
 
 
 def use_cache(folder: Path | None = None) -> Path | None:
@@ -19,6 +21,9 @@ def use_cache(folder: Path | None = None) -> Path | None:
     Returns:
       The folder; None if it cannot be written, where nothing is cached.
     """
+    if jax.config.jax_persistent_cache_min_compile_time_secs == DEFAULT_S:
+        # Small programs are many, and each costs more to compile than to read.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_S)
     there = jax.config.jax_compilation_cache_dir
     if folder is None and there:
         return Path(there)
@@ -32,6 +37,4 @@ def use_cache(folder: Path | None = None) -> Path | None:
     if not os.access(folder, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs are many, and each costs more to compile than to read.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

@@ -18,13 +18,15 @@ from kljax import leakage, scoring
 from kljax.files import read_json, write_json
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
+from kljax.rollcall import ALONE, Place
 from kljax.scoring import Floors, Row
 from kljax.staging import Victims
 from kljax.studies import images
-from kljax.studies.failures import read_failures, write_failure
-from kljax.studies.manifest import Chunk, Group, Piece, plan
+from kljax.studies.claim import claimed
+from kljax.studies.failures import forget_failures, read_failures, write_failure
+from kljax.studies.manifest import Chunk, Group, Piece, open_study, plan
 from kljax.studies.parts import pieces_in, write_part
-from kljax.sweeps import Cell
+from kljax.sweeps import Cell, expand, read_sweep
 from kljax.typing import PyTree
 
 SHARE = 0.5  # of the memory that there is, if no budget is given
@@ -64,6 +66,50 @@ class Report(NamedTuple):
     compile_s: float
     run_s: float
     failed: tuple[str, ...]
+
+
+def sweep(
+    file: str | Path,
+    folder: str | Path,
+    *,
+    part: int | None = None,
+    place: Place = ALONE,
+    retry_failed: bool = False,
+    layout: Layout | None = None,
+    memory: float | None = None,
+    on_chunk: Callable[[Finished], Any] = lambda finished: None,
+) -> Report:
+    """Runs a sweep file, or goes on with its study.
+
+    `kljax.studies.read` reads what is in the folder, finished or not.
+
+    Args:
+      file: in TOML, see `kljax.sweeps`.
+      folder: of the study, to make, to go on with, or to extend.
+      part: see `kljax.studies.manifest.open_study`.
+      place: of this process, where several share the work.
+      retry_failed: whether cells that failed before are tried again.
+      layout, memory, on_chunk: see `run_study`.
+
+    Raises:
+      ValueError: for anything in the file that does not exist or does not fit.
+      FileExistsError: if the folder is of something else, or in use by another job.
+      OSError: if it cannot be written; what is finished stays finished.
+    """
+    read, folder = read_sweep(file), Path(folder)
+    manifest = open_study(folder, read, expand(read), part=part)
+    with claimed(folder, place.process, place.processes):
+        if retry_failed and place.process == 0:
+            forget_failures(folder)
+        return run_study(
+            folder,
+            manifest,
+            process=place.process,
+            processes=place.processes,
+            layout=layout,
+            memory=memory,
+            on_chunk=on_chunk,
+        )
 
 
 def run_study(

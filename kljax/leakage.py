@@ -233,7 +233,13 @@ def one_victim(
             simulated, observed = replay(mine, mine.gates)(view, truth)
             objective = preset.objective()
             loss_at_truth = objective(simulated, observed)
-            loss_scale = weakest_tensor(objective, observed)
+            lost = None
+            if setting.protocol is not None:
+                # Weight decay and momentum move tensors that no image moves.
+                blank = truth._replace(images=jnp.full_like(update.images, 0.5))
+                without, _ = replay(mine, mine.gates)(view, blank)
+                lost = jax.tree.map(jnp.subtract, simulated, without)
+            loss_scale = weakest_tensor(objective, observed, lost)
         gates = defence.gates(update.public.defence, update.private)
         live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
         return Attacked(
@@ -252,22 +258,30 @@ def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> A
     )
 
 
-def weakest_tensor(objective: Objective, observed: PyTree) -> Array:
+def weakest_tensor(
+    objective: Objective, observed: PyTree, lost: PyTree | None = None
+) -> Array:
     """Computes what the objective says when the faintest tensor is missed entirely.
 
     The classifier's gradient is often a hundred times longer than the first layer's,
     in which the image is written: a loss that is small beside the whole gradient can
     still miss all of that. Tensors below float32 rounding (a millionth of the whole
     gradient's norm), such as a bias in front of a norm layer, do not count.
+
+    Args:
+      objective: ``(simulated, observed) -> []``.
+      observed: what the server sees.
+      lost: what of it is due to the images, and is lost where a tensor is missed;
+        None for all of it.
     """
     leaves, tree = jax.tree.flatten(observed)
-    powers = jnp.stack([jnp.sum(leaf**2) for leaf in leaves])
+    parts = leaves if lost is None else jax.tree.leaves(lost)
+    powers = jnp.stack([jnp.sum(part**2) for part in parts])
     missed = jnp.stack(
         [
             objective(
                 jax.tree.unflatten(
-                    tree,
-                    [jnp.zeros_like(x) if i == n else x for i, x in enumerate(leaves)],
+                    tree, [x - parts[n] if i == n else x for i, x in enumerate(leaves)]
                 ),
                 observed,
             )

@@ -16,6 +16,9 @@ class Place(NamedTuple):
     processes: int
 
 
+ALONE = Place(0, 1)
+
+
 def roll_call(
     coordinator: str | None = None,
     processes: int | None = None,

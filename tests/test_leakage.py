@@ -454,6 +454,10 @@ def test_the_faintest_tensor_by_hand():
     # 1 - cos of the angle that missing it makes: 0.25 / (2 * 2500) to first order.
     two = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     assert weakest_tensor(cosine(), two) == pytest.approx(1 - 4 / 5, rel=1e-5)
+    # Decay moves "faint" by .5 and the images move it by nothing: it does not count.
+    lost = {name: 0.1 * leaf for name, leaf in observed.items()}
+    lost["faint"] = jnp.zeros_like(observed["faint"])
+    assert weakest_tensor(squared_l2(), observed, lost) == pytest.approx(25, rel=1e-5)
     public = Public({"w": jnp.array([2.0])}, {"gate": jnp.array([1.0])})
     assert weakest_tensor(squared_l2(), public) == pytest.approx(1)
 

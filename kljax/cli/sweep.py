@@ -11,6 +11,7 @@ from rich.console import Console
 from kljax.cli.printing import printed_table
 from kljax.mapping import Layout
 from kljax.progress import SweepProgress
+from kljax.rollcall import ALONE, Place, roll_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,47 +87,30 @@ class Merge:
 
 def run_sweep(job: Sweep, console: Console) -> None:
     """Runs a sweep, or its share of it, and writes the report."""
-    from kljax import compilation, engine, rollcall
-    from kljax.studies.claim import claimed
-    from kljax.studies.failures import forget_failures, read_failures
-    from kljax.studies.manifest import make_manifest, open_study
-    from kljax.sweeps import expand, read_sweep
+    from kljax import compilation, engine
+    from kljax.studies.failures import read_failures
 
-    sweep = read_sweep(job.file)
-    grid = expand(sweep)
     folder = job.out or Path("runs") / job.file.stem
     compilation.use_cache()
     if job.dry_run:
-        say_what_it_takes(
-            make_manifest(folder.name, sweep, grid, job.part), job, console
-        )
+        say_what_it_takes(job, folder.name, console)
         return
-    place = rollcall.Place(0, 1)
-    if (job.coordinator, job.processes, job.process) != (None, None, None):
-        auto = job.process == "auto"
-        place = rollcall.roll_call(
-            job.coordinator,
-            job.processes,
-            None if auto else _number(job.process),
-        )
-    manifest = open_study(folder, sweep, grid, part=job.part)
-    with claimed(folder, place.process, place.processes):
-        if job.retry_failed and place.process == 0:
-            forget_failures(folder)
-        try:
-            with SweepProgress(console, place) as progress:
-                done = engine.run_study(
-                    folder,
-                    manifest,
-                    process=place.process,
-                    processes=place.processes,
-                    layout=job.layout,
-                    memory=None if job.memory is None else job.memory * 2**30,
-                    on_chunk=progress.on_chunk,
-                )
-        except KeyboardInterrupt:
-            console.print(f"interrupted: go on with the same file and --out {folder}")
-            raise
+    place = _place(job)
+    try:
+        with SweepProgress(console, place) as progress:
+            done = engine.sweep(
+                job.file,
+                folder,
+                part=job.part,
+                place=place,
+                retry_failed=job.retry_failed,
+                layout=job.layout,
+                memory=None if job.memory is None else job.memory * 2**30,
+                on_chunk=progress.on_chunk,
+            )
+    except KeyboardInterrupt:
+        console.print(f"interrupted: go on with the same file and --out {folder}")
+        raise
     console.print(
         f"{done.attacks} attacks, {done.compilations} compilations: "
         f"{done.compile_s:.1f} s compiling, {done.run_s:.1f} s attacking",
@@ -143,11 +127,28 @@ def run_sweep(job: Sweep, console: Console) -> None:
         run_report(Report(study=folder), console)
 
 
-def say_what_it_takes(manifest, job: Sweep, console: Console) -> None:
+def _place(job: Sweep) -> Place:
+    """Finds the place of this process; alone, nobody is asked."""
+    if (job.coordinator, job.processes, job.process) == (None, None, None):
+        return ALONE
+    number = None
+    if job.process != "auto":
+        if job.process is None or not job.process.isdecimal():
+            raise ValueError(
+                f"process must be a number from 0 on, or auto; got {job.process!r}"
+            )
+        number = int(job.process)
+    return roll_call(job.coordinator, job.processes, number)
+
+
+def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
     """Prints cells, compilations, victims, time and memory of a sweep."""
     from kljax.probe import probe
-    from kljax.studies.manifest import cells_of
+    from kljax.studies.manifest import cells_of, make_manifest
+    from kljax.sweeps import expand, read_sweep
 
+    sweep = read_sweep(job.file)
+    manifest = make_manifest(name, sweep, expand(sweep), job.part)
     cells, axes = cells_of(manifest), tuple(manifest["axes"])
     victims = sum(cell.config.victims for cell in cells)
     lines = [
@@ -194,9 +195,3 @@ def run_merge(job: Merge, console: Console) -> None:
 
     merge_studies(job.first, job.second, job.out)
     console.print(f"written: {job.out}/", highlight=False, soft_wrap=True)
-
-
-def _number(text: str | None) -> int | None:
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
-    raise ValueError(f"process must be a number from 0 on, or auto; got {text!r}")

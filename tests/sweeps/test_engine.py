@@ -365,3 +365,51 @@ def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
 def test_the_engine_refuses_a_process_that_there_is_not(tmp_path):
     with pytest.raises(ValueError, match="process 2 is not one of 2"):
         engine.run_study(tmp_path, {}, process=2, processes=2)
+
+
+# --- the command line -------------------------------------------------------------
+
+
+def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.toml").write_text(FILE)
+    layout = ["--layout.kind", "chunked", "--layout.chunk", "4"]
+    with small.quick():
+        assert (
+            cli.main(["sweep", "few.toml", *layout, "--dry-run", "--probe", "0"]) == 0
+        )
+        said = " ".join(capsys.readouterr().out.split())
+        assert not (tmp_path / "runs").exists()
+        assert "12 cells (0 excluded, 0 illegal" in said and "60 victims" in said
+        assert "6 compilations in 2 groups; from a probe of 1 of them" in said
+        assert cli.main(["sweep", "few.toml", *layout]) == 0
+        said = capsys.readouterr().out
+    study = tmp_path / "runs" / "few"
+    # In a file a line per chunk, with pace and what is left.
+    assert "60/60 victims, cells 12/12" in said and "ETA 0:00:00" in said
+    assert "60 attacks, 6 compilations" in said
+    assert (study / "report" / "report.html").exists()
+    assert not studies.missing_cells(studies.read(study))
+    with small.quick():
+        changed = FILE.replace("steps = 4", "steps = 5")
+        (tmp_path / "few.toml").write_text(changed)
+        assert cli.main(["sweep", "few.toml", *layout]) == 2
+        assert "steps 4 -> 5 in 12 cells" in capsys.readouterr().err
+        assert cli.main(["report", "runs/few", "--value", "sssim"]) == 2
+        assert "ssim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        (["--process", "one", "--processes", "2"], "process must be a number"),
+        (["--processes", "2"], "process must be a number"),
+        (["--process", "1", "--processes", "2"], "needs coordinator, processes and"),
+    ),
+)
+def test_a_place_that_is_not_said_is_refused(options, message, tmp_path, capsys):
+    (tmp_path / "few.toml").write_text(FILE)
+    out = ["--out", str(tmp_path / "study")]
+    assert cli.main(["sweep", str(tmp_path / "few.toml"), *out, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,38 @@
+"""The persistent cache of compilations."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import jax, jax.numpy as jnp
+from kljax.compilation import use_cache
+print(use_cache())
+jax.jit(lambda x: jnp.linalg.inv(x @ x.T + jnp.eye(20)))(jnp.ones((20, 20)))
+"""
+
+
+def run(**environment):
+    kept = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_cache_is_the_users_or_the_one_that_jax_was_told(tmp_path):
+    said = run(XDG_CACHE_HOME=str(tmp_path / "home"))
+    assert said == str(tmp_path / "home" / "kljax")
+    assert any((tmp_path / "home" / "kljax").iterdir())
+    said = run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "told"))
+    assert said == str(tmp_path / "told")
+    assert any((tmp_path / "told").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
