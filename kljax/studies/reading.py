@@ -93,7 +93,8 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: np.load leaves the file of a broken archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in KEPT}
     # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
     except Exception as error:

@@ -7,25 +7,24 @@ from typing import Any, NamedTuple
 
 from kljax import studies
 from kljax.studies import Study
-from kljax.study_report.axes import Arrangement, arrange, axes_of
+from kljax.study_report.axes import arrange, axes_of
 from kljax.study_report.budgets import budgets_table, make_curves
 from kljax.study_report.comparisons import compare_arms, comparisons_table
 from kljax.study_report.figures import Figure
 from kljax.study_report.gallery import Gallery, make_gallery
+from kljax.study_report.notes import counted, result_notes, tradeoff_notes
 from kljax.study_report.plots import draw_budgets, draw_distributions, draw_tradeoffs
-from kljax.study_report.pools import Pool, make_pools
+from kljax.study_report.pools import make_pools
 from kljax.study_report.sweep_file import sweep_to_toml
-from kljax.study_report.tables import Line, Table, make_line, pivot_tables, points_table
+from kljax.study_report.tables import Table, make_line, pivot_tables, points_table
 from kljax.study_report.threats import threat_models
 from kljax.study_report.tradeoffs import (
-    Tradeoff,
     make_tradeoffs,
     read_runs,
     tradeoffs_table,
 )
-from kljax.study_report.values import VALUES, check_value
+from kljax.study_report.values import check_value
 
-FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
 # Fields of a configuration that say what was studied.
 FACTS = (
     "model",
@@ -62,11 +61,11 @@ class Progress(NamedTuple):
         if not self.cells:
             return "The study has no cells."
         if not self.victims and not self.failed:
-            text = f"Nothing is finished yet, of {_count(self.cells, 'cell')}."
+            text = f"Nothing is finished yet, of {counted(self.cells, 'cell')}."
         else:
             text = (
-                f"{self.finished} of {_count(self.cells, 'cell')} finished, "
-                f"{_count(self.victims, 'victim')} attacked."
+                f"{self.finished} of {counted(self.cells, 'cell')} finished, "
+                f"{counted(self.victims, 'victim')} attacked."
             )
         parts = [
             f"{self.partial} begun" if self.partial else "",
@@ -75,10 +74,10 @@ class Progress(NamedTuple):
         if any(parts):
             text += f" Of the others, {' and '.join(filter(None, parts))}."
         if self.excluded:
-            text += f" The sweep file excludes {_count(self.excluded, 'cell')}."
+            text += f" The sweep file excludes {counted(self.excluded, 'cell')}."
         if self.illegal:
             text += (
-                f" {_count(self.illegal, 'cell')} left out, whose attacker would know "
+                f" {counted(self.illegal, 'cell')} left out, whose attacker would know "
                 "too little for what he does."
             )
         return text
@@ -175,7 +174,7 @@ def make_contents(
         threats=threat_models(pools),
         pivots=pivot_tables(lines, axes, arrangement, value),
         points=points_table(lines, value),
-        notes=_notes(lines, arrangement, value),
+        notes=result_notes(lines, arrangement, value),
         distributions=draw_distributions(pools, axes, value),
         comparisons=comparisons_table(compared, value) if compared else None,
         budgets=budgets_table(curves) if curves else None,
@@ -183,7 +182,7 @@ def make_contents(
         budget_words=[(curve.name, curve.reads()) for curve in curves],
         tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
         tradeoff_figure=draw_tradeoffs(tradeoffs, axes),
-        tradeoff_notes=_tradeoff_notes(pools, tradeoffs, runs),
+        tradeoff_notes=tradeoff_notes(pools, tradeoffs, runs),
         gallery=make_gallery(study, pools),
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),
@@ -225,73 +224,6 @@ def _facts(cells: list[dict[str, Any]]) -> dict[str, str]:
     return facts
 
 
-def _notes(lines: list[Line], arrangement: Arrangement, value: str) -> list[str]:
-    """Says what has to be known to read these very numbers."""
-    if not any(len(line.pool.rows) for line in lines):
-        return []
-    notes = []
-    if arrangement.pooled:
-        notes.append(
-            f"Averaged over {', '.join(arrangement.pooled)}. ± is the sample standard "
-            "deviation of the means of repetitions, with their number."
-        )
-    methods = {line.success.interval.method for line in lines if line.success.n}
-    if methods & {"cluster_bootstrap", "wilson_on_groups"}:
-        notes.append(
-            "Some victims are not independent of each other, such as crops of one "
-            "photograph, or one example under two seeds: they are a group, and "
-            "intervals come from a bootstrap over groups."
-        )
-    fewest = min(
-        (line.success.interval.groups for line in lines if line.success.n),
-        default=FEW_GROUPS,
-    )
-    if fewest < FEW_GROUPS:
-        notes.append(
-            f"Some points have only {_count(fewest, 'group')} of victims: below "
-            f"about {FEW_GROUPS}, intervals are too narrow."
-        )
-    configs = [cell["config"] for line in lines for cell in line.pool.cells]
-    if any(c.get("weights") == "shared" or c.get("from_run") for c in configs):
-        notes.append(
-            "Victims of one repetition share a network. Intervals are about other "
-            "victims of these networks; what another network would give, the spread "
-            "over repetitions has to say."
-        )
-    left_out = sum(line.value.left_out for line in lines)
-    if left_out:
-        notes.append(
-            f"{_count(left_out, 'victim')} without a finite {VALUES[value].words} "
-            "left out of its means; success rates and outcomes count all victims."
-        )
-    for column, words in (("device", "devices"), ("matmul_precision", "precisions")):
-        found = {
-            v for line in lines for v in line.pool.rows[column].unique().to_pylist()
-        }
-        found.discard(None)
-        if len(found) > 1:
-            notes.append(f"Rows come from several {words}: {', '.join(sorted(found))}.")
-    return notes
-
-
-def _tradeoff_notes(
-    pools: Sequence[Pool], found: Sequence[Tradeoff], runs: Sequence[Any]
-) -> list[str]:
-    if not runs:
-        return []
-    paired = {tradeoff.defence for tradeoff in found}
-    attacked = {pool.cells[0]["config"]["arms"][0].partition("/")[0] for pool in pools}
-    lacking = sorted(attacked - paired)
-    notes = [
-        "Accuracy is of the trained networks, with the clients' own private keys. "
-        "Where no run was attacked, success is of untrained networks of the same model "
-        "and data: the two halves of the picture are of different weights."
-    ]
-    if lacking:
-        notes.append(f"No training of the same model and data: {', '.join(lacking)}.")
-    return notes
-
-
 def _commands(study: Study, rows, columns, value: str, runs) -> list[str]:
     words = ["kljax", "report", study.folder.name]
     for option, given in (("--rows", rows), ("--columns", columns)):
@@ -302,7 +234,3 @@ def _commands(study: Study, rows, columns, value: str, runs) -> list[str]:
         shlex.join(["kljax", "sweep", "sweep.toml", "--out", study.folder.name]),
         shlex.join(words),
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,4 +1,4 @@
-"""Estimates: the mean of a pool, how sure it is, and the floor that it stands beside."""
+"""Estimates: the mean of a pool, how sure it is, and the floor beside it."""
 
 from typing import NamedTuple
 

@@ -11,7 +11,7 @@ from kljax.study_report.tables import Table
 def to_markdown(contents: Contents) -> str:
     """Lays a report out as Markdown."""
     sections = [
-        f"# Study `{contents.name}`\n\n{contents.progress.text()}",
+        f"# Study {_safe(contents.name)}\n\n{contents.progress.text()}",
         _studied(contents),
         _section("Threat model", _threats(contents)),
         _section("Results", *_results(contents)),
@@ -20,7 +20,7 @@ def to_markdown(contents: Contents) -> str:
         table = contents.comparisons
         sections.append(_section(table.title, words.COMPARING, _table(table)))
     if contents.budgets:
-        lines = [f"- `{name}`: {reads}." for name, reads in contents.budget_words]
+        lines = [f"- {_safe(name)}: {reads}." for name, reads in contents.budget_words]
         sections.append(
             _section(
                 "Success against attack budget",
@@ -34,7 +34,7 @@ def to_markdown(contents: Contents) -> str:
         sections.append(
             _section(
                 "Privacy against accuracy",
-                "\n\n".join(contents.tradeoff_notes),
+                "\n\n".join(map(_safe, contents.tradeoff_notes)),
                 _figure(contents.tradeoff_figure),
                 _table(contents.tradeoffs) if contents.tradeoffs else "",
             )
@@ -54,10 +54,13 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _studied(contents: Contents) -> str:
-    lines = [f"- {name}: {', '.join(at)}" for name, at in contents.varied.items()]
+    lines = [
+        f"- {_safe(name)}: {_safe(', '.join(at))}"
+        for name, at in contents.varied.items()
+    ]
     same = ", ".join(f"{name}={value}" for name, value in contents.facts.items())
     if same:
-        lines.append(f"- the same everywhere: {same}")
+        lines.append(f"- the same everywhere: {_safe(same)}")
     return _section("What was studied", "\n".join(lines)) if lines else ""
 
 
@@ -65,7 +68,8 @@ def _threats(contents: Contents) -> str:
     if not contents.threats:
         return "No cell, no attacker."
     return "\n".join(
-        f"- **{who}**: {' '.join(sentences)}" for who, sentences in contents.threats
+        f"- **{_safe(who)}**: {_safe(' '.join(sentences))}"
+        for who, sentences in contents.threats
     )
 
 
@@ -74,7 +78,7 @@ def _results(contents: Contents) -> list[str]:
         return ["There is nothing to table yet."]
     parts = []
     for table in contents.pivots:
-        parts += [f"### {table.title}", _table(table)]
+        parts += [f"### {_safe(table.title)}", _table(table)]
     parts.append(
         "In each place: mean [95 % interval], floor, ± spread over repetitions, and "
         "recovered / unsolved / ambiguous / diverged."
@@ -82,7 +86,7 @@ def _results(contents: Contents) -> list[str]:
     parts += [f"### {contents.points.title}", _table(contents.points)]
     reading = (f"- *{name}*: {meaning}" for name, meaning in words.READING)
     parts += ["### How to read it", "\n".join(reading)]
-    parts.append("\n".join(f"- {note}" for note in contents.notes))
+    parts.append("\n".join(f"- {_safe(note)}" for note in contents.notes))
     return [*parts, _figure(contents.distributions)]
 
 
@@ -91,7 +95,8 @@ def _failures(contents: Contents) -> list[str]:
     for failure in contents.failures:
         point = ", ".join(f"{a}={b}" for a, b in failure.get("point", {}).items())
         parts += [
-            f"`{failure['cell']}` ({point}): {_flat(str(failure.get('error', '')))}",
+            f"Cell {failure['cell']} ({_safe(point)}): "
+            f"{_safe(str(failure.get('error', '')))}",
             _code(str(failure.get("command", "")), "sh"),
         ]
     return parts
@@ -122,8 +127,12 @@ def _table(table: Table) -> str:
 
 def _flat(text: str) -> str:
     """Writes text so that it stays in its place of a table."""
-    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-    return safe.replace("\n", "<br>")
+    return _safe(text).replace("|", "\\|").replace("\n", "<br>")
+
+
+def _safe(text: str) -> str:
+    """Writes text so that none of it is taken for HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _code(text: str, language: str) -> str:

@@ -36,7 +36,7 @@ def to_page(contents: Contents) -> str:
         "lines": str.splitlines,
         "breakable": breakable,
     }
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         contents=contents,
         words=words,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
@@ -44,6 +44,7 @@ def to_page(contents: Contents) -> str:
         rate=rate_marks,
         shares=outcome_shares,
     )
+    return page.lstrip()
 
 
 def rate_marks(success: Estimate) -> dict[str, Any] | None:

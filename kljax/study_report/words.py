@@ -41,15 +41,15 @@ COMPARING = (
     "The same victims of the same seed, all but the arm being equal. The difference of "
     "means has the 95 % interval of a bootstrap of pairs over groups, each by itself. "
     "p is exact, of McNemar's test on success (of sign flips of whole groups, where a "
-    "group has several victims that differ), as it is and adjusted by Holm's method for "
-    "the number of comparisons in this table. A lower score of an arm whose attack is "
-    "unsolved is a failure of the attack, and says nothing for the defence."
+    "group has several victims that differ), as it is, and adjusted by Holm's method "
+    "for the number of comparisons in this table. A lower score of an arm whose attack "
+    "is unsolved is a failure of the attack, and says nothing for the defence."
 )
 SPENDING = (
     "Evaluations are restarts x steps. What the last doubling brought is told on the "
     "same victims; while success still rises, the last rate is a lower bound."
 )
 CHOOSING = (
-    "Best, median and worst by the attacker's own loss, never by likeness to the truth, "
-    "which he does not have. Of several examples the first is shown."
+    "Best, median and worst by the attacker's own loss, never by likeness to the "
+    "truth, which he does not have. Of several examples the first is shown."
 )

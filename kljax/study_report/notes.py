@@ -1,0 +1,85 @@
+"""Notes: what has to be known to read the numbers of this very study."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kljax.study_report.axes import Arrangement
+from kljax.study_report.pools import Pool
+from kljax.study_report.tables import Line
+from kljax.study_report.tradeoffs import Tradeoff
+from kljax.study_report.values import VALUES
+
+FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
+
+
+def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> list[str]:
+    """Says what has to be known to read these very numbers."""
+    if not any(len(line.pool.rows) for line in lines):
+        return []
+    notes = []
+    if arrangement.pooled:
+        notes.append(
+            f"Averaged over {', '.join(arrangement.pooled)}. ± is the sample standard "
+            "deviation of the means of repetitions, with their number."
+        )
+    methods = {line.success.interval.method for line in lines if line.success.n}
+    if methods & {"cluster_bootstrap", "wilson_on_groups"}:
+        notes.append(
+            "Some victims are not independent of each other, such as crops of one "
+            "photograph, or one example under two seeds: they are a group, and "
+            "intervals come from a bootstrap over groups."
+        )
+    fewest = min(
+        (line.success.interval.groups for line in lines if line.success.n),
+        default=FEW_GROUPS,
+    )
+    if fewest < FEW_GROUPS:
+        notes.append(
+            f"Some points have only {counted(fewest, 'group')} of victims: below "
+            f"about {FEW_GROUPS}, intervals are too narrow."
+        )
+    configs = [cell["config"] for line in lines for cell in line.pool.cells]
+    if any(c.get("weights") == "shared" or c.get("from_run") for c in configs):
+        notes.append(
+            "Victims of one repetition share a network. Intervals are about other "
+            "victims of these networks; what another network would give, the spread "
+            "over repetitions has to say."
+        )
+    left_out = sum(line.value.left_out for line in lines)
+    if left_out:
+        notes.append(
+            f"{counted(left_out, 'victim')} without a finite {VALUES[value].words} "
+            "left out of its means; success rates and outcomes count all victims."
+        )
+    for column, words in (("device", "devices"), ("matmul_precision", "precisions")):
+        found = {
+            v for line in lines for v in line.pool.rows[column].unique().to_pylist()
+        }
+        found.discard(None)
+        if len(found) > 1:
+            notes.append(f"Rows come from several {words}: {', '.join(sorted(found))}.")
+    return notes
+
+
+def tradeoff_notes(
+    pools: Sequence[Pool], found: Sequence[Tradeoff], runs: Sequence[Any]
+) -> list[str]:
+    """Says what has to be known to read trade-offs; nothing without runs."""
+    if not runs:
+        return []
+    paired = {tradeoff.defence for tradeoff in found}
+    attacked = {pool.cells[0]["config"]["arms"][0].partition("/")[0] for pool in pools}
+    lacking = sorted(attacked - paired)
+    notes = [
+        "Accuracy is of the trained networks, with the clients' own private keys. "
+        "Where no run was attacked, success is of untrained networks of the same model "
+        "and data: the two halves of the picture are of different weights."
+    ]
+    if lacking:
+        notes.append(f"No training of the same model and data: {', '.join(lacking)}.")
+    return notes
+
+
+def counted(number: int, noun: str) -> str:
+    """Writes a number of things."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

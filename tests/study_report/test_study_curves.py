@@ -1,0 +1,173 @@
+"""Success against budget, and against accuracy."""
+
+import dataclasses
+import json
+
+import made_studies
+import pytest
+
+from kljax import studies
+from kljax.config import TrainConfig
+from kljax.study_report.axes import axes_of
+from kljax.study_report.budgets import budgets_table, make_curves
+from kljax.study_report.pools import make_pools
+from kljax.study_report.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
+
+ARMS = {arm: {"arm": arm} for arm in ("none", "keylock/known", "keylock/fixed_mean")}
+BUDGETS = {
+    "last": {"steps": 100, "restarts": 4},
+    "first": {"steps": 100},
+    "half": {"steps": 200},
+    "almost": {"steps": 300},
+}
+
+
+def pools_of(tmp_path, axes, succeed, fixed=None, victims=4):
+    """Pools a study of which the first `succeed(config)` victims succeed."""
+    fixed = {"victims": victims} | (fixed or {})
+    folder = made_studies.make_folder(tmp_path / "study", axes, fixed)
+    for number, cell in enumerate(studies.read(folder).manifest["cells"]):
+        count = succeed(cell["config"])
+        if count is None:
+            continue
+        ssim = [0.9] * count + [0.1] * (victims - count)
+        rows = made_studies.attack_rows(cell, ssim)
+        rows += made_studies.floor_rows([0.7] + [0.1] * (victims - 1))
+        made_studies.write_part(folder, str(number), cell, rows)
+    study = studies.read(folder)
+    axes = axes_of(study.manifest)
+    return make_pools(study, axes, []), axes
+
+
+def test_a_curve_goes_from_the_smallest_budget_to_the_largest(tmp_path):
+    axes = {"arm": {"none": {"arm": "none"}}, "budget": BUDGETS}
+    counts = {100: 1, 200: 2, 300: 2, 400: 4}
+    pools, axes = pools_of(
+        tmp_path, axes, lambda config: counts[config["steps"] * config["restarts"]]
+    )
+    (curve,) = make_curves(pools, axes)
+    assert [point.evaluations for point in curve.points] == [100, 200, 300, 400]
+    assert [point.success.mean for point in curve.points] == [0.25, 0.5, 0.5, 1.0]
+    # The largest budget of at most half of the last: 200, not 300.
+    assert curve.doubling.label == "half"
+    assert curve.gain.estimate == 0.5
+    assert curve.reads().startswith("from 200 to 400 evaluations: +50 points")
+    table = budgets_table([curve])
+    assert [line[2].text for line in table.lines][-1] == "4 x 100 = 400"
+    assert table.lines[0][3].text.startswith("25% [")
+    assert table.lines[0][4].text == "25% (class_mean)"
+    assert table.records[-1]["gain"] == 0.5 and table.records[-1]["gain_from"] == 200
+    assert table.records[0]["gain"] is None
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    (
+        (20, "still rising, so the last rate is a lower bound"),
+        (3, "no rise is told from chance"),
+        (0, "no rise is told from chance"),
+    ),
+)
+def test_what_the_last_doubling_brought(tmp_path, last, words):
+    axes = {"arm": {"none": {"arm": "none"}}, "steps": {}}
+    axes["steps"] = {str(n): {"steps": n} for n in (100, 200)}
+    pools, axes = pools_of(
+        tmp_path, axes, lambda c: last if c["steps"] == 200 else 0, victims=20
+    )
+    (curve,) = make_curves(pools, axes)
+    assert curve.reads().endswith(words)
+
+
+def test_no_doubling_no_words_about_it(tmp_path):
+    axes = {"arm": {"none": {"arm": "none"}}}
+    axes["steps"] = {str(n): {"steps": n} for n in (100, 150)}
+    (curve,) = make_curves(*pools_of(tmp_path, axes, lambda config: 1))
+    assert curve.doubling is None and "it cannot be said" in curve.reads()
+
+
+def test_every_arm_has_its_curve_and_one_point_is_none(tmp_path):
+    axes = {"arm": ARMS, "budget": {k: BUDGETS[k] for k in ("first", "half")}}
+
+    def succeed(config):
+        lone = config["arms"][0] == "keylock/known" and config["steps"] == 200
+        return None if lone else 2
+
+    curves = make_curves(*pools_of(tmp_path, axes, succeed))
+    assert [curve.arm for curve in curves] == ["none", "keylock/fixed_mean"]
+    assert [curve.name for curve in curves] == ["none", "keylock/fixed_mean"]
+
+
+def write_run(folder, accuracy, finished=True, **config):
+    """Writes a training of which only config and accuracies are true."""
+    folder.mkdir(parents=True)
+    config = {"job": "train"} | dataclasses.asdict(TrainConfig(**config))
+    (folder / "config.json").write_text(json.dumps(config))
+    tests = {
+        arm: {"own": {"mean": mean, "std": 0.0, "values": [mean]}}
+        for arm, mean in accuracy.items()
+    }
+    if finished:
+        summary = {"accuracy": tests, "config": config}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_accuracies_of_repetitions_are_averaged(tmp_path):
+    pools, axes = pools_of(tmp_path, {"arm": ARMS}, lambda config: 1)
+    runs = read_runs(
+        [
+            write_run(tmp_path / "a", {"none": 0.9, "keylock": 0.8}, seed=0),
+            write_run(tmp_path / "b", {"none": 0.8, "keylock": 0.6}, seed=1),
+            write_run(tmp_path / "c", {"none": 0.99}, data="fashion_mnist"),
+        ]
+    )
+    found = make_tradeoffs(pools, axes, runs)
+    assert [(t.arm, t.defence) for t in found] == [
+        ("none", "none"),
+        ("keylock/known", "keylock"),
+        ("keylock/fixed_mean", "keylock"),
+    ]
+    assert [t.accuracy for t in found] == pytest.approx([0.85, 0.7, 0.7])
+    assert found[0].deviation == pytest.approx(0.1 / 2**0.5)
+    assert found[0].runs == ("a", "b") and found[0].success.mean == 0.25
+    line = tradeoffs_table(found).lines[0]
+    assert [entry.text for entry in line[1:4]] == ["none", "a, b", "85.0% ± 7.1 points"]
+
+
+def test_trainings_that_differ_in_more_than_the_seed_stay_apart(tmp_path):
+    axes = {"arm": {"none": {"arm": "none"}}}
+    pools, axes = pools_of(tmp_path, axes, lambda config: 1)
+    runs = read_runs(
+        [
+            write_run(tmp_path / "a", {"none": 0.9}, learning_rate=0.1),
+            write_run(tmp_path / "b", {"none": 0.8}, learning_rate=0.2),
+        ]
+    )
+    found = make_tradeoffs(pools, axes, runs)
+    assert [(t.runs, t.accuracy) for t in found] == [(("a",), 0.9), (("b",), 0.8)]
+
+
+def test_a_run_that_was_attacked_has_its_own_accuracy(tmp_path):
+    runs = [
+        write_run(tmp_path / name, {"none": mean})
+        for name, mean in (("a", 0.9), ("b", 0.8))
+    ]
+    pools, axes = pools_of(
+        tmp_path,
+        {"arm": {"none": {"arm": "none"}}},
+        lambda config: 1,
+        {"from_run": str(runs[1])},
+    )
+    (found,) = make_tradeoffs(pools, axes, read_runs(runs))
+    assert found.runs == ("b",) and found.accuracy == 0.8
+
+
+def test_runs_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="it has no config.json"):
+        read_runs([tmp_path])
+    begun = write_run(tmp_path / "begun", {}, finished=False)
+    with pytest.raises(ValueError, match="begun' is not finished"):
+        read_runs([begun])
+    (begun / "config.json").write_text('{"job": "sweep"}')
+    with pytest.raises(ValueError, match="is no run of kljax train"):
+        read_runs([begun])

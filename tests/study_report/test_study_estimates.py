@@ -1,0 +1,200 @@
+"""Estimates and verdicts, against numbers worked out by hand."""
+
+import math
+
+import made_studies
+import numpy as np
+import pytest
+
+from kljax import studies
+from kljax.study_report.axes import axes_of
+from kljax.study_report.estimates import estimate, mean_difference
+from kljax.study_report.pools import make_pools
+from kljax.study_report.values import VALUES, check_value, numbers, written
+from kljax.study_report.verdicts import count_outcomes, verdict
+
+SEEDS = {"0": {"seed": 0}, "1": {"seed": 1}}
+NONE = {"arm": {"none": {"arm": "none"}}, "seed": SEEDS}
+
+
+def pool_of(tmp_path, *parts, victims=4):
+    """Pools two cells, to each of which some rows are given."""
+    folder = made_studies.make_folder(tmp_path / "study", NONE, {"victims": victims})
+    cells = studies.read(folder).manifest["cells"]
+    for number, (cell, rows) in enumerate(zip(cells, parts, strict=False)):
+        made_studies.write_part(folder, str(number), cell, rows(cell))
+    study = studies.read(folder)
+    (pool,) = make_pools(study, axes_of(study.manifest), ["seed"])
+    return pool
+
+
+def attacked(ssim, first=0, floor=(), **more):
+    """Makes rows of victims in groups first, first + 1, ... and of a floor."""
+    groups = [first + n for n in range(len(ssim))]
+
+    def rows(cell):
+        found = made_studies.attack_rows(cell, ssim, group=groups, **more)
+        if len(floor):
+            found += made_studies.floor_rows(floor, group=groups)
+            found += made_studies.floor_rows([0.1] * len(floor), "grey", group=groups)
+        return found
+
+    return rows
+
+
+@pytest.fixture
+def pool(tmp_path):
+    floor = [0.7, 0.5, 0.5, 0.5]
+    outcome = ["recovered", "unsolved", "ambiguous", "unsolved"]
+    return pool_of(
+        tmp_path,
+        attacked([0.8, 0.6, 0.4, 0.2], 0, floor, outcome=outcome),
+        attacked([0.9, 0.7, 0.5, 0.3], 4, floor, outcome=outcome),
+    )
+
+
+def test_mean_and_spread(pool):
+    found = estimate(pool, "ssim")
+    assert found.mean == pytest.approx(0.55)
+    # The means of the seeds are .5 and .6.
+    assert found.spread == pytest.approx(0.1 / math.sqrt(2))
+    assert found.repetitions == 2
+    # Squares of .25, .05, .15, .35 twice make .42, and there are 8.
+    assert found.deviation == pytest.approx(math.sqrt(0.42 / 7))
+    assert (found.n, found.left_out) == (8, 0)
+    assert found.interval.method == "cluster_bootstrap"
+    assert found.spread_text() == "± 0.071 (2)"
+
+
+def test_a_rate_has_wilsons_interval(pool):
+    found = estimate(pool, "success")
+    assert found.text() == "50% [22%, 78%]"  # 4 of 8
+    assert found.interval.method == "wilson" and found.interval.groups == 8
+    assert found.spread_text() == "± 0 points (2)"
+
+
+def test_the_floor_that_leaks_most(pool):
+    found = estimate(pool, "ssim").floor
+    assert (found.name, found.mean) == ("class_mean", pytest.approx(0.55))
+    # .1 .1 -.1 -.3 and .2 .2 0 -.2
+    assert found.excess.estimate == pytest.approx(0.0)
+    success = estimate(pool, "success")
+    assert success.floor_text() == "25% (class_mean)"
+    assert success.floor.excess.estimate == pytest.approx(0.25)
+
+
+def test_less_error_leaks_more(tmp_path):
+    rows = attacked([0.9, 0.9], 0, [0.1, 0.1], mse=[0.01, 0.03])
+
+    def with_errors(cell):
+        found = rows(cell)
+        errors = {"floor/class_mean": 0.05, "floor/grey": 0.5}
+        return [row | {"mse": errors.get(row["arm"], row.get("mse"))} for row in found]
+
+    found = estimate(pool_of(tmp_path, with_errors), "mse")
+    assert found.floor.name == "class_mean" and found.floor.mean == pytest.approx(0.05)
+    assert found.floor.excess.estimate == pytest.approx(0.03)  # .05 less .02
+
+
+def test_values_without_a_floor(pool):
+    assert estimate(pool, "matching_loss").floor is None
+    assert estimate(pool, "recovered").floor is None
+    assert estimate(pool, "recovered").mean == 0.25
+
+
+def test_what_is_not_finite_is_left_out_and_counted(tmp_path):
+    pool = pool_of(tmp_path, attacked([0.2, math.nan, 0.8, math.inf]))
+    found = estimate(pool, "ssim")
+    assert (found.n, found.left_out) == (2, 2)
+    assert found.mean == pytest.approx(0.5)
+    # Two groups: a resample is .2, .5 or .8, the outer ones a quarter each.
+    assert found.text() == "0.500 [0.200, 0.800]"
+    assert estimate(pool, "success").n == 4
+    assert math.isnan(found.spread) and found.spread_text() == "-"
+
+
+def test_nothing_to_average(tmp_path):
+    pool = pool_of(tmp_path)
+    found = estimate(pool, "ssim")
+    assert found.text() == found.floor_text() == found.spread_text() == "-"
+    assert pool.state == "not run" and pool.expected == 8
+    assert verdict(pool, estimate(pool, "success")) == "Not run."
+
+
+def test_a_group_counts_once(tmp_path):
+    def rows(cell):
+        return made_studies.attack_rows(cell, [0.9, 0.9, 0.1, 0.1], group=[0, 0, 1, 1])
+
+    found = estimate(pool_of(tmp_path, rows), "success")
+    assert found.interval.groups == 2
+    assert found.text() == "50% [0%, 100%]"
+
+
+def test_floors_of_victims_to_come_are_not_compared(tmp_path):
+    def rows(cell):
+        found = made_studies.attack_rows(cell, [0.9, 0.9])
+        return found + made_studies.floor_rows([0.2, 0.4, 0.9, 0.9])
+
+    pool = pool_of(tmp_path, rows)
+    assert estimate(pool, "ssim").floor.mean == pytest.approx(0.3)
+    assert pool.state == "partial"
+
+
+@pytest.mark.parametrize(
+    ("differences", "low", "high"),
+    (
+        # Wilson's for 10 of 10: [.7225, 1].
+        (np.ones(10), 0.7225, 1.0),
+        (-np.ones(10), -1.0, -0.7225),
+        (np.zeros(10), -0.2775, 0.2775),
+    ),
+)
+def test_equal_differences_claim_no_certainty(differences, low, high):
+    found = mean_difference("success", differences, np.arange(10))
+    assert found.low == pytest.approx(low, abs=1e-4)
+    assert found.high == pytest.approx(high, abs=1e-4)
+    unknown = mean_difference("ssim", differences, np.arange(10))
+    assert math.isnan(unknown.low) and unknown.estimate == differences[0]
+
+
+def test_one_group_says_nothing_of_differences():
+    found = mean_difference("success", np.array([0.0, 1.0]), np.array([3, 3]))
+    assert found.estimate == 0.5 and math.isnan(found.low)
+
+
+def test_outcomes_and_verdict(pool):
+    assert count_outcomes(pool) == (2, 4, 2, 0)
+    assert verdict(pool, estimate(pool, "success")) == (
+        "Not told apart from its floor. 2 of 8 recovered and 2 of 8 ambiguous. "
+        "4 of 8 unsolved: no sign of protection."
+    )
+
+
+def test_verdicts_beside_the_floor(tmp_path):
+    many = [0.9] * 8
+    above = pool_of(
+        tmp_path / "a", attacked(many, 0, [0.1] * 8, outcome="recovered"), victims=8
+    )
+    assert verdict(above, estimate(above, "success")) == (
+        "Above its floor. All 8 recovered. Only 8 of 16 victims so far."
+    )
+    below = pool_of(
+        tmp_path / "b",
+        attacked([0.1] * 8, 0, many, outcome="unsolved"),
+        attacked([0.1] * 8, 8, many, outcome="unsolved"),
+        victims=8,
+    )
+    assert verdict(below, estimate(below, "success")) == (
+        "Below its floor. All 16 unsolved: no sign of protection."
+    )
+
+
+def test_every_value_can_be_read_and_written(pool):
+    for name in VALUES:
+        assert numbers(pool.rows, name).shape == (8,)
+        assert written(name, 0.25) and written(name, math.nan) == "-"
+
+
+def test_an_unknown_value_is_refused():
+    with pytest.raises(ValueError, match="unknown value 'sim' .did you mean 'ssim'"):
+        check_value("sim")

@@ -1,0 +1,104 @@
+"""The gallery: chosen by the attacker's loss, drawn as it is scored."""
+
+import io
+
+import made_studies
+import numpy as np
+import pytest
+from PIL import Image
+
+from kljax import studies
+from kljax.study_report.axes import axes_of
+from kljax.study_report.gallery import LARGEST, make_gallery, to_png
+from kljax.study_report.pools import make_pools
+
+AXES = {
+    "arm": {"none": {"arm": "none"}},
+    "seed": {str(n): {"seed": n} for n in range(2)},
+}
+
+
+def gallery_of(folder):
+    study = studies.read(folder)
+    return make_gallery(study, make_pools(study, axes_of(study.manifest), ["seed"]))
+
+
+def made(tmp_path, losses, ssim, keep=(0, 1)):
+    folder = made_studies.make_folder(tmp_path / "study", AXES, {"victims": 3})
+    cells = studies.read(folder).manifest["cells"]
+    for number, cell in enumerate(cells):
+        rows = made_studies.attack_rows(
+            cell, ssim[number], loss=losses[number], mse=0.01, label=5
+        )
+        made_studies.write_part(folder, str(number), cell, rows)
+        if number in keep:
+            made_studies.write_reconstructions(folder, cell, rows)
+    return folder
+
+
+def test_best_median_and_worst_are_told_by_the_loss(tmp_path):
+    folder = made(
+        tmp_path,
+        [[3e-3, 1e-4, 2e-2], [5e-3, 4e-4, float("inf")]],
+        # The best image is not the one with the lowest loss.
+        [[0.9, 0.1, 0.2], [0.3, 0.4, float("nan")]],
+    )
+    gallery = gallery_of(folder)
+    (row,) = gallery.rows
+    assert (row.name, row.victims, row.left_out) == ("arm=none", 5, 1)
+    assert [shown.rank for shown in row.shown] == ["best", "median", "worst"]
+    assert [shown.loss for shown in row.shown] == [1e-4, 3e-3, 2e-2]
+    assert [shown.score for shown in row.shown] == [
+        "SSIM 0.10",
+        "SSIM 0.90",
+        "SSIM 0.20",
+    ]
+
+
+def test_pictures_are_those_of_the_victim(tmp_path):
+    folder = made(tmp_path, [[1.0, 2.0, 3.0]] * 2, [[0.1, 0.2, 0.3]] * 2, keep=(1,))
+    (row,) = gallery_of(folder).rows
+    cell = studies.read(folder).manifest["cells"][1]["id"]
+    kept = np.load(folder / "reconstructions" / f"{cell}.npz")
+    for shown, place in zip(row.shown, (0, 1, 2), strict=True):
+        assert shown.victim == kept["victim"][place] and shown.label == 5
+        picture = np.asarray(Image.open(io.BytesIO(shown.guess)))
+        scored = np.clip(kept["images"][place, 0], 0, 1)
+        np.testing.assert_array_equal(picture, np.round(255 * scored))
+        truth = np.asarray(Image.open(io.BytesIO(shown.truth)))
+        np.testing.assert_array_equal(truth, np.round(255 * kept["truths"][place, 0]))
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks"),
+    ((1, ["best and median and worst"]), (2, ["best and median", "worst"])),
+)
+def test_few_victims_are_shown_once(tmp_path, count, ranks):
+    losses = [[1.0] + [float("nan")] * (3 - 1), [2.0, float("nan"), float("nan")]]
+    if count == 1:
+        losses[1][0] = float("nan")
+    folder = made(tmp_path, losses, [[0.1, 0.2, 0.3]] * 2)
+    (row,) = gallery_of(folder).rows
+    assert [shown.rank for shown in row.shown] == ranks
+
+
+def test_nothing_kept_nothing_shown(tmp_path):
+    folder = made(tmp_path, [[1.0] * 3] * 2, [[0.1] * 3] * 2, keep=())
+    assert gallery_of(folder) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "size"),
+    (
+        ((8, 8, 3), "RGB", (8, 8)),
+        ((8, 6, 1), "L", (6, 8)),
+        ((8, 8, 2), "L", (8, 8)),
+        ((300, 150, 3), "RGB", (LARGEST // 2, LARGEST)),
+    ),
+)
+def test_images_of_all_kinds(shape, mode, size):
+    image = np.full(shape, 7.0)
+    image[0, 0] = np.nan
+    picture = Image.open(io.BytesIO(to_png(image)))
+    assert (picture.mode, picture.size) == (mode, size)
+    assert picture.getpixel((size[0] - 1, size[1] - 1)) in (255, (255, 255, 255))

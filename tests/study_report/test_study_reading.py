@@ -1,0 +1,157 @@
+"""Reading: whatever a study holds so far, and clear words about what is broken."""
+
+import json
+
+import made_studies
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from kljax import studies
+from kljax.scoring import COLUMNS
+from kljax.studies.schema import TYPES
+
+ONE = {"arm": {"none": {"arm": "none"}}, "seed": {"0": {"seed": 0}, "1": {"seed": 1}}}
+
+
+def folder_with(tmp_path, *parts):
+    """Makes a study of two cells, and parts (name, number of the cell, SSIMs)."""
+    folder = made_studies.make_folder(tmp_path / "study", ONE, {"victims": 3})
+    for name, number, ssim in parts:
+        cell = cells_of(folder)[number]
+        rows = made_studies.attack_rows(cell, ssim)
+        made_studies.write_part(folder, name, cell, rows)
+    return folder
+
+
+def cells_of(folder):
+    return json.loads((folder / "manifest.json").read_text())["cells"]
+
+
+def test_every_column_of_a_row_has_a_type():
+    assert set(COLUMNS) <= set(TYPES)
+    schema = studies.part_schema(["arm", "a b"])
+    assert schema.names == ["cell", "axis_arm", "axis_a b", *COLUMNS]
+    assert {str(schema.field(n).type) for n in schema.names[:3]} == {"string"}
+
+
+def test_an_empty_study(tmp_path):
+    study = studies.read(folder_with(tmp_path))
+    assert len(study.rows) == 0 and study.rows.schema.names[0] == "cell"
+    assert study.failures == []
+    assert [c["id"] for c in studies.missing_cells(study)] == [
+        c["id"] for c in study.manifest["cells"]
+    ]
+
+
+def test_a_partial_study(tmp_path):
+    folder = folder_with(tmp_path, ("b", 0, [0.1, 0.2, 0.3]), ("a", 1, [0.4, 0.5]))
+    first, second = cells_of(folder)
+    made_studies.write_part(
+        folder, "c", first, made_studies.floor_rows([0.5, 0.5, 0.5])
+    )
+    made_studies.write_failure(folder, second)
+    study = studies.read(folder)
+    assert studies.finished_victims(study) == {first["id"]: 3, second["id"]: 2}
+    assert [cell["id"] for cell in studies.missing_cells(study)] == [second["id"]]
+    assert [failure["cell"] for failure in study.failures] == [second["id"]]
+    # Floors are rows, and nobody's attack.
+    assert len(study.rows) == 8
+
+
+def test_rows_that_are_there_twice_count_once(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2]), ("b", 0, [0.9, 0.9, 0.3]))
+    study = studies.read(folder)
+    assert study.rows["ssim"].to_pylist() == [0.1, 0.2, 0.3]
+
+
+def test_rows_of_unknown_cells_are_left_out(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1]))
+    stranger = cells_of(folder)[0] | {"id": "0" * 12}
+    rows = made_studies.attack_rows(stranger, [0.5])
+    made_studies.write_part(folder, "b", stranger, rows)
+    assert len(studies.read(folder).rows) == 1
+
+
+def test_work_in_hand_is_not_read(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1]))
+    (folder / "parts" / ".b.parquet").write_bytes(b"half a pa")
+    (folder / "parts" / "c.parquet.corrupt").write_bytes(b"moved aside")
+    (folder / "failures").mkdir()
+    (folder / "failures" / ".x.json").write_text("{")
+    study = studies.read(folder)
+    assert len(study.rows) == 1 and study.failures == []
+
+
+def test_columns_that_came_later_are_null(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2]))
+    path = folder / "parts" / "a.parquet"
+    part = pyarrow.parquet.read_table(path)
+    older = part.drop_columns(["live_channels"]).append_column(
+        "gone", pyarrow.array([1, 2])
+    )
+    pyarrow.parquet.write_table(older, path)
+    study = studies.read(folder)
+    assert study.rows["live_channels"].to_pylist() == [None, None]
+    assert study.rows.schema.names == studies.part_schema(ONE).names
+
+
+def test_a_folder_named_like_a_column(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1]))
+    renamed = folder.rename(tmp_path / "ssim=7")
+    assert studies.read(renamed).rows["ssim"].to_pylist() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    (
+        ("manifest.json", "{", "manifest.json is no JSON"),
+        ("manifest.json", '{"job": "train"}', "has no axes or cells"),
+        (
+            "manifest.json",
+            '{"schema_version": 99, "axes": {}, "cells": []}',
+            "of a newer kljax",
+        ),
+        ("parts/a.parquet", "PAR1", "a.parquet is no part of a study"),
+        ("failures/x.json", "{", "x.json is no JSON"),
+    ),
+)
+def test_broken_files_are_named(tmp_path, file, content, message):
+    folder = folder_with(tmp_path, ("a", 0, [0.1]))
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        studies.read(folder)
+
+
+def test_a_part_of_the_wrong_type_is_named(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1]))
+    path = folder / "parts" / "a.parquet"
+    part = pyarrow.parquet.read_table(path)
+    place = part.column_names.index("ssim")
+    wrong = part.set_column(place, "ssim", pyarrow.array(["good"]))
+    pyarrow.parquet.write_table(wrong, path)
+    with pytest.raises(ValueError, match="a.parquet is no part"):
+        studies.read(folder)
+
+
+def test_no_study_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no manifest.json"):
+        studies.read(tmp_path)
+
+
+def test_reconstructions(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2, 0.3]))
+    cell = cells_of(folder)[0]
+    study = studies.read(folder)
+    assert studies.read_reconstructions(study, cell["id"]) is None
+    rows = made_studies.attack_rows(cell, [0.1, 0.2], mse=0.01)
+    made_studies.write_reconstructions(folder, cell, rows)
+    found = studies.read_reconstructions(study, cell["id"])
+    assert found["images"].shape == found["truths"].shape == (2, 1, 16, 16, 3)
+    np.testing.assert_array_equal(found["victim"], [0, 1])
+    path = folder / "reconstructions" / f"{cell['id']}.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=f"{cell['id']}.npz is no file of"):
+        studies.read_reconstructions(study, cell["id"])

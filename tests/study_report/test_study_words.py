@@ -1,0 +1,168 @@
+"""Threat models in words, and the sweep file written again."""
+
+import tomllib
+
+import made_studies
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kljax import studies
+from kljax.config import LeakConfig
+from kljax.study_report import threat_words
+from kljax.study_report.axes import axes_of
+from kljax.study_report.pools import make_pools
+from kljax.study_report.sweep_file import sweep_to_toml
+from kljax.study_report.threats import DOES, KNOWS, threat_models
+from kljax.threat import KNOWLEDGE, STRATEGY
+
+
+def test_there_are_words_for_everything():
+    for words, legal in ((KNOWS, KNOWLEDGE), (DOES, STRATEGY)):
+        assert {name: set(said) for name, said in words.items()} == {
+            name: set(values) for name, values in legal.items()
+        }
+
+
+def test_words_say_what_is_known_and_what_is_not():
+    words = " ".join(threat_words(LeakConfig(arms=("keylock/regress_gates",))))
+    assert "The private key is hidden from him." in words
+    assert "The lock weights are hidden from him." in words
+    assert "the gradient of one step on 1 example per victim" in words
+    known = " ".join(threat_words(LeakConfig(arms=("keylock/known",), examples=4)))
+    assert "He knows the private key." in known
+    assert "on 4 examples per victim" in known
+
+
+def test_an_arm_without_a_lock_has_no_words_about_one():
+    words = " ".join(threat_words(LeakConfig(arms=("none",), labels="joint")))
+    assert "private key" not in words and "There is no lock." in words
+    assert "He optimises the labels along with the image." in words
+
+
+def test_facts_of_the_cell_win():
+    config = LeakConfig(arms=("none",), threat=("stats=visible",), weights="shared")
+    words = " ".join(threat_words(config))
+    assert "He sees the norm statistics of the upload." in words
+    assert "the same for all victims" in words
+
+
+def test_a_client_of_a_training():
+    config = LeakConfig(arms=("keylock/fixed_mean",), from_run="r", round=3, client=1)
+    words = " ".join(threat_words(config))
+    assert "client 1 of a federated training, before round 3" in words
+    assert "lock weights of the first round" in words
+
+
+def test_a_users_attack_need_not_be_here():
+    words = threat_words(LeakConfig(arms=("none",), attack="nowhere.at:all"))
+    assert "He reads the labels off the gradient of the last layer." in words
+
+
+def test_one_cell_has_one_arm():
+    with pytest.raises(ValueError, match="a cell has one arm"):
+        threat_words(LeakConfig())
+
+
+def models_of(tmp_path, axes, change=lambda cell: cell):
+    folder = made_studies.make_folder(
+        tmp_path / "study", axes, cells=[*map(change, made_studies.make_cells(axes))]
+    )
+    study = studies.read(folder)
+    return threat_models(make_pools(study, axes_of(study.manifest), ["seed"]))
+
+
+def test_what_all_share_is_said_once(tmp_path):
+    (every, *rest) = models_of(tmp_path, made_studies.AXES)
+    assert every[0] == "every attacker" and len(every[1]) == 5
+    assert [who for who, _ in rest] == [
+        "arm=none; arm=bn-control",
+        "arm=keylock/known",
+        "arm=keylock/regress_gates",
+        "arm=keylock/fixed_random",
+        "attack=matching",
+        "attack=dlg",
+    ]
+    said = [sentence for _, sentences in rest for sentence in sentences]
+    assert not set(said) & set(every[1])
+
+
+def test_what_this_kljax_cannot_read_is_said(tmp_path):
+    axes = {"seed": {"0": {"seed": 0, "arm": "none"}}}
+
+    def from_the_future(cell):
+        return cell | {"config": cell["config"] | {"flux": 3}}
+
+    ((who, sentences),) = models_of(tmp_path, axes, from_the_future)
+    assert "Not readable by this kljax" in sentences[0] and "flux" in sentences[0]
+
+
+def test_a_sweep_is_written_as_a_person_would():
+    axes = {"arm": made_studies.AXES["arm"], "budget": made_studies.AXES["budget"]}
+    sweep = {
+        "fixed": {"victims": 12, "init": 0.5, "labels": None},
+        "axes": axes,
+        "exclude": [{"arm": ["none"], "budget": ["long"]}],
+        "options": {"reconstructions": True},
+    }
+    assert (
+        sweep_to_toml(sweep)
+        == """\
+[fixed]
+victims = 12
+init = 0.5
+
+[axes]
+arm = ["none", "bn-control", "keylock/known", "keylock/regress_gates", \
+"keylock/fixed_random"]
+
+[axes.budget]
+short = { steps = 100 }
+middle = { steps = 400 }
+long = { steps = 400, restarts = 4 }
+
+[[exclude]]
+arm = ["none"]
+budget = ["long"]
+
+[options]
+reconstructions = true
+"""
+    )
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    NAMES,
+)
+VALUES = SCALARS | st.lists(NAMES, max_size=3)
+FIELDS = st.dictionaries(NAMES, VALUES, max_size=3)
+SWEEPS = st.fixed_dictionaries(
+    {
+        "fixed": FIELDS,
+        "axes": st.dictionaries(
+            NAMES, st.dictionaries(NAMES, FIELDS, min_size=1, max_size=3), max_size=4
+        ),
+        "exclude": st.lists(
+            st.dictionaries(NAMES, st.lists(NAMES), min_size=1, max_size=2), max_size=2
+        ),
+        "options": FIELDS,
+    }
+)
+
+
+@given(SWEEPS)
+def test_toml_says_the_same(sweep):
+    read = tomllib.loads(sweep_to_toml(sweep))
+    axes = {}
+    for name, points in read.pop("axes", {}).items():
+        if isinstance(points, list):
+            points = {str(value): {name: value} for value in points}
+        axes[name] = points
+    assert axes == sweep["axes"] and list(axes) == list(sweep["axes"])
+    wanted = {section: kept for section, kept in sweep.items() if kept}
+    wanted.pop("axes", None)
+    assert repr(read) == repr(wanted)  # True is 1, and not the same
