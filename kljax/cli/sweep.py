@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from kljax.cli.printing import printed_table
-from kljax.mapping import Layout
+from kljax.mapping import Layout, fastest_layout
 from kljax.progress import SweepProgress
 from kljax.rollcall import ALONE, Place, roll_call
 
@@ -26,8 +27,7 @@ class Sweep:
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
       memory: GiB that a compiled block may take; None for half of what there is.
-      layout: how victims are laid over the machine (speed only); None for the fastest
-        on this machine.
+      layout: how victims are laid over the machine, at most (speed only).
       retry_failed: whether cells that failed before are tried again.
       report: whether the report is written at the end, by process 0.
       coordinator: HOST:PORT of process 0, if several processes share the work.
@@ -42,7 +42,9 @@ class Sweep:
     probe: float = 60.0
     part: int | None = None
     memory: float | None = None
-    layout: Layout | None = None
+    layout: Layout = dataclasses.field(
+        default_factory=functools.partial(fastest_layout, "victims")
+    )
     retry_failed: bool = False
     report: bool = True
     coordinator: str | None = None
