@@ -102,12 +102,12 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def command(*arguments, cache):
+def command(*arguments, cache, devices=1):
     """Starts ``kljax ARGUMENTS`` as another process, as quick to compile as here."""
     code = RUN.format(paths=[str(TESTS), str(TESTS / "sweeps")])
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],

@@ -17,7 +17,7 @@ from kljax import cli, engine, leakage, scoring, studies
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
 from kljax.studies.claim import claimed
-from kljax.studies.failures import command_of, read_failures
+from kljax.studies.failures import command_of, forget_failures, read_failures
 from kljax.studies.manifest import cells_of, open_study, plan, read_manifest
 from kljax.studies.merging import merge_studies
 from kljax.sweeps import expand
@@ -173,6 +173,39 @@ def test_chunks_are_sized_to_the_memory(tmp_path):
     assert 1 <= chunks["poor"] < 8
 
 
+def test_a_dataset_that_is_not_there_is_a_failure_of_its_cells(tmp_path):
+    axes = {"data": ["mnist", "digits"], "seed": [0], "step_size": [0.1]}
+    report = run(tmp_path / "study", sweep_of(axes=axes, data_dir=str(tmp_path)))
+    assert len(report.failed) == 3
+    for failure in read_failures(tmp_path / "study"):
+        assert failure["point"]["data"] == "mnist"
+        assert "tfds build mnist" in failure["error"]
+    missing = studies.missing_cells(studies.read(tmp_path / "study"))
+    assert {cell["point"]["data"] for cell in missing} == {"mnist"}
+
+
+def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
+    axes = {"seed": [0, 1], "step_size": [0.1]}
+    sweep, folder = sweep_of(axes=axes), tmp_path / "study"
+    prepare_again = leakage.prepare_again
+
+    def unlucky(study, config):
+        if config.seed == 1:
+            raise RuntimeError("a bad day")
+        return prepare_again(study, config)
+
+    monkeypatch.setattr(leakage, "prepare_again", unlucky)
+    assert len(run(folder, sweep).failed) == 3
+    monkeypatch.undo()
+    assert not run(folder, sweep).failed  # nothing was tried
+    assert len(studies.missing_cells(studies.read(folder))) == 3
+    forget_failures(folder)
+    assert run(folder, sweep).attacks
+    assert not studies.missing_cells(studies.read(folder))
+    run(tmp_path / "lucky", sweep)
+    assert parts(folder) == parts(tmp_path / "lucky")
+
+
 # --- the folder -------------------------------------------------------------------
 
 
@@ -301,6 +334,7 @@ def test_a_sweep_that_is_killed_ends_with_the_same_rows(kills, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_dead_peer_stops_nobody_and_is_made_up_for(whole, tmp_path):
     folder, file = tmp_path / "shared", tmp_path / "file.toml"
     file.write_text(FILE)
@@ -338,6 +372,30 @@ def test_a_dead_peer_stops_nobody_and_is_made_up_for(whole, tmp_path):
     output, _ = one.communicate(timeout=300)
     assert one.returncode == 0, output
     assert parts(folder) == parts(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_rows(whole, tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text(FILE)
+    process = command(
+        *("sweep", file, "--out", tmp_path / "eight", "--part", "8", "--no-report"),
+        *("--layout.kind", "sharded", "--layout.chunk", "1"),
+        cache=tmp_path / "cache",
+        devices=8,
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    eight = studies.read(tmp_path / "eight")
+    assert eight.manifest["local_devices"] == 8
+    for row, other in zip(
+        eight.rows.to_pylist(), studies.read(whole[0]).rows.to_pylist(), strict=True
+    ):
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert value == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+            else:
+                assert value == other[name], name
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kljax import cli
 from kljax.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict
 
 PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
@@ -48,3 +49,14 @@ def test_the_ablation_has_the_pairs_that_can_be():
         *((f"keylock/{g}", "lock_weights", "hidden") for g in guesses),
         *((f"keylock/{g}", "lock_weights", "shared") for g in guesses),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))
+def test_every_preset_dry_runs(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    file = str(PRESETS / f"{name}.toml")
+    assert cli.main(["sweep", file, "--dry-run", "--probe", "0"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from a probe of 1 of them" in said
+    assert list(tmp_path.iterdir()) == []
