@@ -136,7 +136,8 @@ def _files(folder: Path, ending: str) -> Iterator[Path]:
 def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
     schema = part_schema(manifest["axes"])
     parts = [_part(path, schema) for path in _files(folder / "parts", ".parquet")]
-    rows = pyarrow.concat_tables([schema.empty_table(), *parts])
+    # One piece: picking rows out of a table of many is slow.
+    rows = pyarrow.concat_tables([schema.empty_table(), *parts]).combine_chunks()
     known = {cell["id"] for cell in manifest["cells"]}
     seen = set()
     columns = (rows[name].to_pylist() for name in ("cell", "arm", "victim"))

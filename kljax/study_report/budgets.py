@@ -64,7 +64,7 @@ class Curve(NamedTuple):
             return f"{step}; still rising, so the last rate is a lower bound"
         if self.gain.high < 0:
             return f"{step}; falling"
-        return f"{step}; no rise is told from chance"
+        return f"{step}; no rise beyond chance"
 
 
 def make_curves(pools: Sequence[Pool], axes: dict[str, Axis]) -> list[Curve]:

@@ -45,6 +45,11 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
             "victims of these networks; what another network would give, the spread "
             "over repetitions has to say."
         )
+    else:
+        notes.append(
+            "Each victim has a network of its own: intervals over victims are over "
+            "networks, too."
+        )
     left_out = sum(line.value.left_out for line in lines)
     if left_out:
         notes.append(

@@ -22,6 +22,7 @@ document.querySelectorAll("table.filterable").forEach((table) => {
     box.type = "search";
     box.setAttribute("aria-label", "filter by " + head.textContent);
     box.placeholder = narrow ? head.textContent : "filter";
+    box.title = "a text to find, or < > <= >= = and a number";
     box.addEventListener("input", apply);
     place.append(box);
     filters.append(place);

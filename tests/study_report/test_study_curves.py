@@ -64,8 +64,8 @@ def test_a_curve_goes_from_the_smallest_budget_to_the_largest(tmp_path):
     ("last", "words"),
     (
         (20, "still rising, so the last rate is a lower bound"),
-        (3, "no rise is told from chance"),
-        (0, "no rise is told from chance"),
+        (3, "no rise beyond chance"),
+        (0, "no rise beyond chance"),
     ),
 )
 def test_what_the_last_doubling_brought(tmp_path, last, words):

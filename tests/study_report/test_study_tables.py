@@ -143,6 +143,7 @@ def test_notes_say_what_these_numbers_need(study):
     notes = " ".join(make_contents(study).notes)
     assert "Averaged over seed." in notes
     assert "only 2 groups of victims" in notes
+    assert "Each victim has a network of its own" in notes
     assert "share a network" not in notes and "several devices" not in notes
 
 
@@ -157,5 +158,6 @@ def test_notes_about_one_network_and_several_devices(tmp_path):
         made_studies.write_part(folder, str(number), cell, rows)
     notes = " ".join(make_contents(studies.read(folder)).notes)
     assert "Victims of one repetition share a network." in notes
+    assert "network of its own" not in notes
     assert "several devices: gpu 0, gpu 1" in notes
     assert "2 victims without a finite SSIM" in notes
