@@ -78,7 +78,8 @@ def tradeoff_notes(
     notes = [
         "Accuracy is of the trained networks, with the clients' own private keys. "
         "Where no run was attacked, success is of untrained networks of the same model "
-        "and data: the two halves of the picture are of different weights."
+        "and data: the two halves of the picture are of different weights. A low "
+        "success of attacks that are unsolved is no privacy."
     ]
     if lacking:
         notes.append(f"No training of the same model and data: {', '.join(lacking)}.")

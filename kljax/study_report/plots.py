@@ -147,12 +147,13 @@ def draw_budgets(curves: Sequence[Curve], axes: dict[str, Axis]) -> Figure | Non
 
 
 def _draw_floor(axis, style: Style, members: list[Curve]) -> None:
-    points = [point for curve in members for point in curve.points]
-    floors = {
-        point.evaluations: point.success.floor.mean
-        for point in points
-        if point.success.floor
-    }
+    floors: dict[int, float] = {}
+    for curve in members:
+        for point in curve.points:
+            if point.success.floor:
+                # Arms that are not finished have seen some of the victims only.
+                least = floors.get(point.evaluations, 0.0)
+                floors[point.evaluations] = max(least, point.success.floor.mean)
     if floors:
         spent = sorted(floors)
         axis.plot(
