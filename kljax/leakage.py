@@ -23,11 +23,10 @@ from kljax.attacks import (
     Setting,
     replay,
 )
-from kljax.attacks.presets import PRESETS, Preset, make_optimiser
+from kljax.attacks.presets import Preset, find_preset, make_optimiser
 from kljax.config import LeakConfig
 from kljax.mapping import Timing, map_victims
 from kljax.models import Network
-from kljax.registry import resolve
 from kljax.staging import (
     Dials,
     Source,
@@ -124,15 +123,13 @@ def prepare(config: LeakConfig) -> Prepared:
     config = captured.settle(config)
     network = ground.find_network(config)
     stage = set_stage(config, network)
-    preset = resolve("attack", config.attack, PRESETS)
-    if not isinstance(preset, Preset):  # a user's function
-        preset = Preset(preset, "recovered", None)
+    preset = find_preset(config.attack)
     classifier = _classifier(config, network, stage.dataset)
     jobs, made, functions = [], {}, {}
     for text in config.arms:
         arm = parse_arm(text, stage.sites, made)
         ground.check_norm(config, network, arm)
-        declared = declare(config, arm, preset)
+        declared = declare(config, arm.lock_strategy, preset.labels)
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         setting = Setting(
             model=staged.model,
@@ -305,16 +302,19 @@ def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> 
     return path
 
 
-def declare(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
+def declare(config: LeakConfig, lock_strategy: str, labels: str) -> threat.ThreatModel:
     """Declares the threat model of an arm: the least knowledge that it needs.
+
+    Args:
+      config: of the study.
+      lock_strategy: of the arm.
+      labels: strategy that the attack is known for; the study may have another.
 
     Raises:
       ValueError: for a fact that does not exist or contradicts the study, and for
         knowledge too small for the strategy.
     """
-    strategy = threat.Strategy(
-        lock=arm.lock_strategy, labels=config.labels or preset.labels
-    )
+    strategy = threat.Strategy(lock=lock_strategy, labels=config.labels or labels)
     facts: dict[str, Any] = {"examples": config.examples, "upload": config.upload}
     needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())
     if config.from_run is not None and "initial" in needed:

@@ -128,6 +128,22 @@ PRESETS: dict[str, Preset] = {
     "idlg": Preset(dlg, "recovered", squared_l2),
 }
 
+
+def find_preset(name: str) -> Preset:
+    """Finds an attack by name, or as ``package.module:function`` of your own.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest one.
+    """
+    found = resolve("attack", name, PRESETS)
+    return found if isinstance(found, Preset) else of_user(found)
+
+
+def of_user(build: Callable[..., Attack] | None) -> Preset:
+    """Makes a preset of a user's function, of which nothing else is known."""
+    return Preset(build, "recovered", None)
+
+
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
     "lbfgs": lbfgs,
     "lbfgs_torch": lbfgs_torch,

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from kljax.attacks.presets import PRESETS, Preset
+from kljax.attacks.presets import PRESETS, of_user
 from kljax.config import LeakConfig
 from kljax.leakage import declare
 from kljax.study_report.pools import Pool
@@ -87,8 +87,9 @@ def threat_facts(config: LeakConfig) -> dict[str, str]:
     if len(config.arms) != 1:
         raise ValueError(f"a cell has one arm, got {config.arms}")
     # A user's attack need not be importable where its report is written.
-    preset = PRESETS.get(config.attack, Preset(None, "recovered", None))
-    declared = declare(config, _Strategy(config.arms[0].partition("/")[2]), preset)
+    preset = PRESETS.get(config.attack, of_user(None))
+    strategy = config.arms[0].partition("/")[2] or "unit"
+    declared = declare(config, strategy, preset.labels)
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}
@@ -103,17 +104,6 @@ def threat_facts(config: LeakConfig) -> dict[str, str]:
 def threat_words(config: LeakConfig) -> list[str]:
     """Words the threat model of a cell, one sentence each."""
     return list(threat_facts(config).values())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Strategy:
-    """What `kljax.leakage.declare` asks of an arm; making one takes a network."""
-
-    written: str
-
-    @property
-    def lock_strategy(self) -> str:
-        return self.written or "unit"
 
 
 def _upload(config: LeakConfig, knowledge: dict[str, Any]) -> str:

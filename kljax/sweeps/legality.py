@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from kljax import arms, data, ground, leakage, losses
 from kljax.arms import Arm, Sites
-from kljax.attacks.presets import PRESETS, Preset, make_optimiser
+from kljax.attacks.presets import PRESETS, find_preset, make_optimiser
 from kljax.config import LeakConfig
 from kljax.data.tfds import list_tfds
 from kljax.keylock import key_lock
 from kljax.models import NETWORKS
 from kljax.registry import nearest, resolve
-from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat, ThreatModel
+from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat
 
 
 def is_legal(config: LeakConfig) -> bool:
@@ -27,18 +27,11 @@ def is_legal(config: LeakConfig) -> bool:
     """
     _check_names(config)
     try:
-        declared_threat(config, _arm(config))
+        strategy = _arm(config).lock_strategy
+        leakage.declare(config, strategy, find_preset(config.attack).labels)
     except IllegalThreat:
         return False
     return True
-
-
-def declared_threat(config: LeakConfig, arm: Arm) -> ThreatModel:
-    """Makes the threat model of a cell."""
-    preset = resolve("attack", config.attack, PRESETS)
-    if not isinstance(preset, Preset):  # a user's function
-        preset = Preset(preset, "recovered", None)
-    return leakage.declare(config, arm, preset)
 
 
 def _check_names(config: LeakConfig) -> None:
