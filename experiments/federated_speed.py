@@ -63,11 +63,8 @@ SCALE = (64, 512, 4096)  # clients of fl-scale
 LAYOUTS = (
     Layout("loop"),
     Layout("vmap"),
-    *(
-        Layout(kind, chunk)
-        for kind in ("chunked", "sharded", "sharded_loop")
-        for chunk in (4, 8, 16, 32)
-    ),
+    Layout("chunked", 8),
+    *(Layout(kind, n) for kind in ("sharded", "sharded_loop") for n in (8, 16)),
 )
 NETWORKS = {"lenet": LeNet, "resnet20": resnet20}
 
