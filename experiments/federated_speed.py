@@ -296,10 +296,9 @@ def scale(options, counts=SCALE, work=WORK["fl-lenet-b10"]):
 
 def layouts(options, names=("fl-lenet-b10", "fl-lenet-b32"), candidates=LAYOUTS):
     """All layouts and both convolutions: what `fastest_layout` is chosen from."""
-    return [
-        _layouts(name.replace("fl-", "fl-layouts-"), WORK[name], candidates, options)
-        for name in names
-    ]
+    for name in names:
+        title = name.replace("fl-", "fl-layouts-")
+        yield _layouts(title, WORK[name], candidates, options)
 
 
 def _layouts(name, work, candidates, options):

@@ -104,7 +104,7 @@ def main():
             for made in NAMES[name](options):
                 entries.append(made)
                 show(made)
-            options.json.write_text(json.dumps(entries, indent=2) + "\n")
+                options.json.write_text(json.dumps(entries, indent=2) + "\n")
     print(f"{time.strftime('%Y-%m-%d')}: written {options.json}")
 
 
