@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def project(tmp_path, url, scripts):
 
 
 @each
-def test_every_cell_runs_in_order(path, monkeypatch, tmp_path, capsys):
+def test_every_cell_runs_in_order(
+    path, monkeypatch, tmp_path, tmp_path_factory, capsys
+):
     shown = []
 
     def show():
@@ -63,6 +66,8 @@ def test_every_cell_runs_in_order(path, monkeypatch, tmp_path, capsys):
         pyplot.close("all")
 
     monkeypatch.chdir(tmp_path)
+    aside = tmp_path_factory.mktemp("aside")
+    monkeypatch.setattr(tempfile, "tempdir", str(aside))
     monkeypatch.setenv("KLJAX_TINY", "1")
     # Any attempt to import it fails from here on, as where it is absent.
     monkeypatch.setitem(sys.modules, "tensorflow", None)
@@ -83,12 +88,13 @@ def test_every_cell_runs_in_order(path, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 @each
-def test_it_runs_in_jupyter(path, monkeypatch, tmp_path):
+def test_it_runs_in_jupyter(path, monkeypatch, tmp_path, tmp_path_factory):
     nbformat = pytest.importorskip("nbformat", reason="needs kljax[notebooks]")
     nbclient = pytest.importorskip("nbclient", reason="needs kljax[notebooks]")
     pytest.importorskip("ipykernel", reason="needs kljax[notebooks]")
     monkeypatch.setenv("KLJAX_TINY", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("aside")))
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, resources={"metadata": {"path": str(tmp_path)}}
