@@ -38,16 +38,18 @@ class Finished(NamedTuple):
     Attributes:
       chunk: its name.
       point: where its first cell stands.
+      others: how many more cells are in it.
       victims, all_victims: done by this process so far, and in all.
       cells, all_cells: of which all chunks of this process are done, and in all.
       attacks: in this chunk.
-      loss: median of their matching losses, NaN if there is none.
+      loss: median of the matching losses of its first cell, NaN if there is none.
       timing: of this chunk.
       failed: cells that failed in it.
     """
 
     chunk: str
     point: dict[str, str]
+    others: int
     victims: int
     all_victims: int
     cells: int
@@ -379,10 +381,11 @@ class _Tally:
     def add(self, chunk: Chunk, done: _Done, failed: tuple[str, ...]) -> Finished:
         for piece in chunk.pieces:
             self._left[piece.cell.id] -= 1
+        first = chunk.pieces[0].cell
         losses = [
             row["matching_loss"]
-            for _, row in done.rows
-            if row["matching_loss"] is not None
+            for cell, row in done.rows
+            if cell.id == first.id and row["matching_loss"] is not None
         ]
         attacks = sum(1 for _, row in done.rows if row["attack"] is not None)
         self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
@@ -393,7 +396,8 @@ class _Tally:
         self._failed += failed
         return Finished(
             chunk.name,
-            chunk.pieces[0].cell.point,
+            first.point,
+            len(chunk.pieces) - 1,
             self._victims,
             self._all_victims,
             sum(1 for left in self._left.values() if not left),

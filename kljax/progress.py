@@ -169,6 +169,8 @@ class SweepProgress:
 
     def on_chunk(self, done: Finished) -> None:
         where = ", ".join(done.point.values())
+        if done.others:
+            where += f" and {done.others} more"
         cells = f"cells {done.cells}/{done.all_cells}"
         loss = "" if math.isnan(done.loss) else f", loss {done.loss:.1e}"
         failed = f", failed {' '.join(done.failed)}" if done.failed else ""

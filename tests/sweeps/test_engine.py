@@ -444,6 +444,7 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
         said = capsys.readouterr().out
     study = tmp_path / "runs" / "few"
     # In a file a line per chunk, with pace and what is left.
+    assert "none, 0, 0.1 and 3 more: 20/60 victims" in said
     assert "60/60 victims, cells 12/12" in said and "ETA 0:00:00" in said
     assert "60 attacks, 6 compilations" in said
     assert (study / "report" / "report.html").exists()
