@@ -23,7 +23,8 @@ from kljax.attacks import (
     Setting,
     replay,
 )
-from kljax.attacks.presets import Preset, find_preset, make_optimiser
+from kljax.attacks.optimisers import make_optimiser
+from kljax.attacks.presets import Preset, find_preset
 from kljax.config import LeakConfig
 from kljax.mapping import Timing, map_victims
 from kljax.models import Network

@@ -18,7 +18,8 @@ from kljax import (
     threat,
 )
 from kljax.attacks import Reconstruction, Setting
-from kljax.attacks.presets import OPTIMISERS, matching
+from kljax.attacks.optimisers import OPTIMISERS
+from kljax.attacks.presets import matching
 from kljax.config import LeakConfig
 from kljax.keylock import key_lock
 from kljax.mapping import Layout, Timing

@@ -7,7 +7,8 @@ import pytest
 
 from kljax import data, losses
 from kljax.arms import KINDS
-from kljax.attacks.presets import OPTIMISERS, PRESETS
+from kljax.attacks.optimisers import OPTIMISERS
+from kljax.attacks.presets import PRESETS
 from kljax.models import NETWORKS
 from kljax.registry import nearest, resolve, unknown_name
 

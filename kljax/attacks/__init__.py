@@ -1,6 +1,7 @@
 """Attacks: what a server can make of a gradient, or of a whole update."""
 
 from kljax.attacks.attack import (
+    RESTARTS,
     Attack,
     Candidate,
     Objective,
@@ -33,6 +34,7 @@ __all__ = [
     "Setting",
     "Protocol",
     "iterative",
+    "RESTARTS",
     "Unknown",
     "Unknowns",
     "Candidate",

@@ -100,10 +100,12 @@ class Unknown(NamedTuple):
     Attributes:
       start: ``(rng, View) -> (free, fixed)``: what is optimised, and what is not.
       decode: ``(free, fixed) -> value`` of that part.
+      project: ``free -> free``, after every move: back to what is allowed.
     """
 
     start: Callable[[Rng, View], tuple[PyTree, PyTree]]
     decode: Callable[[PyTree, PyTree], PyTree]
+    project: Callable[[PyTree], PyTree] = lambda free: free
 
 
 class Unknowns(NamedTuple):
@@ -130,7 +132,9 @@ class Optimiser(NamedTuple):
 # (View, Candidate) -> (upload of the candidate, upload observed): gradients, or changes
 Simulation: TypeAlias = Callable[[View, Candidate], tuple[PyTree, PyTree]]
 Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
-Prior: TypeAlias = Callable[[Candidate], Array]
+# (View, Candidate, share of the steps that are made [] in [0, 1)) -> penalty []
+Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
+RESTARTS = "restarts"  # axis over which one restart can see the others
 
 
 class _Best(NamedTuple):
@@ -139,9 +143,9 @@ class _Best(NamedTuple):
     matching: Array  # objective alone
 
 
-def no_prior(candidate: Candidate) -> Array:
+def no_prior(view: View, candidate: Candidate, progress: Array) -> Array:
     """Prefers nothing."""
-    del candidate
+    del view, candidate, progress
     return jnp.zeros(())
 
 
@@ -154,7 +158,7 @@ def iterative(
     prior: Prior = no_prior,
     steps: int,
     restarts: int = 1,
-    points: int = 20,
+    points: int | None = None,
 ) -> Attack:
     """Composes an iterative attack.
 
@@ -166,7 +170,10 @@ def iterative(
       prior: added to the objective.
       steps: evaluations per restart.
       restarts: R independent starts; the one with the lowest own loss is returned.
-      points: the lowest matching loss so far is recorded this many times, evenly.
+        With several, they run on the axis `RESTARTS`, where a prior may compare
+        them.
+      points: the lowest matching loss so far is recorded this many times, evenly;
+        None for as many, at most 20, as divide the steps.
 
     Returns:
       The attack. Its ``info`` has ``losses`` [points], ``lock`` (the lock part of the
@@ -176,6 +183,8 @@ def iterative(
       ValueError: if steps, restarts or points are below 1, or `points` does not
         divide `steps`.
     """
+    if points is None:
+        points = next((n for n in range(20, 0, -1) if steps % n == 0), 1)
     if min(steps, restarts, points) < 1 or steps % points:
         raise ValueError(
             f"steps={steps}, restarts={restarts} and points={points} must be at least "
@@ -194,16 +203,16 @@ def iterative(
             parts = zip(unknowns, free, fixed, strict=True)
             return Candidate(*(part.decode(z, known) for part, z, known in parts))
 
-        def total(free: PyTree) -> tuple[Array, Array]:
+        def total(free: PyTree, progress: Array) -> tuple[Array, Array]:
             candidate = decode(free)
             matching = objective(*simulation(view, candidate))
-            return matching + prior(candidate), matching
+            return matching + prior(view, candidate, progress), matching
 
         evaluate = jax.value_and_grad(total, has_aux=True)
 
-        def step(carry, _):
+        def step(carry, number):
             free, state, best, finite = carry
-            (value, matching), grads = evaluate(free)
+            (value, matching), grads = evaluate(free, number / steps)
             finite = finite & jnp.isfinite(value)
             # NaN compares as false: a broken iterate is never the best one.
             better = value < best.total
@@ -213,16 +222,20 @@ def iterative(
                 best,
             )
             free, state = optimiser.step(free, state, value, grads)
+            free = tuple(
+                part.project(z) for part, z in zip(unknowns, free, strict=True)
+            )
             return (free, state, best, finite), None
 
-        def segment(carry, _):
-            carry, _ = jax.lax.scan(step, carry, length=steps // points)
+        def segment(carry, numbers):
+            carry, _ = jax.lax.scan(step, carry, numbers)
             return carry, carry[2].matching
 
         worst = jnp.full((), jnp.inf)
         carry = (first, optimiser.init(first), _Best(first, worst, worst), True)
         carry = jax.tree.map(jnp.asarray, carry)
-        (_, _, best, finite), losses = jax.lax.scan(segment, carry, length=points)
+        numbers = jnp.arange(steps).reshape(points, -1)
+        (_, _, best, finite), losses = jax.lax.scan(segment, carry, numbers)
         return decode(best.free), best, finite, losses
 
     def attack(rng: Rng, view: View) -> Reconstruction:
@@ -234,7 +247,7 @@ def iterative(
             # An axis of length 1 is not free: XLA compiles it twice as long.
             runs = jax.tree.map(lambda x: x[None], restart(indices[0]))
         else:
-            runs = jax.vmap(restart)(indices)
+            runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
         chosen = jnp.argmin(runs[1].total)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Prior
+from kljax.threat import View
 from kljax.typing import Array
 
 
@@ -24,7 +25,8 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight!r}")
 
-    def prior(candidate: Candidate) -> Array:
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
         images = candidate.images
         axes = (1, 2, 3)
         variation = jnp.mean(jnp.abs(jnp.diff(images, axis=1)), axes)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from kljax import arms, data, ground, leakage, losses
 from kljax.arms import Arm, Sites
-from kljax.attacks.presets import PRESETS, find_preset, make_optimiser
+from kljax.attacks.optimisers import make_optimiser
+from kljax.attacks.presets import PRESETS, find_preset
 from kljax.config import LeakConfig
 from kljax.data.tfds import list_tfds
 from kljax.keylock import key_lock

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from kljax.attacks import (
+    RESTARTS,
     Optimiser,
     Unknown,
     Unknowns,
@@ -20,9 +21,11 @@ LABEL = Unknown(lambda rng, view: ((), jnp.eye(3)[None, 1]), lambda free, fixed:
 SGD = from_optax(optax.sgd(0.25))
 
 
-def image(start):
+def image(start, **project):
     """An unknown 'image' of two numbers, started where `start(rng)` says."""
-    return Unknown(lambda rng, view: (start(rng), ()), lambda free, fixed: free)
+    return Unknown(
+        lambda rng, view: (start(rng), ()), lambda free, fixed: free, **project
+    )
 
 
 def matches(view, candidate):
@@ -30,9 +33,10 @@ def matches(view, candidate):
     return candidate.images, view
 
 
-def attack(start=lambda rng: jnp.zeros(2), optimiser=SGD, **options):
+def attack(start=lambda rng: jnp.zeros(2), optimiser=SGD, project=None, **options):
     options = {"steps": 20, "points": 4} | options
-    unknowns = Unknowns(image(start), LABEL, NOTHING)
+    free = image(start) if project is None else image(start, project=project)
+    unknowns = Unknowns(free, LABEL, NOTHING)
     return iterative(unknowns, matches, squared_l2(), optimiser, **options)
 
 
@@ -103,9 +107,45 @@ def test_a_restart_does_not_depend_on_how_many_there_are(rng):
 
 def test_a_prior_moves_the_answer_and_not_the_reported_loss(rng):
     """|x - v|^2 + |x|^2 is lowest at v / 2."""
-    found = attack(prior=lambda candidate: jnp.sum(candidate.images**2))(rng, VIEW)
+
+    def prior(view, candidate, progress):
+        return jnp.sum(candidate.images**2)
+
+    found = attack(prior=prior)(rng, VIEW)
     np.testing.assert_allclose(found.images, VIEW / 2, rtol=1e-4)
     np.testing.assert_allclose(found.loss, 1.25, rtol=1e-4)
+
+
+def test_every_move_is_projected(rng):
+    found = attack(project=lambda x: jnp.clip(x, 0, 0.5))(rng, VIEW)
+    assert found.images.tolist() == [0.5, 0.0]
+
+
+def test_a_prior_knows_how_far_the_search_is(rng):
+    """One that is lowest at half of the steps makes the iterate there the best."""
+
+    def prior(view, candidate, progress):
+        return 1e3 * (progress - 0.5) ** 2
+
+    found = attack(prior=prior, steps=8)(rng, VIEW)
+    np.testing.assert_allclose(found.loss, 5 * 0.25**4, rtol=1e-5)
+
+
+def test_a_prior_sees_the_other_restarts(rng):
+    """With no gradient to match, all restarts meet in their mean."""
+
+    def prior(view, candidate, progress):
+        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.images), RESTARTS)
+        return jnp.sum((candidate.images - mean) ** 2)
+
+    def start(rng):
+        return jax.random.normal(rng, (2,))
+
+    found = attack(start, prior=prior, restarts=3)(rng, jnp.zeros(2))
+    assert found.info["restart_losses"].shape == (3,)
+    alone = attack(start, restarts=3)(rng, jnp.zeros(2))
+    # Alone they all go to 0; together with their mean they go there more slowly.
+    assert float(found.loss) > float(alone.loss)
 
 
 def test_an_all_nan_view_is_a_reported_failure(rng):

@@ -13,7 +13,7 @@ SMALL = np.array([[0.0, 2.0], [1.0, 5.0]], np.float32)[None, :, :, None]
 
 
 def of(prior, images):
-    return prior(Candidate(jnp.asarray(images), None, None))
+    return prior(None, Candidate(jnp.asarray(images), None, None), 0.0)
 
 
 def test_no_prior_prefers_nothing():

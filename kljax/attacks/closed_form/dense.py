@@ -1,7 +1,7 @@
-"""Closed-form attacks: no loop, no optimiser, one formula.
+"""Dense layers: their input, read off their gradient.
 
-They all rest on one fact: a dense layer ``y = x W + b`` has, for one example, the
-weight gradient ``x delta^T`` and the bias gradient ``delta``.
+A dense layer ``y = x W + b`` has, for one example, the weight gradient ``x delta^T``
+and the bias gradient ``delta``.
 """
 
 import jax.numpy as jnp

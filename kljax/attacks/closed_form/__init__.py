@@ -1,0 +1,9 @@
+"""Closed-form attacks: no loop of descent, but a formula or least squares."""
+
+from kljax.attacks.closed_form.dense import (
+    dense_input,
+    dense_layer,
+    private_key_from_lock_grads,
+)
+
+__all__ = ["dense_input", "dense_layer", "private_key_from_lock_grads"]

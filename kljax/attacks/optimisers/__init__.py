@@ -1,0 +1,18 @@
+"""Optimisers: one value and gradient in, one move out.
+
+All are `Optimiser`s of the driver, so that each step costs exactly one evaluation, in
+every lane of a batch.
+"""
+
+from kljax.attacks.optimisers.catalogue import OPTIMISERS, make_optimiser
+from kljax.attacks.optimisers.first_order import adam, from_optax
+from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
+
+__all__ = [
+    "OPTIMISERS",
+    "make_optimiser",
+    "adam",
+    "from_optax",
+    "lbfgs",
+    "lbfgs_torch",
+]

@@ -1,0 +1,41 @@
+"""Which optimisers there are, by name."""
+
+from collections.abc import Callable
+
+from kljax.attacks.attack import Optimiser
+from kljax.attacks.optimisers.first_order import adam
+from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
+from kljax.registry import resolve
+from kljax.typing import Array
+
+OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
+    "lbfgs": lbfgs,
+    "lbfgs_torch": lbfgs_torch,
+    "adam": adam,
+}
+# Those whose first argument by name is a step size.
+STEPPED = ("lbfgs_torch", "adam")
+
+
+def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimiser:
+    """Makes an optimiser by name, with its own step size if none is given.
+
+    Args:
+      name: out of `OPTIMISERS`, or ``package.module:function`` of your own, which is
+        called with the step size if there is one.
+      step_size: first step size, in units of the unknowns; it may be traced.
+
+    Raises:
+      ValueError: for an unknown name, or a step size where none is taken.
+    """
+    make = resolve("optimiser", name, OPTIMISERS)
+    if step_size is None:
+        return make()
+    if name in STEPPED:
+        return make(learning_rate=step_size)
+    if name in OPTIMISERS:
+        raise ValueError(
+            f"optimiser {name!r} finds its own step sizes: leave step_size out, or "
+            f"take one of {', '.join(STEPPED)}"
+        )
+    return make(step_size)

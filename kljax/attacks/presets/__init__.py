@@ -1,0 +1,19 @@
+"""Presets: a paper's attack as a composition, with the paper's values.
+
+A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack``; an
+`optimiser` given replaces the paper's. The label strategy comes with the threat model;
+`Preset.labels` is the one the attack is known for.
+"""
+
+from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
+from kljax.attacks.presets.plain import dlg, gradient_matching, matching
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "find_preset",
+    "of_user",
+    "dlg",
+    "gradient_matching",
+    "matching",
+]

@@ -1,0 +1,89 @@
+"""Plain gradient matching: squared distance of gradients, pixels as unknowns."""
+
+from kljax.attacks.attack import (
+    Attack,
+    Optimiser,
+    Prior,
+    Setting,
+    Unknowns,
+    iterative,
+    no_prior,
+)
+from kljax.attacks.labels import LABELS
+from kljax.attacks.locks import lock_of
+from kljax.attacks.objectives import squared_l2
+from kljax.attacks.optimisers import lbfgs, lbfgs_torch
+from kljax.attacks.priors import total_variation
+from kljax.attacks.simulation import replay
+from kljax.attacks.starts import Start, normal
+from kljax.attacks.unknowns import pixels
+
+
+def gradient_matching(
+    setting: Setting,
+    *,
+    optimiser: Optimiser,
+    steps: int,
+    restarts: int,
+    start: Start,
+    prior: Prior = no_prior,
+) -> Attack:
+    """Composes the plainest gradient matching: pixels, squared distance."""
+    lock = lock_of(setting)
+    labels = LABELS[setting.threat.strategy.labels](setting)
+    return iterative(
+        Unknowns(pixels(setting, start), labels, lock.unknown),
+        replay(setting, lock.gates),
+        squared_l2(),
+        optimiser,
+        prior=prior,
+        steps=steps,
+        restarts=restarts,
+    )
+
+
+# Chosen on victims of their own by the attacker's own loss:
+# experiments/attack_settings.py.
+RELATIVE_TV = 1e-2
+
+
+def matching(
+    setting: Setting,
+    optimiser: Optimiser | None = None,
+    *,
+    steps: int,
+    restarts: int,
+    variation: float = RELATIVE_TV,
+) -> Attack:
+    """Makes kljax's default: DLG's objective, a guarded L-BFGS, a grey start.
+
+    `variation` is the weight of the total variation relative to the image's spread.
+    """
+    return gradient_matching(
+        setting,
+        optimiser=optimiser or lbfgs(),
+        steps=steps,
+        restarts=restarts,
+        start=normal(0.5, 0.1),
+        prior=total_variation(variation, relative=True),
+    )
+
+
+def dlg(
+    setting: Setting, optimiser: Optimiser | None = None, *, steps: int, restarts: int
+) -> Attack:
+    """Makes DLG: torch's fixed-step L-BFGS from N(0, 1).
+
+    The paper's 300 calls of L-BFGS are at most 6,000 steps. Labels are optimised
+    jointly there (threat strategy ``joint``).
+
+    Reference: Zhu, Liu, Han, "Deep Leakage from Gradients" (NeurIPS 2019); code
+    mit-han-lab/dlg, main.py.
+    """
+    return gradient_matching(
+        setting,
+        optimiser=optimiser or lbfgs_torch(),
+        steps=steps,
+        restarts=restarts,
+        start=normal(0.0, 1.0),
+    )
