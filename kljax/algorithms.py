@@ -1,12 +1,13 @@
 """Federated algorithms by name: compositions of a defence, training and rounds."""
 
+import jax
 import optax
 
 from kljax.clients import LocalOptimiser, local_training
 from kljax.defences import Defence, keylock, none
 from kljax.keylock import KeyLock
 from kljax.rounds import Rounds, federated_rounds
-from kljax.typing import Array, Loss, Model, Public
+from kljax.typing import Array, Loss, Model, Private, Public, Rng
 
 
 def fedavg(
@@ -51,16 +52,43 @@ def fedprox(
 
 
 def fedkl(
-    model: Model, loss: Loss, optimiser: LocalOptimiser, *, lock: KeyLock, **options
+    model: Model,
+    loss: Loss,
+    optimiser: LocalOptimiser,
+    *,
+    lock: KeyLock,
+    fresh_private_keys: bool = False,
+    **options,
 ) -> Rounds:
     """Composes FedKL: federated averaging of everything but the lock.
 
     Private keys and lock weights stay with the clients; all clients start from the
     lock weights that the server drew, each with a private key of its own.
 
+    Args:
+      lock: of the clients.
+      fresh_private_keys: whether each client draws its private key anew in every
+        round, a change of kljax's; one for all rounds otherwise, as in the paper.
+
     Reference: Ren, Deng, Xie, arXiv 2305.04095; official code methods/FedKL.py.
     """
+    if fresh_private_keys:
+        options["local"] = {**options.get("local", {}), "renew": new_private_key(lock)}
     return fedavg(model, loss, optimiser, defence=keylock(lock), **options)
+
+
+def new_private_key(lock: KeyLock):
+    """Makes ``(rng, Private) -> Private`` with a private key drawn anew.
+
+    A client without a private key is left as it is.
+    """
+
+    def renew(rng: Rng, private: Private) -> Private:
+        if not jax.tree.leaves(private.secret):
+            return private
+        return private._replace(secret=lock.private_key(rng))
+
+    return renew
 
 
 def proximal(strength: float):

@@ -34,6 +34,7 @@ SETTLED = (
     "private_key_size",
     "init",
     "lock_init",
+    "lock_activation",
     "loss",
     "image_size",
 )

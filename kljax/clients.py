@@ -154,6 +154,7 @@ def local_training(
     augment: Callable[[Rng, Array], Array] | None = None,
     penalty: Callable[[Public, Public], Array] | None = None,
     reset_optimiser: bool = False,
+    renew: Callable[[Rng, Private], Private] | None = None,
 ) -> LocalTraining:
     """Makes the local training of one client: T steps on its own batches.
 
@@ -172,6 +173,8 @@ def local_training(
         no private part (FedProx's proximal term).
       reset_optimiser: whether the optimiser starts anew in every round; kept from
         round to round otherwise, as in FedKL.
+      renew: ``(rng, Private) -> Private``, before the first step of every round: what
+        a client draws anew, such as its private key.
 
     Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
     equals the unpadded one (a release that looks at the images in its `Context` sees
@@ -201,6 +204,9 @@ def local_training(
         batches: Batches,
     ) -> tuple[Upload, ClientState, Progress]:
         rng_steps, rng_release = jax.random.split(rng)
+        if renew is not None:
+            fresh = renew(jax.random.fold_in(rng, 0), state.private)
+            state = state._replace(private=fresh)
         secret, descent = state.private.secret, method(number)
 
         def step(carry, inputs):

@@ -12,7 +12,7 @@ import numpy as np
 from kljax import data
 from kljax.arms import Arm, Sites
 from kljax.config import LeakConfig, TrainConfig
-from kljax.keylock import key_lock
+from kljax.keylock import ACTIVATIONS, key_lock
 from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
 from kljax.registry import resolve
 from kljax.typing import Model
@@ -149,6 +149,7 @@ def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites
         size=config.private_key_size,
         chained=config.chained,
         limit=config.lock_init or None,
+        activation=ACTIVATIONS[config.lock_activation],
     )
     return Sites(network.sites, widths, lock)
 

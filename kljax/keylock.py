@@ -20,6 +20,14 @@ from kljax.typing import Array, Gate, Gates, LockWeights, Path, PrivateKey, Rng
 
 PRIVATE_KEY_SIZE = 1024  # the paper's K (config KEY_LENGTH)
 
+# Of the two dense layers, by name. ReLU is the paper's default and sigmoid its option;
+# signed leaves them as they are, so that no channel dies and gates may be negative.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "signed": lambda x: x,
+}
+
 
 class KeyLock(NamedTuple):
     """A lock as pure functions.
@@ -52,7 +60,7 @@ def key_lock(
       widths: channels C_i of each site (`kljax.models.site_widths` finds them).
       size: length K of the private key.
       activation: of both dense layers. ReLU is the paper's default: about half the
-        channels start dead (scale exactly 0).
+        channels start dead (scale exactly 0). `ACTIVATIONS` has others.
       chained: whether each site is fed by the gates of the one before.
       limit: weights and biases are drawn from U(-limit, limit); None is PyTorch's
         Linear default, 1/sqrt(fan_in), as in the official code; its DLG test

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from kljax import arms, data, ground, losses
-from kljax.algorithms import fedavg, proximal
+from kljax.algorithms import fedavg, new_private_key, proximal
 from kljax.arms import Arm, Sites
 from kljax.augmentation import AUGMENTATIONS
 from kljax.clients import Batches, ClientState, LocalOptimiser
@@ -96,20 +96,20 @@ def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
     """
     arm = prepared.arms[name]
     model = prepared.models[arm.norm]
-    return ArmRounds(
-        model, arm.defence, _rounds(prepared.config, prepared.loss, model, arm.defence)
-    )
+    return ArmRounds(model, arm.defence, _rounds(prepared, model, arm.defence))
 
 
-def _rounds(config: TrainConfig, loss: Loss, model: Model, defence: Defence) -> Rounds:
+def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
+    config, lock = prepared.config, prepared.sites.lock
     local = {
+        "renew": new_private_key(lock) if config.fresh_private_keys else None,
         "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
         "penalty": proximal(config.proximal) if config.proximal else None,
         "reset_optimiser": config.reset_optimiser,
     }
     return fedavg(
         model,
-        loss,
+        prepared.loss,
         local_optimiser(config),
         defence=defence,
         local=local,
@@ -142,7 +142,7 @@ def mean_gates(prepared: Prepared) -> Gates:
     """
     config, lock = prepared.config, prepared.sites.lock
     defence = keylock(lock)
-    rounds = _rounds(config, prepared.loss, prepared.models[True], defence)
+    rounds = _rounds(prepared, prepared.models[True], defence)
     weights = jax.jit(rounds.init_lock)(random_keys(config).init)
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 

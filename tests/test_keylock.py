@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.keylock import PRIVATE_KEY_SIZE, key_lock
+from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE, key_lock
 
 # Not in alphabetical order: a chain that sorted its sites would be another chain.
 SITES = ("stem", "blocks/1", "blocks/0")
@@ -120,6 +120,19 @@ def test_start_of_the_paper_kills_about_half_the_channels(limit, bound):
         for values in gate:
             assert np.all(values >= 0)
             assert 0.35 < np.mean(np.asarray(values) == 0) < 0.65
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gates_keep_to_the_range_of_their_activation(name):
+    lock = key_lock(("a",), (400,), size=64, activation=ACTIVATIONS[name])
+    weights = random_lock_weights(lock)
+    private_key = np.random.default_rng(2).random(64, np.float32)
+    (gate,) = lock.gates(weights, private_key).values()
+    for values in gate:
+        below, above = np.mean(values < 0), np.mean(np.asarray(values) > 1)
+        assert (below > 0.2) == (name == "signed")
+        assert (above > 0.2) == (name != "sigmoid")
+        assert (np.mean(np.asarray(values) == 0) > 0.2) == (name == "relu")
 
 
 def test_no_sites_give_no_gates():

@@ -50,6 +50,7 @@ def views(arm):
         ("init", float("nan")),
         ("init", "half"),
         ("lock_init", -1),
+        ("lock_activation", "tanh"),
         ("precision", "exact"),
         ("precision", 32),
         ("lock_init", float("inf")),

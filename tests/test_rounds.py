@@ -11,7 +11,7 @@ from flax import nnx
 from studies import quick_compilation
 from toys import LOCK, Toy, random_images, toy_model
 
-from kljax.algorithms import fedavg, fedkl, fedprox, proximal
+from kljax.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
 from kljax.clients import Batches, local_gradient, local_training
 from kljax.defences import gaussian_noise, keylock, none, norm_clipping
 from kljax.keylock import key_lock
@@ -264,6 +264,22 @@ def test_momentum_is_kept_or_reset():
     reset = product(optimiser=momentum, local={"reset_optimiser": True})
     assert kept == pytest.approx(0.0)
     assert weight_after(reset, pixels(1.0), count=2)[0] == pytest.approx(0.25)
+
+
+def test_private_keys_may_be_drawn_anew_in_every_round():
+    """At rate 0 nothing else of a client changes; without a lock nothing does."""
+    still, data = optax.sgd(0.0), client_data(clients=2)
+    lock = {"lock": LOCK, "fresh_private_keys": True}
+    fresh = fedkl(toy_model(), cross_entropy, still, **lock)
+    seen = [play(fresh, data, count=n, clients=2)[1].private for n in (0, 1, 2)]
+    keys = np.concatenate([private.secret for private in seen])
+    assert len(np.unique(keys, axis=0)) == 6  # two clients, three draws
+    assert np.all((keys >= 0) & (keys < 1))
+    jax.tree.map(np.testing.assert_array_equal, seen[0].trainable, seen[2].trainable)
+    local = {"renew": new_private_key(LOCK)}
+    plain = play(fedavg(toy_model(), cross_entropy, SGD), data, clients=2)[0]
+    other = fedavg(toy_model(), cross_entropy, SGD, local=local)
+    assert_close(trainable(plain), trainable(play(other, data, clients=2)[0]))
 
 
 def test_a_schedule_may_count_rounds():

@@ -268,6 +268,8 @@ def test_every_option_is_heard(tmp_path):
         local_steps=9,
         evaluate_every=3,
         lock_init=0.5,
+        lock_activation="sigmoid",
+        fresh_private_keys=True,
         init=0.1,
     )
     result = train(config)

@@ -12,7 +12,7 @@ from kljax.config.checks import (
     freeze,
     given,
 )
-from kljax.keylock import PRIVATE_KEY_SIZE
+from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.mapping import Layout
 from kljax.metrics.image import SSIM_WINDOW
 
@@ -75,6 +75,8 @@ class LeakConfig:
         tests; 0 leaves the network its own initialiser.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
+      lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
+        or signed, which is none and lets gates be negative.
       private_key_size: length of the private key.
       sites: paths to lock, in chain order; nothing or ``single`` for the network's
         own, ``all`` for every norm that the paper's chained lock gates.
@@ -120,6 +122,7 @@ class LeakConfig:
     weights: Literal["fresh", "shared"] = "fresh"
     init: float = 0.5
     lock_init: float = 0.0
+    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
     private_key_size: int = PRIVATE_KEY_SIZE
     sites: tuple[str, ...] = ()
     chained: bool = False
@@ -148,6 +151,7 @@ class LeakConfig:
         check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})
         _check_needs(self)
         check_choice(self, "weights", ("fresh", "shared"))
+        check_choice(self, "lock_activation", tuple(ACTIVATIONS))
         check_precision(self.precision)
         check_arms(self.arms)
         for name in ("init", "lock_init"):

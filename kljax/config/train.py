@@ -13,7 +13,7 @@ from kljax.config.checks import (
     check_whole,
     freeze,
 )
-from kljax.keylock import PRIVATE_KEY_SIZE
+from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.mapping import Layout, fastest_layout
 from kljax.metrics.image import SSIM_WINDOW
 
@@ -103,6 +103,10 @@ class TrainConfig:
         initialiser.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains.
+      lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
+        or signed, which is none and lets gates be negative.
+      fresh_private_keys: whether clients draw their private key anew in every round;
+        one for all rounds otherwise, as in the paper.
       evaluate_every: rounds between two measurements of test accuracy.
       save_every: rounds between two checkpoints.
       keep_rounds: rounds whose starting states are kept, to attack them later: R is
@@ -151,6 +155,8 @@ class TrainConfig:
     private_key_size: int = PRIVATE_KEY_SIZE
     init: float = 0.0
     lock_init: float = 0.0
+    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
+    fresh_private_keys: bool = False
     evaluate_every: int = 1
     save_every: int = 10
     keep_rounds: tuple[int, ...] = ()
@@ -178,6 +184,7 @@ class TrainConfig:
         check_choice(self, "weighting", ("examples", "uniform"))
         check_choice(self, "on_nonfinite", ("exclude", "stop"))
         check_choice(self, "convolution", ("auto", "matmul", "lax"))
+        check_choice(self, "lock_activation", tuple(ACTIVATIONS))
         check_precision(self.precision)
         check_arms(self.arms)
         for name in ("weight_decay", "proximal", "init", "lock_init"):

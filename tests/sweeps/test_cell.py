@@ -78,6 +78,7 @@ OTHER = {
     "weights": "shared",
     "init": 0.1,
     "lock_init": 0.1,
+    "lock_activation": "signed",
     "private_key_size": 4,
     "sites": ("all",),
     "chained": True,
