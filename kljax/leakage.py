@@ -144,6 +144,7 @@ def prepare(config: LeakConfig) -> Prepared:
             threat=declared,
             protocol=stage.protocol,
             chain=network.chain,
+            label_rule=config.label_rule,
         )
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in strengths alone share a function, and its compilation.
@@ -322,6 +323,11 @@ def declare(
     strategy = threat.Strategy(
         lock=lock_strategy, labels=config.labels or preset.labels
     )
+    if config.label_rule != "auto" and strategy.labels != "recovered":
+        raise ValueError(
+            f"label_rule={config.label_rule!r} needs labels='recovered', and they are "
+            f"{strategy.labels!r} here"
+        )
     facts: dict[str, Any] = dict(preset.needs)
     facts |= {"examples": config.examples, "upload": config.upload}
     needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())

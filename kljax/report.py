@@ -30,6 +30,7 @@ MEANS = (
     "rmse255",
     "psnr_fedkl",
     "label_accuracy",
+    "label_multiset_accuracy",
     "matching_loss",
     "matching_loss_at_truth",
     "live_channels",
@@ -206,7 +207,7 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
     if column == "success_rate":
         low, high = 100 * arm["success_low"], 100 * arm["success_high"]
         return f"{value:.0%} [{low:.0f}-{high:.0f}]"
-    if column in ("recovered_rate", "label_accuracy"):
+    if column in ("recovered_rate", "label_accuracy", "label_multiset_accuracy"):
         return f"{value:.0%}"
     if column == "matching_loss":
         return f"{value:.1e}"

@@ -15,7 +15,7 @@ from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse, floor_images
 from kljax.staging import Victims
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLUMNS = (
     "schema_version",
     "arm",
@@ -54,6 +54,7 @@ COLUMNS = (
     "matching_loss_floor",
     "outcome",
     "live_channels",
+    "label_multiset_accuracy",  # the same, in whatever order the labels were found
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -169,6 +170,9 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
                 finite=bool(found.finite[n]),
             ),
             "live_channels": live if live or arm.arm.gated else None,
+            "label_multiset_accuracy": metrics.multiset_accuracy(
+                found.labels[n], victims.labels[n]
+            ),
         }
         rows.append(row)
     return rows

@@ -31,11 +31,11 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 37
+    assert len(set(COLUMNS)) == len(COLUMNS) == 38
     _, rows = finished()
     for row in rows:
         assert tuple(row) == COLUMNS
-        assert row["schema_version"] == SCHEMA_VERSION == 1
+        assert row["schema_version"] == SCHEMA_VERSION == 2
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():
@@ -223,6 +223,17 @@ def test_examples_are_matched_one_to_one():
         "none",
     )
     assert [row["label_accuracy"] for row in rows] == [pytest.approx(2 / 3)] * 3
+
+
+def test_labels_in_another_order_than_the_images_are_counted_apart():
+    config = tiny(examples=3, victims=3)
+    truths = pretended(config, lambda arm, victims: victims.images).victims.labels
+    rolled = np.roll(truths, 1, axis=1)
+    result = pretended(config, lambda arm, victims: victims.images, labels=rolled)
+    rows = rows_of(scored(result), "none")
+    for row, labels, guesses in zip(rows, truths, rolled, strict=True):
+        assert row["label_multiset_accuracy"] == 1
+        assert row["label_accuracy"] == pytest.approx(np.mean(labels == guesses))
 
 
 def test_scores_of_several_examples_are_their_mean():

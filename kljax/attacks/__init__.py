@@ -21,7 +21,7 @@ from kljax.attacks.closed_form import (
     peeling,
     private_key_from_lock_grads,
 )
-from kljax.attacks.labels import LABELS, idlg
+from kljax.attacks.labels import LABELS, RULES, idlg
 from kljax.attacks.locks import LOCKS, Lock, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
@@ -47,6 +47,7 @@ __all__ = [
     "normal",
     "constant",
     "LABELS",
+    "RULES",
     "idlg",
     "LOCKS",
     "Lock",

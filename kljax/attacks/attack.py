@@ -59,6 +59,8 @@ class Setting(NamedTuple):
       protocol: of an upload after several local steps; None for one step's gradient.
       chain: the network's layers in forward order, where they simply follow each
         other; () where they do not.
+      label_rule: how labels are recovered, where they are: ``auto`` or a name in
+        `kljax.attacks.labels.RULES`.
     """
 
     model: Model
@@ -72,6 +74,7 @@ class Setting(NamedTuple):
     threat: ThreatModel
     protocol: Protocol | None = None
     chain: tuple[Layer, ...] = ()
+    label_rule: str = "auto"
 
 
 class Reconstruction(NamedTuple):

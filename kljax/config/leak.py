@@ -1,6 +1,7 @@
 """The configuration of a leakage study."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 from kljax.config.checks import (
@@ -43,6 +44,16 @@ FROM_RUN = {
     "local_epochs": 1,
     "batch": 1,
 }
+LabelRule = Literal[
+    "auto",
+    "idlg",
+    "ggl",
+    "yin",
+    "bias_corrected",
+    "wainakh_simple",
+    "counts",
+    "counts_bias",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,8 @@ class LeakConfig:
       step_size: of the optimiser, which must be named and take one (all but lbfgs
         do); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
+      label_rule: how labels are recovered: auto is idlg for one example,
+        bias_corrected for several, and counts for updates of several.
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).
       victims: number of victims.
@@ -114,6 +127,7 @@ class LeakConfig:
     optimiser: str | None = None
     step_size: float | None = None
     labels: str | None = None
+    label_rule: LabelRule = "auto"
     threat: tuple[str, ...] = ()
     victims: int = 16
     examples: int = 1
@@ -153,6 +167,7 @@ class LeakConfig:
         _check_needs(self)
         check_choice(self, "weights", ("fresh", "shared"))
         check_choice(self, "lock_activation", tuple(ACTIVATIONS))
+        check_choice(self, "label_rule", typing.get_args(LabelRule))
         check_precision(self.precision)
         check_arms(self.arms)
         for name in ("init", "lock_init"):

@@ -23,7 +23,7 @@ from kljax.metrics.image import (
 )
 from kljax.metrics.intervals import Interval, cluster_bootstrap, interval, wilson
 from kljax.metrics.lpips import lpips_available, lpips_distances
-from kljax.metrics.matching import assign
+from kljax.metrics.matching import assign, multiset_accuracy
 from kljax.metrics.outcomes import (
     OUTCOMES,
     SUCCESS_FLOOR_SHARE,
@@ -47,6 +47,7 @@ __all__ = (
     "lpips_available",
     # A batch's guesses against its truths
     "assign",
+    "multiset_accuracy",
     # What is reached without the gradient
     "FLOORS",
     "ORACLE_FLOORS",

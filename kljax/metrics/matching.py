@@ -9,6 +9,8 @@ guesses in any order. Letters: B examples; ... the axes of one example.
 array([1, 2, 0])
 """
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
@@ -41,3 +43,24 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
     # One cost for every truth: then a broken guess has no say in the pairing.
     cost[:, ~finite] = flat_truths.shape[1]
     return linear_sum_assignment(cost)[1]
+
+
+def multiset_accuracy(guesses: ArrayLike, truths: ArrayLike) -> float:
+    """Gives the share of labels [B] that are right in the best of all orders.
+
+    Each guess serves one truth at most: of three guesses of a class that is there
+    twice, two are right.
+
+    Raises ValueError if the shapes differ or B is 0.
+
+    >>> multiset_accuracy([2, 2, 2, 7], [7, 2, 5, 2])
+    0.75
+    """
+    guesses, truths = np.asarray(guesses), np.asarray(truths)
+    if guesses.shape != truths.shape or truths.ndim != 1 or len(truths) == 0:
+        raise ValueError(
+            f"multiset_accuracy: guesses {guesses.shape} and truths {truths.shape} "
+            "must have one shape [B] with B >= 1"
+        )
+    common = Counter(guesses.tolist()) & Counter(truths.tolist())
+    return common.total() / len(truths)

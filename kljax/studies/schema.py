@@ -47,6 +47,7 @@ TYPES = {
     "matching_loss_floor": pyarrow.float64(),
     "outcome": pyarrow.string(),
     "live_channels": pyarrow.int64(),
+    "label_multiset_accuracy": pyarrow.float64(),
 }
 
 

@@ -46,6 +46,7 @@ VALUES: dict[str, Value] = {
     "rmse255": Value("RMSE of 255", ".1f", -1),
     "psnr_fedkl": Value("FedKL's PSNR", ".1f"),
     "label_accuracy": Value("label", ".0%"),
+    "label_multiset_accuracy": Value("labels in any order", ".0%"),
     "matching_loss": Value("matching loss", ".1e", 0),
     "matching_loss_at_truth": Value("matching loss at truth", ".1e", 0),
     "live_channels": Value("live channels", ".1f", 0),

@@ -77,4 +77,10 @@ def test_joint_are_optimised_probabilities():
 
 def test_a_batch_cannot_be_recovered_by_idlg():
     with pytest.raises(ValueError, match="needs examples=1, got examples=2"):
-        LABELS["recovered"](setting(threat(examples=2), none()))
+        LABELS["recovered"](setting(threat(examples=2), none(), label_rule="idlg"))
+
+
+def test_a_batch_is_recovered_by_the_rule_of_the_setting():
+    _, targets = begin("recovered", examples=2)
+    found = sorted(np.argmax(targets, axis=-1))
+    assert found == sorted(np.argmax(locked_update(2).targets, axis=-1))

@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from kljax.metrics import assign
+from kljax.metrics import assign, multiset_accuracy
 
 
 def test_a_shuffled_noisy_batch_is_put_back_in_order():
@@ -57,3 +57,17 @@ def test_a_broken_guess_takes_what_is_left(bad):
 def test_bad_shapes_are_named(shapes):
     with pytest.raises(ValueError, match="one shape"):
         assign(*(np.zeros(shape) for shape in shapes))
+
+
+def test_labels_count_in_the_best_of_all_orders():
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        guesses, truths = generator.integers(0, 3, (2, 5))
+        best = max(np.mean(guesses[list(o)] == truths) for o in permutations(range(5)))
+        assert multiset_accuracy(guesses, truths) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("shapes", [((2,), (3,)), ((0,), (0,)), ((2, 1), (2, 1))])
+def test_labels_of_other_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"must have one shape \[B\]"):
+        multiset_accuracy(*(np.zeros(shape, int) for shape in shapes))

@@ -1,0 +1,38 @@
+"""Labels: how the attacker comes to the labels of an upload.
+
+The classifier sits above every lock, so what its gradient gives away it gives away
+with and without a defence of the lower layers.
+"""
+
+from kljax.attacks.labels.catalogue import RULES, Rule, find_rule
+from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
+from kljax.attacks.labels.counts import counts, counts_bias
+from kljax.attacks.labels.rules import (
+    bias_corrected,
+    ggl,
+    idlg,
+    spread,
+    wainakh_simple,
+    yin,
+)
+from kljax.attacks.labels.strategies import LABELS, given, joint, recovered
+
+__all__ = [
+    "LABELS",
+    "RULES",
+    "Rule",
+    "ClassifierGrads",
+    "bias_corrected",
+    "classifier_grads",
+    "counts",
+    "counts_bias",
+    "find_rule",
+    "ggl",
+    "given",
+    "idlg",
+    "joint",
+    "recovered",
+    "spread",
+    "wainakh_simple",
+    "yin",
+]

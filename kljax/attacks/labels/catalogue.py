@@ -1,0 +1,55 @@
+"""Which rules of label recovery there are, by name."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from kljax.attacks.attack import Setting
+from kljax.attacks.labels import counts as counting
+from kljax.attacks.labels import rules
+from kljax.threat import View
+from kljax.typing import Array
+
+Rule: TypeAlias = Callable[[Setting, View], Array]  # -> labels [B] int32
+
+RULES: dict[str, Rule] = {
+    "idlg": rules.idlg,
+    "ggl": rules.ggl,
+    "yin": rules.yin,
+    "bias_corrected": rules.bias_corrected,
+    "wainakh_simple": rules.wainakh_simple,
+    "counts": counting.counts,
+    "counts_bias": counting.counts_bias,
+}
+
+
+def find_rule(setting: Setting) -> Rule:
+    """Finds the rule that the setting names.
+
+    ``auto`` is ``idlg`` for one example. For several it is ``bias_corrected`` of a
+    gradient, and ``counts`` of an update whose protocol is known.
+
+    Raises:
+      ValueError: for an unknown rule, ``idlg`` for several examples, and counts of an
+        update without a protocol.
+    """
+    name, knows = setting.label_rule, setting.threat.knowledge
+    updates = knows.upload != "gradient"
+    if name == "auto" and knows.examples == 1:
+        name = "idlg"
+    elif name == "auto":
+        name = "counts" if updates else "bias_corrected"
+    if name not in RULES:
+        raise ValueError(
+            f"label_rule must be 'auto' or {' or '.join(map(repr, RULES))}, got {name!r}"
+        )
+    if name == "idlg" and knows.examples != 1:
+        raise ValueError(
+            f"label rule 'idlg' needs examples=1, got examples={knows.examples}; "
+            "several take 'bias_corrected' or another rule"
+        )
+    if name.startswith("counts") and updates and setting.protocol is None:
+        raise ValueError(
+            f"label rule {name!r} needs the protocol of an update, and the setting has "
+            "none"
+        )
+    return RULES[name]

@@ -1,0 +1,73 @@
+"""The classifier's gradient, as all rules of label recovery want it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kljax.attacks.attack import Protocol, Setting
+from kljax.threat import View
+from kljax.typing import Array, Public
+
+
+class ClassifierGrads(NamedTuple):
+    """Gradient of the last dense layer, mean over the examples (and the steps).
+
+    Letters: F features, Kc classes.
+    """
+
+    kernel: Array  # [F, Kc]
+    bias: Array | None  # [Kc]; None for a layer without one
+
+
+def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
+    """Finds the classifier's gradient in what was uploaded.
+
+    A gradient is taken as it is. An update is turned into the mean gradient of its
+    steps: what the optimiser would have moved without any gradient (weight decay) is
+    subtracted, and the rest divided by what it would have moved by a gradient of 1 in
+    every step. For plain gradient descent that is minus learning rate times steps; for
+    momentum, which remembers earlier steps, it is more, and they weigh more in the
+    mean. Exact for methods that are affine in the gradient, and started anew; for
+    others the sign is right and the size is not.
+
+    Without a protocol an update is only turned round.
+    """
+    sent = view.grads.model
+    names = {
+        part: f"{setting.classifier}/{part}"
+        for part in ("kernel", "bias")
+        if f"{setting.classifier}/{part}" in sent
+    }
+    if setting.threat.knowledge.upload == "gradient":
+        return _of({part: sent[name] for part, name in names.items()})
+    if setting.protocol is None:
+        return _of({part: -sent[name] for part, name in names.items()})
+    still = _moved(setting.protocol, view.public, 0.0)
+    pushed = _moved(setting.protocol, view.public, 1.0)
+    return _of(
+        {
+            part: (sent[name] - still[name]) / (pushed[name] - still[name])
+            for part, name in names.items()
+        }
+    )
+
+
+def _of(parts: dict[str, Array]) -> ClassifierGrads:
+    return ClassifierGrads(parts["kernel"], parts.get("bias"))
+
+
+def _moved(protocol: Protocol, received: Public, gradient: float):
+    """Computes the change of the network under a constant gradient."""
+    grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), (received, ()))
+
+    def step(carry, _):
+        now, memory = carry
+        moves, memory = protocol.optimiser.update(grads, memory, now)
+        return (optax.apply_updates(now, moves), memory), None
+
+    start = (received, ())
+    memory = protocol.optimiser.init(start)
+    (now, _), _ = jax.lax.scan(step, (start, memory), length=protocol.steps)
+    return jax.tree.map(jnp.subtract, now, start)[0].model

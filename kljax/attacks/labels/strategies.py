@@ -1,0 +1,57 @@
+"""Strategies: how the attacker comes to the labels, as an unknown of the attack.
+
+One factory per strategy of `kljax.threat.STRATEGY`.
+"""
+
+import jax
+
+from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.labels.catalogue import find_rule
+from kljax.threat import View
+
+
+def given(setting: Setting) -> Unknown:
+    """Takes the labels from the view, where the threat model grants them."""
+    del setting
+    return Unknown(
+        start=lambda rng, view: ((), view.targets),
+        decode=lambda free, fixed: fixed,
+    )
+
+
+def recovered(setting: Setting) -> Unknown:
+    """Recovers the labels in closed form first, by the setting's rule; keeps them.
+
+    No rule knows their order. Within one step it has no meaning; over several batches
+    it has, so there each restart takes the labels in a random order of its own.
+
+    Raises:
+      ValueError: for a rule that does not fit the upload, see `find_rule`.
+    """
+    rule, protocol = find_rule(setting), setting.protocol
+    ordered = (
+        protocol is not None and protocol.batch < setting.threat.knowledge.examples
+    )
+
+    def start(rng, view: View):
+        labels = rule(setting, view)
+        if ordered:
+            labels = jax.random.permutation(rng, labels)
+        return (), jax.nn.one_hot(labels, setting.num_classes)
+
+    return Unknown(start, decode=lambda free, fixed: fixed)
+
+
+def joint(setting: Setting) -> Unknown:
+    """Optimises label logits together with the image, started from N(0, 1).
+
+    Reference: DLG (Zhu et al. 2019), algorithm 1.
+    """
+    shape = (setting.threat.knowledge.examples, setting.num_classes)
+    return Unknown(
+        start=lambda rng, view: (jax.random.normal(rng, shape), ()),
+        decode=lambda free, fixed: jax.nn.softmax(free),
+    )
+
+
+LABELS = {"given": given, "joint": joint, "recovered": recovered}
