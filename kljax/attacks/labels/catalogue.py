@@ -40,7 +40,8 @@ def find_rule(setting: Setting) -> Rule:
         name = "counts" if updates else "bias_corrected"
     if name not in RULES:
         raise ValueError(
-            f"label_rule must be 'auto' or {' or '.join(map(repr, RULES))}, got {name!r}"
+            f"label_rule must be 'auto' or {' or '.join(map(repr, RULES))}, "
+            f"got {name!r}"
         )
     if name == "idlg" and knows.examples != 1:
         raise ValueError(
