@@ -1,0 +1,129 @@
+"""Peers of image gradients of an attack's objective: the same victims, in PyTorch.
+
+with InversionPeer(python) as peer:             # a Python that has torch 2.13.0
+    peer.load("resnet20", arrays, rate, weight)   # see InversionPeer.load
+    peer.evaluations(Setting("func", chunk=16), repeats=1).per_second
+
+python experiments/inversion_peer.py            # the worker
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from workers import Workers, serve
+
+PEERS = ("torch-eager", "torch-func")
+
+
+class Setting(NamedTuple):
+    """How a peer runs."""
+
+    form: str  # eager, or func
+    chunk: int = 1  # victims at once; always 1 for eager
+    kernels: str = "onednn"  # or "native": PyTorch's own convolutions
+    threads: int = 1  # of each process
+    processes: int = 1
+
+
+class Round(NamedTuple):
+    """One timed round."""
+
+    per_second: float
+    values: list[float]  # of the objective, of every victim at its start
+
+
+def settings(name, victims):
+    """Lists what is worth trying on two cores; a name may end with -2-processes."""
+    form = name.removesuffix("-2-processes").removeprefix("torch-")
+    processes = 2 if name.endswith("-2-processes") else 1
+    chunks = (1,) if form == "eager" else (4, 8, 16)
+    return [
+        Setting(form, chunk, kernels, threads, processes)
+        for kernels in ("onednn", "native")
+        for chunk in chunks
+        if victims % (chunk * processes) == 0
+        for threads in ((1, 2) if processes == 1 else (1,))
+    ]
+
+
+class InversionPeer:
+    """Owns the worker processes; use it in a `with`."""
+
+    def __init__(self, python, processes=2):
+        self._workers = Workers((python, Path(__file__).resolve()), processes)
+        self.victims = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._workers.close()
+
+    def load(self, network, arrays, rate, weight):
+        """Sends N victims to the workers, which compute the observed uploads.
+
+        arrays: images and starts [N, T, B, H, W, C] in [0, 1], labels [N, T, B], and
+        weights [N, ...] by kljax's names; T local steps of size `rate`, one for a
+        gradient. weight: of the total variation.
+        """
+        path = self._workers.folder / "victims.npz"
+        np.savez(path, **arrays)
+        self.victims = len(arrays["images"])
+        request = {"command": "load", "network": network, "path": str(path)}
+        request |= {"rate": rate, "weight": weight}
+        self._workers.ask([request] * len(self._workers))
+
+    def evaluations(self, setting, repeats):
+        """Times `repeats` values and image gradients of every victim at its start."""
+        share = self.victims // setting.processes
+        answers = self._workers.ask(
+            [
+                {
+                    "command": "evaluations",
+                    "setting": setting._asdict(),
+                    "first": part * share,
+                    "last": (part + 1) * share,
+                    "repeats": repeats,
+                }
+                for part in range(setting.processes)
+            ]
+        )
+        # perf_counter is one clock for all processes of a Linux machine.
+        seconds = max(a["stop"] for a in answers) - min(a["start"] for a in answers)
+        count = sum(a["evaluations"] for a in answers)
+        return Round(count / seconds, [v for a in answers for v in a["values"]])
+
+
+def fastest(peer, name):
+    """Finds the best setting of a peer, by one round each after a round to warm up."""
+    speeds = {}
+    for setting in settings(name, peer.victims):
+        first = peer.evaluations(setting, 1).per_second
+        # Hopeless ones get no second round.
+        if first > 0.3 * max(speeds.values(), default=0):
+            speeds[setting] = max(first, peer.evaluations(setting, 1).per_second)
+    return max(speeds, key=speeds.get)
+
+
+def work():
+    """Answers requests, inside a worker."""
+    import torch
+    from peers.inversion import Inversion
+
+    loaded = []
+
+    def load(**fields):
+        loaded[:] = [Inversion(**fields)]
+        return {}
+
+    def evaluations(setting, **fields):
+        torch.set_num_threads(setting["threads"])
+        return loaded[0].evaluations(setting, **fields)
+
+    serve({"load": load, "evaluations": evaluations})
+
+
+if __name__ == "__main__":
+    sys.exit(work())

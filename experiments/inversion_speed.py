@@ -1,0 +1,258 @@
+"""Entries of the speed table about deeper networks and whole updates.
+
+Peers (`inversion_peer`), each at the best of its settings on this machine, found first:
+  torch-eager       one victim at a time, `torch.autograd.grad`, 1 or 2 threads
+  torch-func        `torch.func.vmap` at its best chunk, 1 or 2 threads
+  ...-2-processes   the best of each with the victims dealt to two processes
+"""
+
+import functools
+import statistics
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from inversion_peer import PEERS, InversionPeer, fastest
+from peak import matmul_peak, product_flops
+from table import entry, turns
+
+from kljax import data, defences, losses
+from kljax.attacks import (
+    Candidate,
+    Protocol,
+    Setting,
+    cosine,
+    replay,
+    total_variation,
+)
+from kljax.mapping import Layout, map_victims
+from kljax.models import NETWORKS, from_nnx
+from kljax.threat import Strategy, View, least_knowledge
+from kljax.typing import Private, Public
+
+SHAPE, CLASSES = (32, 32, 3), 10
+RATE, VARIATION = 0.1, 1e-4
+
+
+class Work(NamedTuple):
+    """What is evaluated.
+
+    Attributes:
+      network: in `kljax.models.NETWORKS`.
+      victims: N, each with weights of its own.
+      steps: T local steps of one image each; 1 is a gradient.
+      repeats: evaluations per victim and round.
+      chunks: of ours, of which the fastest is taken.
+    """
+
+    network: str
+    victims: int
+    steps: int = 1
+    repeats: int = 1
+    chunks: tuple[int, ...] = (1, 2, 4)
+
+
+WORK = {
+    "ig-resnet20": Work("resnet20", victims=16, repeats=3),
+    "ig-convnet64": Work("convnet64", victims=4, chunks=(1,)),
+    "fedavg-inversion": Work("lenet", victims=64, steps=5, repeats=4, chunks=(4, 8)),
+}
+
+
+class Problem:
+    """The victims, once for everybody: real images, own weights, common starts."""
+
+    def __init__(self, work, convolution="auto"):
+        network = NETWORKS[work.network]
+        self.work, self.classifier = work, network.classifier
+        self.model = from_nnx(
+            lambda rngs: network.factory(CLASSES, image_shape=SHAPE, rngs=rngs),
+            convolution=convolution,
+        )
+        digits, count = data.load("digits"), work.victims
+        chosen = data.select(digits, count * work.steps, seed=0)
+        images, labels = digits.fetch(chosen)
+        self.images = images.reshape(count, work.steps, *SHAPE)
+        self.labels = labels.reshape(count, work.steps)
+        generator = np.random.default_rng(0)
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        self.params, self.stats = (
+            {
+                name: drawn(generator, name, (count, *x.shape))
+                for name, x in tree.items()
+            }
+            for tree in shapes
+        )
+        draw = generator.standard_normal(self.images.shape)
+        self.starts = (0.5 + 0.1 * draw).astype(np.float32)
+
+    def simulation(self):
+        """What kljax's attacks replay: evaluation mode, labels given."""
+        upload = "gradient" if self.work.steps == 1 else "update"
+        threat = least_knowledge(
+            Strategy(lock="unit", labels="given"),
+            examples=self.work.steps,
+            upload=upload,
+            attacker_norm="eval",
+        )
+        protocol = None
+        if upload == "update":
+            protocol = Protocol(optax.sgd(RATE), self.work.steps, 1, RATE)
+        none = defences.none()
+        setting = Setting(
+            model=self.model,
+            loss=losses.cross_entropy,
+            gates=none.gates,
+            simulate=none.simulate,
+            image_shape=SHAPE,
+            num_classes=CLASSES,
+            classifier=self.classifier,
+            sites=(),
+            threat=threat,
+            protocol=protocol,
+        )
+        return replay(setting, none.gates)
+
+    def view(self, params, stats, observed, labels):
+        targets = jax.nn.one_hot(labels, CLASSES)
+        return View(Public(params), stats, observed, None, targets, None, None, None)
+
+    def objective(self):
+        """``(params, stats, observed, labels, images) -> []`` of one victim."""
+        simulation, distance = self.simulation(), cosine()
+        prior = total_variation(VARIATION, relative=False)
+
+        def objective(params, stats, observed, labels, images):
+            view = self.view(params, stats, observed, labels)
+            candidate = Candidate(images, view.targets, Private())
+            value = distance(*simulation(view, candidate))
+            return value + prior(view, candidate, jnp.zeros(()))
+
+        return objective
+
+    def observe(self):
+        """Uploads of the true images, as the candidate's own replay."""
+        simulation = self.simulation()
+
+        def upload(params, stats, labels, images):
+            nothing = Public(jax.tree.map(jnp.zeros_like, params))
+            view = self.view(params, stats, nothing, labels)
+            candidate = Candidate(images, view.targets, Private())
+            return simulation(view, candidate)[0]
+
+        run = map_victims(upload, Layout("sharded", 1))
+        return run(self.params, self.stats, self.labels, self.images)[0]
+
+    def in_torch(self):
+        """The same, as `InversionPeer.load` wants it."""
+        steps = (len(self.images), self.work.steps, 1)
+        return {
+            "images": self.images.reshape(*steps, *SHAPE),
+            "starts": self.starts.reshape(*steps, *SHAPE),
+            "labels": self.labels.reshape(steps),
+            **self.params,
+            **self.stats,
+        }
+
+
+def drawn(generator, name, shape):
+    """Draws a parameter [N, ...] nearly as PyTorch does; statistics are plain."""
+    kind = name.rpartition("/")[2]
+    if kind in ("scale", "var", "mean"):
+        return np.full(shape, kind != "mean", np.float32)
+    limit = np.prod(shape[1:-1]) ** -0.5 if kind == "kernel" else 0.05
+    return generator.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def runner(problem, observed, layout):
+    """Makes ``() -> (seconds, values at the starts)``; says how long it compiled."""
+    objective = problem.objective()
+
+    def one(params, stats, observed, labels, start):
+        evaluate = jax.value_and_grad(
+            functools.partial(objective, params, stats, observed, labels)
+        )
+
+        def step(images, _):
+            value, grads = evaluate(images)
+            # A move, so that no evaluation can be left out.
+            return images - 1e-3 * grads, value
+
+        return jax.lax.scan(step, start, length=problem.work.repeats)[1][0]
+
+    run = map_victims(one, layout)
+    given = problem.params, problem.stats, observed, problem.labels, problem.starts
+    _, timing = run(*given)
+
+    def timed():
+        values, timing = run(*given)
+        return timing.run_s, np.asarray(values)
+
+    return timed, timing.compile_s
+
+
+def fastest_chunk(problem, observed):
+    """Finds the fastest of our chunks, by the better of two rounds each."""
+    found = {}
+    for chunk in problem.work.chunks:
+        layout = Layout("sharded", chunk)
+        timed, compile_s = runner(problem, observed, layout)
+        found[layout] = min(timed()[0] for _ in range(2)), timed, compile_s
+    layout = min(found, key=lambda layout: found[layout][0])
+    return layout, *found[layout][1:]
+
+
+def compare(name, options, work=None):
+    """Evaluations per second, ours and the peers', in turns."""
+    work = work or WORK[name]
+    problem = Problem(work)
+    observed = problem.observe()
+    layout, timed, compile_s = fastest_chunk(problem, observed)
+    total, values = work.victims * work.repeats, {}
+
+    def ours():
+        seconds, values["ours"] = timed()
+        return total / seconds
+
+    contestants, chosen = {"ours": ours}, {}
+    with InversionPeer(options.torch_python) as peer:
+        names = [n for n in PEERS if n in options.peers]
+        if names:
+            peer.load(work.network, problem.in_torch(), RATE, VARIATION)
+        for peer_name in (n + end for n in names for end in ("", "-2-processes")):
+            setting = chosen[peer_name] = fastest(peer, peer_name)
+
+            def run_peer(name=peer_name, setting=setting):
+                made = peer.evaluations(setting, work.repeats)
+                values[name] = np.array(made.values)
+                return made.per_second
+
+            contestants[peer_name] = run_peer
+        rates = turns(options.rounds, contestants)
+    first = jax.tree.map(
+        lambda x: x[0],
+        (problem.params, problem.stats, observed, problem.labels, problem.starts),
+    )
+    flops = product_flops(jax.value_and_grad(problem.objective(), 4), *first)
+    peak, mine = matmul_peak(), rates.pop("ours")
+    settings = {
+        "victims": work.victims,
+        "local_steps": work.steps,
+        "layout": str(layout),
+        "compile_s": compile_s,
+        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "flops_per_evaluation": flops,
+        "matmul_peak_gflops": peak / 1e9,
+        # Of the objective at the starts; what says that both do the same work.
+        "largest_difference_to_peer": {
+            name: float(np.max(np.abs(values[name] - values["ours"])))
+            for name in chosen
+        },
+    }
+    share = statistics.median(mine) * flops / peak
+    return [entry(name, mine, rates, "evaluations/s", settings, share)]
+
+
+NAMES = {name: lambda options, name=name: compare(name, options) for name in WORK}
