@@ -18,7 +18,7 @@ import optax
 
 from kljax.chain import Layer
 from kljax.threat import ThreatModel, View
-from kljax.typing import Array, Loss, Model, Path, Public, PyTree, Rng
+from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 
 
 class Protocol(NamedTuple):
@@ -61,6 +61,10 @@ class Setting(NamedTuple):
         other; () where they do not.
       label_rule: how labels are recovered, where they are: ``auto`` or a name in
         `kljax.attacks.labels.RULES`.
+      feeds: (site, the layer with a kernel whose output the site takes in), where that
+        is known (`kljax.models.feeding_layers`).
+      draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
+        and drawn a private key: what everybody can simulate. None where there is none.
     """
 
     model: Model
@@ -75,6 +79,8 @@ class Setting(NamedTuple):
     protocol: Protocol | None = None
     chain: tuple[Layer, ...] = ()
     label_rule: str = "auto"
+    feeds: tuple[tuple[Path, Path], ...] = ()
+    draw_gates: Callable[[Rng], Gates] | None = None
 
 
 class Reconstruction(NamedTuple):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kljax.attacks.attack import Attack, Objective
 from kljax.attacks.objectives import cosine, squared_l2
+from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.plain import dlg, matching
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.registry import resolve
@@ -35,6 +36,7 @@ PRESETS: dict[str, Preset] = {
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", squared_l2),
     "inverting-gradients": Preset(inverting_gradients, "recovered", cosine),
+    "gate-regression": Preset(gate_regression, "recovered", balanced_l2),
 }
 
 
