@@ -27,7 +27,7 @@ from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset, find_preset
 from kljax.config import LeakConfig
 from kljax.mapping import Timing, map_victims
-from kljax.models import Network
+from kljax.models import Network, feeding_layers
 from kljax.staging import (
     Dials,
     Source,
@@ -40,7 +40,7 @@ from kljax.staging import (
     set_stage,
     sources,
 )
-from kljax.typing import Array, Params, PyTree, Stats
+from kljax.typing import Array, Gates, Params, Path, PyTree, Rng, Stats
 
 
 class Attacked(NamedTuple):
@@ -143,6 +143,8 @@ def prepare(config: LeakConfig) -> Prepared:
             sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
             threat=declared,
             protocol=stage.protocol,
+            feeds=_feeds(arm, staged, stage),
+            draw_gates=_draw_gates(stage) if arm.gated else None,
         )
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in strengths alone share a function, and its compilation.
@@ -245,6 +247,24 @@ def one_victim(
         )
 
     return run
+
+
+def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], ...]:
+    """Finds the layers below the gates, for strategies that look there."""
+    if arm.lock_strategy != "regress_gates":
+        return ()
+    return feeding_layers(staged.model, stage.sites.paths, stage.dataset.shape)
+
+
+def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
+    """Makes what draws the gates of a stranger's lock, as all locks are initialised."""
+    lock = stage.sites.lock
+
+    def draw(rng: Rng) -> Gates:
+        rng_weights, rng_private_key = jax.random.split(rng)
+        return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
+
+    return draw
 
 
 def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> Attack:

@@ -77,6 +77,7 @@ RESERVED = {
         "mapping/victims.py",
         "mapping/clients.py",
         "attacks/attack.py",  # restarts of one attack
+        "attacks/pooling.py",  # uploads of one client
         "metrics/lpips.py",  # images of one batch
         "scoring.py",  # finished reconstructions, on their way into rows
     },

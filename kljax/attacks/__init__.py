@@ -20,10 +20,16 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.labels import LABELS, idlg
-from kljax.attacks.locks import LOCKS, Lock, lock_of
+from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
-from kljax.attacks.priors import total_variation
+from kljax.attacks.pooling import pooled
+from kljax.attacks.priors import (
+    batch_statistics,
+    feature,
+    scheduled,
+    total_variation,
+)
 from kljax.attacks.simulation import local_steps, one_step, replay
 from kljax.attacks.starts import constant, normal
 from kljax.attacks.unknowns import decoded, pixels, upsampled
@@ -48,6 +54,7 @@ __all__ = [
     "LOCKS",
     "Lock",
     "lock_of",
+    "live_channels",
     "one_step",
     "local_steps",
     "replay",
@@ -57,6 +64,10 @@ __all__ = [
     "cosine",
     "no_prior",
     "total_variation",
+    "scheduled",
+    "feature",
+    "batch_statistics",
+    "pooled",
     "Optimiser",
     "from_optax",
     "adam",

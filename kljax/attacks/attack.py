@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.threat import ThreatModel, View
-from kljax.typing import Array, Loss, Model, Path, Public, PyTree, Rng
+from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 
 
 class Protocol(NamedTuple):
@@ -56,6 +56,10 @@ class Setting(NamedTuple):
       sites: (path, channels) of every gated layer, in chain order.
       threat: what the attacker knows and does.
       protocol: of an upload after several local steps; None for one step's gradient.
+      feeds: (site, the layer with a kernel whose output the site takes in), where that
+        is known (`kljax.models.feeding_layers`).
+      draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
+        and drawn a private key: what everybody can simulate. None where there is none.
     """
 
     model: Model
@@ -68,6 +72,8 @@ class Setting(NamedTuple):
     sites: tuple[tuple[Path, int], ...]
     threat: ThreatModel
     protocol: Protocol | None = None
+    feeds: tuple[tuple[Path, Path], ...] = ()
+    draw_gates: Callable[[Rng], Gates] | None = None
 
 
 class Reconstruction(NamedTuple):

@@ -5,7 +5,7 @@ from kljax.models.dense import Dense
 from kljax.models.initialisers import Initialiser, uniform
 from kljax.models.lenet import LeNet
 from kljax.models.linen import from_linen
-from kljax.models.model import from_nnx, site_widths
+from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
 from kljax.models.norms import NORMS
 from kljax.models.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
@@ -15,6 +15,7 @@ __all__ = [
     "from_nnx",
     "from_linen",
     "site_widths",
+    "feeding_layers",
     "normalised",
     "ChannelStatistics",
     "FEDKL_STATISTICS",

@@ -6,6 +6,7 @@
 taps and the fast convolution are put on there, by `kljax.surgery`.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,6 +118,60 @@ def site_widths(
 
     shapes = jax.eval_shape(taps)
     return tuple(shapes[site].shape[-1] for site in sites)
+
+
+def feeding_layers(
+    model: Model,
+    sites: tuple[Path, ...],
+    image_shape: tuple[int, ...],
+    *,
+    train: bool = True,
+) -> tuple[tuple[Path, Path], ...]:
+    """Finds the layer whose output each site takes in, without computing anything.
+
+    Where a gate's scale is 0, the kernel of that layer has a gradient of zeros for
+    that channel: dead channels of a lock can be seen from outside.
+
+    Args:
+      model: the network.
+      sites: paths of the gated layers.
+      image_shape: shape [H, W, C] of one image.
+      train: norm mode of the pass that is looked at.
+
+    Returns:
+      (site, path of a layer with a kernel) for every site that is fed by one directly,
+      or that has a kernel itself. Sites behind anything else are left out, and so are
+      layers that cannot be tapped (shared or scanned ones).
+    """
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    layers = [path.removesuffix("/kernel") for path in params if "/kernel" in path]
+    itself = tuple((site, site) for site in sites if site in layers)
+    behind = [site for site in sites if site not in layers]
+    found: dict[Path, Path] = {}
+
+    def look(names: list[Path]) -> None:
+        def forward(params: Params, stats: Stats, rng: Rng) -> None:
+            images = jax.numpy.zeros((1, *image_shape))
+            inputs = [f"{site}:input" for site in behind]
+            taps = model.apply(
+                params, stats, images, taps=(*names, *inputs), train=train, rngs=rng
+            ).taps
+            # While a function is traced, the same value is the same object.
+            for site in behind:
+                for name in names:
+                    if taps[f"{site}:input"] is taps[name]:
+                        found[site] = name
+
+        jax.eval_shape(forward, params, stats, jax.random.key(0))
+
+    if behind:
+        try:
+            look(layers)
+        except ValueError:  # one of them is shared, scanned or unused: which?
+            for name in layers:
+                with contextlib.suppress(ValueError):
+                    look([name])
+    return itself + tuple(found.items())
 
 
 def _flat(state: Any) -> dict[Path, Array]:

@@ -4,19 +4,26 @@ import jax
 import numpy as np
 import pytest
 from toys import (
+    IMAGE_SHAPE,
     LOCK,
     SITES,
     WIDTHS,
     locked_update,
+    quick_jit,
+    random_images,
     random_private,
+    random_weights,
     setting,
     threat,
+    toy_model,
 )
 
-from kljax.attacks import LOCKS
+from kljax.attacks import LOCKS, live_channels
+from kljax.clients import one_step
 from kljax.defences import keylock
+from kljax.losses import cross_entropy
 from kljax.threat import STRATEGY, observe
-from kljax.typing import Gate
+from kljax.typing import Gate, Public
 
 DEFENCE = keylock(LOCK)
 RNG = jax.random.key(8)
@@ -127,22 +134,79 @@ def test_initial_lock_weights_are_those_of_round_0():
     )
 
 
-def test_regressed_gates_start_positive_and_follow_what_is_optimised():
+def regression(**changes):
+    """Begins a regression of gates at two sites: its lock, what is free, and fixed."""
     model = threat("regress_gates", "joint", examples=2)
-    ground = setting(model, DEFENCE, sites=(("norm", 400), ("fc", 3)))
-    lock = LOCKS["regress_gates"](ground)
+    ground = setting(model, DEFENCE, sites=(("norm", 3), ("fc", 3)), **changes)
     view = observe(model, locked_update(2))
     assert view.private_key is None and view.lock_weights is None
-    free, fixed = lock.unknown.start(RNG, view)
+    lock = LOCKS["regress_gates"](ground)
+    return lock, *lock.unknown.start(RNG, view)
+
+
+def test_regressed_gates_start_at_the_mean_of_what_locks_have():
+    """A stranger's gates are drawn; dead scales are left out of the mean."""
+
+    def draw_gates(rng):
+        # Scales 2, 4 or dead; shifts 1, 2, 3.
+        gate = Gate(np.array([2.0, 4.0, 0.0]), np.array([1.0, 2.0, 3.0]))
+        return {"norm": gate, "fc": gate}
+
+    lock, free, fixed = regression(draw_gates=draw_gates)
     gates = lock.gates((), lock.unknown.decode(free, fixed))
     assert gates.keys() == {"norm", "fc"}
-    values = np.stack(gates["norm"])
-    # |N(0, 1)|: positive, mean sqrt(2 / pi); scale and shift draw for themselves.
-    assert np.all(values > 0)
-    np.testing.assert_allclose(values.mean(axis=1), np.sqrt(2 / np.pi), atol=0.1)
-    assert abs(np.corrcoef(values)[0, 1]) < 0.15
-    # Softplus: it cannot leave the positive side, and is the identity far out.
-    moved = {site: Gate(*(g - 50.0 for g in gate)) for site, gate in free.items()}
-    assert np.all(np.stack(lock.unknown.decode(moved, fixed)["norm"]) > 0)
-    moved = {site: Gate(*(0 * g + 50.0 for g in gate)) for site, gate in free.items()}
-    np.testing.assert_allclose(lock.unknown.decode(moved, fixed)["norm"].scale, 50.0)
+    np.testing.assert_allclose(gates["norm"].scale, [3.0] * 3)
+    np.testing.assert_allclose(gates["norm"].shift, [2.0] * 3, rtol=1e-6)
+
+
+def test_regressed_gates_without_anything_known_of_locks():
+    lock, free, fixed = regression()
+    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    # The mean of |N(0, 1)| over 16 draws of 3 channels, sqrt(2 / pi) in the limit.
+    np.testing.assert_allclose(np.stack(gates["norm"]), np.sqrt(2 / np.pi), atol=0.35)
+    assert not np.array_equal(gates["norm"].scale, gates["fc"].scale)
+
+
+def test_regressed_scales_stay_positive_and_shifts_are_free():
+    lock, free, fixed = regression()
+    moved = {site: Gate(*(part - 50.0 for part in gate)) for site, gate in free.items()}
+    gates = lock.unknown.decode(moved, fixed)
+    assert np.all(gates["norm"].scale > 0) and np.all(gates["norm"].shift < -10)
+
+
+def test_dead_channels_are_read_off_the_gradient():
+    """Scales of 0 in the client's lock, seen by a server without the lock."""
+    dead = np.array([False, True, False])
+    private = random_private()
+    weights = jax.tree.map(np.array, private.trainable)
+    weights[0]["scale"]["kernel"][:, dead] = -1.0  # ReLU: dead whatever the key
+    weights[0]["scale"]["bias"][dead] = -1.0
+    private = private._replace(trainable=weights)
+    assert np.array_equal(LOCK.gates(weights, private.secret)["norm"].scale == 0, dead)
+    update = stepped(private)
+    model = threat("regress_gates", "joint", examples=2)
+    view = observe(model, update)
+    blind = setting(model, DEFENCE)
+    assert np.all(live_channels(blind, view)["norm"])
+    seeing = setting(model, DEFENCE, feeds=(("norm", "first"),))
+    np.testing.assert_array_equal(live_channels(seeing, view)["norm"], ~dead)
+    lock = LOCKS["regress_gates"](seeing)
+    gates = lock.unknown.decode(*lock.unknown.start(RNG, view))
+    np.testing.assert_array_equal(gates["norm"].scale == 0, dead)
+    assert np.all(gates["norm"].shift != 0)
+    # Noise hides them: then all channels count as live.
+    noisy = jax.tree.map(lambda leaf: leaf + 1e-6, view.grads)
+    noisy = live_channels(seeing, view._replace(grads=noisy))
+    assert np.all(noisy["norm"])
+
+
+def stepped(private):
+    model = toy_model()
+    return quick_jit(one_step(model, cross_entropy, DEFENCE, train=False))(
+        RNG,
+        Public(random_weights(model)[0]),
+        random_weights(model)[1],
+        private,
+        random_images(2, *IMAGE_SHAPE),
+        np.eye(3, dtype=np.float32)[:2],
+    )

@@ -6,6 +6,7 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 """
 
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
+from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "find_preset",
     "of_user",
     "dlg",
+    "gate_regression",
     "gradient_matching",
     "matching",
 ]

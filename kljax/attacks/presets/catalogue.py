@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from kljax.attacks.attack import Attack, Objective
 from kljax.attacks.objectives import squared_l2
+from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.plain import dlg, matching
 from kljax.registry import resolve
 
@@ -29,6 +30,7 @@ PRESETS: dict[str, Preset] = {
     "dlg": Preset(dlg, "joint", squared_l2),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", squared_l2),
+    "gate_regression": Preset(gate_regression, "recovered", balanced_l2),
 }
 
 

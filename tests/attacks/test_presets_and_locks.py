@@ -1,0 +1,52 @@
+"""Every iterative preset takes every lock strategy that its threat model allows."""
+
+import jax
+import numpy as np
+import pytest
+from toys import LOCK, locked_update, quick_jit, setting, threat
+
+from kljax.attacks import LOCKS
+from kljax.attacks.presets import PRESETS
+from kljax.defences import keylock
+from kljax.threat import STRATEGY, IllegalThreat, Strategy, least_knowledge, observe
+
+DEFENCE = keylock(LOCK)
+# Presets that go through candidates have an objective; closed forms have none.
+ITERATIVE = sorted(name for name in PRESETS if PRESETS[name].objective is not None)
+EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
+
+
+def test_the_presets_are_there():
+    assert {"matching", "dlg", "gate_regression"} <= set(ITERATIVE)
+
+
+@pytest.mark.parametrize("strategy", LOCKS)
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
+    preset = PRESETS[name]
+    model = least_knowledge(Strategy(lock=strategy, labels=preset.labels), **EVAL)
+    attack = preset.build(setting(model, DEFENCE), steps=1, restarts=1)
+    view = observe(model, locked_update(1))
+    found = quick_jit(attack)(jax.random.key(1), view)
+    assert bool(found.finite) and np.isfinite(found.loss)
+    assert np.all(np.isfinite(found.images))
+    assert found.info["evaluations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fact"),
+    [(name, fact) for name in LOCKS for fact in STRATEGY["lock"][name]],
+)
+def test_an_illegal_pair_raises(strategy, fact):
+    """There is no threat model, and so no setting to build a preset on."""
+    with pytest.raises(IllegalThreat, match=f"lock='{strategy}' needs {fact}="):
+        least_knowledge(Strategy(lock=strategy, labels="joint"), **{fact: "hidden"})
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_strategy_that_no_iterative_attack_carries_out_raises(name):
+    left = set(STRATEGY["lock"]) - set(LOCKS)
+    for strategy in left:
+        model = threat(strategy, PRESETS[name].labels)
+        with pytest.raises(NotImplementedError, match=f"'{strategy}' is legal"):
+            PRESETS[name].build(setting(model, DEFENCE), steps=1, restarts=1)
