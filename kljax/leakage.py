@@ -67,6 +67,7 @@ class Job(NamedTuple):
     staged: Staged
     threat: threat.ThreatModel
     fn: Callable[..., Attacked]  # of one victim; see `one_victim`
+    setting: Setting  # the ground that the attack is built on
 
 
 class Prepared(NamedTuple):
@@ -151,7 +152,7 @@ def prepare(config: LeakConfig) -> Prepared:
         kind = arm.skeleton, arm.lock_strategy
         if kind not in functions:
             functions[kind] = one_victim(config, setting, staged, preset)
-        jobs.append(Job(staged, declared, functions[kind]))
+        jobs.append(Job(staged, declared, functions[kind], setting))
     return Prepared(config, stage, jobs)
 
 

@@ -1,0 +1,299 @@
+"""Asks what a gradient determines, before asking what an attack finds.
+
+    JAX_ENABLE_X64=1 python experiments/identifiability.py [--victims 2] [--size 16]
+        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3]
+
+What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
+upload with respect to what the attacker does not know, at the truth: the pixels, and
+behind a lock whose key he lacks the gates of it (scales and shifts; no scales of dead
+channels, which he sees). Singular values say what is determined: rank is what rounding
+leaves, in the arithmetic of the calculation (float64) and in that of an upload
+(float32); the condition is the largest singular value over the smallest within float64
+rank. Directions: |J d| / |d| over the largest singular value, for d = the image
+(contrast) and d = one grey (brightness). Columns are scaled so that gates are measured
+in units of their mean.
+
+Then the positive control: the attack on the same victims, started at the truth plus
+noise of NEAR times the spread of the image, and gates times exp(NEAR x normal). Where
+that returns and a start from nothing does not, the search is what fails; where the
+rank is short, the defence (or the norm) has taken something away.
+Results: experiments/identifiability.md.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from kljax import LeakConfig, metrics
+from kljax.attacks import (
+    Candidate,
+    Unknown,
+    Unknowns,
+    iterative,
+    lbfgs,
+    live_channels,
+    replay,
+)
+from kljax.attacks.locks import lock_of
+from kljax.attacks.presets.gate_regression import balanced_l2
+from kljax.leakage import inputs_of, prepare
+from kljax.staging import draw_rng, sources
+from kljax.threat import observe
+from kljax.typing import Gate
+
+ARMS = (
+    "none",
+    "bn-control",
+    "plaintext-gates-as-lock",
+    "keylock/known",
+    "keylock/regress_gates",
+)
+
+
+def main():
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--victims", type=int, default=2)
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--lock-init", type=float, default=0.0)
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--near", type=float, nargs="*", default=(0.01, 0.1, 0.3))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(
+        "| arm | victim | live | unknowns | equations | rank | float32 rank | largest | "
+        "smallest | condition | contrast | brightness |"
+    )
+    print("|---" * 12 + "|")
+    returns = []
+    for arm in options.arms:
+        config = LeakConfig(
+            arms=(arm,),
+            victims=options.victims,
+            image_size=options.size,
+            lock_init=options.lock_init,
+            seed=options.seed,
+        )
+        case = Case(config)
+        for victim in range(options.victims):
+            print(f"| {arm} | {victim} | {spectrum(case, victim)} |", flush=True)
+        for victim in range(options.victims):
+            for near in options.near:
+                found = nearby(case, victim, near, options.steps)
+                returns.append(f"| {arm} | {victim} | {near:g} | {found} |")
+    print(
+        "\n| arm | victim | near | loss at start | loss at end | image error at start | "
+        "at end | affine | SSIM | SSIM affine | gate error at start | at end |"
+    )
+    print("|---" * 12 + "|")
+    print("\n".join(returns))
+
+
+class Case:
+    """One arm of a study, in float64: its upload as a function of the unknowns."""
+
+    def __init__(self, config: LeakConfig):
+        """Prepares the arm."""
+        study = prepare(config)
+        (job,) = study.jobs
+        config, victims = study.config, study.stage.victims
+        self.config, self.job = config, job
+        self.setting = job.setting
+        self.lock = lock_of(self.setting)
+        network, held = job.staged.draws
+        self.updates = []
+        *_, images, labels = inputs_of(config, job, victims)
+        source = sources(config, victims)
+        defence = job.staged.arm.defence
+
+        @jax.jit
+        def step(source, images, labels):
+            drawn = network(source)
+            mine = held(source, drawn)
+            drawn, mine = _double((drawn, mine))
+            return job.staged.client(
+                draw_rng(source, "step"), defence, drawn, mine, images, labels
+            )
+
+        for v in range(config.victims):
+            mine = jax.tree.map(lambda leaf, v=v: leaf[v], source)
+            self.updates.append(step(mine, _double(images[v]), labels[v]))
+        self.regressed = config.arms[0].endswith("regress_gates")
+
+    def truth(self, victim: int):
+        """Gives the view, the true candidate, and the true gates ({} without any)."""
+        update = self.updates[victim]
+        view = observe(self.job.threat, update)
+        gates = self.job.staged.arm.defence.gates(update.public.defence, update.private)
+        lock = gates if self.regressed else update.private
+        candidate = Candidate(update.images, update.targets, lock)
+        return view, candidate, gates
+
+    def simulation(self):
+        """Makes ``(view, candidate) -> (simulated, observed)``."""
+        gates = self.lock.gates if self.regressed else self.setting.gates
+        return replay(self.setting, gates)
+
+
+def _double(tree):
+    def cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(leaf, jnp.float64) if floating else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def spectrum(case: Case, victim: int) -> str:
+    """Computes the cells of one row of the first table."""
+    view, truth, gates = case.truth(victim)
+    simulation = case.simulation()
+    live = {}
+    if case.regressed:
+        live = live_channels(case.setting, view)
+        units = {s: float(jnp.mean(g.scale[live[s]])) for s, g in gates.items()}
+
+    def vector(unknown):
+        images, scales, shifts = unknown
+        lock = truth.lock
+        if case.regressed:
+            lock = {
+                site: Gate(
+                    gate.scale.at[live[site]].add(scales[site] * units[site]),
+                    gate.shift + shifts[site] * units[site],
+                )
+                for site, gate in gates.items()
+            }
+        simulated, _ = simulation(view, truth._replace(images=images, lock=lock))
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(simulated)])
+
+    zeros = ({}, {})
+    if case.regressed:
+        zeros = (
+            {site: jnp.zeros(int(live[site].sum())) for site in gates},
+            {site: jnp.zeros(len(live[site])) for site in gates},
+        )
+    start = (truth.images, *zeros)
+    flat, unravel = ravel_pytree(start)
+    assert flat.dtype == jnp.float64
+    along = jax.jit(
+        jax.vmap(lambda d: jax.jvp(lambda z: vector(unravel(z)), (flat,), (d,))[1])
+    )
+    basis = np.eye(flat.size)
+    rows = [along(part) for part in np.array_split(basis, -(-flat.size // 64))]
+    jacobian = np.concatenate([np.asarray(part) for part in rows])  # transposed
+    # R has the singular values of the transposed Jacobian's QR: a smaller SVD.
+    _, triangle = np.linalg.qr(jacobian.T, mode="reduced")
+    values = np.linalg.svd(triangle, compute_uv=False)
+    largest = values[0]
+
+    def rank(precision):
+        return int(np.sum(values > largest * max(jacobian.shape) * precision))
+
+    whole = rank(np.finfo(np.float64).eps)
+    pixels = truth.images.size
+
+    def visible(direction):
+        padded = np.zeros(flat.size)
+        padded[:pixels] = np.ravel(direction)
+        return np.linalg.norm(padded @ jacobian) / np.linalg.norm(padded) / largest
+
+    smallest = values[whole - 1]
+    alive = sum(int(jnp.sum(g.scale != 0)) for g in gates.values()) if gates else "-"
+    return " | ".join(
+        (
+            str(alive),
+            str(flat.size),
+            str(jacobian.shape[1]),
+            str(whole),
+            str(rank(np.finfo(np.float32).eps)),
+            f"{largest:.1e}",
+            f"{values[-1]:.1e}",
+            f"{largest / smallest:.1e}",
+            f"{visible(truth.images):.0e}",
+            f"{visible(np.ones(pixels)):.0e}",
+        )
+    )
+
+
+def nearby(case: Case, victim: int, near: float, steps: int) -> str:
+    """Starts the attack near the truth; gives the cells of the second table."""
+    view, truth, gates = case.truth(victim)
+    rng = jax.random.key(1000 * victim + round(1000 * near))
+    noise = jax.random.normal(rng, truth.images.shape)
+    start = truth.images + near * jnp.std(truth.images) * noise
+
+    def fixed(value):
+        return Unknown(lambda rng, view: ((), value), lambda free, fixed: fixed)
+
+    lock, start_gates = fixed(truth.lock), None
+    if case.regressed:
+        free, known = case.lock.unknown.start(rng, view)
+        free, start_gates = {}, {}
+        for i, (site, gate) in enumerate(sorted(gates.items())):
+            live, unit = known[site]
+            normal = jax.random.normal(jax.random.fold_in(rng, i), (2, live.size))
+            scale = jnp.where(live, jnp.log(gate.scale / unit), 0.0) + near * normal[0]
+            shift = (gate.shift * jnp.exp(near * normal[1])) / unit
+            free[site] = Gate(scale, shift)
+        start_gates = case.lock.unknown.decode(free, known)
+        lock = case.lock.unknown._replace(start=lambda rng, view: (free, known))
+    images = Unknown(lambda rng, view: (start, ()), lambda free, fixed: free)
+    attack = iterative(
+        Unknowns(images, fixed(truth.targets), lock),
+        case.simulation(),
+        balanced_l2(),
+        lbfgs(),
+        steps=steps,
+    )
+    first = balanced_l2()(
+        *case.simulation()(
+            view,
+            truth._replace(images=start, lock=start_gates or truth.lock),
+        )
+    )
+    found = jax.jit(attack)(rng, view)
+
+    def image_error(images):
+        return float(
+            jnp.linalg.norm(images - truth.images) / jnp.linalg.norm(truth.images)
+        )
+
+    def gate_error(guess):
+        pairs = [
+            (jnp.concatenate(guess[site]), jnp.concatenate(gates[site]))
+            for site in gates
+        ]
+        return max(float(jnp.linalg.norm(g - t) / jnp.linalg.norm(t)) for g, t in pairs)
+
+    affine = metrics.affine_fit(found.images[0], truth.images[0])
+    scores = metrics.score(found.images[0], truth.images[0])
+    errors = ("-", "-")
+    if case.regressed:
+        errors = tuple(
+            f"{gate_error(g):.1e}" for g in (start_gates, found.info["lock"])
+        )
+    return " | ".join(
+        (
+            f"{first:.1e}",
+            f"{found.loss:.1e}",
+            f"{image_error(start):.1e}",
+            f"{image_error(found.images):.1e}",
+            f"{image_error(affine[None]):.1e}",
+            f"{scores['ssim']:.3f}",
+            f"{scores['ssim_affine_oracle']:.3f}",
+            *errors,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
