@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior, Setting
 from kljax.attacks.closed_form.dense import dense_input
 from kljax.threat import View
-from kljax.typing import Array, Output, Path, Stats
+from kljax.typing import Array
 
 
 def total_variation(weight: float, *, relative: bool) -> Prior:
@@ -92,103 +92,19 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del progress
         wanted = dense_input(view.grads.model[kernel], view.grads.model[bias])
-        out = _forward(
-            setting,
-            gates,
-            view,
+        out = setting.model.apply(
+            view.public.model,
             view.stats,
-            candidate,
+            candidate.images,
+            gates=gates(view.public.defence, candidate.lock),
             taps=(tap,),
             train=knowledge.attacker_norm == "train",
+            # The victim's dropout masks are unknown: one fixed guess.
+            rngs=jax.random.key(0),
         )
         return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
 
     return prior
-
-
-def batch_statistics(
-    setting: Setting, gates: Callable[..., Any], weight: float
-) -> Prior:
-    """Adds the squared distance of the batch's norm statistics to the uploaded ones.
-
-    The upload has running statistics, which moved from the received ones towards the
-    batch's; how far is read off the network, so no momentum need be known. Distances
-    of means are in units of the uploaded standard deviation, those of variances in
-    units of the uploaded variance, and averaged over channels and norm layers. A norm
-    below a gate has statistics that no gate touches.
-
-    Args:
-      setting: the ground; its threat model must say ``stats=visible``.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
-      weight: 0 or more.
-
-    Raises:
-      ValueError: for a negative weight, hidden statistics, norms of the victim in eval
-        mode, an update of several steps, or a network without batch norm.
-    """
-    _check_weight(weight)
-    knowledge = setting.threat.knowledge
-    for fact, needed in (
-        ("stats", "visible"),
-        ("victim_norm", "train"),
-        ("upload", "gradient"),
-    ):
-        have = getattr(knowledge, fact)
-        if have != needed:
-            raise ValueError(
-                f"batch_statistics needs {fact}={needed!r}, but the threat model says "
-                f"{fact}={have!r}"
-            )
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
-    norms: tuple[Path, ...] = tuple(
-        path.removesuffix("/mean")
-        for path in stats
-        if path.endswith("/mean") and f"{path.removesuffix('/mean')}/var" in stats
-    )
-    if not norms:
-        raise ValueError(f"no running mean and var in the network: {sorted(stats)}")
-
-    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
-        del progress
-
-        def after(stats: Stats) -> Stats:
-            return _forward(setting, gates, view, stats, candidate, train=True).stats
-
-        ones = jax.tree.map(jnp.ones_like, view.stats)
-        # Running statistics are affine in what they were: the slope is the momentum.
-        found, momentum = jax.jvp(after, (view.stats,), (ones,))
-        total = jnp.zeros(())
-        for norm in norms:
-            mean, var = f"{norm}/mean", f"{norm}/var"
-            rate = {name: 1 - momentum[name] for name in (mean, var)}
-            gap = {
-                name: (found[name] - view.new_stats[name]) / rate[name]
-                for name in (mean, var)
-            }
-            moved = view.new_stats[var] - momentum[var] * view.stats[var]
-            unit = moved / rate[var] + 1e-5  # what the norm itself adds
-            total += jnp.mean(gap[mean] ** 2 / unit + (gap[var] / unit) ** 2)
-        return weight * total / len(norms)
-
-    return prior
-
-
-def _forward(
-    setting: Setting,
-    gates: Callable[..., Any],
-    view: View,
-    stats: Stats,
-    candidate: Candidate,
-    **options: Any,
-) -> Output:
-    return setting.model.apply(
-        view.public.model,
-        stats,
-        candidate.images,
-        gates=gates(view.public.defence, candidate.lock),
-        rngs=jax.random.key(0),
-        **options,
-    )
 
 
 def _check_weight(weight: float) -> None:
