@@ -26,7 +26,7 @@ from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
 from kljax.attacks.simulation import local_steps, one_step, replay
 from kljax.attacks.starts import constant, normal
-from kljax.attacks.unknowns import decoded, pixels, upsampled
+from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
 
 __all__ = [
     "Attack",
@@ -39,6 +39,7 @@ __all__ = [
     "Unknowns",
     "Candidate",
     "pixels",
+    "boxed",
     "decoded",
     "upsampled",
     "normal",

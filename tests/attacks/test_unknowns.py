@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import IMAGE_SHAPE, setting, threat
 
-from kljax.attacks import constant, decoded, normal, pixels, upsampled
+from kljax.attacks import boxed, constant, decoded, normal, pixels, upsampled
 from kljax.defences import none
 
 RNG = jax.random.key(6)
@@ -27,6 +27,14 @@ def test_pixels_are_the_image():
     np.testing.assert_array_equal(free, images)
     outside = pixels(ground(), constant(7.0))
     assert np.all(begin(outside)[1] == 7)  # unbounded
+
+
+def test_boxed_unknowns_stay_where_images_are():
+    boxed_pixels = boxed(pixels(ground(), constant(7.0)))
+    moved = np.array([-0.5, 0.25, 1.5])
+    np.testing.assert_array_equal(boxed_pixels.project(moved), [0, 0.25, 1])
+    twice = boxed(boxed_pixels._replace(project=lambda x: x + 1))
+    np.testing.assert_array_equal(twice.project(moved), [0.5, 1, 1])
 
 
 def test_decoded_sends_latents_through_the_decoder():

@@ -7,6 +7,7 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching
+from kljax.attacks.presets.signed import inverting_gradients
 
 __all__ = [
     "PRESETS",
@@ -14,6 +15,7 @@ __all__ = [
     "find_preset",
     "of_user",
     "dlg",
+    "inverting_gradients",
     "gradient_matching",
     "matching",
 ]

@@ -1,11 +1,13 @@
 """Which attacks there are, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kljax.attacks.attack import Attack, Objective
-from kljax.attacks.objectives import squared_l2
+from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.presets.plain import dlg, matching
+from kljax.attacks.presets.signed import inverting_gradients
 from kljax.registry import resolve
 
 
@@ -17,11 +19,14 @@ class Preset(NamedTuple):
       labels: the label strategy the attack is known for.
       objective: makes the attack's objective, for diagnostics; None where an attack
         has none.
+      needs: facts about the wire, fields of `kljax.threat.Knowledge`, without which
+        the attack cannot be.
     """
 
     build: Callable[..., Attack]
     labels: str
     objective: Callable[[], Objective] | None
+    needs: Mapping[str, str] = MappingProxyType({})
 
 
 PRESETS: dict[str, Preset] = {
@@ -29,6 +34,7 @@ PRESETS: dict[str, Preset] = {
     "dlg": Preset(dlg, "joint", squared_l2),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", squared_l2),
+    "inverting-gradients": Preset(inverting_gradients, "recovered", cosine),
 }
 
 
