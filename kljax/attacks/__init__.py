@@ -25,7 +25,7 @@ from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
 from kljax.attacks.simulation import local_steps, one_step, replay
-from kljax.attacks.starts import constant, normal
+from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "upsampled",
     "normal",
     "constant",
+    "around",
     "LABELS",
     "idlg",
     "LOCKS",

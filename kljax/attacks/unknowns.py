@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
