@@ -1,11 +1,11 @@
 """Measures gate regression: what a key-lock is worth against who lacks the key.
 
-    python experiments/gate_regression.py [--attacks gate_regression matching]
+    python experiments/gate_regression.py [--attacks gate-regression matching]
         [--arms bn-control keylock/known ...] [--lock-init 0] [--victims 8]
         [--steps 600] [--seed 0] [--threat stats=visible]
 
 What: one line per attack and arm, LeNet on digits. An attack is a preset, or
-gate_regression:VARIATION:LAST:STATISTICS with other weights. Settings are chosen with
+gate-regression:VARIATION:LAST:STATISTICS with other weights. Settings are chosen with
 ``--seed 1000``, on victims that no study uses, by the matching losses alone; scores
 stand beside them for the reader. Results: experiments/gate_regression.md.
 """
@@ -39,7 +39,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attacks", nargs="+", default=("gate_regression",))
+    parser.add_argument("--attacks", nargs="+", default=("gate-regression",))
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--lock-init", type=float, nargs="+", default=(0.0,))
     parser.add_argument("--victims", type=int, default=8)
@@ -64,7 +64,7 @@ def line(attack: str, lock_init: float, arm: str, options) -> str:
             last_variation=last,
             statistics=statistics,
         )
-        PRESETS[attack] = PRESETS["gate_regression"]._replace(build=build)
+        PRESETS[attack] = PRESETS["gate-regression"]._replace(build=build)
     began = time.perf_counter()
     config = LeakConfig(
         arms=(arm,),

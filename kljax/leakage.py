@@ -131,7 +131,7 @@ def prepare(config: LeakConfig) -> Prepared:
     for text in config.arms:
         arm = parse_arm(text, stage.sites, made)
         ground.check_norm(config, network, arm)
-        declared = declare(config, arm.lock_strategy, preset.labels)
+        declared = declare(config, arm.lock_strategy, preset)
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         setting = Setting(
             model=staged.model,
@@ -324,20 +324,26 @@ def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> 
     return path
 
 
-def declare(config: LeakConfig, lock_strategy: str, labels: str) -> threat.ThreatModel:
+def declare(
+    config: LeakConfig, lock_strategy: str, preset: Preset
+) -> threat.ThreatModel:
     """Declares the threat model of an arm: the least knowledge that it needs.
 
     Args:
       config: of the study.
       lock_strategy: of the arm.
-      labels: strategy that the attack is known for; the study may have another.
+      preset: the attack: its label strategy, in place of which the study may have
+        another, and what it needs to know.
 
     Raises:
-      ValueError: for a fact that does not exist or contradicts the study, and for
-        knowledge too small for the strategy.
+      IllegalThreat: for knowledge too small for the strategy or the attack.
+      ValueError: for a fact that does not exist or contradicts the study.
     """
-    strategy = threat.Strategy(lock=lock_strategy, labels=config.labels or labels)
-    facts: dict[str, Any] = {"examples": config.examples, "upload": config.upload}
+    strategy = threat.Strategy(
+        lock=lock_strategy, labels=config.labels or preset.labels
+    )
+    facts: dict[str, Any] = dict(preset.needs)
+    facts |= {"examples": config.examples, "upload": config.upload}
     needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())
     if config.from_run is not None and "initial" in needed:
         # After round 0 the client has moved on, and the server has not seen it.
@@ -358,4 +364,12 @@ def declare(config: LeakConfig, lock_strategy: str, labels: str) -> threat.Threa
                 f"threat fact {fact!r}: local training runs norm layers in train mode"
             )
         facts[field] = value
-    return threat.least_knowledge(strategy, **facts)
+    declared = threat.least_knowledge(strategy, **facts)
+    for field, value in preset.needs.items():
+        have = getattr(declared.knowledge, field)
+        if have != value:
+            raise threat.IllegalThreat(
+                f"attack {config.attack!r} needs {field}={value!r}, but the threat "
+                f"model says {field}={have!r}"
+            )
+    return declared

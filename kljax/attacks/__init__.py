@@ -26,8 +26,8 @@ from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
 from kljax.attacks.simulation import local_steps, one_step, replay
-from kljax.attacks.starts import constant, normal
-from kljax.attacks.unknowns import decoded, pixels, upsampled
+from kljax.attacks.starts import around, constant, normal
+from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
 
 __all__ = [
     "Attack",
@@ -40,10 +40,12 @@ __all__ = [
     "Unknowns",
     "Candidate",
     "pixels",
+    "boxed",
     "decoded",
     "upsampled",
     "normal",
     "constant",
+    "around",
     "LABELS",
     "idlg",
     "LOCKS",

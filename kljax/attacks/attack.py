@@ -164,6 +164,7 @@ def iterative(
     prior: Prior = no_prior,
     steps: int,
     restarts: int = 1,
+    choose_by_matching: bool = False,
     points: int | None = None,
 ) -> Attack:
     """Composes an iterative attack.
@@ -178,6 +179,8 @@ def iterative(
       restarts: R independent starts; the one with the lowest own loss is returned.
         With several, they run on the axis `RESTARTS`, where a prior may compare
         them.
+      choose_by_matching: whether restarts are compared by the matching loss of their
+        best candidates, without the prior; iterates always are with it.
       points: the lowest matching loss so far is recorded this many times, evenly;
         None for as many, at most 20, as divide the steps.
 
@@ -254,7 +257,8 @@ def iterative(
             runs = jax.tree.map(lambda x: x[None], restart(indices[0]))
         else:
             runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
-        chosen = jnp.argmin(runs[1].total)
+        own = runs[1].matching if choose_by_matching else runs[1].total
+        chosen = jnp.argmin(own)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(
             images=candidate.images,

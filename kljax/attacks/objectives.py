@@ -1,6 +1,7 @@
 """Objectives: distances between a simulated and an observed gradient.
 
-Each takes two trees alike and gives a scalar, 0 where they are equal.
+Each takes two trees alike and gives a scalar, 0 where they are equal. Which tensors
+count, and how much, is said by a wrapper: see `kljax.attacks.tensors`.
 """
 
 import jax
@@ -14,6 +15,18 @@ def _sum(fn, *trees: PyTree) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(fn, *trees)), jnp.zeros(()))
 
 
+def root(square: Array) -> Array:
+    """Takes the square root of a sum of squares; at 0 its derivative is 0, not NaN."""
+    positive = square > 0
+    # NaN is not positive, and must stay.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), square)
+
+
+def _absolute(x: Array) -> Array:
+    """Takes absolute values; at 0 the derivative is 0, where `jnp.abs` has 1."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
 def squared_l2() -> Objective:
     """Sums ``(g - g*)^2`` over all entries of all tensors.
 
@@ -22,6 +35,65 @@ def squared_l2() -> Objective:
 
     def objective(simulated: PyTree, observed: PyTree) -> Array:
         return _sum(lambda g, o: jnp.sum((g - o) ** 2), simulated, observed)
+
+    return objective
+
+
+def l1() -> Objective:
+    """Sums ``|g - g*|`` over all entries of all tensors."""
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        return _sum(lambda g, o: jnp.sum(_absolute(g - o)), simulated, observed)
+
+    return objective
+
+
+def norm() -> Objective:
+    """Sums the Euclidean norms of ``g - g*``, not squared, over all tensors.
+
+    Reference: Hatamizadeh et al., "Do Gradient Inversion Attacks Make Federated
+    Learning Unsafe?" (IEEE TMI 2023), its code.
+    """
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        return _sum(lambda g, o: root(jnp.sum((g - o) ** 2)), simulated, observed)
+
+    return objective
+
+
+def l2_norm() -> Objective:
+    """Adds the squared distance and the distance of the whole gradients.
+
+    Reference: GRNN (Ren, Deng, Xie 2022), the mean squared error and what its code
+    calls a Wasserstein distance: on a matrix of one row that is the Euclidean norm.
+    """
+    squared = squared_l2()
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        square = squared(simulated, observed)
+        return square + root(square)
+
+    return objective
+
+
+def tag(alpha: float = 0.01, share: Objective | None = None) -> Objective:
+    """Adds the squared distance and ``alpha`` times the absolute one.
+
+    Args:
+      alpha: of the absolute distance.
+      share: the absolute distance, if not plain `l1`: its tensors may be weighted.
+
+    Raises:
+      ValueError: for a negative alpha.
+
+    Reference: TAG (Deng et al. 2021), equation 3; alpha of its form in LAMP.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"alpha must be >= 0, got {alpha!r}")
+    squared, absolute = squared_l2(), share or l1()
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        return squared(simulated, observed) + alpha * absolute(simulated, observed)
 
     return objective
 
@@ -46,6 +118,42 @@ def cosine() -> Objective:
     return objective
 
 
+FAINT = 1e-6  # of the whole gradient's norm: float32 rounding
+
+
+def cosine_per_tensor() -> Objective:
+    """Averages `cosine` over the tensors, in [0, 2].
+
+    Every tensor counts the same, however short, and each is blind to its length.
+    Tensors whose observed norm is below `FAINT` of the whole do not count: such as a
+    bias in front of a norm layer, which holds rounding. 1 if none is left.
+
+    Reference: LAMP (Balunović et al., NeurIPS 2022), section 4.
+    """
+    one = cosine()
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        pairs = list(
+            zip(jax.tree.leaves(simulated), jax.tree.leaves(observed), strict=True)
+        )
+        scaled = jax.tree.leaves(_over_largest(observed))
+        powers = jnp.stack([jnp.sum(o**2) for o in scaled])
+        # So that NaN counts.
+        counts = ~(powers <= FAINT**2 * jnp.sum(powers))
+        distances = jnp.stack([one(g, o) for g, o in pairs])
+        total = jnp.sum(jnp.where(counts, distances, 0.0))
+        broken = jnp.where(jnp.isnan(jnp.sum(distances)), jnp.nan, 0.0)
+        mean = total / jnp.maximum(jnp.sum(counts), 1)
+        return jnp.where(jnp.any(counts), mean, 1.0) + broken
+
+    return objective
+
+
+def scaled(objective: Objective, factor: float) -> Objective:
+    """Multiplies an objective, against which priors are weighed, by `factor`."""
+    return lambda simulated, observed: factor * objective(simulated, observed)
+
+
 def _over_largest(grads: PyTree) -> PyTree:
     """Divides by the largest entry, so that squares neither vanish nor overflow.
 
@@ -57,4 +165,12 @@ def _over_largest(grads: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf / largest, grads)
 
 
-OBJECTIVES = {"squared_l2": squared_l2, "cosine": cosine}
+OBJECTIVES = {
+    "squared_l2": squared_l2,
+    "l1": l1,
+    "norm": norm,
+    "l2_norm": l2_norm,
+    "tag": tag,
+    "cosine": cosine,
+    "cosine_per_tensor": cosine_per_tensor,
+}

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.attack import RESTARTS, Candidate, Prior, Setting
 from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.objectives import root
 from kljax.threat import View
 from kljax.typing import Array
 
@@ -27,7 +28,7 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
 
     Reference: Geiping et al. 2020 (plain form, both directions averaged apart).
     """
-    _check_weight(weight)
+    _check(weight)
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
@@ -75,7 +76,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
 
     Reference: breaching (Geiping et al.), its feature regulariser.
     """
-    _check_weight(weight)
+    _check(weight)
     knowledge = setting.threat.knowledge
     if (knowledge.examples, knowledge.upload) != (1, "gradient"):
         raise ValueError(
@@ -107,6 +108,106 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
     return prior
 
 
-def _check_weight(weight: float) -> None:
+def added(*priors: Prior) -> Prior:
+    """Adds priors up."""
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        return sum(one(view, candidate, progress) for one in priors)
+
+    return prior
+
+
+def squared_variation(weight: float) -> Prior:
+    """Adds ``2 weight (mean dx^2 + mean dy^2)`` of the images.
+
+    Reference: GRNN (Ren, Deng, Xie 2022), its code: both sums are divided by the
+    number of their differences and of the images, and their sum is doubled.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        rows, columns = (jnp.diff(candidate.images, axis=axis) for axis in (1, 2))
+        return 2 * weight * (jnp.mean(rows**2) + jnp.mean(columns**2))
+
+    return prior
+
+
+def diagonal_variation(weight: float) -> Prior:
+    """Adds the norms of the images' differences along four directions.
+
+    Rows, columns and both diagonals; each norm is over all images at once, not
+    squared.
+
+    Reference: Hatamizadeh et al. (IEEE TMI 2023), its code; Yin et al.,
+    "DeepInversion" (CVPR 2020).
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        x = candidate.images
+        differences = (
+            x[:, 1:] - x[:, :-1],
+            x[:, :, 1:] - x[:, :, :-1],
+            x[:, 1:, 1:] - x[:, :-1, :-1],
+            x[:, 1:, :-1] - x[:, :-1, 1:],
+        )
+        return weight * sum(root(jnp.sum(d**2)) for d in differences)
+
+    return prior
+
+
+def image_norm(weight: float, *, per_pixel: bool = False) -> Prior:
+    """Adds ``weight`` times the mean over images of ``|x|``, not squared.
+
+    Args:
+      weight: 0 or more.
+      per_pixel: whether the norm is divided by H x W.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), equation 7; divided as in
+    GIFD's code.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        return weight * _mean_norm(candidate.images, per_pixel)
+
+    return prior
+
+
+def group_consistency(weight: float, *, after: float, per_pixel: bool = True) -> Prior:
+    """Draws each restart to the mean of all of them.
+
+    For attacks of several restarts only: they meet on the axis `RESTARTS`. Examples
+    are compared in their order, so labels should be the same in all restarts.
+
+    Args:
+      weight: of the mean over images of ``|x - mean|``, not squared.
+      after: share of the steps made without it.
+      per_pixel: whether the norm is divided by H x W.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), equation 11, without its
+    registration; GIFD's code, which takes a new mean every 100 steps only.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view
+        others = jax.lax.stop_gradient(candidate.images)
+        apart = candidate.images - jax.lax.pmean(others, RESTARTS)
+        return weight * (progress >= after) * _mean_norm(apart, per_pixel)
+
+    return prior
+
+
+def _mean_norm(images: Array, per_pixel: bool) -> Array:
+    norms = root(jnp.sum(images**2, axis=(1, 2, 3)))
+    pixels = images.shape[1] * images.shape[2] if per_pixel else 1
+    return jnp.mean(norms) / pixels
+
+
+def _check(weight: float) -> None:
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight!r}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
 from kljax.attacks.starts import Start
@@ -12,6 +13,16 @@ from kljax.typing import Array, PyTree
 def pixels(setting: Setting, start: Start) -> Unknown:
     """Looks for the pixels themselves, unbounded."""
     return decoded(setting, lambda images: images, setting.image_shape, start)
+
+
+def boxed(unknown: Unknown) -> Unknown:
+    """Keeps what is optimised in [0, 1], where images are, after every move."""
+
+    def project(free: PyTree) -> PyTree:
+        inside = unknown.project(free)
+        return jax.tree.map(lambda x: jnp.clip(x, 0.0, 1.0), inside)
+
+    return unknown._replace(project=project)
 
 
 def decoded(

@@ -53,15 +53,17 @@ class LeakConfig:
     names one of your own.
 
     Attributes:
-      model: network under attack: lenet, dense, resnet20, resnet32, resnet18, resnet34
-        or vgg16.
+      model: network under attack: lenet, dense, convnet64, resnet20, resnet32,
+        resnet18, resnet34 or vgg16.
       data: dataset the victims come from: digits, photos, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.arms`.
-      attack: preset in `kljax.attacks.presets`: matching, dlg or idlg.
-      optimiser: instead of the preset's: lbfgs, lbfgs_torch or adam.
-      step_size: of the optimiser, which must be named and take one (lbfgs_torch, adam
-        or your own); None for its default.
+      attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
+        tag, inverting-gradients, grnn, gradinversion or bn-updates.
+      optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
+        or rmsprop.
+      step_size: of the optimiser, which must be named and take one (all but lbfgs
+        do); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).

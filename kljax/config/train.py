@@ -50,8 +50,8 @@ class TrainConfig:
     weighting.
 
     Attributes:
-      model: network to train: lenet, dense, resnet20, resnet32, resnet18, resnet34 or
-        vgg16.
+      model: network to train: lenet, dense, convnet64, resnet20, resnet32,
+        resnet18, resnet34 or vgg16.
       data: dataset: digits, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
         `kljax.arms`; trained one after another from the same weights.

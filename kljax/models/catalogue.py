@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from kljax.models import lenet, resnet, vgg
+from kljax.models import convnet, lenet, resnet, vgg
 from kljax.models.dense import Dense
 from kljax.typing import Path
 
@@ -53,5 +53,8 @@ NETWORKS: dict[str, Network] = {
     "resnet32": _residual(resnet.resnet32),
     "resnet18": _residual(resnet.resnet18),
     "resnet34": _residual(resnet.resnet34),
+    "convnet64": Network(
+        convnet.ConvNet, convnet.NORM_PATHS[:1], "fc", convnet.NORM_PATHS
+    ),
     "vgg16": Network(vgg.VGG, ("layers/0/norm",), "fc", vgg.norm_paths(vgg.STAGES)),
 }

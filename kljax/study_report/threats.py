@@ -89,7 +89,7 @@ def threat_facts(config: LeakConfig) -> dict[str, str]:
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
     strategy = config.arms[0].partition("/")[2] or "unit"
-    declared = declare(config, strategy, preset.labels)
+    declared = declare(config, strategy, preset)
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}

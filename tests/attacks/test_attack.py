@@ -94,6 +94,26 @@ def test_the_restart_with_the_lowest_own_loss_wins(rng):
     )
 
 
+def test_restarts_can_be_compared_without_the_prior(rng):
+    """A prior that is high where the matching is good turns the choice around."""
+    still = from_optax(optax.sgd(0.0))
+
+    def prior(view, candidate, progress):
+        return 10 / (0.1 + jnp.sum((candidate.images - view) ** 2))
+
+    def start(rng):
+        return jax.random.normal(rng, (2,))
+
+    options = {"prior": prior, "restarts": 8}
+    found, matched = (
+        attack(start, still, choose_by_matching=choice, **options)(rng, VIEW)
+        for choice in (False, True)
+    )
+    losses = matched.info["restart_losses"]
+    np.testing.assert_array_equal(losses, found.info["restart_losses"])
+    assert matched.loss == losses.min() < found.loss
+
+
 def test_a_restart_does_not_depend_on_how_many_there_are(rng):
     still = from_optax(optax.sgd(0.0))
     losses = [

@@ -7,28 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import (
-    CLASSES,
     IMAGE_SHAPE,
     LOCK,
     locked_update,
     quick_jit,
     random_images,
-    random_private,
-    random_weights,
     setting,
     threat,
-    toy_model,
 )
 
-from kljax.attacks import Candidate, batch_statistics, feature, no_prior, scheduled
+from kljax.attacks import Candidate, feature, no_prior, scheduled
 from kljax.attacks.presets import gate_regression
 from kljax.attacks.presets import gate_regression as preset_module
 from kljax.attacks.presets.gate_regression import balanced_l2
-from kljax.clients import one_step
 from kljax.defences import keylock
-from kljax.losses import cross_entropy
 from kljax.threat import observe
-from kljax.typing import Private, Public
+from kljax.typing import Private
 
 DEFENCE = keylock(LOCK)
 RNG = jax.random.key(5)
@@ -133,13 +127,14 @@ def test_the_feature_is_that_of_the_forward_pass():
     other = random_images(1, *IMAGE_SHAPE, seed=31)
 
     def classifier_input(images):
-        params, stats = update.public.model, update.stats
+        params, stats, gate = jax.tree.map(
+            np.asarray, (update.public.model, update.stats, TRUE_GATES["norm"])
+        )
         x = images.reshape(1, -1) @ params["first/kernel"] + params["first/bias"]
         x = (x - stats["norm/mean"]) / np.sqrt(stats["norm/var"] + 1e-5)
-        gate = TRUE_GATES["norm"]
         return 1 / (1 + np.exp(-(gate.scale * x + gate.shift)))
 
-    gap = classifier_input(other) - classifier_input(update.images)
+    gap = classifier_input(other) - classifier_input(np.asarray(update.images))
     np.testing.assert_allclose(
         prior(view, truth._replace(images=other), 0.0), 2 * np.sum(gap**2), rtol=1e-3
     )
@@ -156,45 +151,6 @@ def test_what_has_no_feature():
         feature(setting(REGRESS, DEFENCE, classifier="nowhere"), gates_of, 1.0)
     with pytest.raises(ValueError, match="weight must be >= 0"):
         feature(setting(REGRESS, DEFENCE), gates_of, -1.0)
-
-
-SHOWN = {"victim_norm": "train", "attacker_norm": "train", "stats": "visible"}
-
-
-def test_statistics_are_those_of_the_batch():
-    """By hand, from two batches of three examples; the momentum is not looked up."""
-    model = threat("regress_gates", "joint", examples=3, **SHOWN)
-    params, stats = random_weights(toy_model())
-    images, other = (random_images(3, *IMAGE_SHAPE, seed=seed) for seed in (1, 2))
-    targets = np.eye(CLASSES, dtype=np.float32)
-    update = quick_jit(one_step(toy_model(), cross_entropy, DEFENCE, train=True))(
-        RNG, Public(params), stats, random_private(), images, targets
-    )
-    view = observe(model, update)
-    prior = quick_jit(batch_statistics(setting(model, DEFENCE), gates_of, 3.0))
-    # Other gates: a norm below the gate does not see them.
-    assert prior(view, Candidate(images, targets, TRUE_GATES), 0.0) < 1e-6
-
-    def moments(images):
-        x = images.reshape(3, -1) @ params["first/kernel"] + params["first/bias"]
-        return x.mean(axis=0), x.var(axis=0)
-
-    (mean, var), (true_mean, true_var) = moments(other), moments(images)
-    unit = true_var + 1e-5
-    expected = np.mean((mean - true_mean) ** 2 / unit + ((var - true_var) / unit) ** 2)
-    np.testing.assert_allclose(
-        prior(view, Candidate(other, targets, TRUE_GATES), 0.0), 3 * expected, rtol=1e-3
-    )
-
-
-@pytest.mark.parametrize(
-    ("fact", "value"),
-    (("stats", "hidden"), ("victim_norm", "eval"), ("upload", "update")),
-)
-def test_what_shows_no_statistics(fact, value):
-    model = threat("regress_gates", **{**SHOWN, fact: value})
-    with pytest.raises(ValueError, match=f"needs {fact}=.*says {fact}='{value}'"):
-        batch_statistics(setting(model, DEFENCE), gates_of, 1.0)
 
 
 def test_private_parts_need_no_lock_to_be_tried():

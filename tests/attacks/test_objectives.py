@@ -7,6 +7,7 @@ import pytest
 from toys import quick_jit
 
 from kljax.attacks import OBJECTIVES, cosine, squared_l2
+from kljax.attacks.objectives import cosine_per_tensor, l2_norm, norm, scaled, tag
 
 A = {"one": jnp.array([3.0, 0.0]), "two": (jnp.array([[4.0]]),)}
 B = {"one": jnp.array([0.0, 2.0]), "two": (jnp.array([[1.0]]),)}
@@ -39,6 +40,40 @@ def test_cosine_by_hand():
     expected = (4 * np.array([3, 0, 4]) / 25 - np.array([0, 2, 1])) / (5 * np.sqrt(5))
     np.testing.assert_allclose(slopes(cosine(), A, B), expected, atol=1e-6)
     assert cosine()(A, times(-1, A)) == pytest.approx(2, abs=1e-6)
+
+
+def test_unsquared_norms_by_hand():
+    # Differences (3, -2) and 3.
+    assert norm()(A, B) == pytest.approx(13**0.5 + 3)
+    root = 13**0.5
+    np.testing.assert_allclose(slopes(norm(), A, B), [3 / root, -2 / root, 1])
+    assert l2_norm()(A, B) == pytest.approx(22 + 22**0.5)
+    factor = 2 + 22**-0.5
+    np.testing.assert_allclose(
+        slopes(l2_norm(), A, B), [3 * factor, -2 * factor, 3 * factor], rtol=1e-6
+    )
+
+
+def test_tag_by_hand():
+    assert tag(0.5)(A, B) == 22 + 0.5 * 8
+    np.testing.assert_array_equal(slopes(tag(0.5), A, B), [6.5, -4.5, 6.5])
+    assert tag(0.5, scaled(squared_l2(), 2.0))(A, B) == 22 + 22
+    with pytest.raises(ValueError, match="alpha must be >= 0, got -1"):
+        tag(-1)
+
+
+def test_cosine_per_tensor_by_hand():
+    # (3, 0) and (0, 2) are at right angles, 4 and 1 are parallel.
+    assert cosine_per_tensor()(A, B) == pytest.approx(0.5, abs=1e-6)
+    scaled_one = {**A, "one": 1e-3 * A["one"]}
+    assert cosine_per_tensor()(scaled_one, B) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_cosine_per_tensor_leaves_out_what_is_rounding():
+    faint = {**B, "one": 1e-8 * B["one"]}
+    assert cosine_per_tensor()(A, faint) == pytest.approx(0, abs=1e-6)
+    assert slopes(cosine_per_tensor(), A, faint)[:2].tolist() == [0, 0]
+    assert cosine_per_tensor()(A, times(0, B)) == 1
 
 
 @pytest.mark.parametrize("scale", (1e-25, 1e-10, 1e10, 1e25))

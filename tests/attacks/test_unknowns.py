@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import IMAGE_SHAPE, setting, threat
 
-from kljax.attacks import constant, decoded, normal, pixels, upsampled
+from kljax.attacks import around, boxed, constant, decoded, normal, pixels, upsampled
 from kljax.defences import none
 
 RNG = jax.random.key(6)
@@ -27,6 +27,14 @@ def test_pixels_are_the_image():
     np.testing.assert_array_equal(free, images)
     outside = pixels(ground(), constant(7.0))
     assert np.all(begin(outside)[1] == 7)  # unbounded
+
+
+def test_boxed_unknowns_stay_where_images_are():
+    boxed_pixels = boxed(pixels(ground(), constant(7.0)))
+    moved = np.array([-0.5, 0.25, 1.5])
+    np.testing.assert_array_equal(boxed_pixels.project(moved), [0, 0.25, 1])
+    twice = boxed(boxed_pixels._replace(project=lambda x: x + 1))
+    np.testing.assert_array_equal(twice.project(moved), [0.5, 1, 1])
 
 
 def test_decoded_sends_latents_through_the_decoder():
@@ -64,3 +72,16 @@ def test_starts():
     assert draws.std() == pytest.approx(0.1, rel=0.05)
     assert np.any(draws != normal(0.5, 0.1)(jax.random.key(7), (4000,)))
     assert np.all(constant(0.25)(RNG, (2, 3)) == 0.25)
+
+
+def test_around_starts_at_a_given_image():
+    image = np.arange(np.prod(IMAGE_SHAPE), dtype=np.float32).reshape(IMAGE_SHAPE)
+    shape = (2, *IMAGE_SHAPE)
+    np.testing.assert_array_equal(around(image)(RNG, shape), np.stack([image] * 2))
+    np.testing.assert_array_equal(around(0.5)(RNG, shape), np.full(shape, 0.5))
+    noisy = around(image, 0.1)(RNG, (500, *IMAGE_SHAPE)) - image
+    assert np.std(noisy) == pytest.approx(0.1, rel=0.1)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 1\), expected \(2, 2, 1\)"):
+        around(np.zeros((3, 3, 1)))(RNG, shape)
+    with pytest.raises(ValueError, match="std must be >= 0, got -1"):
+        around(0.5, -1.0)

@@ -5,13 +5,22 @@ every lane of a batch.
 """
 
 from kljax.attacks.optimisers.catalogue import OPTIMISERS, make_optimiser
-from kljax.attacks.optimisers.first_order import adam, from_optax
+from kljax.attacks.optimisers.first_order import (
+    adam,
+    cosine_adam,
+    from_optax,
+    rmsprop,
+    sign_adam,
+)
 from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
 
 __all__ = [
     "OPTIMISERS",
     "make_optimiser",
     "adam",
+    "sign_adam",
+    "cosine_adam",
+    "rmsprop",
     "from_optax",
     "lbfgs",
     "lbfgs_torch",

@@ -1,0 +1,116 @@
+"""Which tensors count, by hand; and in which order a network uses them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from toys import setting, threat
+
+from kljax.attacks import cosine, squared_l2
+from kljax.attacks.objectives import l1, norm
+from kljax.attacks.tensors import (
+    depths_of,
+    exponential,
+    first,
+    largest,
+    last,
+    linear,
+    mask,
+    weighted,
+)
+from kljax.defences import none
+from kljax.models import from_nnx
+from kljax.typing import Public
+
+# Squared distances 1, 4, 9 and 16; the defence's and the lock's are 100 and 10,000.
+OBSERVED = Public({"a": 5.0, "b": 4.0, "c": 0.5, "d": -6.0}, {"gate": 2.0})
+SIMULATED = Public({"a": 6.0, "b": 6.0, "c": 3.5, "d": -2.0}, {"gate": 12.0})
+DEPTHS = {"a": 2, "b": 0, "c": 3, "d": 1}  # in forward order: b, d, a, c
+
+
+def distance(objective, weighting, degree=2):
+    found = weighted(objective, weighting, degree=degree)
+    one = float(found(SIMULATED, OBSERVED))
+    with_lock = float(found((SIMULATED, [101.0]), (OBSERVED, [1.0])))
+    if objective is SQUARED:
+        assert with_lock == pytest.approx(one + 10_000)
+    return one
+
+
+SQUARED = squared_l2()
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        (first(DEPTHS, 2), 4 + 16),
+        (first(DEPTHS, 9), 1 + 4 + 9 + 16),
+        (last(DEPTHS, 1), 9),
+        (largest(2), 16 + 1),
+        (mask({"a": True, "b": False, "c": True, "d": False}), 1 + 9),
+        (linear(DEPTHS), 4 + 0.75 * 16 + 0.5 * 1 + 0.25 * 9),
+        (exponential(DEPTHS, 0.5), 4 + 0.5 * 16 + 0.25 * 1 + 0.125 * 9),
+        (exponential(DEPTHS), 4 + 16 * np.exp(-1) + np.exp(-2) + 9 * np.exp(-3)),
+    ],
+)
+def test_a_squared_distance_by_hand(weighting, expected):
+    # The gate counts in full.
+    assert distance(SQUARED, weighting) == pytest.approx(100 + expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", (norm(), l1()))
+def test_unsquared_distances_have_degree_one(objective):
+    found = distance(objective, linear(DEPTHS), degree=1)
+    expected = 10 + 2 + 0.75 * 4 + 0.5 * 1 + 0.25 * 3
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_cosine_of_the_kept_tensors():
+    dot, lengths = 5 * 6 + 2 * 12, (25 + 4) * (36 + 144)
+    kept = mask({"a": True, "b": False, "c": False, "d": False})
+    expected = 1 - dot / lengths**0.5
+    assert distance(cosine(), kept) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_left_out_may_be_broken():
+    broken = OBSERVED._replace(model=OBSERVED.model | {"c": jnp.nan})
+    assert weighted(SQUARED, first(DEPTHS, 2))(SIMULATED, broken) == 120
+    assert np.isnan(weighted(SQUARED, last(DEPTHS, 1))(SIMULATED, broken))
+
+
+class Backwards(nnx.Module):
+    """Layers whose names sort against the order in which they are used."""
+
+    def __init__(self, rngs):
+        self.z = nnx.Linear(4, 3, rngs=rngs)
+        self.m = nnx.BatchNorm(3, rngs=rngs)
+        self.a = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, images):
+        return self.a(self.m(self.z(images.reshape(images.shape[0], -1))))
+
+
+def test_depths_follow_the_forward_pass_not_the_names():
+    found = depths_of(setting(threat(), none(), model=from_nnx(Backwards)))
+    assert sorted(found, key=found.get) == [
+        "z/kernel",
+        "z/bias",
+        "m/scale",
+        "m/bias",
+        "a/kernel",
+        "a/bias",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: largest(0), "count must be at least 1, got 0"),
+        (lambda: first(DEPTHS, 0), "no tensor is left"),
+        (lambda: mask({"a": False}), "no tensor is left"),
+        (lambda: exponential(DEPTHS, 0.0), "factor must be positive"),
+    ],
+)
+def test_bad_weightings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
