@@ -70,9 +70,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(
-        "| arm | victim | live | unknowns | equations | rank | float32 rank "
-        "| largest | "
-        "smallest | condition | contrast | brightness |"
+        "| arm | victim | live | unknowns | equations | rank | float32 rank | "
+        "largest | smallest | condition | contrast | brightness |"
     )
     print("|---" * 12 + "|")
     returns = []
@@ -92,9 +91,9 @@ def main():
                 found = nearby(case, victim, near, options.steps)
                 returns.append(f"| {arm} | {victim} | {near:g} | {found} |")
     print(
-        "\n| arm | victim | near | loss at start | loss at end "
-        "| image error at start | "
-        "at end | affine | SSIM | SSIM affine | gate error at start | at end |"
+        "\n| arm | victim | near | loss at start | loss at end | "
+        "image error at start | at end | affine | SSIM | SSIM affine | "
+        "gate error at start | at end |"
     )
     print("|---" * 12 + "|")
     print("\n".join(returns))

@@ -39,7 +39,7 @@ FOUNDATION = {
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
-    "attacks": {"typing", "registry", "threat", "chain"},
+    "attacks": {"typing", "registry", "threat", "chain", "convolution"},
 }
 # What puts the rooms together; each may import the foundation and what is before it.
 UPSTAIRS = (

@@ -26,14 +26,9 @@ from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.pooling import pooled
-from kljax.attacks.priors import (
-    batch_statistics,
-    feature,
-    scheduled,
-    total_variation,
-)
+from kljax.attacks.priors import feature, scheduled, total_variation
 from kljax.attacks.simulation import local_steps, one_step, replay
-from kljax.attacks.starts import constant, normal
+from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
 
 __all__ = [
@@ -52,6 +47,7 @@ __all__ = [
     "upsampled",
     "normal",
     "constant",
+    "around",
     "LABELS",
     "RULES",
     "idlg",
@@ -72,7 +68,6 @@ __all__ = [
     "total_variation",
     "scheduled",
     "feature",
-    "batch_statistics",
     "pooled",
     "Optimiser",
     "from_optax",

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.attack import RESTARTS, Candidate, Prior, Setting
 from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.objectives import root
 from kljax.threat import View
-from kljax.typing import Array, Output, Path, Stats
+from kljax.typing import Array
 
 
 def total_variation(weight: float, *, relative: bool) -> Prior:
@@ -27,7 +28,7 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
 
     Reference: Geiping et al. 2020 (plain form, both directions averaged apart).
     """
-    _check_weight(weight)
+    _check(weight)
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
@@ -75,7 +76,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
 
     Reference: breaching (Geiping et al.), its feature regulariser.
     """
-    _check_weight(weight)
+    _check(weight)
     knowledge = setting.threat.knowledge
     if (knowledge.examples, knowledge.upload) != (1, "gradient"):
         raise ValueError(
@@ -92,105 +93,121 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del progress
         wanted = dense_input(view.grads.model[kernel], view.grads.model[bias])
-        out = _forward(
-            setting,
-            gates,
-            view,
+        out = setting.model.apply(
+            view.public.model,
             view.stats,
-            candidate,
+            candidate.images,
+            gates=gates(view.public.defence, candidate.lock),
             taps=(tap,),
             train=knowledge.attacker_norm == "train",
+            # The victim's dropout masks are unknown: one fixed guess.
+            rngs=jax.random.key(0),
         )
         return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
 
     return prior
 
 
-def batch_statistics(
-    setting: Setting, gates: Callable[..., Any], weight: float
-) -> Prior:
-    """Adds the squared distance of the batch's norm statistics to the uploaded ones.
-
-    The upload has running statistics, which moved from the received ones towards the
-    batch's; how far is read off the network, so no momentum need be known. Distances
-    of means are in units of the uploaded standard deviation, those of variances in
-    units of the uploaded variance, and averaged over channels and norm layers. A norm
-    below a gate has statistics that no gate touches.
-
-    Args:
-      setting: the ground; its threat model must say ``stats=visible``.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
-      weight: 0 or more.
-
-    Raises:
-      ValueError: for a negative weight, hidden statistics, norms of the victim in eval
-        mode, an update of several steps, or a network without batch norm.
-    """
-    _check_weight(weight)
-    knowledge = setting.threat.knowledge
-    for fact, needed in (
-        ("stats", "visible"),
-        ("victim_norm", "train"),
-        ("upload", "gradient"),
-    ):
-        have = getattr(knowledge, fact)
-        if have != needed:
-            raise ValueError(
-                f"batch_statistics needs {fact}={needed!r}, but the threat model says "
-                f"{fact}={have!r}"
-            )
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
-    norms: tuple[Path, ...] = tuple(
-        path.removesuffix("/mean")
-        for path in stats
-        if path.endswith("/mean") and f"{path.removesuffix('/mean')}/var" in stats
-    )
-    if not norms:
-        raise ValueError(f"no running mean and var in the network: {sorted(stats)}")
+def added(*priors: Prior) -> Prior:
+    """Adds priors up."""
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
-        del progress
-
-        def after(stats: Stats) -> Stats:
-            return _forward(setting, gates, view, stats, candidate, train=True).stats
-
-        ones = jax.tree.map(jnp.ones_like, view.stats)
-        # Running statistics are affine in what they were: the slope is the momentum.
-        found, momentum = jax.jvp(after, (view.stats,), (ones,))
-        total = jnp.zeros(())
-        for norm in norms:
-            mean, var = f"{norm}/mean", f"{norm}/var"
-            rate = {name: 1 - momentum[name] for name in (mean, var)}
-            gap = {
-                name: (found[name] - view.new_stats[name]) / rate[name]
-                for name in (mean, var)
-            }
-            moved = view.new_stats[var] - momentum[var] * view.stats[var]
-            unit = moved / rate[var] + 1e-5  # what the norm itself adds
-            total += jnp.mean(gap[mean] ** 2 / unit + (gap[var] / unit) ** 2)
-        return weight * total / len(norms)
+        return sum(one(view, candidate, progress) for one in priors)
 
     return prior
 
 
-def _forward(
-    setting: Setting,
-    gates: Callable[..., Any],
-    view: View,
-    stats: Stats,
-    candidate: Candidate,
-    **options: Any,
-) -> Output:
-    return setting.model.apply(
-        view.public.model,
-        stats,
-        candidate.images,
-        gates=gates(view.public.defence, candidate.lock),
-        rngs=jax.random.key(0),
-        **options,
-    )
+def squared_variation(weight: float) -> Prior:
+    """Adds ``2 weight (mean dx^2 + mean dy^2)`` of the images.
+
+    Reference: GRNN (Ren, Deng, Xie 2022), its code: both sums are divided by the
+    number of their differences and of the images, and their sum is doubled.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        rows, columns = (jnp.diff(candidate.images, axis=axis) for axis in (1, 2))
+        return 2 * weight * (jnp.mean(rows**2) + jnp.mean(columns**2))
+
+    return prior
 
 
-def _check_weight(weight: float) -> None:
+def diagonal_variation(weight: float) -> Prior:
+    """Adds the norms of the images' differences along four directions.
+
+    Rows, columns and both diagonals; each norm is over all images at once, not
+    squared.
+
+    Reference: Hatamizadeh et al. (IEEE TMI 2023), its code; Yin et al.,
+    "DeepInversion" (CVPR 2020).
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        x = candidate.images
+        differences = (
+            x[:, 1:] - x[:, :-1],
+            x[:, :, 1:] - x[:, :, :-1],
+            x[:, 1:, 1:] - x[:, :-1, :-1],
+            x[:, 1:, :-1] - x[:, :-1, 1:],
+        )
+        return weight * sum(root(jnp.sum(d**2)) for d in differences)
+
+    return prior
+
+
+def image_norm(weight: float, *, per_pixel: bool = False) -> Prior:
+    """Adds ``weight`` times the mean over images of ``|x|``, not squared.
+
+    Args:
+      weight: 0 or more.
+      per_pixel: whether the norm is divided by H x W.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), equation 7; divided as in
+    GIFD's code.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view, progress
+        return weight * _mean_norm(candidate.images, per_pixel)
+
+    return prior
+
+
+def group_consistency(weight: float, *, after: float, per_pixel: bool = True) -> Prior:
+    """Draws each restart to the mean of all of them.
+
+    For attacks of several restarts only: they meet on the axis `RESTARTS`. Examples
+    are compared in their order, so labels should be the same in all restarts.
+
+    Args:
+      weight: of the mean over images of ``|x - mean|``, not squared.
+      after: share of the steps made without it.
+      per_pixel: whether the norm is divided by H x W.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), equation 11, without its
+    registration; GIFD's code, which takes a new mean every 100 steps only.
+    """
+    _check(weight)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del view
+        others = jax.lax.stop_gradient(candidate.images)
+        apart = candidate.images - jax.lax.pmean(others, RESTARTS)
+        return weight * (progress >= after) * _mean_norm(apart, per_pixel)
+
+    return prior
+
+
+def _mean_norm(images: Array, per_pixel: bool) -> Array:
+    norms = root(jnp.sum(images**2, axis=(1, 2, 3)))
+    pixels = images.shape[1] * images.shape[2] if per_pixel else 1
+    return jnp.mean(norms) / pixels
+
+
+def _check(weight: float) -> None:
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight!r}")

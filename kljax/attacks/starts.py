@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kljax.typing import Array, Rng
 
@@ -16,6 +17,31 @@ def normal(mean: float, std: float) -> Start:
 
     def start(rng: Rng, shape: tuple[int, ...]) -> Array:
         return mean + std * jax.random.normal(rng, shape)
+
+    return start
+
+
+def around(image: ArrayLike, std: float = 0.0) -> Start:
+    """Starts at a given image, the same for every example, plus N(0, std^2).
+
+    Args:
+      image: of the shape of one example, or one that broadcasts to it.
+      std: of the noise, 0 or more.
+
+    Raises:
+      ValueError: for a negative std, and at the start for an image of another shape.
+    """
+    if not std >= 0:
+        raise ValueError(f"std must be >= 0, got {std!r}")
+
+    def start(rng: Rng, shape: tuple[int, ...]) -> Array:
+        given = jnp.asarray(image, jnp.float32)
+        if jnp.broadcast_shapes(given.shape, shape[1:]) != shape[1:]:
+            raise ValueError(
+                f"the image to start around has shape {given.shape}, expected "
+                f"{shape[1:]}"
+            )
+        return jnp.broadcast_to(given, shape) + std * jax.random.normal(rng, shape)
 
     return start
 

@@ -97,6 +97,25 @@ def psnr_fedkl(guess: ArrayLike, truth: ArrayLike) -> jax.Array:
     return 20.0 * jnp.log10(255.0) - 10.0 * jnp.log10(rmse255(guess, truth))
 
 
+def relative_leakage(
+    ssim_reconstruction: ArrayLike, ssim_prior: ArrayLike
+) -> jax.Array:
+    """Gives RDLV: by which share a reconstruction is nearer than a prior image.
+
+    (ssim_reconstruction - ssim_prior) / ssim_prior, both against the truth. 0 where an
+    attack gained nothing on what it started from. NaN where the prior's is not
+    positive: a share of it says nothing then. The paper reports the largest over
+    reconstructions.
+
+    Reference: Hatamizadeh et al., "Do Gradient Inversion Attacks Make Federated
+    Learning Unsafe?" (IEEE TMI 2023), equation 10.
+    """
+    found, prior = jnp.asarray(ssim_reconstruction), jnp.asarray(ssim_prior)
+    positive = prior > 0
+    gain = (found - prior) / jnp.where(positive, prior, 1.0)
+    return jnp.where(positive, gain, jnp.nan)
+
+
 def stretch(image: ArrayLike) -> jax.Array:
     """Maps the smallest value of image [H, W, C] to 0 and the largest to 1.
 

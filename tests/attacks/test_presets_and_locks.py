@@ -24,13 +24,15 @@ def test_the_presets_are_there():
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
     preset = PRESETS[name]
-    model = least_knowledge(Strategy(lock=strategy, labels=preset.labels), **EVAL)
-    attack = preset.build(setting(model, DEFENCE), steps=1, restarts=1)
+    plan = Strategy(lock=strategy, labels=preset.labels)
+    model = least_knowledge(plan, **EVAL, **preset.needs)
+    # Some compare restarts.
+    attack = preset.build(setting(model, DEFENCE), steps=1, restarts=2)
     view = observe(model, locked_update(1))
     found = quick_jit(attack)(jax.random.key(1), view)
     assert bool(found.finite) and np.isfinite(found.loss)
     assert np.all(np.isfinite(found.images))
-    assert found.info["evaluations"] == 1
+    assert found.info["evaluations"] == 2
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,6 @@ def test_an_illegal_pair_raises(strategy, fact):
 def test_a_strategy_that_no_iterative_attack_carries_out_raises(name):
     left = set(STRATEGY["lock"]) - set(LOCKS)
     for strategy in left:
-        model = threat(strategy, PRESETS[name].labels)
+        model = threat(strategy, PRESETS[name].labels, **PRESETS[name].needs)
         with pytest.raises(NotImplementedError, match=f"'{strategy}' is legal"):
-            PRESETS[name].build(setting(model, DEFENCE), steps=1, restarts=1)
+            PRESETS[name].build(setting(model, DEFENCE), steps=1, restarts=2)

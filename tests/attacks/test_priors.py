@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.attacks import Candidate, no_prior, total_variation
+from kljax.attacks import RESTARTS, Candidate, no_prior, total_variation
+from kljax.attacks.priors import (
+    added,
+    diagonal_variation,
+    group_consistency,
+    image_norm,
+    squared_variation,
+)
 
 # One channel: rows differ by 1 and 3 (mean 2), columns by 2 and 4 (mean 3).
 SMALL = np.array([[0.0, 2.0], [1.0, 5.0]], np.float32)[None, :, :, None]
@@ -53,7 +60,70 @@ def test_a_flat_image_has_a_finite_gradient(relative):
     assert value == 0 and np.all(np.isfinite(grads))
 
 
+def test_squared_variation_by_hand():
+    # Rows differ by 1 and 3, columns by 2 and 4.
+    assert of(squared_variation(0.1), SMALL) == pytest.approx(0.2 * (5 + 10))
+
+
+def test_diagonal_variation_by_hand():
+    expected = 10**0.5 + 20**0.5 + 5 + 1
+    assert of(diagonal_variation(0.5), SMALL) == pytest.approx(0.5 * expected)
+    # One norm over all images.
+    both = np.concatenate([SMALL, SMALL])
+    found = of(diagonal_variation(0.5), both)
+    assert found == pytest.approx(0.5 * 2**0.5 * expected)
+
+
+def test_image_norm_by_hand():
+    both = np.concatenate([SMALL, 2 * SMALL])
+    assert of(image_norm(0.1), both) == pytest.approx(0.15 * 30**0.5)
+    assert of(image_norm(0.1, per_pixel=True), both) == pytest.approx(
+        0.15 * 30**0.5 / 4
+    )
+
+
+def test_restarts_are_drawn_to_their_mean():
+    prior = group_consistency(2.0, after=0.5)
+    restarts = np.stack([SMALL, 3 * SMALL])
+
+    @quick_jit
+    def values(progress):
+        def one(images):
+            return prior(None, Candidate(images, None, None), progress)
+
+        return jax.vmap(jax.value_and_grad(one), axis_name=RESTARTS)(restarts)
+
+    assert values(0.49)[0].tolist() == [0, 0]
+    found, grads = values(0.5)
+    np.testing.assert_allclose(found, 2 * 30**0.5 / 4, rtol=1e-6)
+    # Each is drawn to the mean as it is now: towards 2 SMALL, from both sides.
+    direction = 2 * SMALL / 30**0.5 / 4
+    np.testing.assert_allclose(grads, np.stack([-direction, direction]), rtol=1e-5)
+
+
+def test_priors_add_up():
+    both = added(image_norm(0.1), squared_variation(0.1))
+    expected = of(image_norm(0.1), SMALL) + of(squared_variation(0.1), SMALL)
+    assert of(both, SMALL) == pytest.approx(float(expected))
+
+
+MAKERS = {
+    "total": lambda weight: total_variation(weight, relative=True),
+    "squared": squared_variation,
+    "diagonal": diagonal_variation,
+    "norm": image_norm,
+    "group": lambda weight: group_consistency(weight, after=0.0),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("weight", (-1.0, float("nan")))
-def test_an_impossible_weight_is_refused(weight):
+def test_an_impossible_weight_is_refused(make, weight):
     with pytest.raises(ValueError, match=f"weight must be >= 0, got {weight}"):
-        total_variation(weight, relative=True)
+        make(weight)
+
+
+@pytest.mark.parametrize("make", list(MAKERS.values())[1:4], ids=list(MAKERS)[1:4])
+def test_a_black_image_has_a_finite_gradient(make):
+    grads = quick_jit(jax.grad(lambda images: of(make(1.0), images)))(0 * SMALL)
+    np.testing.assert_array_equal(grads, 0)

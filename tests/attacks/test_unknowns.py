@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import IMAGE_SHAPE, setting, threat
 
-from kljax.attacks import boxed, constant, decoded, normal, pixels, upsampled
+from kljax.attacks import around, boxed, constant, decoded, normal, pixels, upsampled
 from kljax.defences import none
 
 RNG = jax.random.key(6)
@@ -72,3 +72,16 @@ def test_starts():
     assert draws.std() == pytest.approx(0.1, rel=0.05)
     assert np.any(draws != normal(0.5, 0.1)(jax.random.key(7), (4000,)))
     assert np.all(constant(0.25)(RNG, (2, 3)) == 0.25)
+
+
+def test_around_starts_at_a_given_image():
+    image = np.arange(np.prod(IMAGE_SHAPE), dtype=np.float32).reshape(IMAGE_SHAPE)
+    shape = (2, *IMAGE_SHAPE)
+    np.testing.assert_array_equal(around(image)(RNG, shape), np.stack([image] * 2))
+    np.testing.assert_array_equal(around(0.5)(RNG, shape), np.full(shape, 0.5))
+    noisy = around(image, 0.1)(RNG, (500, *IMAGE_SHAPE)) - image
+    assert np.std(noisy) == pytest.approx(0.1, rel=0.1)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 1\), expected \(2, 2, 1\)"):
+        around(np.zeros((3, 3, 1)))(RNG, shape)
+    with pytest.raises(ValueError, match="std must be >= 0, got -1"):
+        around(0.5, -1.0)

@@ -58,6 +58,8 @@ the true lock weights and dummy_private_key)
   lock_private_key/private_key_grad [16]   float64
 
 lbfgs.npz, trajectories of torch.optim.LBFGS: see lbfgs_goldens.py.
+
+grnn.npz, GRNN's generator and torch.optim.RMSprop: see grnn_goldens.py.
 local.npz, local training by torch.optim.SGD: see local_goldens.py.
 """
 
@@ -66,6 +68,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from grnn_goldens import grnn_goldens
 from lbfgs_goldens import lbfgs_goldens
 from local_goldens import local_goldens
 
@@ -319,6 +322,7 @@ def main():
         "lock": lock_goldens(params, images, labels, stats, lock),
         "dlg": dlg_goldens(params, images, labels, stats, lock, dummies),
         "lbfgs": lbfgs_goldens(matching, dummies),
+        "grnn": grnn_goldens(),
         "local": local_goldens(lenet, params, stats, lock, momentum=MOMENTUM, eps=EPS),
     }
     for name, arrays in files.items():

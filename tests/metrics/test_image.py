@@ -9,6 +9,7 @@ from kljax.metrics import (
     mse,
     psnr,
     psnr_fedkl,
+    relative_leakage,
     rmse255,
     score,
     ssim,
@@ -259,3 +260,9 @@ def test_bad_images_are_named(guess, truth, error, words):
         score(guess, truth)
     with pytest.raises(error, match=words):
         ssim(guess, truth)
+
+
+def test_relative_leakage_by_hand():
+    found = relative_leakage(np.array([0.6, 0.2, 0.1]), np.array([0.2, 0.2, 0.4]))
+    np.testing.assert_allclose(found, [2.0, 0.0, -0.75], rtol=1e-6)
+    assert np.isnan(relative_leakage(0.5, 0.0)) and np.isnan(relative_leakage(0.5, -1))

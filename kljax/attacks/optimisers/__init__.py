@@ -5,7 +5,13 @@ every lane of a batch.
 """
 
 from kljax.attacks.optimisers.catalogue import OPTIMISERS, make_optimiser
-from kljax.attacks.optimisers.first_order import adam, from_optax, sign_adam
+from kljax.attacks.optimisers.first_order import (
+    adam,
+    cosine_adam,
+    from_optax,
+    rmsprop,
+    sign_adam,
+)
 from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
 
 __all__ = [
@@ -13,6 +19,8 @@ __all__ = [
     "make_optimiser",
     "adam",
     "sign_adam",
+    "cosine_adam",
+    "rmsprop",
     "from_optax",
     "lbfgs",
     "lbfgs_torch",

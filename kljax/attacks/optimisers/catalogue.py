@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from kljax.attacks.attack import Optimiser
-from kljax.attacks.optimisers.first_order import adam, sign_adam
+from kljax.attacks.optimisers.first_order import adam, rmsprop, sign_adam
 from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
 from kljax.registry import resolve
 from kljax.typing import Array
@@ -13,9 +13,10 @@ OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
     "lbfgs_torch": lbfgs_torch,
     "adam": adam,
     "sign_adam": sign_adam,
+    "rmsprop": rmsprop,
 }
 # Those whose first argument by name is a step size.
-STEPPED = ("lbfgs_torch", "adam", "sign_adam")
+STEPPED = ("lbfgs_torch", "adam", "sign_adam", "rmsprop")
 
 
 def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimiser:

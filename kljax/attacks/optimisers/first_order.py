@@ -1,6 +1,7 @@
 """First-order descent: what optax has, as the driver wants it."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kljax.attacks.attack import Optimiser
@@ -81,3 +82,95 @@ def sign_adam(
         labels=plain,
         lock=optax.adam(falling(lock_rate)),
     )
+
+
+def cosine_adam(
+    learning_rate: float = 0.1,
+    lock_rate: float = 0.05,
+    *,
+    steps: int,
+    warm_up: int = 50,
+    betas: tuple[float, float] = (0.9, 0.999),
+    noise: float = 0.0,
+) -> Optimiser:
+    """Descends by Adam with rates that warm up, and fall to 0 along a cosine.
+
+    Args:
+      learning_rate: highest one, of images and labels.
+      lock_rate: the same of unknown gates and private keys.
+      steps: of the whole descent.
+      warm_up: steps in which rates rise from 0, linearly; a quarter of them all in
+        runs shorter than four times as long.
+      betas: Adam's.
+      noise: Langevin noise on the images' gradient, in units of their present rate.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), section 4.1, and what breaching
+    makes of it.
+    """
+    warm_up = min(warm_up, steps // 4)
+
+    def schedule(rate):
+        return optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, steps)
+
+    plain = optax.adam(schedule(learning_rate), *betas)
+    images = plain
+    if noise:
+        images = optax.chain(langevin(schedule(learning_rate), noise), plain)
+    return from_optax(
+        images, labels=plain, lock=optax.adam(schedule(lock_rate), *betas)
+    )
+
+
+def langevin(schedule: optax.Schedule, noise: float) -> optax.GradientTransformation:
+    """Adds N(0, (noise rate)^2) to gradients.
+
+    What is drawn follows from the first gradient: each victim and each restart has
+    noise of its own, without a random key handed to the optimiser, and the same
+    attack twice has the same.
+    """
+
+    def init(free: PyTree):
+        del free
+        return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
+
+    def update(grads: PyTree, state, free: PyTree | None = None):
+        del free
+        count, seed = state
+        total = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(grads)), jnp.zeros(()))
+        bits = jax.lax.bitcast_convert_type(total.astype(jnp.float32), jnp.uint32)
+        seed = jnp.where(count == 0, bits, seed)
+        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), count)
+        size = noise * schedule(count)
+        leaves, tree = jax.tree.flatten(grads)
+        noisy = [
+            leaf + size * jax.random.normal(jax.random.fold_in(rng, i), leaf.shape)
+            for i, leaf in enumerate(leaves)
+        ]
+        return jax.tree.unflatten(tree, noisy), (count + 1, seed)
+
+    return optax.GradientTransformation(init, update)
+
+
+def rmsprop(
+    learning_rate: float = 1e-4, lock_rate: float = 1e-3, momentum: float = 0.99
+) -> Optimiser:
+    """Descends by RMSprop as PyTorch has it; gates and keys have a rate of their own.
+
+    Squares decay by 0.99 (Optax: 0.9), and epsilon is added outside their root
+    (Optax: inside).
+
+    Args:
+      learning_rate: of images and labels.
+      lock_rate: of unknown gates and private keys.
+      momentum: of the normalised steps: at .99 a steady gradient moves by a hundred
+        times the rate.
+
+    Reference: torch.optim.RMSprop; GRNN (Ren, Deng, Xie 2022) for the values.
+    """
+
+    def torchs(rate):
+        return optax.rmsprop(
+            rate, decay=0.99, eps=1e-8, eps_in_sqrt=False, momentum=momentum
+        )
+
+    return from_optax(torchs(learning_rate), lock=torchs(lock_rate))

@@ -7,8 +7,10 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.gate_regression import gate_regression
-from kljax.attacks.presets.plain import dlg, gradient_matching, matching
+from kljax.attacks.presets.generative import grnn
+from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
+from kljax.attacks.presets.statistical import bn_updates, gradinversion
 
 __all__ = [
     "PRESETS",
@@ -16,8 +18,12 @@ __all__ = [
     "find_preset",
     "of_user",
     "dlg",
-    "inverting_gradients",
     "gate_regression",
+    "tag",
+    "inverting_gradients",
+    "grnn",
+    "gradinversion",
+    "bn_updates",
     "gradient_matching",
     "matching",
 ]

@@ -4,11 +4,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from kljax.attacks import objectives
 from kljax.attacks.attack import Attack, Objective
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
-from kljax.attacks.presets.plain import dlg, matching
+from kljax.attacks.presets.generative import grnn
+from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
+from kljax.attacks.presets.statistical import (
+    bn_updates,
+    bn_updates_objective,
+    gradinversion,
+    gradinversion_objective,
+)
 from kljax.registry import resolve
 
 
@@ -35,8 +43,16 @@ PRESETS: dict[str, Preset] = {
     "dlg": Preset(dlg, "joint", squared_l2),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", squared_l2),
-    "inverting-gradients": Preset(inverting_gradients, "recovered", cosine),
     "gate-regression": Preset(gate_regression, "recovered", balanced_l2),
+    "tag": Preset(tag, "recovered", objectives.tag),
+    "inverting-gradients": Preset(inverting_gradients, "recovered", cosine),
+    "grnn": Preset(grnn, "joint", objectives.l2_norm),
+    "gradinversion": Preset(
+        gradinversion, "recovered", gradinversion_objective, {"stats": "visible"}
+    ),
+    "bn-updates": Preset(
+        bn_updates, "joint", bn_updates_objective, {"stats": "visible"}
+    ),
 }
 
 

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import (
     Attack,
-    Candidate,
     Objective,
     Optimiser,
-    Prior,
     Setting,
     Unknowns,
     iterative,
@@ -22,11 +20,11 @@ from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.pooling import pooled
-from kljax.attacks.priors import batch_statistics, feature, scheduled, total_variation
+from kljax.attacks.priors import added, feature, scheduled, total_variation
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
+from kljax.attacks.statistics import batch_statistics
 from kljax.attacks.unknowns import pixels
-from kljax.threat import View
 from kljax.typing import Array, PyTree
 
 FAINT = 1e-12  # of the squared norm of the gradient: below float32 rounding
@@ -88,8 +86,8 @@ def gate_regression(
       variation: first weight of the total variation relative to the image's spread.
       last_variation: what that weight is multiplied with by the end.
       features: weight of the classifier's input (`kljax.attacks.priors.feature`).
-      statistics: weight of the norm statistics, where the threat model shows those of
-        one step.
+      statistics: weight of the norm statistics
+        (`kljax.attacks.statistics.batch_statistics`), where they are visible.
     """
     lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
@@ -97,15 +95,13 @@ def gate_regression(
     priors = [scheduled(total_variation(variation, relative=True), last_variation)]
     if features:
         priors.append(feature(setting, lock.gates, features))
-    shown = knowledge.stats == "visible" and knowledge.victim_norm == "train"
-    if statistics and shown and knowledge.upload == "gradient":
-        if has_batch_norm(setting):
-            priors.append(batch_statistics(setting, lock.gates, statistics))
+    if statistics and knowledge.stats == "visible":
+        priors.append(batch_statistics(setting, lock.gates, statistics))
     parts = (
         Unknowns(pixels(setting, normal(0.5, 0.1)), labels, lock.unknown),
         replay(setting, lock.gates),
         balanced_l2(),
-        _sum(priors),
+        added(*priors),
     )
     if uploads != 1:
         parts = pooled(*parts, uploads=uploads)
@@ -117,16 +113,3 @@ def gate_regression(
         steps=steps,
         restarts=restarts,
     )
-
-
-def has_batch_norm(setting: Setting) -> bool:
-    """Tells whether the network has running statistics at all."""
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
-    return bool(stats)
-
-
-def _sum(priors: list[Prior]) -> Prior:
-    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
-        return sum((p(view, candidate, progress) for p in priors), jnp.zeros(()))
-
-    return prior

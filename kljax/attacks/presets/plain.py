@@ -2,6 +2,7 @@
 
 from kljax.attacks.attack import (
     Attack,
+    Objective,
     Optimiser,
     Prior,
     Setting,
@@ -12,7 +13,8 @@ from kljax.attacks.attack import (
 from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
-from kljax.attacks.optimisers import lbfgs, lbfgs_torch
+from kljax.attacks.objectives import tag as l2_and_l1
+from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
@@ -27,14 +29,15 @@ def gradient_matching(
     restarts: int,
     start: Start,
     prior: Prior = no_prior,
+    objective: Objective | None = None,
 ) -> Attack:
-    """Composes the plainest gradient matching: pixels, squared distance."""
+    """Composes the plainest gradient matching: pixels, `squared_l2` if not said."""
     lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
     return iterative(
         Unknowns(pixels(setting, start), labels, lock.unknown),
         replay(setting, lock.gates),
-        squared_l2(),
+        objective or squared_l2(),
         optimiser,
         prior=prior,
         steps=steps,
@@ -86,4 +89,34 @@ def dlg(
         steps=steps,
         restarts=restarts,
         start=normal(0.0, 1.0),
+    )
+
+
+TAG_ALPHA = 0.01
+
+
+def tag(
+    setting: Setting,
+    optimiser: Optimiser | None = None,
+    *,
+    steps: int,
+    restarts: int,
+    alpha: float = TAG_ALPHA,
+    learning_rate: float = 0.1,
+) -> Attack:
+    """Makes TAG, for images: squared and absolute distance, Adam from N(0, 1).
+
+    TAG attacks the word embeddings of a transformer, in 2,500 steps; this is its
+    distance and its descent. `alpha` and the rate are those it has in LAMP's code.
+
+    Reference: Deng et al., "TAG: Gradient Attack on Transformer-based Language
+    Models" (EMNLP Findings 2021); Balunović et al., "LAMP" (NeurIPS 2022), its code.
+    """
+    return gradient_matching(
+        setting,
+        optimiser=optimiser or adam(learning_rate),
+        steps=steps,
+        restarts=restarts,
+        start=normal(0.0, 1.0),
+        objective=l2_and_l1(alpha),
     )

@@ -1,0 +1,131 @@
+"""Norm statistics: what they say of the images, as a prior.
+
+A client in train mode uploads new running statistics of its norm layers. They are ``m
+old + (1 - m) batch``, so they say what mean and variance the private batch had in front
+of every norm; in front of a locked one, too, where no gate has touched them yet.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.objectives import root
+from kljax.threat import View
+from kljax.typing import Array, Path, Stats
+
+
+def batch_statistics(
+    setting: Setting,
+    gates: Callable[..., Any],
+    weight: float,
+    *,
+    emphasis: Mapping[Path, float] | None = None,
+    updated: bool = False,
+) -> Prior:
+    """Adds the distance of batch statistics, ``|mean - mean*| + |var - var*|``.
+
+    Summed over the norm layers, not squared; 0 for a network without any. The client's
+    own are recovered from the running ones it uploads: nobody need know the momentum,
+    which says where between old and batch statistics the new ones lie. Several local
+    steps leave a mean over their batches, the last weighing most; that is compared.
+
+    Args:
+      setting: its protocol says which batches a client makes several steps on.
+      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      weight: 0 or more.
+      emphasis: factors by path of a norm layer, where they are not 1.
+      updated: whether candidates go through the network as the client's update left
+        it, rather than as it was received. One step was made on the latter: there,
+        it is exact.
+
+    Raises:
+      ValueError: for a negative weight; for hidden statistics, or others than a mean
+        and a variance; for an `updated` network under upload=gradient.
+
+    Reference: Yin et al., "GradInversion" (CVPR 2021), equation 8; Hatamizadeh et al.
+    (IEEE TMI 2023), section III, for statistics recovered, and the updated network.
+    """
+    knows, protocol = setting.threat.knowledge, setting.protocol
+    if not weight >= 0:
+        raise ValueError(f"weight must be >= 0, got {weight!r}")
+    if knows.stats != "visible":
+        raise ValueError(
+            "batch statistics are read off the statistics a client uploads: the "
+            f"threat model says stats={knows.stats!r}, and 'visible' is needed"
+        )
+    if updated and knows.upload != "update":
+        raise ValueError(
+            f"updated=True needs upload='update', the threat model says "
+            f"upload={knows.upload!r}"
+        )
+    steps, batch = (
+        (1, knows.examples) if protocol is None else (protocol.steps, protocol.batch)
+    )
+    emphasis = emphasis or {}
+    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    layers = sorted({name.rpartition("/")[0] for name in stats})
+    wanted = {f"{layer}/{part}" for layer in layers for part in ("mean", "var")}
+    if stats.keys() != wanted:
+        raise ValueError(
+            f"statistics {sorted(stats.keys() ^ wanted)}: each norm layer is expected "
+            "to have a mean and a var, and nothing else"
+        )
+    taps = tuple(f"{layer}:input" for layer in layers)
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del progress
+        public = view.public
+        if updated:
+            public = jax.tree.map(jnp.add, public, view.grads)
+        # Not the network's own new statistics: Flax lets no derivative through them.
+        mine = running = view.stats
+        kept = jax.tree.map(jnp.ones_like, view.stats)
+        for step in range(steps):
+            first = step * batch % knows.examples
+            out = setting.model.apply(
+                public.model,
+                running,
+                candidate.images[first : first + batch],
+                gates=gates(public.defence, candidate.lock),
+                taps=taps,
+                train=True,
+                # The victim's dropout masks are unknown: one fixed guess.
+                rngs=jax.random.fold_in(jax.random.key(0), step),
+            )
+            batches = {}
+            for layer in layers:
+                batches |= _moments(layer, out.taps[f"{layer}:input"])
+            momentum = jax.tree.map(_momentum, running, batches, out.stats)
+            mine = jax.tree.map(
+                lambda m, s, b: m * s + (1 - m) * b, momentum, mine, batches
+            )
+            kept = jax.tree.map(jnp.multiply, momentum, kept)
+            running = jax.lax.stop_gradient(out.stats)
+        total = jnp.zeros(())
+        for name, seen in view.new_stats.items():
+            apart = (mine[name] - seen) / (1 - kept[name])
+            factor = emphasis.get(name.rpartition("/")[0], 1.0)
+            total += factor * root(jnp.sum(apart**2))
+        return weight * total
+
+    return prior
+
+
+def _moments(layer: Path, inputs: Array) -> Stats:
+    """Gives mean and biased variance of a norm's inputs [..., C], as Flax has them."""
+    axes = tuple(range(inputs.ndim - 1))
+    return {
+        f"{layer}/mean": jnp.mean(inputs, axes),
+        f"{layer}/var": jnp.var(inputs, axes),
+    }
+
+
+def _momentum(old: Array, batch: Array, new: Array) -> Array:
+    """Finds the momentum [] of ``new = m old + (1 - m) batch``, by least squares."""
+    along, moved = jax.lax.stop_gradient((old - batch, new - batch))
+    power = jnp.sum(along**2)
+    # Where the batch is what was there already, nothing moves at any momentum.
+    return jnp.sum(moved * along) / jnp.where(power == 0, 1.0, power)

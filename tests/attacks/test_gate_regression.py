@@ -1,0 +1,162 @@
+"""Gate regression, and the beliefs that it may add."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import (
+    IMAGE_SHAPE,
+    LOCK,
+    locked_update,
+    quick_jit,
+    random_images,
+    setting,
+    threat,
+)
+
+from kljax.attacks import Candidate, feature, no_prior, scheduled
+from kljax.attacks.presets import gate_regression
+from kljax.attacks.presets import gate_regression as preset_module
+from kljax.attacks.presets.gate_regression import balanced_l2
+from kljax.defences import keylock
+from kljax.threat import observe
+from kljax.typing import Private
+
+DEFENCE = keylock(LOCK)
+RNG = jax.random.key(5)
+REGRESS = threat("regress_gates", "recovered")
+TRUE_GATES = DEFENCE.gates((), locked_update(1).private)
+
+
+def gates_of(public, lock):
+    del public
+    return lock
+
+
+@functools.cache
+def attack(model=REGRESS):
+    ground = setting(model, DEFENCE, feeds=(("norm", "first"),))
+    build = gate_regression(ground, steps=400, restarts=4, variation=1e-6)
+    return quick_jit(lambda view: build(RNG, view))
+
+
+def error(found):
+    return float(np.max(np.abs(found.images - locked_update(1).images)))
+
+
+def test_a_small_lock_is_solved():
+    """10 unknowns: image and gates come back to three digits."""
+    found = attack()(observe(REGRESS, locked_update(1)))
+    assert bool(found.finite) and found.loss < 1e-8
+    assert error(found) < 1e-2
+    gates = found.info["lock"]["norm"]
+    np.testing.assert_allclose(gates.scale, TRUE_GATES["norm"].scale, rtol=2e-2)
+    np.testing.assert_allclose(gates.shift, TRUE_GATES["norm"].shift, atol=2e-2)
+
+
+def test_noise_takes_it_away():
+    """With noise ten times the gradient nothing is left."""
+    view = observe(REGRESS, locked_update(1))
+    generator = np.random.default_rng(0)
+    noisy = jax.tree.map(
+        lambda leaf: leaf + 10 * jnp.std(leaf) * generator.standard_normal(leaf.shape),
+        view.grads,
+    )
+    found = attack()(view._replace(grads=noisy))
+    assert error(found) > 0.1 and found.loss > 1e-4
+
+
+def test_nan_is_reported():
+    view = observe(REGRESS, locked_update(1))
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, view.grads)
+    found = attack()(view._replace(grads=broken))
+    assert not bool(found.finite)
+
+
+def test_the_values_of_the_preset():
+    """Those that experiments/gate_regression.md arrived at."""
+    defaults = preset_module.__kwdefaults__
+    assert defaults == {
+        "uploads": 1,
+        "variation": 0.1,
+        "last_variation": 0.1,
+        "features": 0.0,
+        "statistics": 0.01,
+    }
+
+
+def test_balanced_distance_by_hand():
+    observed = {"long": np.array([3.0, 4.0]), "short": np.array([0.5])}
+    simulated = {"long": np.array([3.0, 5.0]), "short": np.array([0.0])}
+    whole = np.sqrt(25.25)
+    expected = (whole / 5 * 1 + whole / 0.5 * 0.25) / 2
+    np.testing.assert_allclose(balanced_l2()(simulated, observed), expected, rtol=1e-6)
+
+
+def test_rounding_does_not_count_and_zeros_do():
+    observed = {"whole": np.array([1.0]), "rounding": np.array([1e-8])}
+    simulated = {"whole": np.array([1.0]), "rounding": np.array([-1e-8])}
+    assert balanced_l2()(simulated, observed) == 0
+    nothing = jax.tree.map(np.zeros_like, observed)
+    assert balanced_l2()(simulated, nothing) > 0.1
+    assert balanced_l2()(nothing, nothing) == 0
+    broken = {"whole": np.array([1.0]), "rounding": np.array([np.nan])}
+    assert np.isnan(balanced_l2()(broken, observed))
+
+
+# --- priors ------------------------------------------------------------------------
+
+
+def test_a_schedule_falls_geometrically():
+    prior = scheduled(lambda view, candidate, progress: jnp.asarray(8.0), 1 / 16)
+    values = [float(prior(None, None, jnp.asarray(p))) for p in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(values, [8, 2, 0.5], rtol=1e-6)
+    for end in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="end must be"):
+            scheduled(no_prior, end)
+
+
+def test_the_feature_is_that_of_the_forward_pass():
+    update = locked_update(1)
+    view = observe(REGRESS, update)
+    prior = quick_jit(feature(setting(REGRESS, DEFENCE), gates_of, 2.0))
+    truth = Candidate(update.images, update.targets, TRUE_GATES)
+    assert prior(view, truth, 0.0) < 1e-9
+    other = random_images(1, *IMAGE_SHAPE, seed=31)
+
+    def classifier_input(images):
+        params, stats, gate = jax.tree.map(
+            np.asarray, (update.public.model, update.stats, TRUE_GATES["norm"])
+        )
+        x = images.reshape(1, -1) @ params["first/kernel"] + params["first/bias"]
+        x = (x - stats["norm/mean"]) / np.sqrt(stats["norm/var"] + 1e-5)
+        return 1 / (1 + np.exp(-(gate.scale * x + gate.shift)))
+
+    gap = classifier_input(other) - classifier_input(np.asarray(update.images))
+    np.testing.assert_allclose(
+        prior(view, truth._replace(images=other), 0.0), 2 * np.sum(gap**2), rtol=1e-3
+    )
+
+
+def test_what_has_no_feature():
+    ground = setting(threat("regress_gates", "joint", examples=2), DEFENCE)
+    with pytest.raises(ValueError, match="examples=2"):
+        feature(ground, gates_of, 1.0)
+    ground = setting(threat("regress_gates", upload="update"), DEFENCE)
+    with pytest.raises(ValueError, match="upload='update'"):
+        feature(ground, gates_of, 1.0)
+    with pytest.raises(ValueError, match="'nowhere' has no bias"):
+        feature(setting(REGRESS, DEFENCE, classifier="nowhere"), gates_of, 1.0)
+    with pytest.raises(ValueError, match="weight must be >= 0"):
+        feature(setting(REGRESS, DEFENCE), gates_of, -1.0)
+
+
+def test_private_parts_need_no_lock_to_be_tried():
+    """With another strategy it is the control: the same attack, the lock known."""
+    model = threat("known", private_key="known", lock_weights="known")
+    ground = setting(model, DEFENCE)
+    build = gate_regression(ground, steps=100, restarts=1, variation=1e-6)
+    found = quick_jit(build)(RNG, observe(model, locked_update(1)))
+    assert isinstance(found.info["lock"], Private) and error(found) < 1e-2
