@@ -31,6 +31,7 @@ ARM = {
     "success_high",
     "recovered_rate",
     "label_accuracy",
+    "label_multiset_accuracy",
     "matching_loss",
 }
 THROUGHPUT = {
@@ -114,7 +115,7 @@ def wilson(successes, n):
 def test_the_summary_has_the_keys_of_the_schema(summary):
     result, _ = finished()
     assert summary.keys() == TOP
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
     assert tuple(summary["arms"]) == result.config.arms
     assert tuple(summary["floors"]) == tuple(FLOORS)
     for arm in summary["arms"].values():

@@ -39,10 +39,8 @@ def find_rule(setting: Setting) -> Rule:
     elif name == "auto":
         name = "counts" if updates else "bias_corrected"
     if name not in RULES:
-        raise ValueError(
-            f"label_rule must be 'auto' or {' or '.join(map(repr, RULES))}, "
-            f"got {name!r}"
-        )
+        legal = " or ".join(map(repr, ("auto", *RULES)))
+        raise ValueError(f"label_rule must be {legal}, got {name!r}")
     if name == "idlg" and knows.examples != 1:
         raise ValueError(
             f"label rule 'idlg' needs examples=1, got examples={knows.examples}; "
