@@ -27,7 +27,7 @@ from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
-from kljax.attacks.simulation import local_steps, one_step, replay
+from kljax.attacks.simulation import fedavg, local_steps, one_step, replay
 from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
 
@@ -59,6 +59,7 @@ __all__ = [
     "live_channels",
     "one_step",
     "local_steps",
+    "fedavg",
     "replay",
     "Objective",
     "OBJECTIVES",

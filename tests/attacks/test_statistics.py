@@ -10,7 +10,7 @@ from toys import quick_jit, threat
 from victims import CHANNELS, SITE, digits, ground, update
 
 from kljax.attacks import Candidate, Protocol
-from kljax.attacks.statistics import batch_statistics
+from kljax.attacks.priors import batch_statistics
 from kljax.models import Dense, from_nnx
 from kljax.threat import observe
 from kljax.typing import Gate

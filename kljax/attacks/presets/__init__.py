@@ -6,6 +6,7 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 """
 
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
+from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
@@ -20,6 +21,8 @@ __all__ = [
     "dlg",
     "gate_regression",
     "tag",
+    "fedavg_inversion",
+    "ig_fedavg",
     "inverting_gradients",
     "grnn",
     "gradinversion",

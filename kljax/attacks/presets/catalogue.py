@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kljax.attacks import objectives
 from kljax.attacks.attack import Attack, Objective
 from kljax.attacks.objectives import cosine, squared_l2
+from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.plain import dlg, matching, tag
@@ -53,6 +54,9 @@ PRESETS: dict[str, Preset] = {
     "bn-updates": Preset(
         bn_updates, "joint", bn_updates_objective, {"stats": "visible"}
     ),
+    "ig-fedavg": Preset(ig_fedavg, "given", cosine),
+    # Its distance weighs layers, and so depends on the network.
+    "fedavg-inversion": Preset(fedavg_inversion, "recovered", None),
 }
 
 

@@ -20,10 +20,15 @@ from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.pooling import pooled
-from kljax.attacks.priors import added, feature, scheduled, total_variation
+from kljax.attacks.priors import (
+    added,
+    batch_statistics,
+    feature,
+    scheduled,
+    total_variation,
+)
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
-from kljax.attacks.statistics import batch_statistics
 from kljax.attacks.unknowns import pixels
 from kljax.typing import Array, PyTree
 
@@ -87,7 +92,7 @@ def gate_regression(
       last_variation: what that weight is multiplied with by the end.
       features: weight of the classifier's input (`kljax.attacks.priors.feature`).
       statistics: weight of the norm statistics
-        (`kljax.attacks.statistics.batch_statistics`), where they are visible.
+        (`kljax.attacks.priors.batch_statistics`), where they are visible.
     """
     lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)

@@ -16,6 +16,7 @@ from kljax.attacks.objectives import norm, scaled, squared_l2
 from kljax.attacks.optimisers import cosine_adam
 from kljax.attacks.priors import (
     added,
+    batch_statistics,
     diagonal_variation,
     group_consistency,
     image_norm,
@@ -23,7 +24,6 @@ from kljax.attacks.priors import (
 )
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import around, normal
-from kljax.attacks.statistics import batch_statistics
 from kljax.attacks.unknowns import boxed, pixels
 
 # Weights of the distance. Half of the squared one in breaching; the paper's own are not

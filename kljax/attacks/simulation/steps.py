@@ -1,7 +1,7 @@
-"""Simulations: the upload that a candidate would have given."""
+"""Steps: the client's own training, replayed at a candidate."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,8 @@ def local_steps(
     and after the last batch comes the first again, for as many epochs as T steps are.
     Public parameters are trained from the received ones. Lock weights, where the
     candidate has any, are trained along with them, as the client does; guessed gates
-    stay what they are over all steps.
+    stay what they are over all steps. A candidate may have n images for every epoch:
+    it is gone through in order, too.
 
     Guarantees: at the client's own images, labels and private part, in its order, it
     gives the client's change up to rounding, where the client's optimiser started
@@ -139,41 +140,17 @@ def local_steps(
             f"steps={steps} and batch={batch} must be at least 1, and batch must "
             f"divide the {examples} examples of the threat model"
         )
-    train = setting.threat.knowledge.attacker_norm == "train"
-    order = np.arange(steps * batch) % examples
 
     def simulation(view: View, candidate: Candidate):
-        lock = candidate.lock
-        trained_lock = _has_lock_weights(lock)
+        replayed = local_replay(setting, gates, view, candidate.lock, penalty, unit)
+        order = np.arange(steps * batch) % candidate.images.shape[0]
 
         def step(carry, inputs):
-            (public, trainable), stats, memory = carry
-            index, images, targets = inputs
+            now, stats, memory = carry
+            grads, stats = replayed.gradient(now, stats, *inputs)
+            moves, memory = optimiser.update(grads, memory, now)
+            return (optax.apply_updates(now, moves), stats, memory), None
 
-            def objective(public: Public, trainable):
-                guess = lock._replace(trainable=trainable) if trained_lock else lock
-                out = setting.model.apply(
-                    public.model,
-                    stats,
-                    images,
-                    gates=gates(public.defence, guess),
-                    train=train,
-                    # The victim's dropout masks are unknown: one fixed guess.
-                    rngs=jax.random.fold_in(jax.random.key(0), index),
-                )
-                value = setting.loss(out.logits, targets)
-                if penalty is not None:
-                    value += penalty(public, view.public)
-                return value, out.stats
-
-            grads, stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
-                public, trainable
-            )
-            moves, memory = optimiser.update(grads, memory, (public, trainable))
-            trained = optax.apply_updates((public, trainable), moves)
-            return (trained, stats, memory), None
-
-        start = (view.public, lock.trainable if trained_lock else ())
         inputs = (
             jnp.arange(steps),
             _cut(candidate.images[order], steps),
@@ -182,9 +159,71 @@ def local_steps(
         if rematerialise:
             # Inside a scan nothing can be merged with the forward pass anyway.
             step = jax.checkpoint(step, prevent_cse=False)
+        start = replayed.start
         (trained, _, _), _ = jax.lax.scan(
             step, (start, view.stats, optimiser.init(start)), inputs
         )
+        return replayed.compare(trained)
+
+    return simulation
+
+
+class LocalReplay(NamedTuple):
+    """One client's training at a guessed lock, step by step.
+
+    Attributes:
+      start: what is trained, before the first step: the public parameters, and the
+        lock weights where the candidate has any.
+      gradient: ``(now, stats, index [] of the step, images, targets) -> (grads,
+        stats)``.
+      compare: ``trained -> (simulated, observed)``, in the unit asked for.
+    """
+
+    start: tuple[Public, PyTree]
+    gradient: Callable[..., tuple[PyTree, PyTree]]
+    compare: Callable[[tuple[Public, PyTree]], tuple[PyTree, PyTree]]
+
+
+def local_replay(
+    setting: Setting,
+    gates: Callable[..., Any],
+    view: View,
+    lock: PyTree,
+    penalty: Callable[[Public, Public], Array] | None,
+    unit: float,
+) -> LocalReplay:
+    """Makes the parts that every replay of local training needs.
+
+    Args:
+      setting, gates, penalty, unit: see `local_steps`.
+      view: what was received, and what came back.
+      lock: that part of the candidate.
+    """
+    train = setting.threat.knowledge.attacker_norm == "train"
+    trained_lock = _has_lock_weights(lock)
+
+    def gradient(now, stats, index: Array, images: Array, targets: Array):
+        def objective(public: Public, trainable):
+            guess = lock._replace(trainable=trainable) if trained_lock else lock
+            out = setting.model.apply(
+                public.model,
+                stats,
+                images,
+                gates=gates(public.defence, guess),
+                train=train,
+                # The victim's dropout masks are unknown: one fixed guess.
+                rngs=jax.random.fold_in(jax.random.key(0), index),
+            )
+            value = setting.loss(out.logits, targets)
+            if penalty is not None:
+                value += penalty(public, view.public)
+            return value, out.stats
+
+        return jax.grad(objective, argnums=(0, 1), has_aux=True)(*now)
+
+    start = (view.public, lock.trainable if trained_lock else ())
+
+    def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
         simulated, observed = setting.simulate(change, view.grads), view.grads
         if trained_lock and view.lock_grads is not None:
@@ -192,7 +231,7 @@ def local_steps(
             observed = (observed, view.lock_grads)
         return jax.tree.map(lambda x: x / unit, (simulated, observed))
 
-    return simulation
+    return LocalReplay(start, gradient, compare)
 
 
 def _has_lock_weights(lock: PyTree) -> bool:

@@ -1,0 +1,29 @@
+"""Priors: what the attacker believes about images before he sees a gradient."""
+
+from kljax.attacks.priors.feature import feature
+from kljax.attacks.priors.order import order_invariance, random_convolution
+from kljax.attacks.priors.size import box_violation, group_consistency, image_norm
+from kljax.attacks.priors.statistics import batch_statistics
+from kljax.attacks.priors.sums import added, scheduled
+from kljax.attacks.priors.variation import (
+    cyclic_variation,
+    diagonal_variation,
+    squared_variation,
+    total_variation,
+)
+
+__all__ = [
+    "feature",
+    "order_invariance",
+    "random_convolution",
+    "box_violation",
+    "group_consistency",
+    "image_norm",
+    "batch_statistics",
+    "added",
+    "scheduled",
+    "cyclic_variation",
+    "diagonal_variation",
+    "squared_variation",
+    "total_variation",
+]

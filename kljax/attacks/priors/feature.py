@@ -1,0 +1,62 @@
+"""The classifier's input, which its gradient gives away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.priors.sums import check_weight
+from kljax.threat import View
+from kljax.typing import Array
+
+
+def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior:
+    """Adds ``weight * |h(x) - h*|^2``, h being what the classifier is fed.
+
+    For one example h* follows from the classifier's gradient in closed form, below
+    any lock or not. A gradient of zeros in the classifier gives NaN.
+
+    Args:
+      setting: the ground; one example per gradient.
+      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      weight: 0 or more.
+
+    Raises:
+      ValueError: for a negative weight, several examples, an update of several steps,
+        or a classifier without a bias.
+
+    Reference: breaching (Geiping et al.), its feature regulariser.
+    """
+    check_weight(weight)
+    knowledge = setting.threat.knowledge
+    if (knowledge.examples, knowledge.upload) != (1, "gradient"):
+        raise ValueError(
+            "the classifier's input is exact for one example in the gradient of one "
+            f"step, the threat model says examples={knowledge.examples} and "
+            f"upload={knowledge.upload!r}"
+        )
+    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    kernel, bias = (f"{setting.classifier}/{name}" for name in ("kernel", "bias"))
+    if bias not in params:
+        raise ValueError(f"classifier {setting.classifier!r} has no bias to divide by")
+    tap = f"{setting.classifier}:input"
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del progress
+        wanted = dense_input(view.grads.model[kernel], view.grads.model[bias])
+        out = setting.model.apply(
+            view.public.model,
+            view.stats,
+            candidate.images,
+            gates=gates(view.public.defence, candidate.lock),
+            taps=(tap,),
+            train=knowledge.attacker_norm == "train",
+            # The victim's dropout masks are unknown: one fixed guess.
+            rngs=jax.random.key(0),
+        )
+        return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
+
+    return prior

@@ -1,0 +1,19 @@
+"""Simulations: the upload that a candidate would have given."""
+
+from kljax.attacks.simulation.fedavg import (
+    VARIANTS,
+    averaged_steps,
+    epochs_of,
+    fedavg,
+)
+from kljax.attacks.simulation.steps import local_steps, one_step, replay
+
+__all__ = [
+    "VARIANTS",
+    "averaged_steps",
+    "epochs_of",
+    "fedavg",
+    "local_steps",
+    "one_step",
+    "replay",
+]
