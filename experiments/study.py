@@ -1,0 +1,130 @@
+"""What is the key-lock worth? A study in parts, in order of importance.
+
+    python experiments/study.py [--out runs/study] [--hours 6] [--only PART ...]
+        [--table experiments/study.md]
+
+Each part is a sweep file in experiments/study/, run by `kljax sweep` in a process of
+its own. The budget is of processor time, all parts and all calls together; it is
+written down in OUT/spent.json. Called again, the study goes on where it stopped, and
+what is finished costs nothing. Cells that did not fit are printed as "not run".
+
+Fair to all arms: within a part all have the same attack, evaluations, restarts, victims
+and random keys. The attacks' own numbers were chosen on other victims, by the
+attacker's own loss (experiments/attack_settings.py, experiments/gate_regression.py).
+Parts that attack trained clients need the runs of
+`python experiments/accuracy.py fashion_mnist --seeds 1` (the default folder), and
+`kljax data prepare fashion_mnist` before.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from tabulate import tabulate
+
+from kljax import studies
+from kljax.files import read_json, write_json, write_text
+from kljax.studies.manifest import open_study
+from kljax.study_report.contents import make_contents
+from kljax.sweeps import expand, read_sweep
+
+PARTS = sorted((Path(__file__).parent / "study").glob("*.toml"))
+VALUE = "ssim_affine_oracle"
+
+
+def main():
+    """Runs what is missing, as far as the budget goes, and prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [part.stem for part in PARTS]
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--hours", type=float, default=6.0, help="of processor time")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    for part in PARTS:
+        if part.stem in options.only:
+            left = 3600 * options.hours - sum(spent(options.out).values())
+            if left <= 0:
+                break
+            run(part, options.out, left)
+    text = tables(options.out, options.only)
+    print(text)
+    if options.table:
+        write_text(options.table, text)
+
+
+def spent(out: Path) -> dict[str, float]:
+    """Reads the processor seconds of each part so far."""
+    return read_json(out / "spent.json") or {}
+
+
+def run(part: Path, out: Path, budget: float) -> None:
+    """Runs a part until it is finished or has used up `budget` processor seconds."""
+    out.mkdir(parents=True, exist_ok=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "kljax", "sweep", part, "--out", out / part.stem]
+    process = subprocess.Popen([*map(str, command), "--no-report"])
+    # Finished chunks are safe; the one in flight is computed again next time.
+    watch = threading.Event()
+    clock = threading.Thread(target=stop_after, args=(process, budget, watch))
+    clock.start()
+    try:
+        process.wait()
+    finally:
+        watch.set()
+        clock.join()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = sum(after[:2]) - sum(before[:2])
+        total = spent(out)
+        total[part.stem] = total.get(part.stem, 0.0) + seconds
+        write_json(out / "spent.json", total)
+
+
+def stop_after(process, budget: float, finished: threading.Event) -> None:
+    """Interrupts a process that has used up its processor time."""
+    tick = os.sysconf("SC_CLK_TCK")
+    while not finished.wait(5):
+        try:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
+        except FileNotFoundError:
+            return
+        if sum(map(int, fields.split()[11:13])) / tick > budget:
+            process.send_signal(signal.SIGINT)
+            return
+
+
+def tables(out: Path, names) -> str:
+    """Writes the table of every part, and the processor time that it took."""
+    texts = []
+    for part in PARTS:
+        if part.stem not in names:
+            continue
+        folder = out / part.stem
+        first = part.read_text(encoding="utf-8").split("\n\n")[0].replace("# ", "")
+        if not (folder / "manifest.json").exists():
+            # Nothing of it was begun: its cells are all there is to say.
+            read = read_sweep(part)
+            open_study(folder, read, expand(read))
+        contents = make_contents(studies.read(folder), value=VALUE)
+        table = contents.points
+        body = [
+            [entry.text.replace("\n", "<br>") for entry in line] for line in table.lines
+        ]
+        hours = spent(out).get(part.stem, 0.0) / 3600
+        texts.append(
+            f"## {part.stem}\n\n{first}\n\n{contents.progress.text()} "
+            f"{hours:.2f} processor hours.\n\n"
+            + tabulate(body, table.header, tablefmt="pipe", disable_numparse=True)
+        )
+    return "\n\n".join(texts) + "\n"
+
+
+if __name__ == "__main__":
+    main()
