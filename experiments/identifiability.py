@@ -21,6 +21,7 @@ Results: experiments/identifiability.md.
 """
 
 import argparse
+import functools
 import os
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -144,6 +145,30 @@ class Case:
         gates = self.lock.gates if self.regressed else self.setting.gates
         return replay(self.setting, gates)
 
+    @functools.cache  # noqa: B019 - as many as there are cases
+    def attack(self, steps: int):
+        """Makes ``(view, images, targets, start of the lock, its value) ->``.
+
+        It gives the loss at the start, and the reconstruction.
+        """
+        simulation, objective = self.simulation(), balanced_l2()
+        regressed = self.lock.unknown.decode
+
+        def run(view, images, targets, lock, gates):
+            parts = Unknowns(
+                Unknown(lambda rng, view: (images, ()), lambda free, fixed: free),
+                Unknown(lambda rng, view: ((), targets), lambda free, fixed: fixed),
+                Unknown(
+                    lambda rng, view: lock,
+                    regressed if self.regressed else lambda free, fixed: fixed,
+                ),
+            )
+            search = iterative(parts, simulation, objective, lbfgs(), steps=steps)
+            first = objective(*simulation(view, Candidate(images, targets, gates)))
+            return first, search(jax.random.key(0), view)
+
+        return jax.jit(run)
+
 
 def _double(tree):
     def cast(leaf):
@@ -232,13 +257,10 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     noise = jax.random.normal(rng, truth.images.shape)
     start = truth.images + near * jnp.std(truth.images) * noise
 
-    def fixed(value):
-        return Unknown(lambda rng, view: ((), value), lambda free, fixed: fixed)
-
-    lock, start_gates = fixed(truth.lock), None
+    lock, start_gates = ((), truth.lock), None
     if case.regressed:
-        free, known = case.lock.unknown.start(rng, view)
-        free, start_gates = {}, {}
+        _, known = case.lock.unknown.start(rng, view)
+        free = {}
         for i, (site, gate) in enumerate(sorted(gates.items())):
             live, unit = known[site]
             normal = jax.random.normal(jax.random.fold_in(rng, i), (2, live.size))
@@ -246,22 +268,10 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
             shift = (gate.shift * jnp.exp(near * normal[1])) / unit
             free[site] = Gate(scale, shift)
         start_gates = case.lock.unknown.decode(free, known)
-        lock = case.lock.unknown._replace(start=lambda rng, view: (free, known))
-    images = Unknown(lambda rng, view: (start, ()), lambda free, fixed: free)
-    attack = iterative(
-        Unknowns(images, fixed(truth.targets), lock),
-        case.simulation(),
-        balanced_l2(),
-        lbfgs(),
-        steps=steps,
+        lock = (free, known)
+    first, found = case.attack(steps)(
+        view, start, truth.targets, lock, start_gates or truth.lock
     )
-    first = balanced_l2()(
-        *case.simulation()(
-            view,
-            truth._replace(images=start, lock=start_gates or truth.lock),
-        )
-    )
-    found = jax.jit(attack)(rng, view)
 
     def image_error(images):
         return float(
