@@ -1,7 +1,7 @@
 """Asks what a gradient determines, before asking what an attack finds.
 
     JAX_ENABLE_X64=1 python experiments/identifiability.py [--victims 2] [--size 16]
-        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3]
+        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3] [--tables spectrum near]
 
 What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
 upload with respect to what the attacker does not know, at the truth: the pixels, and
@@ -56,6 +56,35 @@ ARMS = (
     "keylock/regress_gates",
 )
 
+SPECTRUM = (
+    "arm",
+    "victim",
+    "live",
+    "unknowns",
+    "equations",
+    "rank",
+    "float32 rank",
+    "largest",
+    "smallest",
+    "condition",
+    "contrast",
+    "brightness",
+)
+NEAR = (
+    "arm",
+    "victim",
+    "near",
+    "loss at start",
+    "loss at end",
+    "image error at start",
+    "at end",
+    "affine",
+    "SSIM",
+    "SSIM affine",
+    "gate error at start",
+    "gate error at end",
+)
+
 
 def main():
     """Prints both tables."""
@@ -69,13 +98,14 @@ def main():
     parser.add_argument("--near", type=float, nargs="*", default=(0.01, 0.1, 0.3))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(
-        "| arm | victim | live | unknowns | equations | rank | float32 rank | "
-        "largest | smallest | condition | contrast | brightness |"
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=("spectrum", "near"),
+        default=("spectrum", "near"),
     )
-    print("|---" * 12 + "|")
-    returns = []
+    options = parser.parse_args()
+    cases = {}
     for arm in options.arms:
         config = LeakConfig(
             arms=(arm,),
@@ -84,20 +114,20 @@ def main():
             lock_init=options.lock_init,
             seed=options.seed,
         )
-        case = Case(config)
-        for victim in range(options.victims):
-            print(f"| {arm} | {victim} | {spectrum(case, victim)} |", flush=True)
-        for victim in range(options.victims):
-            for near in options.near:
-                found = nearby(case, victim, near, options.steps)
-                returns.append(f"| {arm} | {victim} | {near:g} | {found} |")
-    print(
-        "\n| arm | victim | near | loss at start | loss at end | "
-        "image error at start | at end | affine | SSIM | SSIM affine | "
-        "gate error at start | at end |"
-    )
-    print("|---" * 12 + "|")
-    print("\n".join(returns))
+        cases[arm] = Case(config)
+    if "spectrum" in options.tables:
+        print("| " + " | ".join(SPECTRUM) + " |\n" + "|---" * len(SPECTRUM) + "|")
+        for arm, case in cases.items():
+            for victim in range(options.victims):
+                row = spectrum(case, victim)
+                print(f"| {arm} | {victim} | {row} |", flush=True)
+    if "near" in options.tables:
+        print("\n| " + " | ".join(NEAR) + " |\n" + "|---" * len(NEAR) + "|")
+        for arm, case in cases.items():
+            for victim in range(options.victims):
+                for near in options.near:
+                    row = nearby(case, victim, near, options.steps)
+                    print(f"| {arm} | {victim} | {near:g} | {row} |", flush=True)
 
 
 class Case:

@@ -59,7 +59,8 @@ class LeakConfig:
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
-        tag, inverting-gradients, grnn, gradinversion or bn-updates.
+        gate-regression, tag, inverting-gradients, grnn, gradinversion or
+        bn-updates.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
         or rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs
