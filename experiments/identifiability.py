@@ -1,7 +1,7 @@
 """Asks what a gradient determines, before asking what an attack finds.
 
     JAX_ENABLE_X64=1 python experiments/identifiability.py [--victims 2] [--size 16]
-        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3]
+        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3] [--tables spectrum near]
 
 What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
 upload with respect to what the attacker does not know, at the truth: the pixels, and
@@ -21,6 +21,7 @@ Results: experiments/identifiability.md.
 """
 
 import argparse
+import functools
 import os
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -55,6 +56,35 @@ ARMS = (
     "keylock/regress_gates",
 )
 
+SPECTRUM = (
+    "arm",
+    "victim",
+    "live",
+    "unknowns",
+    "equations",
+    "rank",
+    "float32 rank",
+    "largest",
+    "smallest",
+    "condition",
+    "contrast",
+    "brightness",
+)
+NEAR = (
+    "arm",
+    "victim",
+    "near",
+    "loss at start",
+    "loss at end",
+    "image error at start",
+    "at end",
+    "affine",
+    "SSIM",
+    "SSIM affine",
+    "gate error at start",
+    "gate error at end",
+)
+
 
 def main():
     """Prints both tables."""
@@ -68,13 +98,14 @@ def main():
     parser.add_argument("--near", type=float, nargs="*", default=(0.01, 0.1, 0.3))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(
-        "| arm | victim | live | unknowns | equations | rank | float32 rank | "
-        "largest | smallest | condition | contrast | brightness |"
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=("spectrum", "near"),
+        default=("spectrum", "near"),
     )
-    print("|---" * 12 + "|")
-    returns = []
+    options = parser.parse_args()
+    cases = {}
     for arm in options.arms:
         config = LeakConfig(
             arms=(arm,),
@@ -83,20 +114,20 @@ def main():
             lock_init=options.lock_init,
             seed=options.seed,
         )
-        case = Case(config)
-        for victim in range(options.victims):
-            print(f"| {arm} | {victim} | {spectrum(case, victim)} |", flush=True)
-        for victim in range(options.victims):
-            for near in options.near:
-                found = nearby(case, victim, near, options.steps)
-                returns.append(f"| {arm} | {victim} | {near:g} | {found} |")
-    print(
-        "\n| arm | victim | near | loss at start | loss at end | "
-        "image error at start | at end | affine | SSIM | SSIM affine | "
-        "gate error at start | at end |"
-    )
-    print("|---" * 12 + "|")
-    print("\n".join(returns))
+        cases[arm] = Case(config)
+    if "spectrum" in options.tables:
+        print("| " + " | ".join(SPECTRUM) + " |\n" + "|---" * len(SPECTRUM) + "|")
+        for arm, case in cases.items():
+            for victim in range(options.victims):
+                row = spectrum(case, victim)
+                print(f"| {arm} | {victim} | {row} |", flush=True)
+    if "near" in options.tables:
+        print("\n| " + " | ".join(NEAR) + " |\n" + "|---" * len(NEAR) + "|")
+        for arm, case in cases.items():
+            for victim in range(options.victims):
+                for near in options.near:
+                    row = nearby(case, victim, near, options.steps)
+                    print(f"| {arm} | {victim} | {near:g} | {row} |", flush=True)
 
 
 class Case:
@@ -143,6 +174,30 @@ class Case:
         """Makes ``(view, candidate) -> (simulated, observed)``."""
         gates = self.lock.gates if self.regressed else self.setting.gates
         return replay(self.setting, gates)
+
+    @functools.cache  # noqa: B019 - as many as there are cases
+    def attack(self, steps: int):
+        """Makes ``(view, images, targets, start of the lock, its value) ->``.
+
+        It gives the loss at the start, and the reconstruction.
+        """
+        simulation, objective = self.simulation(), balanced_l2()
+        regressed = self.lock.unknown.decode
+
+        def run(view, images, targets, lock, gates):
+            parts = Unknowns(
+                Unknown(lambda rng, view: (images, ()), lambda free, fixed: free),
+                Unknown(lambda rng, view: ((), targets), lambda free, fixed: fixed),
+                Unknown(
+                    lambda rng, view: lock,
+                    regressed if self.regressed else lambda free, fixed: fixed,
+                ),
+            )
+            search = iterative(parts, simulation, objective, lbfgs(), steps=steps)
+            first = objective(*simulation(view, Candidate(images, targets, gates)))
+            return first, search(jax.random.key(0), view)
+
+        return jax.jit(run)
 
 
 def _double(tree):
@@ -232,13 +287,10 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     noise = jax.random.normal(rng, truth.images.shape)
     start = truth.images + near * jnp.std(truth.images) * noise
 
-    def fixed(value):
-        return Unknown(lambda rng, view: ((), value), lambda free, fixed: fixed)
-
-    lock, start_gates = fixed(truth.lock), None
+    lock, start_gates = ((), truth.lock), None
     if case.regressed:
-        free, known = case.lock.unknown.start(rng, view)
-        free, start_gates = {}, {}
+        _, known = case.lock.unknown.start(rng, view)
+        free = {}
         for i, (site, gate) in enumerate(sorted(gates.items())):
             live, unit = known[site]
             normal = jax.random.normal(jax.random.fold_in(rng, i), (2, live.size))
@@ -246,22 +298,10 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
             shift = (gate.shift * jnp.exp(near * normal[1])) / unit
             free[site] = Gate(scale, shift)
         start_gates = case.lock.unknown.decode(free, known)
-        lock = case.lock.unknown._replace(start=lambda rng, view: (free, known))
-    images = Unknown(lambda rng, view: (start, ()), lambda free, fixed: free)
-    attack = iterative(
-        Unknowns(images, fixed(truth.targets), lock),
-        case.simulation(),
-        balanced_l2(),
-        lbfgs(),
-        steps=steps,
+        lock = (free, known)
+    first, found = case.attack(steps)(
+        view, start, truth.targets, lock, start_gates or truth.lock
     )
-    first = balanced_l2()(
-        *case.simulation()(
-            view,
-            truth._replace(images=start, lock=start_gates or truth.lock),
-        )
-    )
-    found = jax.jit(attack)(rng, view)
 
     def image_error(images):
         return float(
