@@ -58,10 +58,11 @@ class LeakConfig:
       data: dataset the victims come from: digits, photos, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.arms`.
-      attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
-        tag, inverting-gradients, grnn, gradinversion or bn-updates.
-      optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
-        or rmsprop.
+      attack: preset in `kljax.attacks.presets`: matching, dlg, idlg, tag,
+        inverting-gradients, grnn, gradinversion or bn-updates; the last two read
+        norm statistics, which they make visible.
+      optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam or
+        rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs
         do); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
