@@ -93,7 +93,7 @@ def test_an_all_zero_gradient_is_no_success(name):
     truth = victim(name)
     clean, found = attack(name)(truth), attack(name)(filled(truth, 0.0))
     assert np.all(np.isfinite(found.images))
-    assert float(found.loss) > 3 * abs(float(clean.loss))
+    assert float(found.loss) > abs(float(clean.loss))
     assert error_of(found, truth) > GREY / 2
 
 
