@@ -289,7 +289,7 @@ class _Runner:
             start = end
             arm = ArmResult(job.staged.arm, job.threat, own, timing)
             result = LeakResult(config, stage.dataset, victims, [arm])
-            scored = scoring.score_rows(result, self._floors.of(result))
+            scored = self._floors.rows(result)
             rows += [(piece.cell, row) for row in scored]
             found[piece.cell.id] = images.Images(
                 piece.first,
@@ -337,13 +337,13 @@ class _Runner:
 
 
 class _Floors:
-    """Floors of the victims scored last: other arms attack the same ones."""
+    """Scores studies; keeps the floors of the last: other arms attack the same ones."""
 
     def __init__(self, most: int = 256):
         self._found: dict[Any, Floors] = {}
         self._most = most
 
-    def of(self, result: LeakResult) -> Floors:
+    def rows(self, result: LeakResult) -> list[Row]:
         config, dataset = result.config, result.dataset
         same = (
             dataset.name,
@@ -354,11 +354,12 @@ class _Floors:
             config.seed,
             result.victims.indices.tobytes(),
         )
+        rows, floors = scoring.score(result, self._found.get(same))
         if same not in self._found:
             if len(self._found) >= self._most:
                 del self._found[next(iter(self._found))]
-            self._found[same] = scoring.score_floors(result)
-        return self._found[same]
+            self._found[same] = floors
+        return rows
 
 
 class _Tally:

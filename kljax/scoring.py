@@ -4,15 +4,17 @@ The schema is versioned; later versions only add columns. A column that does not
 is None. Rows of arms ``floor/NAME`` score what is reached without any gradient.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from kljax import metrics
-from kljax.data import select
+from kljax.data import Dataset, select
 from kljax.leakage import ArmResult, LeakResult
-from kljax.metrics import Reference, best_floor_mse, floor_images
+from kljax.metrics import Reference, best_floor_mse
 from kljax.staging import Victims
 
 SCHEMA_VERSION = 1
@@ -57,8 +59,15 @@ COLUMNS = (
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
+# Of images, in one call of the compiled function; and of the truths that are scored
+# together, with all that is made of them.
+PIXELS_PER_CALL = 2**13
+PIXELS_PER_BLOCK = 2**16
+
 Row = dict[str, Any]
-_score = jax.jit(jax.vmap(jax.vmap(metrics.score)))
+Scores = dict[str, np.ndarray]  # by column, each [N]
+Guesses = tuple[list[int], np.ndarray]  # of which victims, and images [n, B, H, W, C]
+_score = jax.jit(jax.vmap(metrics.score))
 
 
 class Floors(NamedTuple):
@@ -70,48 +79,79 @@ class Floors(NamedTuple):
     """
 
     best: np.ndarray
-    scores: dict[str, tuple[list[int], list[Row]]]
+    scores: dict[str, tuple[list[int], Scores]]
 
 
-def score_rows(result: LeakResult, floors: Floors | None = None) -> list[Row]:
-    """Scores a finished study: the rows of all floors, then of all arms.
+def score_rows(result: LeakResult) -> list[Row]:
+    """Scores a finished study: the rows of all floors, then of all arms."""
+    count, *shape = result.victims.images.shape[:4]
+    size = max(1, PIXELS_PER_BLOCK // math.prod(shape))
+    rows = []
+    for start in range(0, count, size):
+        rows += score(_part(result, slice(start, start + size)))[0]
+    names = [f"floor/{name}" for name in metrics.FLOORS]
+    names += [arm.arm.name for arm in result.arms]
+    return sorted(rows, key=lambda row: names.index(row["arm"]))
+
+
+def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], Floors]:
+    """Scores some victims of a study: the rows of all floors, then of all arms.
 
     Args:
       result: the study.
-      floors: of its victims, if they are known from another study; see
-        `score_floors`.
+      floors: of its victims, if another study of the same victims and seed gave them.
+
+    Returns:
+      The rows, and the floors.
     """
     victims = result.victims
-    floors = score_floors(result) if floors is None else floors
-    rows = []
-    for name, (having, found) in floors.scores.items():
-        for n, scores in zip(having, found, strict=True):
-            best = floors.best[n]
-            rows.append(_row(result, victims, n, f"floor/{name}", best, scores))
-    for arm in result.arms:
-        rows += _arm_rows(result, arm, floors.best)
-    return rows
+    everyone = list(range(len(victims.labels)))
+    sets = [(everyone, matched_images(arm, victims)) for arm in result.arms]
+    best, made = _floors(result) if floors is None else (floors.best, {})
+    # All together: what two of them have in common is computed once.
+    scores = _scores_of([*made.values(), *sets], victims)
+    if floors is None:
+        parts = zip(made.items(), scores, strict=False)
+        floors = Floors(best, {name: (had, its) for (name, (had, _)), its in parts})
+    rows = [
+        _row(result, n, f"floor/{name}", best[n], _at(its, place))
+        for name, (having, its) in floors.scores.items()
+        for place, n in enumerate(having)
+    ]
+    for arm, its in zip(result.arms, scores[len(made) :], strict=True):
+        rows += _arm_rows(result, arm, best, its)
+    return rows, floors
 
 
-def score_floors(result: LeakResult) -> Floors:
-    """Scores the floors of a study's victims; the same whatever attacks them."""
-    victims, floors = result.victims, _floors(result)
-    best = np.array(
-        [
-            np.mean([best_floor_mse(t, f) for t, f in zip(truths, made, strict=True)])
-            for truths, made in zip(victims.images, floors, strict=True)
-        ]
-    )
-    found = {}
-    for name in metrics.FLOORS:
-        # A victim of which any example lacks this floor has no such row.
-        having = [n for n, made in enumerate(floors) if all(name in f for f in made)]
-        if not having:
-            continue
-        images = np.stack([[f[name] for f in floors[n]] for n in having])
-        some = Victims(*(part[having] for part in victims))
-        found[name] = having, _image_scores(images, some)
-    return Floors(best, found)
+def floor_images(
+    dataset: Dataset,
+    images: ArrayLike,
+    labels: ArrayLike,
+    indices: ArrayLike,
+    seed: int,
+) -> list[dict[str, np.ndarray]]:
+    """Makes the floors of some examples, as they are scored.
+
+    Args:
+      dataset: of the study.
+      images: [N, H, W, C] in [0, 1], of the victims.
+      labels: [N] of them.
+      indices: [N], where they are in `dataset`.
+      seed: of the study.
+
+    Returns:
+      For each example name -> image [H, W, C], see `kljax.metrics.floors`; a floor is
+      missing where there is no other example to make it of.
+
+    Raises:
+      ValueError: for an image of another shape than the dataset's, or that is not
+        the one of its index.
+    """
+    reference = _reference(dataset, seed)
+    return [
+        metrics.floor_images(image, label, index, reference, seed)
+        for image, label, index in zip(images, labels, indices, strict=True)
+    ]
 
 
 def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
@@ -126,14 +166,14 @@ def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
     return [metrics.assign(g, t) for g, t in zip(guesses, victims.images, strict=True)]
 
 
-def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]:
+def _arm_rows(
+    result: LeakResult, arm: ArmResult, best: np.ndarray, scores: Scores
+) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
     spent = found.info.get("evaluations")  # a user's attack need not count
-    orders = _orders(arm, victims)
-    scores = _image_scores(matched_images(arm, victims), victims)
     rows = []
-    for n, order in enumerate(orders):
+    for n, order in enumerate(_orders(arm, victims)):
         live = int(attacked.live_channels[n])
         guesses = found.labels[n][order]
         loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
@@ -146,7 +186,7 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
             if measured
             else None
         )
-        row = _row(result, victims, n, arm.arm.name, best[n], scores[n])
+        row = _row(result, n, arm.arm.name, best[n], _at(scores, n))
         row |= {
             "lock_strategy": arm.arm.lock_strategy,
             "label_strategy": arm.threat.strategy.labels,
@@ -174,10 +214,8 @@ def _arm_rows(result: LeakResult, arm: ArmResult, best: np.ndarray) -> list[Row]
     return rows
 
 
-def _row(
-    result: LeakResult, victims: Victims, n: int, arm: str, best: float, scores: Row
-) -> Row:
-    config = result.config
+def _row(result: LeakResult, n: int, arm: str, best: float, scores: Row) -> Row:
+    config, victims = result.config, result.victims
     row: Row = dict.fromkeys(COLUMNS)
     row |= {
         "schema_version": SCHEMA_VERSION,
@@ -197,37 +235,79 @@ def _row(
     return row | scores
 
 
-def _image_scores(images: np.ndarray, victims: Victims) -> list[Row]:
-    """Scores images [N, B, H, W, C]; each victim gets the mean over its examples."""
-    table = {
-        name: np.asarray(values).mean(axis=1)
-        for name, values in _score(images, victims.images).items()
-    }
-    if metrics.lpips_available():
-        flat = (-1, *images.shape[2:])
-        for network in ("alex", "vgg"):
-            distances = metrics.lpips_distances(
-                images.reshape(flat), victims.images.reshape(flat), network
-            )
-            table[f"lpips_{network}"] = distances.reshape(images.shape[:2]).mean(axis=1)
-    return [
-        {name: float(values[n]) for name, values in table.items()}
-        for n in range(len(images))
-    ]
+def _at(scores: Scores, place: int) -> Row:
+    return {column: float(values[place]) for column, values in scores.items()}
 
 
-def _floors(result: LeakResult) -> list[list[dict[str, np.ndarray]]]:
-    """Makes the floors of every example of every victim: [N][B]{name: image}."""
-    dataset, victims, seed = result.dataset, result.victims, result.config.seed
+def _reference(dataset: Dataset, seed: int) -> Reference:
     # Another seed than the victims', who would otherwise all be part of it.
     chosen = select(dataset, min(REFERENCE_SIZE, len(dataset)), seed + 1)
-    reference = Reference(*dataset.fetch(chosen), chosen)
-    return [
-        [
-            floor_images(image, label, index, reference, seed)
-            for image, label, index in zip(images, labels, indices, strict=True)
-        ]
-        for images, labels, indices in zip(
-            victims.images, victims.labels, victims.indices, strict=True
-        )
+    return Reference(*dataset.fetch(chosen), chosen)
+
+
+def _floors(result: LeakResult) -> tuple[np.ndarray, dict[str, Guesses]]:
+    """Gives the least error [N] of each victim's floors, and the floors."""
+    victims = result.victims
+    places = range(len(victims.labels))
+    images, labels, indices = (
+        part.reshape(-1, *part.shape[2:])
+        for part in (victims.images, victims.labels, victims.indices)
+    )
+    flat = floor_images(result.dataset, images, labels, indices, result.config.seed)
+    least = [best_floor_mse(t, made) for t, made in zip(images, flat, strict=True)]
+    best = np.reshape(least, victims.labels.shape).mean(axis=1)
+    examples = victims.labels.shape[1]
+    floors = [flat[n * examples : (n + 1) * examples] for n in places]
+    sets = {}
+    for name in metrics.FLOORS:
+        # A victim of which any example lacks this floor has no such row.
+        having = [n for n in places if all(name in made for made in floors[n])]
+        if having:
+            sets[name] = (
+                having,
+                np.stack([[made[name] for made in floors[n]] for n in having]),
+            )
+    return best, sets
+
+
+def _scores_of(sets: list[Guesses], victims: Victims) -> list[Scores]:
+    """Scores sets of guesses; each victim gets the mean over its examples."""
+    guesses = np.concatenate([images for _, images in sets])
+    truths = np.concatenate([victims.images[having] for having, _ in sets])
+    count, examples, *shape = guesses.shape
+    guesses, truths = (side.reshape(-1, *shape) for side in (guesses, truths))
+    table = _score_flat(guesses, truths)
+    if metrics.lpips_available():
+        for network in ("alex", "vgg"):
+            distances = metrics.lpips_distances(guesses, truths, network)
+            table[f"lpips_{network}"] = distances
+    means = {
+        name: values.reshape(count, examples).mean(axis=1)
+        for name, values in table.items()
+    }
+    ends = np.cumsum([len(having) for having, _ in sets])[:-1]
+    split = {name: np.split(values, ends) for name, values in means.items()}
+    return [{name: split[name][n] for name in split} for n in range(len(sets))]
+
+
+def _score_flat(guesses: np.ndarray, truths: np.ndarray) -> Scores:
+    count, height, width, _ = guesses.shape
+    size = max(1, PIXELS_PER_CALL // (height * width))
+    calls = []
+    for start in range(0, count, size):
+        # Filled up with the last pair: one shape, one compilation.
+        places = np.minimum(np.arange(start, start + size), count - 1)
+        calls.append(_score(guesses[places], truths[places]))
+    return {
+        name: np.concatenate([call[name] for call in calls])[:count]
+        for name in calls[0]
+    }
+
+
+def _part(result: LeakResult, part: slice) -> LeakResult:
+    arms = [
+        arm._replace(attacked=jax.tree.map(lambda x: x[part], arm.attacked))
+        for arm in result.arms
     ]
+    victims = Victims(*(values[part] for values in result.victims))
+    return result._replace(victims=victims, arms=arms)

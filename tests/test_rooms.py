@@ -77,7 +77,6 @@ RESERVED = {
         "mapping/victims.py",
         "mapping/clients.py",
         "attacks/attack.py",  # restarts of one attack
-        "metrics/lpips.py",  # images of one batch
         "scoring.py",  # finished reconstructions, on their way into rows
     },
     "pmap": set(),

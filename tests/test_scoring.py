@@ -280,18 +280,59 @@ def test_a_floor_without_material_has_no_row():
 
 def test_perceptual_distances_have_their_columns(monkeypatch):
     def distances(guesses, truths, network):
-        assert guesses.shape == truths.shape == (6, 8, 8, 3)
+        # All floors and the arm in one call: what they share is computed once.
+        assert guesses.shape == truths.shape == (7 * 6, 8, 8, 3)
         offset = {"alex": 1, "vgg": 2}[network]
-        return offset + np.arange(6.0)
+        return offset + np.arange(42.0)
 
     result = pretended(tiny(examples=2), close)
     monkeypatch.setattr(metrics, "lpips_available", lambda: True)
     monkeypatch.setattr(metrics, "lpips_distances", distances)
-    rows = rows_of(scoring.score_rows(result), "none")
-    assert [row["lpips_alex"] for row in rows] == [1.5, 3.5, 5.5]
-    assert [row["lpips_vgg"] for row in rows] == [2.5, 4.5, 6.5]
+    rows = scoring.score_rows(result)
+    grey, arm = rows_of(rows, "floor/grey"), rows_of(rows, "none")
+    assert [row["lpips_alex"] for row in grey] == [1.5, 3.5, 5.5]
+    assert [row["lpips_alex"] for row in arm] == [37.5, 39.5, 41.5]
+    assert [row["lpips_vgg"] for row in arm] == [38.5, 40.5, 42.5]
     for row in scored(result):
         assert row["lpips_alex"] is row["lpips_vgg"] is None
+
+
+def test_rows_do_not_depend_on_the_blocks(monkeypatch):
+    """Many victims are scored block by block, a study's parts one by one."""
+    result = pretended(tiny(victims=7, arms=("none", "keylock/known")), close)
+    together = scored(result)
+    for pixels in (64, 192):  # one victim, and three, so that the last has only one
+        monkeypatch.setattr(scoring, "PIXELS_PER_BLOCK", pixels)
+        assert scored(result) == together
+
+
+def test_known_floors_are_not_made_again(monkeypatch):
+    first, second = (pretended(tiny(), guesses) for guesses in (close, wrong))
+    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    _, floors = scoring.score(first)
+    expected = scoring.score_rows(second)
+    monkeypatch.setattr(metrics, "floor_images", pytest.fail)
+    rows, again = scoring.score(second, floors)
+    assert rows == expected
+    assert again is floors
+
+
+def test_floors_are_made_as_they_are_scored():
+    result, rows = finished()
+    victims = result.victims
+    made = scoring.floor_images(
+        result.dataset,
+        victims.images[:, 0],
+        victims.labels[:, 0],
+        victims.indices[:, 0],
+        result.config.seed,
+    )
+    for name in FLOORS:
+        for images, truth, row in zip(
+            made, victims.images[:, 0], rows_of(rows, f"floor/{name}"), strict=True
+        ):
+            error = np.mean((images[name].astype(np.float64) - truth) ** 2)
+            assert row["mse"] == pytest.approx(error, rel=1e-4)
 
 
 def test_photographs_are_the_clusters_of_their_crops():

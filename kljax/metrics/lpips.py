@@ -62,24 +62,22 @@ def lpips_distances(
 ) -> np.ndarray:
     """Gives the LPIPS distance of guesses to truths [N, H, W, C]: float32 [N], >= 0.
 
-    Guesses [K, N, H, W, C] are K of each truth; they give [K, N], and the features of
-    a truth, or of a guess that is made of several truths, are computed once.
-
     `network` is "alex" (what papers report) or "vgg". Runs compiled, on `chunk` images
     at a time (default by image size); chunk changes memory and speed, not results.
-    Compilations depend on the size of the images and on chunk, not on K or N.
+    Compilations depend on the size of the images and on chunk, not on N. What is there
+    more than once, a truth with several guesses or a guess at several truths, goes
+    through the network once.
 
     Guarantees: equal images give 0 up to rounding (below 1e-10); a guess with a NaN or
     infinity gives NaN.
     Raises ModuleNotFoundError without the extra `lpips`; ValueError for an unknown
-    network, guesses of another shape, C not 1 or 3 or chunk < 1; TypeError for integer
-    pixels.
+    network, unequal shapes, C not 1 or 3 or chunk < 1; TypeError for integer pixels.
     """
-    guesses, truths = _checked("guesses", guesses, (4, 5)), _checked("truths", truths)
-    if guesses.shape[-4:] != truths.shape:
+    guesses, truths = _checked("guesses", guesses), _checked("truths", truths)
+    if guesses.shape != truths.shape:
         raise ValueError(
             f"lpips: guesses {guesses.shape} and truths {truths.shape} must have one "
-            "shape, but for a first axis of several guesses of each truth"
+            "shape"
         )
     pixels = math.prod(_seen_size(*truths.shape[1:3]))
     if chunk is None:
@@ -89,47 +87,55 @@ def lpips_distances(
     weights = jax.device_put(load_weights(network))  # once, not with every call
     finite = np.isfinite(guesses)
     guesses = np.where(finite, np.clip(guesses, 0.0, 1.0), np.float32(np.nan))
-    several = guesses if guesses.ndim == 5 else guesses[None]
-    distances = np.zeros(several.shape[:2], np.float32)
+    distances = np.zeros(len(guesses), np.float32)
+    truths, which = _distinct(truths)
     group = max(1, _PIXELS_PER_GROUP // pixels)
     for start in range(0, len(truths), group):
-        part = slice(start, start + group)
-        distances[:, part] = _group_distances(
-            weights, several[:, part], truths[part], network, chunk
+        some = truths[start : start + group]
+        (pairs,) = np.nonzero((which >= start) & (which < start + len(some)))
+        distances[pairs] = _group_distances(
+            weights, guesses[pairs], some, which[pairs] - start, network, chunk
         )
-    return distances.reshape(guesses.shape[:-3])
+    return distances
 
 
 def _group_distances(
     weights: Weights,
     guesses: np.ndarray,
     truths: np.ndarray,
+    of: np.ndarray,
     network: str,
     chunk: int,
 ) -> np.ndarray:
-    """Gives the distances [K, N] of published guesses [K, N, H, W, C] to truths."""
-    calls = [
-        _on_host(_features_of(weights, _filled(truths, start, chunk), network))
-        for start in range(0, len(truths), chunk)
-    ]
-    of_truths = [np.concatenate(taps) for taps in zip(*calls, strict=True)]
-    places: dict[bytes, int] = {}
-    flat = guesses.reshape(-1, *truths.shape[1:])
-    which = np.array([places.setdefault(g.tobytes(), len(places)) for g in flat])
-    distinct = flat[np.unique(which, return_index=True)[1]]
-    distances = np.zeros(len(flat), np.float32)
-    for start in range(0, len(distinct), chunk):
-        taps = _on_host(_features_of(weights, _filled(distinct, start, chunk), network))
+    """Gives the distances of guesses to truths[of], all of whose features are kept."""
+
+    def features(images: np.ndarray, start: int) -> list[np.ndarray]:
+        found = _features(weights, _filled(images, start, chunk), network)
+        return [np.asarray(tap) for tap in found]
+
+    calls = [features(truths, start) for start in range(0, len(truths), chunk)]
+    true_taps = [np.concatenate(taps) for taps in zip(*calls, strict=True)]
+    distances = np.zeros(len(guesses), np.float32)
+    guesses, which = _distinct(guesses)
+    for start in range(0, len(guesses), chunk):
+        taps = features(guesses, start)
         (pairs,) = np.nonzero((which >= start) & (which < start + chunk))
         for first in range(0, len(pairs), chunk):
             some = _filled(pairs, first, chunk)
-            found = _distances(
+            distances[some] = _distances(
                 weights.lins,
                 [tap[which[some] - start] for tap in taps],
-                [tap[some % len(truths)] for tap in of_truths],
+                [tap[of[some]] for tap in true_taps],
             )
-            distances[some] = np.asarray(found)
-    return distances.reshape(guesses.shape[:2])
+    return distances
+
+
+def _distinct(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gives the distinct ones of images, in order, and which of them each image is."""
+    places: dict[bytes, int] = {}
+    which = [places.setdefault(image.tobytes(), len(places)) for image in images]
+    which = np.array(which, np.int64)
+    return images[np.unique(which, return_index=True)[1]], which
 
 
 def _filled(values: np.ndarray, start: int, count: int) -> np.ndarray:
@@ -137,12 +143,8 @@ def _filled(values: np.ndarray, start: int, count: int) -> np.ndarray:
     return values[np.minimum(np.arange(start, start + count), len(values) - 1)]
 
 
-def _on_host(taps: list[jax.Array]) -> list[np.ndarray]:
-    return [np.asarray(tap) for tap in taps]
-
-
 @functools.partial(jax.jit, static_argnames="network")
-def _features_of(weights: Weights, images: jax.Array, network: str) -> list[jax.Array]:
+def _features(weights: Weights, images: jax.Array, network: str) -> list[jax.Array]:
     """Computes what LPIPS compares of images [N, H, W, C]: maps of unit length."""
     units = []
     for tap in feature_maps(weights, _network_input(images), network):
@@ -163,16 +165,16 @@ def _distances(
     return total
 
 
-def _checked(name: str, images: ArrayLike, axes: tuple[int, ...] = (4,)) -> np.ndarray:
+def _checked(name: str, images: ArrayLike) -> np.ndarray:
     images = np.asarray(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"lpips: {name} are {images.dtype}; images are floating in [0, 1]"
         )
-    if images.ndim not in axes or images.shape[-1] not in (1, 3):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
             f"lpips: {name} have shape {images.shape}; they must be [N, H, W, C] with "
-            "C 1 or 3; guesses may be [K, N, H, W, C]"
+            "C 1 or 3"
         )
     return images.astype(np.float32)
 

@@ -8,7 +8,7 @@ import pytest
 from skimage import data, transform
 
 import kljax.metrics
-from kljax.metrics import lpips_available, lpips_distances
+from kljax.metrics import lpips, lpips_available, lpips_distances
 from kljax.metrics.lpips import _network_input
 from kljax.metrics.lpips_networks import NETWORKS, _ArraysOnly, load_weights
 
@@ -73,6 +73,35 @@ def test_chunks_do_not_change_results(photo):
     assert lpips_distances(guesses[:0], truths[:0], "alex").shape == (0,)
     with pytest.raises(ValueError, match="chunk is 0"):
         lpips_distances(guesses, truths, "alex", chunk=0)
+
+
+@needs_weights
+def test_what_is_there_twice_goes_through_the_network_once(photo, monkeypatch):
+    guess = np.random.default_rng(0).random(photo.shape).astype(np.float32)
+    truths = np.stack([photo, 1 - photo, photo, photo[::-1]])
+    guesses = np.stack([guess, guess, 1 - guess, guess])
+    alone = np.concatenate(
+        [
+            lpips_distances(g[None], t[None], "alex")
+            for g, t in zip(guesses, truths, strict=True)
+        ]
+    )
+    seen = []
+
+    def spy(weights, images, network, features=lpips._features):
+        seen.extend(image.tobytes() for image in images)
+        return features(weights, images, network)
+
+    monkeypatch.setattr(lpips, "_features", spy)
+    together = lpips_distances(guesses, truths, "alex", chunk=1)
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert len(seen) == len(set(seen)) == 3 + 2
+    # Truths whose features would take too much are kept a few at a time.
+    monkeypatch.setattr(lpips, "_PIXELS_PER_GROUP", 2 * 32**2)
+    seen.clear()
+    few = lpips_distances(guesses, truths, "alex", chunk=1)
+    np.testing.assert_array_equal(few, together)
+    assert len(seen) == 3 + 2 + 1  # the guess once more, for the second group
 
 
 @pytest.mark.parametrize(
