@@ -34,7 +34,7 @@ from kljax.models import (
     site_widths,
 )
 from kljax.rounds import Rounds, federated_rounds
-from kljax.scoring import score_rows
+from kljax.scoring import floor_images, score_rows
 from kljax.surgery import find_sites
 from kljax.threat import (
     Knowledge,
@@ -100,6 +100,7 @@ __all__ = [
     "LeakResult",
     "leak",
     "score_rows",
+    "floor_images",
     "metrics",
     # Many of them
     "sweep",

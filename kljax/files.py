@@ -50,11 +50,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """Reads JSON; None if the file is not there."""
+    """Reads JSON; None if the file is not there.
+
+    Raises:
+      ValueError: for a file that is broken; it is named.
+    """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def _without_nan(content: Any) -> Any:

@@ -147,14 +147,8 @@ draw_losses(undefended, "none")
 
 # %%
 dataset, victims = undefended.dataset, undefended.victims
-others = kljax.data.select(dataset, min(1000, len(dataset)), seed=config.seed + 1)
-reference = kljax.metrics.Reference(*dataset.fetch(others), others)
-floors = [
-    kljax.metrics.floor_images(image, label, index, reference, config.seed)
-    for image, label, index in zip(
-        truths, victims.labels[:, 0], victims.indices[:, 0], strict=True
-    )
-]
+labels, indices = victims.labels[:, 0], victims.indices[:, 0]
+floors = kljax.floor_images(dataset, truths, labels, indices, config.seed)
 shown = ("grey", "data_mean", "class_mean", "same_class")
 draw(
     {"truth": truths}

@@ -303,14 +303,13 @@ for arm in result.arms:
 
 # %%
 victims = result.victims
-others = kljax.data.select(dataset, min(1000, len(dataset)), seed=config.seed + 1)
-reference = kljax.metrics.Reference(*dataset.fetch(others), others)
-floors = [
-    kljax.metrics.floor_images(image, label, index, reference, config.seed)
-    for image, label, index in zip(
-        victims.images[:, 0], victims.labels[:, 0], victims.indices[:, 0], strict=True
-    )
-]
+floors = kljax.floor_images(
+    dataset,
+    victims.images[:, 0],
+    victims.labels[:, 0],
+    victims.indices[:, 0],
+    config.seed,
+)
 
 
 def scores(name, column="ssim"):

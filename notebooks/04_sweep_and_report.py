@@ -308,13 +308,8 @@ rows = {(row["cell"], row["arm"], row["victim"]): row for row in study.rows.to_p
 cell, config = cells[0]["id"], cells[0]["config"]
 victims, truths = kept[cell]["victim"], kept[cell]["truths"][:, 0]
 dataset = kljax.data.load(config["data"], shape=truths.shape[1:])
-others = kljax.data.select(dataset, min(1000, len(dataset)), seed=config["seed"] + 1)
-reference = kljax.metrics.Reference(*dataset.fetch(others), others)
 labels = [rows[cell, "none", victim]["label"] for victim in victims]
-floors = [
-    kljax.metrics.floor_images(*victim, reference, config["seed"])
-    for victim in zip(truths, labels, victims, strict=True)
-]
+floors = kljax.floor_images(dataset, truths, labels, victims, config["seed"])
 
 lines = [("truth", truths, [""] * len(victims))]
 for name in ("class_mean", "same_class"):

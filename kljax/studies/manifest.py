@@ -27,7 +27,7 @@ from kljax.sweeps import (
     sweep_to_dict,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # the newest manifest that is understood
 JOB = "sweep"
 # Victims in one part: what a kill may cost. A minute's work on two cores, or less.
 PART = 64
@@ -129,21 +129,27 @@ def read_manifest(folder: Path, *, missing_ok: bool = False) -> dict[str, Any] |
 
     Raises:
       FileNotFoundError: if there is none, unless that is fine.
-      ValueError: for JSON that is broken, or of something else.
+      ValueError: for JSON that is broken, of something else, or of a newer kljax.
     """
     path = folder / "manifest.json"
     try:
         found = read_json(path)
     except NotADirectoryError:
         found = None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
     if found is None:
         if missing_ok:
             return None
         raise FileNotFoundError(f"{str(folder)!r} is no study: it has no manifest.json")
     if not isinstance(found, dict) or found.get("job") != JOB:
         raise ValueError(f"{path} is not of a study of kljax sweep")
+    version = found.get("schema_version", SCHEMA_VERSION)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is of a newer kljax (schema version {version}, this one reads up "
+            f"to {SCHEMA_VERSION})"
+        )
+    if not {"axes", "cells"} <= found.keys():
+        raise ValueError(f"{path} has no axes or cells")
     return found
 
 

@@ -5,8 +5,6 @@ whole, and hidden files are somebody's work in hand.
 """
 
 import collections
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +12,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from kljax.studies.failures import read_failures
+from kljax.studies.manifest import read_manifest
 from kljax.studies.schema import part_schema
 
-SCHEMA_VERSION = 1  # the newest manifest that is understood
 FLOOR = "floor/"  # before the name of a floor in the column `arm`
 KEPT = ("images", "truths", "victim")  # arrays of a cell's reconstructions
 
@@ -52,9 +51,8 @@ def read(folder: Path | str) -> Study:
         is named.
     """
     folder = Path(folder)
-    manifest = _manifest(folder)
-    failures = [_json(path) for path in _files(folder / "failures", ".json")]
-    return Study(folder, manifest, _rows(folder, manifest), failures)
+    manifest = read_manifest(folder)
+    return Study(folder, manifest, _rows(folder, manifest), read_failures(folder))
 
 
 def finished_victims(study: Study) -> dict[str, int]:
@@ -102,40 +100,11 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     return found
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{str(folder)!r} is no study: it has no manifest.json")
-    manifest = _json(path)
-    if not isinstance(manifest, dict) or not {"axes", "cells"} <= manifest.keys():
-        raise ValueError(f"{path} is no manifest of a study: it has no axes or cells")
-    version = manifest.get("schema_version", SCHEMA_VERSION)
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} is of a newer kljax (schema version {version}, this one reads up "
-            f"to {SCHEMA_VERSION})"
-        )
-    return manifest
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-
-
-def _files(folder: Path, ending: str) -> Iterator[Path]:
-    """Lists files in order; what begins with a dot is not finished."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.suffix == ending and path.name[0] != ".":
-                yield path
-
-
 def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
     schema = part_schema(manifest["axes"])
-    parts = [_part(path, schema) for path in _files(folder / "parts", ".parquet")]
+    # What begins with a dot is not finished.
+    paths = sorted((folder / "parts").glob("[!.]*.parquet"))
+    parts = [_part(path, schema) for path in paths]
     # One piece: picking rows out of a table of many is slow.
     rows = pyarrow.concat_tables([schema.empty_table(), *parts]).combine_chunks()
     known = {cell["id"] for cell in manifest["cells"]}

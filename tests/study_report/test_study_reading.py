@@ -106,10 +106,11 @@ def test_a_folder_named_like_a_column(tmp_path):
     ("file", "content", "message"),
     (
         ("manifest.json", "{", "manifest.json is no JSON"),
-        ("manifest.json", '{"job": "train"}', "has no axes or cells"),
+        ("manifest.json", '{"job": "train"}', "is not of a study"),
+        ("manifest.json", '{"job": "sweep"}', "has no axes or cells"),
         (
             "manifest.json",
-            '{"schema_version": 99, "axes": {}, "cells": []}',
+            '{"schema_version": 99, "job": "sweep", "axes": {}, "cells": []}',
             "of a newer kljax",
         ),
         ("parts/a.parquet", "PAR1", "a.parquet is no part of a study"),
