@@ -105,21 +105,18 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
       The rows, and the floors.
     """
     victims = result.victims
-    everyone = list(range(len(victims.labels)))
-    sets = [(everyone, matched_images(arm, victims)) for arm in result.arms]
-    best, made = _floors(result) if floors is None else (floors.best, {})
-    # All together: what two of them have in common is computed once.
-    scores = _scores_of([*made.values(), *sets], victims)
-    if floors is None:
-        parts = zip(made.items(), scores, strict=False)
-        floors = Floors(best, {name: (had, its) for (name, (had, _)), its in parts})
+    floors = _score_floors(result) if floors is None else floors
     rows = [
-        _row(result, n, f"floor/{name}", best[n], _at(its, place))
-        for name, (having, its) in floors.scores.items()
+        _row(result, n, f"floor/{name}", floors.best[n], _at(scores, place))
+        for name, (having, scores) in floors.scores.items()
         for place, n in enumerate(having)
     ]
-    for arm, its in zip(result.arms, scores[len(made) :], strict=True):
-        rows += _arm_rows(result, arm, best, its)
+    everyone = list(range(len(victims.labels)))
+    sets = [(everyone, matched_images(arm, victims)) for arm in result.arms]
+    # Apart from the floors, which may be known: the last bits of an image's scores
+    # may depend on what else is in a call, and rows must not on what came before.
+    for arm, scores in zip(result.arms, _scores_of(sets, victims), strict=True):
+        rows += _arm_rows(result, arm, floors.best, scores)
     return rows, floors
 
 
@@ -245,8 +242,7 @@ def _reference(dataset: Dataset, seed: int) -> Reference:
     return Reference(*dataset.fetch(chosen), chosen)
 
 
-def _floors(result: LeakResult) -> tuple[np.ndarray, dict[str, Guesses]]:
-    """Gives the least error [N] of each victim's floors, and the floors."""
+def _score_floors(result: LeakResult) -> Floors:
     victims = result.victims
     places = range(len(victims.labels))
     images, labels, indices = (
@@ -267,7 +263,9 @@ def _floors(result: LeakResult) -> tuple[np.ndarray, dict[str, Guesses]]:
                 having,
                 np.stack([[made[name] for made in floors[n]] for n in having]),
             )
-    return best, sets
+    scores = _scores_of([*sets.values()], victims)
+    named = zip(sets.items(), scores, strict=True)
+    return Floors(best, {name: (having, its) for (name, (having, _)), its in named})
 
 
 def _scores_of(sets: list[Guesses], victims: Victims) -> list[Scores]:

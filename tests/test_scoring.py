@@ -279,11 +279,14 @@ def test_a_floor_without_material_has_no_row():
 
 
 def test_perceptual_distances_have_their_columns(monkeypatch):
+    calls = []
+
     def distances(guesses, truths, network):
-        # All floors and the arm in one call: what they share is computed once.
-        assert guesses.shape == truths.shape == (7 * 6, 8, 8, 3)
+        assert guesses.shape == truths.shape
+        assert guesses.shape[1:] == (8, 8, 3)
+        calls.append((network, len(guesses)))
         offset = {"alex": 1, "vgg": 2}[network]
-        return offset + np.arange(42.0)
+        return offset + np.arange(len(guesses))
 
     result = pretended(tiny(examples=2), close)
     monkeypatch.setattr(metrics, "lpips_available", lambda: True)
@@ -291,8 +294,10 @@ def test_perceptual_distances_have_their_columns(monkeypatch):
     rows = scoring.score_rows(result)
     grey, arm = rows_of(rows, "floor/grey"), rows_of(rows, "none")
     assert [row["lpips_alex"] for row in grey] == [1.5, 3.5, 5.5]
-    assert [row["lpips_alex"] for row in arm] == [37.5, 39.5, 41.5]
-    assert [row["lpips_vgg"] for row in arm] == [38.5, 40.5, 42.5]
+    assert [row["lpips_alex"] for row in arm] == [1.5, 3.5, 5.5]
+    assert [row["lpips_vgg"] for row in arm] == [2.5, 4.5, 6.5]
+    # All floors in one call, as what they share is computed once; then the arm.
+    assert calls == [("alex", 36), ("vgg", 36), ("alex", 6), ("vgg", 6)]
     for row in scored(result):
         assert row["lpips_alex"] is row["lpips_vgg"] is None
 
@@ -306,9 +311,13 @@ def test_rows_do_not_depend_on_the_blocks(monkeypatch):
         assert scored(result) == together
 
 
-def test_known_floors_are_not_made_again(monkeypatch):
+def test_known_floors_are_not_made_again_and_change_no_bit(monkeypatch):
+    def distances(guesses, truths, network):  # the worst of bits: of the place alone
+        return np.arange(len(guesses)) / 7
+
     first, second = (pretended(tiny(), guesses) for guesses in (close, wrong))
-    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    monkeypatch.setattr(metrics, "lpips_available", lambda: True)
+    monkeypatch.setattr(metrics, "lpips_distances", distances)
     _, floors = scoring.score(first)
     expected = scoring.score_rows(second)
     monkeypatch.setattr(metrics, "floor_images", pytest.fail)
