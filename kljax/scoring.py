@@ -87,9 +87,11 @@ def score_rows(result: LeakResult) -> list[Row]:
     """Scores a finished study: the rows of all floors, then of all arms."""
     count, *shape = result.victims.images.shape[:4]
     size = max(1, PIXELS_PER_BLOCK // math.prod(shape))
+    reference = _reference(result.dataset, result.config.seed)
     rows = []
     for start in range(0, count, size):
-        rows += score(_part(result, slice(start, start + size)))[0]
+        part = _part(result, slice(start, start + size))
+        rows += score(part, _score_floors(part, reference))[0]
     names = [f"floor/{name}" for name in metrics.FLOORS]
     names += [arm.arm.name for arm in result.arms]
     return sorted(rows, key=lambda row: names.index(row["arm"]))
@@ -106,7 +108,9 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
       The rows, and the floors.
     """
     victims = result.victims
-    floors = _score_floors(result) if floors is None else floors
+    if floors is None:
+        reference = _reference(result.dataset, result.config.seed)
+        floors = _score_floors(result, reference)
     rows = [
         _row(result, n, f"floor/{name}", floors.best[n], _at(scores, place))
         for name, (having, scores) in floors.scores.items()
@@ -145,11 +149,7 @@ def floor_images(
       ValueError: for an image of another shape than the dataset's, or that is not
         the one of its index.
     """
-    reference = _reference(dataset, seed)
-    return [
-        metrics.floor_images(image, label, index, reference, seed)
-        for image, label, index in zip(images, labels, indices, strict=True)
-    ]
+    return _floors(images, labels, indices, _reference(dataset, seed), seed)
 
 
 def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
@@ -246,14 +246,27 @@ def _reference(dataset: Dataset, seed: int) -> Reference:
     return Reference(*dataset.fetch(chosen), chosen)
 
 
-def _score_floors(result: LeakResult) -> Floors:
+def _floors(
+    images: ArrayLike,
+    labels: ArrayLike,
+    indices: ArrayLike,
+    reference: Reference,
+    seed: int,
+) -> list[dict[str, np.ndarray]]:
+    return [
+        metrics.floor_images(image, label, index, reference, seed)
+        for image, label, index in zip(images, labels, indices, strict=True)
+    ]
+
+
+def _score_floors(result: LeakResult, reference: Reference) -> Floors:
     victims = result.victims
     places = range(len(victims.labels))
     images, labels, indices = (
         part.reshape(-1, *part.shape[2:])
         for part in (victims.images, victims.labels, victims.indices)
     )
-    flat = floor_images(result.dataset, images, labels, indices, result.config.seed)
+    flat = _floors(images, labels, indices, reference, result.config.seed)
     least = [best_floor_mse(t, made) for t, made in zip(images, flat, strict=True)]
     best = np.reshape(least, victims.labels.shape).mean(axis=1)
     examples = victims.labels.shape[1]

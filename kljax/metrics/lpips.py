@@ -108,17 +108,11 @@ def _group_distances(
     chunk: int,
 ) -> np.ndarray:
     """Gives the distances of guesses to truths[of], all of whose features are kept."""
-
-    def features(images: np.ndarray, start: int) -> list[np.ndarray]:
-        found = _features(weights, _filled(images, start, chunk), network)
-        return [np.asarray(tap) for tap in found]
-
-    calls = [features(truths, start) for start in range(0, len(truths), chunk)]
-    true_taps = [np.concatenate(taps) for taps in zip(*calls, strict=True)]
+    true_taps = _true_taps(truths.tobytes(), truths.shape, network, chunk)
     distances = np.zeros(len(guesses), np.float32)
     guesses, which = _distinct(guesses)
     for start in range(0, len(guesses), chunk):
-        taps = features(guesses, start)
+        taps = _taps_of(weights, guesses, start, network, chunk)
         (pairs,) = np.nonzero((which >= start) & (which < start + chunk))
         for first in range(0, len(pairs), chunk):
             some = _filled(pairs, first, chunk)
@@ -128,6 +122,25 @@ def _group_distances(
                 [tap[of[some]] for tap in true_taps],
             )
     return distances
+
+
+@functools.lru_cache(maxsize=2)  # floors first, then arms: of the same truths
+def _true_taps(
+    content: bytes, shape: tuple[int, ...], network: str, chunk: int
+) -> list[np.ndarray]:
+    """Computes the features of truths; keeps the last of each network."""
+    truths = np.frombuffer(content, np.float32).reshape(shape)
+    weights = jax.device_put(load_weights(network))
+    starts = range(0, len(truths), chunk)
+    calls = [_taps_of(weights, truths, start, network, chunk) for start in starts]
+    return [np.concatenate(taps) for taps in zip(*calls, strict=True)]
+
+
+def _taps_of(
+    weights: Weights, images: np.ndarray, start: int, network: str, chunk: int
+) -> list[np.ndarray]:
+    found = _features(weights, _filled(images, start, chunk), network)
+    return [np.asarray(tap) for tap in found]
 
 
 def _distinct(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -102,6 +102,10 @@ def test_what_is_there_twice_goes_through_the_network_once(photo, monkeypatch):
     few = lpips_distances(guesses, truths, "alex", chunk=1)
     np.testing.assert_array_equal(few, together)
     assert len(seen) == 3 + 2 + 1  # the guess once more, for the second group
+    # The truths of the last call are known, whatever is compared with them next.
+    seen.clear()
+    lpips_distances(guesses[3:] / 2, truths[3:], "alex", chunk=1)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
