@@ -143,6 +143,7 @@ def prepare(config: LeakConfig) -> Prepared:
             sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
             threat=declared,
             protocol=stage.protocol,
+            chain=network.chain,
         )
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in strengths alone share a function, and its compilation.

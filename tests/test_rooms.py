@@ -30,15 +30,16 @@ FOUNDATION = {
     "augmentation": {"typing"},
     "figures": {"typing"},
     "metrics": {"typing"},
+    "chain": {"typing"},
     "surgery": {"typing", "convolution"},
-    "models": {"typing", "convolution", "surgery"},
+    "models": {"typing", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
     "clients": {"typing", "defences", "threat"},
     "rounds": {"typing", "clients", "defences", "mapping"},
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
-    "attacks": {"typing", "registry", "threat"},
+    "attacks": {"typing", "registry", "threat", "chain"},
 }
 # What puts the rooms together; each may import the foundation and what is before it.
 UPSTAIRS = (

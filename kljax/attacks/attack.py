@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.chain import Layer
 from kljax.threat import ThreatModel, View
 from kljax.typing import Array, Loss, Model, Path, Public, PyTree, Rng
 
@@ -56,6 +57,8 @@ class Setting(NamedTuple):
       sites: (path, channels) of every gated layer, in chain order.
       threat: what the attacker knows and does.
       protocol: of an upload after several local steps; None for one step's gradient.
+      chain: the network's layers in forward order, where they simply follow each
+        other; () where they do not.
     """
 
     model: Model
@@ -68,6 +71,7 @@ class Setting(NamedTuple):
     sites: tuple[tuple[Path, int], ...]
     threat: ThreatModel
     protocol: Protocol | None = None
+    chain: tuple[Layer, ...] = ()
 
 
 class Reconstruction(NamedTuple):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from kljax.models import lenet, resnet, vgg
-from kljax.models.dense import Dense
+from kljax.chain import Layer
+from kljax.models import dense, lenet, resnet, vgg
 from kljax.typing import Path
 
 
@@ -23,12 +23,15 @@ class Network(NamedTuple):
       sites: paths of the layers to lock, in chain order.
       classifier: path of the last dense layer.
       all_sites: every layer that the paper's chained lock gates, in forward order.
+      chain: its layers in forward order, if they simply follow each other and their
+        activations have an inverse; () otherwise.
     """
 
     factory: Callable[..., nnx.Module]
     sites: tuple[Path, ...]
     classifier: str
     all_sites: tuple[Path, ...] = ()
+    chain: tuple[Layer, ...] = ()
 
     def accepts(self, argument: str) -> bool:
         """Tells whether the factory has an argument of this name."""
@@ -47,8 +50,10 @@ def _residual(factory: functools.partial) -> Network:
 
 # The paper's single site is the norm after the first convolution.
 NETWORKS: dict[str, Network] = {
-    "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS),
-    "dense": Network(Dense, ("layers/0",), "fc", ("layers/0",)),
+    "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS, lenet.CHAIN),
+    "dense": Network(
+        dense.Dense, ("layers/0",), "fc", ("layers/0",), dense.CHAIN
+    ),
     "resnet20": _residual(resnet.resnet20),
     "resnet32": _residual(resnet.resnet32),
     "resnet18": _residual(resnet.resnet18),

@@ -5,8 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
+from kljax.chain import SIGMOID, Layer, dense
 from kljax.models.initialisers import Initialiser
 from kljax.typing import Array
+
+# With the widths and the activation that are the default; a gate at the hidden layer
+# acts on the output of ``layers/0`` itself, there is no norm.
+CHAIN = (Layer("layers/0", dense, SIGMOID), Layer("fc", dense))
 
 
 class Dense(nnx.Module):

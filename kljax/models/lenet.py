@@ -5,11 +5,20 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from kljax.chain import SIGMOID, Layer, convolution, dense
 from kljax.models.initialisers import Initialiser, torch_uniform
 from kljax.models.norms import norms
 from kljax.typing import Array, Path
 
 NORM_PATHS = ("norm1", "norm2", "norm3")
+
+# With the activation that is the default.
+CHAIN = (
+    Layer("conv1", convolution(2, 2), SIGMOID, "norm1"),
+    Layer("conv2", convolution(2, 2), SIGMOID, "norm2"),
+    Layer("conv3", convolution(1, 2), SIGMOID, "norm3"),
+    Layer("fc", dense),
+)
 
 
 class LeNet(nnx.Module):
