@@ -15,8 +15,10 @@ from kljax.attacks.attack import (
     no_prior,
 )
 from kljax.attacks.closed_form import (
+    Peeled,
     dense_input,
     dense_layer,
+    peeling,
     private_key_from_lock_grads,
 )
 from kljax.attacks.labels import LABELS, idlg
@@ -48,6 +50,8 @@ __all__ = [
     "LOCKS",
     "Lock",
     "lock_of",
+    "Peeled",
+    "peeling",
     "one_step",
     "local_steps",
     "replay",

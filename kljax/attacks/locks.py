@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
-from kljax.attacks.closed_form import private_key_from_lock_grads
+from kljax.attacks.closed_form import peeling, private_key_from_lock_grads
 from kljax.threat import View
 from kljax.typing import Gate, Private, Rng
 
@@ -119,6 +119,23 @@ def regress_gates(setting: Setting) -> Lock:
     return Lock(Unknown(start, decode), lambda public, guess: guess)
 
 
+def peel(setting: Setting) -> Lock:
+    """Reads the gates off the layers above the lock, in closed form, and keeps them.
+
+    This is kljax's own attack. The lock part of the candidate is a
+    `kljax.attacks.Peeled`, which says how far its gates can be trusted.
+
+    Raises:
+      ValueError: where the network, its lock or the upload cannot be peeled.
+    """
+    attack = peeling(setting)
+    unknown = Unknown(
+        start=lambda rng, view: ((), attack(view)),
+        decode=lambda free, fixed: fixed,
+    )
+    return Lock(unknown, lambda public, peeled: peeled.gates)
+
+
 LOCKS: dict[str, Callable[[Setting], Lock]] = {
     "unit": unit,
     "known": known,
@@ -127,6 +144,7 @@ LOCKS: dict[str, Callable[[Setting], Lock]] = {
     "fixed_mean": fixed_mean,
     "regress_private_key": regress_private_key,
     "regress_gates": regress_gates,
+    "peel": peel,
 }
 
 
@@ -134,13 +152,6 @@ def lock_of(setting: Setting) -> Lock:
     """Makes what the threat model's lock strategy says.
 
     Raises:
-      NotImplementedError: for a strategy that a threat model may declare and no
-        iterative attack carries out (``peel``).
+      ValueError: where the setting is not one that the strategy can work on.
     """
-    strategy = setting.threat.strategy.lock
-    if strategy not in LOCKS:
-        raise NotImplementedError(
-            f"lock strategy {strategy!r} is legal in a threat model, but no iterative "
-            f"attack carries it out; choose one of {tuple(LOCKS)}"
-        )
-    return LOCKS[strategy](setting)
+    return LOCKS[setting.threat.strategy.lock](setting)

@@ -51,9 +51,7 @@ def _residual(factory: functools.partial) -> Network:
 # The paper's single site is the norm after the first convolution.
 NETWORKS: dict[str, Network] = {
     "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS, lenet.CHAIN),
-    "dense": Network(
-        dense.Dense, ("layers/0",), "fc", ("layers/0",), dense.CHAIN
-    ),
+    "dense": Network(dense.Dense, ("layers/0",), "fc", ("layers/0",), dense.CHAIN),
     "resnet20": _residual(resnet.resnet20),
     "resnet32": _residual(resnet.resnet32),
     "resnet18": _residual(resnet.resnet18),

@@ -5,5 +5,12 @@ from kljax.attacks.closed_form.dense import (
     dense_layer,
     private_key_from_lock_grads,
 )
+from kljax.attacks.closed_form.peeling import Peeled, peeling
 
-__all__ = ["dense_input", "dense_layer", "private_key_from_lock_grads"]
+__all__ = [
+    "dense_input",
+    "dense_layer",
+    "private_key_from_lock_grads",
+    "Peeled",
+    "peeling",
+]

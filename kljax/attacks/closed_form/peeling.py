@@ -1,11 +1,11 @@
 """Peeling: a lock's gates, found by walking a network backwards from its classifier.
 
 The classifier's input follows from its gradient, and the derivative by it from its
-weights. Then layer by layer the input is solved for (`layer_input`), down to the
-output of the layer that is locked, y = scale * norm + shift. At one example a batch
-norm in train mode is standardised in every channel: the mean of y is the shift and its
-standard deviation the scale. Neither private key nor lock weights are needed. This is
-kljax's own attack.
+weights. Then layer by layer the input is solved for (`walk`), down to the output of
+the layer that is locked. At one example a batch norm in train mode is standardised in
+every channel: the mean of what came out of the lock is the shift, and its standard
+deviation the scale. Neither private key nor lock weights are needed. This is kljax's
+own attack.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
-from kljax.attacks.closed_form.layer_input import (
-    ROUNDING,
-    Estimate,
-    Solution,
-    float64,
-    forward_matrix,
-    pairing,
-    solve,
-    through,
-    to_float64,
+from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.closed_form.layer_input import float64, through, to_float64
+from kljax.attacks.closed_form.walk import (
+    Place,
+    Step,
+    as_rows,
+    below_classifier,
+    down,
+    steps_of,
+    undo,
 )
-from kljax.chain import Activation, Layer
 from kljax.threat import View
 from kljax.typing import Array, Gate, Gates, Params, Path
 
@@ -35,40 +34,146 @@ class Peeled(NamedTuple):
     """What peeling found.
 
     Attributes:
-      gates: of the site.
-      deviation: the same tree: the standard deviation that the attack itself expects
-        of each number.
+      gates: of the site. A scale is found up to its sign, which a lock with ReLU
+        gates does not have, and without the norm's epsilon: ``scale * sqrt(v / (v +
+        epsilon))``, v the variance of what is normalised.
+      deviation: the standard deviation that the attack itself expects of each number.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
         exact, of the order of 1 where nothing was found.
       ranks: {layer: []}, share of the layer's inputs that the equations determine.
-      value: [h, w, C] of the activation after the lock, as it was found.
     """
 
     gates: Gates
     deviation: Gates
     residuals: dict[Path, Array]
     ranks: dict[Path, Array]
-    value: Array
 
 
 def peeling(setting: Setting) -> Callable[[View], Peeled]:
-    """Makes the attack on the gates of the one site of a lock."""
-    layers, bottom = _above_the_lock(setting)
-    sizes = _sizes(setting)
-    with float64(False):
-        tables = {
-            layer.path: pairing(layer, *sizes[layer.path]) for layer in layers[:-1]
-        }
+    """Makes the attack on the gates of a lock with one site.
+
+    Args:
+      setting: with a chain; its lock's site is a norm in train mode, or a layer of the
+        chain itself.
+
+    Guarantees: indifferent to the length of the gradient, so that clipping changes
+    nothing. A channel whose filter has a gradient of exactly zero is dead: scale 0.
+
+    Raises:
+      ValueError: for a network that is no chain, a lock of several sites, a site that
+        is not in the chain or is the classifier, several examples per upload, several
+        local steps, and norm layers of the victim in eval mode.
+    """
+    bottom, *above = _from_the_lock(setting)
+    layer = bottom.layer
+    site = layer.norm or layer.path
 
     def peel(view: View) -> Peeled:
         with float64(True):
             grads, params = to_float64((view.grads.model, view.public.model))
-            value, above = _classifier_input(layers[-1], grads, params)
-            solved: dict[Path, Solution] = {}
-            upper = layers[-1]
-            for layer in reversed(layers[:-1]):
-                ...
-        return None
+            place = below_classifier(above[-1], grads, params)
+            residuals, ranks = {}, {}
+            for step in reversed(above[:-1]):
+                place, solution = down(step, place, grads, params)
+                residuals[step.layer.path] = solution.residual
+                ranks[step.layer.path] = solution.rank / solution.x.mean.size
+            if layer.norm is None:
+                found = _by_gradient(bottom, place, grads, params)
+            else:
+                found = _by_moments(bottom, place, grads)
+            gate, deviation, residuals, ranks = jax.tree.map(
+                lambda x: x.astype(jnp.float32), (*found, residuals, ranks)
+            )
+        return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
     return peel
+
+
+def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
+    """Finds the chain from the locked layer on; refuses what cannot be peeled."""
+    knows = setting.threat.knowledge
+    if not setting.chain:
+        raise ValueError(
+            "lock strategy 'peel' walks a chain of layers, and this network is none: "
+            "skip connections, pooling and ReLU have no place in one"
+        )
+    if len(setting.sites) != 1:
+        raise ValueError(
+            "lock strategy 'peel' needs a lock of one site, got the sites "
+            f"{[path for path, _ in setting.sites]}"
+        )
+    if knows.examples != 1 or (setting.protocol and setting.protocol.steps != 1):
+        made = setting.protocol.steps if setting.protocol else 1
+        raise ValueError(
+            "lock strategy 'peel' needs one step on one example, the upload is of "
+            f"{made} steps on {knows.examples}"
+        )
+    ((site, _),) = setting.sites
+    steps = steps_of(setting)
+    paths = [step.layer.norm or step.layer.path for step in steps[:-1]]
+    paths += [step.layer.path for step in steps[:-1]]
+    if site not in paths:
+        raise ValueError(
+            f"lock strategy 'peel': the site {site!r} is not below the classifier of "
+            f"this chain; those are {', '.join(dict.fromkeys(paths))}"
+        )
+    steps = steps[paths.index(site) % (len(steps) - 1) :]
+    layer = steps[0].layer
+    if layer.norm == site and knows.victim_norm != "train":
+        raise ValueError(
+            "lock strategy 'peel' needs victim_norm='train': in eval mode what is "
+            "gated is not standardised"
+        )
+    if layer.norm != site and len(steps[0].kernel) != 2:
+        raise ValueError(
+            f"lock strategy 'peel' needs a norm at the locked layer {site!r}, or a "
+            "dense layer"
+        )
+    if layer.norm != site:
+        steps = (steps[0]._replace(layer=layer._replace(norm=None)), *steps[1:])
+    return steps
+
+
+def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
+    """Reads scale and shift off what the lock gave out, [h, w, C]."""
+    out = as_rows(undo(bottom.layer.activation, place.value), bottom.kernel[-1])
+    shift = jnp.mean(out.mean, axis=0)
+    centred = out.mean - shift
+    scale = jnp.sqrt(jnp.mean(centred**2, axis=0))
+    # Errors of neighbours, and those of saturated units, are alike: they do not
+    # average out. A unit of which nothing is known is as far off as others spread.
+    wide = jnp.maximum(scale, jnp.abs(shift))
+    errors = jnp.minimum(jnp.sqrt(out.variance), wide)
+    deviation = Gate(
+        jnp.mean(errors * jnp.abs(centred), axis=0) / jnp.maximum(scale, 1e-30),
+        jnp.mean(errors, axis=0),
+    )
+    kernel = grads[f"{bottom.layer.path}/kernel"]
+    dead = jnp.all(kernel == 0, axis=tuple(range(kernel.ndim - 1)))
+    return (
+        Gate(jnp.where(dead, 0, scale), shift),
+        deviation._replace(scale=jnp.where(dead, 0, deviation.scale)),
+    )
+
+
+def _by_gradient(
+    bottom: Step, place: Place, grads: Params, params: Params
+) -> tuple[Gate, Gate]:
+    """Finds the gates of a dense layer without a norm.
+
+    Its bias gradient is scale times the signal above the gate, and its input, which
+    no gate touches, follows from its gradients.
+    """
+    layer = bottom.layer
+    kernel, bias = (grads[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
+    signal = through(layer.activation.slope, place.value, place.above)
+    scale = bias / signal.mean
+    weights, offset = (params[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
+    inner = dense_input(kernel, bias) @ weights + offset
+    out = undo(layer.activation, place.value)
+    error = jnp.abs(scale / signal.mean) * jnp.sqrt(signal.variance)
+    return (
+        Gate(scale, out.mean - scale * inner),
+        Gate(error, jnp.sqrt(out.variance) + error * jnp.abs(inner)),
+    )

@@ -1,4 +1,4 @@
-"""Down a chain of layers: each layer's output and its back-propagated signal."""
+"""Down a chain of layers: each layer's input, and the signal sent back through it."""
 
 import math
 from typing import NamedTuple
@@ -18,7 +18,9 @@ from kljax.attacks.closed_form.layer_input import (
     through,
 )
 from kljax.chain import Activation, Layer
-from kljax.typing import Array, Params
+from kljax.typing import Params
+
+IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]
 
 
 class Step(NamedTuple):
@@ -27,6 +29,7 @@ class Step(NamedTuple):
     layer: Layer
     shape: tuple[int, ...]  # of its input
     kernel: tuple[int, ...]  # shape
+    below: Activation | None  # whose values the input is; None for images
 
 
 class Place(NamedTuple):
@@ -44,15 +47,16 @@ class Place(NamedTuple):
 def steps_of(setting: Setting) -> tuple[Step, ...]:
     """Finds the shapes along the chain, from the images to the logits."""
     params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
-    steps, shape = [], setting.image_shape
+    steps, shape, below = [], setting.image_shape, None
     for layer in setting.chain:
         kernel = params[f"{layer.path}/kernel"]
         if kernel.ndim == 2:
             shape = (math.prod(shape),)
-        steps.append(Step(layer, shape, kernel.shape))
+        steps.append(Step(layer, shape, kernel.shape, below))
         shape = jax.eval_shape(
             layer.linear, kernel, jax.ShapeDtypeStruct(shape, kernel.dtype)
         ).shape
+        below = layer.activation
     return tuple(steps)
 
 
@@ -66,22 +70,26 @@ def below_classifier(step: Step, grads: Params, params: Params) -> Place:
     weights = params[f"{step.layer.path}/kernel"]
     above = weights @ bias
     rounded = ROUNDING**2 * (weights**2 @ bias**2)
-    return Place(
-        Estimate(value, (ROUNDING * value) ** 2), Estimate(above, rounded)
-    )
+    return Place(Estimate(value, (ROUNDING * value) ** 2), Estimate(above, rounded))
+
+
+def as_rows(estimate: Estimate, features: int) -> Estimate:
+    """Lists positions in rows: [h, w, F], or all of it flat, -> [h w, F]."""
+    return jax.tree.map(lambda x: x.reshape(-1, features), estimate)
 
 
 def down(
-    step: Step, activation: Activation, place: Place, grads: Params, params: Params
+    step: Step, place: Place, grads: Params, params: Params
 ) -> tuple[Place, Solution]:
     """Walks through one layer, from its activation's value to its input."""
     layer = step.layer
     kernel = params[f"{layer.path}/kernel"]
     table = pairing(layer, step.kernel, step.shape[:-1]).astype(kernel.dtype)
     forward = forward_matrix(table, kernel)
-    as_rows = lambda e: jax.tree.map(lambda x: x.reshape(-1, kernel.shape[-1]), e)
-    signal = as_rows(through(activation.slope, place.value, place.above))
-    out = as_rows(undo(activation, place.value))
+    activation, features = layer.activation, kernel.shape[-1]
+    signal = through(activation.slope, place.value, place.above)
+    signal = as_rows(signal, features)
+    out = as_rows(undo(activation, place.value), features)
     if f"{layer.path}/bias" in params:
         out = out._replace(mean=out.mean - params[f"{layer.path}/bias"])
     solution = solve(
@@ -90,15 +98,14 @@ def down(
         out,
         signal,
         grads[f"{layer.path}/kernel"],
-        activation.centre,
-        activation.spread,
+        *IMAGES if step.below is None else (step.below.centre, step.below.spread),
     )
     above = Estimate(
         jnp.einsum("qfpc,qf->pc", forward, signal.mean),
         jnp.einsum("qfpc,qf->pc", forward**2, signal.variance),
     )
-    shaped = lambda e: jax.tree.map(lambda x: x.reshape(step.shape), e)
-    return Place(shaped(solution.x), shaped(above)), solution
+    place = jax.tree.map(lambda x: x.reshape(step.shape), Place(solution.x, above))
+    return place, solution
 
 
 def undo(activation: Activation, value: Estimate) -> Estimate:
