@@ -65,7 +65,8 @@ DOES: dict[str, dict[str, str]] = {
         "regress_private_key": "He optimises a private key along with the image.",
         "regress_gates": "He optimises two numbers per gated channel along with the "
         "image, and needs neither private key nor lock weights.",
-        "peel": "He solves for the image layer by layer.",
+        "peel": "He solves for what the layers above the lock were fed, reads the "
+        "gates off what came out of the lock, and believes them.",
     },
     "labels": {
         "given": "He is given the labels.",

@@ -145,7 +145,7 @@ def solve(
     deviation = jnp.sqrt(out.variance).reshape(-1)
     rotated = rotated / deviation[:, None, None]
     surprise = out.mean.reshape(-1) / deviation - jnp.einsum("nrc,rc->n", rotated, mean)
-    gain = rotated * variance[:, None]
+    gain = rotated * variance[None, :, None]
     covariance = gain.reshape(len(gain), -1) @ rotated.reshape(len(gain), -1).T
     lower = jnp.linalg.cholesky(covariance + jnp.eye(len(gain)))
     halves = jax.scipy.linalg.solve_triangular(

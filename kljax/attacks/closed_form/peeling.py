@@ -139,12 +139,12 @@ def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
     """Reads scale and shift off what the lock gave out, [h, w, C]."""
     out = as_rows(undo(bottom.layer.activation, place.value), bottom.kernel[-1])
     shift = jnp.mean(out.mean, axis=0)
-    centred = out.mean - shift
+    centred = out.mean - shift[None]
     scale = jnp.sqrt(jnp.mean(centred**2, axis=0))
     # Errors of neighbours, and those of saturated units, are alike: they do not
     # average out. A unit of which nothing is known is as far off as others spread.
     wide = jnp.maximum(scale, jnp.abs(shift))
-    errors = jnp.minimum(jnp.sqrt(out.variance), wide)
+    errors = jnp.minimum(jnp.sqrt(out.variance), wide[None])
     deviation = Gate(
         jnp.mean(errors * jnp.abs(centred), axis=0) / jnp.maximum(scale, 1e-30),
         jnp.mean(errors, axis=0),

@@ -91,7 +91,7 @@ def down(
     signal = as_rows(signal, features)
     out = as_rows(undo(activation, place.value), features)
     if f"{layer.path}/bias" in params:
-        out = out._replace(mean=out.mean - params[f"{layer.path}/bias"])
+        out = out._replace(mean=out.mean - params[f"{layer.path}/bias"][None])
     solution = solve(
         table,
         forward,

@@ -1,0 +1,238 @@
+"""Peeling: the gates of a lock in closed form, where it can be, and where it cannot."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+from toys import quick_jit, random_images, setting, threat
+
+from kljax.attacks import Protocol, lock_of, peeling
+from kljax.clients import one_step
+from kljax.defences import keylock
+from kljax.keylock import key_lock
+from kljax.losses import cross_entropy
+from kljax.models import NETWORKS, Dense, LeNet, from_nnx
+from kljax.threat import View, observe
+from kljax.typing import Private, Public
+
+SHAPE = (16, 16, 3)
+SITES = {"lenet": ("norm1", 12), "dense": ("layers/0", 64)}
+KEY_SIZE = 16
+TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
+
+
+@functools.cache
+def made(name):
+    options = {"lockable": ("norm1",)} if name == "lenet" else {}
+    kind = {"lenet": LeNet, "dense": Dense}[name]
+    model = from_nnx(lambda rngs: kind(10, image_shape=SHAPE, rngs=rngs, **options))
+    site, width = SITES[name]
+    return model, key_lock((site,), (width,), size=KEY_SIZE)
+
+
+def ground(name, declared=None, **changes):
+    model, lock = made(name)
+    here = setting(
+        declared or threat("peel", **TRAIN),
+        keylock(lock),
+        model=model,
+        image_shape=SHAPE,
+        num_classes=10,
+        sites=(SITES[name],),
+        chain=NETWORKS[name].chain,
+    )
+    return here._replace(**changes)
+
+
+@functools.cache
+def compiled(name):
+    """The client's step and the attack, compiled once."""
+    model, lock = made(name)
+    step = one_step(model, cross_entropy, keylock(lock), train=True)
+    return quick_jit(step), quick_jit(peeling(ground(name)))
+
+
+class Victim(NamedTuple):
+    view: View
+    scale: np.ndarray  # [C] the truth
+    shift: np.ndarray
+
+
+def attack(name, seed=0, limit=None, lock_limit=0.25, change=lambda grads: grads):
+    """Draws a client, runs its step, changes its gradient, and peels.
+
+    Weights come from U(-limit, limit), PyTorch's default if None.
+    """
+    generator = np.random.default_rng(seed)
+    model, lock = made(name)
+    shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
+
+    def uniform(shape, limit):
+        return generator.uniform(-limit, limit, shape).astype(np.float32)
+
+    params = {}
+    for path, leaf in sorted(shapes.items()):
+        kernel = shapes[path.replace("bias", "kernel")].shape
+        params[path] = uniform(leaf.shape, limit or np.prod(kernel[:-1]) ** -0.5)
+    stats = {path: np.ones(leaf.shape, np.float32) for path, leaf in stats.items()}
+    weights = jax.tree.map(
+        lambda leaf: uniform(leaf.shape, lock_limit),
+        jax.eval_shape(lock.init, jax.random.key(0)),
+    )
+    private = Private(generator.random(KEY_SIZE, np.float32), weights)
+    step, peel = compiled(name)
+    images = random_images(1, *SHAPE, seed=seed)
+    label = np.eye(10, dtype=np.float32)[[seed % 10]]
+    update = step(jax.random.key(0), Public(params), stats, private, images, label)
+    (gate,) = lock.gates(weights, private.secret).values()
+    update = update._replace(sent=Public(change(update.sent.model)))
+    view = observe(threat("peel", **TRAIN), update)
+    return Victim(view, *map(np.asarray, gate)), peel(view)
+
+
+def assert_found(victim, peeled, name, rtol):
+    gate = peeled.gates[SITES[name][0]]
+    live = victim.scale > 0
+    assert 0 < live.sum() < len(live)  # the lock has some of both
+    np.testing.assert_array_equal(gate.scale == 0, ~live)
+    errors = np.abs(gate.scale / np.where(live, victim.scale, 1) - 1)[live]
+    assert np.median(errors) < rtol, errors
+    assert np.max(errors) < 10 * rtol, errors
+    np.testing.assert_allclose(gate.shift, victim.shift, atol=rtol)
+
+
+# --- where it succeeds -----------------------------------------------------------
+
+
+# What is left is the norm's epsilon: 1e-5 beside variances of about 0.02.
+@pytest.mark.parametrize(("name", "rtol"), [("lenet", 5e-4), ("dense", 1e-5)])
+@pytest.mark.parametrize("seed", (0, 1))
+def test_gates_are_found_and_dead_channels_exactly(name, rtol, seed):
+    victim, peeled = attack(name, seed)
+    assert_found(victim, peeled, name, rtol)
+    for layer, residual in peeled.residuals.items():
+        assert residual < 1e-11, layer
+        np.testing.assert_allclose(peeled.ranks[layer], 1, atol=1e-3)
+    assert set(peeled.residuals) == ({"conv2", "conv3"} if name == "lenet" else set())
+
+
+def test_the_epsilon_of_the_norm_is_all_that_is_missed():
+    victim, peeled = attack("lenet")
+    model, _ = made("lenet")
+    params, stats = victim.view.public.model, victim.view.stats
+    h = quick_jit(
+        lambda: model.apply(
+            params, stats, random_images(1, *SHAPE, seed=0), taps=("conv1",), train=True
+        )
+    )().taps["conv1"]
+    variance = np.var(h, axis=(0, 1, 2))
+    expected = victim.scale * np.sqrt(variance / (variance + 1e-5))
+    np.testing.assert_allclose(peeled.gates["norm1"].scale, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_in_a_saturated_network_it_knows_what_it_does_not_know(seed):
+    """Weights and lock of DLG's test, U(-.5, .5): sigmoids are 1 in float32."""
+    victim, peeled = attack("lenet", seed, limit=0.5, lock_limit=4.0)
+    gate, deviation = peeled.gates["norm1"], peeled.deviation["norm1"]
+    for found, true, spread in zip(
+        gate, (victim.scale, victim.shift), deviation, strict=True
+    ):
+        # 1e-3 more for the norm's epsilon.
+        assert np.all(np.abs(found - true) <= 3 * spread + 1e-3 * true)
+    sure = deviation.shift < 1e-2
+    assert 0 < sure.sum() < len(sure)
+
+
+def test_the_length_of_the_gradient_does_not_matter():
+    """Clipping divides a gradient by a number that nobody tells."""
+    _, whole = attack("lenet")
+    _, clipped = attack(
+        "lenet", change=lambda grads: jax.tree.map(lambda g: g * 1e-3, grads)
+    )
+    for a, b in zip(whole.gates["norm1"], clipped.gates["norm1"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- where it fails, and says so -------------------------------------------------
+
+
+def noisy(grads):
+    generator = np.random.default_rng(9)
+    return {
+        path: np.asarray(g) + 0.1 * generator.standard_normal(g.shape, np.float32)
+        for path, g in grads.items()
+    }
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_noise_takes_the_gates_away(name):
+    victim, peeled = attack(name, change=noisy)
+    gate = peeled.gates[SITES[name][0]]
+    live = victim.scale > 0
+    errors = np.abs(gate.scale - victim.scale)[live] / victim.scale[live]
+    assert np.median(errors) > 0.2
+    assert not np.any(gate.scale[~live] == 0)
+    for residual in peeled.residuals.values():
+        assert residual > 0.1
+
+
+def nothing(grads):
+    return jax.tree.map(np.zeros_like, grads)
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_gradient_of_zeros_gives_no_gates(name):
+    _, peeled = attack(name, change=nothing)
+    assert np.all(np.isnan(peeled.gates[SITES[name][0]].shift))
+
+
+# --- the wall --------------------------------------------------------------------
+
+
+def test_nothing_but_the_gradient_and_the_parameters_is_used():
+    victim, peeled = attack("dense")
+    bare = View(*victim.view[:3], None, None, None, None, None)._replace(stats=None)
+    again = compiled("dense")[1](bare)
+    jax.tree.map(np.testing.assert_array_equal, again, peeled)
+
+
+def test_the_strategy_settles_the_gates():
+    victim, peeled = attack("dense")
+    lock = lock_of(ground("dense"))
+    free, fixed = quick_jit(
+        lambda: lock.unknown.start(jax.random.key(1), victim.view)
+    )()
+    assert free == ()
+    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gates,
+        peeled.gates,
+    )
+
+
+# --- what it refuses -------------------------------------------------------------
+
+STEPS = Protocol(optax.sgd(0.1), steps=3, batch=1, learning_rate=0.1)
+UPDATE = threat("peel", upload="update", **TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "changes", "message"),
+    [
+        ("lenet", None, {"chain": ()}, "walks a chain .* this network is none"),
+        ("lenet", None, {"sites": (("norm1", 12), ("norm2", 12))}, "one site.*norm2"),
+        ("lenet", None, {"sites": (("fc", 10),)}, "'fc' is not below.*norm1"),
+        ("lenet", None, {"sites": (("conv1", 12),)}, "needs a norm at .* 'conv1'"),
+        ("lenet", threat("peel"), {}, "victim_norm='train'"),
+        ("lenet", threat(examples=2, **TRAIN), {}, "1 steps on 2"),
+        ("lenet", UPDATE, {"protocol": STEPS}, "3 steps on 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_peeled_is_refused(name, declared, changes, message):
+    with pytest.raises(ValueError, match=message):
+        peeling(ground(name, declared, **changes))
