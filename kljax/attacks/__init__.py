@@ -20,6 +20,7 @@ from kljax.attacks.closed_form import (
     dense_layer,
     peeling,
     private_key_from_lock_grads,
+    rgap,
 )
 from kljax.attacks.labels import LABELS, idlg
 from kljax.attacks.locks import LOCKS, Lock, lock_of
@@ -52,6 +53,7 @@ __all__ = [
     "lock_of",
     "Peeled",
     "peeling",
+    "rgap",
     "one_step",
     "local_steps",
     "replay",

@@ -174,8 +174,9 @@ def solve(
 def _svd(rows: Array) -> tuple[Array, Array, Array]:
     """Decomposes [N, P] into [N, P], [P], [P, P], with zeros where N < P."""
     missing = max(rows.shape[1] - rows.shape[0], 0)
-    rows = jnp.pad(rows, ((0, missing), (0, 0)))
-    return jnp.linalg.svd(rows, full_matrices=False)
+    square = jnp.pad(rows, ((0, missing), (0, 0)))
+    left, values, right = jnp.linalg.svd(square, full_matrices=False)
+    return left[: rows.shape[0]], values, right
 
 
 def through(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kljax.attacks.attack import Attack, Objective
+from kljax.attacks.closed_form import rgap
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.presets.plain import dlg, matching
 from kljax.registry import resolve
@@ -29,6 +30,7 @@ PRESETS: dict[str, Preset] = {
     "dlg": Preset(dlg, "joint", squared_l2),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", squared_l2),
+    "rgap": Preset(rgap, "recovered", None),
 }
 
 
