@@ -78,6 +78,7 @@ RESERVED = {
         "mapping/victims.py",
         "mapping/clients.py",
         "attacks/attack.py",  # restarts of one attack
+        "attacks/pooling.py",  # uploads of one client
         "scoring.py",  # finished reconstructions, on their way into rows
     },
     "pmap": set(),

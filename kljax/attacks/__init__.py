@@ -20,6 +20,7 @@ from kljax.attacks.closed_form import (
     dense_layer,
     peeling,
     private_key_from_lock_grads,
+    rgap,
 )
 from kljax.attacks.labels import LABELS, RULES, idlg
 from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
@@ -57,6 +58,7 @@ __all__ = [
     "Peeled",
     "peeling",
     "live_channels",
+    "rgap",
     "one_step",
     "local_steps",
     "fedavg",

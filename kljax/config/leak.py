@@ -71,7 +71,7 @@ class LeakConfig:
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
         tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
-        ig-fedavg or fedavg-inversion.
+        ig-fedavg, fedavg-inversion or rgap.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
         or rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs

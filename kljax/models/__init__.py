@@ -1,6 +1,7 @@
 """Networks, and the doors by which any network becomes a `Model`."""
 
 from kljax.models.catalogue import NETWORKS, Network
+from kljax.models.cnn6 import CNN6
 from kljax.models.convnet import ConvNet
 from kljax.models.dense import Dense
 from kljax.models.initialisers import Initialiser, uniform
@@ -23,6 +24,7 @@ __all__ = [
     "LeNet",
     "ConvNet",
     "Dense",
+    "CNN6",
     "ResNet",
     "resnet20",
     "resnet32",

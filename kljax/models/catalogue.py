@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from kljax.chain import Layer
-from kljax.models import convnet, dense, lenet, resnet, vgg
+from kljax.models import cnn6, convnet, dense, lenet, resnet, vgg
 from kljax.typing import Path
 
 
@@ -52,6 +52,8 @@ def _residual(factory: functools.partial) -> Network:
 NETWORKS: dict[str, Network] = {
     "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS, lenet.CHAIN),
     "dense": Network(dense.Dense, ("layers/0",), "fc", ("layers/0",), dense.CHAIN),
+    # R-GAP's: no norm, and so no site for a lock.
+    "cnn6": Network(cnn6.CNN6, (), "fc", (), cnn6.chain(cnn6.WINDOWS)),
     "resnet20": _residual(resnet.resnet20),
     "resnet32": _residual(resnet.resnet32),
     "resnet18": _residual(resnet.resnet18),

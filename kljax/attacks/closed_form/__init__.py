@@ -6,6 +6,7 @@ from kljax.attacks.closed_form.dense import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.closed_form.peeling import Peeled, peeling
+from kljax.attacks.closed_form.rgap import rgap
 
 __all__ = [
     "dense_input",
@@ -13,4 +14,5 @@ __all__ = [
     "private_key_from_lock_grads",
     "Peeled",
     "peeling",
+    "rgap",
 ]

@@ -15,12 +15,14 @@ All of it runs in float64: `float64` opens it inside a function that is otherwis
 float32, under `jax.jit` and `jax.vmap`, too.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljax.chain import Layer
 from kljax.typing import Array, PyTree
@@ -28,6 +30,11 @@ from kljax.typing import Array, PyTree
 ROUNDING = 2.0**-24  # float32: what the client computed with, relative
 
 float64 = jax.enable_x64
+
+# Victims one after the other, whatever vmap says. A batch of them would take as much
+# memory more, and in jaxlib 0.10 a batched LAPACK call hands its matrices to the very
+# threads that wait for it: with as many devices as threads nobody is left to work.
+one_at_a_time = jax.custom_batching.sequential_vmap
 
 
 class Estimate(NamedTuple):
@@ -59,7 +66,7 @@ def to_float64(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float64), tree)
 
 
-def pairing(layer: Layer, kernel: tuple[int, ...], size: tuple[int, ...]) -> Array:
+def pairing(layer: Layer, kernel: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
     """Tells which input meets which weight in which output.
 
     Args:
@@ -72,11 +79,18 @@ def pairing(layer: Layer, kernel: tuple[int, ...], size: tuple[int, ...]) -> Arr
       kernel[m, c, f] x[p, c]``: the layer as JAX sees it, which is linear in its
       kernel and in its input.
     """
-    with jax.ensure_compile_time_eval():
-        ones = jnp.zeros((*kernel[:-2], 1, 1)), jnp.zeros((*size, 1))
-        of_kernel = jax.jacrev(layer.linear)
-        table = jax.jacfwd(of_kernel, argnums=1)(*ones)
-    return table.reshape(-1, math.prod(kernel[:-2]), math.prod(size))
+    return _pairing(layer.linear, kernel[:-2], size)
+
+
+@functools.lru_cache(maxsize=256)
+def _pairing(linear: Callable, window: tuple[int, ...], size: tuple[int, ...]):
+    def table(kernel: Array, x: Array) -> Array:
+        return jax.jacfwd(jax.jacrev(linear), argnums=1)(kernel, x)
+
+    zeros = np.zeros((*window, 1, 1), np.float32), np.zeros((*size, 1), np.float32)
+    # Compiled and called, it gives numbers even while something else is traced.
+    made = jax.jit(table).lower(*zeros).compile()(*zeros)
+    return np.asarray(made).reshape(-1, math.prod(window), math.prod(size))
 
 
 def forward_matrix(table: Array, kernel: Array) -> Array:
@@ -169,8 +183,9 @@ def solve(
 def _svd(rows: Array) -> tuple[Array, Array, Array]:
     """Decomposes [N, P] into [N, P], [P], [P, P], with zeros where N < P."""
     missing = max(rows.shape[1] - rows.shape[0], 0)
-    rows = jnp.pad(rows, ((0, missing), (0, 0)))
-    return jnp.linalg.svd(rows, full_matrices=False)
+    square = jnp.pad(rows, ((0, missing), (0, 0)))
+    left, values, right = jnp.linalg.svd(square, full_matrices=False)
+    return left[: rows.shape[0]], values, right
 
 
 def through(

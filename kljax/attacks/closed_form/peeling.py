@@ -16,7 +16,12 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.dense import dense_input
-from kljax.attacks.closed_form.layer_input import float64, through, to_float64
+from kljax.attacks.closed_form.layer_input import (
+    float64,
+    one_at_a_time,
+    through,
+    to_float64,
+)
 from kljax.attacks.closed_form.walk import (
     Place,
     Step,
@@ -69,9 +74,10 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
     layer = bottom.layer
     site = layer.norm or layer.path
 
-    def peel(view: View) -> Peeled:
+    @one_at_a_time
+    def peel(grads: Params, params: Params) -> Peeled:
         with float64(True):
-            grads, params = to_float64((view.grads.model, view.public.model))
+            grads, params = to_float64((grads, params))
             place = below_classifier(above[-1], grads, params)
             residuals, ranks = {}, {}
             for step in reversed(above[:-1]):
@@ -87,7 +93,7 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
             )
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
-    return peel
+    return lambda view: peel(view.grads.model, view.public.model)
 
 
 def _from_the_lock(setting: Setting) -> tuple[Step, ...]:

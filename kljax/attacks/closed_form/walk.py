@@ -84,7 +84,7 @@ def down(
     """Walks through one layer, from its activation's value to its input."""
     layer = step.layer
     kernel = params[f"{layer.path}/kernel"]
-    table = pairing(layer, step.kernel, step.shape[:-1]).astype(kernel.dtype)
+    table = jnp.asarray(pairing(layer, step.kernel, step.shape[:-1]), kernel.dtype)
     forward = forward_matrix(table, kernel)
     activation, features = layer.activation, kernel.shape[-1]
     signal = through(activation.slope, place.value, place.above)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kljax.attacks import objectives
 from kljax.attacks.attack import Attack, Objective
+from kljax.attacks.closed_form import rgap
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
@@ -57,6 +58,7 @@ PRESETS: dict[str, Preset] = {
     "ig-fedavg": Preset(ig_fedavg, "given", cosine),
     # Its distance weighs layers, and so depends on the network.
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", None),
+    "rgap": Preset(rgap, "recovered", None),
 }
 
 

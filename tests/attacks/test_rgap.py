@@ -1,0 +1,155 @@
+"""R-GAP: images out of small networks that lose nothing, and out of no others."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from toys import quick_jit, random_images, setting, threat
+
+from kljax.attacks import rgap
+from kljax.clients import one_step
+from kljax.defences import none
+from kljax.losses import cross_entropy
+from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
+from kljax.models.cnn6 import Window, chain
+from kljax.threat import View, observe
+from kljax.typing import Private, Public
+
+SHAPE = (8, 8, 3)
+# cnn6's first layers; every layer has more equations than unknowns.
+WINDOWS = (Window(12, 4, 2, 2), Window(20, 3, 2, 1), Window(24, 3, 1, 1))
+
+
+@functools.cache
+def made(name, classes):
+    if name == "lenet":
+        model = from_nnx(lambda rngs: LeNet(classes, image_shape=SHAPE, rngs=rngs))
+        return model, NETWORKS["lenet"].chain
+    model = from_nnx(
+        lambda rngs: CNN6(classes, image_shape=SHAPE, windows=WINDOWS, rngs=rngs)
+    )
+    return model, chain(WINDOWS)
+
+
+def ground(name="cnn", classes=2, declared=None, **changes):
+    model, layers = made(name, classes)
+    here = setting(
+        declared or threat(),
+        none(),
+        model=model,
+        image_shape=SHAPE,
+        num_classes=classes,
+        sites=(),
+        chain=layers,
+    )
+    return here._replace(**changes)
+
+
+@functools.cache
+def compiled(name, classes):
+    model, _ = made(name, classes)
+    attack = rgap(ground(name, classes))
+    return (
+        quick_jit(one_step(model, cross_entropy, none(), train=True)),
+        quick_jit(lambda view: attack(jax.random.key(1), view)),
+    )
+
+
+def attacked(name, classes, seed=0, label=0, noise=0.0):
+    generator = np.random.default_rng(seed)
+    model, _ = made(name, classes)
+    shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
+    params = {}
+    for path, leaf in sorted(shapes.items()):
+        fan_in = np.prod(shapes[path.replace("bias", "kernel")].shape[:-1])
+        draw = generator.uniform(-1, 1, leaf.shape) * fan_in**-0.5
+        params[path] = draw.astype(np.float32)
+    step, attack = compiled(name, classes)
+    images = random_images(1, *SHAPE, seed=seed)
+    target = np.eye(classes, dtype=np.float32)[[label]]
+    update = step(jax.random.key(0), Public(params), stats, Private(), images, target)
+    sent = {
+        path: np.asarray(g) + noise * np.float32(generator.standard_normal(g.shape))
+        for path, g in update.sent.model.items()
+    }
+    found = attack(observe(threat(), update._replace(sent=Public(sent))))
+    mse = np.mean((found.images - images) ** 2)
+    return 10 * np.log10(1 / mse), found
+
+
+# The paper's own network and images give a PSNR of 49.
+@pytest.mark.parametrize(
+    ("name", "classes", "label"),
+    [("cnn", 2, 0), ("cnn", 2, 1), ("cnn", 5, 3), ("lenet", 5, 3)],
+)
+@pytest.mark.parametrize("seed", (0, 1))
+def test_the_image_is_found(name, classes, label, seed):
+    psnr, found = attacked(name, classes, seed, label)
+    assert psnr > 40
+    assert found.finite and found.loss < 1e-9
+    np.testing.assert_array_equal(found.labels, [label])
+    for rank in found.info["ranks"].values():
+        np.testing.assert_allclose(rank, 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cnn", 2), ("lenet", 5)])
+def test_noise_takes_the_image_away(name, classes):
+    psnr, found = attacked(name, classes, noise=0.1)
+    assert not psnr > 15
+    assert not found.loss < 0.1
+
+
+def test_a_gradient_of_zeros_is_told_apart_from_a_success():
+    psnr, found = attacked("lenet", 5)
+    _, attack = compiled("lenet", 5)
+    model, _ = made("lenet", 5)
+    params = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(0))[0],
+    )
+    nothing = jax.tree.map(np.zeros_like, params)
+    view = View(Public(params), {}, Public(nothing), None, None, None, None, None)
+    assert not attack(view).finite
+
+
+def test_too_few_filters_are_seen_in_the_rank():
+    """One filter of a convolution has fewer equations than the image has pixels."""
+    windows = (Window(2, 4, 2, 2), Window(20, 3, 1, 1))
+    model = from_nnx(
+        lambda rngs: CNN6(2, image_shape=SHAPE, windows=windows, rngs=rngs)
+    )
+    attack = rgap(ground(model=model, chain=chain(windows)))
+    generator = np.random.default_rng(0)
+    params = {
+        path: np.float32(0.2 * generator.standard_normal(leaf.shape))
+        for path, leaf in jax.eval_shape(model.init, jax.random.key(0))[0].items()
+    }
+    step = one_step(model, cross_entropy, none(), train=True)
+    images = random_images(1, *SHAPE)
+
+    def run(params):
+        target = np.eye(2, dtype=np.float32)[[0]]
+        update = step(jax.random.key(0), Public(params), {}, Private(), images, target)
+        return attack(jax.random.key(1), observe(threat(), update))
+
+    found = quick_jit(run)(params)
+    assert found.info["ranks"]["layers/0"] < 0.9
+    assert np.mean((found.images - images) ** 2) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chain": ()}, "walks a chain .* this network is none"),
+        ({"declared": threat(examples=2)}, "one example, .* examples=2"),
+        ({"declared": threat("regress_gates")}, "lock='regress_gates'.*'peel'"),
+        (
+            {"model": from_nnx(lambda r: LeNet(lockable=("norm1",), rngs=r))},
+            "norm layers",
+        ),
+    ],
+)
+def test_what_it_cannot_walk_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        rgap(ground(**changes))
