@@ -69,6 +69,7 @@ OTHER = {
     "optimiser": "adam",
     "step_size": 0.1,
     "labels": "given",
+    "label_rule": "yin",
     "threat": ("stats=visible",),
     "victims": 3,
     "examples": 2,
