@@ -75,8 +75,21 @@ class InversionPeer:
         request |= {"rate": rate, "weight": weight}
         self._workers.ask([request] * len(self._workers))
 
+    def load_generators(self, arrays, weight):
+        """Sends N victims of GRNN to the workers.
+
+        arrays: images [N, B, H, W, C] in [0, 1], labels [N, B], noise [N, B, inputs],
+        weights of LeNet [N, ...] by kljax's names, and those of the generators after
+        ``generator/``. weight: of the total variation.
+        """
+        path = self._workers.folder / "victims.npz"
+        np.savez(path, **arrays)
+        self.victims = len(arrays["images"])
+        request = {"command": "load_generators", "path": str(path), "weight": weight}
+        self._workers.ask([request] * len(self._workers))
+
     def evaluations(self, setting, repeats):
-        """Times `repeats` values and image gradients of every victim at its start."""
+        """Times `repeats` values and gradients of every victim, from its start on."""
         share = self.victims // setting.processes
         answers = self._workers.ask(
             [
@@ -110,9 +123,14 @@ def fastest(peer, name):
 def work():
     """Answers requests, inside a worker."""
     import torch
+    from peers.generation import Generation
     from peers.inversion import Inversion
 
     loaded = []
+
+    def load_generators(**fields):
+        loaded[:] = [Generation(**fields)]
+        return {}
 
     def load(**fields):
         loaded[:] = [Inversion(**fields)]
@@ -122,7 +140,8 @@ def work():
         torch.set_num_threads(setting["threads"])
         return loaded[0].evaluations(setting, **fields)
 
-    serve({"load": load, "evaluations": evaluations})
+    commands = {"load": load, "load_generators": load_generators}
+    serve(commands | {"evaluations": evaluations})
 
 
 if __name__ == "__main__":

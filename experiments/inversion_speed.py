@@ -27,13 +27,22 @@ from kljax.attacks import (
     replay,
     total_variation,
 )
+from kljax.attacks.generators import (
+    generated_images,
+    generated_labels,
+    image_branch,
+    label_branch,
+)
+from kljax.attacks.objectives import l2_norm
+from kljax.attacks.optimisers import rmsprop
+from kljax.attacks.priors import squared_variation
 from kljax.mapping import Layout, map_victims
 from kljax.models import NETWORKS, from_nnx
 from kljax.threat import Strategy, View, least_knowledge
 from kljax.typing import Private, Public
 
 SHAPE, CLASSES = (32, 32, 3), 10
-RATE, VARIATION = 0.1, 1e-4
+RATE, VARIATION, GRNN_VARIATION = 0.1, 1e-4, 1e-3
 
 
 class Work(NamedTuple):
@@ -54,6 +63,7 @@ class Work(NamedTuple):
     chunks: tuple[int, ...] = (1, 2, 4)
 
 
+GRNN = Work("lenet", victims=16, repeats=4)
 WORK = {
     "ig-resnet20": Work("resnet20", victims=16, repeats=3),
     "ig-convnet64": Work("convnet64", victims=4, chunks=(1,)),
@@ -88,11 +98,11 @@ class Problem:
         draw = generator.standard_normal(self.images.shape)
         self.starts = (0.5 + 0.1 * draw).astype(np.float32)
 
-    def simulation(self):
-        """What kljax's attacks replay: evaluation mode, labels given."""
+    def setting(self, labels="given"):
+        """The undefended ground of an attack; norms in evaluation mode."""
         upload = "gradient" if self.work.steps == 1 else "update"
         threat = least_knowledge(
-            Strategy(lock="unit", labels="given"),
+            Strategy(lock="unit", labels=labels),
             examples=self.work.steps,
             upload=upload,
             attacker_norm="eval",
@@ -101,7 +111,7 @@ class Problem:
         if upload == "update":
             protocol = Protocol(optax.sgd(RATE), self.work.steps, 1, RATE)
         none = defences.none()
-        setting = Setting(
+        return Setting(
             model=self.model,
             loss=losses.cross_entropy,
             gates=none.gates,
@@ -113,7 +123,11 @@ class Problem:
             threat=threat,
             protocol=protocol,
         )
-        return replay(setting, none.gates)
+
+    def simulation(self, setting=None):
+        """What kljax's attacks replay."""
+        setting = setting or self.setting()
+        return replay(setting, setting.gates)
 
     def view(self, params, stats, observed, labels):
         targets = jax.nn.one_hot(labels, CLASSES)
@@ -210,6 +224,34 @@ def compare(name, options, work=None):
     problem = Problem(work)
     observed = problem.observe()
     layout, timed, compile_s = fastest_chunk(problem, observed)
+    given = (problem.params, problem.stats, observed, problem.labels, problem.starts)
+    first = jax.tree.map(lambda x: x[0], given)
+    flops = product_flops(jax.value_and_grad(problem.objective(), 4), *first)
+    settings = {
+        "victims": work.victims,
+        "local_steps": work.steps,
+        "layout": str(layout),
+        "compile_s": compile_s,
+    }
+
+    def load(peer):
+        peer.load(work.network, problem.in_torch(), RATE, VARIATION)
+
+    return [race(name, options, work, timed, load, settings, flops, "evaluations/s")]
+
+
+def race(name, options, work, timed, load, settings, flops, unit):
+    """Lets ours and the peers run in turns.
+
+    Args:
+      name, unit: of the entry.
+      options: of the command line.
+      work: says how many victims and repeats.
+      timed: ours: ``() -> (seconds, values at the starts [N])``.
+      load: ``InversionPeer -> None``, sends it the same victims.
+      settings: to write down.
+      flops: of one evaluation, in products.
+    """
     total, values = work.victims * work.repeats, {}
 
     def ours():
@@ -220,7 +262,7 @@ def compare(name, options, work=None):
     with InversionPeer(options.torch_python) as peer:
         names = [n for n in PEERS if n in options.peers]
         if names:
-            peer.load(work.network, problem.in_torch(), RATE, VARIATION)
+            load(peer)
         for peer_name in (n + end for n in names for end in ("", "-2-processes")):
             setting = chosen[peer_name] = fastest(peer, peer_name)
 
@@ -231,17 +273,8 @@ def compare(name, options, work=None):
 
             contestants[peer_name] = run_peer
         rates = turns(options.rounds, contestants)
-    first = jax.tree.map(
-        lambda x: x[0],
-        (problem.params, problem.stats, observed, problem.labels, problem.starts),
-    )
-    flops = product_flops(jax.value_and_grad(problem.objective(), 4), *first)
     peak, mine = matmul_peak(), rates.pop("ours")
-    settings = {
-        "victims": work.victims,
-        "local_steps": work.steps,
-        "layout": str(layout),
-        "compile_s": compile_s,
+    settings |= {
         "peers": {name: setting._asdict() for name, setting in chosen.items()},
         "flops_per_evaluation": flops,
         "matmul_peak_gflops": peak / 1e9,
@@ -252,7 +285,80 @@ def compare(name, options, work=None):
         },
     }
     share = statistics.median(mine) * flops / peak
-    return [entry(name, mine, rates, "evaluations/s", settings, share)]
+    return entry(name, mine, rates, unit, settings, share)
+
+
+def grnn_lenet(options, work=GRNN):
+    """Steps of GRNN per second: a generator each for victims with own weights."""
+    problem = Problem(work)
+    setting = problem.setting(labels="joint")
+    parts = generated_images(setting), generated_labels(setting)
+    rngs = jax.random.split(jax.random.key(1), (work.victims, 2))
+
+    def begin(rng):
+        return tuple(part.start(r, None) for part, r in zip(parts, rng, strict=True))
+
+    (images, noise), (labels, _) = jax.device_get(jax.jit(jax.vmap(begin))(rngs))
+    observed = problem.observe()
+    simulation, distance = problem.simulation(setting), l2_norm()
+    prior, optimiser = squared_variation(GRNN_VARIATION), rmsprop()
+
+    def objective(free, params, observed, noise):
+        weights, labels, _ = free
+        view = problem.view(params, {}, observed, jnp.zeros(1, jnp.int32))
+        targets = label_branch(labels, noise)
+        candidate = Candidate(image_branch(weights, noise), targets, Private())
+        value = distance(*simulation(view, candidate))
+        return value + prior(view, candidate, jnp.zeros(()))
+
+    def one(free, params, observed, noise):
+        evaluate = jax.value_and_grad(
+            lambda free: objective(free, params, observed, noise)
+        )
+
+        def step(carry, _):
+            free, state = carry
+            value, grads = evaluate(free)
+            return optimiser.step(free, state, value, grads), value
+
+        start = free, optimiser.init(free)
+        (free, _), values = jax.lax.scan(step, start, length=work.repeats)
+        return values[0], free
+
+    given = ((images, labels, ()), problem.params, observed, noise)
+    found = {}
+    for chunk in work.chunks:
+        run = map_victims(one, Layout("sharded", chunk))
+        _, timing = run(*given)
+        best = min(run(*given)[1].run_s for _ in range(2))
+        found[chunk] = best, run, timing.compile_s
+    chunk = min(found, key=lambda chunk: found[chunk][0])
+    _, run, compile_s = found[chunk]
+
+    def timed():
+        (values, _), timing = run(*given)
+        return timing.run_s, np.asarray(values)
+
+    first = jax.tree.map(lambda x: x[0], given)
+    flops = product_flops(jax.value_and_grad(objective), *first)
+    settings = {
+        "victims": work.victims,
+        "layout": str(Layout("sharded", chunk)),
+        "compile_s": compile_s,
+    }
+    named = {f"first/{n}": v for n, v in images["first"].items()}
+    named |= {f"label/{n}": v for n, v in labels.items()}
+    for i, block in enumerate(images["blocks"]):
+        named |= {f"blocks/{i}/{n}": v for n, v in block.items()}
+    arrays = {"images": problem.images, "labels": problem.labels, "noise": noise}
+    arrays |= {f"generator/{n}": v for n, v in named.items()} | problem.params
+
+    def load(peer):
+        peer.load_generators(arrays, GRNN_VARIATION)
+
+    unit = "steps/s"
+    return [race("grnn-lenet", options, work, timed, load, settings, flops, unit)]
 
 
 NAMES = {name: lambda options, name=name: compare(name, options) for name in WORK}
+NAMES["grnn-lenet"] = grnn_lenet

@@ -16,6 +16,13 @@ Names:
   fl-resnet20-b10   8 clients x 5 steps x batch 10 of ResNet-20
   fl-scale          FedKL with 64, 512 and 4,096 clients, LeNet, at the same chunk: s
                     per client, device memory, private state on the host; no peers
+  ig-resnet20       values and image gradients of the cosine distance and the total
+                    variation, ResNet-20 at 32x32, 16 victims with own weights, norms
+                    in evaluation mode; in evaluations/s
+  ig-convnet64      the same of the 2.9 M ConvNet of Inverting Gradients, 4 victims
+  grnn-lenet        GRNN: steps of RMSprop on a generator per victim, LeNet; in steps/s
+  fedavg-inversion  the cosine distance of updates of 5 local steps, LeNet, 64 victims;
+                    in evaluations/s
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
@@ -54,16 +61,20 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 import attack_speed
 import federated_peer
 import federated_speed
+import inversion_peer
+import inversion_speed
 import sweep_speed
 from table import show
 
 from kljax.mapping import Layout
 
-NAMES = attack_speed.NAMES | federated_speed.NAMES | sweep_speed.NAMES
+NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
+NAMES |= sweep_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
+RIVALS |= dict.fromkeys(inversion_speed.NAMES, inversion_peer.PEERS)
 
 
 def arguments():

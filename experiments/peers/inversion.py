@@ -157,15 +157,16 @@ class Inversion:
         for start in range(first, last, chunk):
             part = slice(start, start + chunk)
             nets = self.nets[part]
-            params = _stacked([dict(net.named_parameters()) for net in nets])
-            buffers = _stacked([dict(net.named_buffers()) for net in nets])
+            params = stacked([dict(net.named_parameters()) for net in nets])
+            buffers = stacked([dict(net.named_buffers()) for net in nets])
             observed = [torch.stack(x) for x in zip(*self.observed[part], strict=True)]
             arguments = (self.starts[part], params, buffers, self.labels[part])
             run.append(lambda a=arguments, o=observed: evaluate(*a, o)[1])
         return run
 
 
-def _stacked(trees):
+def stacked(trees):
+    """Stacks dicts of tensors along a new axis of victims."""
     return {n: torch.stack([tree[n].detach() for tree in trees]) for n in trees[0]}
 
 
