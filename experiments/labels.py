@@ -14,7 +14,8 @@ of several local steps, at the run's start and end, the client's optimiser start
 anew. No defence: the classifier sits above every lock. Nothing is optimised, so a rule
 sees the same view as in an attack and says its labels at once.
 
-A cell that is finished lies in --out and is not run again.
+A cell that is finished lies in --out and is not run again; with --read nothing is run,
+and what is missing is printed as such.
 """
 
 import argparse
@@ -56,13 +57,14 @@ def main():
     parser.add_argument("--victims", type=int, default=32)
     parser.add_argument("--samples", type=int, default=500, help="of counts' noise")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--read", action="store_true")
     options = parser.parse_args()
     PRESETS[f"labels of {options.samples}"] = of_user(reader(options.samples))
     print(preamble(options))
     for folder in options.run:
         for title, cells in cells_of(folder, options):
             print(f"\n## {title}\n")
-            lines = {name: finished(options.out, config) for name, config in cells}
+            lines = {name: finished(options, config) for name, config in cells}
             print("\n".join(table(lines)), flush=True)
 
 
@@ -138,11 +140,13 @@ def cells_of(folder, options):
         yield f"{run.model}, {words}: update", lines
 
 
-def finished(folder, config):
+def finished(options, config):
     """Reads a cell's numbers, or runs it: rule -> share of labels, per victim."""
     # Where a run lies is no part of what was measured, but it names the run.
     cell = make_cell({}, dataclasses.replace(config, steps=1))
-    path = folder / f"{cell.id}.json"
+    path = options.out / f"{cell.id}.json"
+    if options.read and not path.is_file():
+        return None
     if not path.is_file():
         print(f"{config.model} {config.examples} {config.upload}", file=sys.stderr)
         result = leak(cell.config)
@@ -159,7 +163,7 @@ def finished(folder, config):
         for name in FLOORS:
             found[name] = [floor(name, truth, classes) for truth in truths]
         content = {"groups": result.victims.groups.tolist(), "found": found}
-        folder.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     return json.loads(path.read_text())
 
@@ -184,12 +188,14 @@ def table(lines):
     yield "|---" * (len(names) + 1) + "|"
     for line, content in lines.items():
         shown = [cell_text(content, name) for name in names]
+        if content is None:
+            shown = ["not run", *(len(names) - 1) * [""]]
         yield f"| {line} | {' | '.join(shown)} |"
 
 
 def cell_text(content, name):
     """Writes a mean share in percent, with its interval."""
-    if name not in content["found"]:
+    if content is None or name not in content["found"]:
         return "-"
     values = np.array(content["found"][name])
     if name in FLOORS:
