@@ -19,6 +19,7 @@ from kljax.attacks.closed_form import (
     dense_input,
     dense_layer,
     peeling,
+    pooled,
     private_key_from_lock_grads,
     rgap,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "lock_of",
     "Peeled",
     "peeling",
+    "pooled",
     "rgap",
     "one_step",
     "local_steps",
