@@ -19,6 +19,7 @@ from kljax.attacks.closed_form import (
     dense_input,
     dense_layer,
     peeling,
+    pooled_gates,
     private_key_from_lock_grads,
     rgap,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "lock_of",
     "Peeled",
     "peeling",
+    "pooled_gates",
     "live_channels",
     "rgap",
     "one_step",

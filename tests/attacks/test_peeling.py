@@ -9,14 +9,14 @@ import optax
 import pytest
 from toys import quick_jit, random_images, setting, threat
 
-from kljax.attacks import Protocol, lock_of, peeling
+from kljax.attacks import Peeled, Protocol, lock_of, peeling, pooled_gates
 from kljax.clients import one_step
 from kljax.defences import keylock
 from kljax.keylock import key_lock
 from kljax.losses import cross_entropy
 from kljax.models import NETWORKS, Dense, LeNet, from_nnx
 from kljax.threat import View, observe
-from kljax.typing import Private, Public
+from kljax.typing import Gate, Private, Public
 
 SHAPE = (16, 16, 3)
 SITES = {"lenet": ("norm1", 12), "dense": ("layers/0", 64)}
@@ -155,6 +155,20 @@ def test_the_length_of_the_gradient_does_not_matter():
     )
     for a, b in zip(whole.gates["norm1"], clipped.gates["norm1"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_several_uploads_together_know_what_each_alone_does_not():
+    """One lock, two images; every second channel is saturated in either upload."""
+    truth = np.array([3.0, 0.0, 2.0], np.float32)
+    values = np.array([[3.0, 0.0, 9.0], [7.0, 0.0, 2.0]], np.float32)
+    deviation = np.array([[1e-5, 0, 5], [5, 0, 1e-5]], np.float32)
+    peeled = Peeled(
+        {"norm": Gate(values, values + 1)}, {"norm": Gate(deviation, deviation)}, {}, {}
+    )
+    gate = pooled_gates(peeled)["norm"]
+    np.testing.assert_allclose(gate.scale, truth, atol=1e-4)
+    np.testing.assert_allclose(gate.shift, truth + 1, atol=1e-4)
+    assert gate.scale[1] == 0
 
 
 # --- where it fails, and says so -------------------------------------------------

@@ -5,7 +5,7 @@ from kljax.attacks.closed_form.dense import (
     dense_layer,
     private_key_from_lock_grads,
 )
-from kljax.attacks.closed_form.peeling import Peeled, peeling
+from kljax.attacks.closed_form.peeling import Peeled, peeling, pooled_gates
 from kljax.attacks.closed_form.rgap import rgap
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "private_key_from_lock_grads",
     "Peeled",
     "peeling",
+    "pooled_gates",
     "rgap",
 ]

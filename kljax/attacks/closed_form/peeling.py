@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.dense import dense_input
 from kljax.attacks.closed_form.layer_input import (
+    ROUNDING,
     float64,
     one_at_a_time,
     through,
@@ -94,6 +95,26 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
     return lambda view: peel(view.grads.model, view.public.model)
+
+
+def pooled_gates(peeled: Peeled) -> Gates:
+    """Joins what was peeled from several uploads of one client: other data, one lock.
+
+    Args:
+      peeled: with a leading axis [N] of uploads.
+
+    Returns:
+      Their mean, each weighted by one over its variance: a channel that was saturated
+      in one upload is taken from the others. The lock is believed to stay the same; it
+      drifts as its weights are trained.
+    """
+
+    def join(values: Array, deviation: Array) -> Array:
+        # What is called exact is so up to float32's rounding.
+        weights = 1 / (deviation**2 + (ROUNDING * values) ** 2 + 1e-16)
+        return jnp.sum(weights * values, axis=0) / jnp.sum(weights, axis=0)
+
+    return jax.tree.map(join, peeled.gates, peeled.deviation)
 
 
 def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
