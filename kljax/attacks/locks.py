@@ -131,6 +131,10 @@ def regress_gates(setting: Setting) -> Lock:
     initialised, at those of |N(0, 1)|. The mean scale is also the unit that shifts are
     measured in. This is kljax's own attack; its start was chosen on victims of their
     own by the attacker's own loss: experiments/gate_regression.py.
+
+    A stranger's lock with negative scales says that scales have signs. They are then
+    looked for as they are, from one of the stranger's: signs are guessed, and restarts
+    guess anew.
     """
 
     def start(rng: Rng, view: View):
@@ -138,20 +142,22 @@ def regress_gates(setting: Setting) -> Lock:
         free, fixed = {}, {}
         for i, (site, width) in enumerate(setting.sites):
             draws = _draw_gates(setting, jax.random.fold_in(rng, i), site, width)
-            alive = draws.scale > 0
-            unit = jnp.sum(draws.scale, where=alive) / jnp.maximum(jnp.sum(alive), 1)
+            sizes, signed = jnp.abs(draws.scale), jnp.any(draws.scale < 0)
+            alive = sizes > 0
+            unit = jnp.sum(sizes, where=alive) / jnp.maximum(jnp.sum(alive), 1)
             unit = jnp.where(unit > 0, unit, 1.0)
             shift = jnp.mean(draws.shift) / unit
-            free[site] = Gate(jnp.zeros(width), jnp.full(width, shift))
-            fixed[site] = (live[site], unit)
+            scale = jnp.where(signed, draws.scale[0] / unit, 0.0)
+            free[site] = Gate(scale, jnp.full(width, shift))
+            fixed[site] = (live[site], unit, signed)
         return free, fixed
 
     def decode(free, fixed):
         gates = {}
         for site, (scale, shift) in free.items():
-            live, unit = fixed[site]
-            scale = jnp.where(live, unit * jnp.exp(scale), 0.0)
-            gates[site] = Gate(scale, unit * shift)
+            live, unit, signed = fixed[site]
+            scale = unit * jnp.where(signed, scale, jnp.exp(scale))
+            gates[site] = Gate(jnp.where(live, scale, 0.0), unit * shift)
         return gates
 
     return Lock(Unknown(start, decode), lambda public, guess: guess)

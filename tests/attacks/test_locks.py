@@ -159,6 +159,19 @@ def test_regressed_gates_start_at_the_mean_of_what_locks_have():
     np.testing.assert_allclose(gates["norm"].shift, [2.0] * 3, rtol=1e-6)
 
 
+def test_regressed_scales_have_signs_where_those_of_locks_have():
+    def draw_gates(rng):
+        gate = Gate(np.array([2.0, -4.0, 0.0]), np.array([1.0, 2.0, 3.0]))
+        return {"norm": gate, "fc": gate}
+
+    lock, free, fixed = regression(draw_gates=draw_gates)
+    gates = lock.unknown.decode(free, fixed)
+    np.testing.assert_allclose(gates["norm"].scale, [2.0, -4.0, 0.0])
+    moved = {site: Gate(-gate.scale, gate.shift) for site, gate in free.items()}
+    gates = lock.unknown.decode(moved, fixed)
+    np.testing.assert_allclose(gates["norm"].scale, [-2.0, 4.0, 0.0])
+
+
 def test_regressed_gates_without_anything_known_of_locks():
     lock, free, fixed = regression()
     gates = lock.gates((), lock.unknown.decode(free, fixed))
