@@ -43,7 +43,8 @@ class Peeled(NamedTuple):
       gates: of the site. A scale is found up to its sign, which a lock with ReLU
         gates does not have, and without the norm's epsilon: ``scale * sqrt(v / (v +
         epsilon))``, v the variance of what is normalised.
-      deviation: the standard deviation that the attack itself expects of each number.
+      deviation: the standard deviation that the attack itself expects of each number,
+        the epsilon apart.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
         exact, of the order of 1 where nothing was found.
