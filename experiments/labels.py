@@ -6,7 +6,9 @@
     kljax train --model resnet20 --data fashion_mnist --arms none --examples 6000 \\
         --test-examples 500 --rounds 4 --batch 32 --learning-rate 0.05 \\
         --keep-rounds 0 4 --out runs/resnet20
-    python experiments/labels.py --run runs/lenet runs/resnet20 > experiments/labels.md
+    python experiments/labels.py --run runs/lenet > experiments/labels.md
+    python experiments/labels.py --run runs/resnet20 --victims 8 --samples 100 \\
+        --batches 1 8 64 >> experiments/labels.md
 
 What: batches of 1 to 64 examples of client 0 of each run, one step's gradient, on
 networks that are drawn afresh for each victim and on the run's at its end; and updates
@@ -148,7 +150,8 @@ def finished(options, config):
     if options.read and not path.is_file():
         return None
     if not path.is_file():
-        print(f"{config.model} {config.examples} {config.upload}", file=sys.stderr)
+        where = config.from_run or config.model
+        print(f"{where}: {config.upload} of {config.examples}", file=sys.stderr)
         result = leak(cell.config)
         (arm,) = result.arms
         truths = result.victims.labels
@@ -208,7 +211,7 @@ def cell_text(content, name):
 def preamble(options):
     """Writes what the tables are."""
     return f"""\
-# Labels recovered by rule
+# Labels recovered by rule: {", ".join(Path(run).name for run in options.run)}
 
 Share of the labels that are right, in percent, in whatever order they were found, with
 95 % intervals over {options.victims} victims. Floors without any gradient: a *uniform
