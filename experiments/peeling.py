@@ -77,7 +77,7 @@ def line(truth, peeled):
     )
     relative, shift = (scale / truth[site].scale)[live], np.abs(shift)
     stated = peeled.deviation[site]
-    far = max((scale / stated.scale)[live].max(), (shift / stated.shift).max())
+    far = max((scale[live] / stated.scale[live]).max(), (shift / stated.shift).max())
     return (
         f"{live.sum()} of {live.size}",
         f"{np.median(relative):.1e}",
