@@ -11,7 +11,7 @@ import time
 
 import pytest
 import small
-from small import FILE, LAYOUT, command, parts, run, sweep_of
+from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
 
 from kljax import cli, engine, leakage, scoring, studies
 from kljax.config import LeakConfig
@@ -187,14 +187,7 @@ def test_a_dataset_that_is_not_there_is_a_failure_of_its_cells(tmp_path):
 def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
     axes = {"seed": [0, 1], "step_size": [0.1]}
     sweep, folder = sweep_of(axes=axes), tmp_path / "study"
-    prepare_again = leakage.prepare_again
-
-    def unlucky(study, config):
-        if config.seed == 1:
-            raise RuntimeError("a bad day")
-        return prepare_again(study, config)
-
-    monkeypatch.setattr(leakage, "prepare_again", unlucky)
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     assert len(run(folder, sweep).failed) == 3
     monkeypatch.undo()
     assert not run(folder, sweep).failed  # nothing was tried
@@ -207,14 +200,9 @@ def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_read_is_a_failure_of_its_cells(tmp_path, monkeypatch):
-    prepare_again = leakage.prepare_again
-
-    def forbidden(study, config):
-        if config.seed == 1:
-            raise PermissionError(13, "Permission denied", "/data/private")
-        return prepare_again(study, config)
-
-    monkeypatch.setattr(leakage, "prepare_again", forbidden)
+    seed_1_raises(
+        monkeypatch, PermissionError(13, "Permission denied", "/data/private")
+    )
     report = run(tmp_path / "study", sweep_of(axes=ONE))
     (failure,) = read_failures(tmp_path / "study")
     assert report.attacks == 5 and report.failed == (failure["cell"],)
@@ -238,17 +226,11 @@ def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
 ):
     # Run without the cell that failed, the rest of the chunk might differ in bits.
     sweep, folder = sweep_of(axes=ONE), tmp_path / "killed"
-    prepare_again = leakage.prepare_again
-
-    def unlucky(study, config):
-        if config.seed == 1:
-            raise RuntimeError("a bad day")
-        return prepare_again(study, config)
 
     def killed(folder, cell, error):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(leakage, "prepare_again", unlucky)
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     run(tmp_path / "once", sweep)
     with monkeypatch.context() as patched:
         patched.setattr(engine, "write_failure", killed)

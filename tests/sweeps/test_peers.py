@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from small import FILE, command, parts, run, sweep_of
+from small import FILE, command, parts, run, seed_1_raises, sweep_of
 
-from kljax import engine, leakage, studies
+from kljax import engine, studies
 from kljax.mapping import Layout
 from kljax.rollcall import Place
 from kljax.studies.claim import claimed
@@ -120,27 +120,14 @@ def test_two_processes_make_what_one_makes(tmp_path):
     assert names[0] == names[1] and len(names[0]) == 2
 
 
-@pytest.fixture
-def a_bad_day(monkeypatch):
-    """Makes the last cell raise for as long as there is anything in the list."""
-    bad, prepare_again = ["a bad day"], leakage.prepare_again
-
-    def unlucky(study, config):
-        if bad and config.seed == 1:
-            raise RuntimeError(bad[0])
-        return prepare_again(study, config)
-
-    monkeypatch.setattr(leakage, "prepare_again", unlucky)
-    return bad
-
-
-def test_a_failure_is_on_record_until_all_of_the_cell_is_there(tmp_path, a_bad_day):
+def test_a_failure_is_on_record_until_all_of_the_cell_is_there(tmp_path, monkeypatch):
     # 12 victims of either seed in parts of 8: the cell that fails is in two of them.
     sweep, folder = sweep_of(axes=AXES, victims=12), tmp_path / "study"
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     shared(folder, sweep)
     (record,) = read_failures(folder)
     assert "RuntimeError: a bad day" in record["error"]
-    a_bad_day.clear()
+    monkeypatch.undo()
     shared(folder, sweep, on_chunk=pytest.fail)  # nothing is tried
     assert run(folder, sweep, process=0, processes=2, retry_failed=True).attacks
     assert read_failures(folder) == [record]
@@ -150,18 +137,17 @@ def test_a_failure_is_on_record_until_all_of_the_cell_is_there(tmp_path, a_bad_d
     assert parts(folder) == parts(tmp_path / "lucky")
 
 
-def test_images_of_a_cell_that_failed_in_one_chunk_are_not_lost(tmp_path, a_bad_day):
+def test_images_of_a_cell_that_failed_in_one_chunk_are_not_lost(tmp_path, monkeypatch):
     sweep = sweep_of(axes=AXES, victims=12, options=KEPT)
     folder = tmp_path / "study"
     good, bad = expand(sweep).cells
-    a_bad_day.clear()
     run(folder, sweep, process=0, processes=2)  # chunks 0 and 2
-    a_bad_day.append("later")
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     run(folder, sweep, process=1, processes=2)  # the end of one cell, half of the other
     study = studies.read(folder)
     assert len(studies.read_reconstructions(study, good.id)["victim"]) == 12
     assert studies.read_reconstructions(study, bad.id) is None
-    a_bad_day.clear()
+    monkeypatch.undo()
     assert run(folder, sweep, retry_failed=True).attacks == 8
     found = studies.read_reconstructions(study, bad.id)
     rows = studies.read(folder).rows.to_pylist()
