@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from kljax import leakage, scoring
-from kljax.files import read_json, write_json
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
 from kljax.rollcall import ALONE, Place
@@ -24,7 +23,16 @@ from kljax.staging import Victims
 from kljax.studies import images
 from kljax.studies.claim import claimed
 from kljax.studies.failures import forget_failures, read_failures, write_failure
-from kljax.studies.manifest import Chunk, Group, Piece, open_study, plan
+from kljax.studies.layouts import LayoutNotKept, keep_layout, read_layout
+from kljax.studies.manifest import (
+    Chunk,
+    Group,
+    Piece,
+    make_folder,
+    make_manifest,
+    open_study,
+    plan,
+)
 from kljax.studies.parts import pieces_in, write_part
 from kljax.sweeps import Cell, expand, read_sweep
 from kljax.typing import PyTree
@@ -99,15 +107,18 @@ def sweep(
       OSError: if it cannot be written; what is finished stays finished.
     """
     read, folder = read_sweep(file), Path(folder)
-    manifest = open_study(folder, read, expand(read), part=part)
+    grid = expand(read)
+    make_manifest(folder.name, read, grid, part)  # what is wrong leaves no folder
+    make_folder(folder)
+    # Whoever is refused must not have extended the study before.
     with claimed(folder, place.process, place.processes):
-        if retry_failed and place.process == 0:
-            forget_failures(folder)
+        manifest = open_study(folder, read, grid, part=part)
         return run_study(
             folder,
             manifest,
             process=place.process,
             processes=place.processes,
+            retry_failed=retry_failed,
             layout=layout,
             memory=memory,
             on_chunk=on_chunk,
@@ -120,6 +131,7 @@ def run_study(
     *,
     process: int = 0,
     processes: int = 1,
+    retry_failed: bool = False,
     layout: Layout | None = None,
     memory: float | None = None,
     on_chunk: Callable[[Finished], Any] = lambda finished: None,
@@ -132,6 +144,8 @@ def run_study(
     Args:
       folder, manifest: the study, see `kljax.studies.manifest.open_study`.
       process, processes: the number of this process, of how many.
+      retry_failed: whether cells that failed before are tried again. The record of a
+        failure stays until all of the cell is there.
       layout: how victims are laid over the machine, at most; None for
         `fastest_layout`. What a group was begun with stays.
       memory: bytes that a compiled block may take, all local devices together; None
@@ -147,9 +161,11 @@ def run_study(
         raise ValueError(f"process {process} is not one of {processes}, from 0 on")
     axes = tuple(manifest["axes"])
     keep = manifest["sweep"]["options"].get("reconstructions", False)
-    failed = {failure["cell"] for failure in read_failures(folder)}
+    recorded = {failure["cell"] for failure in read_failures(folder)}
+    failed = set() if retry_failed else set(recorded)
+    groups = plan(manifest)
     work, number = [], 0
-    for group in plan(manifest):
+    for group in groups:
         mine = []
         for chunk in group.chunks:
             if number % processes == process and not finished(folder, chunk, failed):
@@ -166,18 +182,34 @@ def run_study(
                 images.write_images(folder, chunk.name, done.images)
             if done.rows:
                 write_part(folder, chunk.name, axes, done.rows, done.pieces)
+            # Not before the part: killed in between, the same chunk is run again.
+            for cell, error in done.failed.values():
+                write_failure(folder, cell, error)
             new = tuple(sorted(done.failed))
             failed.update(new)
             on_chunk(tally.add(chunk, done, new))
     if keep:
-        images.collect(folder, plan(manifest), failed)
+        images.collect(folder, groups)
+    if recorded:
+        forget_failures(folder, recorded - _unfinished(folder, groups, recorded))
     return tally.report()
 
 
 def finished(folder: Path, chunk: Chunk, failed: Iterable[str]) -> bool:
     """Tells whether all of a chunk is in its part, but for cells that failed."""
-    wanted = {p.name for p in chunk.pieces if p.cell.id not in set(failed)}
-    return not wanted or wanted <= pieces_in(folder, chunk.name)
+    failed = set(failed)
+    wanted = {p.name for p in chunk.pieces if p.cell.id not in failed}
+    return wanted <= pieces_in(folder, chunk.name)
+
+
+def _unfinished(folder: Path, groups: Iterable[Group], cells: set[str]) -> set[str]:
+    """Finds which of `cells` have not all of their victims in parts."""
+    missing = set()
+    for chunk in (chunk for group in groups for chunk in group.chunks):
+        wanted = {p.name: p.cell.id for p in chunk.pieces if p.cell.id in cells}
+        for name in wanted.keys() - (pieces_in(folder, chunk.name) if wanted else ()):
+            missing.add(wanted[name])
+    return missing
 
 
 class _Done(NamedTuple):
@@ -187,7 +219,7 @@ class _Done(NamedTuple):
     pieces: list[str]
     images: dict[str, images.Images]  # by id of the cell
     timing: Timing
-    failed: frozenset[str]
+    failed: dict[str, tuple[Cell, Exception]]  # by id of the cell
 
 
 class _Runner:
@@ -208,50 +240,43 @@ class _Runner:
         self._prepared: dict[str, Prepared] = {}
 
     def run(self, chunk: Chunk, failed: Iterable[str]) -> _Done:
-        """Runs a chunk; what raises is recorded, and does not stop the others."""
-        failed, new = set(failed), set()
+        """Runs a chunk; a cell that raises does not stop the others."""
+        failed, new = set(failed), {}
         sound: list[Piece] = []
         here = {piece.cell.id for piece in chunk.pieces}
         self._prepared = {c: p for c, p in self._prepared.items() if c in here}
         for piece in chunk.pieces:
-            if piece.cell.id in failed | new:
+            if piece.cell.id in failed or piece.cell.id in new:
                 continue
             try:
                 self._prepare(piece.cell)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError):
-                    raise  # the folder, not the cell
-                self._fail(piece.cell, error, new)
             except Exception as error:
-                self._fail(piece.cell, error, new)
+                new[piece.cell.id] = piece.cell, error
             else:
                 sound.append(piece)
         try:
             rows, found, timing = self._together(sound)
+        except LayoutNotKept:
+            raise
         except Exception as error:
             if len(sound) < 2:
-                for piece in sound:
-                    self._fail(piece.cell, error, new)
+                new |= {p.cell.id: (p.cell, error) for p in sound}
                 sound, rows, found, timing = [], [], {}, Timing(0.0, 0.0, 0)
             else:
                 # One of them is to blame: alone, the others get through.
                 return self._apart(sound, failed, new)
-        return _Done(rows, [p.name for p in sound], found, timing, frozenset(new))
+        return _Done(rows, [p.name for p in sound], found, timing, new)
 
-    def _apart(self, pieces: list[Piece], failed: set[str], new: set[str]) -> _Done:
-        parts = [self.run(Chunk(p.cell.id, (p,)), failed | new) for p in pieces]
+    def _apart(self, pieces: list[Piece], failed: set[str], new: dict) -> _Done:
+        parts = [self.run(Chunk(p.cell.id, (p,)), failed | {*new}) for p in pieces]
         timings = [part.timing for part in parts]
         return _Done(
             [row for part in parts for row in part.rows],
             [name for part in parts for name in part.pieces],
             {cell: found for part in parts for cell, found in part.images.items()},
             _sum(timings),
-            frozenset(new).union(*(part.failed for part in parts)),
+            new | {cell: why for part in parts for cell, why in part.failed.items()},
         )
-
-    def _fail(self, cell: Cell, error: Exception, new: set[str]) -> None:
-        write_failure(self._folder, cell, error)
-        new.add(cell.id)
 
     def _prepare(self, cell: Cell) -> None:
         if cell.id in self._prepared:
@@ -300,15 +325,10 @@ class _Runner:
         return rows, found, timing
 
     def _lay_out(self, job: Job, inputs: tuple[PyTree, ...]) -> tuple[Layout, Timing]:
-        """Reads how this group was laid out when it began, or fits it to the memory.
-
-        Written down, so that whoever goes on computes the same blocks and gets the
-        same bits.
-        """
-        path = self._folder / "layouts" / f"{self._group.name}.json"
-        there = read_json(path)
+        """Reads how this group was laid out when it began, or fits it to the memory."""
+        there = read_layout(self._folder, self._group.name)
         if there is not None:
-            return Layout(**there), Timing(0.0, 0.0, 0)
+            return there, Timing(0.0, 0.0, 0)
         victims = sum(cell.config.victims for cell in self._group.cells)
         most = self._most or fastest_layout("victims")
         devices = jax.local_device_count() if most.spread else 1
@@ -331,8 +351,7 @@ class _Runner:
             layout = dataclasses.replace(
                 layout, chunk=max(1, min(layout.chunk - 1, smaller))
             )
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, dataclasses.asdict(layout))
+        layout = keep_layout(self._folder, self._group.name, layout)
         return layout, _sum(spent)
 
 

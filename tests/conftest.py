@@ -16,3 +16,14 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def rng():
     """One random key; tests fold in what they need."""
     return jax.random.key(20230503)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """Lets no study begin: whatever is refused is refused before."""
+    from kljax import leakage
+
+    def begun(*args, **kwargs):
+        raise AssertionError("the study has begun")
+
+    monkeypatch.setattr(leakage, "map_victims", begun)

@@ -10,7 +10,7 @@ import types
 import pytest
 from studies import quick_compilation
 
-from kljax import cli, data, leakage, metrics, progress
+from kljax import cli, data, metrics, progress
 from kljax.attacks import LOCKS
 from kljax.config import LeakConfig
 from kljax.metrics import FLOORS
@@ -31,14 +31,6 @@ def quickly(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with quick_compilation():
         yield
-
-
-@pytest.fixture
-def nothing_runs(monkeypatch):
-    def begun(*args, **kwargs):
-        raise AssertionError("the study has begun")
-
-    monkeypatch.setattr(leakage, "map_victims", begun)
 
 
 def test_a_study_prints_its_tables_and_writes_its_folder(tmp_path, capsys):

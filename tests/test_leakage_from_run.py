@@ -14,7 +14,6 @@ from kljax import (
     captured,
     checkpoint,
     cli,
-    leakage,
     metrics,
     preparation,
     scoring,
@@ -62,14 +61,6 @@ def quickly(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with quick_compilation():
         yield
-
-
-@pytest.fixture
-def nothing_runs(monkeypatch):
-    def begun(*args, **kwargs):
-        raise AssertionError("the study has begun")
-
-    monkeypatch.setattr(leakage, "map_victims", begun)
 
 
 def study(folder, **changes):

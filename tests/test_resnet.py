@@ -17,8 +17,7 @@ from by_hand import (
     parameter_shapes,
     pool,
 )
-from flax import nnx
-from toys import quick_jit, random_images, random_weights
+from toys import check_refused, quick_jit, random_images, random_weights
 
 from kljax.keylock import key_lock
 from kljax.models import (
@@ -351,5 +350,4 @@ def test_initial_weights(stem, initialiser, kernel, classifier):
     ],
 )
 def test_bad_arguments_are_refused_by_name(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build(**changes)(nnx.Rngs(0))
+    check_refused(build(**changes), message)

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from kljax.attacks import Setting
@@ -131,3 +132,9 @@ def locked_update(examples: int, seed: int = 0) -> Update:
         random_images(examples, *IMAGE_SHAPE, seed=seed),
         targets,
     )
+
+
+def check_refused(build, message: str) -> None:
+    """Checks that a network, ``rngs -> module``, cannot be built, and why."""
+    with pytest.raises(ValueError, match=message):
+        build(nnx.Rngs(0))

@@ -13,12 +13,12 @@ from kljax.data.batches import (
 from kljax.data.catalogue import EMBEDDED, load
 from kljax.data.checks import check_batch
 from kljax.data.dataset import Dataset, LazyColumn, select
+from kljax.data.holdout import holdout
 from kljax.data.partition import (
     PARTITIONS,
     Partition,
     by_size,
     dirichlet,
-    holdout,
     iid,
     partition,
     shards,

@@ -128,3 +128,14 @@ def check_whole(value, name: str) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}; give an integer") from None
+
+
+def check_positive(value, name: str) -> float:
+    """Returns one positive number, or refuses what is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; give a number") from None
+    if not (np.isfinite(number) and number > 0):
+        raise ValueError(f"{name} is {number:g}; give a positive number")
+    return number

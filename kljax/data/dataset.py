@@ -117,7 +117,7 @@ class Dataset:
         """Reads the examples at ``indices``, in that order.
 
         Args:
-          indices: [n] integers in [0, N).
+          indices: [n] integers in [0, N); n may be 0.
 
         Returns:
           images [n, H, W, C] float32 in [0, 1], and labels [n] int32.
@@ -131,7 +131,9 @@ class Dataset:
         lazy = isinstance(self.images, LazyColumn) or isinstance(
             self.labels, LazyColumn
         )
-        if lazy and len(indices):
+        if not len(indices):  # nothing to check, but of the same types
+            return images.astype(np.float32), labels.astype(np.int32)
+        if lazy:
             images, labels = check_batch(
                 images,
                 labels,

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy import special
 
-from kljax.data.checks import check_integers, check_whole
-from kljax.data.dataset import Dataset, LazyColumn
+from kljax.data.checks import check_integers, check_positive, check_whole
+from kljax.data.dataset import LazyColumn
 from kljax.data.draws import check_below, shuffled, uniforms
 
 Partition: TypeAlias = tuple[np.ndarray, ...]  # of each client: [n] int64, ascending
@@ -81,7 +81,7 @@ def dirichlet(
     Data Distribution for Federated Visual Classification, section 3.
     """
     labels = _check(labels, clients)
-    alpha = _positive(alpha, "alpha of dirichlet")
+    alpha = check_positive(alpha, "alpha of dirichlet")
     if not 1e-6 <= alpha <= 1e6:
         raise ValueError(f"alpha of dirichlet is {alpha:g}; give 1e-6 to 1e6")
     order = shuffled(len(labels), seed, "partition")
@@ -177,7 +177,7 @@ def by_size(
       As `iid`.
     """
     labels = _check(labels, clients)
-    sizes = [_positive(s, f"size {i} of by-size") for i, s in enumerate(sizes)]
+    sizes = [check_positive(s, f"size {i} of by-size") for i, s in enumerate(sizes)]
     if len(sizes) != clients:
         raise ValueError(
             f"by-size has {len(sizes)} sizes for {clients} clients; give one per client"
@@ -258,43 +258,6 @@ def partition(
     )
 
 
-def holdout(dataset: Dataset, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Parts a dataset without splits into examples to train on and to test on.
-
-    Examples of one group stay together, so that no test example has a twin that was
-    trained on. Labels are not looked at.
-
-    Guarantees: depends on `seed`, `share` and the groups alone; a smaller share gives
-    test examples that a larger one gives, too.
-
-    Args:
-      seed: a non-negative integer.
-      share: of the examples to test on, in (0, 1); met as closely as whole groups
-        allow, with at least one group on either side.
-
-    Returns:
-      indices to train on and to test on, [n] int64 each, ascending.
-
-    Raises:
-      ValueError: a share outside (0, 1), or a dataset of one group.
-    """
-    share = _positive(share, "share")
-    if share >= 1:
-        raise ValueError(f"share is {share:g}; give a number in (0, 1)")
-    groups = dataset.groups_of(np.arange(len(dataset)))
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(sizes) < 2:
-        raise ValueError(
-            f"dataset {dataset.name!r} has a single group of examples, which cannot be "
-            "parted; give at least two"
-        )
-    order = shuffled(len(sizes), seed, "holdout")
-    tested = np.cumsum(sizes[order])[:-1]
-    count = 1 + int(np.argmin(np.abs(tested - share * len(dataset))))
-    test = np.isin(group, order[:count])
-    return np.flatnonzero(~test), np.flatnonzero(test)
-
-
 def _counts(total: int, shares: np.ndarray) -> np.ndarray:
     """Turns shares into whole numbers that add up, each within one of its share."""
     borders = np.rint(np.cumsum(shares)[:-1] * total).astype(np.int64)
@@ -314,16 +277,6 @@ def _check(labels, clients: int) -> np.ndarray:
     if check_below(clients, 2**32, "clients") < 1:
         raise ValueError(f"clients is {clients}; give 1 or more")
     return labels
-
-
-def _positive(value, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}; give a number") from None
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(f"{name} is {number:g}; give a positive number")
-    return number
 
 
 def _finish(

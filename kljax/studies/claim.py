@@ -31,16 +31,33 @@ def claimed(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None
             if path.name.endswith(f"-of-{processes}"):
                 continue
             with contextlib.ExitStack() as tried:
-                if not _take(path, tried):
+                # Shared: a peer may look at what an earlier job left at the same time.
+                if not _take(path, tried, fcntl.LOCK_SH):
                     raise _taken(folder, path.name)
         yield
 
 
-def _take(path: Path, held: contextlib.ExitStack) -> bool:
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is here.
+
+    For the moment that it takes to write a file which several processes may write.
+
+    Args:
+      path: of a file for the lock; it is made if it is not there.
+    """
+    with contextlib.ExitStack() as held:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        held.callback(os.close, handle)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _take(path: Path, held: contextlib.ExitStack, kind: int = fcntl.LOCK_EX) -> bool:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     held.callback(os.close, handle)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

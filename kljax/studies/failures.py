@@ -3,39 +3,43 @@
 import dataclasses
 import shlex
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kljax.config import LeakConfig
 from kljax.files import read_json, write_json
+from kljax.studies.claim import alone
 from kljax.sweeps import Cell
 
 
 def write_failure(folder: Path, cell: Cell, error: BaseException) -> None:
-    """Records why a cell has no rows."""
+    """Records why a cell has not all of its rows."""
     (folder / "failures").mkdir(exist_ok=True)
-    write_json(
-        folder / "failures" / f"{cell.id}.json",
-        {
-            "cell": cell.id,
-            "point": cell.point,
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
-            "command": command_of(cell.config),
-        },
-    )
+    record = {
+        "cell": cell.id,
+        "point": cell.point,
+        "error": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)),
+        "command": command_of(cell.config),
+    }
+    # A cell whose victims are shared by processes fails in all of them.
+    with alone(folder / ".failures.lock"):
+        write_json(folder / "failures" / f"{cell.id}.json", record)
 
 
 def read_failures(folder: Path) -> list[dict[str, Any]]:
     """Reads all failures of a study, by id of the cell."""
     paths = sorted((folder / "failures").glob("*.json"))
-    return [read_json(path) for path in paths if path.name[0] != "."]
+    found = [read_json(path) for path in paths if path.name[0] != "."]
+    # Somebody who works on the study may have made one good just now.
+    return [record for record in found if record is not None]
 
 
-def forget_failures(folder: Path) -> None:
-    """Removes all records, so that those cells are tried again."""
-    for path in (folder / "failures").glob("*.json"):
-        path.unlink()
+def forget_failures(folder: Path, cells: Iterable[str]) -> None:
+    """Removes the records of cells, by id, that are made good."""
+    for cell in cells:
+        (folder / "failures" / f"{cell}.json").unlink(missing_ok=True)
 
 
 def command_of(config: LeakConfig) -> str:

@@ -4,6 +4,7 @@ A chunk leaves those of its victims in a file of its own; when all chunks of a c
 there, they become the cell's file.
 """
 
+import contextlib
 import io
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.files import write_bytes
-from kljax.studies.manifest import Group
+from kljax.studies.claim import alone
+from kljax.studies.manifest import Chunk, Group
 
 
 class Images(NamedTuple):
@@ -32,39 +34,53 @@ def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:
         for cell, some in found.items()
         for field, value in some._asdict().items()
     }
-    _save(_aside(folder) / f"{chunk}.npz", arrays)
+    with _alone(folder):
+        _save(_chunk(folder, chunk), arrays)
 
 
-def collect(folder: Path, groups: Iterable[Group], failed: Iterable[str]) -> None:
+def collect(folder: Path, groups: Iterable[Group]) -> None:
     """Makes the files of all cells whose chunks are there.
 
-    When no cell is left, the files of the chunks are removed.
+    The file of a chunk is removed when all of its cells have theirs; until then it may
+    hold the only images of a cell that failed in another chunk.
     """
-    failed, complete = set(failed), True
-    for group in groups:
-        chunks: dict[str, list[str]] = {}
-        for chunk in group.chunks:
-            for piece in chunk.pieces:
-                chunks.setdefault(piece.cell.id, []).append(chunk.name)
-        for cell, names in chunks.items():
-            target = folder / "reconstructions" / f"{cell}.npz"
-            if cell in failed or target.exists():
-                continue
-            paths = [_aside(folder) / f"{name}.npz" for name in names]
-            if all(path.exists() for path in paths):
-                _join(target, cell, paths)
-            else:
-                complete = False
-    if complete:
-        shutil.rmtree(_aside(folder), ignore_errors=True)
+    with _alone(folder):
+        left = [chunk for group in groups for chunk in _collect(folder, group)]
+        if not left:
+            shutil.rmtree(_aside(folder), ignore_errors=True)
 
 
-def _join(target: Path, cell: str, paths: Iterable[Path]) -> None:
+def _collect(folder: Path, group: Group) -> list[Chunk]:
+    """Makes the files of a group; returns the chunks that are still needed."""
+    chunks: dict[str, list[Path]] = {}
+    for chunk in group.chunks:
+        for piece in chunk.pieces:
+            chunks.setdefault(piece.cell.id, []).append(_chunk(folder, chunk.name))
+    needed = set()
+    for cell, paths in chunks.items():
+        target = folder / "reconstructions" / f"{cell}.npz"
+        if not target.exists() and not _join(target, cell, paths):
+            needed.add(cell)
+    left = []
+    for chunk in group.chunks:
+        if needed.isdisjoint(piece.cell.id for piece in chunk.pieces):
+            _chunk(folder, chunk.name).unlink(missing_ok=True)
+        else:
+            left.append(chunk)
+    return left
+
+
+def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
+    """Writes the file of a cell; False if images of it are missing."""
     parts = []
     for path in paths:
+        if not path.exists():
+            return False
         with np.load(path) as found:
-            names = Images._fields
-            parts.append(Images(*(found[f"{cell}/{name}"] for name in names)))
+            names = [f"{cell}/{name}" for name in Images._fields]
+            if not set(names) <= set(found.files):  # it failed in this chunk
+                return False
+            parts.append(Images(*(found[name] for name in names)))
     parts.sort(key=lambda part: int(part.first))
     _save(
         target,
@@ -74,6 +90,16 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> None:
             "victim": np.concatenate([part.victims for part in parts]),
         },
     )
+    return True
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    # What one process has collected it removes, while others may still be writing.
+    return alone(folder / ".reconstructions.lock")
+
+
+def _chunk(folder: Path, name: str) -> Path:
+    return _aside(folder) / f"{name}.npz"
 
 
 def _aside(folder: Path) -> Path:

@@ -7,15 +7,13 @@ compilation are a *group*, and the victims of a group, one cell after another, a
 into *chunks*. A chunk becomes one part file.
 """
 
-import contextlib
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kljax.files import read_json, write_json
 from kljax.provenance import provenance
+from kljax.studies.claim import alone
 from kljax.sweeps import (
     Cell,
     Grid,
@@ -82,17 +80,33 @@ def open_study(
       ValueError: for a part of no victims.
     """
     made = make_manifest(folder.name, sweep, grid, part)
-    there = read_manifest(folder, missing_ok=True)
-    if there is None:
-        _check_free(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder / ".manifest.lock"):
+    make_folder(folder)
+    with alone(folder / ".manifest.lock"):
         # Another process of the same job may have been faster.
         there = read_manifest(folder, missing_ok=True)
         if there is not None:
             return _extended(folder, there, sweep, grid, part)
         write_json(folder / "manifest.json", made)
         return made
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a study, unless it is there.
+
+    Raises:
+      FileExistsError: if `folder` is or holds something else.
+      ValueError: see `read_manifest`.
+    """
+    if read_manifest(folder, missing_ok=True) is not None:
+        return
+    # Killed before its manifest was whole, a study has left nothing but hidden files.
+    if folder.exists() and (
+        not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())
+    ):
+        raise FileExistsError(
+            f"{str(folder)!r} exists and is no study of kljax sweep: name another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def make_manifest(
@@ -230,24 +244,3 @@ def _entries(cells: Sequence[Cell], generation: int) -> list[dict[str, Any]]:
 
 def _axes(sweep: Sweep) -> dict[str, list[str]]:
     return {axis: list(points) for axis, points in sweep.axes.items()}
-
-
-def _check_free(folder: Path) -> None:
-    # Killed before its manifest was whole, a study has left nothing but hidden files.
-    if not folder.exists():
-        return
-    if not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir()):
-        raise FileExistsError(
-            f"{str(folder)!r} exists and is no study of kljax sweep: name another"
-        )
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Waits until no other process is here."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -2,16 +2,17 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kljax.files import write_json
-from kljax.studies.failures import read_failures
 from kljax.studies.manifest import cells_of, plan, read_manifest
 from kljax.studies.parts import write_part
 from kljax.studies.reading import FLOOR, Study, read
 from kljax.sweeps import Cell, cell_to_json, merge
+from kljax.sweeps.cell import NO_RESULTS
+from kljax.sweeps.fields import FIELDS
 
 
 def merge_studies(first: Path, second: Path, out: Path) -> None:
@@ -28,15 +29,18 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
     Raises:
       FileExistsError: if `out` exists.
       FileNotFoundError: if one of the two is no study.
-      ValueError: if they contradict each other (`kljax.sweeps.merge`).
+      ValueError: if they contradict each other (`kljax.sweeps.merge`), or differ in
+        what is an axis of neither.
     """
     if out.exists():
         raise FileExistsError(f"{str(out)!r} exists: name another folder")
     manifests = [read_manifest(folder) for folder in (first, second)]
-    cells = merge(*(cells_of(manifest) for manifest in manifests))
+    both = [cells_of(manifest) for manifest in manifests]
+    cells = merge(*both)
+    sweep = _joined_sweep(manifests, both)
     studies = [read(folder) for folder in (first, second)]
     rows = [_rows_by_cell(study) for study in studies]
-    manifest = _joined(out.name, manifests, cells)
+    manifest = _joined(out.name, manifests, sweep, cells)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -64,18 +68,64 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
         raise
 
 
-def _joined(
-    name: str, manifests: Sequence[dict[str, Any]], cells: Sequence[Cell]
+def _joined_sweep(
+    manifests: Sequence[dict[str, Any]], cells: Sequence[Sequence[Cell]]
 ) -> dict[str, Any]:
-    first, second = manifests
-    axes = {
-        axis: list(dict.fromkeys([*labels, *second["axes"][axis]]))
-        for axis, labels in first["axes"].items()
+    """Makes the sweep that has all cells of both; perhaps more, never fewer.
+
+    Raises:
+      ValueError: for what differs and is on no axis: rows at two points would differ
+        in it, too, and nobody would see it.
+    """
+    first, second = (manifest["sweep"] for manifest in manifests)
+    axes = {axis: dict(points) for axis, points in first["axes"].items()}
+    for axis, points in second["axes"].items():
+        for label, fields in points.items():
+            there = axes[axis].setdefault(label, fields)
+            if _results(there) != _results(fields):
+                raise ValueError(
+                    f"axis {axis}: point {label} sets {there} in the first study and "
+                    f"{fields} in the second"
+                )
+    swept = {name for points in axes.values() for at in points.values() for name in at}
+    for name in FIELDS:
+        if name in NO_RESULTS:
+            continue
+        if name in swept:  # and for all cells of one study, besides?
+            one, other = (sweep["fixed"].get(name) for sweep in (first, second))
+        else:
+            field = "arms" if name == "arm" else name
+            one, other = (getattr(some[0].config, field) for some in cells)
+        if one != other:
+            raise ValueError(
+                f"{name} is {one!r} in the first study and {other!r} in the second: "
+                "what differs between two studies must be an axis of both"
+            )
+    options = (first["options"], second["options"])
+    return {
+        "fixed": first["fixed"],
+        "axes": axes,
+        # Those of one study might leave out cells of the other.
+        "exclude": first["exclude"] if first["exclude"] == second["exclude"] else [],
+        "options": {n: kept and options[1].get(n) for n, kept in options[0].items()},
     }
-    return first | {
+
+
+def _results(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: at for name, at in fields.items() if name not in NO_RESULTS}
+
+
+def _joined(
+    name: str,
+    manifests: Sequence[dict[str, Any]],
+    sweep: dict[str, Any],
+    cells: Sequence[Cell],
+) -> dict[str, Any]:
+    return manifests[0] | {
         "name": name,
         "merged": [manifest["name"] for manifest in manifests],
-        "axes": axes,
+        "sweep": sweep,
+        "axes": {axis: list(points) for axis, points in sweep["axes"].items()},
         "excluded": 0,
         "illegal": 0,
         "cells": [cell_to_json(cell) | {"generation": 0} for cell in cells],
@@ -110,8 +160,7 @@ def _copy_rest(
     cell: Cell, where: int | None, studies: Sequence[Study], aside: Path
 ) -> None:
     if where is None:
-        failures = [f for s in studies for f in read_failures(s.folder)]
-        for failure in failures:
+        for failure in (f for study in studies for f in study.failures):
             if failure["cell"] == cell.id:
                 (aside / "failures").mkdir(exist_ok=True)
                 write_json(aside / "failures" / f"{cell.id}.json", failure)

@@ -173,6 +173,9 @@ def test_fetching_nothing_gives_nothing(column):
     data = toy(images=column(ramp()), labels=column(np.arange(4) % 3))
     images, labels = data.fetch([])
     assert (images.shape, labels.shape) == ((0, 3, 2, 1), (0,))
+    some = data.fetch([1])
+    assert [images.dtype, labels.dtype] == [column.dtype for column in some]
+    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
 
 
 def test_lazy_images_may_have_plain_labels():

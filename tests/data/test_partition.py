@@ -8,19 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_dataset import Rows, ramp, toy
+from test_dataset import Rows
 
 from kljax.data import (
     PARTITIONS,
     by_size,
     dirichlet,
-    holdout,
     iid,
-    load,
     partition,
     shards,
 )
-from kljax.data.draws import raw, shuffled, uniforms
+from kljax.data.draws import uniforms
 
 TEXTS = ("iid", "dirichlet=5", "shards", "shards=3", "by-size=1,2,3,4")
 LABELS = np.arange(200) % 10  # of four clients
@@ -292,98 +290,6 @@ def test_a_least_number_of_examples_may_be_asked_for():
 def test_alpha_must_be_a_number():
     with pytest.raises(TypeError, match="alpha of dirichlet is None"):
         dirichlet(TWO_LABELS, 2, 0, alpha=None)
-
-
-# ---- Holdout -------------------------------------------------------------------------
-
-
-def test_a_holdout_parts_digits():
-    data = load("digits", shape=(8, 8, 1))
-    train, test = holdout(data, 0, 0.2)
-    assert sorted([*train, *test]) == list(range(len(data)))
-    assert len(test) == 359  # a fifth of 1,797
-    assert train.dtype == test.dtype == np.int64
-    assert np.all(np.diff(train) > 0) and np.all(np.diff(test) > 0)
-    # Shuffled: not the writers of the last pages, and all ten digits.
-    assert chi_square((train, test), data.labels) > 1e-3
-    assert stats.kstest(test / len(data), "uniform").pvalue > 1e-3
-    assert holdout(data, 0, 0.2)[1].tolist() == test.tolist()
-    assert holdout(data, 1, 0.2)[1].tolist() != test.tolist()
-    assert set(holdout(data, 0, 0.1)[1]) < set(test)
-
-
-def test_a_holdout_keeps_groups_together():
-    groups = np.repeat(np.arange(6), 5)
-    data = toy(30, groups=groups)
-    for seed in range(10):
-        train, test = holdout(data, seed, 0.3)
-        assert not set(groups[train]) & set(groups[test])
-        assert len(test) == 10  # two groups: 9 would be nearest
-
-
-def test_a_holdout_leaves_something_on_either_side():
-    data = toy(4)
-    assert [len(part) for part in holdout(data, 0, 0.001)] == [3, 1]
-    assert [len(part) for part in holdout(data, 0, 0.999)] == [1, 3]
-
-
-@pytest.mark.parametrize(
-    "share, changes, error, message",
-    [
-        (0, {}, ValueError, "share is 0"),
-        (1, {}, ValueError, r"share is 1; give a number in \(0, 1\)"),
-        (None, {}, TypeError, "share is None"),
-        (0.5, {"groups": [1] * 4}, ValueError, "'toy' has a single group"),
-        (0.5, {"images": ramp(1), "labels": [0]}, ValueError, "'toy'.*single group"),
-    ],
-)
-def test_a_holdout_refuses(share, changes, error, message):
-    with pytest.raises(error, match=message):
-        holdout(toy(**changes), 0, share)
-
-
-# ---- Draws ---------------------------------------------------------------------------
-
-
-def test_draws_of_different_names_differ():
-    names = [
-        (0, "a"),
-        (1, "a"),
-        (2**64, "a"),
-        (0, "b"),
-        (0, "a", 0),
-        (0, "a", 0, 0),
-        (0, "a", 1),
-        (0, "a", 1, 0),
-        (0, "a", 0, 1),
-        (1, "a", 0),
-    ]
-    drawn = {tuple(raw(4, *name).tolist()) for name in names}
-    assert len(drawn) == len(names)
-    assert raw(4, 0, "a").tolist() == raw(4, 0, "a").tolist()
-
-
-def test_uniforms_are_uniform_and_inside():
-    values = uniforms(20_000, 0, "test")
-    assert 0 < values.min() and values.max() < 1
-    assert stats.kstest(values, "uniform").pvalue > 1e-3
-    assert stats.kstest(values**1.05, "uniform").pvalue < 1e-3
-    ends = (np.array([0, 2**64 - 1], np.uint64) >> 12) + 0.5
-    assert np.all((ends * 2.0**-52 > 0) & (ends * 2.0**-52 < 1))
-
-
-def test_all_orders_are_as_likely():
-    orders = [tuple(shuffled(4, seed, "test")) for seed in range(2400)]
-    _, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(counts) == 24
-    assert stats.chisquare(counts).pvalue > 1e-3
-
-
-def test_numbers_of_a_draw_must_fit():
-    with pytest.raises(ValueError, match="a number of test is 4294967296"):
-        raw(1, 0, "test", 2**32)
-    with pytest.raises(ValueError, match="seed is"):
-        raw(1, 2**128, "test")
 
 
 def test_the_example_of_the_module_runs():

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 
-from kljax import engine, metrics
+from kljax import engine, leakage, metrics
 from kljax.mapping import Layout
 from kljax.studies.manifest import open_study
 from kljax.sweeps import expand, parse_sweep
@@ -89,6 +89,18 @@ def run(folder, sweep=None, *, part=PART, **options):
     with quick():
         manifest = open_study(folder, sweep, expand(sweep), part=part)
         return engine.run_study(folder, manifest, **options)
+
+
+def seed_1_raises(monkeypatch, error):
+    """Makes every cell of seed 1 fail, until it is undone."""
+    prepare_again = leakage.prepare_again
+
+    def prepare(study, config):
+        if config.seed == 1:
+            raise error
+        return prepare_again(study, config)
+
+    monkeypatch.setattr(leakage, "prepare_again", prepare)
 
 
 RUN = """

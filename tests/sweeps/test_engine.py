@@ -1,25 +1,24 @@
 """The engine of sweeps: what compiles together, and that nothing is lost."""
 
 import dataclasses
+import errno
 import json
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
 import small
-from small import FILE, LAYOUT, command, parts, run, sweep_of
+from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
 
 from kljax import cli, engine, leakage, scoring, studies
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
-from kljax.studies.claim import claimed
-from kljax.studies.failures import command_of, forget_failures, read_failures
+from kljax.studies import layouts
+from kljax.studies.failures import command_of, read_failures, write_failure
 from kljax.studies.manifest import cells_of, open_study, plan, read_manifest
-from kljax.studies.merging import merge_studies
 from kljax.sweeps import expand
 
 
@@ -114,6 +113,7 @@ def test_reconstructions_are_one_file_per_cell(whole):
 
 # --- failures ---------------------------------------------------------------------
 
+ONE = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
 BROKEN = {"attack": ["matching", "outside_package:breaking_attack"]}
 
 
@@ -187,23 +187,73 @@ def test_a_dataset_that_is_not_there_is_a_failure_of_its_cells(tmp_path):
 def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
     axes = {"seed": [0, 1], "step_size": [0.1]}
     sweep, folder = sweep_of(axes=axes), tmp_path / "study"
-    prepare_again = leakage.prepare_again
-
-    def unlucky(study, config):
-        if config.seed == 1:
-            raise RuntimeError("a bad day")
-        return prepare_again(study, config)
-
-    monkeypatch.setattr(leakage, "prepare_again", unlucky)
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     assert len(run(folder, sweep).failed) == 3
     monkeypatch.undo()
     assert not run(folder, sweep).failed  # nothing was tried
     assert len(studies.missing_cells(studies.read(folder))) == 3
-    forget_failures(folder)
-    assert run(folder, sweep).attacks
+    assert run(folder, sweep, retry_failed=True).attacks
+    assert read_failures(folder) == []
     assert not studies.missing_cells(studies.read(folder))
     run(tmp_path / "lucky", sweep)
     assert parts(folder) == parts(tmp_path / "lucky")
+
+
+def test_what_cannot_be_read_is_a_failure_of_its_cells(tmp_path, monkeypatch):
+    seed_1_raises(
+        monkeypatch, PermissionError(13, "Permission denied", "/data/private")
+    )
+    report = run(tmp_path / "study", sweep_of(axes=ONE))
+    (failure,) = read_failures(tmp_path / "study")
+    assert report.attacks == 5 and report.failed == (failure["cell"],)
+    assert "PermissionError" in failure["error"] and "private" in failure["error"]
+
+
+def test_a_disk_that_is_full_is_no_failure_of_a_cell(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(layouts, "write_json", full)
+    with pytest.raises(OSError, match="No space left on device.*layouts/00-0000.json"):
+        run(tmp_path / "study", sweep_of(axes=ONE))
+    assert read_failures(tmp_path / "study") == []
+    monkeypatch.undo()
+    assert not run(tmp_path / "study", sweep_of(axes=ONE)).failed
+
+
+def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
+    tmp_path, monkeypatch
+):
+    # Run without the cell that failed, the rest of the chunk might differ in bits.
+    sweep, folder = sweep_of(axes=ONE), tmp_path / "killed"
+
+    def killed(folder, cell, error):
+        raise KeyboardInterrupt
+
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
+    run(tmp_path / "once", sweep)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "write_failure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, sweep)
+    assert len(parts(folder)) == 1 and read_failures(folder) == []
+    seen = []
+    run(folder, sweep, on_chunk=seen.append)
+    assert [done.chunk for done in seen] == ["00-0000-00000", "00-0000-00001"]
+    assert len(read_failures(folder)) == 1
+    assert parts(folder) == parts(tmp_path / "once")
+
+
+def test_a_corrupted_part_of_a_failed_cell_is_put_aside(tmp_path, monkeypatch):
+    sweep, folder = sweep_of(axes=ONE | {"seed": [0]}, victims=12), tmp_path / "study"
+    run(folder, sweep, process=0, processes=2)
+    (path,) = (folder / "parts").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    (cell,) = expand(sweep).cells
+    write_failure(folder, cell, RuntimeError("a bad day"))
+    run(folder, sweep, on_chunk=pytest.fail)  # a failed cell is not tried again
+    assert studies.read(folder).rows.num_rows == 0
+    assert [p.name for p in (folder / "parts").iterdir()] == [f"{path.name}.corrupt"]
 
 
 # --- the folder -------------------------------------------------------------------
@@ -256,40 +306,7 @@ def test_what_is_no_study_is_refused(tmp_path):
     assert not run(half).failed
 
 
-def test_a_second_job_on_the_folder_is_refused(tmp_path):
-    with claimed(tmp_path, 0, 2):
-        with claimed(tmp_path, 1, 2):
-            for place in ((0, 2), (0, 1), (1, 3)):
-                with pytest.raises(FileExistsError, match="another job is at work"):
-                    with claimed(tmp_path, *place):
-                        pytest.fail("was let in")
-    with claimed(tmp_path, 0, 1):
-        pass
-
-
-def test_two_studies_are_merged(whole, tmp_path):
-    folder, _, _ = whole
-    other = tmp_path / "other"
-    run(other, sweep_of(axes={"seed": [1, 2]}, options={"reconstructions": True}))
-    merge_studies(folder, other, tmp_path / "both")
-    study = studies.read(tmp_path / "both")
-    assert len(study.manifest["cells"]) == 18
-    assert study.manifest["axes"]["seed"] == ["0", "1", "2"]
-    assert not studies.missing_cells(study)
-
-    def by_cell(folder):
-        rows = {}
-        for row in studies.read(folder).rows.to_pylist():
-            rows[row["cell"], row["arm"], row["victim"]] = row
-        return rows
-
-    assert by_cell(tmp_path / "both") == by_cell(other) | by_cell(folder)
-    assert len(list((tmp_path / "both" / "reconstructions").iterdir())) == 18
-    with pytest.raises(FileExistsError):
-        merge_studies(folder, other, tmp_path / "both")
-
-
-# --- kills and peers --------------------------------------------------------------
+# --- kills and devices --------------------------------------------------------------
 
 
 def kill_and_resume(folder, file, cache, kills, pause):
@@ -332,46 +349,6 @@ def test_a_sweep_that_is_killed_ends_with_the_same_rows(kills, tmp_path):
     assert len(hidden) == len(plan(read_manifest(folder))[0].chunks) + len(
         plan(read_manifest(folder))[1].chunks
     )
-
-
-@pytest.mark.slow
-def test_a_dead_peer_stops_nobody_and_is_made_up_for(whole, tmp_path):
-    folder, file = tmp_path / "shared", tmp_path / "file.toml"
-    file.write_text(FILE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["sweep", file, "--out", folder, "--part", "8", "--no-report"]
-    arguments += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
-    peers = [
-        command(*arguments, "--process", n, cache=tmp_path / "cache") for n in (0, 1)
-    ]
-    # Process 0, which the other has met, dies as soon as the work begins.
-    deadline = time.monotonic() + 120
-    while not (folder / "manifest.json").exists():
-        assert time.monotonic() < deadline and peers[0].poll() is None
-        time.sleep(0.05)
-    peers[0].send_signal(signal.SIGKILL)
-    peers[0].communicate()
-    output, _ = peers[1].communicate(timeout=300)
-    assert peers[1].returncode == 0, output
-    mine = set(parts(folder))
-    chunks = [c.name for g in plan(read_manifest(folder)) for c in g.chunks]
-    assert {f"{name}.parquet" for name in chunks[1::2]} <= mine
-    # Alone, and with the two processes' claims gone, the rest is done.
-    process = command(
-        *("sweep", file, "--out", folder, "--part", "8", "--no-report"),
-        cache=tmp_path / "cache",
-    )
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    one = command(
-        *("sweep", file, "--out", tmp_path / "alone", "--part", "8", "--no-report"),
-        cache=tmp_path / "cache",
-    )
-    output, _ = one.communicate(timeout=300)
-    assert one.returncode == 0, output
-    assert parts(folder) == parts(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -1,0 +1,46 @@
+"""Layouts of a study: how each group was laid over the machine when it began.
+
+Written down, so that whoever goes on computes the same blocks and gets the same bits.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from kljax.files import read_json, write_json
+from kljax.mapping import Layout
+from kljax.studies.claim import alone
+
+
+class LayoutNotKept(OSError):
+    """A layout cannot be written: the folder is to blame, not what was to run."""
+
+
+def read_layout(folder: Path, group: str) -> Layout | None:
+    """Reads the layout of a group; None if it has not begun."""
+    there = read_json(_path(folder, group))
+    return None if there is None else Layout(**there)
+
+
+def keep_layout(folder: Path, group: str, layout: Layout) -> Layout:
+    """Writes the layout of a group, unless another process was faster.
+
+    Returns:
+      The layout that counts.
+
+    Raises:
+      LayoutNotKept: if it cannot be written.
+    """
+    path = _path(folder, group)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with alone(folder / ".layouts.lock"):
+            there = read_layout(folder, group)
+            if there is None:
+                write_json(path, dataclasses.asdict(layout))
+    except OSError as error:
+        raise LayoutNotKept(error.errno, error.strerror, str(path)) from error
+    return there or layout
+
+
+def _path(folder: Path, group: str) -> Path:
+    return folder / "layouts" / f"{group}.json"
