@@ -4,8 +4,6 @@ The victim's network is DLG's LeNet, every victim with weights of its own; the d
 is GRNN's, ``|g - g*|^2 + |g - g*|``, and its total variation is added.
 """
 
-import time
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from .federated_torch import LeNet, named, transplanted
-from .inversion import kernels, stacked
+from .inversion import stacked, timed
 
 RATE, ALPHA, MOMENTUM, EPSILON = 1e-4, 0.99, 0.99, 1e-8
 
@@ -115,16 +113,9 @@ class Generation:
         ]
 
     def evaluations(self, setting, first, last, repeats):
-        """Makes `repeats` steps for each victim; gives clocks and the first values."""
+        """Makes `repeats` steps for victims first..last-1; see `inversion.timed`."""
         make = self._eager if setting["form"] == "eager" else self._func
-        with kernels(setting["kernels"]):
-            run = make(first, last, setting["chunk"])
-            start = time.perf_counter()
-            found = [[step() for step in run] for _ in range(repeats)]
-            stop = time.perf_counter()
-        values = torch.cat([value.reshape(-1) for value in found[0]]).tolist()
-        count = repeats * (last - first)
-        return {"start": start, "stop": stop, "evaluations": count, "values": values}
+        return timed(make, setting, first, last, repeats)
 
     def _eager(self, first, last, chunk):
         del chunk

@@ -125,16 +125,9 @@ class Inversion:
         return cosine(simulated, observed) + self.weight * variation(images)
 
     def evaluations(self, setting, first, last, repeats):
-        """Evaluates victims first..last-1; gives the clocks and their first values."""
+        """Evaluates victims first..last-1; see `timed`."""
         make = self._eager if setting["form"] == "eager" else self._func
-        with kernels(setting["kernels"]):
-            run = make(first, last, setting["chunk"])
-            start = time.perf_counter()
-            found = [[evaluate() for evaluate in run] for _ in range(repeats)]
-            stop = time.perf_counter()
-        values = torch.cat([value.reshape(-1) for value in found[0]]).tolist()
-        count = repeats * (last - first)
-        return {"start": start, "stop": stop, "evaluations": count, "values": values}
+        return timed(make, setting, first, last, repeats)
 
     def _eager(self, first, last, chunk):
         del chunk
@@ -173,3 +166,19 @@ def stacked(trees):
 def kernels(name):
     """Chooses oneDNN's convolutions or PyTorch's own."""
     return torch.backends.mkldnn.flags(enabled=name == "onednn")
+
+
+def timed(make, setting, first, last, repeats):
+    """Runs what `make` gives for victims first..last-1, `repeats` times.
+
+    Returns the clock before and after, the number of evaluations, and the values of
+    the first ones.
+    """
+    with kernels(setting["kernels"]):
+        run = make(first, last, setting["chunk"])
+        start = time.perf_counter()
+        found = [[evaluate() for evaluate in run] for _ in range(repeats)]
+        stop = time.perf_counter()
+    values = torch.cat([value.reshape(-1) for value in found[0]]).tolist()
+    count = repeats * (last - first)
+    return {"start": start, "stop": stop, "evaluations": count, "values": values}
