@@ -25,15 +25,19 @@ def matmul_peak():
 
 
 def product_flops(fn, *args):
-    """Counts the floating-point operations of all matrix products `fn` traces to."""
+    """Counts the floating-point operations of all matrix products `fn` traces to.
+
+    What is computed again on the way back (`jax.checkpoint`) counts as often.
+    """
 
     def count(jaxpr):
         total = 0
         for eqn in jaxpr.eqns:
+            times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for value in eqn.params.values():
                 for sub in value if isinstance(value, (tuple, list)) else (value,):
                     sub = getattr(sub, "jaxpr", sub)
-                    total += count(sub) if hasattr(sub, "eqns") else 0
+                    total += times * count(sub) if hasattr(sub, "eqns") else 0
             if eqn.primitive.name == "dot_general":
                 (contract, _), _ = eqn.params["dimension_numbers"]
                 shape = eqn.invars[0].aval.shape

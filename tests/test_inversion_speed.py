@@ -1,0 +1,68 @@
+"""The entries of experiments/speed.py about deeper inversions, at sizes of seconds.
+
+Peers are tested where PyTorch is installed: in this Python, or in the one that
+TORCH_PYTHON names.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from studies import quick_compilation
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
+
+import inversion_peer  # noqa: E402
+import inversion_speed  # noqa: E402
+from inversion_peer import Setting  # noqa: E402
+from inversion_speed import GRNN, WORK  # noqa: E402
+
+SMALL = {"victims": 2, "repeats": 1, "chunks": (1,)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(inversion_speed, "matmul_peak", lambda: 1e12)
+    monkeypatch.setattr(inversion_peer, "settings", lambda name, victims: [of(name)])
+    with quick_compilation():
+        yield
+
+
+def of(name):
+    form = "eager" if "eager" in name else "func"
+    return Setting(form, processes=2 if "processes" in name else 1)
+
+
+def options(*peers, python=sys.executable):
+    return argparse.Namespace(rounds=2, peers=peers, torch_python=python)
+
+
+def test_ours_alone():
+    work = WORK["fedavg-inversion"]._replace(**SMALL)
+    (made,) = inversion_speed.compare("fedavg-inversion", options(), work)
+    assert made["ours"]["low"] > 0 and made["peers"] == {}
+    assert made["settings"]["local_steps"] == 5
+    # Five steps: at least five times the products of a forward pass and its gradient.
+    convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
+    forward = sum(2 * 25 * n for n in convolutions) + 2 * 768 * 10
+    assert made["settings"]["flops_per_evaluation"] > 5 * 2 * forward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*WORK, "grnn-lenet"])
+def test_peers_do_the_same_work(name):
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    if python == sys.executable and not importlib.util.find_spec("torch"):
+        pytest.skip("torch is not installed")
+    ours = options(*inversion_peer.PEERS, python=python)
+    if name == "grnn-lenet":
+        (made,) = inversion_speed.grnn_lenet(ours, GRNN._replace(**SMALL))
+    else:
+        (made,) = inversion_speed.compare(name, ours, WORK[name]._replace(**SMALL))
+    assert len(made["peers"]) == 4
+    differences = made["settings"]["largest_difference_to_peer"]
+    # GRNN's distance is about 10 at the start, the cosine at most 2.
+    assert max(differences.values()) < (1e-3 if name == "grnn-lenet" else 1e-4)
