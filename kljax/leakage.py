@@ -10,22 +10,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kljax import captured, data, ground, threat
 from kljax.arms import Arm, parse_arm
 from kljax.attacks import (
     Attack,
-    Candidate,
-    Objective,
     Reconstruction,
     Setting,
-    replay,
 )
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset, find_preset
 from kljax.config import LeakConfig
+from kljax.diagnosis import diagnose
 from kljax.mapping import Timing, map_victims
 from kljax.models import Network, feeding_layers
 from kljax.staging import (
@@ -47,9 +44,9 @@ class Attacked(NamedTuple):
     """What the compiled function says of one victim."""
 
     reconstruction: Reconstruction
-    loss_at_truth: Array  # [] diagnostic, never shown to the attack
-    loss_scale: Array  # [] objective if the faintest tensor is missed
-    live_channels: Array  # [] gated channels whose scale is not 0
+    loss_at_truth: Array  # [], see `kljax.diagnosis.Diagnosis`
+    loss_scale: Array  # []
+    live_channels: Array  # []
 
 
 class ArmResult(NamedTuple):
@@ -229,25 +226,9 @@ def one_victim(
         view = threat.observe(setting.threat, update)
         reconstruction = attack(draw_rng(source, "attack"), view)
 
-        # Diagnostics, on this side of the wall.
-        truth = Candidate(update.images, update.targets, update.private)
-        loss_at_truth = loss_scale = jnp.nan
-        if preset.objective is not None:
-            simulated, observed = replay(mine, mine.gates)(view, truth)
-            objective = preset.objective()
-            loss_at_truth = objective(simulated, observed)
-            lost = None
-            if setting.protocol is not None:
-                # Weight decay and momentum move tensors that no image moves.
-                blank = truth._replace(images=jnp.full_like(update.images, 0.5))
-                without, _ = replay(mine, mine.gates)(view, blank)
-                lost = jax.tree.map(jnp.subtract, simulated, without)
-            loss_scale = weakest_tensor(objective, observed, lost)
-        gates = defence.gates(update.public.defence, update.private)
-        live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
-        return Attacked(
-            reconstruction, jnp.asarray(loss_at_truth), jnp.asarray(loss_scale), live
-        )
+        # On this side of the wall.
+        found = diagnose(mine, preset, update, view)
+        return Attacked(reconstruction, *found)
 
     return run
 
@@ -277,39 +258,6 @@ def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> A
     return preset.build(
         setting, optimiser, steps=config.steps, restarts=config.restarts
     )
-
-
-def weakest_tensor(
-    objective: Objective, observed: PyTree, lost: PyTree | None = None
-) -> Array:
-    """Computes what the objective says when the faintest tensor is missed entirely.
-
-    The classifier's gradient is often a hundred times longer than the first layer's,
-    in which the image is written: a loss that is small beside the whole gradient can
-    still miss all of that. Tensors below float32 rounding (a millionth of the whole
-    gradient's norm), such as a bias in front of a norm layer, do not count.
-
-    Args:
-      objective: ``(simulated, observed) -> []``.
-      observed: what the server sees.
-      lost: what of it is due to the images, and is lost where a tensor is missed;
-        None for all of it.
-    """
-    leaves, tree = jax.tree.flatten(observed)
-    parts = leaves if lost is None else jax.tree.leaves(lost)
-    powers = jnp.stack([jnp.sum(part**2) for part in parts])
-    missed = jnp.stack(
-        [
-            objective(
-                jax.tree.unflatten(
-                    tree, [x - parts[n] if i == n else x for i, x in enumerate(leaves)]
-                ),
-                observed,
-            )
-            for n in range(len(leaves))
-        ]
-    )
-    return jnp.min(jnp.where(powers > 1e-12 * jnp.sum(powers), missed, jnp.inf))
 
 
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:

@@ -111,7 +111,7 @@ def reveal(setting, optimiser=None, *, steps, restarts):
 
 
 # With an objective, so that the diagnostics at the truth are computed too.
-measured_reveal = Preset(reveal, "given", squared_l2)
+measured_reveal = Preset(reveal, "given", lambda setting: squared_l2())
 
 
 def exploding():

@@ -12,8 +12,9 @@ from kljax import data, ground, leakage, scoring, staging
 from kljax.attacks import cosine, squared_l2
 from kljax.config import LeakConfig
 from kljax.config.leak import WHOLE
+from kljax.diagnosis import weakest_tensor
 from kljax.keylock import key_lock
-from kljax.leakage import leak, weakest_tensor
+from kljax.leakage import leak
 from kljax.mapping import Layout
 from kljax.typing import Public
 
@@ -126,7 +127,7 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         ({"threat": ("examples=2",)}, "set the option examples"),
         ({"threat": ("upload=update",)}, "upload=update"),
         ({"threat": ("upload=average",)}, "upload=average"),
-        ({"examples": 2}, "labels='recovered'.*examples=1, got examples=2"),
+        ({"examples": 2, "label_rule": "idlg"}, "'idlg' needs examples=1"),
         # Victims
         ({"victims": 1798}, "1798 victims, dataset 'digits' has 1797"),
         ({"victims": 900, "examples": 2, "labels": "given"}, "'digits' has 1797"),

@@ -52,6 +52,7 @@ UPSTAIRS = (
     "training",
     "captured",
     "staging",
+    "diagnosis",
     "leakage",
     "scoring",
     "report",

@@ -5,10 +5,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from kljax.attacks import objectives
-from kljax.attacks.attack import Attack, Objective
+from kljax.attacks.attack import Attack, Objective, Setting
 from kljax.attacks.closed_form import rgap
 from kljax.attacks.objectives import cosine, squared_l2
-from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
+from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.plain import dlg, matching, tag
@@ -28,36 +28,44 @@ class Preset(NamedTuple):
     Attributes:
       build: ``(Setting, optimiser=None, *, steps, restarts) -> Attack``.
       labels: the label strategy the attack is known for.
-      objective: makes the attack's objective, for diagnostics; None where an attack
-        has none.
+      objective: ``Setting -> Objective`` of the attack, for diagnostics; None where an
+        attack has none.
       needs: facts about the wire, fields of `kljax.threat.Knowledge`, without which
         the attack cannot be.
     """
 
     build: Callable[..., Attack]
     labels: str
-    objective: Callable[[], Objective] | None
+    objective: Callable[[Setting], Objective] | None
     needs: Mapping[str, str] = MappingProxyType({})
 
 
+def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
+    """Makes the ``objective`` of a preset whose distance is the same on any ground."""
+    return lambda setting: make()
+
+
+STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
 PRESETS: dict[str, Preset] = {
-    "matching": Preset(matching, "recovered", squared_l2),
-    "dlg": Preset(dlg, "joint", squared_l2),
+    "matching": Preset(matching, "recovered", anywhere(squared_l2)),
+    "dlg": Preset(dlg, "joint", anywhere(squared_l2)),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
-    "idlg": Preset(dlg, "recovered", squared_l2),
-    "gate-regression": Preset(gate_regression, "recovered", balanced_l2),
-    "tag": Preset(tag, "recovered", objectives.tag),
-    "inverting-gradients": Preset(inverting_gradients, "recovered", cosine),
-    "grnn": Preset(grnn, "joint", objectives.l2_norm),
+    "idlg": Preset(dlg, "recovered", anywhere(squared_l2)),
+    "gate-regression": Preset(gate_regression, "recovered", anywhere(balanced_l2)),
+    "tag": Preset(tag, "recovered", anywhere(objectives.tag)),
+    "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
+    "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm)),
     "gradinversion": Preset(
-        gradinversion, "recovered", gradinversion_objective, {"stats": "visible"}
+        gradinversion,
+        "recovered",
+        anywhere(gradinversion_objective),
+        {"stats": "visible"},
     ),
     "bn-updates": Preset(
-        bn_updates, "joint", bn_updates_objective, {"stats": "visible"}
+        bn_updates, "joint", anywhere(bn_updates_objective), STATISTICS
     ),
-    "ig-fedavg": Preset(ig_fedavg, "given", cosine),
-    # Its distance weighs layers, and so depends on the network.
-    "fedavg-inversion": Preset(fedavg_inversion, "recovered", None),
+    "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
+    "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
     "rgap": Preset(rgap, "recovered", None),
 }
 

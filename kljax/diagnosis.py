@@ -1,0 +1,88 @@
+"""Diagnosis: what is true of an attacked upload, and never shown to the attack."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks import Candidate, Objective, Setting, replay
+from kljax.attacks.presets import Preset
+from kljax.threat import Update, View
+from kljax.typing import Array, PyTree
+
+
+class Diagnosis(NamedTuple):
+    """What there is to hold a matching loss against.
+
+    Attributes:
+      loss_at_truth: [] of the attack's objective at the client's own images; NaN for an
+        attack without an objective.
+      loss_scale: [] objective if the faintest tensor is missed; NaN the same.
+      live_channels: [] gated channels whose scale is not 0.
+    """
+
+    loss_at_truth: Array
+    loss_scale: Array
+    live_channels: Array
+
+
+def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Diagnosis:
+    """Diagnoses one victim.
+
+    Args:
+      setting: the ground of the attack, with the victim's own defence.
+      preset: the attack.
+      update: all that is true about the upload.
+      view: what the attack was shown of it.
+    """
+    gates = setting.gates(update.public.defence, update.private)
+    live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
+    if preset.objective is None:
+        return Diagnosis(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), live)
+    objective = preset.objective(setting)
+    truth = Candidate(update.images, update.targets, update.private)
+    simulated, observed = replay(setting, setting.gates)(view, truth)
+    lost = None
+    if setting.protocol is not None:
+        # Weight decay and momentum move tensors that no image moves.
+        blank = truth._replace(images=jnp.full_like(update.images, 0.5))
+        without, _ = replay(setting, setting.gates)(view, blank)
+        lost = jax.tree.map(jnp.subtract, simulated, without)
+    return Diagnosis(
+        jnp.asarray(objective(simulated, observed)),
+        jnp.asarray(weakest_tensor(objective, observed, lost)),
+        live,
+    )
+
+
+def weakest_tensor(
+    objective: Objective, observed: PyTree, lost: PyTree | None = None
+) -> Array:
+    """Computes what the objective says when the faintest tensor is missed entirely.
+
+    The classifier's gradient is often a hundred times longer than the first layer's,
+    in which the image is written: a loss that is small beside the whole gradient can
+    still miss all of that. Tensors below float32 rounding (a millionth of the whole
+    gradient's norm), such as a bias in front of a norm layer, do not count.
+
+    Args:
+      objective: ``(simulated, observed) -> []``.
+      observed: what the server sees.
+      lost: what of it is due to the images, and is lost where a tensor is missed;
+        None for all of it.
+    """
+    leaves, tree = jax.tree.flatten(observed)
+    parts = leaves if lost is None else jax.tree.leaves(lost)
+    powers = jnp.stack([jnp.sum(part**2) for part in parts])
+    missed = jnp.stack(
+        [
+            objective(
+                jax.tree.unflatten(
+                    tree, [x - parts[n] if i == n else x for i, x in enumerate(leaves)]
+                ),
+                observed,
+            )
+            for n in range(len(leaves))
+        ]
+    )
+    return jnp.min(jnp.where(powers > 1e-12 * jnp.sum(powers), missed, jnp.inf))
