@@ -36,7 +36,10 @@ def around(image: ArrayLike, std: float = 0.0) -> Start:
 
     def start(rng: Rng, shape: tuple[int, ...]) -> Array:
         given = jnp.asarray(image, jnp.float32)
-        if jnp.broadcast_shapes(given.shape, shape[1:]) != shape[1:]:
+        # From the last axis on, as broadcasting goes.
+        pairs = zip(reversed(given.shape), reversed(shape[1:]), strict=False)
+        fits = given.ndim < len(shape) and all(n in (1, side) for n, side in pairs)
+        if not fits:
             raise ValueError(
                 f"the image to start around has shape {given.shape}, expected "
                 f"{shape[1:]}"

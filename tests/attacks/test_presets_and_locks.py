@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from toys import LOCK, locked_update, quick_jit, setting, threat, toy_model
+from toys import LOCK, locked_update, quick_jit, setting, toy_model
 
 from kljax.attacks import LOCKS
 from kljax.attacks.presets import PRESETS
@@ -64,12 +64,14 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""
     with pytest.raises(IllegalThreat, match=f"lock='{strategy}' needs {fact}="):
-        least_knowledge(Strategy(lock=strategy, labels="joint"), **{fact: "hidden"})
+        less = {fact: 2 if fact == "examples" else "hidden"}
+        least_knowledge(Strategy(lock=strategy, labels="joint"), **less)
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_peeling_a_network_that_is_no_chain_raises(name):
-    model = threat("peel", PRESETS[name].labels, **PRESETS[name].needs)
+    plan = Strategy(lock="peel", labels=PRESETS[name].labels)
+    model = least_knowledge(plan, **PRESETS[name].needs)
     ground = setting(model, DEFENCE, model=shrunk(), image_shape=(8, 8, 1))
     with pytest.raises(ValueError, match="'peel' walks a chain of layers"):
         PRESETS[name].build(ground, steps=1, restarts=2)
