@@ -79,7 +79,7 @@ def test_around_starts_at_a_given_image():
     shape = (2, *IMAGE_SHAPE)
     np.testing.assert_array_equal(around(image)(RNG, shape), np.stack([image] * 2))
     np.testing.assert_array_equal(around(0.5)(RNG, shape), np.full(shape, 0.5))
-    noisy = around(image, 0.1)(RNG, (500, *IMAGE_SHAPE)) - image
+    noisy = np.asarray(around(image, 0.1)(RNG, (500, *IMAGE_SHAPE))) - image
     assert np.std(noisy) == pytest.approx(0.1, rel=0.1)
     with pytest.raises(ValueError, match=r"shape \(3, 3, 1\), expected \(2, 2, 1\)"):
         around(np.zeros((3, 3, 1)))(RNG, shape)
