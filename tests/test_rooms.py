@@ -57,6 +57,7 @@ UPSTAIRS = (
     "report",
     "sweeps",
     "studies",
+    "tally",
     "engine",
     "probe",
     "study_report",
