@@ -15,9 +15,9 @@ from rich.progress import (
 from rich.text import Text
 
 from kljax.config import LeakConfig, TrainConfig
-from kljax.engine import Finished
 from kljax.journal import Row
 from kljax.rollcall import Place
+from kljax.tally import Finished
 from kljax.training import ArmBegun
 
 

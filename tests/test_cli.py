@@ -188,7 +188,7 @@ def test_the_program_runs_a_study_as_a_user_does(tmp_path):
         ("--steps -3", "steps must be an integer >= 1, got -3"),
         ("--precision exact", "precision='exact'"),
         ("--threat upload=update", "upload=gradient"),
-        ("--examples 2", "labels='recovered'"),
+        ("--labels given --label-rule ggl", "needs labels='recovered'"),
         ("--attack outside_package:missing", "has no attribute 'missing'"),
         ("--data-dir nowhere --data mnist", "tfds build mnist"),
     ],

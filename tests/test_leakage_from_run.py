@@ -290,7 +290,7 @@ def test_sizes_of_an_update(folder, changes, sizes):
             "local_steps=3 are not local_epochs=2 times",
         ),
         (UPDATE | {"examples": 3}, "examples=3: an update of 2 steps of 1 .* of 2"),
-        (UPDATE | {"labels": "recovered", "attack": "matching"}, "examples=2"),
+        (UPDATE | {"labels": "given", "label_rule": "counts"}, "labels='recovered'"),
         (UPDATE | {"threat": ("victim_norm=eval",)}, "victim_norm=eval"),
         ({"threat": ("upload=update",)}, "upload=gradient"),
     ],

@@ -58,6 +58,7 @@ UPSTAIRS = (
     "report",
     "sweeps",
     "studies",
+    "tally",
     "engine",
     "probe",
     "study_report",

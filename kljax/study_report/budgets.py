@@ -9,8 +9,9 @@ from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import Estimate, by_victim, estimate, mean_difference
 from kljax.study_report.pools import Pool
+from kljax.study_report.successes import HEADER, success_entries, success_record
 from kljax.study_report.tables import Entry, Table, at_words
-from kljax.study_report.values import VALUES, known
+from kljax.study_report.values import known
 from kljax.study_report.verdicts import Outcomes, count_outcomes
 
 
@@ -142,9 +143,7 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
         *rest,
         "budget",
         "evaluations",
-        f"{VALUES['success'].words} [95 %]",
-        "floor",
-        " / ".join(Outcomes._fields),
+        *HEADER,
     )
     places = [(curve, spent) for curve in curves for spent in curve.points]
     lines = [
@@ -156,17 +155,7 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
                 f"{spent.restarts} x {spent.steps:,} = {spent.evaluations:,}",
                 spent.evaluations,
             ),
-            Entry(
-                spent.success.text(),
-                known(spent.success.mean),
-                ("rate", spent.success),
-            ),
-            Entry(spent.success.floor_text()),
-            Entry(
-                spent.outcomes.text(),
-                spent.outcomes.recovered,
-                ("outcomes", spent.outcomes),
-            ),
+            *success_entries(spent.success, spent.outcomes),
         )
         for curve, spent in places
     ]
@@ -180,7 +169,6 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
 
 
 def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
-    success = spent.success
     record: dict[str, Any] = {"arm": curve.arm}
     record |= {axis: curve.point.get(axis) for axis in rest}
     record |= {
@@ -189,12 +177,7 @@ def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
         "restarts": spent.restarts,
         "steps": spent.steps,
         "evaluations": spent.evaluations,
-        "victims": success.n,
-        "success": known(success.mean),
-        "low": known(success.interval.low),
-        "high": known(success.interval.high),
-        "floor": success.floor.name if success.floor else None,
-        "floor_success": success.floor.mean if success.floor else None,
+        **success_record(spent.success),
     }
     gain = curve.gain if spent is curve.points[-1] and curve.gain else None
     return (

@@ -9,7 +9,7 @@ import numpy as np
 
 from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
-from kljax.study_report.estimates import by_victim, mean_difference
+from kljax.study_report.estimates import by_victim, mean_difference, with_interval
 from kljax.study_report.p_values import holm, mcnemar, p_text
 from kljax.study_report.pools import Pool
 from kljax.study_report.tables import Entry, Table
@@ -211,13 +211,9 @@ def _pairs(found: Comparison) -> str:
 
 
 def _difference(found: Comparison, value: str) -> str:
-    interval = found.difference
-    if not math.isfinite(interval.estimate):
+    if not math.isfinite(found.difference.estimate):
         return "-"
-    mean = _signed(value, interval.estimate)
-    if not math.isfinite(interval.low):
-        return f"{mean} [?]"
-    return f"{mean} [{_signed(value, interval.low)}, {_signed(value, interval.high)}]"
+    return with_interval(value, found.difference, _signed)
 
 
 def _signed(value: str, number: float) -> str:

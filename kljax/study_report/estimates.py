@@ -1,5 +1,6 @@
 """Estimates: the mean of a pool, how sure it is, and the floor beside it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -125,12 +126,14 @@ def mean_difference(
     return Interval(mean, low, high, "wilson_on_groups", count)
 
 
-def with_interval(value: str, interval: Interval) -> str:
+def with_interval(
+    value: str, interval: Interval, write: Callable[[str, float], str] = written
+) -> str:
     """Writes a mean and its interval, which may be unknown."""
-    mean = written(value, interval.estimate)
+    mean = write(value, interval.estimate)
     if not np.isfinite(interval.low):
         return f"{mean} [?]"
-    return f"{mean} [{written(value, interval.low)}, {written(value, interval.high)}]"
+    return f"{mean} [{write(value, interval.low)}, {write(value, interval.high)}]"
 
 
 def signed_less(value: str, number: float) -> str:

@@ -11,8 +11,9 @@ from kljax.captured import trained_name
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import Estimate, estimate, sample_deviation
 from kljax.study_report.pools import Pool
+from kljax.study_report.successes import HEADER, success_entries, success_record
 from kljax.study_report.tables import Entry, Table, at_words
-from kljax.study_report.values import VALUES, known
+from kljax.study_report.values import known
 from kljax.study_report.verdicts import Outcomes, count_outcomes
 
 TEST = "own"  # accuracy with the client's own private key and lock
@@ -163,9 +164,7 @@ def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
         "trained as",
         "runs",
         "accuracy",
-        f"{VALUES['success'].words} [95 %]",
-        "floor",
-        " / ".join(Outcomes._fields),
+        *HEADER,
     )
     lines = [
         (
@@ -174,17 +173,7 @@ def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
             Entry(tradeoff.defence),
             Entry(", ".join(tradeoff.runs), len(tradeoff.runs)),
             Entry(_accuracy_text(tradeoff), tradeoff.accuracy),
-            Entry(
-                tradeoff.success.text(),
-                known(tradeoff.success.mean),
-                ("rate", tradeoff.success),
-            ),
-            Entry(tradeoff.success.floor_text()),
-            Entry(
-                tradeoff.outcomes.text(),
-                tradeoff.outcomes.recovered,
-                ("outcomes", tradeoff.outcomes),
-            ),
+            *success_entries(tradeoff.success, tradeoff.outcomes),
         )
         for tradeoff in found
     ]
@@ -205,7 +194,6 @@ def _accuracy_text(tradeoff: Tradeoff) -> str:
 
 
 def _record(tradeoff: Tradeoff) -> dict[str, Any]:
-    success = tradeoff.success
     return {
         "arm": tradeoff.arm,
         **tradeoff.point,
@@ -213,11 +201,6 @@ def _record(tradeoff: Tradeoff) -> dict[str, Any]:
         "runs": " ".join(tradeoff.runs),
         "accuracy": tradeoff.accuracy,
         "accuracy_deviation": known(tradeoff.deviation),
-        "victims": success.n,
-        "success": known(success.mean),
-        "low": known(success.interval.low),
-        "high": known(success.interval.high),
-        "floor": success.floor.name if success.floor else None,
-        "floor_success": success.floor.mean if success.floor else None,
+        **success_record(tradeoff.success),
         **tradeoff.outcomes._asdict(),
     }
