@@ -80,10 +80,17 @@ def attacked(name, classes, seed=0, label=0, noise=0.0):
 
 # The paper's own network and images give a PSNR of 49.
 @pytest.mark.parametrize(
-    ("name", "classes", "label"),
-    [("cnn", 2, 0), ("cnn", 2, 1), ("cnn", 5, 3), ("lenet", 5, 3)],
+    ("name", "classes", "label", "seed"),
+    [
+        ("cnn", 2, 1, 0),
+        # Each compiles a program of its own.
+        *(
+            pytest.param(*case, seed, marks=pytest.mark.slow)
+            for case in (("cnn", 2, 0), ("cnn", 5, 3), ("lenet", 5, 3))
+            for seed in (0, 1)
+        ),
+    ],
 )
-@pytest.mark.parametrize("seed", (0, 1))
 def test_the_image_is_found(name, classes, label, seed):
     psnr, found = attacked(name, classes, seed, label)
     assert psnr > 40
