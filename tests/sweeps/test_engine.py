@@ -309,48 +309,62 @@ def test_what_is_no_study_is_refused(tmp_path):
 # --- kills and devices --------------------------------------------------------------
 
 
-def kill_and_resume(folder, file, cache, kills, pause):
-    """Kills a sweep again and again, and lets it finish in the end."""
-    generator, alive = random.Random(kills), 0
-    for _ in range(kills):
-        process = command(
-            "sweep", file, "--out", folder, "--part", "8", "--no-report", cache=cache
-        )
-        time.sleep(generator.uniform(*pause))
-        alive += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert alive  # when the first kill came, at least
-    process = command(
-        "sweep", file, "--out", folder, "--part", "8", "--no-report", cache=cache
-    )
+def kill(arguments, cache, folder, wanted, pause):
+    """Starts a sweep, and kills it some time after so many parts are there.
+
+    Returns:
+      Whether it was still at work.
+    """
+    process = command(*arguments, "--out", folder, cache=cache)
+    while len(parts_of(folder)) < wanted and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(pause)
+    alive = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return alive
+
+
+def finish(arguments, cache, folder):
+    """Lets a sweep finish; the seconds that it takes."""
+    start = time.perf_counter()
+    process = command(*arguments, "--out", folder, cache=cache)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return output
+    return time.perf_counter() - start
+
+
+def parts_of(folder):
+    return list((folder / "parts").glob("[!.]*.parquet"))
 
 
 @pytest.mark.parametrize(
     "kills", (3, pytest.param(20, marks=pytest.mark.slow)), ids=lambda kills: f"{kills}"
 )
 def test_a_sweep_that_is_killed_ends_with_the_same_rows(kills, tmp_path):
-    file = tmp_path / "file.toml"
+    file, cache, once = (tmp_path / name for name in ("file.toml", "cache", "once"))
     file.write_text(FILE)
-    process = command(
-        *("sweep", file, "--out", tmp_path / "once", "--part", "8", "--no-report"),
-        cache=tmp_path / "cache",
-    )
-    start = time.perf_counter()
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    # The cache is warm now, so kills come somewhat earlier than that.
-    took = time.perf_counter() - start
-    folder = tmp_path / "killed"
-    kill_and_resume(folder, file, tmp_path / "cache", kills, (0.2 * took, 0.9 * took))
-    assert parts(folder) == parts(tmp_path / "once")
-    hidden = [p for p in (folder / "parts").iterdir() if p.suffix == ".parquet"]
-    assert len(hidden) == len(plan(read_manifest(folder))[0].chunks) + len(
-        plan(read_manifest(folder))[1].chunks
-    )
+    arguments = ("sweep", file, "--part", "8", "--no-report")
+    took = finish(arguments, cache, once)
+    chunks = len(parts_of(once))
+    generator = random.Random(kills)
+    folders, alive, midway = [tmp_path / "killed-0"], 0, 0
+    for _ in range(kills):
+        folder = folders[-1]
+        have = len(parts_of(folder))
+        wanted = generator.randint(have, chunks - 1)
+        # While it starts and compiles, or close to the writing of a part.
+        pause = generator.uniform(0, 0.5 * took if wanted == have else 0.2)
+        alive += kill(arguments, cache, folder, wanted, pause)
+        midway += 0 < len(parts_of(folder)) < chunks
+        if len(parts_of(folder)) == chunks:  # too late: the next one is killed instead
+            folders.append(tmp_path / f"killed-{len(folders)}")
+    assert alive > kills / 2 and midway
+    for folder in folders:
+        finish(arguments, cache, folder)
+        assert parts(folder) == parts(once)
+        left = {path.name for path in (folder / "parts").iterdir()}
+        assert left == {path.name for path in parts_of(once)}  # nothing half-written
 
 
 @pytest.mark.slow
