@@ -74,6 +74,8 @@ def check_same(folder: Path, config: TrainConfig) -> None:
         )
     # Through JSON and back, where tuples are lists.
     here = json.loads(json.dumps(dataclasses.asdict(config)))
+    # What a run could not say yet was as it is by default.
+    there = json.loads(json.dumps(dataclasses.asdict(TrainConfig()))) | there
     different = [
         f"{name}: {_shown(there, name)} there, {_shown(here, name)} here"
         for name in here

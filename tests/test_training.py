@@ -448,11 +448,12 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
     assert 'arms: ["keylock"] there, ["none"] here' in str(error.value)
     assert "batch" not in str(error.value)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-    # A run of an older version, without the option.
+    # A run of an older version, without the option: it was as it is by default.
     del described["proximal"]
     files.write_json(folder / "config.json", described)
-    with pytest.raises(FileExistsError, match="proximal: nothing there, 0.0 here"):
-        journal.check_same(folder, tiny())
+    journal.check_same(folder, tiny())
+    with pytest.raises(FileExistsError, match="proximal: 0.0 there, 0.5 here"):
+        journal.check_same(folder, tiny(proximal=0.5))
     for content in ("{}", '{"job": "leak"}'):
         (folder / "config.json").write_text(content)
         with pytest.raises(FileExistsError, match="is no run of kljax train"):

@@ -1,0 +1,92 @@
+"""What a change of the lock costs in accuracy.
+
+    python experiments/lock_changes.py [--out runs/lock_changes] [--seeds 1]
+        [--data-dir DIR] [--only CHANGE ...] > experiments/lock_changes.md
+
+Trains LeNet on Fashion-MNIST as `experiments/accuracy.py fashion_mnist` does, under
+each change of the lock that experiments/study/5-lock-changes.toml attacks, and under
+one that matters over rounds: private keys drawn anew in each. Prints the accuracy of
+clients with their own gates, the matched control with plaintext gates, and what an
+outsider has who re-fits gates on public examples. Called again, it goes on where it
+stopped.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from pathlib import Path
+
+from accuracy import FASHION
+from tabulate import tabulate
+
+from kljax import journal
+from kljax.training import train
+
+CHANGES = {
+    "paper": {},
+    "sigmoid gates": {"lock_activation": "sigmoid"},
+    "signed gates": {"lock_activation": "signed"},
+    "second layer": {"sites": ("norm2",)},
+    "third layer": {"sites": ("norm3",)},
+    "all layers, chained": {"sites": ("all",), "chained": True},
+    "fresh private keys": {"fresh_private_keys": True},
+}
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/lock_changes"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
+    options = parser.parse_args()
+    lines, tests = [], {}
+    for name in options.only:
+        found = [
+            accuracy(
+                name, options.out / name.replace(" ", "_") / str(seed), seed, options
+            )
+            for seed in range(options.seeds)
+        ]
+        tests |= dict.fromkeys(test for one in found for test in one["keylock"])
+        lines.append((name, found))
+    header = ["lock", "plaintext gates", *(f"`{test}`" for test in tests)]
+    body = [
+        [name, shown(found, "plaintext-gates", "own")]
+        + [shown(found, "keylock", test) for test in tests]
+        for name, found in lines
+    ]
+    print(tabulate(body, header, tablefmt="github", disable_numparse=True))
+
+
+def accuracy(name, folder, seed, data_dir):
+    """Trains under a change, goes on with it, or reads it."""
+    config = dataclasses.replace(
+        FASHION,
+        arms=("plaintext-gates", "keylock"),
+        seed=seed,
+        data_dir=data_dir,
+        **CHANGES[name],
+    )
+    if folder.exists():
+        journal.check_same(folder, config)
+        summary = journal.read_summary(folder)
+        if summary is not None:
+            return summary["accuracy"]
+    return train(config, folder).summary["accuracy"]
+
+
+def shown(found, arm, test):
+    """Writes mean and deviation over seeds, in percent."""
+    means = [100 * one[arm][test]["mean"] for one in found if test in one[arm]]
+    if not means:
+        return "-"
+    spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
