@@ -191,6 +191,7 @@ def test_eight_devices_give_the_same_rounds(tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_rounds(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -20,6 +20,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 GITHUB = "https://github.com/somebody/kljax"
 NOWHERE = "https://kljax.invalid/kljax"
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = ("02_leak_with_and_without", "03_your_own_model_and_data")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,14 @@ def project(tmp_path, url, scripts):
     return tmp_path
 
 
-@each
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ())
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_cell_runs_in_order(
     path, monkeypatch, tmp_path, tmp_path_factory, capsys
 ):

@@ -361,7 +361,14 @@ CASES = {
     "ig-fedavg": (functools.partial(ig_fedavg, steps=400), 2e-4),
 }
 # Twice the images are twice the time.
-NAMES = ["full", "ig-fedavg", pytest.param("full_many", marks=pytest.mark.slow)]
+# Each compiles a program of its own.
+NAMES = [
+    "full",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("ig-fedavg", "full_many")
+    ),
+]
 
 
 @functools.cache

@@ -154,6 +154,7 @@ def test_the_command_of_a_failure_is_its_configuration(changes, monkeypatch):
         assert getattr(jobs[0], field.name) == getattr(config, field.name), field.name
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_a_failure_of_the_cell(tmp_path):
     report = run(tmp_path / "poor", memory=1000)
     assert len(report.failed) == 12
