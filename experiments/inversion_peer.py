@@ -38,7 +38,7 @@ def settings(name, victims):
     """Lists what is worth trying on two cores; a name may end with -2-processes."""
     form = name.removesuffix("-2-processes").removeprefix("torch-")
     processes = 2 if name.endswith("-2-processes") else 1
-    chunks = (1,) if form == "eager" else (4, 8, 16)
+    chunks = (1,) if form == "eager" else (2, 4, 8, 16)
     return [
         Setting(form, chunk, kernels, threads, processes)
         for kernels in ("onednn", "native")

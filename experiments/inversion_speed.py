@@ -66,7 +66,7 @@ class Work(NamedTuple):
 GRNN = Work("lenet", victims=16, repeats=4)
 WORK = {
     "ig-resnet20": Work("resnet20", victims=16, repeats=3),
-    "ig-convnet64": Work("convnet64", victims=4, chunks=(1,)),
+    "ig-convnet64": Work("convnet64", victims=8, chunks=(1, 2)),
     "fedavg-inversion": Work("lenet", victims=64, steps=5, repeats=4, chunks=(4, 8)),
 }
 

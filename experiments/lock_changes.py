@@ -47,7 +47,10 @@ def main():
     for name in options.only:
         found = [
             accuracy(
-                name, options.out / name.replace(" ", "_") / str(seed), seed, options
+                name,
+                options.out / name.replace(" ", "_") / str(seed),
+                seed,
+                options.data_dir,
             )
             for seed in range(options.seeds)
         ]

@@ -5,23 +5,32 @@ import numpy as np
 
 from kljax.mapping import Layout, map_victims
 
+# Rows and columns of what is multiplied: a large square, and two of the sizes in which
+# convolutions are products, at which some processors are faster.
+SIZES = ((2048, 2048), (1024, 1152), (1024, 576))
+
 
 def matmul_peak():
-    """Measures floating-point operations per second of one large product a device."""
-    size = 2048
-    devices = jax.local_device_count()
-    run = map_victims(lambda a: a @ a, Layout("sharded", 1))
-    matrices = np.random.default_rng(0).normal(size=(devices, size, size))
-    matrices = matrices.astype(np.float32)
-    run(matrices)
+    """Measures floating-point operations per second of one large product a device.
+
+    The best of `SIZES`, all devices at once.
+    """
+    return max(_product_rate(*size) for size in SIZES)
+
+
+def _product_rate(rows, columns):
+    devices, draw = jax.local_device_count(), np.random.default_rng(0).normal
+    left = draw(size=(devices, rows, columns)).astype(np.float32)
+    right = (draw(size=(devices, columns, columns)) / columns**0.5).astype(np.float32)
     # Several products per call, or moving the result would be timed.
+    times = max(1, int(5e10 / (rows * columns**2)))
     chained = map_victims(
-        lambda a: jax.lax.fori_loop(0, 10, lambda _, x: x @ a / size, a),
+        lambda a, b: jax.lax.fori_loop(0, times, lambda _, x: x @ b, a),
         Layout("sharded", 1),
     )
-    chained(matrices)
-    seconds = min(chained(matrices)[1].run_s for _ in range(3))
-    return 10 * devices * 2 * size**3 / seconds
+    chained(left, right)
+    seconds = min(chained(left, right)[1].run_s for _ in range(3))
+    return times * devices * 2 * rows * columns**2 / seconds
 
 
 def product_flops(fn, *args):

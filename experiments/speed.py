@@ -19,7 +19,7 @@ Names:
   ig-resnet20       values and image gradients of the cosine distance and the total
                     variation, ResNet-20 at 32x32, 16 victims with own weights, norms
                     in evaluation mode; in evaluations/s
-  ig-convnet64      the same of the 2.9 M ConvNet of Inverting Gradients, 4 victims
+  ig-convnet64      the same of the 2.9 M ConvNet of Inverting Gradients, 8 victims
   grnn-lenet        GRNN: steps of RMSprop on a generator per victim, LeNet; in steps/s
   fedavg-inversion  the cosine distance of updates of 5 local steps, LeNet, 64 victims;
                     in evaluations/s

@@ -77,8 +77,9 @@ class LeakConfig:
       step_size: of the optimiser, which must be named and take one (all but lbfgs
         do); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
-      label_rule: how labels are recovered: auto is idlg for one example,
-        bias_corrected for several, and counts for updates of several.
+      label_rule: how labels are recovered: auto is idlg for one example; for
+        several bias_corrected, or counts of an update; and yin for more examples than
+        classes.
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).
       victims: number of victims.

@@ -362,8 +362,12 @@ def test_the_configuration_knows_every_rule():
 def test_auto_is_what_fits_the_upload():
     assert find_rule(ground(1)) is RULES["idlg"]
     assert find_rule(ground(3)) is RULES["bias_corrected"] is bias_corrected
+    assert find_rule(ground(CLASSES)) is bias_corrected
+    assert find_rule(ground(CLASSES + 1)) is RULES["yin"]
     here, _ = client(LABEL_SETS[0], 0.05)
-    assert find_rule(here) is RULES["counts"]
+    examples = here.threat.knowledge.examples
+    assert find_rule(here._replace(num_classes=examples)) is RULES["counts"]
+    assert find_rule(here._replace(num_classes=examples - 1)) is RULES["yin"]
     assert find_rule(ground(3, "yin")) is RULES["yin"] is yin
 
 

@@ -25,8 +25,11 @@ RULES: dict[str, Rule] = {
 def find_rule(setting: Setting) -> Rule:
     """Finds the rule that the setting names.
 
-    ``auto`` is ``idlg`` for one example. For several it is ``bias_corrected`` of a
-    gradient, and ``counts`` of an update whose protocol is known.
+    ``auto`` is ``idlg`` for one example. For several, up to one per class, it is
+    ``bias_corrected`` of a gradient, and ``counts`` of an update whose protocol is
+    known. For more it is ``yin``: of all rules the one that is never much worse than
+    a guess of equally many per class, where the others fall far below it on trained
+    networks (experiments/labels.md).
 
     Raises:
       ValueError: for an unknown rule, ``idlg`` for several examples, and counts of an
@@ -36,6 +39,8 @@ def find_rule(setting: Setting) -> Rule:
     updates = knows.upload != "gradient"
     if name == "auto" and knows.examples == 1:
         name = "idlg"
+    elif name == "auto" and knows.examples > setting.num_classes:
+        name = "yin"
     elif name == "auto":
         name = "counts" if updates else "bias_corrected"
     if name not in RULES:
