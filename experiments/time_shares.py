@@ -22,7 +22,7 @@ import jax
 from inversion_speed import WORK, Problem
 from tabulate import tabulate
 
-# Parts of the names that XLA's CPU backend gives to operations that hold no product; the
+# Parts of the names that the CPU backend gives to operations without a product; the
 # first kind counts.
 KINDS = {
     "products": ("dot",),
