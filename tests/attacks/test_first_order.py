@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.attacks.optimisers import sign_adam
+from kljax.attacks.optimisers.first_order import cosine_adam, langevin
 
 
 def moves(optimiser, grads, count):
@@ -40,3 +41,58 @@ def test_signs_change_what_adam_sees():
     # m = (.9 * .1 - .1) / (1 - .81), v = 1 after bias correction
     expected = -0.1 + 0.1 * (0.01 / 0.19)
     np.testing.assert_allclose(two[0][0], expected, rtol=1e-4)
+
+
+def test_cosine_rates_rise_and_fall():
+    """A steady gradient moves by the rate: up to it in four steps, then to nothing."""
+    steps, warm_up = 20, 4
+    found = moves(cosine_adam(0.1, 0.02, steps=steps, warm_up=warm_up), GRADS, steps)
+    images, _, lock = (np.diff(part[:, -1], prepend=0.0) for part in found)
+    at = np.arange(steps)
+    falling = 0.5 * (1 + np.cos(np.pi * (at - warm_up) / (steps - warm_up)))
+    rates = np.where(at < warm_up, at / warm_up, falling)
+    np.testing.assert_allclose(images, 0.1 * rates, atol=1e-6)
+    np.testing.assert_allclose(lock, -0.02 * rates, atol=1e-6)
+
+
+def test_short_runs_warm_up_for_a_quarter():
+    (images, _, _) = moves(cosine_adam(0.1, steps=8), GRADS, 8)
+    moved = -np.diff(images[:, 0], prepend=0.0)
+    assert np.argmax(moved) == 2 and moved[0] == 0 and np.all(moved[3:] < moved[2])
+
+
+def test_langevin_noise_has_its_size_and_falls_with_the_rate():
+    noise = langevin(lambda count: jnp.where(count < 1, 1.0, 0.1), 0.2)
+    grads = jnp.linspace(-1, 1, 20_000)
+    state = noise.init(grads)
+    for rate in (1.0, 0.1):
+        noisy, state = noise.update(grads, state)
+        drawn = (noisy - grads) / (0.2 * rate)
+        # of 20,000 draws: five standard errors
+        assert abs(float(jnp.mean(drawn))) < 5 / 20_000**0.5
+        assert abs(float(jnp.std(drawn)) - 1) < 5 / 40_000**0.5
+
+
+def test_langevin_noise_is_the_attacks_own_and_the_same_twice():
+    noise = langevin(lambda count: 1.0, 1.0)
+
+    def drawn(grads):
+        state, found = noise.init(grads), []
+        for _ in range(2):
+            noisy, state = noise.update(grads, state)
+            found.append(np.asarray(noisy - grads))
+        return found
+
+    first, again, other = (drawn(jnp.full(4, v)) for v in (1.0, 1.0, 1.5))
+    np.testing.assert_array_equal(first, again)
+    # Another victim or restart draws otherwise, and so does the next step.
+    assert np.all(np.abs(np.subtract(first, other)) > 1e-3)
+    assert np.all(np.abs(first[0] - first[1]) > 1e-3)
+
+
+def test_noise_is_for_images_alone():
+    plain = moves(cosine_adam(0.1, steps=12), GRADS, 6)
+    noisy = moves(cosine_adam(0.1, steps=12, noise=1.0), GRADS, 6)
+    assert np.any(plain[0] != noisy[0])
+    np.testing.assert_array_equal(plain[1], noisy[1])
+    np.testing.assert_array_equal(plain[2], noisy[2])
