@@ -1,0 +1,83 @@
+"""The driver of experiments/study.py: parts, budget, and what was not run."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import lock_changes  # noqa: E402
+import study  # noqa: E402
+
+from kljax.sweeps import expand, read_sweep  # noqa: E402
+
+PART = """# A tiny part.
+# Nothing is learnt from it.
+
+[fixed]
+model = "dense"
+image_size = 8
+victims = 2
+steps = 3
+
+[axes]
+arm = ["none", "keylock/known"]
+seed = [0, 1]
+"""
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    path = tmp_path / "1-tiny.toml"
+    path.write_text(PART, encoding="utf-8")
+    monkeypatch.setattr(study, "PARTS", [path])
+    return path
+
+
+def call(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, options)])
+    study.main()
+
+
+@pytest.mark.parametrize("path", importlib.import_module("study").PARTS, ids=str)
+def test_every_part_can_be_written_out(path):
+    grid = expand(read_sweep(path))
+    assert grid.cells and grid.illegal == 0
+
+
+def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
+    out, table = tmp_path / "out", tmp_path / "study.md"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
+    call(monkeypatch, "--out", out, "--table", table)
+    spent = study.spent(out)
+    assert spent["1-tiny"] > 1
+    text = table.read_text(encoding="utf-8")
+    assert "not run" not in text and "A tiny part. Nothing is" in text.replace(
+        "\n", " "
+    )
+    # What is finished costs nothing but a look; the numbers stay.
+    call(monkeypatch, "--out", out, "--table", table, "--hours", 0)
+    assert study.spent(out) == spent
+    assert table.read_text(encoding="utf-8") == text
+
+
+def test_what_does_not_fit_the_budget_is_printed_as_not_run(
+    part, tmp_path, monkeypatch, capsys
+):
+    call(monkeypatch, "--out", tmp_path / "out", "--hours", 0)
+    assert "not run" in capsys.readouterr().out
+    assert study.spent(tmp_path / "out") == {}
+
+
+def test_changes_of_the_lock_are_those_that_are_attacked():
+    """What a change costs and what it is worth are of the same changes."""
+    attacked = read_sweep(EXPERIMENTS / "study" / "5-lock-changes.toml")
+    points = attacked.axes["lock"].values()
+    trained = [dict(change) for change in lock_changes.CHANGES.values()]
+    for point in points:
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in point.items()}
+        assert plain in trained
