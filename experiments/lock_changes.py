@@ -4,7 +4,7 @@
         [--data-dir DIR] [--only CHANGE ...] > experiments/lock_changes.md
 
 Trains LeNet on Fashion-MNIST as `experiments/accuracy.py fashion_mnist` does, under
-each change of the lock that experiments/study/5-lock-changes.toml attacks, and under
+each change of the lock that experiments/study/04-lock-changes.toml attacks, and under
 one that matters over rounds: private keys drawn anew in each. Prints the accuracy of
 clients with their own gates, the matched control with plaintext gates, and what an
 outsider has who re-fits gates on public examples. Called again, it goes on where it

@@ -75,7 +75,7 @@ def test_what_does_not_fit_the_budget_is_printed_as_not_run(
 
 def test_changes_of_the_lock_are_those_that_are_attacked():
     """What a change costs and what it is worth are of the same changes."""
-    attacked = read_sweep(EXPERIMENTS / "study" / "5-lock-changes.toml")
+    attacked = read_sweep(EXPERIMENTS / "study" / "04-lock-changes.toml")
     points = attacked.axes["lock"].values()
     trained = [dict(change) for change in lock_changes.CHANGES.values()]
     for point in points:
