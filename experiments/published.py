@@ -35,8 +35,8 @@ def beside_paper(study):
       study: read, with the column ``attack``.
 
     Returns:
-      A Markdown table. Means over victims whose figure is finite; an exact image has
-      an infinite "PSNR", and how many have is said.
+      A Markdown table. Means over victims whose figure is finite, and how many are
+      left out: an exact image has an infinite "PSNR".
     """
     body = [
         (attack, data, "FedKL" if lock else "none", "paper", *map(_short, figures), "")
@@ -56,8 +56,9 @@ def beside_paper(study):
 def _mean(values):
     values = np.array([np.nan if v is None else v for v in values], float)
     kept = values[np.isfinite(values)]
-    left_out = f" ({len(values) - len(kept)} left out)" if len(kept) < len(values) else ""
-    return (_short(kept.mean()) if len(kept) else "-") + left_out
+    missing = len(values) - len(kept)
+    mean = _short(kept.mean()) if len(kept) else "-"
+    return f"{mean} ({missing} left out)" if missing else mean
 
 
 def _short(value):

@@ -25,6 +25,7 @@ import sys
 import threading
 from pathlib import Path
 
+from published import beside_paper
 from tabulate import tabulate
 
 from kljax import studies
@@ -123,6 +124,8 @@ def tables(out: Path, names) -> str:
             f"{hours:.2f} processor hours.\n\n"
             + tabulate(body, table.header, tablefmt="pipe", disable_numparse=True)
         )
+        if part.stem.endswith("-paper"):
+            texts.append(beside_paper(studies.read(folder)))
     return "\n\n".join(texts) + "\n"
 
 

@@ -1,10 +1,13 @@
 """The driver of experiments/study.py: parts, budget, and what was not run."""
 
 import importlib
+import math
 import os
 import sys
+import types
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -12,6 +15,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import lock_changes  # noqa: E402
 import study  # noqa: E402
+from published import TABLE_6, beside_paper  # noqa: E402
 
 from kljax.sweeps import expand, read_sweep  # noqa: E402
 
@@ -71,6 +75,40 @@ def test_what_does_not_fit_the_budget_is_printed_as_not_run(
     call(monkeypatch, "--out", tmp_path / "out", "--hours", 0)
     assert "not run" in capsys.readouterr().out
     assert study.spent(tmp_path / "out") == {}
+
+
+def test_the_papers_rows_stand_beside_those_of_a_study():
+    row = {"data": "digits", "attack": "dlg", "ssim_affine_oracle": 1.0, "ssim": 0.5}
+    rows = [
+        row | {"arm": "none", "rmse255": 10.0, "psnr_fedkl": 40.0},
+        row | {"arm": "none", "rmse255": 0.0, "psnr_fedkl": math.inf},
+        row | {"arm": "floor/grey", "rmse255": 90.0, "psnr_fedkl": 28.0},
+    ]
+    study = types.SimpleNamespace(rows=pyarrow.Table.from_pylist(rows))
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in beside_paper(study).splitlines()[2:]
+    ]
+    assert len(lines) == len(TABLE_6) + 1
+    assert ["dlg", "MNIST", "FedKL", "paper", "140.87", "26.64", "-0.003", ""] in lines
+    mine = [
+        "dlg",
+        "digits",
+        "none",
+        "2",
+        "5.00",
+        "40.00 (1 left out)",
+        "0.500",
+        "1.000",
+    ]
+    assert mine in lines
+
+
+def test_the_papers_two_figures_are_one():
+    """Its "PSNR" follows from its RMSE, nearly: means of each are not those of both."""
+    for _, (rmse, psnr, _) in TABLE_6.items():
+        # 10 log10 is concave in 1 / RMSE: the mean of PSNRs is above the PSNR of means.
+        assert psnr > 10 * math.log10(255**2 / rmse) - 0.05
 
 
 def test_changes_of_the_lock_are_those_that_are_attacked():
