@@ -11,9 +11,13 @@ what is finished costs nothing. Cells that did not fit are printed as "not run".
 Fair to all arms: within a part all have the same attack, evaluations, restarts, victims
 and random keys. The attacks' own numbers were chosen on other victims, by the
 attacker's own loss (experiments/attack_settings.py, experiments/gate_regression.py).
-Parts that attack trained clients need the runs of
-`python experiments/accuracy.py fashion_mnist --seeds 1` (the default folder), and
-`kljax data prepare fashion_mnist` before.
+Parts that attack trained clients need `kljax data prepare fashion_mnist` and
+
+    kljax train --model lenet --data fashion_mnist --clients 3 --rounds 20 --batch 16 \\
+        --arms none bn-control plaintext-gates keylock --learning-rate 0.05 \\
+        --examples 15000 --test-examples 5000 --keep-rounds 0 10 20 --out runs/trained
+
+whose time is not in the budget.
 """
 
 import argparse
