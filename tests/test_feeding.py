@@ -15,6 +15,7 @@ SHAPE = (8, 8, 3)
     (
         ("lenet", {"norm1": "conv1", "norm2": "conv2", "norm3": "conv3"}),
         ("dense", {"layers/0": "layers/0"}),  # the gate is on the layer itself
+        ("vit", {"patch": "patch"}),
     ),
 )
 def test_networks_of_the_catalogue(name, expected):

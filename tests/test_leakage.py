@@ -94,6 +94,7 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         ({"arms": ("none", "keylok/known")}, "unknown defence 'keylok'"),
         ({"arms": ("none", "keylock/guess")}, "unknown lock strategy 'guess'"),
         ({"arms": ("none", "bn-control")}, "'bn-control' needs .* lockable; 'dense'"),
+        ({"model": "vit", "arms": ("bn-control",)}, "'bn-control' .* lockable; 'vit'"),
         ({"arms": ("none", "bn-control+norm-clipping")}, "needs .* lockable; 'dense'"),
         ({"attack": "matchin"}, "unknown attack 'matchin' .did you mean 'matching'"),
         ({"optimiser": "sgd"}, "unknown optimiser 'sgd'"),

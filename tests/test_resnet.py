@@ -141,9 +141,9 @@ def test_rows_of_the_catalogue_fit_their_network(name):
     build = of(network.factory, 100, image_shape=(32, 32, 3))
     plain = parameter_shapes(build)
     assert plain[f"{network.classifier}/kernel"][-1] == 100
-    assert network.accepts("initialiser") and not network.accepts("depth")
+    assert network.accepts("initialiser") and not network.accepts("initialisers")
     if not network.accepts("lockable"):
-        assert name in ("dense", "cnn6")
+        assert name in ("dense", "cnn6", "vit")
         return
     for sites in (network.sites, network.all_sites):
         locked = parameter_shapes(functools.partial(_locked, network, sites))

@@ -16,8 +16,10 @@ from kljax.attacks.attack import (
 )
 from kljax.attacks.closed_form import (
     Peeled,
+    Transformer,
     dense_input,
     dense_layer,
+    patch_peeling,
     peeling,
     pooled_gates,
     private_key_from_lock_grads,
@@ -58,6 +60,8 @@ __all__ = [
     "lock_of",
     "Peeled",
     "peeling",
+    "patch_peeling",
+    "Transformer",
     "pooled_gates",
     "live_channels",
     "rgap",

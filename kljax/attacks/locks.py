@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
-from kljax.attacks.closed_form import peeling, private_key_from_lock_grads
+from kljax.attacks.closed_form import (
+    missing_paths,
+    patch_peeling,
+    peeling,
+    private_key_from_lock_grads,
+)
 from kljax.threat import View
 from kljax.typing import Array, Gate, Path, Private, Rng
 
@@ -167,12 +172,15 @@ def peel(setting: Setting) -> Lock:
     """Reads the gates off the layers above the lock, in closed form, and keeps them.
 
     This is kljax's own attack. The lock part of the candidate is a
-    `kljax.attacks.Peeled`, which says how far its gates can be trusted.
+    `kljax.attacks.Peeled`, which says how far its gates can be trusted. A vision
+    transformer's patch embedding is peeled by `kljax.attacks.patch_peeling`, chains of
+    layers by `kljax.attacks.peeling`.
 
     Raises:
       ValueError: where the network, its lock or the upload cannot be peeled.
     """
-    attack = peeling(setting)
+    embedded = not missing_paths(setting)
+    attack = (patch_peeling if embedded else peeling)(setting)
     unknown = Unknown(
         start=lambda rng, view: ((), attack(view)),
         decode=lambda free, fixed: fixed,

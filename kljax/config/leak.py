@@ -65,13 +65,13 @@ class LeakConfig:
 
     Attributes:
       model: network under attack: lenet, dense, convnet64, resnet20, resnet32,
-        resnet18, resnet34 or vgg16.
+        resnet18, resnet34, vgg16, cnn6 or vit.
       data: dataset the victims come from: digits, photos, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
         tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
-        ig-fedavg, fedavg-inversion or rgap.
+        ig-fedavg, fedavg-inversion, rgap, april-optimisation or april.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
         or rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs

@@ -12,6 +12,7 @@ from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, norm
 from kljax.models.norms import NORMS
 from kljax.models.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
 from kljax.models.vgg import VGG
+from kljax.models.vit import VisionTransformer
 
 __all__ = [
     "from_nnx",
@@ -31,6 +32,7 @@ __all__ = [
     "resnet18",
     "resnet34",
     "VGG",
+    "VisionTransformer",
     "NORMS",
     "Initialiser",
     "uniform",

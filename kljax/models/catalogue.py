@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from kljax.chain import Layer
-from kljax.models import cnn6, convnet, dense, lenet, resnet, vgg
+from kljax.models import cnn6, convnet, dense, lenet, resnet, vgg, vit
 from kljax.typing import Path
 
 
@@ -62,4 +62,6 @@ NETWORKS: dict[str, Network] = {
         convnet.ConvNet, convnet.NORM_PATHS[:1], "fc", convnet.NORM_PATHS
     ),
     "vgg16": Network(vgg.VGG, ("layers/0/norm",), "fc", vgg.norm_paths(vgg.STAGES)),
+    # The gate is on the patch embedding itself, there is no norm.
+    "vit": Network(vit.VisionTransformer, ("patch",), "fc", ("patch",)),
 }

@@ -7,6 +7,11 @@ from kljax.attacks.closed_form.dense import (
 )
 from kljax.attacks.closed_form.peeling import Peeled, peeling, pooled_gates
 from kljax.attacks.closed_form.rgap import rgap
+from kljax.attacks.closed_form.transformer import (
+    Transformer,
+    missing_paths,
+    patch_peeling,
+)
 
 __all__ = [
     "dense_input",
@@ -16,4 +21,7 @@ __all__ = [
     "peeling",
     "pooled_gates",
     "rgap",
+    "Transformer",
+    "missing_paths",
+    "patch_peeling",
 ]

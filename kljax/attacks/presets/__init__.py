@@ -5,6 +5,7 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 `Preset.labels` is the one the attack is known for.
 """
 
+from kljax.attacks.presets.april import april, april_optimisation
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.gate_regression import gate_regression
@@ -18,6 +19,8 @@ __all__ = [
     "Preset",
     "find_preset",
     "of_user",
+    "april",
+    "april_optimisation",
     "dlg",
     "gate_regression",
     "tag",

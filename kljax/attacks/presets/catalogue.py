@@ -8,6 +8,11 @@ from kljax.attacks import objectives
 from kljax.attacks.attack import Attack, Objective, Setting
 from kljax.attacks.closed_form import rgap
 from kljax.attacks.objectives import cosine, squared_l2
+from kljax.attacks.presets.april import (
+    april,
+    april_objective,
+    april_optimisation,
+)
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.generative import grnn
@@ -66,7 +71,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
+    "april-optimisation": Preset(
+        april_optimisation, "recovered", anywhere(april_objective)
+    ),
     "rgap": Preset(rgap, "recovered", None),
+    "april": Preset(april, "recovered", None),
 }
 
 
