@@ -48,6 +48,7 @@ class Attacked(NamedTuple):
     loss_scale: Array  # []
     live_channels: Array  # []
 
+    feature_error: Array  # []
 
 class ArmResult(NamedTuple):
     """One arm, all victims."""
@@ -147,6 +148,7 @@ def prepare(config: LeakConfig) -> Prepared:
             draw_gates=_draw_gates(stage) if arm.gated else None,
         )
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
+            features=config.features,
         # Arms that differ in strengths alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy
         if kind not in functions:

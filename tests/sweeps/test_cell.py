@@ -68,6 +68,7 @@ OTHER = {
     "attack": "dlg",
     "optimiser": "adam",
     "step_size": 0.1,
+    "features": 0.1,
     "labels": "given",
     "label_rule": "yin",
     "threat": ("stats=visible",),
