@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks import Candidate, Objective, Setting, replay
+from kljax.attacks import Candidate, Objective, Setting, dense_input, replay
 from kljax.attacks.presets import Preset
 from kljax.threat import Update, View
 from kljax.typing import Array, PyTree
@@ -19,11 +19,16 @@ class Diagnosis(NamedTuple):
         attack without an objective.
       loss_scale: [] objective if the faintest tensor is missed; NaN the same.
       live_channels: [] gated channels whose scale is not 0.
+      feature_error: [] how far what the classifier was fed is from what its released
+        gradient says of it, over the length of the former; NaN where a gradient does
+        not determine it, which is so but for one step on one example and a classifier
+        with a bias.
     """
 
     loss_at_truth: Array
     loss_scale: Array
     live_channels: Array
+    feature_error: Array
 
 
 def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Diagnosis:
@@ -37,8 +42,9 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     """
     gates = setting.gates(update.public.defence, update.private)
     live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
+    error = feature_error(setting, update)
     if preset.objective is None:
-        return Diagnosis(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), live)
+        return Diagnosis(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), live, error)
     objective = preset.objective(setting)
     truth = Candidate(update.images, update.targets, update.private)
     simulated, observed = replay(setting, setting.gates)(view, truth)
@@ -52,7 +58,38 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         jnp.asarray(objective(simulated, observed)),
         jnp.asarray(weakest_tensor(objective, observed, lost)),
         live,
+        error,
     )
+
+
+def feature_error(setting: Setting, update: Update) -> Array:
+    """Computes how exactly the classifier's gradient gives its input away.
+
+    No lock hides it: the layers above a lock are trained as they are. A defence that
+    changes the released gradient does. Dropout's masks are the client's, and another
+    draw of them counts as an error.
+
+    Returns:
+      [], see `Diagnosis`.
+    """
+    knowledge, classifier = setting.threat.knowledge, setting.classifier
+    grads = update.sent.model
+    kernel, bias = (grads.get(f"{classifier}/{name}") for name in ("kernel", "bias"))
+    if (knowledge.examples, knowledge.upload) != (1, "gradient") or bias is None:
+        return jnp.asarray(jnp.nan)
+    tap = f"{classifier}:input"
+    out = setting.model.apply(
+        update.public.model,
+        update.stats,
+        update.images,
+        gates=setting.gates(update.public.defence, update.private),
+        taps=(tap,),
+        train=knowledge.victim_norm == "train",
+        rngs=jax.random.key(0),
+    )
+    true = out.taps[tap].reshape(-1)
+    error = dense_input(kernel, bias) - true
+    return jnp.linalg.norm(error) / jnp.linalg.norm(true)
 
 
 def weakest_tensor(

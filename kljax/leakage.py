@@ -36,6 +36,7 @@ from kljax.staging import (
     draw_rng,
     set_stage,
     sources,
+    survey_public,
 )
 from kljax.typing import Array, Gates, Params, Path, PyTree, Rng, Stats
 
@@ -47,6 +48,7 @@ class Attacked(NamedTuple):
     loss_at_truth: Array  # [], see `kljax.diagnosis.Diagnosis`
     loss_scale: Array  # []
     live_channels: Array  # []
+    feature_error: Array  # []
 
 
 class ArmResult(NamedTuple):
@@ -121,8 +123,8 @@ def prepare(config: LeakConfig) -> Prepared:
     """
     config = captured.settle(config)
     network = ground.find_network(config)
-    stage = set_stage(config, network)
     preset = find_preset(config.attack)
+    stage = set_stage(config, network, preset.inserts)
     classifier = _classifier(config, network, stage.dataset)
     jobs, made, functions = [], {}, {}
     for text in config.arms:
@@ -141,10 +143,12 @@ def prepare(config: LeakConfig) -> Prepared:
             sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
             threat=declared,
             protocol=stage.protocol,
-            chain=network.chain,
+            # Behind an inserted module the chain does not begin with the image.
+            chain=network.chain if preset.inserts is None else (),
             label_rule=config.label_rule,
             feeds=_feeds(arm, staged, stage),
             draw_gates=_draw_gates(stage) if arm.gated else None,
+            features=config.features,
         )
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in strengths alone share a function, and its compilation.
@@ -174,7 +178,8 @@ def prepare_again(study: Prepared, config: LeakConfig) -> Prepared:
         return study._replace(jobs=[job._replace(staged=staged, fn=first.fn)])
     stage = study.stage
     arm = parse_arm(config.arms[0], stage.sites, {})
-    job = first._replace(staged=first.staged._replace(arm=arm))
+    survey = survey_public(config, stage.dataset, find_preset(config.attack).inserts)
+    job = first._replace(staged=first.staged._replace(arm=arm, survey=survey))
     stage = stage._replace(victims=choose_victims(config, stage.dataset))
     return Prepared(config, stage, [job])
 
@@ -191,7 +196,7 @@ def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, .
     )
     return (
         *same,
-        sources(config, victims),
+        sources(config, victims, job.staged.survey),
         dials(config, job.staged.arm, count),
         victims.images,
         victims.labels,
@@ -320,7 +325,10 @@ def declare(
             )
         facts[field] = value
     declared = threat.least_knowledge(strategy, **facts)
-    for field, value in preset.needs.items():
+    needs = dict(preset.needs)
+    if preset.inserts is not None:  # a user's preset may have forgotten to say so
+        needs["server"] = "malicious"
+    for field, value in needs.items():
         have = getattr(declared.knowledge, field)
         if have != value:
             raise threat.IllegalThreat(

@@ -34,6 +34,8 @@ MEANS = (
     "matching_loss",
     "matching_loss_at_truth",
     "live_channels",
+    "feature_error",
+    "images_found",
 )
 
 
@@ -123,15 +125,20 @@ TABLE = {
     "label_accuracy": "label",
     "matching_loss": "matching loss",
     "live_channels": "live channels",
+    "feature_error": "feature error",
+    "images_found": "images found",
 }
+# Left out where no arm has it.
+OF_SOME = ("images_found",)
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lays the summary out as a header and rows of text: arms, then floors."""
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
-    return ["arm", *TABLE.values()], [
-        [name, *(_cell(column, arm) for column in TABLE)] for name, arm in lines
+    shown = [c for c in TABLE if c not in OF_SOME or any(c in arm for _, arm in lines)]
+    return ["arm", *(TABLE[column] for column in shown)], [
+        [name, *(_cell(column, arm) for column in shown)] for name, arm in lines
     ]
 
 
@@ -144,6 +151,7 @@ BRIEF = {
     "outcomes": "unsolved\nambiguous\ndiverged",
     "label_accuracy": "label",
     "success_rate": "SSIM >= .6\n[95 %]",
+    "images_found": "images\nfound",
 }
 
 
@@ -209,13 +217,13 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
         return f"{value:.0%} [{low:.0f}-{high:.0f}]"
     if column in ("recovered_rate", "label_accuracy", "label_multiset_accuracy"):
         return f"{value:.0%}"
-    if column == "matching_loss":
+    if column in ("matching_loss", "feature_error"):
         return f"{value:.1e}"
     return str(value) if isinstance(value, int) else f"{value:.{_digits(column)}f}"
 
 
 def _digits(column: str) -> int:
-    return {"psnr": 1, "live_channels": 1}.get(column, 3)
+    return {"psnr": 1, "live_channels": 1, "images_found": 1}.get(column, 3)
 
 
 READING = """\
@@ -223,10 +231,11 @@ How to read it. *recovered*: SSIM >= .6 and at most half the squared error of th
 floor. *unsolved*: the attack did not match the gradient, which says nothing for a
 defence. *ambiguous*: the gradient is matched and the image is wrong, the only evidence
 for a defence. Floors are images made without any gradient; a success rate below its
-floor's proves nothing. Means hide spread: `rows.csv` has every victim. A key-lock's
-`known` arm is not the undefended arm: dead ReLU channels and saturated sigmoids make
-inversion hard even for someone who has the private key, and that is difficulty, not
-secrecy."""
+floor's proves nothing. Means hide spread: `rows.csv` has every victim. *feature
+error*: how far the classifier's input is from what its gradient says, lock or none. A
+key-lock's `known` arm is not the undefended arm: dead ReLU channels and saturated
+sigmoids make inversion hard even for someone who has the private key, and that is
+difficulty, not secrecy."""
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:

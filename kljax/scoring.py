@@ -17,7 +17,7 @@ from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse
 from kljax.staging import Victims
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COLUMNS = (
     "schema_version",
     "arm",
@@ -57,6 +57,8 @@ COLUMNS = (
     "outcome",
     "live_channels",
     "label_multiset_accuracy",  # the same, in whatever order the labels were found
+    "feature_error",  # of the classifier's input as its gradient says, relative
+    "images_found",  # of the victim's examples, by an attack that may find fewer
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -169,7 +171,8 @@ def _arm_rows(
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
-    spent = found.info.get("evaluations")  # a user's attack need not count
+    # A user's attack need not count.
+    spent, count = found.info.get("evaluations"), found.info.get("found")
     rows = []
     for n, order in enumerate(_orders(arm, victims)):
         live = int(attacked.live_channels[n])
@@ -179,6 +182,7 @@ def _arm_rows(
         # What the replay misses at the true images is the replay's own error, and a
         # loss below it says nothing about images: it must not pass for a match.
         reachable = at_truth if result.config.replay_is_exact else 0.0
+        error = float(attacked.feature_error[n])
         floor = (
             metrics.loss_floor(reachable, float(attacked.loss_scale[n]))
             if measured
@@ -210,6 +214,8 @@ def _arm_rows(
             "label_multiset_accuracy": metrics.multiset_accuracy(
                 found.labels[n], victims.labels[n]
             ),
+            "feature_error": error if np.isfinite(error) else None,
+            "images_found": None if count is None else int(count[n]),
         }
         rows.append(row)
     return rows

@@ -14,7 +14,7 @@ import numpy as np
 
 from kljax import captured, clients, data, ground, losses, threat
 from kljax.arms import Arm, Sites
-from kljax.attacks import Protocol
+from kljax.attacks import Insertion, Protocol
 from kljax.config import LeakConfig
 from kljax.defences import Defence
 from kljax.metrics.image import SSIM_WINDOW
@@ -37,6 +37,7 @@ class Source(NamedTuple):
 
     index: Array  # [] position of its first example in the dataset
     rng_data: Array  # [2] uint32 of the random key of the study
+    survey: PyTree = ()  # what a malicious server measured on public images
 
 
 class Dials(NamedTuple):
@@ -60,6 +61,7 @@ class Staged(NamedTuple):
       client: makes the upload of one victim.
       draws: functions that draw network and held for each `Source`, see `map_victims`.
       same: network and held, where they are the same for all victims.
+      survey: what a malicious server measured on public images; () for an honest one.
     """
 
     arm: Arm
@@ -67,6 +69,7 @@ class Staged(NamedTuple):
     client: Client
     draws: tuple[Callable[..., PyTree], ...] = ()
     same: tuple[PyTree, ...] = ()
+    survey: PyTree = ()
 
 
 class Stage(NamedTuple):
@@ -89,20 +92,66 @@ class Stage(NamedTuple):
     protocol: Protocol | None = None
 
 
-def set_stage(config: LeakConfig, network: Network) -> Stage:
+def set_stage(
+    config: LeakConfig, network: Network, insertion: Insertion | None = None
+) -> Stage:
     """Sets the stage of a settled study (`kljax.captured.settle`).
+
+    Args:
+      config: the study.
+      network: of all arms.
+      insertion: what a malicious server puts in front of it.
 
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
-    return (_drawn if config.from_run is None else _captured)(config, network)
+    stage = _drawn if config.from_run is None else _captured
+    return stage(config, network, insertion)
 
 
-def sources(config: LeakConfig, victims: Victims) -> Source:
+def sources(config: LeakConfig, victims: Victims, survey: PyTree = ()) -> Source:
     """Makes the sources of victims, with a leading axis [N]."""
     indices = victims.indices[:, 0]
     rng_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
-    return Source(indices, np.broadcast_to(rng_data, (len(indices), *rng_data.shape)))
+    same = jax.tree.map(
+        lambda x: np.broadcast_to(x, (len(indices), *np.shape(x))), (rng_data, survey)
+    )
+    return Source(indices, *same)
+
+
+def survey_public(
+    config: LeakConfig, dataset: data.Dataset, insertion: Insertion | None
+) -> PyTree:
+    """Measures what a malicious server knows of images before he sees a client's.
+
+    He has public ones: at most `kljax.ground.PUBLIC` of the same dataset, and no more
+    than half of it, none of which is a victim's.
+
+    Raises:
+      ValueError: for more victims than leave enough of the dataset.
+    """
+    if insertion is None:
+        return ()
+    count = min(ground.PUBLIC, len(dataset) // 2)
+    private = config.victims * config.examples
+    if private + count > len(dataset):
+        raise ValueError(
+            f"attack {config.attack!r} needs {count} public images of dataset "
+            f"{dataset.name!r}, and {config.victims} victims of {config.examples} "
+            f"examples leave {len(dataset) - private} of {len(dataset)}"
+        )
+    # Victims are the first of the same order.
+    order = data.select(dataset, len(dataset), config.seed)
+    return insertion.survey(dataset.fetch(order[-count:])[0])
+
+
+def _with(
+    model: Model,
+    insertion: Insertion | None,
+    image_shape: tuple[int, int, int],
+    survey: PyTree,
+) -> Model:
+    return model if insertion is None else insertion.insert(model, image_shape, survey)
 
 
 def dials(config: LeakConfig, arm: Arm, count: int) -> Dials:
@@ -117,17 +166,24 @@ def dials(config: LeakConfig, arm: Arm, count: int) -> Dials:
     )
 
 
-def _drawn(config: LeakConfig, network: Network) -> Stage:
+def _drawn(config: LeakConfig, network: Network, insertion: Insertion | None) -> Stage:
     """Stages networks, private keys and lock weights that are drawn afresh."""
     dataset = load_dataset(config)
     victims = choose_victims(config, dataset)
     loss = resolve("loss", config.loss, losses.LOSSES)
-    models = {
+    survey = survey_public(config, dataset, insertion)
+    plain = {
         norm: ground.make_model(config, network, dataset, norm=norm)
         for norm in (False, True)
     }
+    models = {
+        norm: _with(model, insertion, dataset.shape, survey)
+        for norm, model in plain.items()
+    }
     # Arms that share a network or a defence share its draws, and their compilation.
-    network_draws = functools.cache(lambda norm: _draw_network(config, models[norm]))
+    network_draws = functools.cache(
+        lambda norm: _draw_network(config, plain[norm], insertion, dataset.shape)
+    )
     defence_draws: dict[str, Callable] = {}
 
     def stage(arm: Arm, train: bool) -> Staged:
@@ -142,18 +198,22 @@ def _drawn(config: LeakConfig, network: Network) -> Stage:
         # Only the first part of a combination has parts of its own to draw.
         first = arm.skeleton.partition("+")[0]
         held = defence_draws.setdefault(first, _draw_defence(arm.defence))
-        return Staged(arm, model, client, draws=(network_draws(arm.norm), held))
+        draws = (network_draws(arm.norm), held)
+        return Staged(arm, model, client, draws=draws, survey=survey)
 
     sites = ground.find_sites(config, network, dataset)
     return Stage(dataset, victims, loss, sites, stage)
 
 
-def _captured(config: LeakConfig, network: Network) -> Stage:
+def _captured(
+    config: LeakConfig, network: Network, insertion: Insertion | None
+) -> Stage:
     """Stages a client of a run, at a state that was kept."""
     del network  # the run's own
     found = captured.capture(config)
     prepared, protocol = found.prepared, found.protocol
     dataset, loss = prepared.train, prepared.loss
+    survey = _survey_run(config, prepared.public, insertion)
     victims = choose_victims(config, data.subset(dataset, found.own))
     indices = found.own[victims.indices]
     groups = dataset.groups_of(indices[:, 0])
@@ -163,7 +223,10 @@ def _captured(config: LeakConfig, network: Network) -> Stage:
 
     def stage(arm: Arm, train: bool) -> Staged:
         state = states(captured.trained_name(arm.name))
-        model = state.model
+        model = _with(state.model, insertion, dataset.shape, survey)
+        params = state.public.model
+        if insertion is not None:
+            params = _added(model, params)
 
         def client(rng, defence, network, held, images, labels) -> threat.Update:
             (params, stats), (public, mine, initial) = network, held
@@ -190,12 +253,41 @@ def _captured(config: LeakConfig, network: Network) -> Stage:
             return update._replace(initial_lock_weights=initial)
 
         same = (
-            (state.public.model, state.stats),
+            (params, state.stats),
             (state.public.defence, state.client, state.initial_lock_weights),
         )
-        return Staged(arm, model, client, same=same)
+        return Staged(arm, model, client, same=same, survey=survey)
 
     return Stage(dataset, victims, loss, prepared.sites, stage, protocol)
+
+
+def _survey_run(
+    config: LeakConfig, public: data.Dataset | None, insertion: Insertion | None
+) -> PyTree:
+    """Measures the public images of a run, see `survey_public`."""
+    if insertion is None:
+        return ()
+    if config.upload != "gradient":
+        raise ValueError(
+            f"attack {config.attack!r} modifies the network, and what the client of a "
+            "run remembers of its training does not fit: attack upload='gradient'"
+        )
+    if public is None:
+        raise ValueError(
+            f"attack {config.attack!r} needs public images, and run "
+            f"{config.from_run!r} has none (public_examples of kljax train)"
+        )
+    return insertion.survey(public.fetch(np.arange(len(public)))[0])
+
+
+def _added(model: Model, params: Params) -> Params:
+    """Adds to trained parameters those that an insertion has on its own."""
+
+    def own() -> Params:
+        drawn, _ = model.init(jax.random.key(0))
+        return {name: drawn[name] for name in drawn.keys() - params.keys()}
+
+    return {**params, **jax.device_get(jax.jit(own)())}
 
 
 def draw_rng(source: Source, purpose: str) -> Rng:
@@ -205,13 +297,20 @@ def draw_rng(source: Source, purpose: str) -> Rng:
     return jax.random.fold_in(rng, source.index)
 
 
-def _draw_network(config: LeakConfig, model: Model) -> Callable[[Source], PyTree]:
+def _draw_network(
+    config: LeakConfig,
+    model: Model,
+    insertion: Insertion | None,
+    image_shape: tuple[int, int, int],
+) -> Callable[[Source], PyTree]:
     """Makes ``Source -> (params, stats)``."""
 
     def draw(source: Source) -> PyTree:
         if config.weights == "shared":
             source = source._replace(index=jnp.zeros_like(source.index))
-        return model.init(draw_rng(source, "weights"))
+        # What was measured is data: studies of other seeds share the compilation.
+        modified = _with(model, insertion, image_shape, source.survey)
+        return modified.init(draw_rng(source, "weights"))
 
     return draw
 

@@ -25,6 +25,8 @@ KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "attacker_norm": ("train", "eval"),
     # gradient: of one step; update: of several local steps; average: over clients
     "upload": ("gradient", "update", "average"),
+    # malicious: sends a network of his own making, not the one agreed on
+    "server": ("honest", "malicious"),
 }
 
 # What each strategy cannot do without: field -> the values that will do.
@@ -68,6 +70,8 @@ class Knowledge:
       attacker_norm: the same in the attacker's replay.
       upload: ``gradient`` of one step, ``update`` after several (trained minus
         received parameters), or ``average`` over several clients.
+      server: ``honest`` (follows the protocol, and only looks) or ``malicious`` (may
+        send a network that he has modified). The paper's threat model is the first.
       examples: number of distinct examples in the upload.
 
     Raises:
@@ -82,6 +86,7 @@ class Knowledge:
     victim_norm: str
     attacker_norm: str
     upload: str
+    server: str
     examples: int
 
     def __post_init__(self):
@@ -154,7 +159,7 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
 
     The untouched facts are those of the paper's setting: private key, lock weights,
     lock gradients, labels and statistics hidden; norm layers in train mode on both
-    sides; the gradient of one step on one example.
+    sides; the gradient of one step on one example; an honest server.
 
     Args:
       strategy: what he does.
@@ -174,6 +179,7 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
         "victim_norm": "train",
         "attacker_norm": "train",
         "upload": "gradient",
+        "server": "honest",
         "examples": 1,
     }
     unknown = sorted(facts.keys() - knowledge.keys())

@@ -33,6 +33,7 @@ ARM = {
     "label_accuracy",
     "label_multiset_accuracy",
     "matching_loss",
+    "feature_error",
 }
 THROUGHPUT = {
     "evaluations_per_s",
@@ -115,7 +116,7 @@ def wilson(successes, n):
 def test_the_summary_has_the_keys_of_the_schema(summary):
     result, _ = finished()
     assert summary.keys() == TOP
-    assert summary["schema_version"] == 2
+    assert summary["schema_version"] == 3
     assert tuple(summary["arms"]) == result.config.arms
     assert tuple(summary["floors"]) == tuple(FLOORS)
     for arm in summary["arms"].values():

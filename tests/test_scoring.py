@@ -31,11 +31,11 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 38
+    assert len(set(COLUMNS)) == len(COLUMNS) == 40
     _, rows = finished()
     for row in rows:
         assert tuple(row) == COLUMNS
-        assert row["schema_version"] == SCHEMA_VERSION == 2
+        assert row["schema_version"] == SCHEMA_VERSION == 3
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():

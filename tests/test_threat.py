@@ -64,6 +64,7 @@ VALUES = {
     "victim_norm": {"train", "eval"},
     "attacker_norm": {"train", "eval"},
     "upload": {"gradient", "update", "average"},
+    "server": {"honest", "malicious"},
 }
 BASE = threat().knowledge
 

@@ -84,6 +84,7 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
         "victim_norm": "eval",
         "attacker_norm": "eval",
         "upload": "gradient",
+        "server": "honest",
         "examples": 1,
     }
     return ThreatModel(

@@ -19,12 +19,14 @@ from kljax.attacks.closed_form import (
     Transformer,
     dense_input,
     dense_layer,
+    imprint,
     patch_peeling,
     peeling,
     pooled_gates,
     private_key_from_lock_grads,
     rgap,
 )
+from kljax.attacks.insertions import Insertion
 from kljax.attacks.labels import LABELS, RULES, idlg
 from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
@@ -65,6 +67,8 @@ __all__ = [
     "pooled_gates",
     "live_channels",
     "rgap",
+    "imprint",
+    "Insertion",
     "one_step",
     "local_steps",
     "fedavg",

@@ -63,6 +63,8 @@ class Setting(NamedTuple):
         `kljax.attacks.labels.RULES`.
       feeds: (site, the layer with a kernel whose output the site takes in), where that
         is known (`kljax.models.feeding_layers`).
+      features: weight of the classifier's input as a term of its own
+        (`kljax.attacks.priors.with_feature`); 0 for none.
       draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
         and drawn a private key: what everybody can simulate. None where there is none.
     """
@@ -81,6 +83,7 @@ class Setting(NamedTuple):
     label_rule: str = "auto"
     feeds: tuple[tuple[Path, Path], ...] = ()
     draw_gates: Callable[[Rng], Gates] | None = None
+    features: float = 0.0
 
 
 class Reconstruction(NamedTuple):

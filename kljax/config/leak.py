@@ -71,7 +71,8 @@ class LeakConfig:
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
         tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
-        ig-fedavg, fedavg-inversion, rgap, april-optimisation or april.
+        ig-fedavg, fedavg-inversion, rgap, april-optimisation or april; of a malicious
+        server imprint or imprint-one-shot.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
         or rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs
@@ -80,6 +81,8 @@ class LeakConfig:
       label_rule: how labels are recovered: auto is idlg for one example; for
         several bias_corrected, or counts of an update; and yin for more examples than
         classes.
+      features: weight of the classifier's input as a term of the attack's objective:
+        one example's is in the classifier's gradient, lock or none; 0.1 in breaching.
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).
       victims: number of victims.
@@ -131,6 +134,7 @@ class LeakConfig:
     step_size: float | None = None
     labels: str | None = None
     label_rule: LabelRule = "auto"
+    features: float = 0.0
     threat: tuple[str, ...] = ()
     victims: int = 16
     examples: int = 1
@@ -173,7 +177,7 @@ class LeakConfig:
         check_choice(self, "label_rule", typing.get_args(LabelRule))
         check_precision(self.precision)
         check_arms(self.arms)
-        for name in ("init", "lock_init"):
+        for name in ("init", "lock_init", "features"):
             check_number(self, name)
         if self.step_size is not None:
             check_number(self, "step_size", positive=True)

@@ -48,6 +48,8 @@ TYPES = {
     "outcome": pyarrow.string(),
     "live_channels": pyarrow.int64(),
     "label_multiset_accuracy": pyarrow.float64(),
+    "feature_error": pyarrow.float64(),
+    "images_found": pyarrow.int64(),
 }
 
 

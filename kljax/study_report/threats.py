@@ -50,6 +50,10 @@ KNOWS: dict[str, dict[str, str]] = {
         "train": "In his replay, norm layers are in train mode.",
         "eval": "In his replay, norm layers use their running statistics.",
     },
+    "server": {
+        "honest": "He sends the network that was agreed on, and only looks.",
+        "malicious": "He sends a network that he has modified.",
+    },
 }
 # field of kljax.threat.Strategy -> value -> what he does
 DOES: dict[str, dict[str, str]] = {

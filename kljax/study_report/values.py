@@ -50,6 +50,8 @@ VALUES: dict[str, Value] = {
     "matching_loss": Value("matching loss", ".1e", 0),
     "matching_loss_at_truth": Value("matching loss at truth", ".1e", 0),
     "live_channels": Value("live channels", ".1f", 0),
+    "feature_error": Value("error of the classifier's input", ".1e", -1),
+    "images_found": Value("images found", ".1f"),
 }
 assert set(metrics.OUTCOMES) <= set(VALUES)
 

@@ -74,7 +74,7 @@ def models_of(tmp_path, axes, change=lambda cell: cell):
 
 def test_what_all_share_is_said_once(tmp_path):
     (every, *rest) = models_of(tmp_path, made_studies.AXES)
-    assert every[0] == "every attacker" and len(every[1]) == 5
+    assert every[0] == "every attacker" and len(every[1]) == 6
     assert [who for who, _ in rest] == [
         "arm=none; arm=bn-control",
         "arm=keylock/known",

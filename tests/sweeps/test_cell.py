@@ -68,6 +68,7 @@ OTHER = {
     "attack": "dlg",
     "optimiser": "adam",
     "step_size": 0.1,
+    "features": 0.1,
     "labels": "given",
     "label_rule": "yin",
     "threat": ("stats=visible",),
@@ -234,3 +235,11 @@ def test_groups_part_cells_by_what_compiles(cells):
             c for c in cells if compiled(c) == compiled(members[0])
         ]
     assert len(found) == len({compiled(cell) for cell in cells})
+
+
+def test_what_a_server_measured_before_is_data():
+    imprint = TINY | {"attack": "imprint", "examples": 2}
+    one, two = cell(**imprint), cell(**(imprint | {"seed": 5}))
+    assert signature(one) == signature(two) and program(one) == program(two)
+    plain = cell(**(imprint | {"attack": "matching"}))
+    assert signature(plain) != signature(one) and program(plain) != program(one)

@@ -72,6 +72,33 @@ def test_a_cell_is_the_study_of_its_configuration(whole):
             assert {row[f"axis_{axis}"] for row in mine} == {at}
 
 
+def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
+    """A malicious server's network is another program; its seeds still share one."""
+    mixed = sweep_of(
+        victims=2,
+        examples=4,
+        step_size=0.1,
+        axes={"arm": ["none"], "attack": ["matching", "imprint"]},
+    )
+    folder = tmp_path / "mixed"
+    assert run(folder, mixed).failed == ()
+    manifest = read_manifest(folder)
+    assert [len(group.cells) for group in plan(manifest)] == [2, 2]
+    rows = studies.read(folder).rows.to_pylist()
+    for cell in cells_of(manifest):
+        mine = [row for row in rows if row["cell"] == cell.id]
+        found = [
+            row["images_found"] for row in mine if row["arm"] == cell.config.arms[0]
+        ]
+        if cell.config.attack == "matching":
+            assert found == [None, None]
+        else:
+            with small.quick():
+                result = leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
+            info = result.arms[0].attacked.reconstruction.info
+            assert found == info["found"].tolist() and min(found) >= 2
+
+
 def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):
     folder, _, _ = whole
     other = tmp_path / "again"

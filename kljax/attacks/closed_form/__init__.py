@@ -5,6 +5,11 @@ from kljax.attacks.closed_form.dense import (
     dense_layer,
     private_key_from_lock_grads,
 )
+from kljax.attacks.closed_form.imprint import (
+    binned,
+    expected_singletons,
+    imprint,
+)
 from kljax.attacks.closed_form.peeling import Peeled, peeling, pooled_gates
 from kljax.attacks.closed_form.rgap import rgap
 from kljax.attacks.closed_form.transformer import (
@@ -17,6 +22,9 @@ __all__ = [
     "dense_input",
     "dense_layer",
     "private_key_from_lock_grads",
+    "binned",
+    "expected_singletons",
+    "imprint",
     "Peeled",
     "peeling",
     "pooled_gates",

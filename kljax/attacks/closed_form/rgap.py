@@ -23,6 +23,7 @@ from kljax.attacks.closed_form.layer_input import (
     to_float64,
 )
 from kljax.attacks.closed_form.walk import Place, below_classifier, down, steps_of
+from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Array, Params, Rng
 
@@ -126,6 +127,7 @@ def _shapes(setting: Setting):
 
 
 def _check(setting: Setting) -> None:
+    refuse_feature(setting, "rgap")
     knows, strategy = setting.threat.knowledge, setting.threat.strategy
     if len(setting.chain) < 2:
         raise ValueError(

@@ -1,12 +1,14 @@
 """Which attacks there are, by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kljax.attacks import objectives
+from kljax.attacks import insertions, objectives
 from kljax.attacks.attack import Attack, Objective, Setting
-from kljax.attacks.closed_form import rgap
+from kljax.attacks.closed_form import imprint, rgap
+from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.presets.april import (
     april,
@@ -37,12 +39,15 @@ class Preset(NamedTuple):
         attack has none.
       needs: facts about the wire, fields of `kljax.threat.Knowledge`, without which
         the attack cannot be.
+      inserts: what a malicious server puts in front of the network, of every arm;
+        None for the network as it was agreed on.
     """
 
     build: Callable[..., Attack]
     labels: str
     objective: Callable[[Setting], Objective] | None
     needs: Mapping[str, str] = MappingProxyType({})
+    inserts: Insertion | None = None
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -51,6 +56,7 @@ def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
 
 
 STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
+MALICIOUS = {"server": "malicious"}
 PRESETS: dict[str, Preset] = {
     "matching": Preset(matching, "recovered", anywhere(squared_l2)),
     "dlg": Preset(dlg, "joint", anywhere(squared_l2)),
@@ -76,6 +82,17 @@ PRESETS: dict[str, Preset] = {
     ),
     "rgap": Preset(rgap, "recovered", None),
     "april": Preset(april, "recovered", None),
+    "imprint": Preset(
+        imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)
+    ),
+    # As many virtual bins as there are images, in all uploads that are added up.
+    "imprint-one-shot": Preset(
+        functools.partial(imprint, one_shot=True),
+        "recovered",
+        None,
+        MALICIOUS,
+        insertions.imprint(bins=64, target=0.0),
+    ),
 }
 
 

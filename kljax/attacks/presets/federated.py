@@ -28,6 +28,7 @@ from kljax.attacks.priors import (
     cyclic_variation,
     order_invariance,
     random_convolution,
+    with_feature,
 )
 from kljax.attacks.simulation import epochs_of, fedavg
 from kljax.attacks.tensors import Depths, depths_of, exponential, weighted
@@ -120,14 +121,18 @@ def fedavg_inversion(
         fedavg(setting, lock.gates, variant),
         layered_l2(setting, epochs),
         optimiser or _decaying_adam(numbers),
-        prior=_scheduled(
-            (
-                cyclic_variation(numbers.variation / deviation**2),
-                box_violation(numbers.box),
-                *_order(setting, numbers, epochs, deviation),
+        prior=with_feature(
+            setting,
+            lock.gates,
+            _scheduled(
+                (
+                    cyclic_variation(numbers.variation / deviation**2),
+                    box_violation(numbers.box),
+                    *_order(setting, numbers, epochs, deviation),
+                ),
+                numbers.factor,
+                steps,
             ),
-            numbers.factor,
-            steps,
         ),
         steps=steps,
         restarts=restarts,

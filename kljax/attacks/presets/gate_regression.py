@@ -21,11 +21,11 @@ from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import (
-    added,
     batch_statistics,
     feature,
     scheduled,
     total_variation,
+    with_feature,
 )
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
@@ -106,7 +106,7 @@ def gate_regression(
         Unknowns(pixels(setting, normal(0.5, 0.1)), labels, lock.unknown),
         replay(setting, lock.gates),
         balanced_l2(),
-        added(*priors),
+        with_feature(setting, lock.gates, *priors),
     )
     if uploads != 1:
         parts = pooled(*parts, uploads=uploads)

@@ -6,7 +6,7 @@ from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import l2_norm
 from kljax.attacks.optimisers import rmsprop
-from kljax.attacks.priors import squared_variation
+from kljax.attacks.priors import squared_variation, with_feature
 from kljax.attacks.simulation import replay
 
 
@@ -47,7 +47,7 @@ def grnn(
         replay(setting, lock.gates),
         l2_norm(),
         optimiser or rmsprop(learning_rate, lock_rate, momentum),
-        prior=squared_variation(variation),
+        prior=with_feature(setting, lock.gates, squared_variation(variation)),
         steps=steps,
         restarts=restarts,
     )

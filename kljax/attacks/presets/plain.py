@@ -15,7 +15,7 @@ from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.objectives import tag as l2_and_l1
 from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
-from kljax.attacks.priors import total_variation
+from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
 from kljax.attacks.unknowns import pixels
@@ -39,7 +39,7 @@ def gradient_matching(
         replay(setting, lock.gates),
         objective or squared_l2(),
         optimiser,
-        prior=prior,
+        prior=with_feature(setting, lock.gates, prior),
         steps=steps,
         restarts=restarts,
     )

@@ -5,7 +5,7 @@ from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine
 from kljax.attacks.optimisers import sign_adam
-from kljax.attacks.priors import total_variation
+from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import boxed, pixels
@@ -42,7 +42,9 @@ def inverting_gradients(
         replay(setting, lock.gates),
         cosine(),
         optimiser or sign_adam(learning_rate, steps=steps),
-        prior=total_variation(variation, relative=False),
+        prior=with_feature(
+            setting, lock.gates, total_variation(variation, relative=False)
+        ),
         steps=steps,
         restarts=restarts,
         choose_by_matching=True,

@@ -15,12 +15,12 @@ from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import norm, scaled, squared_l2
 from kljax.attacks.optimisers import cosine_adam
 from kljax.attacks.priors import (
-    added,
     batch_statistics,
     diagonal_variation,
     group_consistency,
     image_norm,
     total_variation,
+    with_feature,
 )
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import around, normal
@@ -95,7 +95,7 @@ def gradinversion(
         scaled(squared_l2(), matching),
         optimiser
         or cosine_adam(learning_rate, steps=steps, warm_up=warm_up, noise=noise),
-        prior=added(*priors),
+        prior=with_feature(setting, lock.gates, *priors),
         steps=steps,
         restarts=restarts,
     )
@@ -144,7 +144,9 @@ def bn_updates(
         scaled(norm(), matching),
         optimiser
         or cosine_adam(learning_rate, steps=steps, warm_up=warm_up, betas=betas),
-        prior=added(
+        prior=with_feature(
+            setting,
+            lock.gates,
             batch_statistics(setting, lock.gates, statistics, updated=updated),
             diagonal_variation(variation),
             image_norm(size),

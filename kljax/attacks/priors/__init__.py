@@ -1,6 +1,6 @@
 """Priors: what the attacker believes about images before he sees a gradient."""
 
-from kljax.attacks.priors.feature import feature
+from kljax.attacks.priors.feature import feature, refuse_feature, with_feature
 from kljax.attacks.priors.order import order_invariance, random_convolution
 from kljax.attacks.priors.size import box_violation, group_consistency, image_norm
 from kljax.attacks.priors.statistics import batch_statistics
@@ -14,6 +14,8 @@ from kljax.attacks.priors.variation import (
 
 __all__ = [
     "feature",
+    "with_feature",
+    "refuse_feature",
     "order_invariance",
     "random_convolution",
     "box_violation",

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.attack import Candidate, Prior, Setting, no_prior
 from kljax.attacks.closed_form.dense import dense_input
-from kljax.attacks.priors.sums import check_weight
+from kljax.attacks.priors.sums import added, check_weight
 from kljax.threat import View
 from kljax.typing import Array
 
@@ -60,3 +60,28 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
         return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
 
     return prior
+
+
+def with_feature(setting: Setting, gates: Callable[..., Any], *priors: Prior) -> Prior:
+    """Adds up an attack's own priors, and `feature` if the setting gives it a weight.
+
+    Args:
+      setting: its ``features`` is the weight.
+      gates: of the lock strategy.
+      priors: the attack's own.
+
+    Raises:
+      ValueError: as `feature`, where there is a weight.
+    """
+    if setting.features:
+        priors = (*priors, feature(setting, gates, setting.features))
+    return added(*priors) if priors else no_prior
+
+
+def refuse_feature(setting: Setting, attack: str) -> None:
+    """Refuses a weight where there is no objective to add a term to."""
+    if setting.features:
+        raise ValueError(
+            f"{attack} has no objective that features={setting.features!r} could be a "
+            "term of: leave it out"
+        )

@@ -1,0 +1,163 @@
+"""The classifier's input: how exactly it leaks, and as a term of any attack."""
+
+import jax
+import numpy as np
+import pytest
+from studies import scored, study, tiny
+from toys import (
+    IMAGE_SHAPE,
+    LOCK,
+    locked_update,
+    quick_jit,
+    random_images,
+    setting,
+    threat,
+    toy_model,
+)
+
+from kljax import leakage, report
+from kljax.attacks import LOCKS, Candidate, feature, no_prior
+from kljax.attacks.presets import PRESETS
+from kljax.attacks.priors import squared_variation, with_feature
+from kljax.defences import keylock
+from kljax.diagnosis import feature_error
+from kljax.threat import Strategy, least_knowledge, observe
+from kljax.typing import Gate
+
+DEFENCE = keylock(LOCK)
+REGRESS = threat("regress_gates", "joint")
+EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
+ITERATIVE = sorted(name for name in PRESETS if PRESETS[name].objective is not None)
+
+# --- how exactly it leaks ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """One example under arms that lock and disturb."""
+    result = study(
+        arms=(
+            "none",
+            "keylock/unit",
+            "gaussian-noise=0.1",
+        )
+    )
+    return result, scored(result)
+
+
+def errors(rows, arm):
+    return [row["feature_error"] for row in rows if row["arm"] == arm]
+
+
+def test_no_lock_hides_it_and_a_changed_gradient_does(finished):
+    result, rows = finished
+    for arm in ("none", "keylock/unit"):
+        assert max(errors(rows, arm)) < 1e-5
+    assert min(errors(rows, "gaussian-noise=0.1")) > 0.01
+    summary = report.summarise(result, rows)
+    assert summary["arms"]["keylock/unit"]["feature_error"] < 1e-5
+    header, lines = report.table(summary)
+    column = header.index("feature error")
+    shown = {line[0]: line[column] for line in lines}
+    assert float(shown["none"]) < 1e-5 and shown["floor: grey"] == "-"
+
+
+def test_it_is_the_error_of_a_quotient_worked_out_by_hand():
+    update = locked_update(1)
+    kernel, bias = (update.sent.model[f"fc/{name}"] for name in ("kernel", "bias"))
+    disturbed = dict(update.sent.model, **{"fc/kernel": np.asarray(kernel) * 1.5})
+    update = update._replace(sent=update.sent._replace(model=disturbed))
+    ground = setting(REGRESS, DEFENCE)
+    # All of the gradient is half as long again, and so is what follows from it.
+    assert feature_error(ground, update) == pytest.approx(0.5, rel=1e-4)
+    del disturbed["fc/bias"]
+    assert np.isnan(feature_error(ground, update))
+    assert np.any(np.asarray(bias) != 0)
+
+
+def test_what_a_gradient_does_not_determine_has_no_error():
+    batch = setting(threat(examples=2), DEFENCE)
+    assert np.isnan(feature_error(batch, locked_update(2)))
+    several = setting(threat(upload="update"), DEFENCE)
+    assert np.isnan(feature_error(several, locked_update(1)))
+    rows = scored(study(examples=2, victims=2))
+    assert errors(rows, "none") == [None, None]
+
+
+# --- as a term of any attack -------------------------------------------------------
+
+
+def gates_of(public, lock):
+    return lock
+
+
+def test_it_is_added_to_an_attacks_own_priors():
+    update = locked_update(1)
+    view, images = observe(REGRESS, update), random_images(1, *IMAGE_SHAPE, seed=8)
+    gate = Gate(np.ones(3, np.float32), np.zeros(3, np.float32))
+    candidate = Candidate(images, update.targets, {"norm": gate})
+    ground, own = setting(REGRESS, DEFENCE, features=0.3), squared_variation(2.0)
+    progress = np.float32(0)
+    parts = [
+        own(view, candidate, progress),
+        feature(ground, gates_of, 0.3)(view, candidate, progress),
+    ]
+    assert min(parts) > 1e-4
+    whole = with_feature(ground, gates_of, own)(view, candidate, progress)
+    assert whole == pytest.approx(float(sum(parts)), rel=1e-5)
+    without = ground._replace(features=0.0)
+    alone = with_feature(without, gates_of, own)(view, candidate, progress)
+    assert alone == pytest.approx(float(parts[0]), rel=1e-6)
+    assert with_feature(without, gates_of) is no_prior
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_every_attack_that_searches_takes_it(name):
+    """Where it cannot be, asking for it is refused: so it was asked for."""
+    preset = PRESETS[name]
+    plan = Strategy(lock="regress_gates", labels=preset.labels)
+    declared = least_knowledge(plan, **EVAL, **preset.needs, examples=2)
+
+    def apply(params, stats, images, **options):
+        blocks = images.reshape(images.shape[0], 2, 4, 2, 4, 1)
+        return toy_model().apply(params, stats, blocks.mean(axis=(2, 4)), **options)
+
+    model = toy_model()._replace(apply=apply)
+    ground = setting(declared, DEFENCE, model=model, image_shape=(8, 8, 1))
+    preset.build(ground, steps=1, restarts=2)
+    with pytest.raises(ValueError, match="classifier's input is exact for one example"):
+        preset.build(ground._replace(features=0.1), steps=1, restarts=2)
+
+
+@pytest.mark.parametrize("name", ("rgap",))
+def test_a_closed_form_has_no_term(name):
+    config = tiny(attack=name, optimiser=None, features=0.1)
+    with pytest.raises(ValueError, match=f"{name} has no objective that features=0.1"):
+        leakage.prepare(config)
+
+
+def test_the_term_brings_the_classifiers_input_nearer():
+    """Against a lock that is taken for unit gates, which never matches the gradient."""
+    declared, update = threat("unit", "recovered"), locked_update(1)
+    view, apart = observe(declared, update), {}
+    for weight in (0.0, 10.0):
+        ground = setting(declared, DEFENCE, features=weight)
+        attack = PRESETS["matching"].build(ground, steps=60, restarts=1)
+        found = quick_jit(attack)(jax.random.key(0), view)
+        assert bool(found.finite)
+        candidate = Candidate(found.images, update.targets, found.info["lock"])
+        term = feature(ground, LOCKS["unit"](ground).gates, 1.0)
+        apart[weight] = float(term(view, candidate, np.float32(0)))
+    assert apart[10.0] < 0.9 * apart[0.0]
+
+
+def test_a_study_hands_its_weight_on():
+    (job,) = leakage.prepare(tiny(features=0.2)).jobs
+    assert job.setting.features == 0.2
+    with pytest.raises(ValueError, match="classifier's input is exact for one example"):
+        leakage.prepare(tiny(features=0.2, examples=2))
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="features must be a number >= 0"):
+        tiny(features=-0.1)

@@ -1,0 +1,211 @@
+"""Studies of a server who modifies the network: staged, scored, swept, refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from studies import quick_compilation, scored, study, tiny
+
+from kljax import captured, leakage, metrics, report, training
+from kljax.attacks.closed_form import expected_singletons
+from kljax.attacks.presets import PRESETS, Preset
+from kljax.config import LeakConfig, TrainConfig
+from kljax.leakage import declare
+from kljax.mapping import Layout
+from kljax.sweeps.legality import is_legal
+from kljax.threat import IllegalThreat
+
+EXAMPLES = 8
+IMPRINT = {"attack": "imprint", "examples": EXAMPLES, "optimiser": None}
+ARMS = ("none", "keylock/unit")
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Six batches of digits under two arms."""
+    result = study(**IMPRINT, arms=ARMS, victims=6)
+    return result, scored(result)
+
+
+def rows_of(rows, arm):
+    return [row for row in rows if row["arm"] == arm]
+
+
+def test_a_lock_is_no_matter_to_it(finished):
+    result, rows = finished
+    locked, plain = (rows_of(rows, arm) for arm in reversed(ARMS))
+    for mine in (locked, plain):
+        # Of 48 images: four standard deviations of a binomial share.
+        share = expected_singletons(EXAMPLES, 64) / EXAMPLES
+        found = np.mean([row["images_found"] for row in mine]) / EXAMPLES
+        assert found > share - 4 * np.sqrt(share * (1 - share) / 48)
+        whole = [row for row in mine if row["images_found"] == EXAMPLES]
+        assert whole
+        assert all(r["psnr"] > 47.08 and r["outcome"] == "recovered" for r in whole)
+    assert [r["images_found"] for r in locked] == [r["images_found"] for r in plain]
+    assert [r["victim"] for r in locked] == [r["victim"] for r in plain]
+
+
+def test_a_study_says_that_the_server_is_malicious(finished):
+    result, rows = finished
+    (knows, *_) = report.threat_lines(result)
+    assert "server=malicious" in knows and f"examples={EXAMPLES}" in knows
+    summary = report.summarise(result, rows)
+    header, lines = report.table(summary)
+    assert "images found" in header
+    assert summary["arms"]["none"]["images_found"] > EXAMPLES / 2
+    honest = study(victims=1)
+    assert "server=honest" in report.threat_lines(honest)[0]
+    header, _ = report.table(report.summarise(honest, scored(honest)))
+    assert "images found" not in header
+
+
+def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
+    monkeypatch,
+):
+    seen = []
+    preset = PRESETS["imprint"]
+
+    def survey(images):
+        seen.append(images)
+        return preset.inserts.survey(images)
+
+    spied = preset._replace(inserts=preset.inserts._replace(survey=survey))
+    monkeypatch.setitem(PRESETS, "imprint", spied)
+    prepared = leakage.prepare(tiny(**IMPRINT, arms=ARMS, victims=50))
+    for job in prepared.jobs:
+        params, _ = jax.eval_shape(job.setting.model.init, jax.random.key(0))
+        assert params["imprint/kernel"].shape == (192, 64)
+        assert "fc/kernel" in params and job.setting.chain == ()
+    (public,) = seen
+    assert len(public) == 1797 // 2
+    victims = prepared.stage.victims.images.reshape(400, -1)
+    known = {image.tobytes() for image in public.reshape(len(public), -1)}
+    twins = sum(image.tobytes() in known for image in victims)
+    assert twins == 0
+
+
+def test_too_many_victims_leave_nothing_public():
+    with pytest.raises(ValueError, match="898 public images.*leave 797 of 1797"):
+        leakage.prepare(tiny(**(IMPRINT | {"examples": 1}), victims=1000))
+
+
+@pytest.mark.parametrize("attack", ("imprint", "imprint-one-shot"))
+def test_an_honest_server_has_no_imprint(attack):
+    config = tiny(**(IMPRINT | {"attack": attack}))
+    assert is_legal(config)
+    honest = dataclasses.replace(config, threat=("server=honest",))
+    assert not is_legal(honest)
+    with pytest.raises(IllegalThreat, match="needs server='malicious'.*'honest'"):
+        leakage.prepare(honest)
+
+
+def test_a_preset_that_inserts_needs_a_malicious_server_whatever_it_says():
+    forgetful = Preset(None, "recovered", None, inserts=PRESETS["imprint"].inserts)
+    with pytest.raises(IllegalThreat, match="needs server='malicious'"):
+        declare(tiny(), "unit", forgetful)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("keylock/known",)}, "lock='known'"),
+        ({"arms": ("keylock/regress_gates",)}, "lock='regress_gates'"),
+        ({"features": 0.1}, "imprint has no objective that features=0.1"),
+    ],
+)
+def test_what_says_nothing_of_an_imprint_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        leakage.prepare(tiny(**(IMPRINT | changes)))
+
+
+# --- other seeds share the compilation --------------------------------------------
+
+
+def test_a_study_prepared_again_measures_its_own_public_images():
+    first = leakage.prepare(tiny(**IMPRINT))
+    config = tiny(**IMPRINT, seed=3)
+    again, anew = leakage.prepare_again(first, config), leakage.prepare(config)
+    inputs = [
+        leakage.inputs_of(config, found.jobs[0], found.stage.victims)
+        for found in (again, anew)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *inputs)
+    old = first.jobs[0].staged.survey
+    assert not np.array_equal(again.jobs[0].staged.survey, old)
+    with quick_compilation():
+        source = jax.tree.map(lambda x: x[0], inputs[0][0])
+        draw = again.jobs[0].staged.draws[0]
+        params, _ = jax.jit(draw)(source)
+    np.testing.assert_allclose(
+        params["imprint/bias"], -again.jobs[0].staged.survey, rtol=1e-6
+    )
+
+
+# --- a client of a run -------------------------------------------------------------
+
+RUN = TrainConfig(
+    model="dense",
+    image_size=8,
+    examples=60,
+    test_examples=20,
+    public_examples=30,
+    clients=2,
+    rounds=1,
+    batch=4,
+    private_key_size=16,
+    keep_rounds=(0, 1),
+    arms=("keylock",),
+    layout=Layout("loop"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs") / "run"
+    with quick_compilation():
+        training.train(RUN, place)
+    return str(place)
+
+
+def of_run(folder, **changes):
+    options = {
+        "from_run": folder,
+        "round": 1,
+        "victims": 2,
+        "arms": ("keylock/unit",),
+        "layout": Layout("chunked", 2),
+    }
+    return LeakConfig(**(IMPRINT | options | changes))
+
+
+def test_a_trained_network_is_modified_too(folder, monkeypatch):
+    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    config = of_run(folder)
+    with quick_compilation():
+        result = leakage.leak(config)
+    rows = rows_of(scored(result), "keylock/unit")
+    assert all(row["images_found"] >= 4 for row in rows)
+    found = result.arms[0].attacked.reconstruction
+    single = np.asarray(found.info["bins"]) >= 0
+    errors = [
+        np.min(np.mean((images[:, None] - truths[None]) ** 2, axis=(2, 3, 4)), axis=1)
+        for images, truths in zip(found.images, result.victims.images, strict=True)
+    ]
+    assert np.median(np.stack(errors)[single]) < 1e-8
+
+
+def test_what_a_run_cannot_give_is_refused(folder, monkeypatch):
+    update = {"upload": "update", "victims": 1, "local_steps": 2, "examples": 1}
+    with pytest.raises(ValueError, match="attack upload='gradient'"):
+        leakage.prepare(of_run(folder, **update))
+    capture = captured.capture
+
+    def without_public(config):
+        found = capture(config)
+        return found._replace(prepared=found.prepared._replace(public=None))
+
+    monkeypatch.setattr(captured, "capture", without_public)
+    with pytest.raises(ValueError, match="has none .public_examples of kljax train"):
+        leakage.prepare(of_run(folder))
