@@ -35,7 +35,8 @@ class Estimate(NamedTuple):
 
 
 class _Probed(NamedTuple):
-    per_evaluation: float  # seconds, one victim
+    per_victim: float  # seconds, of a closed form; 0 for a search
+    per_evaluation: float  # seconds, one victim; 0 for a closed form
     compile_s: float
     programs: int
     memory: int
@@ -47,8 +48,8 @@ def probe(
     """Estimates what a sweep takes: compiles and runs a few steps of its groups.
 
     Groups that the seconds do not suffice for count as the mean of those probed. The
-    time of an evaluation is that of a short attack; an attack whose work does not grow
-    with steps and restarts is estimated wrongly.
+    time of an evaluation is that of a short attack. An attack that reports no
+    evaluations, a closed form, takes the same time whatever the steps.
 
     Args:
       manifest: of the study, which need not be written.
@@ -70,7 +71,8 @@ def probe(
     for group, one in zip(groups, padded, strict=True):
         for cell in group.cells:
             spent = cell.config.steps * cell.config.restarts
-            run_s += cell.config.victims * spent * one.per_evaluation
+            seconds_each = one.per_victim + spent * one.per_evaluation
+            run_s += cell.config.victims * seconds_each
     return Estimate(
         (len(groups), len(probed)),
         round(sum(one.programs for one in padded)),
@@ -92,11 +94,15 @@ def _probe(group: Group, layout: Layout) -> _Probed:
     with jax.default_matmul_precision(config.precision):
         memory, spent = block_memory(job.fn, layout, inputs, draws=job.staged.draws)
         run = map_victims(job.fn, layout, draws=job.staged.draws, full=True)
-        _, first = run(*inputs)
+        attacked, first = run(*inputs)
         _, again = run(*inputs)
-    block = layout.chunk * devices  # a block is full, however few there are
+    # A block is full, however few there are.
+    each = again.run_s / (layout.chunk * devices)
+    counted = attacked.reconstruction.info.get("evaluations")
+    searches = counted is None or bool(np.any(counted))
     return _Probed(
-        again.run_s / (block * steps * config.restarts),
+        0.0 if searches else each,
+        each / (steps * config.restarts) if searches else 0.0,
         spent.compile_s + first.compile_s,
         1 + len(job.staged.draws),
         memory * devices,

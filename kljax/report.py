@@ -243,11 +243,14 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     header, lines = table(summary)
     config, speed = result.config, summary["throughput"]
     models = "\n".join(f"- {line}" for line in threat_lines(result))
+    # Closed forms evaluate nothing, whatever number they were offered.
+    budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
+    budget = budget if speed["evaluations_per_s"] else ""
     return f"""\
 # Leakage of `{config.model}` on `{config.data}`
 
 {speed["victims"]} victims, {config.examples} example(s) per upload, attack
-`{config.attack}` with {config.restarts} restart(s) of {config.steps} evaluations,
+`{config.attack}`{budget},
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 
 {tabulate(lines, header, tablefmt="github", disable_numparse=True)}

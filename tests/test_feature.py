@@ -122,14 +122,20 @@ def test_every_attack_that_searches_takes_it(name):
         blocks = images.reshape(images.shape[0], 2, 4, 2, 4, 1)
         return toy_model().apply(params, stats, blocks.mean(axis=(2, 4)), **options)
 
-    model = toy_model()._replace(apply=apply)
+    def init(rng):
+        params, stats = toy_model().init(rng)
+        if name.startswith("april"):
+            params["positions"] = np.zeros((5, 3), np.float32)
+        return params, stats
+
+    model = toy_model()._replace(apply=apply, init=init)
     ground = setting(declared, DEFENCE, model=model, image_shape=(8, 8, 1))
     preset.build(ground, steps=1, restarts=2)
     with pytest.raises(ValueError, match="classifier's input is exact for one example"):
         preset.build(ground._replace(features=0.1), steps=1, restarts=2)
 
 
-@pytest.mark.parametrize("name", ("rgap",))
+@pytest.mark.parametrize("name", ("rgap", "april", "imprint"))
 def test_a_closed_form_has_no_term(name):
     config = tiny(attack=name, optimiser=None, features=0.1)
     with pytest.raises(ValueError, match=f"{name} has no objective that features=0.1"):

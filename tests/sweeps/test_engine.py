@@ -16,10 +16,17 @@ from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
 from kljax import cli, engine, leakage, scoring, studies
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
+from kljax.probe import probe
 from kljax.studies import layouts
 from kljax.studies.failures import command_of, read_failures, write_failure
-from kljax.studies.manifest import cells_of, open_study, plan, read_manifest
-from kljax.sweeps import expand
+from kljax.studies.manifest import (
+    cells_of,
+    make_manifest,
+    open_study,
+    plan,
+    read_manifest,
+)
+from kljax.sweeps import expand, parse_sweep
 
 
 @pytest.fixture(scope="module")
@@ -493,3 +500,17 @@ def test_a_place_that_is_not_said_is_refused(options, message, tmp_path, capsys)
     assert cli.main(["sweep", str(tmp_path / "few.toml"), *out, *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("attack", ("imprint", "matching"))
+def test_the_steps_of_a_closed_form_cost_nothing(attack):
+    """And 5,000 times the steps of a search cost as much more."""
+    fixed = {"model": "dense", "image_size": 8, "victims": 5, "attack": attack}
+    took = []
+    for steps in (4, 20_000):
+        content = {"fixed": fixed | {"steps": steps}, "axes": {"arm": ["none"]}}
+        swept = parse_sweep(content)
+        with small.quick():
+            found = probe(make_manifest("few", swept, expand(swept)), layout=LAYOUT)
+        took.append(found.run_s)
+    assert (took[1] > 100 * took[0]) == (attack == "matching")

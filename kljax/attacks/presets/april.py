@@ -29,7 +29,7 @@ from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.presets.plain import gradient_matching
-from kljax.attacks.priors import total_variation
+from kljax.attacks.priors import refuse_feature, total_variation
 from kljax.attacks.starts import normal
 from kljax.threat import View
 from kljax.typing import Array, Gate, Params, Public, PyTree, Rng
@@ -116,6 +116,7 @@ def april(
 
 
 def _check(setting: Setting, optimiser: Optimiser | None) -> None:
+    refuse_feature(setting, "april")
     knows, strategy = setting.threat.knowledge, setting.threat.strategy
     if (knows.examples, knows.upload) != (1, "gradient"):
         raise ValueError(
