@@ -13,11 +13,12 @@ and random keys. The attacks' own numbers were chosen on other victims, by the
 attacker's own loss (experiments/attack_settings.py, experiments/gate_regression.py).
 Parts that attack trained clients need `kljax data prepare fashion_mnist` and
 
-    kljax train --model lenet --data fashion_mnist --clients 3 --rounds 20 --batch 16 \\
+    kljax train --model lenet --data DATA --clients 3 --rounds 20 --batch 16 \\
         --arms none bn-control plaintext-gates keylock --learning-rate 0.05 \\
-        --examples 15000 --test-examples 5000 --keep-rounds 0 10 20 --out runs/trained
+        --keep-rounds 0 10 20 --out runs/trained_DATA
 
-whose time is not in the budget.
+for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits; their
+time is not in the budget.
 """
 
 import argparse
@@ -36,10 +37,22 @@ from kljax import studies
 from kljax.files import read_json, write_json, write_text
 from kljax.studies.manifest import open_study
 from kljax.study_report.contents import make_contents
+from kljax.study_report.tables import Table
 from kljax.sweeps import expand, read_sweep
 
+# Who is set against whom, on the same victims: one thing differs.
+PAIRS = (
+    ("bn-control", "none"),
+    ("plaintext-gates-as-lock", "bn-control"),
+    ("keylock/known", "plaintext-gates-as-lock"),
+    ("keylock/regress_gates", "keylock/known"),
+    ("keylock/peel", "keylock/known"),
+    ("keylock/fixed_random", "keylock/known"),
+)
 PARTS = sorted((Path(__file__).parent / "study").glob("*.toml"))
 VALUE = "ssim_affine_oracle"
+# Columns of comparisons that are in the reports alone (`kljax report`).
+TESTS_OF_SUCCESS = ("only arm", "p,", "SSIM >= .6")
 
 
 def main():
@@ -118,19 +131,43 @@ def tables(out: Path, names) -> str:
             read = read_sweep(part)
             open_study(folder, read, expand(read))
         contents = make_contents(studies.read(folder), value=VALUE)
-        table = contents.points
-        body = [
-            [entry.text.replace("\n", "<br>") for entry in line] for line in table.lines
-        ]
         hours = spent(out).get(part.stem, 0.0) / 3600
         texts.append(
             f"## {part.stem}\n\n{first}\n\n{contents.progress.text()} "
-            f"{hours:.2f} processor hours.\n\n"
-            + tabulate(body, table.header, tablefmt="pipe", disable_numparse=True)
+            f"{hours:.2f} processor hours."
         )
+        texts.append(markdown(contents.points))
+        if contents.budgets:
+            texts += [contents.budgets.title + ":", markdown(contents.budgets)]
+        if contents.comparisons:
+            texts += ["On the same victims:", markdown(pairs(contents.comparisons))]
         if part.stem.endswith("-paper"):
             texts.append(beside_paper(studies.read(folder)))
     return "\n\n".join(texts) + "\n"
+
+
+def pairs(table: Table) -> Table:
+    """Keeps the comparisons of `PAIRS`, and of what they say the differences."""
+    places = [
+        n
+        for n, name in enumerate(table.header)
+        if name != "p" and not name.startswith(TESTS_OF_SUCCESS)
+    ]
+    arm, minus = table.header.index("arm"), table.header.index("minus")
+    lines = [
+        tuple(line[n] for n in places)
+        for line in table.lines
+        if (line[arm].text, line[minus].text) in PAIRS
+    ]
+    return table._replace(header=[table.header[n] for n in places], lines=lines)
+
+
+def markdown(table: Table) -> str:
+    """Lays a table out for Markdown, where a line is a line."""
+    body = [
+        [entry.text.replace("\n", "<br>") for entry in line] for line in table.lines
+    ]
+    return tabulate(body, table.header, tablefmt="pipe", disable_numparse=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ from kljax.study_report.values import VALUES, known, numbers, written
 from kljax.study_report.verdicts import Outcomes, count_outcomes, verdict
 
 # Means beside the value that was asked for, where there are any.
-ALSO = ("ssim", "ssim_affine_oracle", "psnr", "lpips_alex", "label_accuracy")
+ALSO = (
+    "ssim",
+    "ssim_affine_oracle",
+    "psnr",
+    "lpips_alex",
+    "label_accuracy",
+    "feature_error",
+    "images_found",
+)
 
 
 class Entry(NamedTuple):
