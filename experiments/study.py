@@ -17,8 +17,8 @@ Parts that attack trained clients need `kljax data prepare fashion_mnist` and
         --arms none bn-control plaintext-gates keylock --learning-rate 0.05 \\
         --keep-rounds 0 10 20 --out runs/trained_DATA
 
-for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits; their
-time is not in the budget.
+for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits (with
+--local-epochs 5); their time is not in the budget.
 """
 
 import argparse

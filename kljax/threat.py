@@ -40,7 +40,7 @@ STRATEGY: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
         "fixed_mean": _LOCK_WEIGHTS,
         "regress_private_key": _LOCK_WEIGHTS,
         "regress_gates": {},
-        "peel": {"examples": (1,)},
+        "peel": {},
     },
     "labels": {
         "given": {"labels": ("known",)},

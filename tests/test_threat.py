@@ -48,7 +48,7 @@ LEGAL = {
     "fixed_mean": lambda k: k.lock_weights != "hidden",
     "regress_private_key": lambda k: k.lock_weights != "hidden",
     "regress_gates": lambda k: True,
-    "peel": lambda k: k.examples == 1,
+    "peel": lambda k: True,
 }
 LEGAL_LABELS = {
     "given": lambda k: k.labels == "known",
@@ -115,7 +115,6 @@ CONTRADICTIONS = {
         ("extract", "joint", {"lock_weights": "known"}),
         "'extract' needs lock_grads='shared'.*lock_grads='hidden'",
     ),
-    "a batch": (("peel", "joint", {"examples": 2}), "needs examples=1.*examples=2"),
     "labels": (("unit", "given", {}), "labels='given' needs labels='known'"),
 }
 

@@ -19,17 +19,17 @@ from kljax.threat import View, observe
 from kljax.typing import Gate, Private, Public
 
 SHAPE = (16, 16, 3)
-SITES = {"lenet": ("norm1", 12), "dense": ("layers/0", 64)}
+SITES = {"lenet": ("norm1", 12), "deep": ("norm2", 12), "dense": ("layers/0", 64)}
 KEY_SIZE = 16
 TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
 
 
 @functools.cache
 def made(name):
-    options = {"lockable": ("norm1",)} if name == "lenet" else {}
-    kind = {"lenet": LeNet, "dense": Dense}[name]
-    model = from_nnx(lambda rngs: kind(10, image_shape=SHAPE, rngs=rngs, **options))
     site, width = SITES[name]
+    options = {} if name == "dense" else {"lockable": (site,)}
+    kind = Dense if name == "dense" else LeNet
+    model = from_nnx(lambda rngs: kind(10, image_shape=SHAPE, rngs=rngs, **options))
     return model, key_lock((site,), (width,), size=KEY_SIZE)
 
 
@@ -42,17 +42,18 @@ def ground(name, declared=None, **changes):
         image_shape=SHAPE,
         num_classes=10,
         sites=(SITES[name],),
-        chain=NETWORKS[name].chain,
+        chain=NETWORKS["dense" if name == "dense" else "lenet"].chain,
     )
     return here._replace(**changes)
 
 
 @functools.cache
-def compiled(name):
+def compiled(name, examples=1):
     """The client's step and the attack, compiled once."""
     model, lock = made(name)
     step = one_step(model, cross_entropy, keylock(lock), train=True)
-    return quick_jit(step), quick_jit(peeling(ground(name)))
+    declared = threat("peel", examples=examples, **TRAIN)
+    return quick_jit(step), quick_jit(peeling(ground(name, declared)))
 
 
 class Victim(NamedTuple):
@@ -61,11 +62,14 @@ class Victim(NamedTuple):
     shift: np.ndarray
 
 
-def attack(name, seed=0, limit=None, lock_limit=0.25, change=lambda grads: grads):
+def attack(
+    name, seed=0, limit=None, lock_limit=0.25, change=lambda grads: grads, labels=()
+):
     """Draws a client, runs its step, changes its gradient, and peels.
 
     Weights come from U(-limit, limit), PyTorch's default if None.
     """
+    labels = labels or (seed % 10,)
     generator = np.random.default_rng(seed)
     model, lock = made(name)
     shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
@@ -83,13 +87,13 @@ def attack(name, seed=0, limit=None, lock_limit=0.25, change=lambda grads: grads
         jax.eval_shape(lock.init, jax.random.key(0)),
     )
     private = Private(generator.random(KEY_SIZE, np.float32), weights)
-    step, peel = compiled(name)
-    images = random_images(1, *SHAPE, seed=seed)
-    label = np.eye(10, dtype=np.float32)[[seed % 10]]
-    update = step(jax.random.key(0), Public(params), stats, private, images, label)
+    step, peel = compiled(name, len(labels))
+    images = random_images(len(labels), *SHAPE, seed=seed)
+    targets = np.eye(10, dtype=np.float32)[[*labels]]
+    update = step(jax.random.key(0), Public(params), stats, private, images, targets)
     (gate,) = lock.gates(weights, private.secret).values()
     update = update._replace(sent=Public(change(update.sent.model)))
-    view = observe(threat("peel", **TRAIN), update)
+    view = observe(threat("peel", examples=len(labels), **TRAIN), update)
     return Victim(view, *map(np.asarray, gate)), peel(view)
 
 
@@ -117,6 +121,37 @@ def test_gates_are_found_and_dead_channels_exactly(name, rtol, seed):
         assert residual < 1e-11, layer
         np.testing.assert_allclose(peeled.ranks[layer], 1, atol=1e-3)
     assert set(peeled.residuals) == ({"conv2", "conv3"} if name == "lenet" else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "rtol"), [("lenet", 1e-3), ("deep", 1e-3), ("dense", 1e-3)]
+)
+@pytest.mark.parametrize("labels", ((3, 8), (1, 2, 5, 7)))
+def test_gates_are_found_from_a_batch(name, rtol, labels):
+    victim, peeled = attack(name, labels=labels)
+    assert_found(victim, peeled, name, rtol)
+    for layer, residual in peeled.residuals.items():
+        assert residual < 1e-8, layer
+    assert "fc" in peeled.residuals
+
+
+def test_a_batch_of_more_inputs_than_equations_says_so():
+    """The strided layer: 768 inputs and 192 equations of each, 3,600 of all."""
+    victim, peeled = attack("lenet", labels=(0, 1, 2, 3, 4, 5, 6))
+    assert peeled.ranks["conv2"] < 0.95 < 0.99 < peeled.ranks["conv3"]
+    gate, deviation = peeled.gates["norm1"], peeled.deviation["norm1"]
+    assert np.all(np.abs(gate.shift - victim.shift) <= 3 * deviation.shift)
+
+
+def test_wrong_labels_are_seen_in_the_residual():
+    victim, _ = attack("dense", labels=(3, 8))
+    declared = threat("peel", "given", examples=2, labels="known", **TRAIN)
+    for labels, low, high in (((3, 8), 0, 1e-8), ((3, 1), 1e-3, 2)):
+        targets = np.eye(10, dtype=np.float32)[[*labels]]
+        peeled = quick_jit(peeling(ground("dense", declared)))(
+            victim.view._replace(targets=targets)
+        )
+        assert low <= peeled.residuals["fc"] < high
 
 
 def test_the_epsilon_of_the_norm_is_all_that_is_missed():
@@ -243,7 +278,7 @@ UPDATE = threat("peel", upload="update", **TRAIN)
         ("lenet", None, {"sites": (("fc", 10),)}, "'fc' is not below.*norm1"),
         ("lenet", None, {"sites": (("conv1", 12),)}, "needs a norm at .* 'conv1'"),
         ("lenet", threat("peel"), {}, "victim_norm='train'"),
-        ("lenet", threat(examples=2, **TRAIN), {}, "1 steps on 2"),
+        ("lenet", threat(examples=10, **TRAIN), {}, "1 steps on 10 .* of 10 classes"),
         ("lenet", UPDATE, {"protocol": STEPS}, "3 steps on 1"),
     ],
 )  # fmt: skip

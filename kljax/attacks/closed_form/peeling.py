@@ -1,11 +1,11 @@
 """Peeling: a lock's gates, found by walking a network backwards from its classifier.
 
-The classifier's input follows from its gradient, and the derivative by it from its
-weights. Then layer by layer the input is solved for (`walk`), down to the output of
-the layer that is locked. At one example a batch norm in train mode is standardised in
-every channel: the mean of what came out of the lock is the shift, and its standard
-deviation the scale. Neither private key nor lock weights are needed. This is kljax's
-own attack.
+The classifier's input follows from its gradient (for a batch: `features`), and the
+derivative by it from its weights. Then layer by layer the input is solved for (`walk`),
+down to the output of the layer that is locked. A batch norm in train mode is
+standardised in every channel: the mean of what came out of the lock is the shift, and
+its standard deviation the scale. Neither private key nor lock weights are needed. This
+is kljax's own attack.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
-from kljax.attacks.closed_form.dense import dense_input
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     float64,
@@ -27,11 +26,13 @@ from kljax.attacks.closed_form.walk import (
     Place,
     Step,
     as_rows,
+    below_batch,
     below_classifier,
     down,
     steps_of,
     undo,
 )
+from kljax.attacks.labels import find_rule
 from kljax.threat import View
 from kljax.typing import Array, Gate, Gates, Params, Path
 
@@ -47,7 +48,7 @@ class Peeled(NamedTuple):
         the epsilon apart.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
-        exact, of the order of 1 where nothing was found.
+        exact, of the order of 1 where nothing was found. Of the classifier for a batch.
       ranks: {layer: []}, share of the layer's inputs that the equations determine.
     """
 
@@ -64,24 +65,33 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
       setting: with a chain; its lock's site is a norm in train mode, or a layer of the
         chain itself.
 
-    Guarantees: indifferent to the length of the gradient, so that clipping changes
-    nothing. A channel whose filter has a gradient of exactly zero is dead: scale 0.
+    Guarantees: for one example indifferent to the length of the gradient, so that
+    clipping changes nothing. A channel whose filter has a gradient of exactly zero is
+    dead: scale 0. A batch whose layers hold more inputs than there are equations is
+    taken for what it most likely is, and `Peeled.ranks` and `Peeled.deviation` say so.
 
     Raises:
       ValueError: for a network that is no chain, a lock of several sites, a site that
-        is not in the chain or is the classifier, several examples per upload, several
-        local steps, and norm layers of the victim in eval mode.
+        is not in the chain or is the classifier, as many examples per upload as classes
+        or more, several local steps, and norm layers of the victim in eval mode.
     """
     bottom, *above = _from_the_lock(setting)
-    layer = bottom.layer
+    layer, examples = bottom.layer, setting.threat.knowledge.examples
     site = layer.norm or layer.path
+    rule = find_rule(setting)
 
     @one_at_a_time
-    def peel(grads: Params, params: Params) -> Peeled:
+    def peel(grads: Params, params: Params, targets: Array) -> Peeled:
+        residuals, ranks = {}, {}
         with float64(True):
-            grads, params = to_float64((grads, params))
-            place = below_classifier(above[-1], grads, params)
-            residuals, ranks = {}, {}
+            grads, params, targets = to_float64((grads, params, targets))
+            if examples == 1:
+                place = below_classifier(above[-1], grads, params)
+            else:
+                place, left = below_batch(
+                    above[-1], grads, params, targets, setting.loss
+                )
+                residuals[above[-1].layer.path] = left
             for step in reversed(above[:-1]):
                 place, solution = down(step, place, grads, params)
                 residuals[step.layer.path] = solution.residual
@@ -95,7 +105,16 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
             )
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
-    return lambda view: peel(view.grads.model, view.public.model)
+    def attack(view: View) -> Peeled:
+        # One example's signal is the bias gradient: no label is needed.
+        targets = jnp.zeros((examples, setting.num_classes))
+        if examples > 1 and setting.threat.strategy.labels == "given":
+            targets = view.targets
+        elif examples > 1:
+            targets = jax.nn.one_hot(rule(setting, view), setting.num_classes)
+        return peel(view.grads.model, view.public.model, targets)
+
+    return attack
 
 
 def pooled_gates(peeled: Peeled) -> Gates:
@@ -131,11 +150,12 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
             "lock strategy 'peel' needs a lock of one site, got the sites "
             f"{[path for path, _ in setting.sites]}"
         )
-    if knows.examples != 1 or (setting.protocol and setting.protocol.steps != 1):
-        made = setting.protocol.steps if setting.protocol else 1
+    made = setting.protocol.steps if setting.protocol else 1
+    if knows.examples >= setting.num_classes or made != 1:
         raise ValueError(
-            "lock strategy 'peel' needs one step on one example, the upload is of "
-            f"{made} steps on {knows.examples}"
+            "lock strategy 'peel' needs one step on fewer examples than there are "
+            f"classes, the upload is of {made} steps on {knows.examples} examples of "
+            f"{setting.num_classes} classes"
         )
     ((site, _),) = setting.sites
     steps = steps_of(setting)
@@ -164,7 +184,7 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
 
 
 def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
-    """Reads scale and shift off what the lock gave out, [h, w, C]."""
+    """Reads scale and shift off what the lock gave out, [B, h, w, C]."""
     out = as_rows(undo(bottom.layer.activation, place.value), bottom.kernel[-1])
     shift = jnp.mean(out.mean, axis=0)
     centred = out.mean - shift[None]
@@ -190,18 +210,27 @@ def _by_gradient(
 ) -> tuple[Gate, Gate]:
     """Finds the gates of a dense layer without a norm.
 
-    Its bias gradient is scale times the signal above the gate, and its input, which
-    no gate touches, follows from its gradients.
+    Its bias gradient is scale times the signals above the gate, and its inputs, which
+    no gate touches, follow from its gradients.
     """
     layer = bottom.layer
     kernel, bias = (grads[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
-    signal = through(layer.activation.slope, place.value, place.above)
-    scale = bias / signal.mean
+    signal = through(layer.activation.slope, place.value, place.above)  # [B, C]
+    total = jnp.sum(signal.mean, axis=0)
+    scale = bias / total
     weights, offset = (params[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
-    inner = dense_input(kernel, bias) @ weights + offset
+    inner = _inputs(kernel, scale[None] * signal.mean) @ weights + offset[None]
     out = undo(layer.activation, place.value)
-    error = jnp.abs(scale / signal.mean) * jnp.sqrt(signal.variance)
-    return (
-        Gate(scale, out.mean - scale * inner),
-        Gate(error, jnp.sqrt(out.variance) + error * jnp.abs(inner)),
-    )
+    error = jnp.abs(scale / total) * jnp.sqrt(jnp.sum(signal.variance, axis=0))
+    # The surest of the examples says what the shift is.
+    surest = 1 / (out.variance + (error[None] * inner) ** 2)
+    power = jnp.sum(surest, axis=0)
+    shift = jnp.sum(surest * (out.mean - scale[None] * inner), axis=0) / power
+    return Gate(scale, shift), Gate(error, jnp.sqrt(1 / power))
+
+
+def _inputs(kernel_grad: Array, signals: Array) -> Array:
+    """Finds a dense layer's inputs [B, F] from its gradient and its signals [B, C]."""
+    size = jnp.max(jnp.abs(signals))  # so that no square underflows
+    square = (signals / size) @ (signals / size).T
+    return jnp.linalg.solve(square, (signals / size) @ (kernel_grad / size).T)

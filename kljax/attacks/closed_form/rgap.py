@@ -92,7 +92,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             # All other equations are indifferent to the length: without biases, a
             # signal twice as long just makes an image of half the contrast.
             lengths = jnp.linalg.norm(signals, axis=1)
-            images = place.value.mean[None] * _like(lengths[0] / lengths, step.shape)
+            images = place.value.mean * _like(lengths[0] / lengths, step.shape)
             found = (
                 _first(images, _implausibility(images)),
                 signals[0],
@@ -156,7 +156,10 @@ def _below(kernel_grad: Array, weights: Array, signal: Array) -> Place:
     value = kernel_grad @ signal / jnp.sum(signal**2)
     above = weights @ signal
     rounded = ROUNDING**2 * (weights**2 @ signal**2)
-    return Place(Estimate(value, (ROUNDING * value) ** 2), Estimate(above, rounded))
+    return Place(
+        Estimate(value[None], (ROUNDING * value[None]) ** 2),
+        Estimate(above[None], rounded[None]),
+    )
 
 
 def _signals(kernel_grad: Array, weights: Array) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.closed_form.features import batch_inputs
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     Estimate,
@@ -18,7 +19,7 @@ from kljax.attacks.closed_form.layer_input import (
     through,
 )
 from kljax.chain import Activation, Layer
-from kljax.typing import Params
+from kljax.typing import Array, Loss, Params
 
 IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]
 
@@ -36,7 +37,7 @@ class Place(NamedTuple):
     """Where a walker stands: on an activation's value.
 
     Attributes:
-      value: of the activation, which is the input of the layer above.
+      value: of the activation, which is the input of the layer above, [B, ...].
       above: derivative of the loss by that value, the same shape.
     """
 
@@ -61,7 +62,7 @@ def steps_of(setting: Setting) -> tuple[Step, ...]:
 
 
 def below_classifier(step: Step, grads: Params, params: Params) -> Place:
-    """Begins the walk at the input of a dense layer with bias."""
+    """Begins the walk at the input of a dense layer with bias, for one example."""
     kernel, bias = (grads[f"{step.layer.path}/{x}"] for x in ("kernel", "bias"))
     value = dense_input(kernel, bias)
     # The client computed with float32 numbers, and near 1 they lie so far apart that
@@ -70,21 +71,46 @@ def below_classifier(step: Step, grads: Params, params: Params) -> Place:
     weights = params[f"{step.layer.path}/kernel"]
     above = weights @ bias
     rounded = ROUNDING**2 * (weights**2 @ bias**2)
-    return Place(Estimate(value, (ROUNDING * value) ** 2), Estimate(above, rounded))
+    return Place(
+        Estimate(value[None], (ROUNDING * value[None]) ** 2),
+        Estimate(above[None], rounded[None]),
+    )
+
+
+def below_batch(
+    step: Step, grads: Params, params: Params, targets: Array, loss: Loss
+) -> tuple[Place, Array]:
+    """Begins the walk for a batch; also gives the share left unexplained, []."""
+    path = step.layer.path
+    found = batch_inputs(
+        *(tree[f"{path}/{x}"] for tree in (grads, params) for x in ("kernel", "bias")),
+        targets,
+        loss,
+    )
+    weights = params[f"{path}/kernel"]
+    above = Estimate(
+        found.signals.mean @ weights.T, found.signals.variance @ weights.T**2
+    )
+    return Place(found.inputs, above), found.residual
 
 
 def as_rows(estimate: Estimate, features: int) -> Estimate:
-    """Lists positions in rows: [h, w, F], or all of it flat, -> [h w, F]."""
+    """Lists positions in rows: [B, h, w, F], or flat [B, h w F], -> [B h w, F]."""
     return jax.tree.map(lambda x: x.reshape(-1, features), estimate)
 
 
 def down(
     step: Step, place: Place, grads: Params, params: Params
 ) -> tuple[Place, Solution]:
-    """Walks through one layer, from its activation's value to its input."""
-    layer = step.layer
+    """Walks through one layer, from its activation's value to its input.
+
+    To the equations the examples of a batch are further positions, of which each meets
+    its own outputs alone: the gradient is the sum over all, as it is over positions.
+    """
+    layer, examples = step.layer, len(place.value.mean)
     kernel = params[f"{layer.path}/kernel"]
     table = jnp.asarray(pairing(layer, step.kernel, step.shape[:-1]), kernel.dtype)
+    table = side_by_side(table, examples)
     forward = forward_matrix(table, kernel)
     activation, features = layer.activation, kernel.shape[-1]
     signal = through(activation.slope, place.value, place.above)
@@ -104,8 +130,17 @@ def down(
         jnp.einsum("qfpc,qf->pc", forward, signal.mean),
         jnp.einsum("qfpc,qf->pc", forward**2, signal.variance),
     )
-    place = jax.tree.map(lambda x: x.reshape(step.shape), Place(solution.x, above))
+    shape = (examples, *step.shape)
+    place = jax.tree.map(lambda x: x.reshape(shape), Place(solution.x, above))
     return place, solution
+
+
+def side_by_side(table: Array, examples: int) -> Array:
+    """Makes the table [B Q, M, B P] of a batch out of that of one example."""
+    outputs, weights, positions = table.shape
+    own = jnp.eye(examples, dtype=table.dtype)
+    whole = jnp.einsum("ab,qmp->aqmbp", own, table)
+    return whole.reshape(examples * outputs, weights, examples * positions)
 
 
 def undo(activation: Activation, value: Estimate) -> Estimate:

@@ -1,0 +1,113 @@
+"""What a classifier was fed, for each example of a batch."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from toys import quick_jit
+
+from kljax.attacks.closed_form.features import batch_inputs, levenberg_marquardt
+from kljax.losses import cross_entropy, squared_error
+
+WIDTH, CLASSES = 48, 10
+DISTINCT = ((4, 7), (0, 3, 5, 9), (0, 1, 2, 3, 4, 5, 6, 8))
+find = {
+    loss: quick_jit(lambda *args, loss=loss: batch_inputs(*args, loss))
+    for loss in (cross_entropy, squared_error)
+}
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def batch(labels, seed=0, loss=cross_entropy, limit=0.3, alike=False):
+    """Draws inputs and a classifier; gives them, and the client's float32 gradient."""
+    generator = np.random.default_rng(seed)
+    inputs = generator.random((len(labels), WIDTH))
+    inputs = np.repeat(inputs[:1], len(labels), axis=0) if alike else inputs
+    kernel = generator.uniform(-limit, limit, (WIDTH, CLASSES))
+    bias = generator.uniform(-limit, limit, CLASSES)
+    inputs, kernel, bias = (np.float32(x) for x in (inputs, kernel, bias))
+    targets = np.eye(CLASSES, dtype=np.float32)[[*labels]]
+    with jax.enable_x64(False):
+        grads = jax.grad(lambda k, b: loss(inputs @ k + b[None], targets), (0, 1))(
+            kernel, bias
+        )
+    arrays = (*grads, kernel, bias, targets)
+    return inputs, tuple(np.asarray(array, np.float64) for array in arrays)
+
+
+@pytest.mark.parametrize("loss", find)
+@pytest.mark.parametrize("labels", DISTINCT)
+@pytest.mark.parametrize("seed", (0, 1))
+def test_inputs_are_found_and_how_sure_they_are(loss, labels, seed):
+    truth, sent = batch(labels, seed, loss)
+    found = find[loss](*sent)
+    errors = np.abs(found.inputs.mean - truth)
+    assert np.median(errors) < 1e-5 and found.residual < 1e-11
+    assert np.mean(errors <= 3 * np.sqrt(found.inputs.variance)) > 0.98
+    logits = truth @ sent[2] + sent[3]
+    signals = jax.grad(loss)(logits, sent[4])
+    np.testing.assert_allclose(found.signals.mean, signals, atol=1e-5)
+
+
+def test_examples_of_one_label_come_in_any_order():
+    labels = (2, 2, 6)
+    truth, sent = batch(labels)
+    found = np.asarray(find[cross_entropy](*sent).inputs.mean)
+    orders = itertools.permutations(range(3))
+    errors = [np.abs(found[[*order]] - truth).max() for order in orders]
+    assert min(errors) < 1e-3
+
+
+def test_examples_that_are_alike_are_not_told_apart():
+    """The same image twice, of one label: a gradient of rank 1."""
+    truth, sent = batch((2, 2), alike=True)
+    found = find[cross_entropy](*sent)
+    errors = np.abs(found.inputs.mean - truth)
+    unsure = np.sqrt(found.inputs.variance)
+    assert not np.all(np.isfinite(errors)) or np.all(errors <= 3 * unsure + 1e-5)
+
+
+def test_wrong_labels_are_seen_in_the_residual():
+    _, sent = batch((4, 7))
+    right = find[cross_entropy](*sent).residual
+    wrong = find[cross_entropy](*sent[:-1], np.eye(CLASSES)[[4, 1]]).residual
+    assert wrong > 1e-3 > 1e6 * right
+
+
+def test_noise_is_seen_in_the_residual():
+    truth, sent = batch((4, 7))
+    noise = np.random.default_rng(1).standard_normal(sent[0].shape)
+    found = find[cross_entropy](sent[0] + 0.1 * noise, *sent[1:])
+    assert found.residual > 0.1
+    assert np.abs(found.inputs.mean - truth).mean() > 0.1
+
+
+def test_a_gradient_of_zeros_says_nothing():
+    _, sent = batch((4, 7))
+    found = find[cross_entropy](*(0 * g for g in sent[:2]), *sent[2:])
+    assert np.all(np.isnan(found.inputs.mean))
+
+
+def test_as_many_examples_as_classes_are_refused():
+    _, sent = batch(range(10))
+    with pytest.raises(ValueError, match="at most 9 examples apart, got 10"):
+        batch_inputs(*sent, cross_entropy)
+
+
+def test_levenberg_marquardt_is_down_the_valley():
+    """Rosenbrock's, from his start; and a start that is NaN stays where it is."""
+
+    def misfit(x):
+        return jax.numpy.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])
+
+    x, cost = levenberg_marquardt(misfit, np.array([-1.2, 1.0]), 60)
+    np.testing.assert_allclose(x, [1, 1], atol=1e-9)
+    assert cost < 1e-18
+    x, cost = levenberg_marquardt(misfit, np.array([np.nan, 1.0]), 5)
+    assert np.isnan(cost)
