@@ -139,8 +139,9 @@ def tables(out: Path, names) -> str:
         texts.append(markdown(contents.points))
         if contents.budgets:
             texts += [contents.budgets.title + ":", markdown(contents.budgets)]
-        if contents.comparisons:
-            texts += ["On the same victims:", markdown(pairs(contents.comparisons))]
+        compared = pairs(contents.comparisons) if contents.comparisons else None
+        if compared and compared.lines:
+            texts += ["On the same victims:", markdown(compared)]
         if part.stem.endswith("-paper"):
             texts.append(beside_paper(studies.read(folder)))
     return "\n\n".join(texts) + "\n"
