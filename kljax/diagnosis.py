@@ -5,10 +5,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks import Candidate, Objective, Setting, dense_input, replay
+from kljax.attacks import (
+    Candidate,
+    Objective,
+    Setting,
+    classifier_inputs,
+    dense_input,
+    find_rule,
+    replay,
+)
 from kljax.attacks.presets import Preset
-from kljax.threat import Update, View
+from kljax.threat import Update, View, observe
 from kljax.typing import Array, PyTree
+
+APART = 8  # examples; the work grows with their sixth power
 
 
 class Diagnosis(NamedTuple):
@@ -20,9 +30,9 @@ class Diagnosis(NamedTuple):
       loss_scale: [] objective if the faintest tensor is missed; NaN the same.
       live_channels: [] gated channels whose scale is not 0.
       feature_error: [] how far what the classifier was fed is from what its released
-        gradient says of it, over the length of the former; NaN where a gradient does
-        not determine it, which is so but for one step on one example and a classifier
-        with a bias.
+        gradient says of it, over the length of the former; NaN but for one step on at
+        most `APART` examples, fewer than there are classes, and a classifier with a
+        bias.
     """
 
     loss_at_truth: Array
@@ -63,19 +73,23 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
 
 
 def feature_error(setting: Setting, update: Update) -> Array:
-    """Computes how exactly the classifier's gradient gives its input away.
+    """Computes how exactly the classifier's gradient gives its inputs away.
 
-    No lock hides it: the layers above a lock are trained as they are. A defence that
+    No lock hides them: the layers above a lock are trained as they are. A defence that
     changes the released gradient does. Dropout's masks are the client's, and another
-    draw of them counts as an error.
+    draw of them counts as an error. Of a batch, each example's input is compared with
+    the nearest that was found (`kljax.attacks.classifier_inputs`), by the labels that
+    the setting's rule recovers.
 
     Returns:
       [], see `Diagnosis`.
     """
     knowledge, classifier = setting.threat.knowledge, setting.classifier
+    examples = knowledge.examples
     grads = update.sent.model
-    kernel, bias = (grads.get(f"{classifier}/{name}") for name in ("kernel", "bias"))
-    if (knowledge.examples, knowledge.upload) != (1, "gradient") or bias is None:
+    paths = [f"{classifier}/{name}" for name in ("kernel", "bias")]
+    fits = examples <= min(APART, setting.num_classes - 1)
+    if not fits or knowledge.upload != "gradient" or paths[1] not in grads:
         return jnp.asarray(jnp.nan)
     tap = f"{classifier}:input"
     out = setting.model.apply(
@@ -87,9 +101,19 @@ def feature_error(setting: Setting, update: Update) -> Array:
         train=knowledge.victim_norm == "train",
         rngs=jax.random.key(0),
     )
-    true = out.taps[tap].reshape(-1)
-    error = dense_input(kernel, bias) - true
-    return jnp.linalg.norm(error) / jnp.linalg.norm(true)
+    true = out.taps[tap].reshape(examples, -1)
+    sent = [grads[path] for path in paths]
+    if examples == 1:
+        found = dense_input(*sent)[None]
+    else:
+        view = observe(setting.threat, update)
+        labels = find_rule(setting)(setting, view)
+        targets = jax.nn.one_hot(labels, setting.num_classes)
+        weights = [update.public.model[path] for path in paths]
+        found = classifier_inputs(*sent, *weights, targets, loss=setting.loss)
+        found = found.inputs.mean
+    errors = jnp.linalg.norm(found[None] - true[:, None], axis=-1)  # [true, found]
+    return jnp.linalg.norm(jnp.min(errors, axis=1)) / jnp.linalg.norm(true)
 
 
 def weakest_tensor(

@@ -75,12 +75,23 @@ def test_it_is_the_error_of_a_quotient_worked_out_by_hand():
     assert np.any(np.asarray(bias) != 0)
 
 
+@pytest.mark.parametrize("examples", (2, 4))
+def test_no_lock_hides_those_of_a_batch(examples):
+    arms = ("none", "keylock/unit", "gaussian-noise=0.1")
+    rows = scored(study(examples=examples, victims=4, arms=arms))
+    for arm in arms[:2]:
+        # Labels that were recovered wrongly, or are all the same, hide them.
+        assert sum(error < 1e-4 for error in errors(rows, arm)) >= 2
+    assert min(errors(rows, "gaussian-noise=0.1")) > 0.01
+
+
 def test_what_a_gradient_does_not_determine_has_no_error():
-    batch = setting(threat(examples=2), DEFENCE)
-    assert np.isnan(feature_error(batch, locked_update(2)))
+    classes = setting(threat(), DEFENCE).num_classes
+    batch = setting(threat(examples=classes), DEFENCE)
+    assert np.isnan(feature_error(batch, locked_update(classes)))
     several = setting(threat(upload="update"), DEFENCE)
     assert np.isnan(feature_error(several, locked_update(1)))
-    rows = scored(study(examples=2, victims=2))
+    rows = scored(study(examples=10, victims=2))
     assert errors(rows, "none") == [None, None]
 
 

@@ -17,6 +17,7 @@ from kljax.attacks.attack import (
 from kljax.attacks.closed_form import (
     Peeled,
     Transformer,
+    classifier_inputs,
     dense_input,
     dense_layer,
     imprint,
@@ -27,7 +28,7 @@ from kljax.attacks.closed_form import (
     rgap,
 )
 from kljax.attacks.insertions import Insertion
-from kljax.attacks.labels import LABELS, RULES, idlg
+from kljax.attacks.labels import LABELS, RULES, find_rule, idlg
 from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
@@ -57,6 +58,7 @@ __all__ = [
     "LABELS",
     "RULES",
     "idlg",
+    "find_rule",
     "LOCKS",
     "Lock",
     "lock_of",
@@ -88,6 +90,7 @@ __all__ = [
     "lbfgs",
     "lbfgs_torch",
     "dense_input",
+    "classifier_inputs",
     "dense_layer",
     "private_key_from_lock_grads",
 ]

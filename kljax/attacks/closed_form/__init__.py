@@ -5,6 +5,7 @@ from kljax.attacks.closed_form.dense import (
     dense_layer,
     private_key_from_lock_grads,
 )
+from kljax.attacks.closed_form.features import Features, classifier_inputs
 from kljax.attacks.closed_form.imprint import (
     binned,
     expected_singletons,
@@ -22,6 +23,8 @@ __all__ = [
     "dense_input",
     "dense_layer",
     "private_key_from_lock_grads",
+    "Features",
+    "classifier_inputs",
     "binned",
     "expected_singletons",
     "imprint",

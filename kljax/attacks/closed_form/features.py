@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.attacks.closed_form.layer_input import ROUNDING, Estimate
+from kljax.attacks.closed_form.layer_input import (
+    ROUNDING,
+    Estimate,
+    float64,
+    one_at_a_time,
+    to_float64,
+)
 from kljax.typing import Array, Loss
 
 STARTS, MOVES = 12, 60
@@ -37,6 +43,30 @@ class Features(NamedTuple):
     inputs: Estimate
     signals: Estimate
     residual: Array
+
+
+def classifier_inputs(
+    kernel_grad: Array,
+    bias_grad: Array,
+    kernel: Array,
+    bias: Array,
+    targets: Array,
+    *,
+    loss: Loss,
+) -> Features:
+    """Finds what a classifier was fed, for every example of a batch.
+
+    Computed in float64 whatever the arrays are, one victim at a time under `jax.vmap`.
+    Arguments, results and errors are those of `batch_inputs`; in float32.
+    """
+
+    @one_at_a_time
+    def find(*arrays: Array) -> Features:
+        with float64(True):
+            found = batch_inputs(*to_float64(arrays), loss)
+            return jax.tree.map(lambda x: x.astype(jnp.float32), found)
+
+    return find(kernel_grad, bias_grad, kernel, bias, targets)
 
 
 def batch_inputs(
