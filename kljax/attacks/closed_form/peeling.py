@@ -219,7 +219,9 @@ def _by_gradient(
     total = jnp.sum(signal.mean, axis=0)
     scale = bias / total
     weights, offset = (params[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
-    inner = _inputs(kernel, scale[None] * signal.mean) @ weights + offset[None]
+    # Saturated channels, through which nothing comes back, say nothing of the inputs.
+    gated = jnp.where(jnp.isfinite(scale), scale, 0)[None] * signal.mean
+    inner = _inputs(kernel, gated) @ weights + offset[None]
     out = undo(layer.activation, place.value)
     error = jnp.abs(scale / total) * jnp.sqrt(jnp.sum(signal.variance, axis=0))
     # The surest of the examples says what the shift is.
