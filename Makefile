@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is made on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process per core; a file's tests share what they compiled.
+TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 .PHONY: demo test test-all clean
 
 .venv/installed: pyproject.toml
@@ -13,11 +15,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-all: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(TESTS) -m "slow or not slow"
 
 clean:
 	rm -rf .venv runs build dist
