@@ -71,8 +71,8 @@ class LeakConfig:
         see `kljax.arms`.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
         tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
-        ig-fedavg, fedavg-inversion, rgap, april-optimisation or april; of a malicious
-        server imprint or imprint-one-shot.
+        ig-fedavg, fedavg-inversion, rgap, peeling, april-optimisation or april; of a
+        malicious server imprint or imprint-one-shot.
       optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
         or rmsprop.
       step_size: of the optimiser, which must be named and take one (all but lbfgs

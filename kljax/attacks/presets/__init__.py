@@ -10,6 +10,7 @@ from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_use
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.generative import grnn
+from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
@@ -32,4 +33,5 @@ __all__ = [
     "bn_updates",
     "gradient_matching",
     "matching",
+    "peeled_image",
 ]

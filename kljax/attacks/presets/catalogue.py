@@ -18,6 +18,7 @@ from kljax.attacks.presets.april import (
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
 from kljax.attacks.presets.generative import grnn
+from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.statistical import (
@@ -81,6 +82,7 @@ PRESETS: dict[str, Preset] = {
         april_optimisation, "recovered", anywhere(april_objective)
     ),
     "rgap": Preset(rgap, "recovered", None),
+    "peeling": Preset(peeled_image, "recovered", None),
     "april": Preset(april, "recovered", None),
     "imprint": Preset(
         imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)

@@ -1,0 +1,120 @@
+"""Peeling to the end: the image of a locked network, in closed form."""
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.closed_form.below_lock import solve_below
+from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
+from kljax.attacks.closed_form.walk import below_classifier, down, steps_of
+from kljax.attacks.labels import find_rule
+from kljax.attacks.locks import lock_of
+from kljax.attacks.priors import refuse_feature
+from kljax.threat import View
+from kljax.typing import Gate, Params, Path, Rng
+
+
+def peeled_image(
+    setting: Setting, optimiser=None, *, steps=None, restarts=None
+) -> Attack:
+    """Makes the attack; a closed form has no optimiser, no steps and no restarts.
+
+    Without a norm in the first layer it is R-GAP for networks with biases.
+
+    Returns:
+      The attack. Its loss is the share of the layers' weight gradients, in squared
+      norm, that is left unexplained, the mean over the layers; ``info["residuals"]``
+      has the share of each, {layer: []}, ``info["lock"]`` what the lock strategy
+      settled on.
+
+    Raises:
+      ValueError: for a network that is no chain of layers, a norm elsewhere than in its
+        first layer, norm layers in eval mode, a lock strategy that optimises, and for
+        anything but one step on one example.
+    """
+    del optimiser, steps, restarts
+    _check(setting)
+    lock, rule = lock_of(setting), find_rule(setting)
+    bottom, *body, top = steps_of(setting)
+    site = _norm_below(setting)
+
+    @one_at_a_time
+    def solve(grads: Params, params: Params, gate: Gate):
+        path = bottom.layer.path
+        with float64(True):
+            grads, params, gate = to_float64((grads, params, gate))
+            place = below_classifier(top, grads, params)
+            residuals = {}
+            for step in reversed(body):
+                place, solution = down(step, place, grads, params)
+                residuals[step.layer.path] = solution.residual
+            if site is None:
+                place, solution = down(bottom, place, grads, params)
+                image, residuals[path] = place.value.mean[0], solution.residual
+            else:
+                tensors = (tree[f"{path}/kernel"] for tree in (grads, params))
+                image, residuals[path] = solve_below(bottom, place, gate, *tensors)
+            return jax.tree.map(lambda x: x.astype(jnp.float32), (image, residuals))
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        part = lock.unknown.decode(*lock.unknown.start(rng, view))
+        params = view.public.model
+        ones = jnp.ones(params[f"{bottom.layer.path}/kernel"].shape[-1])
+        gates = lock.gates(view.public.defence, part)
+        gate = gates.get(site, Gate(ones, jnp.zeros_like(ones)))
+        image, residuals = solve(view.grads.model, params, gate)
+        loss = jnp.mean(jnp.stack([*residuals.values()]))
+        return Reconstruction(
+            images=jnp.clip(image, 0, 1)[None],
+            labels=rule(setting, view),
+            loss=loss,
+            finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
+            info={
+                "evaluations": jnp.asarray(0),
+                "lock": part,
+                "residuals": residuals,
+            },
+        )
+
+    return attack
+
+
+def _norm_below(setting: Setting) -> Path | None:
+    """Finds the norm of the first layer; None where there is none."""
+    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    norm = setting.chain[0].norm
+    there = norm is not None and any(path.startswith(f"{norm}/") for path in stats)
+    return norm if there else None
+
+
+def _check(setting: Setting) -> None:
+    refuse_feature(setting, "peeling")
+    knows, strategy = setting.threat.knowledge, setting.threat.strategy
+    if len(setting.chain) < 2:
+        raise ValueError(
+            "peeling walks a chain of layers, and this network is none: skip "
+            "connections, pooling and ReLU have no place in one"
+        )
+    if knows.examples != 1 or setting.protocol is not None:
+        raise ValueError(
+            "peeling solves for the image of one example's gradient, the threat model "
+            f"has examples={knows.examples}, upload={knows.upload!r}"
+        )
+    if strategy.lock.startswith("regress"):
+        raise ValueError(
+            f"peeling is a closed form, and lock strategy {strategy.lock!r} optimises: "
+            "take another, such as 'peel', or the attack 'gate-regression'"
+        )
+    norm = _norm_below(setting)
+    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    other = sorted(path for path in stats if not path.startswith(f"{norm}/"))
+    if other:
+        raise ValueError(
+            "peeling solves for images below the norm of the first layer alone, and "
+            f"this network has {', '.join(other)}"
+        )
+    if norm is not None and knows.victim_norm != "train":
+        raise ValueError(
+            "peeling needs victim_norm='train': in eval mode a norm is no function of "
+            "the example"
+        )

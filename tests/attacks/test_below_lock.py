@@ -1,0 +1,185 @@
+"""Peeling to the end: the image of a locked network, where it can be and where not."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from toys import quick_jit, setting, threat
+
+from kljax.attacks import Protocol
+from kljax.attacks.presets import peeled_image
+from kljax.clients import one_step
+from kljax.defences import keylock
+from kljax.keylock import key_lock
+from kljax.losses import cross_entropy
+from kljax.models import NETWORKS, LeNet, from_nnx
+from kljax.threat import observe
+from kljax.typing import Private, Public
+
+SHAPE, KEY_SIZE = (16, 16, 3), 16
+TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
+FACTS = {
+    "unit": {},
+    "known": {"private_key": "known", "lock_weights": "known"},
+    "fixed_random": {"lock_weights": "known"},
+    "peel": {},
+}
+
+
+@functools.cache
+def made(norm="norm1"):
+    lockable = () if norm is None else (norm,)
+    model = from_nnx(
+        lambda rngs: LeNet(10, image_shape=SHAPE, lockable=lockable, rngs=rngs)
+    )
+    return model, key_lock(("norm1",), (12,), size=KEY_SIZE)
+
+
+def ground(strategy="unit", norm="norm1", **changes):
+    model, lock = made(norm)
+    here = setting(
+        threat(strategy, **TRAIN, **FACTS[strategy]),
+        keylock(lock),
+        model=model,
+        image_shape=SHAPE,
+        num_classes=10,
+        sites=(("norm1", 12),),
+        chain=NETWORKS["lenet"].chain,
+    )
+    return here._replace(**changes)
+
+
+@functools.cache
+def compiled(strategy, norm="norm1"):
+    model, lock = made(norm)
+    here = ground(strategy, norm)
+    step = one_step(model, cross_entropy, keylock(lock), train=True)
+    attack = peeled_image(here)
+    return quick_jit(step), quick_jit(
+        lambda update: attack(jax.random.key(1), observe(here.threat, update))
+    )
+
+
+def picture(seed):
+    """A smooth image [1, 16, 16, 3], coloured, in [0.1, 0.9]."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:16, :16] / 16
+    image = np.zeros(SHAPE)
+    for i, j in itertools.product(range(4), repeat=2):
+        wave = np.cos(np.pi * i * y)[..., None] * np.cos(np.pi * j * x)[..., None]
+        image += wave * generator.normal(size=3) / (1 + i + j)
+    low, high = image.min(), image.max()
+    return np.float32(0.1 + 0.8 * (image - low) / (high - low))[None]
+
+
+def attacked(
+    strategy, norm="norm1", seed=0, locked=True, change=lambda g: g, poison=False
+):
+    """Runs a client with PyTorch's initialisation, and attacks what it sent."""
+    generator = np.random.default_rng(seed)
+    model, lock = made(norm)
+    shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
+
+    def uniform(shape, low, high):
+        return generator.uniform(low, high, shape).astype(np.float32)
+
+    params = {}
+    for path, leaf in sorted(shapes.items()):
+        kernel = shapes[path.replace("bias", "kernel")].shape
+        limit = np.prod(kernel[:-1]) ** -0.5
+        params[path] = uniform(leaf.shape, -limit, limit)
+    stats = {path: np.ones(leaf.shape, np.float32) for path, leaf in stats.items()}
+    weights = jax.tree.map(
+        lambda leaf: uniform(leaf.shape, -0.25, 0.25),
+        jax.eval_shape(lock.init, jax.random.key(0)),
+    )
+    private = Private(generator.random(KEY_SIZE, np.float32), weights)
+    step, attack = compiled(strategy, norm)
+    images = picture(seed)
+    target = np.eye(10, dtype=np.float32)[[seed % 10]]
+    client = private if locked else Private()
+    update = step(jax.random.key(0), Public(params), stats, client, images, target)
+    update = update._replace(sent=Public(change(update.sent.model)))
+    if poison:
+        nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), update.private)
+        update = update._replace(images=images * np.nan, private=nothing)
+    return images[0], attack(update)
+
+
+def likeness(found, image):
+    """Correlation, which is indifferent to brightness and contrast."""
+    return np.corrcoef(np.ravel(found.images[0]), image.ravel())[0, 1]
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_without_a_norm_the_image_is_exact(seed):
+    image, found = attacked("unit", None, seed, locked=False)
+    assert np.abs(found.images[0] - image).max() < 1e-3 and found.loss < 1e-10
+    np.testing.assert_array_equal(found.labels, [seed])
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_below_a_norm_all_but_brightness_and_contrast_is_found(seed):
+    image, found = attacked("unit", "norm1", seed, locked=False)
+    assert likeness(found, image) > 0.99 and found.loss < 1e-10
+    assert np.all((found.images >= 0) & (found.images <= 1))
+
+
+@pytest.mark.parametrize("seed", (0, 1, 2))
+def test_below_a_lock_the_image_is_found_without_its_private_key(seed):
+    """As well as with it, and far better than by a guess, which is told by the loss."""
+    scores, losses = {}, {}
+    for strategy in ("known", "peel", "fixed_random"):
+        image, found = attacked(strategy, seed=seed)
+        scores[strategy], losses[strategy] = likeness(found, image), found.loss
+        assert bool(found.finite)
+    assert scores["peel"] > 0.85 and abs(scores["peel"] - scores["known"]) < 0.05
+    assert scores["fixed_random"] < scores["peel"] - 0.2
+    assert losses["known"] < 1e-8 and losses["peel"] < 1e-5 < losses["fixed_random"]
+
+
+def test_noise_takes_the_image_away():
+    def noisy(grads):
+        generator = np.random.default_rng(9)
+        return {
+            path: np.asarray(g) + 0.1 * generator.standard_normal(g.shape, np.float32)
+            for path, g in grads.items()
+        }
+
+    image, found = attacked("peel", change=noisy)
+    assert abs(likeness(found, image)) < 0.5 and found.loss > 0.1
+
+
+def test_a_gradient_of_zeros_is_a_reported_failure():
+    _, found = attacked("peel", change=lambda g: jax.tree.map(np.zeros_like, g))
+    assert not bool(found.finite)
+
+
+def test_what_is_hidden_cannot_change_it():
+    _, clean = attacked("peel")
+    _, poisoned = attacked("peel", poison=True)
+    assert bool(clean.finite)
+    np.testing.assert_array_equal(poisoned.images, clean.images)
+
+
+UPDATE = Protocol(optax.sgd(0.1), steps=1, batch=1, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes", "message"),
+    [
+        ("norm1", {"chain": ()}, "walks a chain of layers, and this network is none"),
+        ("norm1", {"threat": threat(examples=2, **TRAIN)}, "examples=2"),
+        ("norm1", {"protocol": UPDATE}, "one example's gradient"),
+        ("norm1", {"threat": threat("regress_gates", **TRAIN)}, "'regress_gates' opt"),
+        ("norm1", {"threat": threat()}, "victim_norm='train'"),
+        ("norm1", {"features": 0.1}, "peeling has no objective"),
+        ("norm2", {}, "norm of the first layer alone.*norm2"),
+    ],
+)
+def test_what_cannot_be_peeled_to_the_end_is_refused(norm, changes, message):
+    with pytest.raises(ValueError, match=message):
+        peeled_image(ground(norm=norm, **changes))
