@@ -56,7 +56,8 @@ def solve_below(
       live.
     """
     layer, features = step.layer, kernel.shape[-1]
-    table = jnp.asarray(pairing(layer, step.kernel, step.shape[:-1]), kernel.dtype)
+    where = pairing(layer, step.kernel, step.shape[:-1])
+    table = jnp.asarray(where, kernel.dtype)
     live = gate.scale != 0
     scale = jnp.where(live, gate.scale, 1)
     out = as_rows(undo(layer.activation, place.value), features)
@@ -86,7 +87,7 @@ def solve_below(
     # Normal equations of (x [P C], d [F], m [F]).
     positions, channels = backward.shape[-1], kernel.shape[-2]
     square = jnp.einsum("mfp,mfr->pr", trusted, trusted)
-    pixels = precision + forward.T @ forward
+    pixels = precision + _squared(where, kernel, weight)
     pixels += jnp.kron(square, jnp.eye(channels))
     by_row = forward.reshape(*weight.shape, -1)  # [Q, F, P C]
     with_d = -jnp.einsum("qfx,qf->xf", by_row, n * weight)
@@ -120,6 +121,23 @@ def solve_below(
     share = jnp.sum(missed**2) / jnp.sum(jnp.where(live[None, None], told, 0) ** 2)
     x = (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x))
     return x.reshape(step.shape), jnp.where(jnp.any(live), share, jnp.nan)
+
+
+def _squared(table: np.ndarray, kernel: Array, weight: Array) -> Array:
+    """Multiplies the weighted forward matrix [Q F, P C] with itself: [P C, P C].
+
+    It is nearly empty: an output sees one position per entry of the window, or, in the
+    padding, none.
+    """
+    positions, channels = table.shape[-1], kernel.shape[-2]
+    seen = np.where(table.any(axis=-1), table.argmax(axis=-1), positions)  # [Q, M]
+    seen = jnp.asarray(seen, jnp.int32)
+    flat = kernel.reshape(-1, *kernel.shape[-2:])
+    windows = jnp.einsum("mcf,qf,ndf->qmncd", flat, weight**2, flat)
+    whole = jnp.zeros((positions + 1, channels, positions + 1, channels), flat.dtype)
+    whole = whole.at[seen[:, :, None], :, seen[:, None, :], :].add(windows)
+    whole = whole[:positions, :, :positions]
+    return whole.reshape(positions * channels, positions * channels)
 
 
 def _prior(step: Step) -> tuple[np.ndarray, np.ndarray]:
