@@ -24,7 +24,6 @@ for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits (
 import argparse
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -106,7 +105,7 @@ def run(part: Path, out: Path, budget: float) -> None:
 
 
 def stop_after(process, budget: float, finished: threading.Event) -> None:
-    """Interrupts a process that has used up its processor time."""
+    """Ends a process that has used up its processor time."""
     tick = os.sysconf("SC_CLK_TCK")
     while not finished.wait(5):
         try:
@@ -114,7 +113,8 @@ def stop_after(process, budget: float, finished: threading.Event) -> None:
         except FileNotFoundError:
             return
         if sum(map(int, fields.split()[11:13])) / tick > budget:
-            process.send_signal(signal.SIGINT)
+            # An interrupt is not heard by what a shell put into the background.
+            process.terminate()
             return
 
 
