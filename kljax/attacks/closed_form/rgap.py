@@ -142,7 +142,7 @@ def _check(setting: Setting) -> None:
     if strategy.lock != "unit":
         raise ValueError(
             f"rgap knows no lock, the threat model says lock={strategy.lock!r}; "
-            "its part against one is the lock strategy 'peel'"
+            "against one there is the attack 'peeling'"
         )
     if jax.tree.leaves(_shapes(setting)[1]):
         raise ValueError(
