@@ -40,7 +40,12 @@ EXACT = 1e-5  # relative: no equation is believed closer, for the condition's sa
 
 
 def solve_below(
-    step: Step, place: Place, gate: Gate, grad: Array, kernel: Array
+    step: Step,
+    place: Place,
+    gate: Gate,
+    grad: Array,
+    kernel: Array,
+    epsilon: float = 0.0,
 ) -> tuple[Array, Array]:
     """Solves for the image below the first layer's norm and gates.
 
@@ -49,6 +54,9 @@ def solve_below(
       place: at its activation's value, of one example.
       gate: scale and shift [F]; a channel of scale 0 is not listened to.
       grad, kernel: [..., C, F], gradient of the layer's weights, and they themselves.
+      epsilon: that the norm adds to the variance, where the scale is what peeling found
+        and leaves it out; 0 for a scale that is right. It disturbs the backward
+        equations alone.
 
     Returns:
       The image [h, w, C], from 0 to 1, and [] the share of the layer's weight
@@ -64,8 +72,8 @@ def solve_below(
     n = (out.mean - gate.shift[None]) / scale[None]
     unsure = out.variance / scale[None] ** 2
     back = as_rows(through(layer.activation.slope, place.value, place.above), features)
-    q = back.mean - jnp.mean(back.mean, axis=0)[None]
-    q = q - n * jnp.mean(back.mean * n, axis=0)[None]
+    along = n * jnp.mean(back.mean * n, axis=0)[None]
+    q = back.mean - jnp.mean(back.mean, axis=0)[None] - along
 
     # How large d is expected to be; the scale of everything here.
     precision, patch = _prior(step)
@@ -79,7 +87,10 @@ def solve_below(
     grad = grad.reshape(-1, *grad.shape[-2:])  # [M, C, F]
     power = CENTRE**2 + SPREAD**2
     noise = EXACT**2 * depth**2 * jnp.mean(grad**2, axis=(0, 1))
-    noise += scale**2 * power * jnp.sum(back.variance + (ROUNDING * q) ** 2, axis=0)
+    # An image of a third of the expected contrast has a tenth of the variance.
+    missed = (10 * epsilon / depth**2)[None] * along
+    doubt = back.variance + (ROUNDING * q) ** 2 + missed**2
+    noise += scale**2 * power * jnp.sum(doubt, axis=0)
     trust = jnp.where(live & (noise > 0), 1 / jnp.sqrt(noise), 0)  # [F]
     backward = backward_matrix(table, q * scale[None])  # [M, F, P]
     trusted = backward * trust[None, :, None]
@@ -116,9 +127,9 @@ def solve_below(
     x = found[: positions * channels].reshape(positions, channels)
     d = found[positions * channels :][:features]
     told = d[None, None] * grad
-    missed = jnp.einsum("mfp,pc->mcf", backward, x) - told
-    missed = jnp.where(live[None, None], missed, 0)
-    share = jnp.sum(missed**2) / jnp.sum(jnp.where(live[None, None], told, 0) ** 2)
+    untold = jnp.einsum("mfp,pc->mcf", backward, x) - told
+    untold = jnp.where(live[None, None], untold, 0)
+    share = jnp.sum(untold**2) / jnp.sum(jnp.where(live[None, None], told, 0) ** 2)
     x = (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x))
     return x.reshape(step.shape), jnp.where(jnp.any(live), share, jnp.nan)
 

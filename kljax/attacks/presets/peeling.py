@@ -13,6 +13,8 @@ from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
 
+EPSILON = 1e-5  # of batch norms, as PyTorch and `kljax.models` have it
+
 
 def peeled_image(
     setting: Setting, optimiser=None, *, steps=None, restarts=None
@@ -37,6 +39,7 @@ def peeled_image(
     lock, rule = lock_of(setting), find_rule(setting)
     bottom, *body, top = steps_of(setting)
     site = _norm_below(setting)
+    epsilon = EPSILON if setting.threat.strategy.lock == "peel" else 0.0
 
     @one_at_a_time
     def solve(grads: Params, params: Params, gate: Gate):
@@ -53,7 +56,9 @@ def peeled_image(
                 image, residuals[path] = place.value.mean[0], solution.residual
             else:
                 tensors = (tree[f"{path}/kernel"] for tree in (grads, params))
-                image, residuals[path] = solve_below(bottom, place, gate, *tensors)
+                image, residuals[path] = solve_below(
+                    bottom, place, gate, *tensors, epsilon
+                )
             return jax.tree.map(lambda x: x.astype(jnp.float32), (image, residuals))
 
     def attack(rng: Rng, view: View) -> Reconstruction:
