@@ -39,14 +39,24 @@ from kljax.study_report.contents import make_contents
 from kljax.study_report.tables import Table
 from kljax.sweeps import expand, read_sweep
 
+NOISY = "keylock+gaussian-noise=0.001"
 # Who is set against whom, on the same victims: one thing differs.
 PAIRS = (
     ("bn-control", "none"),
+    ("keylock/unit", "none"),
+    ("keylock/known", "none"),
+    ("plaintext-gates", "bn-control"),
     ("plaintext-gates-as-lock", "bn-control"),
     ("keylock/known", "plaintext-gates-as-lock"),
+    ("keylock/known", "plaintext-gates"),
+    ("keylock/regress_private_key", "keylock/known"),
     ("keylock/regress_gates", "keylock/known"),
     ("keylock/peel", "keylock/known"),
     ("keylock/fixed_random", "keylock/known"),
+    *(
+        (f"{NOISY}/{strategy}", f"{NOISY}/known")
+        for strategy in ("regress_gates", "peel")
+    ),
 )
 PARTS = sorted((Path(__file__).parent / "study").glob("*.toml"))
 VALUE = "ssim_affine_oracle"
@@ -87,7 +97,7 @@ def run(part: Path, out: Path, budget: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "kljax", "sweep", part, "--out", out / part.stem]
-    process = subprocess.Popen([*map(str, command), "--no-report"])
+    process = subprocess.Popen([*map(str, command), "--no-report", "--retry-failed"])
     # Finished chunks are safe; the one in flight is computed again next time.
     watch = threading.Event()
     clock = threading.Thread(target=stop_after, args=(process, budget, watch))

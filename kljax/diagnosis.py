@@ -14,11 +14,10 @@ from kljax.attacks import (
     find_rule,
     replay,
 )
+from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.presets import Preset
 from kljax.threat import Update, View, observe
 from kljax.typing import Array, PyTree
-
-APART = 8  # examples; the work grows with their sixth power
 
 
 class Diagnosis(NamedTuple):
@@ -31,7 +30,7 @@ class Diagnosis(NamedTuple):
       live_channels: [] gated channels whose scale is not 0.
       feature_error: [] how far what the classifier was fed is from what its released
         gradient says of it, over the length of the former; NaN but for one step on at
-        most `APART` examples, fewer than there are classes, and a classifier with a
+        most eight examples, fewer than there are classes, and a classifier with a
         bias.
     """
 
@@ -88,7 +87,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
     examples = knowledge.examples
     grads = update.sent.model
     paths = [f"{classifier}/{name}" for name in ("kernel", "bias")]
-    fits = examples <= min(APART, setting.num_classes - 1)
+    fits = examples <= min(MOST, setting.num_classes - 1)
     if not fits or knowledge.upload != "gradient" or paths[1] not in grads:
         return jnp.asarray(jnp.nan)
     tap = f"{classifier}:input"

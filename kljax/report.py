@@ -35,7 +35,7 @@ MEANS = (
     "matching_loss_at_truth",
     "live_channels",
     "feature_error",
-    "images_found",
+    "bins_read",
 )
 
 
@@ -126,10 +126,10 @@ TABLE = {
     "matching_loss": "matching loss",
     "live_channels": "live channels",
     "feature_error": "feature error",
-    "images_found": "images found",
+    "bins_read": "bins read",
 }
 # Left out where no arm has it.
-OF_SOME = ("images_found",)
+OF_SOME = ("bins_read",)
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -151,7 +151,7 @@ BRIEF = {
     "outcomes": "unsolved\nambiguous\ndiverged",
     "label_accuracy": "label",
     "success_rate": "SSIM >= .6\n[95 %]",
-    "images_found": "images\nfound",
+    "bins_read": "bins\nread",
 }
 
 
@@ -223,7 +223,7 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
 
 
 def _digits(column: str) -> int:
-    return {"psnr": 1, "live_channels": 1, "images_found": 1}.get(column, 3)
+    return {"psnr": 1, "live_channels": 1, "bins_read": 1}.get(column, 3)
 
 
 READING = """\

@@ -58,7 +58,7 @@ COLUMNS = (
     "live_channels",
     "label_multiset_accuracy",  # the same, in whatever order the labels were found
     "feature_error",  # of the classifier's input as its gradient says, relative
-    "images_found",  # of the victim's examples, by an attack that may find fewer
+    "bins_read",  # of the imprint: at most so many images lie open
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -172,7 +172,7 @@ def _arm_rows(
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
     # A user's attack need not count.
-    spent, count = found.info.get("evaluations"), found.info.get("found")
+    spent, count = found.info.get("evaluations"), found.info.get("bins_read")
     rows = []
     for n, order in enumerate(_orders(arm, victims)):
         live = int(attacked.live_channels[n])
@@ -215,7 +215,7 @@ def _arm_rows(
                 found.labels[n], victims.labels[n]
             ),
             "feature_error": error if np.isfinite(error) else None,
-            "images_found": None if count is None else int(count[n]),
+            "bins_read": None if count is None else int(count[n]),
         }
         rows.append(row)
     return rows

@@ -107,7 +107,8 @@ class Strategy:
       lock: ``unit`` (runs the net with unit gates), ``known``, ``extract`` (reads the
         private key off shared lock gradients), ``fixed_random`` or ``fixed_mean`` (a
         guessed private key), ``regress_private_key``, ``regress_gates`` (two numbers
-        per channel, needs no lock weights) or ``peel``.
+        per channel, needs no lock weights) or ``peel`` (reads the gates off the layers
+        above the lock, needs no lock weights).
       labels: ``given``, ``joint`` (optimised) or ``recovered`` (from the last layer).
 
     Raises:

@@ -38,12 +38,12 @@ def test_a_lock_is_no_matter_to_it(finished):
     for mine in (locked, plain):
         # Of 48 images: four standard deviations of a binomial share.
         share = expected_singletons(EXAMPLES, 64) / EXAMPLES
-        found = np.mean([row["images_found"] for row in mine]) / EXAMPLES
+        found = np.mean([row["bins_read"] for row in mine]) / EXAMPLES
         assert found > share - 4 * np.sqrt(share * (1 - share) / 48)
-        whole = [row for row in mine if row["images_found"] == EXAMPLES]
+        whole = [row for row in mine if row["bins_read"] == EXAMPLES]
         assert whole
         assert all(r["psnr"] > 47.08 and r["outcome"] == "recovered" for r in whole)
-    assert [r["images_found"] for r in locked] == [r["images_found"] for r in plain]
+    assert [r["bins_read"] for r in locked] == [r["bins_read"] for r in plain]
     assert [r["victim"] for r in locked] == [r["victim"] for r in plain]
 
 
@@ -53,12 +53,12 @@ def test_a_study_says_that_the_server_is_malicious(finished):
     assert "server=malicious" in knows and f"examples={EXAMPLES}" in knows
     summary = report.summarise(result, rows)
     header, lines = report.table(summary)
-    assert "images found" in header
-    assert summary["arms"]["none"]["images_found"] > EXAMPLES / 2
+    assert "bins read" in header
+    assert summary["arms"]["none"]["bins_read"] > EXAMPLES / 2
     honest = study(victims=1)
     assert "server=honest" in report.threat_lines(honest)[0]
     header, _ = report.table(report.summarise(honest, scored(honest)))
-    assert "images found" not in header
+    assert "bins read" not in header
 
 
 def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
@@ -186,7 +186,7 @@ def test_a_trained_network_is_modified_too(folder, monkeypatch):
     with quick_compilation():
         result = leakage.leak(config)
     rows = rows_of(scored(result), "keylock/unit")
-    assert all(row["images_found"] >= 4 for row in rows)
+    assert all(row["bins_read"] >= 4 for row in rows)
     found = result.arms[0].attacked.reconstruction
     single = np.asarray(found.info["bins"]) >= 0
     errors = [

@@ -49,7 +49,7 @@ TYPES = {
     "live_channels": pyarrow.int64(),
     "label_multiset_accuracy": pyarrow.float64(),
     "feature_error": pyarrow.float64(),
-    "images_found": pyarrow.int64(),
+    "bins_read": pyarrow.int64(),
 }
 
 

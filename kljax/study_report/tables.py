@@ -22,7 +22,7 @@ ALSO = (
     "lpips_alex",
     "label_accuracy",
     "feature_error",
-    "images_found",
+    "bins_read",
 )
 
 

@@ -51,7 +51,7 @@ VALUES: dict[str, Value] = {
     "matching_loss_at_truth": Value("matching loss at truth", ".1e", 0),
     "live_channels": Value("live channels", ".1f", 0),
     "feature_error": Value("error of the classifier's input", ".1e", -1),
-    "images_found": Value("images found", ".1f"),
+    "bins_read": Value("bins read", ".1f"),
 }
 assert set(metrics.OUTCOMES) <= set(VALUES)
 

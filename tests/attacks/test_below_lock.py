@@ -9,6 +9,7 @@ import optax
 import pytest
 from toys import quick_jit, setting, threat
 
+from kljax import LeakConfig, leak
 from kljax.attacks import Protocol
 from kljax.attacks.presets import peeled_image
 from kljax.clients import one_step
@@ -139,6 +140,26 @@ def test_below_a_lock_the_image_is_found_without_its_private_key(seed):
     assert scores["peel"] > 0.85 and abs(scores["peel"] - scores["known"]) < 0.05
     assert scores["fixed_random"] < scores["peel"] - 0.2
     assert losses["known"] < 1e-8 and losses["peel"] < 1e-5 < losses["fixed_random"]
+
+
+def test_a_dense_network_is_peeled_without_a_lock_and_refused_with_one():
+    config = dict(model="dense", image_size=8, attack="peeling", victims=2, init=0.0)
+    (arm,) = leak(LeakConfig(arms=("none",), **config)).arms
+    found = arm.attacked.reconstruction
+    assert found.images.shape == (2, 1, 8, 8, 3) and np.all(found.loss < 1e-10)
+    with pytest.raises(ValueError, match="gates on a norm, and at layers/0 there is"):
+        leak(LeakConfig(arms=("keylock/peel",), **config))
+
+
+@pytest.mark.parametrize("labels", ("joint", "given"))
+def test_labels_are_taken_as_the_strategy_says(labels):
+    facts = {"labels": "known"} if labels == "given" else {}
+    here = ground(threat=threat("unit", labels, **TRAIN, **facts))
+    if labels == "joint":
+        with pytest.raises(ValueError, match="'joint' optimises"):
+            peeled_image(here)
+    else:
+        peeled_image(here)
 
 
 def test_noise_takes_the_image_away():

@@ -112,7 +112,7 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
     reached = decibels(found, truth)
     assert np.all(reached[single] > REFERENCE)
     assert bool(found.finite)
-    assert int(found.info["found"]) == occupied
+    assert int(found.info["bins_read"]) == occupied
     assert found.images.shape == truth.images.shape
     if defence == "keylock":  # the gates do something, and not to this
         plain = update("none")
@@ -135,7 +135,7 @@ def test_images_of_one_bin_are_lost_and_said_to_be():
     _, occupied = alone(images, network()[3])
     found = compiled()(doubled)
     assert occupied < EXAMPLES
-    assert int(found.info["found"]) == occupied
+    assert int(found.info["bins_read"]) == occupied
     missing = np.asarray(found.info["bins"]) == -1
     assert missing.sum() == EXAMPLES - occupied
     assert np.all(np.asarray(found.images)[missing] == 0.5)
@@ -144,7 +144,7 @@ def test_images_of_one_bin_are_lost_and_said_to_be():
 def test_a_batch_larger_than_the_bins():
     found = compiled(bins=4)(update(bins=4))
     assert found.images.shape == (EXAMPLES, *IMAGE_SHAPE)
-    assert int(found.info["found"]) <= 4
+    assert int(found.info["bins_read"]) <= 4
     assert np.asarray(found.info["bins"]).shape == (EXAMPLES,)
 
 
@@ -178,7 +178,7 @@ def test_one_shot_finds_the_image_that_it_is_aimed_at():
     low, high = network(**options)[3]
     assert low < own <= high
     found = compiled(examples, one_shot=True, **options)(truth)
-    assert int(found.info["found"]) == 1 and bool(found.finite)
+    assert int(found.info["bins_read"]) == 1 and bool(found.finite)
     error = np.mean((np.asarray(found.images[0]) - images[wanted]) ** 2)
     assert -10 * math.log10(error + 1e-20) > REFERENCE
     assert np.all(np.asarray(found.images[1:]) == 0.5)
@@ -230,7 +230,7 @@ def test_it_fails_where_noise_leaves_nothing(rank):
 def test_a_gradient_that_says_nothing_is_a_reported_failure(value):
     found = compiled()(filled(update(), value))
     assert not bool(found.finite)
-    assert int(found.info["found"]) == 0
+    assert int(found.info["bins_read"]) == 0
     assert np.all(np.asarray(found.images) == 0.5)
 
 

@@ -182,6 +182,16 @@ def test_in_a_saturated_network_it_knows_what_it_does_not_know(seed):
     assert 0 < sure.sum() < len(sure)
 
 
+@pytest.mark.parametrize("seed", (0, 1, 2))
+def test_sigmoids_near_zero_are_as_sure_as_they_say(seed):
+    """Float32 tells e-30 from e-20, but not 1 - e-20 from 1."""
+    victim, peeled = attack("dense", seed, limit=0.5, lock_limit=2.0)
+    gate, deviation = peeled.gates["layers/0"], peeled.deviation["layers/0"]
+    told = np.isfinite(gate.shift)
+    errors = np.abs(gate.shift - victim.shift)[told]
+    assert np.mean(errors <= 5 * deviation.shift[told] + 1e-3) > 0.95
+
+
 def test_the_length_of_the_gradient_does_not_matter():
     """Clipping divides a gradient by a number that nobody tells."""
     _, whole = attack("lenet")
@@ -278,10 +288,19 @@ UPDATE = threat("peel", upload="update", **TRAIN)
         ("lenet", None, {"sites": (("fc", 10),)}, "'fc' is not below.*norm1"),
         ("lenet", None, {"sites": (("conv1", 12),)}, "needs a norm at .* 'conv1'"),
         ("lenet", threat("peel"), {}, "victim_norm='train'"),
-        ("lenet", threat(examples=10, **TRAIN), {}, "1 steps on 10 .* of 10 classes"),
-        ("lenet", UPDATE, {"protocol": STEPS}, "3 steps on 1"),
+        ("lenet", threat(examples=9, **TRAIN), {}, "at most 8 examples .* examples=9"),
+        ("lenet", UPDATE, {"protocol": STEPS}, "gradient of at most.*upload='update'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_peeled_is_refused(name, declared, changes, message):
     with pytest.raises(ValueError, match=message):
         peeling(ground(name, declared, **changes))
+
+
+def test_a_norm_above_the_lock_is_refused():
+    lockable = ("norm1", "norm2")
+    model = from_nnx(
+        lambda rngs: LeNet(10, image_shape=SHAPE, lockable=lockable, rngs=rngs)
+    )
+    with pytest.raises(ValueError, match="norm layers above the lock.*norm2"):
+        peeling(ground("lenet", model=model))

@@ -150,7 +150,7 @@ def test_too_few_filters_are_seen_in_the_rank():
     [
         ({"chain": ()}, "walks a chain .* this network is none"),
         ({"declared": threat(examples=2)}, "one example, .* examples=2"),
-        ({"declared": threat("regress_gates")}, "lock='regress_gates'.*'peel'"),
+        ({"declared": threat("regress_gates")}, "lock='regress_gates'.*'peeling'"),
         (
             {"model": from_nnx(lambda r: LeNet(lockable=("norm1",), rngs=r))},
             "norm layers",

@@ -94,16 +94,14 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
     rows = studies.read(folder).rows.to_pylist()
     for cell in cells_of(manifest):
         mine = [row for row in rows if row["cell"] == cell.id]
-        found = [
-            row["images_found"] for row in mine if row["arm"] == cell.config.arms[0]
-        ]
+        found = [row["bins_read"] for row in mine if row["arm"] == cell.config.arms[0]]
         if cell.config.attack == "matching":
             assert found == [None, None]
         else:
             with small.quick():
                 result = leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
             info = result.arms[0].attacked.reconstruction.info
-            assert found == info["found"].tolist() and min(found) >= 2
+            assert found == info["bins_read"].tolist() and min(found) >= 2
 
 
 def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):

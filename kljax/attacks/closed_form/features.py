@@ -28,6 +28,7 @@ from kljax.attacks.closed_form.layer_input import (
 from kljax.typing import Array, Loss
 
 STARTS, MOVES = 12, 60
+MOST = 8  # examples that are worth the work, which grows with their sixth power
 SMALL = 1e-6  # of the largest singular value: below it a direction does not count
 
 
@@ -136,7 +137,7 @@ def batch_inputs(
 
     # What remains says how far the client's own rounding goes.
     slope = jax.jacfwd(misfit)(flat)
-    noise = ROUNDING**2 + cost / examples / classes
+    noise = ROUNDING**2 + cost / (examples * (classes + 1 - examples))
     spread = noise * jnp.linalg.pinv(slope.T @ slope, rtol=SMALL**2, hermitian=True)
     apart = spread.reshape(*[examples] * 4)
     of_mixing = jnp.einsum("fj,ijik,fk->if", basis, apart, basis)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.insertions import BIAS, KERNEL
-from kljax.attacks.labels import LABELS
+from kljax.attacks.labels import settled_labels
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Array, Rng
@@ -70,9 +70,11 @@ def imprint(
 
     Returns:
       The attack. Its loss is the share of the weight gradient of the bins that were
-      read, in squared norm, that the images do not explain. Its ``info`` has ``found``
-      [], how many of the B images are no grey filling, and ``bins`` [B], the bin of
-      each, -1 for a filling. A gradient that says nothing is not ``finite``.
+      read, in squared norm, that the images do not explain. Its ``info`` has
+      ``bins_read`` [], how many of the B images are no grey filling (mixtures are among
+      them, and under noise anything), and ``bins`` [B], the bin of each, -1 for a
+      filling. Labels are those of the batch; which image has which is not known. A
+      gradient that says nothing is not ``finite``.
 
     Raises:
       ValueError: for an honest server, a network without an imprint, another lock
@@ -86,7 +88,7 @@ def imprint(
     if rank not in ("bias", "weight"):
         raise ValueError(f"rank must be bias or weight, got {rank!r}")
     examples = setting.threat.knowledge.examples
-    labels = LABELS[setting.threat.strategy.labels](setting)
+    labels = settled_labels(setting, "imprint")
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         kernel, bias = view.grads.model[KERNEL], view.grads.model[BIAS]
@@ -106,15 +108,13 @@ def imprint(
         loss = left / jnp.sum(kernels**2)
         more = examples - len(order)  # a batch may be larger than there are bins
         images = jnp.pad(x, ((0, more), (0, 0)), constant_values=MISSING)
-        free, fixed = labels.start(rng, view)
-        targets = labels.decode(free, fixed)
         return Reconstruction(
             images=images.reshape(examples, *setting.image_shape),
-            labels=jnp.argmax(targets, axis=-1).astype(jnp.int32),
+            labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.any(found),
             info={
-                "found": jnp.sum(found),
+                "bins_read": jnp.sum(found),
                 "bins": jnp.pad(
                     jnp.where(found, order, -1), (0, more), constant_values=-1
                 ),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
+from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     float64,
@@ -67,13 +68,15 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
 
     Guarantees: for one example indifferent to the length of the gradient, so that
     clipping changes nothing. A channel whose filter has a gradient of exactly zero is
-    dead: scale 0. A batch whose layers hold more inputs than there are equations is
+    dead: scale 0 (a defence that makes zeros, such as pruning, makes dead channels). A
+    batch whose layers hold more inputs than there are equations is
     taken for what it most likely is, and `Peeled.ranks` and `Peeled.deviation` say so.
 
     Raises:
       ValueError: for a network that is no chain, a lock of several sites, a site that
-        is not in the chain or is the classifier, as many examples per upload as classes
-        or more, several local steps, and norm layers of the victim in eval mode.
+        is not in the chain or is the classifier, norm layers above it, as many examples
+        per upload as classes or more, anything but a gradient, and norm layers of the
+        victim in eval mode.
     """
     bottom, *above = _from_the_lock(setting)
     layer, examples = bottom.layer, setting.threat.knowledge.examples
@@ -150,12 +153,12 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
             "lock strategy 'peel' needs a lock of one site, got the sites "
             f"{[path for path, _ in setting.sites]}"
         )
-    made = setting.protocol.steps if setting.protocol else 1
-    if knows.examples >= setting.num_classes or made != 1:
+    most = min(MOST, setting.num_classes - 1)
+    if knows.examples > most or knows.upload != "gradient":
         raise ValueError(
-            "lock strategy 'peel' needs one step on fewer examples than there are "
-            f"classes, the upload is of {made} steps on {knows.examples} examples of "
-            f"{setting.num_classes} classes"
+            f"lock strategy 'peel' needs the gradient of at most {most} examples "
+            f"(fewer than there are classes, and {MOST} for the work's sake), the "
+            f"threat model has examples={knows.examples}, upload={knows.upload!r}"
         )
     ((site, _),) = setting.sites
     steps = steps_of(setting)
@@ -168,6 +171,14 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
         )
     steps = steps[paths.index(site) % (len(steps) - 1) :]
     layer = steps[0].layer
+    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    norms = [step.layer.norm for step in steps[1:] if step.layer.norm]
+    above = [n for n in norms if any(path.startswith(f"{n}/") for path in stats)]
+    if above:
+        raise ValueError(
+            "lock strategy 'peel' cannot walk through norm layers above the lock, and "
+            f"there are {', '.join(above)}"
+        )
     if layer.norm == site and knows.victim_norm != "train":
         raise ValueError(
             "lock strategy 'peel' needs victim_norm='train': in eval mode what is "

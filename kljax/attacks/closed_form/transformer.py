@@ -212,11 +212,11 @@ def patch_peeling(
             f"embedding {transformer.patch!r} alone, got the sites {sites}"
         )
     knows = setting.threat.knowledge
-    if knows.examples != 1 or (setting.protocol and setting.protocol.steps != 1):
-        made = setting.protocol.steps if setting.protocol else 1
+    if (knows.examples, knows.upload) != (1, "gradient"):
         raise ValueError(
-            "lock strategy 'peel' needs one step on one example, the upload is of "
-            f"{made} steps on {knows.examples}"
+            "lock strategy 'peel' needs the gradient of one example of a vision "
+            f"transformer, the threat model has examples={knows.examples}, "
+            f"upload={knows.upload!r}"
         )
     check_transformer(setting, transformer)
 

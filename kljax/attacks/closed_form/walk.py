@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.dense import dense_input
@@ -21,6 +22,7 @@ from kljax.attacks.closed_form.layer_input import (
 from kljax.chain import Activation, Layer
 from kljax.typing import Array, Loss, Params
 
+TINY = float(np.finfo(np.float32).tiny)
 IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]
 
 
@@ -146,10 +148,13 @@ def side_by_side(table: Array, examples: int) -> Array:
 def undo(activation: Activation, value: Estimate) -> Estimate:
     """Finds an activation's argument; saturated units get a great variance."""
     low, high = activation.range
-    margin = ROUNDING / 4
-    inside = jnp.clip(value.mean, low + margin, high - margin)
+    # Float32 ends near 1, but goes on for long on its way to 0. A value that was solved
+    # for, not read, is never so near.
+    read = value.variance <= (4 * ROUNDING * value.mean) ** 2
+    least = jnp.where(read & (low == 0), TINY, ROUNDING / 4)
+    inside = jnp.clip(value.mean, low + least, high - ROUNDING / 4)
     mean, slope = activation.inverse(inside), activation.slope(inside)
-    deviation = value.variance + (ROUNDING * inside) ** 2
+    variance = value.variance + (ROUNDING * inside) ** 2 + (value.mean - inside) ** 2
     return Estimate(
-        mean, deviation / slope**2 + (4 * ROUNDING * (1 + jnp.abs(mean))) ** 2
+        mean, variance / slope**2 + (4 * ROUNDING * (1 + jnp.abs(mean))) ** 2
     )

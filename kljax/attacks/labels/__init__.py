@@ -15,7 +15,13 @@ from kljax.attacks.labels.rules import (
     wainakh_simple,
     yin,
 )
-from kljax.attacks.labels.strategies import LABELS, given, joint, recovered
+from kljax.attacks.labels.strategies import (
+    LABELS,
+    given,
+    joint,
+    recovered,
+    settled_labels,
+)
 
 __all__ = [
     "LABELS",
@@ -32,6 +38,7 @@ __all__ = [
     "idlg",
     "joint",
     "recovered",
+    "settled_labels",
     "spread",
     "wainakh_simple",
     "yin",

@@ -3,11 +3,15 @@
 One factory per strategy of `kljax.threat.STRATEGY`.
 """
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
 from kljax.attacks.labels.catalogue import find_rule
 from kljax.threat import View
+from kljax.typing import Array, Rng
 
 
 def given(setting: Setting) -> Unknown:
@@ -52,6 +56,27 @@ def joint(setting: Setting) -> Unknown:
         start=lambda rng, view: (jax.random.normal(rng, shape), ()),
         decode=lambda free, fixed: jax.nn.softmax(free),
     )
+
+
+def settled_labels(setting: Setting, attack: str) -> Callable[[Rng, View], Array]:
+    """Makes ``(rng, view) -> labels [B]`` for an attack that searches for nothing.
+
+    Raises:
+      ValueError: for the strategy ``joint``, which optimises them.
+    """
+    strategy = setting.threat.strategy.labels
+    if strategy == "joint":
+        raise ValueError(
+            f"{attack} is a closed form, and label strategy 'joint' optimises: write "
+            "'recovered' or 'given'"
+        )
+    unknown = LABELS[strategy](setting)
+
+    def labels(rng: Rng, view: View) -> Array:
+        targets = unknown.decode(*unknown.start(rng, view))
+        return jnp.argmax(targets, axis=-1).astype(jnp.int32)
+
+    return labels
 
 
 LABELS = {"given": given, "joint": joint, "recovered": recovered}

@@ -24,7 +24,7 @@ from kljax.attacks.closed_form.transformer import (
     folded,
     read,
 )
-from kljax.attacks.labels import find_rule
+from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.optimisers import lbfgs
@@ -79,7 +79,7 @@ def april(
     del steps, restarts
     _check(setting, optimiser)
     check_transformer(setting, transformer)
-    lock = lock_of(setting)
+    lock, labels = lock_of(setting), settled_labels(setting, "april")
     path = transformer.patch
 
     @one_at_a_time
@@ -101,7 +101,7 @@ def april(
         loss = jnp.mean(jnp.stack(residuals))
         return Reconstruction(
             images=jnp.clip(image, 0, 1)[None],
-            labels=find_rule(setting)(setting, view),
+            labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
             info={

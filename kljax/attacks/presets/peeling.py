@@ -7,13 +7,18 @@ from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.closed_form.below_lock import solve_below
 from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
 from kljax.attacks.closed_form.walk import below_classifier, down, steps_of
-from kljax.attacks.labels import find_rule
+from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
 
 EPSILON = 1e-5  # of batch norms, as PyTorch and `kljax.models` have it
+
+_NO_NORM = (
+    "peeling solves for images below gates on a norm, and at {} there is none: take "
+    "another attack with the lock strategy 'peel'"
+)
 
 
 def peeled_image(
@@ -31,12 +36,12 @@ def peeled_image(
 
     Raises:
       ValueError: for a network that is no chain of layers, a norm elsewhere than in its
-        first layer, norm layers in eval mode, a lock strategy that optimises, and for
-        anything but one step on one example.
+        first layer, gates without a norm, norm layers in eval mode, strategies that
+        optimise, and for anything but one step on one example.
     """
     del optimiser, steps, restarts
     _check(setting)
-    lock, rule = lock_of(setting), find_rule(setting)
+    lock, labels = lock_of(setting), settled_labels(setting, "peeling")
     bottom, *body, top = steps_of(setting)
     site = _norm_below(setting)
     epsilon = EPSILON if setting.threat.strategy.lock == "peel" else 0.0
@@ -66,12 +71,14 @@ def peeled_image(
         params = view.public.model
         ones = jnp.ones(params[f"{bottom.layer.path}/kernel"].shape[-1])
         gates = lock.gates(view.public.defence, part)
+        if gates and site is None:
+            raise ValueError(_NO_NORM.format(", ".join(gates)))
         gate = gates.get(site, Gate(ones, jnp.zeros_like(ones)))
         image, residuals = solve(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
-            images=jnp.clip(image, 0, 1)[None],
-            labels=rule(setting, view),
+            images=jnp.clip(image, 0, 1).reshape(1, *setting.image_shape),
+            labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
             info={
@@ -118,6 +125,8 @@ def _check(setting: Setting) -> None:
             "peeling solves for images below the norm of the first layer alone, and "
             f"this network has {', '.join(other)}"
         )
+    if norm is None and setting.draw_gates is not None:
+        raise ValueError(_NO_NORM.format(", ".join(path for path, _ in setting.sites)))
     if norm is not None and knows.victim_norm != "train":
         raise ValueError(
             "peeling needs victim_norm='train': in eval mode a norm is no function of "
