@@ -24,6 +24,7 @@ for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits (
 import argparse
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from tabulate import tabulate
 
 from kljax import studies
 from kljax.files import read_json, write_json, write_text
+from kljax.studies.failures import read_failures
 from kljax.studies.manifest import open_study
 from kljax.study_report.contents import make_contents
 from kljax.study_report.tables import Table
@@ -75,16 +77,20 @@ def main():
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
+    failed = []
     for part in PARTS:
         if part.stem in options.only:
             left = 3600 * options.hours - sum(spent(options.out).values())
             if left <= 0:
                 break
-            run(part, options.out, left)
+            if not run(part, options.out, left):
+                failed.append(part.stem)
     text = tables(options.out, options.only)
     print(text)
     if options.table:
         write_text(options.table, text)
+    if failed:
+        sys.exit(f"cells failed in {', '.join(failed)}: see above")
 
 
 def spent(out: Path) -> dict[str, float]:
@@ -92,8 +98,11 @@ def spent(out: Path) -> dict[str, float]:
     return read_json(out / "spent.json") or {}
 
 
-def run(part: Path, out: Path, budget: float) -> None:
-    """Runs a part until it is finished or has used up `budget` processor seconds."""
+def run(part: Path, out: Path, budget: float) -> bool:
+    """Runs a part until it is finished or has used up `budget` processor seconds.
+
+    Cells that failed before are tried again. Gives False if some failed.
+    """
     out.mkdir(parents=True, exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "kljax", "sweep", part, "--out", out / part.stem]
@@ -112,6 +121,8 @@ def run(part: Path, out: Path, budget: float) -> None:
         total = spent(out)
         total[part.stem] = total.get(part.stem, 0.0) + seconds
         write_json(out / "spent.json", total)
+    fine = process.returncode in (0, -signal.SIGTERM)
+    return fine and not read_failures(out / part.stem)
 
 
 def stop_after(process, budget: float, finished: threading.Event) -> None:

@@ -69,6 +69,13 @@ def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
     assert table.read_text(encoding="utf-8") == text
 
 
+def test_a_part_whose_cells_fail_is_named(part, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
+    part.write_text(PART.replace('model = "dense"', 'from_run = "nowhere"'))
+    with pytest.raises(SystemExit, match="cells failed in 1-tiny"):
+        call(monkeypatch, "--out", tmp_path / "out")
+
+
 def test_what_does_not_fit_the_budget_is_printed_as_not_run(
     part, tmp_path, monkeypatch, capsys
 ):
