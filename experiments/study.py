@@ -61,6 +61,13 @@ PAIRS = (
     ),
 )
 PARTS = sorted((Path(__file__).parent / "study").glob("*.toml"))
+HEAD = """\
+# Study of the key-lock
+
+`python experiments/study.py --table experiments/study.md`; the parts are sweep files in
+experiments/study/. What follows from them: [lock.md](lock.md). Values are means over
+victims with 95 % intervals, the best floor without any gradient, and the spread over
+repetitions."""
 VALUE = "ssim_affine_oracle"
 # Columns of comparisons that are in the reports alone (`kljax report`).
 TESTS_OF_SUCCESS = ("only arm", "p,", "SSIM >= .6")
@@ -141,7 +148,8 @@ def stop_after(process, budget: float, finished: threading.Event) -> None:
 
 def tables(out: Path, names) -> str:
     """Writes the table of every part, and the processor time that it took."""
-    texts = []
+    hours = sum(spent(out).values()) / 3600
+    texts = [f"{HEAD} {hours:.2f} processor hours are spent."]
     for part in PARTS:
         if part.stem not in names:
             continue
