@@ -31,7 +31,15 @@ CHANGES = {
     "third layer": {"sites": ("norm3",)},
     "all layers, chained": {"sites": ("all",), "chained": True},
     "fresh private keys": {"fresh_private_keys": True},
+    # On every gradient that a client makes, as in part 04.
+    "noise .001": {
+        "arms": (
+            "plaintext-gates+gaussian-noise=0.001",
+            "keylock+gaussian-noise=0.001",
+        )
+    },
 }
+ARMS = ("plaintext-gates", "keylock")
 
 
 def main():
@@ -61,36 +69,37 @@ def main():
             )
             for seed in range(options.seeds)
         ]
-        tests |= dict.fromkeys(test for one in found for test in one["keylock"])
+        tests |= dict.fromkeys(test for _, locked in found for test in locked)
         lines.append((name, found))
     header = ["lock", "plaintext gates", *(f"`{test}`" for test in tests)]
     body = [
-        [name, shown(found, "plaintext-gates", "own")]
-        + [shown(found, "keylock", test) for test in tests]
+        [name, shown([control for control, _ in found], "own")]
+        + [shown([locked for _, locked in found], test) for test in tests]
         for name, found in lines
     ]
     print(tabulate(body, header, tablefmt="github", disable_numparse=True))
 
 
 def accuracy(name, folder, **changes):
-    """Trains under a change, goes on with it, or reads it."""
-    config = dataclasses.replace(
-        FASHION,
-        arms=("plaintext-gates", "keylock"),
-        **changes,
-        **CHANGES[name],
-    )
+    """Trains under a change, goes on with it, or reads it.
+
+    Returns:
+      {test: ...} of the control and of the lock.
+    """
+    options = {"arms": ARMS} | changes | CHANGES[name]
+    config = dataclasses.replace(FASHION, **options)
+    summary = None
     if folder.exists():
         journal.check_same(folder, config)
         summary = journal.read_summary(folder)
-        if summary is not None:
-            return summary["accuracy"]
-    return train(config, folder).summary["accuracy"]
+    if summary is None:
+        summary = train(config, folder).summary
+    return [summary["accuracy"][arm] for arm in config.arms]
 
 
-def shown(found, arm, test):
+def shown(found, test):
     """Writes mean and deviation over seeds, in percent."""
-    means = [100 * one[arm][test]["mean"] for one in found if test in one[arm]]
+    means = [100 * one[test]["mean"] for one in found if test in one]
     if not means:
         return "-"
     spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""

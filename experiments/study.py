@@ -1,12 +1,14 @@
 """What is the key-lock worth? A study in parts, in order of importance.
 
     python experiments/study.py [--out runs/study] [--hours 6] [--only PART ...]
-        [--table experiments/study.md]
+        [--tables experiments/study]
 
 Each part is a sweep file in experiments/study/, run by `kljax sweep` in a process of
 its own. The budget is of processor time, all parts and all calls together; it is
 written down in OUT/spent.json. Called again, the study goes on where it stopped, and
 what is finished costs nothing. Cells that did not fit are printed as "not run".
+`--tables` writes a file per part; one that was not begun in OUT keeps what is there, so
+that parts may be run in different places and at different times.
 
 Fair to all arms: within a part all have the same attack, evaluations, restarts, victims
 and random keys. The attacks' own numbers were chosen on other victims, by the
@@ -61,13 +63,6 @@ PAIRS = (
     ),
 )
 PARTS = sorted((Path(__file__).parent / "study").glob("*.toml"))
-HEAD = """\
-# Study of the key-lock
-
-`python experiments/study.py --table experiments/study.md`; the parts are sweep files in
-experiments/study/. What follows from them: [lock.md](lock.md). Values are means over
-victims with 95 % intervals, the best floor without any gradient, and the spread over
-repetitions."""
 VALUE = "ssim_affine_oracle"
 # Columns of comparisons that are in the reports alone (`kljax report`).
 TESTS_OF_SUCCESS = ("only arm", "p,", "SSIM >= .6")
@@ -82,7 +77,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--hours", type=float, default=6.0, help="of processor time")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--tables", type=Path, help="folder for a file per part")
     options = parser.parse_args()
     failed = []
     for part in PARTS:
@@ -92,10 +87,13 @@ def main():
                 break
             if not run(part, options.out, left):
                 failed.append(part.stem)
-    text = tables(options.out, options.only)
-    print(text)
-    if options.table:
-        write_text(options.table, text)
+    for part in PARTS:
+        if part.stem in options.only:
+            text = tables(part, options.out)
+            print(text)
+            file = options.tables and options.tables / f"{part.stem}.md"
+            if file and (part.stem in spent(options.out) or not file.exists()):
+                write_text(file, text)
     if failed:
         sys.exit(f"cells failed in {', '.join(failed)}: see above")
 
@@ -146,33 +144,28 @@ def stop_after(process, budget: float, finished: threading.Event) -> None:
             return
 
 
-def tables(out: Path, names) -> str:
-    """Writes the table of every part, and the processor time that it took."""
-    hours = sum(spent(out).values()) / 3600
-    texts = [f"{HEAD} {hours:.2f} processor hours are spent."]
-    for part in PARTS:
-        if part.stem not in names:
-            continue
-        folder = out / part.stem
-        first = part.read_text(encoding="utf-8").split("\n\n")[0].replace("# ", "")
-        if not (folder / "manifest.json").exists():
-            # Nothing of it was begun: its cells are all there is to say.
-            read = read_sweep(part)
-            open_study(folder, read, expand(read))
-        contents = make_contents(studies.read(folder), value=VALUE)
-        hours = spent(out).get(part.stem, 0.0) / 3600
-        texts.append(
-            f"## {part.stem}\n\n{first}\n\n{contents.progress.text()} "
-            f"{hours:.2f} processor hours."
-        )
-        texts.append(markdown(contents.points))
-        if contents.budgets:
-            texts += [contents.budgets.title + ":", markdown(contents.budgets)]
-        compared = pairs(contents.comparisons) if contents.comparisons else None
-        if compared and compared.lines:
-            texts += ["On the same victims:", markdown(compared)]
-        if part.stem.endswith("-paper"):
-            texts.append(beside_paper(studies.read(folder)))
+def tables(part: Path, out: Path) -> str:
+    """Writes the tables of a part, and the processor time that it took."""
+    folder = out / part.stem
+    first = part.read_text(encoding="utf-8").split("\n\n")[0].replace("# ", "")
+    if not (folder / "manifest.json").exists():
+        # Nothing of it was begun: its cells are all there is to say.
+        read = read_sweep(part)
+        open_study(folder, read, expand(read))
+    contents = make_contents(studies.read(folder), value=VALUE)
+    hours = spent(out).get(part.stem, 0.0) / 3600
+    texts = [
+        f"# {part.stem}\n\n{first}\n\n{contents.progress.text()} "
+        f"{hours:.2f} processor hours.",
+        markdown(contents.points),
+    ]
+    if contents.budgets:
+        texts += [contents.budgets.title + ":", markdown(contents.budgets)]
+    compared = pairs(contents.comparisons) if contents.comparisons else None
+    if compared and compared.lines:
+        texts += ["On the same victims:", markdown(compared)]
+    if part.stem.endswith("-paper"):
+        texts.append(beside_paper(studies.read(folder)))
     return "\n\n".join(texts) + "\n"
 
 

@@ -16,7 +16,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.presets import Preset
-from kljax.threat import Update, View, observe
+from kljax.threat import STRATEGY, Update, View, observe
 from kljax.typing import Array, PyTree
 
 
@@ -55,6 +55,9 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     if preset.objective is None:
         return Diagnosis(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), live, error)
     objective = preset.objective(setting)
+    if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
+        # Who has no lock weights of his own cannot compare their gradients.
+        view = view._replace(lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)
     simulated, observed = replay(setting, setting.gates)(view, truth)
     lost = None
@@ -130,6 +133,9 @@ def weakest_tensor(
       observed: what the server sees.
       lost: what of it is due to the images, and is lost where a tensor is missed;
         None for all of it.
+
+    Returns:
+      []; 0 for a gradient of zeros, of which nothing can be missed.
     """
     leaves, tree = jax.tree.flatten(observed)
     parts = leaves if lost is None else jax.tree.leaves(lost)
@@ -145,4 +151,6 @@ def weakest_tensor(
             for n in range(len(leaves))
         ]
     )
-    return jnp.min(jnp.where(powers > 1e-12 * jnp.sum(powers), missed, jnp.inf))
+    whole = jnp.sum(powers)
+    faintest = jnp.min(jnp.where(powers > 1e-12 * whole, missed, jnp.inf))
+    return jnp.where(whole == 0, 0.0, faintest)

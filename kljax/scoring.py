@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kljax import metrics
+from kljax.attacks.presets import find_preset
 from kljax.data import Dataset, select
 from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse
@@ -173,6 +174,7 @@ def _arm_rows(
     found = attacked.reconstruction
     # A user's attack need not count.
     spent, count = found.info.get("evaluations"), found.info.get("bins_read")
+    degree = find_preset(result.config.attack).degree
     rows = []
     for n, order in enumerate(_orders(arm, victims)):
         live = int(attacked.live_channels[n])
@@ -184,7 +186,7 @@ def _arm_rows(
         reachable = at_truth if result.config.replay_is_exact else 0.0
         error = float(attacked.feature_error[n])
         floor = (
-            metrics.loss_floor(reachable, float(attacked.loss_scale[n]))
+            metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
             if measured
             else None
         )

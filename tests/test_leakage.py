@@ -465,6 +465,15 @@ def test_the_faintest_tensor_by_hand():
     assert weakest_tensor(squared_l2(), public) == pytest.approx(1)
 
 
+def test_of_nothing_nothing_can_be_missed():
+    """A gradient of zeros, or an update that no image moves, has scale 0."""
+    observed = {"w": jnp.array([2.0])}
+    nothing = jax.tree.map(jnp.zeros_like, observed)
+    for objective in (squared_l2(), cosine()):
+        assert weakest_tensor(objective, nothing) == 0
+        assert weakest_tensor(objective, observed, nothing) == 0
+
+
 def test_attacks_without_an_objective_have_no_loss_to_compare(shared):
     assert np.all(np.isnan(shared.arms[0].attacked.loss_at_truth))
     row = scored(shared)[-1]

@@ -54,9 +54,9 @@ def test_every_part_can_be_written_out(path):
 
 
 def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
-    out, table = tmp_path / "out", tmp_path / "study.md"
+    out, table = tmp_path / "out", tmp_path / "1-tiny.md"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
-    call(monkeypatch, "--out", out, "--table", table)
+    call(monkeypatch, "--out", out, "--tables", tmp_path)
     spent = study.spent(out)
     assert spent["1-tiny"] > 1
     text = table.read_text(encoding="utf-8")
@@ -64,8 +64,11 @@ def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
         "\n", " "
     )
     # What is finished costs nothing but a look; the numbers stay.
-    call(monkeypatch, "--out", out, "--table", table, "--hours", 0)
+    call(monkeypatch, "--out", out, "--tables", tmp_path, "--hours", 0)
     assert study.spent(out) == spent
+    assert table.read_text(encoding="utf-8") == text
+    # Where a part was not begun, its table from elsewhere stays, too.
+    call(monkeypatch, "--out", tmp_path / "else", "--tables", tmp_path, "--hours", 0)
     assert table.read_text(encoding="utf-8") == text
 
 

@@ -95,7 +95,7 @@ class Reconstruction(NamedTuple):
     images: Array  # [B, H, W, C]
     labels: Array  # [B] int32
     loss: Array  # [] matching loss of this candidate, without priors
-    finite: Array  # [] bool: the optimisation was finite to its end
+    finite: Array  # [] bool: something was there to match, and the search did not break
     info: dict[str, Any]  # for humans: "losses" [points], "lock", ...
 
 
@@ -196,11 +196,13 @@ def iterative(
 
     Returns:
       The attack. Its ``info`` has ``losses`` [points], ``lock`` (the lock part of the
-      best candidate), ``restart_losses`` [R] and ``evaluations`` (R x steps).
+      best candidate), ``restart_losses`` [R] and ``evaluations`` (R x steps). An
+      upload of nothing but zeros has no image in it: what comes back is not `finite`.
 
     Raises:
       ValueError: if steps, restarts or points are below 1, or `points` does not
-        divide `steps`.
+        divide `steps`; and from the attack, where a tensor of the upload does not have
+        the shape that the network's has.
     """
     if points is None:
         points = next((n for n in range(20, 0, -1) if steps % n == 0), 1)
@@ -222,17 +224,20 @@ def iterative(
             parts = zip(unknowns, free, fixed, strict=True)
             return Candidate(*(part.decode(z, known) for part, z, known in parts))
 
-        def total(free: PyTree, progress: Array) -> tuple[Array, Array]:
+        def total(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
             candidate = decode(free)
-            matching = objective(*simulation(view, candidate))
-            return matching + prior(view, candidate, progress), matching
+            simulated, observed = simulation(view, candidate)
+            _check_alike(simulated, observed)
+            matching = objective(simulated, observed)
+            whole = matching + prior(view, candidate, progress)
+            return whole, (matching, _says_something(observed))
 
         evaluate = jax.value_and_grad(total, has_aux=True)
 
         def step(carry, number):
             free, state, best, finite = carry
-            (value, matching), grads = evaluate(free, number / steps)
-            finite = finite & jnp.isfinite(value)
+            (value, (matching, something)), grads = evaluate(free, number / steps)
+            finite = finite | (jnp.isfinite(value) & something)
             # NaN compares as false: a broken iterate is never the best one.
             better = value < best.total
             best = jax.tree.map(
@@ -247,11 +252,13 @@ def iterative(
             return (free, state, best, finite), None
 
         def segment(carry, numbers):
-            carry, _ = jax.lax.scan(step, carry, numbers)
+            # A line search may try what is not finite, and come back; a broken descent
+            # does not. So the last segment alone says whether it broke.
+            carry, _ = jax.lax.scan(step, (*carry[:3], False), numbers)
             return carry, carry[2].matching
 
         worst = jnp.full((), jnp.inf)
-        carry = (first, optimiser.init(first), _Best(first, worst, worst), True)
+        carry = (first, optimiser.init(first), _Best(first, worst, worst), False)
         carry = jax.tree.map(jnp.asarray, carry)
         numbers = jnp.arange(steps).reshape(points, -1)
         (_, _, best, finite), losses = jax.lax.scan(segment, carry, numbers)
@@ -284,3 +291,30 @@ def iterative(
         )
 
     return attack
+
+
+def _check_alike(simulated: PyTree, observed: PyTree) -> None:
+    """Refuses an upload that is not of the network it is held against.
+
+    Left alone, shapes that broadcast would be compared.
+    """
+    shapes = [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (simulated, observed)
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        ours, theirs = (tree.get(name, "missing") for tree in shapes)
+        if ours != theirs:
+            raise ValueError(
+                f"the upload does not fit the network: tensor {name!r} is {theirs}, "
+                f"and in the network's own gradient it is {ours}"
+            )
+
+
+def _says_something(observed: PyTree) -> Array:
+    """Tells whether an upload is anything but zeros; NaN is something."""
+    leaves = jax.tree.leaves(observed)
+    return jnp.stack([jnp.any(leaf != 0) for leaf in leaves]).any()

@@ -22,7 +22,7 @@ def root(square: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), square)
 
 
-def _absolute(x: Array) -> Array:
+def absolute(x: Array) -> Array:
     """Takes absolute values; at 0 the derivative is 0, where `jnp.abs` has 1."""
     return x * jax.lax.stop_gradient(jnp.sign(x))
 
@@ -43,7 +43,7 @@ def l1() -> Objective:
     """Sums ``|g - g*|`` over all entries of all tensors."""
 
     def objective(simulated: PyTree, observed: PyTree) -> Array:
-        return _sum(lambda g, o: jnp.sum(_absolute(g - o)), simulated, observed)
+        return _sum(lambda g, o: jnp.sum(absolute(g - o)), simulated, observed)
 
     return objective
 

@@ -29,37 +29,40 @@ SUCCESS_SSIM = 0.6
 # luck. SSIM alone can pass on flat images; half the floor's MSE is 3 dB. Our choice.
 SUCCESS_FLOOR_SHARE = 0.5
 
+# A gradient is matched where no tensor is off by more than this share of its norm.
+# Our choice; float32 gets an exact gradient's tensors to about 1e-6.
+RESOLUTION = 1e-3
+
 
 def success(ssim: float) -> bool:
     """Tells whether SSIM reaches FedKL's threshold of .6; NaN does not."""
     return bool(ssim >= SUCCESS_SSIM)
 
 
-def loss_floor(
-    loss_at_truth: float, loss_scale: float, resolution: float = 1e-6
-) -> float:
+def loss_floor(loss_at_truth: float, loss_scale: float, degree: int = 2) -> float:
     """Gives the matching loss at or below which the gradient counts as matched.
 
-    max(loss_at_truth, resolution * loss_scale). `loss_at_truth` is the objective at
-    the true inputs (above 0 under noise or pruning); `loss_scale` is the objective when
-    the faintest tensor of the gradient is missed altogether, so that on a squared
-    distance a resolution of 1e-6 means: no tensor is off by more than a thousandth of
-    its norm.
+    max(loss_at_truth, RESOLUTION**degree * loss_scale). `loss_at_truth` is the
+    objective at the true inputs (above 0 under noise or pruning); `loss_scale` is the
+    objective when the faintest tensor of the gradient is missed altogether; `degree`
+    says with which power of what is missed the objective falls to 0: 2 for squared
+    distances and cosines, 1 for norms.
 
-    Raises ValueError if a loss is not finite, or scale or resolution is negative.
+    Raises ValueError if a loss is not finite, the scale is negative, or the degree is
+    not positive.
     """
     for name, value in (
         ("loss_at_truth", loss_at_truth),
         ("loss_scale", loss_scale),
-        ("resolution", resolution),
     ):
         if not math.isfinite(value):
             raise ValueError(f"loss_floor: {name} is {value}; it must be finite")
     # A cosine distance at the truth may round to just below 0; the scale may not.
-    for name, value in (("loss_scale", loss_scale), ("resolution", resolution)):
-        if value < 0:
-            raise ValueError(f"loss_floor: {name} is {value}; it must be >= 0")
-    return max(float(loss_at_truth), float(resolution) * float(loss_scale))
+    if loss_scale < 0:
+        raise ValueError(f"loss_floor: loss_scale is {loss_scale}; it must be >= 0")
+    if degree <= 0:
+        raise ValueError(f"loss_floor: degree is {degree}; it must be > 0")
+    return max(float(loss_at_truth), RESOLUTION**degree * float(loss_scale))
 
 
 def outcome(

@@ -180,3 +180,48 @@ def test_an_all_nan_view_is_a_reported_failure(rng):
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         attack(**bad)
+
+
+def test_an_all_zero_upload_is_a_reported_failure(rng):
+    """The candidate matches it perfectly, and that is no success."""
+    found = attack()(rng, VIEW * 0)
+    assert found.loss == 0
+    assert not bool(found.finite)
+
+
+def test_a_trial_that_overflows_does_not_break_a_search(rng):
+    """A line search may step too far once, and come back; what ends broken is broken.
+
+    A third of the steps before the end, and at the end.
+    """
+
+    def at(broken):
+        def step(free, count, value, grads):
+            count += 1
+            far = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), free)
+            near = jax.tree.map(jnp.zeros_like, free)
+            bad = (count >= broken[0]) & (count < broken[1])
+            return jax.tree.map(lambda a, b: jnp.where(bad, a, b), far, near), count
+
+        return Optimiser(lambda free: jnp.array(0), step)
+
+    assert bool(attack(optimiser=at((8, 12)))(rng, VIEW).finite)
+    assert not bool(attack(optimiser=at((12, 99)))(rng, VIEW).finite)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 2), (3,)])
+def test_an_upload_of_another_shape_is_named(rng, shape):
+    """The first two would broadcast."""
+    with pytest.raises(ValueError, match=r"tensor '' is \(.*own gradient it is \(2,"):
+        attack()(rng, jnp.ones(shape))
+
+
+def test_a_missing_tensor_is_named(rng):
+    def halves(view, candidate):
+        first, second = candidate.images
+        return {"a": first, "b": second}, view
+
+    unknowns = Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING)
+    broken = iterative(unknowns, halves, squared_l2(), SGD, steps=2)
+    with pytest.raises(ValueError, match=r"tensor 'b' is missing, .* it is \(\)"):
+        broken(rng, {"a": jnp.ones(())})

@@ -92,6 +92,7 @@ def test_an_all_zero_gradient_is_no_success(name):
     """An image with as small a gradient is worse matched than the true one was."""
     truth = victim(name)
     clean, found = attack(name)(truth), attack(name)(filled(truth, 0.0))
+    assert not bool(found.finite)
     assert np.all(np.isfinite(found.images))
     assert float(found.loss) > abs(float(clean.loss))
     assert error_of(found, truth) > GREY / 2

@@ -61,17 +61,19 @@ def test_loss_floor_is_the_larger_of_truth_and_resolution():
     assert loss_floor(0.0, 4.0) == pytest.approx(4e-6)
     assert loss_floor(0.5, 4.0) == 0.5
     assert loss_floor(-1e-8, 1.0) == pytest.approx(1e-6)
-    assert loss_floor(0.0, 4.0, resolution=0.25) == 1.0
+    assert loss_floor(0.0, 4.0, degree=1) == pytest.approx(4e-3)
 
 
-def test_loss_floor_is_a_thousandth_of_the_norm_on_a_squared_distance():
+@pytest.mark.parametrize("degree", [1, 2])
+def test_loss_floor_is_a_thousandth_of_the_norm(degree):
+    """On a norm, and on its square."""
     gradient = [3.0, -4.0, 12.0]
-    scale = sum(g**2 for g in gradient)
 
     def distance(share):
-        return sum((g - (1 - share) * g) ** 2 for g in gradient)
+        return sum((share * g) ** 2 for g in gradient) ** (degree / 2)
 
-    assert distance(0.9e-3) < loss_floor(0.0, scale) < distance(1.1e-3)
+    floor = loss_floor(0.0, distance(1.0), degree)
+    assert distance(0.9e-3) < floor < distance(1.1e-3)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_loss_floor_is_a_thousandth_of_the_norm_on_a_squared_distance():
         ((math.nan, 1.0), "loss_at_truth is nan"),
         ((0.0, math.inf), "loss_scale is inf"),
         ((0.0, -1.0), "loss_scale is -1"),
-        ((0.0, 1.0, -1e-6), "resolution is -1e-06"),
+        ((0.0, 1.0, 0), "degree is 0"),
     ],
 )
 def test_bad_losses_are_named(arguments, words):

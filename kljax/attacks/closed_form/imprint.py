@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.insertions import BIAS, KERNEL
 from kljax.attacks.labels import settled_labels
+from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Array, Rng
@@ -63,7 +64,8 @@ def imprint(
 
     Args:
       setting: the ground; its network has an imprint (`kljax.attacks.insertions`).
-      optimiser, steps, restarts: without meaning here.
+      optimiser: must be None.
+      steps, restarts: without meaning here.
       rank: what makes a bin large: its ``bias`` gradient, or the mean of its
         ``weight`` gradient, which is better under noise.
       one_shot: whether only the first bin is read: see ``target`` of the insertion.
@@ -77,13 +79,14 @@ def imprint(
       gradient that says nothing is not ``finite``.
 
     Raises:
-      ValueError: for an honest server, a network without an imprint, another lock
-        strategy than unit, and an unknown `rank`.
+      ValueError: for an optimiser, an honest server, a network without an imprint,
+        another lock strategy than unit, and an unknown `rank`.
 
     Reference: Fowl et al., "Robbing the Fed: Directly Obtaining Private Data in
     Federated Learning with Modified Models" (ICLR 2022); code JonasGeiping/breaching.
     """
-    del optimiser, steps, restarts
+    refuse_optimiser(optimiser, "imprint")
+    del steps, restarts
     _check(setting)
     if rank not in ("bias", "weight"):
         raise ValueError(f"rank must be bias or weight, got {rank!r}")

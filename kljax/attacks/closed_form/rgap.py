@@ -23,6 +23,7 @@ from kljax.attacks.closed_form.layer_input import (
     to_float64,
 )
 from kljax.attacks.closed_form.walk import Place, below_classifier, down, steps_of
+from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Array, Params, Rng
@@ -47,11 +48,12 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
       layer's input the equations determine.
 
     Raises:
-      ValueError: for a network that is no chain of layers, one with norm layers or
-        with biases everywhere but in the classifier, a lock strategy, and for anything
-        but one step on one example.
+      ValueError: for an optimiser, a network that is no chain of layers, one with norm
+        layers or with biases everywhere but in the classifier, a lock strategy, and
+        for anything but one step on one example.
     """
-    del optimiser, steps, restarts
+    refuse_optimiser(optimiser, "rgap")
+    del steps, restarts
     _check(setting)
     *body, top = steps_of(setting)
     biased = [step.layer.path for step in body]

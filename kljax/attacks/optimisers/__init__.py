@@ -4,7 +4,11 @@ All are `Optimiser`s of the driver, so that each step costs exactly one evaluati
 every lane of a batch.
 """
 
-from kljax.attacks.optimisers.catalogue import OPTIMISERS, make_optimiser
+from kljax.attacks.optimisers.catalogue import (
+    OPTIMISERS,
+    make_optimiser,
+    refuse_optimiser,
+)
 from kljax.attacks.optimisers.first_order import (
     adam,
     cosine_adam,
@@ -17,6 +21,7 @@ from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
 __all__ = [
     "OPTIMISERS",
     "make_optimiser",
+    "refuse_optimiser",
     "adam",
     "sign_adam",
     "cosine_adam",

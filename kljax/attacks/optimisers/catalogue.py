@@ -41,3 +41,15 @@ def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimis
             f"take one of {', '.join(STEPPED)}"
         )
     return make(step_size)
+
+
+def refuse_optimiser(optimiser: Optimiser | None, attack: str) -> None:
+    """Refuses an optimiser for a closed form, which would be ignored.
+
+    Raises:
+      ValueError: for any; the attack is named.
+    """
+    if optimiser is not None:
+        raise ValueError(
+            f"{attack} is a closed form and has no optimiser: leave it out"
+        )

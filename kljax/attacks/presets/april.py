@@ -27,7 +27,7 @@ from kljax.attacks.closed_form.transformer import (
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine, squared_l2
-from kljax.attacks.optimisers import lbfgs
+from kljax.attacks.optimisers import lbfgs, refuse_optimiser
 from kljax.attacks.presets.plain import gradient_matching
 from kljax.attacks.priors import refuse_feature, total_variation
 from kljax.attacks.starts import normal
@@ -123,8 +123,7 @@ def _check(setting: Setting, optimiser: Optimiser | None) -> None:
             "april inverts the gradient of one example, the threat model has "
             f"examples={knows.examples}, upload={knows.upload!r}"
         )
-    if optimiser is not None:
-        raise ValueError("april is a closed form and has no optimiser: leave it out")
+    refuse_optimiser(optimiser, "april")
     if strategy.lock.startswith("regress"):
         raise ValueError(
             f"april is a closed form, and lock strategy {strategy.lock!r} optimises: "

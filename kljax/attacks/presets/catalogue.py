@@ -42,6 +42,7 @@ class Preset(NamedTuple):
         the attack cannot be.
       inserts: what a malicious server puts in front of the network, of every arm;
         None for the network as it was agreed on.
+      degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
     """
 
     build: Callable[..., Attack]
@@ -49,6 +50,7 @@ class Preset(NamedTuple):
     objective: Callable[[Setting], Objective] | None
     needs: Mapping[str, str] = MappingProxyType({})
     inserts: Insertion | None = None
+    degree: int = 2
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -64,17 +66,17 @@ PRESETS: dict[str, Preset] = {
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", anywhere(squared_l2)),
     "gate-regression": Preset(gate_regression, "recovered", anywhere(balanced_l2)),
-    "tag": Preset(tag, "recovered", anywhere(objectives.tag)),
+    "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
-    "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm)),
+    "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),
     "gradinversion": Preset(
         gradinversion,
         "recovered",
         anywhere(gradinversion_objective),
-        {"stats": "visible"},
+        STATISTICS,
     ),
     "bn-updates": Preset(
-        bn_updates, "joint", anywhere(bn_updates_objective), STATISTICS
+        bn_updates, "joint", anywhere(bn_updates_objective), STATISTICS, degree=1
     ),
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),

@@ -9,6 +9,7 @@ from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_flo
 from kljax.attacks.closed_form.walk import below_classifier, down, steps_of
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
+from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
@@ -35,11 +36,12 @@ def peeled_image(
       settled on.
 
     Raises:
-      ValueError: for a network that is no chain of layers, a norm elsewhere than in its
-        first layer, gates without a norm, norm layers in eval mode, strategies that
-        optimise, and for anything but one step on one example.
+      ValueError: for an optimiser, a network that is no chain of layers, a norm
+        elsewhere than in its first layer, gates without a norm, norm layers in eval
+        mode, strategies that optimise, and for anything but one step on one example.
     """
-    del optimiser, steps, restarts
+    refuse_optimiser(optimiser, "peeling")
+    del steps, restarts
     _check(setting)
     lock, labels = lock_of(setting), settled_labels(setting, "peeling")
     bottom, *body, top = steps_of(setting)

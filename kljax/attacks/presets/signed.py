@@ -26,8 +26,9 @@ def inverting_gradients(
 
     Restarts are compared by their cosine alone. There, images are standardised by the
     dataset's mean and deviation, about 0.45 and 0.25; here they are in [0, 1], and
-    start at the same place. The rate is the paper's number, so a step is four times as
-    long.
+    start at the same place. Rate and weight of the variation are the paper's numbers,
+    so that a step is four times as long, and the variation counts a quarter of what it
+    does there.
 
     Reference: Geiping et al., "Inverting Gradients" (NeurIPS 2020), and its code,
     JonasGeiping/invertinggradients, reconstruct_image.py.

@@ -17,6 +17,9 @@ def image_norm(weight: float, *, per_pixel: bool = False) -> Prior:
       weight: 0 or more.
       per_pixel: whether the norm is divided by H x W.
 
+    Raises:
+      ValueError: for a negative weight.
+
     Reference: Yin et al., "GradInversion" (CVPR 2021), equation 7; divided as in
     GIFD's code.
     """
@@ -58,6 +61,9 @@ def group_consistency(weight: float, *, after: float, per_pixel: bool = True) ->
       weight: of the mean over images of ``|x - mean|``, not squared.
       after: share of the steps made without it.
       per_pixel: whether the norm is divided by H x W.
+
+    Raises:
+      ValueError: for a negative weight.
 
     Reference: Yin et al., "GradInversion" (CVPR 2021), equation 11, without its
     registration; GIFD's code, which takes a new mean every 100 steps only.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Prior, Setting
 from kljax.attacks.objectives import root
+from kljax.attacks.priors.sums import check_weight
 from kljax.threat import View
 from kljax.typing import Array, Path, Stats
 
@@ -49,8 +50,7 @@ def batch_statistics(
     (IEEE TMI 2023), section III, for statistics recovered, and the updated network.
     """
     knows, protocol = setting.threat.knowledge, setting.protocol
-    if not weight >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight!r}")
+    check_weight(weight)
     if knows.stats != "visible":
         raise ValueError(
             "batch statistics are read off the statistics a client uploads: the "

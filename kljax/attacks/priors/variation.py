@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Prior
-from kljax.attacks.objectives import root
+from kljax.attacks.objectives import absolute, root
 from kljax.attacks.priors.sums import check_weight
 from kljax.threat import View
 from kljax.typing import Array
@@ -30,8 +30,8 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
         del view, progress
         images = candidate.images
         axes = (1, 2, 3)
-        variation = jnp.mean(jnp.abs(jnp.diff(images, axis=1)), axes)
-        variation += jnp.mean(jnp.abs(jnp.diff(images, axis=2)), axes)
+        variation = jnp.mean(absolute(jnp.diff(images, axis=1)), axes)
+        variation += jnp.mean(absolute(jnp.diff(images, axis=2)), axes)
         if relative:
             # sqrt has no derivative at 0, where a flat image would be.
             variation /= jnp.sqrt(jnp.var(images, axes) + 1e-8)
@@ -42,6 +42,9 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
 
 def squared_variation(weight: float) -> Prior:
     """Adds ``2 weight (mean dx^2 + mean dy^2)`` of the images.
+
+    Raises:
+      ValueError: for a negative weight.
 
     Reference: GRNN (Ren, Deng, Xie 2022), its code: both sums are divided by the
     number of their differences and of the images, and their sum is doubled.
@@ -84,6 +87,9 @@ def diagonal_variation(weight: float) -> Prior:
 
     Rows, columns and both diagonals; each norm is over all images at once, not
     squared.
+
+    Raises:
+      ValueError: for a negative weight.
 
     Reference: Hatamizadeh et al. (IEEE TMI 2023), its code; Yin et al.,
     "DeepInversion" (CVPR 2020).
