@@ -140,17 +140,17 @@ def weakest_tensor(
     leaves, tree = jax.tree.flatten(observed)
     parts = leaves if lost is None else jax.tree.leaves(lost)
     powers = jnp.stack([jnp.sum(part**2) for part in parts])
-    missed = jnp.stack(
-        [
-            objective(
-                jax.tree.unflatten(
-                    tree, [x - parts[n] if i == n else x for i, x in enumerate(leaves)]
-                ),
-                observed,
-            )
-            for n in range(len(leaves))
+
+    def without(which: Array) -> Array:
+        kept = [
+            jnp.where(gone, x - part, x)
+            for gone, x, part in zip(which, leaves, parts, strict=True)
         ]
-    )
+        return objective(jax.tree.unflatten(tree, kept), observed)
+
+    # One after another: written out, a deep network's hundred tensors are ten thousand
+    # terms to compile, and side by side they are a hundred gradients to hold.
+    missed = jax.lax.map(without, jnp.eye(len(leaves), dtype=bool))
     whole = jnp.sum(powers)
     faintest = jnp.min(jnp.where(powers > 1e-12 * whole, missed, jnp.inf))
     return jnp.where(whole == 0, 0.0, faintest)
