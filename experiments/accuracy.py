@@ -1,4 +1,4 @@
-"""FedKL's Table 1: is accuracy kept, and is the model useless without the key?
+"""FedKL's Table 1: is accuracy kept, and is the model useless without the private key?
 
     python experiments/accuracy.py PRESET [--out runs/accuracy] [--seeds 5]
         [--rate RATE] [--rounds N] [--drops R ...] [--arms ARM ...]

@@ -1,4 +1,4 @@
-"""Measures gate regression: what a key-lock is worth against who lacks the key.
+"""Measures gate regression: what a key-lock is worth against who lacks the private key.
 
     python experiments/gate_regression.py [--attacks gate-regression matching]
         [--arms bn-control keylock/known ...] [--lock-init 0] [--victims 8]
@@ -6,8 +6,9 @@
 
 What: one line per attack and arm, LeNet on digits. An attack is a preset, or
 gate-regression:VARIATION:LAST:STATISTICS with other weights. Settings are chosen with
-``--seed 1000``, on victims that no study uses, by the matching losses alone; scores
-stand beside them for the reader. Results: experiments/gate_regression.md.
+``--seed 1000``, on victims that no study uses, by the matching losses; scores stand
+beside them for the reader. Results, and the one weight of which that is not true:
+experiments/gate_regression.md.
 """
 
 import argparse

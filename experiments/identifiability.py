@@ -5,7 +5,7 @@
 
 What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
 upload with respect to what the attacker does not know, at the truth: the pixels, and
-behind a lock whose key he lacks the gates of it (scales and shifts; no scales of dead
+behind a lock whose private key he lacks its gates (scales and shifts; no scales of dead
 channels, which he sees). Singular values say what is determined: rank is what rounding
 leaves, in the arithmetic of the calculation (float64) and in that of an upload
 (float32); the condition is the largest singular value over the smallest within float64

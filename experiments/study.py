@@ -11,8 +11,9 @@ what is finished costs nothing. Cells that did not fit are printed as "not run".
 that parts may be run in different places and at different times.
 
 Fair to all arms: within a part all have the same attack, evaluations, restarts, victims
-and random keys. The attacks' own numbers were chosen on other victims, by the
-attacker's own loss (experiments/attack_settings.py, experiments/gate_regression.py).
+and random keys. Papers' attacks have their papers' numbers; what no paper says was
+chosen on other victims by the attacker's own loss (experiments/attack_settings.md),
+with one exception that experiments/gate_regression.md names.
 Parts that attack trained clients need `kljax data prepare fashion_mnist` and
 
     kljax train --model lenet --data DATA --clients 3 --rounds 20 --batch 16 \\

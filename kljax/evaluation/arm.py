@@ -142,7 +142,7 @@ def evaluate(
     if mean_gates is not None:
         mean_gates = _completed(mean_gates, unit)
     elif all(facts[fact] for fact in (*LOCKED, "initial")):
-        # Of a client only the length of its key goes in, which is no secret.
+        # Of a client only the length of its private key goes in, which is no secret.
         mean_gates = gates_of(
             with_mean_key(Private(first.secret, initial_lock_weights))
         )

@@ -28,7 +28,7 @@ class Outsider(NamedTuple):
     """What someone without any private part makes gates of."""
 
     unit: Gates
-    mean: Gates | None  # of the constant key 0.5 and the initial lock weights
+    mean: Gates | None  # of the constant private key 0.5 and the initial lock weights
 
 
 class GateTest(NamedTuple):
@@ -59,7 +59,7 @@ FACTS = {
     "lock": "the client has lock weights",
     "other": "there is another client",
     "initial": "the initial lock weights are given",
-    "mean": "the gates of the constant key 0.5 through initial lock weights are known",
+    "mean": "the gates of the mean private key through initial lock weights are known",
     "public": "public examples are given",
 }
 LOCKED = ("key", "lock")
@@ -102,14 +102,14 @@ TESTS: dict[str, GateTest] = {
         lambda me: me.gates(me.private._replace(trainable=me.initial)),
         (*LOCKED, "initial"),
     ),
-    # FedKL's wrong-key test: lock weights were zeroed for the upload and not restored.
+    # FedKL's own test: lock weights were zeroed for the upload and not restored.
     "zero_lock": GateTest(
         "all lock weights zero, whatever the private key: what the official code tests",
         lambda me: me.gates(
             me.private._replace(trainable=filled(me.private.trainable, 0.0))
         ),
         LOCKED,
-        (),  # the key is multiplied by zero: the same gates for every client
+        (),  # the private key is multiplied by zero: the same gates for every client
     ),
     "unit_gates": GateTest(
         "gates taken away (scale 1, shift 0)",
@@ -133,7 +133,7 @@ TESTS: dict[str, GateTest] = {
     **{
         f"refit_mean_{size}": GateTest(
             f"gates and norm statistics re-fitted on {size} public examples, from the "
-            "gates of the constant key 0.5 through the initial lock weights",
+            "gates of the constant private key 0.5 through the initial lock weights",
             lambda they: they.mean,
             ("sites", "public", "mean"),
             ("draw",),

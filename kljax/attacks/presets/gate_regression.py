@@ -34,8 +34,8 @@ from kljax.typing import Array, PyTree
 
 FAINT = 1e-12  # of the squared norm of the gradient: below float32 rounding
 
-# Chosen on victims of their own by the attacker's own loss:
-# experiments/gate_regression.py.
+# Chosen on victims of their own by the attacker's own loss, but for the last weight of
+# the variation, settled with the scores known: experiments/gate_regression.md.
 RELATIVE_TV = 1e-1
 LAST_TV = 1e-1  # times RELATIVE_TV, at the last step
 STATISTICS = 1e-2
