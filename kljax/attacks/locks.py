@@ -18,6 +18,7 @@ from kljax.attacks.closed_form import (
     peeling,
     private_key_from_lock_grads,
 )
+from kljax.attacks.simulation import moved
 from kljax.threat import View
 from kljax.typing import Array, Gate, Path, Private, Rng
 
@@ -56,13 +57,20 @@ def known(setting: Setting) -> Lock:
 
 
 def extract(setting: Setting) -> Lock:
-    """Reads the private key off the shared lock gradients, in closed form."""
-    return _settled(
-        setting,
-        lambda rng, view: Private(
-            private_key_from_lock_grads(view.lock_grads), view.lock_weights
-        ),
-    )
+    """Reads the private key off the shared lock gradients, in closed form.
+
+    Of an update, what weight decay did to the lock weights is taken out first.
+    """
+
+    def private(rng: Rng, view: View) -> Private:
+        grads = view.lock_grads
+        if setting.protocol is not None:
+            start = (view.public, view.lock_weights)
+            _, decay = moved(setting.protocol, start, 0.0)
+            grads = jax.tree.map(jnp.subtract, grads, decay)
+        return Private(private_key_from_lock_grads(grads), view.lock_weights)
+
+    return _settled(setting, private)
 
 
 def _draw_private_key(rng: Rng, view: View):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from toys import (
     IMAGE_SHAPE,
@@ -18,7 +19,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import LOCKS, live_channels
+from kljax.attacks import LOCKS, Protocol, live_channels
 from kljax.clients import one_step
 from kljax.defences import keylock
 from kljax.losses import cross_entropy
@@ -104,6 +105,40 @@ def test_known_uses_the_true_gates():
 
 def test_extract_equals_known():
     assert_close(begin("extract")[2], begin("known")[2], rtol=1e-5)
+
+
+def test_weight_decay_does_not_disturb_what_is_extracted():
+    """Two steps of a lock whose weights decay, with gradients that are made up."""
+    protocol = Protocol(
+        optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.1, momentum=0.9)),
+        steps=2,
+        batch=1,
+        learning_rate=0.1,
+    )
+    truth = locked_update(2)
+    secret, weights = truth.private.secret, truth.private.trainable
+    now, memory = weights, protocol.optimiser.init(weights)
+    for step in range(2):
+        signals = np.random.default_rng(step).normal(size=(2, WIDTHS[0]))
+        grads = [
+            {
+                name: {"kernel": np.outer(secret, signal), "bias": signal}
+                for name, signal in zip(("scale", "shift"), signals, strict=True)
+            },
+            *jax.tree.map(np.ones_like, weights[1:]),
+        ]
+        moves, memory = protocol.optimiser.update(type(weights)(grads), memory, now)
+        now = optax.apply_updates(now, moves)
+    change = jax.tree.map(np.subtract, now, weights)
+    model = threat("extract", "joint", examples=2, **LEAST["extract"])
+    view = observe(model, truth)._replace(lock_grads=change)
+    for ground, error in (
+        (setting(model, DEFENCE)._replace(protocol=protocol), (0, 1e-4)),
+        (setting(model, DEFENCE), (1e-2, np.inf)),  # as if nothing decayed
+    ):
+        lock = LOCKS["extract"](ground)
+        found = lock.unknown.decode(*lock.unknown.start(RNG, view)).secret
+        assert error[0] <= np.max(np.abs(found - secret)) < error[1]
 
 
 def test_fixed_mean_guesses_one_half():

@@ -2,13 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from kljax.attacks.attack import Protocol, Setting
+from kljax.attacks.attack import Setting
+from kljax.attacks.simulation import moved
 from kljax.threat import View
-from kljax.typing import Array, Public
+from kljax.typing import Array
 
 
 class ClassifierGrads(NamedTuple):
@@ -44,8 +41,10 @@ def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
         return _of({part: sent[name] for part, name in names.items()})
     if setting.protocol is None:
         return _of({part: -sent[name] for part, name in names.items()})
-    still = _moved(setting.protocol, view.public, 0.0)
-    pushed = _moved(setting.protocol, view.public, 1.0)
+    still, pushed = (
+        moved(setting.protocol, (view.public, ()), gradient)[0].model
+        for gradient in (0.0, 1.0)
+    )
     return _of(
         {
             part: (sent[name] - still[name]) / (pushed[name] - still[name])
@@ -56,18 +55,3 @@ def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
 
 def _of(parts: dict[str, Array]) -> ClassifierGrads:
     return ClassifierGrads(parts["kernel"], parts.get("bias"))
-
-
-def _moved(protocol: Protocol, received: Public, gradient: float):
-    """Computes the change of the network under a constant gradient."""
-    grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), (received, ()))
-
-    def step(carry, _):
-        now, memory = carry
-        moves, memory = protocol.optimiser.update(grads, memory, now)
-        return (optax.apply_updates(now, moves), memory), None
-
-    start = (received, ())
-    memory = protocol.optimiser.init(start)
-    (now, _), _ = jax.lax.scan(step, (start, memory), length=protocol.steps)
-    return jax.tree.map(jnp.subtract, now, start)[0].model

@@ -6,7 +6,7 @@ from kljax.attacks.simulation.fedavg import (
     epochs_of,
     fedavg,
 )
-from kljax.attacks.simulation.steps import local_steps, one_step, replay
+from kljax.attacks.simulation.steps import local_steps, moved, one_step, replay
 
 __all__ = [
     "VARIANTS",
@@ -14,6 +14,7 @@ __all__ = [
     "epochs_of",
     "fedavg",
     "local_steps",
+    "moved",
     "one_step",
     "replay",
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.attacks.attack import Candidate, Setting, Simulation
+from kljax.attacks.attack import Candidate, Protocol, Setting, Simulation
 from kljax.threat import View
 from kljax.typing import Array, Private, Public, PyTree
 
@@ -241,3 +241,31 @@ def _has_lock_weights(lock: PyTree) -> bool:
 
 def _cut(values: Array, steps: int) -> Array:
     return values.reshape(steps, -1, *values.shape[1:])
+
+
+def moved(
+    protocol: Protocol, start: tuple[Public, PyTree], gradient: float
+) -> tuple[Public, PyTree]:
+    """Computes what a client's optimiser makes of one and the same gradient.
+
+    For methods that are affine in the gradient and start anew, the change under a
+    gradient of 0 (weight decay) is what an update has beside its gradients.
+
+    Args:
+      protocol: of the clients.
+      start: the public parameters, and the lock weights or ().
+      gradient: every entry of it, in every step.
+
+    Returns:
+      The change, like `start`.
+    """
+    grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), start)
+
+    def step(carry, _):
+        now, memory = carry
+        moves, memory = protocol.optimiser.update(grads, memory, now)
+        return (optax.apply_updates(now, moves), memory), None
+
+    carry = (start, protocol.optimiser.init(start))
+    (now, _), _ = jax.lax.scan(step, carry, length=protocol.steps)
+    return jax.tree.map(jnp.subtract, now, start)
