@@ -1,7 +1,8 @@
 """Asks what a gradient determines, before asking what an attack finds.
 
     JAX_ENABLE_X64=1 python experiments/identifiability.py [--victims 2] [--size 16]
-        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3] [--tables spectrum near]
+        [--lock-init 0] [--steps 300] [--near 0.01 0.1 0.3 inf]
+        [--tables spectrum near]
 
 What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
 upload with respect to what the attacker does not know, at the truth: the pixels, and
@@ -14,9 +15,10 @@ rank. Directions: |J d| / |d| over the largest singular value, for d = the image
 in units of their mean.
 
 Then the positive control: the attack on the same victims, started at the truth plus
-noise of NEAR times the spread of the image, and gates times exp(NEAR x normal). Where
-that returns and a start from nothing does not, the search is what fails; where the
-rank is short, the defence (or the norm) has taken something away.
+noise of NEAR times the spread of the image, and gates times exp(NEAR x normal); inf is
+the start from nothing that attackers have. Where the first returns and the last does
+not, the search is what fails; where the rank is short, the defence (or the norm) has
+taken something away.
 Results: experiments/identifiability.md.
 """
 
@@ -95,7 +97,9 @@ def main():
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--lock-init", type=float, default=0.0)
     parser.add_argument("--arms", nargs="+", default=ARMS)
-    parser.add_argument("--near", type=float, nargs="*", default=(0.01, 0.1, 0.3))
+    parser.add_argument(
+        "--near", type=float, nargs="*", default=(0.01, 0.1, 0.3, np.inf)
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -283,16 +287,18 @@ def spectrum(case: Case, victim: int) -> str:
 def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     """Starts the attack near the truth; gives the cells of the second table."""
     view, truth, gates = case.truth(victim)
-    rng = jax.random.key(1000 * victim + round(1000 * near))
+    far = np.isinf(near)
+    rng = jax.random.key(1000 * victim + (999_983 if far else round(1000 * near)))
     noise = jax.random.normal(rng, truth.images.shape)
     start = truth.images + near * jnp.std(truth.images) * noise
+    if far:
+        start = 0.5 + 0.1 * noise
 
     lock, start_gates = ((), truth.lock), None
     if case.regressed:
-        _, known = case.lock.unknown.start(rng, view)
-        free = {}
-        for i, (site, gate) in enumerate(sorted(gates.items())):
-            live, unit = known[site]
+        free, known = case.lock.unknown.start(rng, view)
+        for i, (site, gate) in enumerate(sorted(gates.items()) if not far else ()):
+            live, unit, _ = known[site]
             normal = jax.random.normal(jax.random.fold_in(rng, i), (2, live.size))
             scale = jnp.where(live, jnp.log(gate.scale / unit), 0.0) + near * normal[0]
             shift = (gate.shift * jnp.exp(near * normal[1])) / unit
