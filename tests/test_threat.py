@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from poison import differences, hidden, is_granted, poison, poisoned
 from toys import LOCK, locked_update, quick_jit, random_private, setting, threat
 
 from kljax.attacks import (
@@ -290,53 +291,6 @@ OPTIMISERS = {
     "lbfgs": lbfgs(memory=2, window=2),
 }
 
-# Every leaf of an update: how to put another value there, and the knowledge under
-# which the server holds it.
-LEAVES = {
-    "images": (lambda u, new: u._replace(images=new(u.images)), {}),
-    "targets": (lambda u, new: u._replace(targets=new(u.targets)), {"labels": "known"}),
-    "secret": (
-        lambda u, new: u._replace(
-            private=u.private._replace(secret=new(u.private.secret))
-        ),
-        {"private_key": "known"},
-    ),
-    "trainable": (
-        lambda u, new: u._replace(
-            private=u.private._replace(trainable=new(u.private.trainable))
-        ),
-        {"lock_weights": "known"},
-    ),
-    "initial_lock_weights": (
-        lambda u, new: u._replace(initial_lock_weights=new(u.initial_lock_weights)),
-        {"lock_weights": "initial"},
-    ),
-    "lock_grads": (
-        lambda u, new: u._replace(lock_grads=new(u.lock_grads)),
-        {"lock_grads": "shared"},
-    ),
-    "new_stats": (
-        lambda u, new: u._replace(new_stats=new(u.new_stats)),
-        {"stats": "visible"},
-    ),
-    "public": (lambda u, new: u._replace(public=new(u.public)), None),
-    "stats": (lambda u, new: u._replace(stats=new(u.stats)), None),
-    "sent": (lambda u, new: u._replace(sent=new(u.sent)), None),
-}
-
-
-def is_granted(leaf, facts):
-    """Whether the server holds this leaf; None stands for always, {} for never."""
-    wanted = LEAVES[leaf][1]
-    return wanted is None or (wanted != {} and wanted.items() <= facts.items())
-
-
-def poison(update, leaf):
-    def nothing_but_nan(tree):
-        return jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), tree)
-
-    return LEAVES[leaf][0](update, nothing_but_nan)
-
 
 @functools.cache
 def attack(name):
@@ -361,11 +315,6 @@ def attack(name):
     return quick_jit(lambda update: strike(jax.random.key(1), observe(model, update)))
 
 
-def differences(a, b):
-    same = jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), a, b)
-    return not all(jax.tree.leaves(same))
-
-
 def seen_in(name):
     """The update of a case; one of two steps on the same example, where it says so."""
     update = drifted_update(1)
@@ -379,10 +328,9 @@ def test_what_is_hidden_cannot_change_a_reconstruction(name):
     update = seen_in(name)
     clean = attack(name)(update)
     assert clean.finite and np.all(np.isfinite(clean.images))
-    hidden = [leaf for leaf in LEAVES if not is_granted(leaf, CASES[name].facts)]
-    assert "images" in hidden and len(hidden) >= 4
-    poisoned = functools.reduce(poison, hidden, update)
-    assert not differences(attack(name)(poisoned), clean)
+    facts = CASES[name].facts
+    assert "images" in hidden(facts) and len(hidden(facts)) >= 4
+    assert not differences(attack(name)(poisoned(update, facts)), clean)
 
 
 @pytest.mark.parametrize("name", CASES)

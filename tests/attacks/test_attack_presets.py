@@ -3,21 +3,38 @@ see what is hidden from it.
 
 Of four networks drawn as these are, the first two are solved by every attack and the
 third by all but Inverting Gradients, to errors of 2e-3 at most; on the fourth, whose
-sigmoids are saturated, all of them stall. The first is taken here, and the threshold
+sigmoids are saturated, all but iDLG stall. The first is taken here, and the threshold
 is well above its error. A grey image has 0.14 to 0.18 on these digits.
 """
 
 import functools
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
-from victims import Case, compiled, drowned, error_of, filled, update
+from poison import differences, hidden, poison, poisoned
+from toys import threat
+from victims import (
+    Case,
+    compiled,
+    digits,
+    drown,
+    drowned,
+    error_of,
+    filled,
+    ground,
+    update,
+)
+from victims import declare as threat_of
 
-from kljax.attacks import presets
+from kljax.attacks import adam, presets
+from kljax.attacks.closed_form.transformer import VIT
 from kljax.config import LeakConfig
 from kljax.leakage import declare
+from kljax.metrics import relative_leakage, ssim
 from kljax.sweeps.legality import is_legal
 from kljax.threat import IllegalThreat
 
@@ -31,6 +48,10 @@ def build(name, **options):
 
 # name -> the attack, and the error below which it has succeeded
 CASES = {
+    # Worst of the networks that are solved: 3e-10, 7e-7 and 1e-6.
+    "dlg": (Case(build("dlg", steps=300), labels="joint"), 1e-4),
+    "idlg": (Case(build("idlg", steps=300), labels="recovered"), 1e-4),
+    "matching": (Case(build("matching", steps=300), labels="recovered"), 1e-4),
     "inverting-gradients": (
         Case(build("inverting-gradients", steps=200, restarts=2), examples=2),
         1e-4,
@@ -100,18 +121,11 @@ def test_an_all_zero_gradient_is_no_success(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
-    truth, facts = victim(name), CASES[name][0].facts
-    clean = attack(name)(truth)
-    nothing = functools.partial(jax.tree.map, lambda x: np.full_like(x, np.nan))
-    hidden = {"images": nothing(truth.images), "lock_grads": nothing(truth.lock_grads)}
-    stats = {"new_stats": nothing(truth.new_stats)}
-    if facts.get("stats") == "visible":  # it needs them, and so they do change it
-        blind = attack(name)(truth._replace(**stats))
-        assert not bool(blind.finite)
-    else:
-        hidden |= stats
-    poisoned = attack(name)(truth._replace(**hidden))
-    assert jax.tree.all(jax.tree.map(np.array_equal, clean, poisoned))
+    truth, facts = victim(name), vars(threat_of(CASES[name][0]).knowledge)
+    assert {"images", "lock_grads"} <= set(hidden(facts))
+    assert not differences(attack(name)(poisoned(truth, facts)), attack(name)(truth))
+    if "new_stats" not in hidden(facts):  # it needs them, and so they do change it
+        assert not bool(attack(name)(poison(truth, "new_stats")).finite)
 
 
 def defaults(function):
@@ -120,45 +134,120 @@ def defaults(function):
     return {p.name: p.default for p in parameters if p.default not in (empty, None)}
 
 
-# The papers' values, see the spec of each in its docstring.
+class Values(NamedTuple):
+    """What a preset is, beside what it does; see the docstring of each for sources."""
+
+    labels: str
+    options: dict[str, object]
+    degree: int = 2
+    needs: Mapping[str, str] = MappingProxyType({})
+
+
+STATISTICS, MALICIOUS = {"stats": "visible"}, {"server": "malicious"}
 GOLDEN = {
-    presets.inverting_gradients: {"variation": 1e-4, "learning_rate": 0.1},
-    presets.tag: {"alpha": 0.01, "learning_rate": 0.1},
-    presets.grnn: {
-        "inputs": 128,
-        "variation": 1e-3,
-        "learning_rate": 1e-4,
-        "momentum": 0.99,
-        "lock_rate": 1e-3,  # kljax's own
-    },
-    presets.gradinversion: {
-        "matching": 0.5e-4,
-        "variation": 1e-4,
-        "size": 1e-6,
-        "statistics": 0.1,
-        "first_statistics": 10.0,
-        "group": 0.01,
-        "group_after": 1 / 30,
-        "learning_rate": 0.1,
-        "warm_up": 50,
-        "noise": 0.01,
-    },
-    presets.bn_updates: {
-        "prior_image": 0.5,
-        "matching": 1e-3,
-        "statistics": 0.1,
-        "variation": 1e-4,
-        "size": 1e-5,
-        "learning_rate": 0.1,
-        "warm_up": 100,
-        "betas": (0.9, 0.9),
-    },
+    "matching": Values("recovered", {"variation": 1e-2}),  # kljax's own
+    "dlg": Values("joint", {}),
+    "idlg": Values("recovered", {}),
+    "gate-regression": Values(
+        "recovered",
+        # Those that experiments/gate_regression.md arrived at.
+        {
+            "uploads": 1,
+            "variation": 0.1,
+            "last_variation": 0.1,
+            "features": 0.0,
+            "statistics": 0.01,
+        },
+    ),
+    "tag": Values("recovered", {"alpha": 0.01, "learning_rate": 0.1}, degree=1),
+    "inverting-gradients": Values(
+        "recovered", {"variation": 1e-4, "learning_rate": 0.1}
+    ),
+    "grnn": Values(
+        "joint",
+        {
+            "inputs": 128,
+            "variation": 1e-3,
+            "learning_rate": 1e-4,
+            "momentum": 0.99,
+            "lock_rate": 1e-3,  # kljax's own
+        },
+        degree=1,
+    ),
+    "gradinversion": Values(
+        "recovered",
+        {
+            "matching": 0.5e-4,
+            "variation": 1e-4,
+            "size": 1e-6,
+            "statistics": 0.1,
+            "first_statistics": 10.0,
+            "group": 0.01,
+            "group_after": 1 / 30,
+            "learning_rate": 0.1,
+            "warm_up": 50,
+            "noise": 0.01,
+        },
+        needs=STATISTICS,
+    ),
+    "bn-updates": Values(
+        "joint",
+        {
+            "prior_image": 0.5,
+            "matching": 1e-3,
+            "statistics": 0.1,
+            "variation": 1e-4,
+            "size": 1e-5,
+            "learning_rate": 0.1,
+            "warm_up": 100,
+            "betas": (0.9, 0.9),
+        },
+        degree=1,
+        needs=STATISTICS,
+    ),
+    "ig-fedavg": Values("given", {"variation": 1e-6}),
+    "fedavg-inversion": Values(
+        "recovered",
+        {
+            "variant": "full",
+            # reconstruct_cifar_table1.sh of eth-sri/fedavg_leakage: test_fedavg.py.
+            "numbers": (0.1, 0.997, 20, 2e-4, 10, (4, 2), "l2_max", 6.075, 96),
+            "mean": 0.5,
+            "deviation": 0.25,
+        },
+    ),
+    "april-optimisation": Values("recovered", {"alpha": 1.0, "variation": 1e-2}),
+    "rgap": Values("recovered", {}),
+    "peeling": Values("recovered", {}),
+    "april": Values("recovered", {"transformer": VIT, "cutoff": 5e-6}),
+    "imprint": Values(
+        "recovered", {"rank": "bias", "one_shot": False}, needs=MALICIOUS
+    ),
+    "imprint-one-shot": Values(
+        "recovered", {"rank": "bias", "one_shot": True}, needs=MALICIOUS
+    ),
 }
 
 
-@pytest.mark.parametrize("preset", GOLDEN, ids=lambda preset: preset.__name__)
-def test_presets_carry_the_papers_values(preset):
-    assert defaults(preset) == GOLDEN[preset]
+def test_every_preset_has_its_values():
+    assert set(GOLDEN) == set(presets.PRESETS)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_presets_carry_the_papers_values(name):
+    preset = presets.PRESETS[name]
+    found = Values(
+        preset.labels, defaults(preset.build), preset.degree, dict(preset.needs)
+    )
+    assert found == GOLDEN[name]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in presets.PRESETS if presets.PRESETS[n].objective is None]
+)
+def test_a_closed_form_refuses_an_optimiser(name):
+    with pytest.raises(ValueError, match="is a closed form and has no optimiser"):
+        presets.PRESETS[name].build(ground(threat()), adam())
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if CASES[n][0].facts])
@@ -178,3 +267,43 @@ def test_a_study_grants_what_its_attack_needs():
     with pytest.raises(IllegalThreat, match="'gradinversion' needs stats='visible'"):
         declare(blind, "unit", preset)
     assert not is_legal(blind)
+
+
+# --- what is gained on where the search began --------------------------------------
+
+
+@functools.cache
+def mean_digit():
+    """The mean of digits that no victim has, as a server may know it."""
+    return np.mean(digits(1000)[0][500:], axis=0)
+
+
+@functools.cache
+def from_mean_digit(steps):
+    make = build("bn-updates", steps=steps, prior_image=mean_digit())
+    return compiled(CASES["bn-updates"][0]._replace(build=make))
+
+
+def gained(found, truth):
+    """Computes RDLV: 0 where a reconstruction is no nearer than the mean digit."""
+    nearness = [ssim(x, truth.images[0]) for x in (found.images[0], mean_digit())]
+    return float(relative_leakage(*nearness))
+
+
+def test_bn_updates_gains_on_its_prior_image_and_loses_to_noise():
+    """0.79 is all there is to gain; noise, on statistics too, leaves -1.2.
+
+    Noise on the gradient alone leaves 0.3: what the statistics give away. Over four
+    networks: 0.3 to 0.8; -0.6 and less; 0.1 to 0.4.
+    """
+    truth, attack = victim("bn-updates"), from_mean_digit(300)
+    gain = gained(attack(truth), truth)
+    statistics = gained(attack(drowned(truth)), truth)
+    lost = drowned(truth)._replace(new_stats=drown(truth.new_stats))
+    assert gained(attack(lost), truth) < 0 < statistics < gain - 0.2
+    assert gain > 0.7
+
+
+def test_bn_updates_starts_at_its_prior_image():
+    found = from_mean_digit(1)(victim("bn-updates"))
+    np.testing.assert_array_equal(found.images[0], mean_digit())

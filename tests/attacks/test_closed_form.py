@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from poison import differences, poisoned
 from toys import (
     locked_update,
     quick_jit,
@@ -11,6 +12,7 @@ from toys import (
     setting,
     threat,
 )
+from victims import drowned, filled
 
 from kljax.attacks import dense_input, dense_layer, private_key_from_lock_grads
 from kljax.clients import one_step
@@ -65,11 +67,14 @@ def test_the_private_key_is_the_input_of_the_locks_first_layers():
 
 IMAGE_SHAPE = (8, 8, 3)
 CLASSES = 4
+GREY = 1 / 12  # mean squared error of a grey image: of a uniform number on [0, 1)
 NETWORKS = {"linear": ((), "fc"), "one hidden layer": ((5,), "layers/0")}
 
 
-def attacked(widths, layer, label=2, loss=cross_entropy, dead=False):
-    """Runs a client on a dense network, and the attack on its view."""
+def attacked(
+    widths, layer, label=2, loss=cross_entropy, dead=False, change=lambda seen: seen
+):
+    """Runs a client on a dense network, and the attack on its update, changed."""
     model = from_nnx(
         lambda rngs: Dense(CLASSES, image_shape=IMAGE_SHAPE, widths=widths, rngs=rngs)
     )
@@ -92,7 +97,7 @@ def attacked(widths, layer, label=2, loss=cross_entropy, dead=False):
         ),
         layer,
     )
-    return images, attack(jax.random.key(1), observe(model_threat, update))
+    return images, attack(jax.random.key(1), observe(model_threat, change(update)))
 
 
 @pytest.mark.parametrize(("widths", "layer"), NETWORKS.values(), ids=NETWORKS)
@@ -114,6 +119,28 @@ def test_a_zero_gradient_is_told_apart_from_a_success():
     _, found = attacked(*NETWORKS["one hidden layer"], dead=True)
     assert not found.finite
     assert np.all(np.isnan(found.images))
+
+
+@pytest.mark.parametrize("value", (0.0, np.nan))
+@pytest.mark.parametrize(("widths", "layer"), NETWORKS.values(), ids=NETWORKS)
+def test_a_gradient_of_nothing_is_a_reported_failure(widths, layer, value):
+    _, found = attacked(widths, layer, change=lambda seen: filled(seen, value))
+    assert not found.finite
+
+
+@pytest.mark.parametrize(("widths", "layer"), NETWORKS.values(), ids=NETWORKS)
+def test_noise_takes_the_image_away(widths, layer):
+    images, found = attacked(widths, layer, change=drowned)
+    assert np.mean((found.images - images) ** 2) > GREY and found.loss > 0.1
+
+
+def test_what_is_hidden_cannot_change_a_reconstruction():
+    facts = vars(threat().knowledge)
+    (_, clean), (_, again) = (
+        attacked(*NETWORKS["one hidden layer"], change=change)
+        for change in (lambda seen: seen, lambda seen: poisoned(seen, facts))
+    )
+    assert clean.finite and not differences(again, clean)
 
 
 def test_batches_are_refused():

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from poison import differences, hidden, poisoned
 from toys import LOCK, locked_update, quick_jit, setting, toy_model
 
 from kljax.attacks import LOCKS
@@ -58,11 +59,16 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
     ground = setting(model, DEFENCE, model=shrunk(), image_shape=(8, 8, 1))
     # Some compare restarts.
     attack = preset.build(ground, steps=1, restarts=2)
-    view = observe(model, locked_update(1))
-    found = quick_jit(attack)(jax.random.key(1), view)
+    strike = quick_jit(lambda seen: attack(jax.random.key(1), observe(model, seen)))
+    update = locked_update(1)
+    found = strike(update)
     assert bool(found.finite) and np.isfinite(found.loss)
     assert found.images.shape == (1, 8, 8, 1) and np.all(np.isfinite(found.images))
     assert found.info["evaluations"] == 2
+    # And sees nothing that is hidden from it.
+    facts = vars(model.knowledge)
+    assert len(hidden(facts)) >= 4
+    assert not differences(strike(poisoned(update, facts)), found)
 
 
 @pytest.mark.parametrize(

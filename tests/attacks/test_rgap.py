@@ -5,7 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from poison import differences, poisoned
 from toys import quick_jit, random_images, setting, threat
+from victims import filled
 
 from kljax.attacks import rgap
 from kljax.clients import one_step
@@ -13,7 +15,7 @@ from kljax.defences import none
 from kljax.losses import cross_entropy
 from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.models.cnn6 import Window, chain
-from kljax.threat import View, observe
+from kljax.threat import observe
 from kljax.typing import Private, Public
 
 SHAPE = (8, 8, 3)
@@ -56,7 +58,8 @@ def compiled(name, classes):
     )
 
 
-def attacked(name, classes, seed=0, label=0, noise=0.0):
+def attacked(name, classes, seed=0, label=0, change=lambda update: update):
+    """Runs a client and attacks its update, changed; PSNR, and what was found."""
     generator = np.random.default_rng(seed)
     model, _ = made(name, classes)
     shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
@@ -69,13 +72,19 @@ def attacked(name, classes, seed=0, label=0, noise=0.0):
     images = random_images(1, *SHAPE, seed=seed)
     target = np.eye(classes, dtype=np.float32)[[label]]
     update = step(jax.random.key(0), Public(params), stats, Private(), images, target)
-    sent = {
-        path: np.asarray(g) + noise * np.float32(generator.standard_normal(g.shape))
-        for path, g in update.sent.model.items()
-    }
-    found = attack(observe(threat(), update._replace(sent=Public(sent))))
+    found = attack(observe(threat(), change(update)))
     mse = np.mean((found.images - images) ** 2)
     return 10 * np.log10(1 / mse), found
+
+
+def noisy(update):
+    generator = np.random.default_rng(9)
+    return update._replace(
+        sent=jax.tree.map(
+            lambda g: g + 0.1 * np.float32(generator.standard_normal(g.shape)),
+            update.sent,
+        )
+    )
 
 
 # The paper's own network and images give a PSNR of 49.
@@ -100,24 +109,26 @@ def test_the_image_is_found(name, classes, label, seed):
         np.testing.assert_allclose(rank, 1, atol=1e-3)
 
 
+# Without biases, and with them: two ways into the network.
 @pytest.mark.parametrize(("name", "classes"), [("cnn", 2), ("lenet", 5)])
 def test_noise_takes_the_image_away(name, classes):
-    psnr, found = attacked(name, classes, noise=0.1)
+    psnr, found = attacked(name, classes, change=noisy)
     assert not psnr > 15
     assert not found.loss < 0.1
 
 
-def test_a_gradient_of_zeros_is_told_apart_from_a_success():
-    psnr, found = attacked("lenet", 5)
-    _, attack = compiled("lenet", 5)
-    model, _ = made("lenet", 5)
-    params = jax.tree.map(
-        lambda leaf: np.ones(leaf.shape, leaf.dtype),
-        jax.eval_shape(model.init, jax.random.key(0))[0],
-    )
-    nothing = jax.tree.map(np.zeros_like, params)
-    view = View(Public(params), {}, Public(nothing), None, None, None, None, None)
-    assert not attack(view).finite
+@pytest.mark.parametrize("value", (0.0, np.nan))
+@pytest.mark.parametrize(("name", "classes"), [("cnn", 2), ("lenet", 5)])
+def test_a_gradient_of_nothing_is_told_apart_from_a_success(name, classes, value):
+    _, found = attacked(name, classes, change=lambda update: filled(update, value))
+    assert not found.finite
+
+
+def test_what_is_hidden_cannot_change_a_reconstruction():
+    facts = vars(threat().knowledge)
+    _, clean = attacked("cnn", 2)
+    _, again = attacked("cnn", 2, change=lambda update: poisoned(update, facts))
+    assert clean.finite and not differences(again, clean)
 
 
 def test_too_few_filters_are_seen_in_the_rank():

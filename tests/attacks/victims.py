@@ -126,15 +126,20 @@ def error_of(found: Reconstruction, truth: Update) -> float:
     return float(np.mean((np.clip(found.images, 0, 1) - truth.images) ** 2))
 
 
-def drowned(truth: Update) -> Update:
-    """Puts noise on the gradient, thirty times each tensor's root mean square."""
+def drown(tree):
+    """Puts noise on arrays, thirty times each one's root mean square."""
     generator = np.random.default_rng(3)
 
     def disturb(leaf):
         size = 30 * np.sqrt(np.mean(np.square(leaf)))
         return leaf + (size * generator.standard_normal(leaf.shape)).astype(np.float32)
 
-    return truth._replace(sent=jax.tree.map(disturb, truth.sent))
+    return jax.tree.map(disturb, tree)
+
+
+def drowned(truth: Update) -> Update:
+    """Drowns the gradient in noise."""
+    return truth._replace(sent=drown(truth.sent))
 
 
 def filled(truth: Update, value: float) -> Update:
