@@ -200,8 +200,9 @@ def _draw_gates(setting: Setting, rng: Rng, site: Path, width: int) -> Gate:
     """Draws gates of one site [DRAWS, C], as the public initialiser makes them."""
     if setting.draw_gates is None:
         return Gate(*jnp.abs(jax.random.normal(rng, (2, DRAWS, width))))
-    drawn = [setting.draw_gates(each)[site] for each in jax.random.split(rng, DRAWS)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
+    # One after another: written out or side by side they take longer to compile than
+    # the rest of an attack.
+    return jax.lax.map(setting.draw_gates, jax.random.split(rng, DRAWS))[site]
 
 
 LOCKS: dict[str, Callable[[Setting], Lock]] = {
