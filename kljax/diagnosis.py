@@ -135,7 +135,7 @@ def weakest_tensor(
         None for all of it.
 
     Returns:
-      []; 0 for a gradient of zeros, of which nothing can be missed.
+      [], 0 or more; 0 for a gradient of zeros, of which nothing can be missed.
     """
     leaves, tree = jax.tree.flatten(observed)
     parts = leaves if lost is None else jax.tree.leaves(lost)
@@ -153,4 +153,5 @@ def weakest_tensor(
     missed = jax.lax.map(without, jnp.eye(len(leaves), dtype=bool))
     whole = jnp.sum(powers)
     faintest = jnp.min(jnp.where(powers > 1e-12 * whole, missed, jnp.inf))
-    return jnp.where(whole == 0, 0.0, faintest)
+    # A cosine that hardly changes may round to just below 0.
+    return jnp.where(whole == 0, 0.0, jnp.maximum(faintest, 0.0))

@@ -474,6 +474,17 @@ def test_of_nothing_nothing_can_be_missed():
         assert weakest_tensor(objective, observed, nothing) == 0
 
 
+def test_what_rounding_hides_is_worth_nothing_and_not_less():
+    """A distance may round to below 0 where the faintest tensor is hardly there."""
+
+    def rounded(simulated, observed):
+        return squared_l2()(simulated, observed) - 1e-9
+
+    observed = {"w": jnp.array([1.0]), "faint": jnp.array([1e-5])}
+    assert rounded(observed | {"faint": jnp.zeros(1)}, observed) < 0
+    assert weakest_tensor(rounded, observed) == 0
+
+
 def test_attacks_without_an_objective_have_no_loss_to_compare(shared):
     assert np.all(np.isnan(shared.arms[0].attacked.loss_at_truth))
     row = scored(shared)[-1]
