@@ -15,7 +15,7 @@ from kljax.attacks import Protocol
 from kljax.attacks.presets import peeled_image
 from kljax.clients import one_step
 from kljax.defences import keylock
-from kljax.keylock import key_lock
+from kljax.keylock import ACTIVATIONS, key_lock
 from kljax.losses import cross_entropy
 from kljax.models import NETWORKS, LeNet, from_nnx
 from kljax.threat import observe
@@ -32,16 +32,21 @@ FACTS = {
 
 
 @functools.cache
-def made(norm="norm1"):
+def made(norm="norm1", signed=False):
     lockable = () if norm is None else (norm,)
     model = from_nnx(
         lambda rngs: LeNet(10, image_shape=SHAPE, lockable=lockable, rngs=rngs)
     )
-    return model, key_lock(("norm1",), (12,), size=KEY_SIZE)
+    activation = ACTIVATIONS["signed" if signed else "relu"]
+    return model, key_lock(("norm1",), (12,), size=KEY_SIZE, activation=activation)
 
 
-def ground(strategy="unit", norm="norm1", **changes):
-    model, lock = made(norm)
+def ground(strategy="unit", norm="norm1", signed=False, **changes):
+    model, lock = made(norm, signed)
+
+    def draw_gates(rng):
+        return lock.gates(lock.init(rng), lock.private_key(rng))
+
     here = setting(
         threat(strategy, **TRAIN, **FACTS[strategy]),
         keylock(lock),
@@ -50,14 +55,15 @@ def ground(strategy="unit", norm="norm1", **changes):
         num_classes=10,
         sites=(("norm1", 12),),
         chain=NETWORKS["lenet"].chain,
+        draw_gates=None if strategy == "unit" else draw_gates,
     )
     return here._replace(**changes)
 
 
 @functools.cache
-def compiled(strategy, norm="norm1"):
-    model, lock = made(norm)
-    here = ground(strategy, norm)
+def compiled(strategy, norm="norm1", signed=False):
+    model, lock = made(norm, signed)
+    here = ground(strategy, norm, signed)
     step = one_step(model, cross_entropy, keylock(lock), train=True)
     attack = peeled_image(here)
     return quick_jit(step), quick_jit(
@@ -78,11 +84,17 @@ def picture(seed):
 
 
 def attacked(
-    strategy, norm="norm1", seed=0, locked=True, change=lambda g: g, blind=False
+    strategy,
+    norm="norm1",
+    seed=0,
+    locked=True,
+    change=lambda g: g,
+    blind=False,
+    signed=False,
 ):
     """Runs a client with PyTorch's initialisation, and attacks what it sent."""
     generator = np.random.default_rng(seed)
-    model, lock = made(norm)
+    model, lock = made(norm, signed)
     shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
 
     def uniform(shape, low, high):
@@ -99,7 +111,7 @@ def attacked(
         jax.eval_shape(lock.init, jax.random.key(0)),
     )
     private = Private(generator.random(KEY_SIZE, np.float32), weights)
-    step, attack = compiled(strategy, norm)
+    step, attack = compiled(strategy, norm, signed)
     images = picture(seed)
     target = np.eye(10, dtype=np.float32)[[seed % 10]]
     client = private if locked else Private()
@@ -140,6 +152,22 @@ def test_below_a_lock_the_image_is_found_without_its_private_key(seed):
     assert scores["peel"] > 0.85 and abs(scores["peel"] - scores["known"]) < 0.05
     assert scores["fixed_random"] < scores["peel"] - 0.2
     assert losses["known"] < 1e-8 and losses["peel"] < 1e-5 < losses["fixed_random"]
+
+
+@pytest.mark.parametrize("seed", (0, 1, 2))
+def test_signs_of_scales_are_found_up_to_one_for_all(seed):
+    """An image and its negative, under opposite scales, have the same gradient."""
+    image, known = attacked("known", seed=seed, signed=True)
+    _, found = attacked("peel", seed=seed, signed=True)
+    private = known.info["lock"]
+    _, lock = made("norm1", True)
+    true = lock.gates(private.trainable, private.secret)["norm1"].scale
+    peeled = found.info["lock"].gates["norm1"].scale
+    assert np.any(true < 0) and np.any(true > 0)
+    relative = peeled / true
+    np.testing.assert_allclose(relative, np.sign(relative[0]), rtol=5e-2)
+    assert likeness(known, image) > 0.95
+    assert np.sign(relative[0]) * likeness(found, image) > 0.95
 
 
 def test_a_dense_network_is_peeled_without_a_lock_and_refused_with_one():

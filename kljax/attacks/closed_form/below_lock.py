@@ -15,6 +15,8 @@ has room for. What no equation determines (a dead channel has none) is filled in
 neighbouring pixels suggest. This is kljax's own.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,17 @@ from kljax.typing import Array, Gate
 # Of natural images in [0, 1]: mean, deviation, correlation of neighbours and colours.
 CENTRE, SPREAD, NEIGHBOURS, COLOURS = 0.5, 0.3, 0.95, 0.9
 EXACT = 1e-5  # relative: no equation is believed closer, for the condition's sake
+EPSILON = 1e-5  # of batch norms, as PyTorch and `kljax.models` have it
+
+
+class Below(NamedTuple):
+    """What was found below the first layer's norm and gates."""
+
+    image: Array  # [h, w, C], from 0 to 1
+    deviation: (
+        Array  # [F] of what the norm divided; below 0 where a scale's sign is off
+    )
+    residual: Array  # [] share of the layer's weight gradient that is unexplained
 
 
 def solve_below(
@@ -46,7 +59,7 @@ def solve_below(
     grad: Array,
     kernel: Array,
     epsilon: float = 0.0,
-) -> tuple[Array, Array]:
+) -> Below:
     """Solves for the image below the first layer's norm and gates.
 
     Args:
@@ -59,9 +72,9 @@ def solve_below(
         equations alone.
 
     Returns:
-      The image [h, w, C], from 0 to 1, and [] the share of the layer's weight
-      gradient, in squared norm, that it leaves unexplained. NaN where no channel is
-      live.
+      What was found. NaN where no channel is live. Signs of scales do not matter for
+      the image: a wrong one makes the channel's deviation negative instead. Only all
+      of them together do: an image and its negative then have the same gradient.
     """
     layer, features = step.layer, kernel.shape[-1]
     where = pairing(layer, step.kernel, step.shape[:-1])
@@ -131,7 +144,8 @@ def solve_below(
     untold = jnp.where(live[None, None], untold, 0)
     share = jnp.sum(untold**2) / jnp.sum(jnp.where(live[None, None], told, 0) ** 2)
     x = (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x))
-    return x.reshape(step.shape), jnp.where(jnp.any(live), share, jnp.nan)
+    share = jnp.where(jnp.any(live), share, jnp.nan)
+    return Below(x.reshape(step.shape), d, share)
 
 
 def _squared(table: np.ndarray, kernel: Array, weight: Array) -> Array:

@@ -4,8 +4,9 @@ The classifier's input follows from its gradient (for a batch: `features`), and 
 derivative by it from its weights. Then layer by layer the input is solved for (`walk`),
 down to the output of the layer that is locked. A batch norm in train mode is
 standardised in every channel: the mean of what came out of the lock is the shift, and
-its standard deviation the scale. Neither private key nor lock weights are needed. This
-is kljax's own attack.
+its standard deviation the scale. Neither private key nor lock weights are needed. A
+lock that may give negative scales hides their signs from this; the first layer's weight
+gradient says them, all but one for all of them. This is kljax's own attack.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
+from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
@@ -42,9 +44,11 @@ class Peeled(NamedTuple):
     """What peeling found.
 
     Attributes:
-      gates: of the site. A scale is found up to its sign, which a lock with ReLU
-        gates does not have, and without the norm's epsilon: ``scale * sqrt(v / (v +
-        epsilon))``, v the variance of what is normalised.
+      gates: of the site. A scale is found without the norm's epsilon: ``scale *
+        sqrt(v / (v + epsilon))``, v the variance of what is normalised. Signs, where
+        the lock's scales have any, are found for one example and a norm of the first
+        layer, up to one for all channels together: the negative of an image, under the
+        opposite scales, has the same gradient. Elsewhere no scale is negative.
       deviation: the standard deviation that the attack itself expects of each number,
         the epsilon apart.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
@@ -82,6 +86,8 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
     layer, examples = bottom.layer, setting.threat.knowledge.examples
     site = layer.norm or layer.path
     rule = find_rule(setting)
+    first = bottom.below is None and layer.norm is not None and examples == 1
+    signed = first and _may_be_negative(setting)
 
     @one_at_a_time
     def peel(grads: Params, params: Params, targets: Array) -> Peeled:
@@ -103,6 +109,8 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
                 found = _by_gradient(bottom, place, grads, params)
             else:
                 found = _by_moments(bottom, place, grads)
+            if signed:
+                found = (_with_signs(bottom, place, found[0], grads, params), found[1])
             gate, deviation, residuals, ranks = jax.tree.map(
                 lambda x: x.astype(jnp.float32), (*found, residuals, ranks)
             )
@@ -214,6 +222,24 @@ def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
         Gate(jnp.where(dead, 0, scale), shift),
         deviation._replace(scale=jnp.where(dead, 0, deviation.scale)),
     )
+
+
+def _may_be_negative(setting: Setting) -> bool:
+    """Tells whether locks of this make have negative scales: a stranger's shows it."""
+    if setting.draw_gates is None:
+        return False
+    with jax.ensure_compile_time_eval():
+        gates = setting.draw_gates(jax.random.key(0))
+        return any(bool(jnp.any(gate.scale < 0)) for gate in gates.values())
+
+
+def _with_signs(
+    bottom: Step, place: Place, gate: Gate, grads: Params, params: Params
+) -> Gate:
+    """Gives scales the signs under which no channel's deviation is negative."""
+    tensors = (tree[f"{bottom.layer.path}/kernel"] for tree in (grads, params))
+    deviation = solve_below(bottom, place, gate, *tensors, EPSILON).deviation
+    return gate._replace(scale=jnp.where(deviation < 0, -gate.scale, gate.scale))
 
 
 def _by_gradient(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
-from kljax.attacks.closed_form.below_lock import solve_below
+from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
 from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
 from kljax.attacks.closed_form.walk import below_classifier, down, steps_of
 from kljax.attacks.labels import settled_labels
@@ -13,8 +13,6 @@ from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
-
-EPSILON = 1e-5  # of batch norms, as PyTorch and `kljax.models` have it
 
 _NO_NORM = (
     "peeling solves for images below gates on a norm, and at {} there is none: take "
@@ -63,9 +61,8 @@ def peeled_image(
                 image, residuals[path] = place.value.mean[0], solution.residual
             else:
                 tensors = (tree[f"{path}/kernel"] for tree in (grads, params))
-                image, residuals[path] = solve_below(
-                    bottom, place, gate, *tensors, epsilon
-                )
+                below = solve_below(bottom, place, gate, *tensors, epsilon)
+                image, residuals[path] = below.image, below.residual
             return jax.tree.map(lambda x: x.astype(jnp.float32), (image, residuals))
 
     def attack(rng: Rng, view: View) -> Reconstruction:
