@@ -30,6 +30,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -147,13 +148,16 @@ def stop_after(process, budget: float, finished: threading.Event) -> None:
 
 def tables(part: Path, out: Path) -> str:
     """Writes the tables of a part, and the processor time that it took."""
-    folder = out / part.stem
     first = part.read_text(encoding="utf-8").split("\n\n")[0].replace("# ", "")
-    if not (folder / "manifest.json").exists():
-        # Nothing of it was begun: its cells are all there is to say.
-        read = read_sweep(part)
-        open_study(folder, read, expand(read))
-    contents = make_contents(studies.read(folder), value=VALUE)
+    with tempfile.TemporaryDirectory() as empty:
+        folder = out / part.stem
+        if not (folder / "manifest.json").exists():
+            # Nothing of it was begun: its cells are all there is to say. In OUT they
+            # would stand in the way of a part that is changed before it is run.
+            folder, read = Path(empty), read_sweep(part)
+            open_study(folder, read, expand(read))
+        study = studies.read(folder)
+        contents = make_contents(study, value=VALUE)
     hours = spent(out).get(part.stem, 0.0) / 3600
     texts = [
         f"# {part.stem}\n\n{first}\n\n{contents.progress.text()} "
@@ -166,7 +170,7 @@ def tables(part: Path, out: Path) -> str:
     if compared and compared.lines:
         texts += ["On the same victims:", markdown(compared)]
     if part.stem.endswith("-paper"):
-        texts.append(beside_paper(studies.read(folder)))
+        texts.append(beside_paper(study))
     return "\n\n".join(texts) + "\n"
 
 

@@ -151,6 +151,7 @@ Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
 # (View, Candidate, share of the steps that are made [] in [0, 1)) -> penalty []
 Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
 RESTARTS = "restarts"  # axis over which one restart can see the others
+END = 20  # the last twentieth of the steps is the end of a search
 
 
 class _Best(NamedTuple):
@@ -235,9 +236,9 @@ def iterative(
         evaluate = jax.value_and_grad(total, has_aux=True)
 
         def step(carry, number):
-            free, state, best, finite = carry
+            free, state, best, sound = carry
             (value, (matching, something)), grads = evaluate(free, number / steps)
-            finite = finite | (jnp.isfinite(value) & something)
+            sound = jnp.where(jnp.isfinite(value) & something, number, sound)
             # NaN compares as false: a broken iterate is never the best one.
             better = value < best.total
             best = jax.tree.map(
@@ -249,19 +250,20 @@ def iterative(
             free = tuple(
                 part.project(z) for part, z in zip(unknowns, free, strict=True)
             )
-            return (free, state, best, finite), None
+            return (free, state, best, sound), None
 
         def segment(carry, numbers):
-            # A line search may try what is not finite, and come back; a broken descent
-            # does not. So the last segment alone says whether it broke.
-            carry, _ = jax.lax.scan(step, (*carry[:3], False), numbers)
+            carry, _ = jax.lax.scan(step, carry, numbers)
             return carry, carry[2].matching
 
         worst = jnp.full((), jnp.inf)
-        carry = (first, optimiser.init(first), _Best(first, worst, worst), False)
+        carry = (first, optimiser.init(first), _Best(first, worst, worst), -1)
         carry = jax.tree.map(jnp.asarray, carry)
         numbers = jnp.arange(steps).reshape(points, -1)
-        (_, _, best, finite), losses = jax.lax.scan(segment, carry, numbers)
+        (_, _, best, sound), losses = jax.lax.scan(segment, carry, numbers)
+        # A line search may try what is not finite, and come back; a broken descent does
+        # not. So the end alone says whether it broke.
+        finite = sound >= steps - max(1, steps // END)
         return decode(best.free), best, finite, losses
 
     def attack(rng: Rng, view: View) -> Reconstruction:

@@ -59,7 +59,8 @@ def known(setting: Setting) -> Lock:
 def extract(setting: Setting) -> Lock:
     """Reads the private key off the shared lock gradients, in closed form.
 
-    Of an update, what weight decay did to the lock weights is taken out first.
+    Of an update, what weight decay did to the lock weights is taken out first: exactly
+    where they are known, and as it was in round 0 where only the initial ones are.
     """
 
     def private(rng: Rng, view: View) -> Private:

@@ -10,7 +10,8 @@ gradient fail to say which image it came from.
 | recovered | any              | yes         | the gradient leaks                  |
 | unsolved  | no, or not known | no          | the attack failed; says nothing     |
 | ambiguous | yes              | no          | evidence for the defence            |
-| diverged  | any              | not finite  | the attack broke; says nothing      |
+| diverged  | any              | not finite  | the attack broke, or got zeros;     |
+|           |                  |             | says nothing                        |
 
 >>> outcome(ssim=0.9, mse=1e-3, best_floor_mse=0.05, matching_loss=1.0,
 ...         loss_floor=1e-6, finite=True)
@@ -46,7 +47,8 @@ def loss_floor(loss_at_truth: float, loss_scale: float, degree: int = 2) -> floa
     objective at the true inputs (above 0 under noise or pruning); `loss_scale` is the
     objective when the faintest tensor of the gradient is missed altogether; `degree`
     says with which power of what is missed the objective falls to 0: 2 for squared
-    distances and cosines, 1 for norms.
+    distances and cosines, 1 for norms. A sum of both is of degree 1, which is lenient
+    where the squares are the larger part.
 
     Raises ValueError if a loss is not finite, the scale is negative, or the degree is
     not positive.

@@ -205,8 +205,10 @@ def test_a_trial_that_overflows_does_not_break_a_search(rng):
 
         return Optimiser(lambda free: jnp.array(0), step)
 
-    assert bool(attack(optimiser=at((8, 12)))(rng, VIEW).finite)
-    assert not bool(attack(optimiser=at((12, 99)))(rng, VIEW).finite)
+    for points in (1, 4):
+        assert bool(attack(optimiser=at((8, 12)), points=points)(rng, VIEW).finite)
+        broken = attack(optimiser=at((12, 99)), points=points)
+        assert not bool(broken(rng, VIEW).finite)
 
 
 @pytest.mark.parametrize("shape", [(1,), (2, 2), (3,)])

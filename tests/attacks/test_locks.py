@@ -227,7 +227,7 @@ def test_dead_channels_are_read_off_the_gradient():
     dead = np.array([False, True, False])
     private = random_private()
     weights = jax.tree.map(np.array, private.trainable)
-    weights[0]["scale"]["kernel"][:, dead] = -1.0  # ReLU: dead whatever the key
+    weights[0]["scale"]["kernel"][:, dead] = -1.0  # ReLU: dead for everybody
     weights[0]["scale"]["bias"][dead] = -1.0
     private = private._replace(trainable=weights)
     assert np.array_equal(LOCK.gates(weights, private.secret)["norm"].scale == 0, dead)

@@ -223,6 +223,16 @@ def test_several_uploads_together_know_what_each_alone_does_not():
     assert gate.scale[1] == 0
 
 
+def test_signs_of_uploads_are_aligned_before_they_are_pooled():
+    """Each upload's are known up to one for all of them."""
+    scale, shift = np.array([1.0, -2.0, 0.0]), np.array([0.5, -1.0, 2.0])
+    gates = Gate(np.stack([scale, -scale]), np.stack([shift, shift]))
+    same = Gate(np.full((2, 3), 0.1), np.full((2, 3), 0.1))
+    pooled = pooled_gates(Peeled({"norm1": gates}, {"norm1": same}, {}, {}))["norm1"]
+    np.testing.assert_allclose(pooled.scale, scale, rtol=1e-6)
+    np.testing.assert_allclose(pooled.shift, shift, rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", (1, 2, 5))
 def test_two_uploads_of_one_lock_are_about_as_good_as_the_better_one(seed):
     """Where a channel is saturated in one of two images: 1.2 times the better's error.

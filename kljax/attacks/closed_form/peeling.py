@@ -48,9 +48,10 @@ class Peeled(NamedTuple):
         sqrt(v / (v + epsilon))``, v the variance of what is normalised. Signs, where
         the lock's scales have any, are found for one example and a norm of the first
         layer, up to one for all channels together: the negative of an image, under the
-        opposite scales, has the same gradient. Elsewhere no scale is negative.
+        opposite scales, has the same gradient. Elsewhere under a norm no scale is
+        negative.
       deviation: the standard deviation that the attack itself expects of each number,
-        the epsilon apart.
+        the epsilon and doubts about signs apart.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
         exact, of the order of 1 where nothing was found. Of the classifier for a batch.
@@ -140,12 +141,24 @@ def pooled_gates(peeled: Peeled) -> Gates:
       drifts as its weights are trained.
     """
 
+    # Each upload's signs are known up to one for all of them.
+    gates = {
+        site: gate._replace(scale=gate.scale * _sign_like_first(gate.scale))
+        for site, gate in peeled.gates.items()
+    }
+
     def join(values: Array, deviation: Array) -> Array:
         # What is called exact is so up to float32's rounding.
         weights = 1 / (deviation**2 + (ROUNDING * values) ** 2 + 1e-16)
         return jnp.sum(weights * values, axis=0) / jnp.sum(weights, axis=0)
 
-    return jax.tree.map(join, peeled.gates, peeled.deviation)
+    return jax.tree.map(join, gates, peeled.deviation)
+
+
+def _sign_like_first(scales: Array) -> Array:
+    """Gives 1 or -1 for each row [N, C], [N, 1]: that of its product with the first."""
+    along = jnp.sum(scales * scales[:1], axis=-1, keepdims=True)
+    return jnp.where(along < 0, -1.0, 1.0)
 
 
 def _from_the_lock(setting: Setting) -> tuple[Step, ...]:

@@ -154,8 +154,7 @@ def langevin(schedule: optax.Schedule, noise: float) -> optax.GradientTransforma
 def rmsprop(
     learning_rate: float = 1e-4, lock_rate: float = 1e-3, momentum: float = 0.99
 ) -> Optimiser:
-    """Descends by RMSprop as PyTorch has it; gates and private keys have rates
-    of their own.
+    """Descends by RMSprop as PyTorch has it; locks have a rate of their own.
 
     Squares decay by 0.99 (Optax: 0.9), and epsilon is added outside their root
     (Optax: inside).

@@ -234,15 +234,6 @@ def local_replay(
     return LocalReplay(start, gradient, compare)
 
 
-def _has_lock_weights(lock: PyTree) -> bool:
-    """Tells whether the lock part of a candidate is one that a client would train."""
-    return isinstance(lock, Private) and bool(jax.tree.leaves(lock.trainable))
-
-
-def _cut(values: Array, steps: int) -> Array:
-    return values.reshape(steps, -1, *values.shape[1:])
-
-
 def moved(
     protocol: Protocol, start: tuple[Public, PyTree], gradient: float
 ) -> tuple[Public, PyTree]:
@@ -269,3 +260,12 @@ def moved(
     carry = (start, protocol.optimiser.init(start))
     (now, _), _ = jax.lax.scan(step, carry, length=protocol.steps)
     return jax.tree.map(jnp.subtract, now, start)
+
+
+def _has_lock_weights(lock: PyTree) -> bool:
+    """Tells whether the lock part of a candidate is one that a client would train."""
+    return isinstance(lock, Private) and bool(jax.tree.leaves(lock.trainable))
+
+
+def _cut(values: Array, steps: int) -> Array:
+    return values.reshape(steps, -1, *values.shape[1:])
