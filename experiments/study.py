@@ -12,8 +12,8 @@ that parts may be run in different places and at different times.
 
 Fair to all arms: within a part all have the same attack, evaluations, restarts, victims
 and random keys. Papers' attacks have their papers' numbers; what no paper says was
-chosen on other victims by the attacker's own loss (experiments/attack_settings.md),
-with one exception that experiments/gate_regression.md names.
+chosen on other victims by the attacker's own loss (experiments/attack_settings.md,
+which also says what was not; gate_regression.md names one exception).
 Parts that attack trained clients need `kljax data prepare fashion_mnist` and
 
     kljax train --model lenet --data DATA --clients 3 --rounds 20 --batch 16 \\
