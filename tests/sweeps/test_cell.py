@@ -238,7 +238,7 @@ def test_groups_part_cells_by_what_compiles(cells):
 
 
 def test_what_a_server_measured_before_is_data():
-    imprint = TINY | {"attack": "imprint", "examples": 2}
+    imprint = TINY | {"attack": "imprint", "examples": 2, "optimiser": None}
     one, two = cell(**imprint), cell(**(imprint | {"seed": 5}))
     assert signature(one) == signature(two) and program(one) == program(two)
     plain = cell(**(imprint | {"attack": "matching"}))

@@ -81,12 +81,9 @@ def test_a_cell_is_the_study_of_its_configuration(whole):
 
 def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
     """A malicious server's network is another program; its seeds still share one."""
-    mixed = sweep_of(
-        victims=2,
-        examples=4,
-        step_size=0.1,
-        axes={"arm": ["none"], "attack": ["matching", "imprint"]},
-    )
+    fixed = {"model": "dense", "image_size": 8, "steps": 4, "victims": 2, "examples": 4}
+    axes = {"arm": ["none"], "attack": ["matching", "imprint"], "seed": [0, 1]}
+    mixed = parse_sweep({"fixed": fixed, "axes": axes})
     folder = tmp_path / "mixed"
     assert run(folder, mixed).failed == ()
     manifest = read_manifest(folder)
