@@ -20,6 +20,7 @@ import numpy as np
 
 from kljax.clients import ClientState
 from kljax.rounds import ServerState
+from kljax.trees import named
 from kljax.typing import PyTree
 
 Tree = TypeVar("Tree")
@@ -116,14 +117,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def _named(tree: PyTree) -> dict[str, object]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
-
-
 def _checkpointer():
     # A second to import, which those who only attack need not wait.
     import orbax.checkpoint
@@ -133,7 +126,7 @@ def _checkpointer():
 
 
 def _write(path: Path, tree: PyTree) -> None:
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in named(tree).items()}
     # Counted, so that no tree is empty: clients may have nothing of their own.
     arrays["leaves"] = np.asarray(len(arrays), np.int32)
     with _checkpointer() as checkpointer:
@@ -151,7 +144,7 @@ def _read(folder: Path, part: str, number: int, like: Tree) -> Tree:
     with _checkpointer() as checkpointer:
         arrays = checkpointer.restore(path.resolve())
     del arrays["leaves"]
-    wanted = _named(like)
+    wanted = named(like)
     _check(str(path), arrays, wanted)
     # Clients' states are written in place.
     leaves = [np.require(arrays[name], requirements="W") for name in wanted]

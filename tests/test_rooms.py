@@ -16,6 +16,7 @@ HOUSE = Path(kljax.__file__).parent
 # room -> the rooms it may import, besides itself
 FOUNDATION = {
     "typing": set(),
+    "trees": {"typing"},
     "registry": set(),
     "files": set(),
     "provenance": set(),
@@ -39,7 +40,7 @@ FOUNDATION = {
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
-    "attacks": {"typing", "registry", "threat", "chain", "convolution"},
+    "attacks": {"typing", "trees", "registry", "threat", "chain", "convolution"},
 }
 # What puts the rooms together; each may import the foundation and what is before it.
 UPSTAIRS = (

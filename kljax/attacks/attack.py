@@ -18,6 +18,7 @@ import optax
 
 from kljax.chain import Layer
 from kljax.threat import ThreatModel, View
+from kljax.trees import named
 from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 
 
@@ -225,20 +226,19 @@ def iterative(
             parts = zip(unknowns, free, fixed, strict=True)
             return Candidate(*(part.decode(z, known) for part, z, known in parts))
 
-        def total(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
+        def total(free: PyTree, progress: Array) -> tuple[Array, Array]:
             candidate = decode(free)
             simulated, observed = simulation(view, candidate)
             _check_alike(simulated, observed)
             matching = objective(simulated, observed)
-            whole = matching + prior(view, candidate, progress)
-            return whole, (matching, _says_something(observed))
+            return matching + prior(view, candidate, progress), matching
 
         evaluate = jax.value_and_grad(total, has_aux=True)
 
         def step(carry, number):
             free, state, best, sound = carry
-            (value, (matching, something)), grads = evaluate(free, number / steps)
-            sound = jnp.where(jnp.isfinite(value) & something, number, sound)
+            (value, matching), grads = evaluate(free, number / steps)
+            sound = jnp.where(jnp.isfinite(value), number, sound)
             # NaN compares as false: a broken iterate is never the best one.
             better = value < best.total
             best = jax.tree.map(
@@ -283,7 +283,7 @@ def iterative(
             images=candidate.images,
             labels=jnp.argmax(candidate.targets, axis=-1).astype(jnp.int32),
             loss=best.matching,
-            finite=finite & jnp.isfinite(best.matching),
+            finite=finite & jnp.isfinite(best.matching) & _says_something(view.grads),
             info={
                 "losses": losses,
                 "lock": candidate.lock,
@@ -300,15 +300,11 @@ def _check_alike(simulated: PyTree, observed: PyTree) -> None:
 
     Left alone, shapes that broadcast would be compared.
     """
-    shapes = [
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (simulated, observed)
-    ]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        ours, theirs = (tree.get(name, "missing") for tree in shapes)
+    trees = named(simulated), named(observed)
+    for name in sorted(trees[0].keys() | trees[1].keys()):
+        ours, theirs = (
+            jnp.shape(tree[name]) if name in tree else "missing" for tree in trees
+        )
         if ours != theirs:
             raise ValueError(
                 f"the upload does not fit the network: tensor {name!r} is {theirs}, "
@@ -316,7 +312,6 @@ def _check_alike(simulated: PyTree, observed: PyTree) -> None:
             )
 
 
-def _says_something(observed: PyTree) -> Array:
+def _says_something(grads: PyTree) -> Array:
     """Tells whether an upload is anything but zeros; NaN is something."""
-    leaves = jax.tree.leaves(observed)
-    return jnp.stack([jnp.any(leaf != 0) for leaf in leaves]).any()
+    return jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]).any()

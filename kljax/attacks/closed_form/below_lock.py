@@ -46,9 +46,7 @@ class Below(NamedTuple):
     """What was found below the first layer's norm and gates."""
 
     image: Array  # [h, w, C], from 0 to 1
-    deviation: (
-        Array  # [F] of what the norm divided; below 0 where a scale's sign is off
-    )
+    deviation: Array  # [F] that the norm divides by; negative: the scale's sign is off
     residual: Array  # [] share of the layer's weight gradient that is unexplained
 
 

@@ -33,6 +33,7 @@ from kljax.attacks.priors import (
 from kljax.attacks.simulation import epochs_of, fedavg
 from kljax.attacks.tensors import Depths, depths_of, exponential, weighted
 from kljax.threat import View
+from kljax.trees import named
 from kljax.typing import Array
 
 FEDAVG_VARIATION = 1e-6  # notebook "Recovery from Weight Updates", as its 8,000 steps
@@ -173,14 +174,11 @@ def layered_l2(setting: Setting, epochs: int = 1) -> Objective:
 
 def _layers(depths: Depths) -> Depths:
     """Ranks layers by their first tensor: kernel and bias have one rank."""
-    found = jax.tree_util.tree_leaves_with_path(depths)
-    named = [
-        (depth, jax.tree_util.keystr(path, simple=True, separator="/"))
-        for path, depth in found
-    ]
-    layers = dict.fromkeys(name.rpartition("/")[0] for _, name in sorted(named))
+    found = named(depths)
+    in_order = sorted(found, key=found.get)
+    layers = dict.fromkeys(name.rpartition("/")[0] for name in in_order)
     rank = {layer: i for i, layer in enumerate(layers)}
-    ranks = [rank[name.rpartition("/")[0]] for _, name in named]
+    ranks = [rank[name.rpartition("/")[0]] for name in found]
     return jax.tree.unflatten(jax.tree.structure(depths), ranks)
 
 
