@@ -33,6 +33,7 @@ from kljax.figures import draw_curves
 from kljax.mapping import Layout
 from kljax.rounds import NonFiniteClient
 from kljax.training import train
+from kljax.trees import named
 from kljax.typing import Private
 
 TINY = {
@@ -374,6 +375,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 from test_training import killable
 from kljax.training import train
+from kljax.trees import named
 
 jax.config.update("jax_default_matmul_precision", "highest")
 with quick_compilation():
@@ -600,7 +602,7 @@ def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
     folder = tmp_path / "here" / "run"
     summary = journal.read_summary(folder)
     lines = printed.splitlines()
-    states = checkpoint._named(preparation.start(*_arm("keylock"))[1])
+    states = named(preparation.start(*_arm("keylock"))[1])
     size = sum(array.nbytes for array in states.values()) / 1e6
     assert f"keylock: what stays with the 3 clients takes {size:.1f} MB" in lines
     (line,) = [line for line in lines if line.startswith("keylock: round 2/2: loss ")]
