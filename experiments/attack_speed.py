@@ -11,13 +11,14 @@ Peers (`torch_peer`), each at the best of its settings on this machine, found fi
 import functools
 import json
 import statistics
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from peak import matmul_peak, product_flops
-from table import entry, turns
-from torch_peer import FORMS, PARAMETERS, TorchPeer, fastest
+from table import entry, layout_title, turns
+from torch_peer import PARAMETERS, TorchPeer, fastest
 from torch_peer import Setting as PeerSetting
 
 from kljax import data, defences, losses, metrics
@@ -29,12 +30,60 @@ from kljax.models import LeNet, from_nnx, uniform
 from kljax.threat import Strategy, View, least_knowledge
 from kljax.typing import Private, Public
 
-VICTIMS = 64
-ATTACKED = VICTIMS  # chunks that suit the one entry fit the other
-REPEATS = 20  # evaluations per victim and round
 ITERATIONS = 500  # of a complete attack
 SHAPE, CLASSES = (32, 32, 3), 10
 PEERS = ("torch-eager", "torch-func", "torch-compile")
+
+
+class Size(NamedTuple):
+    """How much is run.
+
+    Attributes:
+      victims: N, of both entries, so that chunks which suit one fit the other.
+      repeats: evaluations per victim and round.
+      candidates: (layout, formulation) of the entry `convolution`, ours first.
+    """
+
+    victims: int
+    repeats: int
+    candidates: tuple[tuple[Layout, str], ...]
+
+
+CPU = Size(
+    64,
+    20,
+    (
+        (Layout("sharded", 8), "matmul"),
+        (Layout("sharded", 8), "lax"),
+        (Layout("sharded", 4), "matmul"),
+        (Layout("sharded", 16), "matmul"),
+        (Layout("sharded", 32), "matmul"),
+        (Layout("chunked", 8), "matmul"),
+        (Layout("chunked", 32), "matmul"),
+        (Layout("vmap"), "matmul"),
+        (Layout("loop"), "matmul"),
+        (Layout("loop"), "lax"),
+    ),
+)
+# Only many victims at once keep a GPU busy.
+GPU = Size(
+    512,
+    4,
+    (
+        (Layout("sharded", 64), "matmul"),
+        (Layout("sharded", 64), "lax"),
+        (Layout("sharded", 8), "matmul"),
+        (Layout("sharded", 256), "matmul"),
+        (Layout("sharded", 512), "matmul"),
+        (Layout("sharded", 512), "lax"),
+        (Layout("loop"), "lax"),
+    ),
+)
+
+
+def size():
+    """What suits the backend."""
+    return CPU if jax.default_backend() == "cpu" else GPU
 
 
 def lenet(convolution="auto"):
@@ -105,7 +154,7 @@ def objective(convolution, params, target, observed, image):
 
 
 def evaluation_runner(problem, layout, convolution="auto"):
-    """Makes ``() -> seconds`` for REPEATS evaluations of every victim."""
+    """Makes ``() -> seconds`` for `Size.repeats` evaluations of every victim."""
 
     def one(params, target, observed, start):
         evaluate = jax.value_and_grad(
@@ -117,7 +166,7 @@ def evaluation_runner(problem, layout, convolution="auto"):
             # A move, so that no evaluation can be left out.
             return image - 1e-3 * grads, value
 
-        return jax.lax.scan(step, start, length=REPEATS)
+        return jax.lax.scan(step, start, length=size().repeats)
 
     run = map_victims(one, layout)
     args = (problem.params, problem.targets, problem.observed, problem.starts)
@@ -203,7 +252,9 @@ def best_peers(peer, options, processes=(1, 2)):
         return chosen
     chosen = {}
     for name in (name for name in PEERS if name in options.peers):
-        settings = FORMS[name.removeprefix("torch-").replace("compile", "compiled")]
+        settings = peer.forms[
+            name.removeprefix("torch-").replace("compile", "compiled")
+        ]
         for count in processes:
             some = [s for s in settings if s.processes == count]
             suffix = "" if count == 1 else f"-{count}-processes"
@@ -213,23 +264,25 @@ def best_peers(peer, options, processes=(1, 2)):
 
 def dlg_lenet_eval(options):
     """Evaluations per second."""
-    problem = Problem(VICTIMS)
+    victims, repeats, _ = size()
+    problem = Problem(victims)
     layout = Layout("sharded", options.chunk)
     ours, compile_s = evaluation_runner(problem, layout)
-    total = VICTIMS * REPEATS
+    total = victims * repeats
     contestants = {"ours": lambda: total / ours()}
-    with TorchPeer(options.torch_python) as peer:
+    gpu = jax.default_backend() == "gpu"
+    with TorchPeer(options.torch_python, gpu=gpu) as peer:
         peer.load(*problem.in_torch())
         chosen = best_peers(peer, options)
         for name, setting in chosen.items():
             contestants[name] = lambda setting=setting: (
-                peer.evaluations(setting, repeats=REPEATS).per_second
+                peer.evaluations(setting, repeats=repeats).per_second
             )
         values = turns(options.rounds, contestants)
     flops, peak = evaluation_flops(problem), matmul_peak()
     mine = values.pop("ours")
     settings = {
-        "victims": VICTIMS,
+        "victims": victims,
         "layout": str(layout),
         "compile_s": compile_s,
         "peers": {name: setting._asdict() for name, setting in chosen.items()},
@@ -242,7 +295,8 @@ def dlg_lenet_eval(options):
 
 def dlg_lenet_attack(options):
     """Complete attacks per hour, with both sides' success."""
-    problem = Problem(ATTACKED)
+    victims = size().victims
+    problem = Problem(victims)
     layout = Layout("sharded", options.chunk)
     ours = attack_runner(problem, layout)
     compile_s = ours()[2]
@@ -254,10 +308,11 @@ def dlg_lenet_attack(options):
 
     def run_ours():
         seconds, images["ours"], _ = ours()
-        return 3600 * ATTACKED / seconds
+        return 3600 * victims / seconds
 
     contestants = {"ours": run_ours}
-    with TorchPeer(options.torch_python) as peer:
+    gpu = jax.default_backend() == "gpu"
+    with TorchPeer(options.torch_python, gpu=gpu) as peer:
         peer.load(*problem.in_torch())
         chosen = best_peers(peer, options, processes=(1,))
         for name, setting in chosen.items():
@@ -265,13 +320,13 @@ def dlg_lenet_attack(options):
             def run_peer(name=name, setting=setting):
                 attack = peer.attack(setting, iterations=ITERATIONS)
                 images[name] = np.moveaxis(attack.images, 1, -1)
-                return 3600 * ATTACKED / attack.seconds
+                return 3600 * victims / attack.seconds
 
             contestants[name] = run_peer
         values = turns(options.rounds, contestants)
     mine = values.pop("ours")
     settings = {
-        "victims": ATTACKED,
+        "victims": victims,
         "iterations": ITERATIONS,
         "layout": str(layout),
         "compile_s": compile_s,
@@ -283,29 +338,16 @@ def dlg_lenet_attack(options):
 
 def convolution(options):
     """Formulations and layouts against each other."""
-    problem = Problem(VICTIMS)
-    candidates = {
-        f"{kind}, chunk {chunk}, {name}": (Layout(kind, chunk), name)
-        for kind, chunk, name in (
-            ("sharded", 8, "matmul"),
-            ("sharded", 8, "lax"),
-            ("sharded", 4, "matmul"),
-            ("sharded", 16, "matmul"),
-            ("sharded", 32, "matmul"),
-            ("chunked", 8, "matmul"),
-            ("chunked", 32, "matmul"),
-            ("vmap", 8, "matmul"),
-            ("loop", 1, "matmul"),
-            ("loop", 1, "lax"),
-        )
-    }
+    victims, repeats, candidates = size()
+    problem = Problem(victims)
     contestants, compile_s = {}, {}
-    for label, (layout, name) in candidates.items():
+    for layout, name in candidates:
+        label = f"{layout_title(layout)}, {name}"
         run, compile_s[label] = evaluation_runner(problem, layout, name)
-        contestants[label] = lambda run=run: VICTIMS * REPEATS / run()
+        contestants[label] = lambda run=run: victims * repeats / run()
     values = turns(options.rounds, contestants)
-    first, *_ = candidates
-    settings = {"victims": VICTIMS, "ours": first, "compile_s": compile_s}
+    first, *_ = contestants
+    settings = {"victims": victims, "ours": first, "compile_s": compile_s}
     mine = values.pop(first)
     return [entry("convolution", mine, values, "evaluations/s", settings, None)]
 

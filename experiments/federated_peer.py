@@ -4,8 +4,8 @@
         peer.load("lenet", rate, arrays)            # see FederatedPeer.load
         peer.round(Setting("torch-sequential", threads=2)).seconds
 
-SETTINGS lists what is worth trying for each peer on a CPU; `fastest` picks the best on
-the machine at hand. Peers:
+`FederatedPeer.settings` lists what is worth trying for each peer; `fastest` picks the
+best on the machine at hand. Peers:
   torch-sequential              the plain way, see peers/federated_torch.py
   torch-sequential-2-processes  the same with the clients dealt to two processes; more
                                 than users write, and the strongest use of two cores
@@ -46,17 +46,26 @@ SETTINGS = {
     "torch-sequential-2-processes": [Setting(*s, processes=2) for s in _TORCH],
     "fedjax": [Setting()],
 }
+# On a GPU there are no CPU kernels and threads to choose.
+GPU_SETTINGS = {
+    "torch-sequential": [Setting(fused=fused) for fused in (False, True)],
+    "torch-sequential-2-processes": [
+        Setting(fused=fused, processes=2) for fused in (False, True)
+    ],
+    "fedjax": [Setting()],
+}
 
 
 class FederatedPeer:
     """Owns the worker processes of one library; use it in a `with`."""
 
-    def __init__(self, library, python, processes=1):
+    def __init__(self, library, python, processes=1, gpu=False):
         script = Path(__file__).resolve()
         # Defaults of its own, not those of the driver's JAX; and no worker may take
         # most of a GPU's memory for itself.
         env = {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._workers = Workers((python, script, library), processes, env)
+        self._workers = Workers((python, script, library), processes, env, gpu)
+        self.settings = GPU_SETTINGS if gpu else SETTINGS
         self.clients = 0
 
     def __enter__(self):

@@ -18,7 +18,7 @@ import optax
 from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
 from memory import Watch
 from peak import matmul_peak, product_flops
-from table import entry, turns
+from table import entry, layout_title, turns
 
 from kljax import data, defences, losses
 from kljax.algorithms import fedavg, fedkl
@@ -232,7 +232,8 @@ def _peers(stack, options):
         library, processes = title.split("-")[0], 2 if "torch" in title else 1
         if library not in started:
             python = getattr(options, f"{library}_python")
-            peer = FederatedPeer(library, python, processes)
+            gpu = jax.default_backend() == "gpu"
+            peer = FederatedPeer(library, python, processes, gpu)
             started[library] = stack.enter_context(peer)
         peers[title] = started[library]
     return peers
@@ -240,7 +241,7 @@ def _peers(stack, options):
 
 def _best(name, title, peer, options):
     """The peer's best setting here, or that of an earlier run."""
-    settings = SETTINGS[title]
+    settings = peer.settings[title]
     if options.peers_from:
         for made in json.loads(options.peers_from.read_text()):
             if made["name"] == name and title in made["settings"]["peers"]:
@@ -305,16 +306,16 @@ def _layouts(name, work, candidates, options):
     """One table of `layouts`."""
     default = f"default: {fastest_layout('clients')}"
     pairs = {default: (None, "auto")} | {
-        f"{_title(layout)}, {convolution}": (layout, convolution)
+        f"{layout_title(layout)}, {convolution}": (layout, convolution)
         for layout in candidates
         for convolution in ("matmul", "lax")
     }
     contestants, compile_s = {}, {}
-    for title, (layout, convolution) in pairs.items():
+    for label, (layout, convolution) in pairs.items():
         federation = averaging(work, layout, convolution)
         # The first call, which is not counted, has a round in it.
-        _, compile_s[title], _ = federation.round()
-        contestants[title] = lambda own=federation: work.examples / own.round()[0]
+        _, compile_s[label], _ = federation.round()
+        contestants[label] = lambda own=federation: work.examples / own.round()[0]
     # The slow ones take a minute a round: once is enough to rule them out.
     values = turns(options.rounds, contestants, keep=0.25)
     settings = {
@@ -325,11 +326,6 @@ def _layouts(name, work, candidates, options):
     }
     mine = values.pop(default)
     return entry(name, mine, values, "examples/s", settings)
-
-
-def _title(layout):
-    chunked = layout.kind not in ("loop", "vmap")
-    return f"{layout.kind}, chunk {layout.chunk}" if chunked else layout.kind
 
 
 NAMES = {name: functools.partial(compare, name) for name in WORK} | {

@@ -22,7 +22,7 @@ class Setting(NamedTuple):
 
     form: str  # eager, or func
     chunk: int = 1  # victims at once; always 1 for eager
-    kernels: str = "onednn"  # or "native": PyTorch's own convolutions
+    kernels: str = "onednn"  # or "native": PyTorch's own convolutions; on CPUs
     threads: int = 1  # of each process
     processes: int = 1
 
@@ -34,26 +34,30 @@ class Round(NamedTuple):
     values: list[float]  # of the objective, of every victim at its start
 
 
-def settings(name, victims):
-    """Lists what is worth trying on two cores; a name may end with -2-processes."""
+def settings(name, victims, gpu=False):
+    """Lists what is worth trying; a name may end with -2-processes.
+
+    On two cores, or on a GPU, where there is nothing to choose but large chunks.
+    """
     form = name.removesuffix("-2-processes").removeprefix("torch-")
     processes = 2 if name.endswith("-2-processes") else 1
-    chunks = (1,) if form == "eager" else (2, 4, 8, 16)
+    chunks = (16, 64, 256) if gpu else (2, 4, 8, 16)
     return [
         Setting(form, chunk, kernels, threads, processes)
-        for kernels in ("onednn", "native")
-        for chunk in chunks
+        for kernels in (("onednn",) if gpu else ("onednn", "native"))
+        for chunk in ((1,) if form == "eager" else chunks)
         if victims % (chunk * processes) == 0
-        for threads in ((1, 2) if processes == 1 else (1,))
+        for threads in ((1, 2) if processes == 1 and not gpu else (1,))
     ]
 
 
 class InversionPeer:
     """Owns the worker processes; use it in a `with`."""
 
-    def __init__(self, python, processes=2):
-        self._workers = Workers((python, Path(__file__).resolve()), processes)
-        self.victims = 0
+    def __init__(self, python, processes=2, gpu=False):
+        command = python, Path(__file__).resolve()
+        self._workers = Workers(command, processes, gpu=gpu)
+        self.victims, self.gpu = 0, gpu
 
     def __enter__(self):
         return self
@@ -112,7 +116,7 @@ class InversionPeer:
 def fastest(peer, name):
     """Finds the best setting of a peer, by one round each after a round to warm up."""
     speeds = {}
-    for setting in settings(name, peer.victims):
+    for setting in settings(name, peer.victims, peer.gpu):
         first = peer.evaluations(setting, 1).per_second
         # Hopeless ones get no second round.
         if first > 0.3 * max(speeds.values(), default=0):

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from inversion_peer import PEERS, InversionPeer, fastest
 from peak import matmul_peak, product_flops
-from table import entry, turns
+from table import entry, layout_title, turns
 
 from kljax import data, defences, losses
 from kljax.attacks import (
@@ -69,6 +69,20 @@ WORK = {
     "ig-convnet64": Work("convnet64", victims=8, chunks=(1, 2)),
     "fedavg-inversion": Work("lenet", victims=64, steps=5, repeats=4, chunks=(4, 8)),
 }
+# Only many victims at once keep a GPU busy.
+ON_GPU = {
+    "ig-resnet20": {"victims": 64, "repeats": 2, "chunks": (16, 64)},
+    "ig-convnet64": {"victims": 32, "chunks": (8, 32)},
+    "fedavg-inversion": {"victims": 256, "repeats": 1, "chunks": (64, 256)},
+    "grnn-lenet": {"victims": 64, "chunks": (16, 64)},
+}
+
+
+def work_of(name):
+    """What suits the backend."""
+    work = GRNN if name == "grnn-lenet" else WORK[name]
+    gpu = jax.default_backend() == "gpu"
+    return work._replace(**ON_GPU[name]) if gpu else work
 
 
 class Problem:
@@ -220,7 +234,7 @@ def fastest_chunk(problem, observed):
 
 def compare(name, options, work=None):
     """Evaluations per second, ours and the peers', in turns."""
-    work = work or WORK[name]
+    work = work or work_of(name)
     problem = Problem(work)
     observed = problem.observe()
     layout, timed, compile_s = fastest_chunk(problem, observed)
@@ -259,7 +273,8 @@ def race(name, options, work, timed, load, settings, flops, unit):
         return total / seconds
 
     contestants, chosen = {"ours": ours}, {}
-    with InversionPeer(options.torch_python) as peer:
+    gpu = jax.default_backend() == "gpu"
+    with InversionPeer(options.torch_python, gpu=gpu) as peer:
         names = [n for n in PEERS if n in options.peers]
         if names:
             load(peer)
@@ -288,8 +303,9 @@ def race(name, options, work, timed, load, settings, flops, unit):
     return entry(name, mine, rates, unit, settings, share)
 
 
-def grnn_lenet(options, work=GRNN):
+def grnn_lenet(options, work=None):
     """Steps of GRNN per second: a generator each for victims with own weights."""
+    work = work or work_of("grnn-lenet")
     problem = Problem(work)
     setting = problem.setting(labels="joint")
     parts = generated_images(setting), generated_labels(setting)
@@ -360,5 +376,27 @@ def grnn_lenet(options, work=GRNN):
     return [race("grnn-lenet", options, work, timed, load, settings, flops, unit)]
 
 
-NAMES = {name: lambda options, name=name: compare(name, options) for name in WORK}
+def layouts(name, options, work=None):
+    """Chunks and both convolutions: what the defaults are chosen from."""
+    work = work or work_of(name)
+    problems = {form: Problem(work, form) for form in ("matmul", "lax")}
+    observed = problems["matmul"].observe()
+    contestants, compile_s = {}, {}
+    for layout in (*(Layout("sharded", n) for n in work.chunks), Layout("loop")):
+        for form, problem in problems.items():
+            label = f"{layout_title(layout)}, {form}"
+            timed, compile_s[label] = runner(problem, observed, layout)
+            contestants[label] = lambda timed=timed: (
+                work.victims * work.repeats / timed()[0]
+            )
+    # The slow ones can take a minute a round: once is enough to rule them out.
+    values = turns(options.rounds, contestants, keep=0.25)
+    first, *_ = contestants
+    settings = {"victims": work.victims, "ours": first, "compile_s": compile_s}
+    mine = values.pop(first)
+    return [entry(f"layouts-{name}", mine, values, "evaluations/s", settings)]
+
+
+NAMES = {name: functools.partial(compare, name) for name in WORK}
+NAMES |= {f"layouts-{name}": functools.partial(layouts, name) for name in WORK}
 NAMES["grnn-lenet"] = grnn_lenet

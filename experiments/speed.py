@@ -30,12 +30,14 @@ Names:
 Only when named, candidates against each other:
   convolution       the formulations of `kljax.convolution` and the layouts of
                     `kljax.mapping` for attacks; in evaluations/s
+  layouts-NAME      the same for one of ig-resnet20, ig-convnet64, fedavg-inversion
   fl-layouts        the same for the two rounds of LeNet; in examples/s
 
 Peers run in processes of their own (PyTorch's and XLA's thread pools disturb each
 other), each at the best of its settings on this machine, found first; what they are is
-said in attack_speed.py and federated_peer.py. On a machine with an accelerator there
-are none unless named by --peers: they would run on its CPU.
+said in attack_speed.py and federated_peer.py. On a GPU PyTorch's run there, too, and
+all entries but the federated ones have more victims; on another accelerator there are
+no peers unless named by --peers: they would run on its CPU.
 
 Every figure is the median over rounds; the range is beside it. Compilation is timed
 apart. `matmul_peak_share` is the rate of floating-point operations inside matrix
@@ -74,7 +76,7 @@ PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
-RIVALS |= dict.fromkeys(inversion_speed.NAMES, inversion_peer.PEERS)
+RIVALS |= dict.fromkeys((*inversion_speed.WORK, "grnn-lenet"), inversion_peer.PEERS)
 
 
 def arguments():
@@ -94,7 +96,10 @@ def arguments():
     parser.add_argument("--peers", nargs="*", choices=PEERS)
     options = parser.parse_args()
     if options.peers is None:
-        options.peers = PEERS if jax.default_backend() == "cpu" else ()
+        options.peers = {
+            "cpu": PEERS,
+            "gpu": [peer for peer in PEERS if peer.startswith("torch")],
+        }.get(jax.default_backend(), ())
     rivals = {peer for name in options.only for peer in RIVALS.get(name, ())}
     for library in sorted({peer.split("-")[0] for peer in rivals & {*options.peers}}):
         here = getattr(options, f"{library}_python") == sys.executable

@@ -15,6 +15,12 @@ def spread(values):
     }
 
 
+def layout_title(layout):
+    """Names a layout, with its chunk where that means something."""
+    chunked = layout.kind not in ("loop", "vmap")
+    return f"{layout.kind}, chunk {layout.chunk}" if chunked else layout.kind
+
+
 def entry(name, ours, peers, unit, settings, share=None):
     """One line of the table; `ours` and `peers` hold a value per round.
 

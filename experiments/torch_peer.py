@@ -11,10 +11,10 @@ driver can take turns between rounds of ours and of the peer:
         peer.evaluations(setting, repeats=20).per_second
         peer.attack(setting, iterations=1000).images  # [M, 3, 32, 32]
 
-FORMS lists the settings worth trying per form; `fastest` picks the best on the machine
-at hand. A peer's figure is the best of its list, never a single setting. Two processes
-of one thread count as a peer too: victims are independent, and nothing stops a user of
-torch from running two scripts.
+`TorchPeer.forms` lists the settings worth trying per form; `fastest` picks the best on
+the machine at hand. A peer's figure is the best of its list, never a single setting.
+Two processes of one thread count as a peer too: victims are independent, and nothing
+stops a user of torch from running two scripts.
 
     python experiments/torch_peer.py bench            # a table, a few minutes
     python experiments/torch_peer.py serve            # the worker, JSON lines
@@ -36,7 +36,10 @@ from workers import Workers, serve
 
 
 class Setting(NamedTuple):
-    """How a peer runs: `form` eager or func, `conv` of peers.lenet.CONVOLUTIONS."""
+    """How a peer runs: `form` eager or func, `conv` of peers.lenet.CONVOLUTIONS.
+
+    On a GPU "onednn" is cuDNN, and `compiled` uses CUDA graphs.
+    """
 
     form: str
     conv: str
@@ -72,6 +75,7 @@ PARAMETERS = {
     "fc/bias": (10,),
 }
 CORES = ({"threads": 1}, {"threads": 2}, {"processes": 2})
+# What is worth trying on a CPU of two cores.
 FORMS = {
     "eager": [
         Setting("eager", conv, **c) for conv in ("onednn", "native") for c in CORES
@@ -89,16 +93,29 @@ FORMS = {
         for c in CORES
     ],
 }
+# And on a GPU, where large chunks win.
+SHARED = ({"processes": 1}, {"processes": 2})
+GPU_FORMS = {
+    "eager": [Setting("eager", "onednn", **c) for c in SHARED],
+    "func": [
+        Setting("func", conv, chunk, **c)
+        for conv in ("onednn", "unfold")
+        for chunk in (64, 256)
+        for c in SHARED
+    ],
+    "compiled": [Setting("func", "separable", 256, compiled=True, **c) for c in SHARED],
+}
 
 
 class TorchPeer:
     """Owns worker processes; use it in a `with`, or call `close`."""
 
-    def __init__(self, python, processes=2):
+    def __init__(self, python, processes=2, gpu=False):
         script = Path(__file__).resolve()
         # compile in the worker itself: no helper processes that outlive the call
         env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        self._workers = Workers((python, script, "serve"), processes, env)
+        self._workers = Workers((python, script, "serve"), processes, env, gpu)
+        self.forms = GPU_FORMS if gpu else FORMS
         self.victims = 0
 
     def __enter__(self):

@@ -21,8 +21,12 @@ class Workers:
       folder: where arrays too large for a line are left for each other.
     """
 
-    def __init__(self, command, count, env=None):
-        """Starts `count` processes of `command`, with `env` added to ours."""
+    def __init__(self, command, count, env=None, gpu=False):
+        """Starts `count` processes of `command`, with `env` added to ours.
+
+        gpu: whether ours runs on one; if not, they see none either.
+        """
+        hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._folder = tempfile.TemporaryDirectory(prefix="speed_peer_")
         self.folder = Path(self._folder.name)
         pipe = subprocess.PIPE
@@ -32,7 +36,7 @@ class Workers:
                 stdin=pipe,
                 stdout=pipe,
                 text=True,
-                env=os.environ | (env or {}),
+                env=os.environ | hidden | (env or {}),
             )
             for _ in range(count)
         ]

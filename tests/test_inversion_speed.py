@@ -26,7 +26,7 @@ SMALL = {"victims": 2, "repeats": 1, "chunks": (1,)}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(inversion_speed, "matmul_peak", lambda: 1e12)
-    monkeypatch.setattr(inversion_peer, "settings", lambda name, victims: [of(name)])
+    monkeypatch.setattr(inversion_peer, "settings", lambda name, *_: [of(name)])
     with quick_compilation():
         yield
 
@@ -49,6 +49,16 @@ def test_ours_alone():
     convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
     forward = sum(2 * 25 * n for n in convolutions) + 2 * 768 * 10
     assert made["settings"]["flops_per_evaluation"] > 5 * 2 * forward
+
+
+@pytest.mark.slow
+def test_layouts():
+    """Every layout with every formulation, ours first."""
+    work = WORK["fedavg-inversion"]._replace(**SMALL)
+    (made,) = inversion_speed.layouts("fedavg-inversion", options(), work)
+    assert made["name"] == "layouts-fedavg-inversion"
+    assert made["settings"]["ours"] == "sharded, chunk 1, matmul"
+    assert set(made["peers"]) == {"sharded, chunk 1, lax", "loop, matmul", "loop, lax"}
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ attribute names of kljax's, so that weights are transplanted by name: ``conv1/ke
 here is ``conv1.weight`` there.
 """
 
-import time
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .machine import DEVICE, clock, kernels, placed
 
 LEAVES = {
     "kernel": "weight",
@@ -109,7 +109,7 @@ def transplanted(network, value, name):
 
 def given_back(network, value, name):
     """Turns torch's tensor into kljax's layout."""
-    value = value.numpy()
+    value = value.cpu().numpy()
     if value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)
     elif value.ndim == 2:
@@ -126,17 +126,16 @@ class Federation:
     def __init__(self, network, rate, path):
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        self.images = torch.from_numpy(
-            np.ascontiguousarray(arrays.pop("images").transpose(0, 3, 1, 2))
-        )
-        self.labels = torch.from_numpy(arrays.pop("labels")).long()
-        self.batches = torch.from_numpy(arrays.pop("batches"))  # [N, T, B]
+        images = arrays.pop("images").transpose(0, 3, 1, 2)
+        self.images = placed(np.ascontiguousarray(images))
+        self.labels = placed(arrays.pop("labels"), torch.int64)
+        self.batches = placed(arrays.pop("batches"))  # [N, T, B]
         self.weights = arrays.pop("weights").tolist()  # [N]
         self.rate = rate
-        self.network = NETWORKS[network](int(self.labels.max()) + 1)
+        self.network = NETWORKS[network](int(self.labels.max()) + 1).to(DEVICE)
         self.names = {named(name): name for name in arrays}
         self.start = {
-            theirs: transplanted(self.network, arrays[ours], ours)
+            theirs: transplanted(self.network, arrays[ours], ours).to(DEVICE)
             for theirs, ours in self.names.items()
         }
 
@@ -146,14 +145,11 @@ class Federation:
         Returns the clock before and after, and the sum of the clients' weights.
         """
         torch.set_num_threads(setting["threads"])
-        kernels = torch.backends.mkldnn.flags(
-            enabled=setting["kernels"] == "onednn", allow_tf32=None
-        )
         self.network.train()
-        with kernels:
-            start = time.perf_counter()
+        with kernels(setting["kernels"]):
+            start = clock()
             mean = self._mean(range(first, last), steps, setting["fused"])
-            stop = time.perf_counter()
+            stop = clock()
         if path:
             ours = {
                 ours: given_back(self.network, mean[theirs], ours)

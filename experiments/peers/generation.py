@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 
 from .federated_torch import LeNet, named, transplanted
 from .inversion import stacked, timed
+from .machine import DEVICE, placed
 
 RATE, ALPHA, MOMENTUM, EPSILON = 1e-4, 0.99, 0.99, 1e-8
 
@@ -85,9 +86,9 @@ class Generation:
     def __init__(self, weight, path):
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        images = torch.from_numpy(np.moveaxis(arrays.pop("images"), -1, 2).copy())
-        labels = torch.from_numpy(arrays.pop("labels")).long()  # [N, B]
-        self.noise = torch.from_numpy(arrays.pop("noise"))  # [N, B, inputs]
+        images = placed(np.moveaxis(arrays.pop("images"), -1, 2).copy())
+        labels = placed(arrays.pop("labels"), torch.int64)  # [N, B]
+        self.noise = placed(arrays.pop("noise"))  # [N, B, inputs]
         self.weight, self.nets, self.generators = weight, [], []
         generated = {
             name.removeprefix("generator/"): arrays.pop(name)
@@ -96,12 +97,12 @@ class Generation:
         }
         inputs = self.noise.shape[-1]
         for i in range(len(images)):
-            net = LeNet(10)
+            net = LeNet(10).to(DEVICE)
             state = {named(n): transplanted(LeNet, v[i], n) for n, v in arrays.items()}
             net.load_state_dict(state)
             self.nets.append(net)
             own = {name: value[i] for name, value in generated.items()}
-            self.generators.append(Generator(inputs, 10).load(own))
+            self.generators.append(Generator(inputs, 10).load(own).to(DEVICE))
         self.observed = [
             [
                 g.detach()
@@ -122,7 +123,7 @@ class Generation:
 
         def stepper(i):
             net, noise, observed = self.nets[i], self.noise[i], self.observed[i]
-            generator = Generator(noise.shape[-1], 10)
+            generator = Generator(noise.shape[-1], 10).to(DEVICE)
             generator.load_state_dict(self.generators[i].state_dict())
             params = [*net.parameters()]
             optimiser = torch.optim.RMSprop(

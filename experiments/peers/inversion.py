@@ -7,7 +7,6 @@ plain gradient descent, one batch each.
 """
 
 import functools
-import time
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from .federated_torch import NETWORKS, named, transplanted
+from .machine import DEVICE, clock, kernels, placed
 
 
 class Layer(nn.Module):
@@ -77,14 +77,14 @@ class Inversion:
             arrays = {name: file[name] for name in file.files}
         # [N, T, B, 3, H, W]; one step is one gradient.
         images, self.starts = (
-            torch.from_numpy(np.moveaxis(arrays.pop(name), -1, 3).copy())
+            placed(np.moveaxis(arrays.pop(name), -1, 3).copy())
             for name in ("images", "starts")
         )
-        self.labels = torch.from_numpy(arrays.pop("labels")).long()  # [N, T, B]
+        self.labels = placed(arrays.pop("labels"), torch.int64)  # [N, T, B]
         self.rate, self.weight = rate, weight
         self.nets = []
         for i in range(len(images)):
-            net = kind(10).eval()
+            net = kind(10).eval().to(DEVICE)
             state = {
                 named(n): transplanted(kind, value[i], n) for n, value in arrays.items()
             }
@@ -163,11 +163,6 @@ def stacked(trees):
     return {n: torch.stack([tree[n].detach() for tree in trees]) for n in trees[0]}
 
 
-def kernels(name):
-    """Chooses oneDNN's convolutions or PyTorch's own."""
-    return torch.backends.mkldnn.flags(enabled=name == "onednn")
-
-
 def timed(make, setting, first, last, repeats):
     """Runs what `make` gives for victims first..last-1, `repeats` times.
 
@@ -176,9 +171,9 @@ def timed(make, setting, first, last, repeats):
     """
     with kernels(setting["kernels"]):
         run = make(first, last, setting["chunk"])
-        start = time.perf_counter()
+        start = clock()
         found = [[evaluate() for evaluate in run] for _ in range(repeats)]
-        stop = time.perf_counter()
+        stop = clock()
     values = torch.cat([value.reshape(-1) for value in found[0]]).tolist()
     count = repeats * (last - first)
     return {"start": start, "stop": stop, "evaluations": count, "values": values}

@@ -9,6 +9,7 @@ and the small matrices are the only place where victims with skipped pairs diffe
 Letters: V victims, M pairs, n unknowns.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ def empty_memory(like, pairs):
         changes=like.new_zeros(victims, pairs, size),
         moves_changes=like.new_zeros(victims, pairs, pairs, dtype=torch.float64),
         changes_changes=like.new_zeros(victims, pairs, pairs, dtype=torch.float64),
-        slot=torch.zeros(victims, dtype=torch.int64),
+        slot=like.new_zeros(victims, dtype=torch.int64),
         scale=like.new_ones(victims, dtype=torch.float64),
     )
 
@@ -55,7 +56,8 @@ def remember(memory, move, change):
     curvature = (move * change).sum(-1).double()
     good = curvature > SMALLEST_CURVATURE
     good = slice(None) if good.all() else good  # a view where a mask would copy
-    row, slot = torch.arange(victims)[good], memory.slot[good]
+    row = torch.arange(victims, device=move.device)[good]
+    slot = memory.slot[good]
     memory.moves[row, slot] = move[good]
     memory.changes[row, slot] = change[good]
     # the new row and column of both small matrices; wasted for victims that skip
@@ -74,8 +76,9 @@ def direction(memory, grads):
     """Returns minus the inverse Hessian times the gradients [V, n]."""
     victims, pairs, _ = memory.moves.shape
     # oldest first; slots still empty hold zeros and come before all others
-    order = (memory.slot[:, None] + torch.arange(pairs)) % pairs
-    row = torch.arange(victims)[:, None]
+    count = partial(torch.arange, device=grads.device)
+    order = (memory.slot[:, None] + count(pairs)) % pairs
+    row = count(victims)[:, None]
     block = row[..., None], order[:, :, None], order[:, None, :]
     moves_changes = memory.moves_changes[block]
     curvature = moves_changes.diagonal(dim1=-2, dim2=-1)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import grad, grad_and_value, vmap
 
+from .machine import DEVICE, kernels
+
 KERNEL, PADDING = 5, 2
 
 
@@ -63,11 +65,6 @@ CONVOLUTIONS = {
     "unfold": partial(by_product, unfold_patches),
     "separable": partial(by_product, separable_patches),
 }
-
-
-def kernels(conv):
-    """Returns the context in which a convolution of CONVOLUTIONS must run."""
-    return torch.backends.mkldnn.flags(enabled=conv == "onednn", allow_tf32=None)
 
 
 def logits(conv, params, images):
@@ -130,4 +127,14 @@ def func_evaluation(conv, compiled):
         image_grads, objectives = batched(images, params, onehots, observed)
         return objectives, image_grads
 
-    return torch.compile(evaluate, dynamic=False) if compiled else evaluate
+    if not compiled:
+        return evaluate
+    if DEVICE.type != "cuda":
+        return torch.compile(evaluate, dynamic=False)
+    graph = torch.compile(evaluate, dynamic=False, mode="reduce-overhead")
+
+    def replay(*args):
+        # A CUDA graph writes its next results over these.
+        return tuple(x.clone() for x in graph(*args))
+
+    return replay

@@ -6,12 +6,12 @@ one after another; compiled code and warm caches live as long as the process.
 """
 
 import functools
-import time
 
 import numpy as np
 import torch
 
 from . import lbfgs, lenet
+from .machine import clock, kernels, placed
 
 
 def load(path):
@@ -21,7 +21,7 @@ def load(path):
     of M victims: parameters, images [M, 1, 3, 32, 32], one-hot labels, observed.
     """
     with np.load(path) as file:
-        arrays = {n: torch.from_numpy(file[n]) for n in file.files}
+        arrays = {n: placed(file[n]) for n in file.files}
     named = [n for n in arrays if n.startswith("weights/")]
     params = {n.removeprefix("weights/"): arrays[n] for n in named}
     onehots = torch.nn.functional.one_hot(arrays["labels"].long(), 10).float()
@@ -40,12 +40,12 @@ def part(victims, share):
 def evaluations(victims, setting, repeats):
     """Evaluates every victim `repeats` times; returns start, stop and the count."""
     run = _FORMS[setting["form"]](victims, setting)
-    with lenet.kernels(setting["conv"]):
-        start = time.perf_counter()
+    with kernels(setting["conv"]):
+        start = clock()
         for _ in range(repeats):
             for evaluate, image in run:
                 evaluate(image)
-        stop = time.perf_counter()
+        stop = clock()
     return {"start": start, "stop": stop, "evaluations": repeats * len(victims[1])}
 
 
@@ -53,13 +53,14 @@ def attack(victims, setting, iterations, pairs, path):
     """Attacks every victim; writes best images and losses to `path`, returns clocks."""
     run = _FORMS[setting["form"]](victims, setting)
     minimise = _MINIMISERS[setting["form"]]
-    with lenet.kernels(setting["conv"]):
-        start = time.perf_counter()
+    with kernels(setting["conv"]):
+        start = clock()
         found = [minimise(evaluate, im, iterations, pairs) for evaluate, im in run]
-        stop = time.perf_counter()
+        stop = clock()
     images = torch.cat([image.reshape(-1, 3, 32, 32) for image, _ in found])
     losses = torch.cat([loss.reshape(-1) for _, loss in found])
-    np.savez(path, images=images.numpy(), losses=losses.numpy())
+    images, losses = images.cpu().numpy(), losses.cpu().numpy()
+    np.savez(path, images=images, losses=losses)
     count = iterations * len(victims[1])
     return {"start": start, "stop": stop, "evaluations": count}
 
@@ -103,7 +104,7 @@ def _minimise_eager(evaluate, start, iterations, pairs):
     optimiser = torch.optim.LBFGS(
         [guess], 1, iterations, 2 * iterations, never, never, pairs
     )
-    best, best_objective = start, torch.tensor(torch.inf)
+    best, best_objective = start, start.new_tensor(torch.inf)
 
     def closure():
         nonlocal best, best_objective
