@@ -231,12 +231,16 @@ def evaluation_flops(problem):
     )
 
 
-def best_peers(peer, options, processes=(1, 2)):
-    """Finds each peer's best setting here, for each number of processes.
+def best_peers(peer, options, problem, processes=(1, 2)):
+    """Sends the victims; finds each peer's best setting, for each number of processes.
 
     With --peers-from they are those that an earlier run found: the search takes ten
     minutes, most of them compiling.
     """
+    names = [name for name in PEERS if name in options.peers]
+    if not names:
+        return {}
+    peer.load(*problem.in_torch())
     if options.peers_from:
         entries = json.loads(options.peers_from.read_text())
         first = next(made for made in entries if made["name"].startswith("dlg"))
@@ -245,20 +249,21 @@ def best_peers(peer, options, processes=(1, 2)):
             name: PeerSetting(**setting)
             for name, setting in before.items()
             if setting["processes"] in processes
-            and name.removesuffix("-2-processes") in options.peers
+            and name.removesuffix("-2-processes") in names
         }
         for setting in chosen.values():
             peer.warm(setting)
         return chosen
     chosen = {}
-    for name in (name for name in PEERS if name in options.peers):
+    for name in names:
         settings = peer.forms[
             name.removeprefix("torch-").replace("compile", "compiled")
         ]
         for count in processes:
             some = [s for s in settings if s.processes == count]
             suffix = "" if count == 1 else f"-{count}-processes"
-            chosen[name + suffix] = fastest(peer, some)[0]
+            if some:
+                chosen[name + suffix] = fastest(peer, some)[0]
     return chosen
 
 
@@ -272,8 +277,7 @@ def dlg_lenet_eval(options):
     contestants = {"ours": lambda: total / ours()}
     gpu = jax.default_backend() == "gpu"
     with TorchPeer(options.torch_python, gpu=gpu) as peer:
-        peer.load(*problem.in_torch())
-        chosen = best_peers(peer, options)
+        chosen = best_peers(peer, options, problem)
         for name, setting in chosen.items():
             contestants[name] = lambda setting=setting: (
                 peer.evaluations(setting, repeats=repeats).per_second
@@ -313,8 +317,7 @@ def dlg_lenet_attack(options):
     contestants = {"ours": run_ours}
     gpu = jax.default_backend() == "gpu"
     with TorchPeer(options.torch_python, gpu=gpu) as peer:
-        peer.load(*problem.in_torch())
-        chosen = best_peers(peer, options, processes=(1,))
+        chosen = best_peers(peer, options, problem, processes=(1,))
         for name, setting in chosen.items():
 
             def run_peer(name=name, setting=setting):

@@ -71,10 +71,10 @@ WORK = {
 }
 # Only many victims at once keep a GPU busy.
 ON_GPU = {
-    "ig-resnet20": {"victims": 64, "repeats": 2, "chunks": (16, 64)},
-    "ig-convnet64": {"victims": 32, "chunks": (8, 32)},
-    "fedavg-inversion": {"victims": 256, "repeats": 1, "chunks": (64, 256)},
-    "grnn-lenet": {"victims": 64, "chunks": (16, 64)},
+    "ig-resnet20": {"victims": 64, "repeats": 1, "chunks": (64,)},
+    "ig-convnet64": {"victims": 32, "chunks": (32,)},
+    "fedavg-inversion": {"victims": 128, "repeats": 1, "chunks": (64, 128)},
+    "grnn-lenet": {"victims": 64, "chunks": (64,)},
 }
 
 

@@ -8,22 +8,26 @@ from kljax.mapping import Layout, map_victims
 # Rows and columns of what is multiplied: a large square, and two of the sizes in which
 # convolutions are products, at which some processors are faster.
 SIZES = ((2048, 2048), (1024, 1152), (1024, 576))
+GPU_SIZES = ((4096, 4096),)
+# Operations of one call: several products, or moving the result would be timed.
+CPU_WORK, GPU_WORK = 5e10, 7e12
 
 
 def matmul_peak():
     """Measures floating-point operations per second of one large product a device.
 
-    The best of `SIZES`, all devices at once.
+    The best of the sizes, all devices at once.
     """
-    return max(_product_rate(*size) for size in SIZES)
+    cpu = jax.default_backend() == "cpu"
+    sizes, work = (SIZES, CPU_WORK) if cpu else (GPU_SIZES, GPU_WORK)
+    return max(_product_rate(*size, work) for size in sizes)
 
 
-def _product_rate(rows, columns):
+def _product_rate(rows, columns, work):
     devices, draw = jax.local_device_count(), np.random.default_rng(0).normal
     left = draw(size=(devices, rows, columns)).astype(np.float32)
     right = (draw(size=(devices, columns, columns)) / columns**0.5).astype(np.float32)
-    # Several products per call, or moving the result would be timed.
-    times = max(1, int(5e10 / (rows * columns**2)))
+    times = max(1, int(work / (rows * columns**2)))
     chained = map_victims(
         lambda a, b: jax.lax.fori_loop(0, times, lambda _, x: x @ b, a),
         Layout("sharded", 1),

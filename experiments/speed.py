@@ -68,7 +68,7 @@ import inversion_speed
 import sweep_speed
 from table import show
 
-from kljax.mapping import Layout
+from kljax.mapping import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES
@@ -89,7 +89,8 @@ def arguments():
         "--only", nargs="+", choices=NAMES, default=[*RIVALS, "fl-scale", "sweep-64"]
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=Layout().chunk, help="of attacks")
+    chunk = fastest_layout("victims").chunk
+    parser.add_argument("--chunk", type=int, default=chunk, help="of attacks by DLG")
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--fedjax-python", default=sys.executable)
     parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run")

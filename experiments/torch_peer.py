@@ -103,7 +103,7 @@ GPU_FORMS = {
         for chunk in (64, 256)
         for c in SHARED
     ],
-    "compiled": [Setting("func", "separable", 256, compiled=True, **c) for c in SHARED],
+    "compiled": [Setting("func", "separable", 256, compiled=True)],
 }
 
 

@@ -22,27 +22,28 @@ class Workers:
     """
 
     def __init__(self, command, count, env=None, gpu=False):
-        """Starts `count` processes of `command`, with `env` added to ours.
+        """Remembers to start `count` processes of `command` when first asked.
 
-        gpu: whether ours runs on one; if not, they see none either.
+        env: is added to ours. gpu: whether ours runs on one; if not, they see none.
         """
-        hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._folder = tempfile.TemporaryDirectory(prefix="speed_peer_")
         self.folder = Path(self._folder.name)
+        hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+        self._env = os.environ | hidden | (env or {})
+        self._command, self._count = [str(part) for part in command], count
+        self._processes = []
+
+    def _start(self):
         pipe = subprocess.PIPE
         self._processes = [
             subprocess.Popen(
-                [str(part) for part in command],
-                stdin=pipe,
-                stdout=pipe,
-                text=True,
-                env=os.environ | hidden | (env or {}),
+                self._command, stdin=pipe, stdout=pipe, text=True, env=self._env
             )
-            for _ in range(count)
+            for _ in range(self._count)
         ]
 
     def __len__(self):
-        return len(self._processes)
+        return self._count
 
     def __enter__(self):
         return self
@@ -65,6 +66,8 @@ class Workers:
         Raises:
           RuntimeError: with the worker's own traceback.
         """
+        if not self._processes:
+            self._start()
         pairs = zip(self._processes, requests, strict=False)
         busy = [pair for pair in pairs if pair[1]]
         for process, request in busy:
