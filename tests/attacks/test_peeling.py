@@ -233,28 +233,33 @@ def test_signs_of_uploads_are_aligned_before_they_are_pooled():
     np.testing.assert_allclose(pooled.shift, shift, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", (1, 2, 5))
-def test_two_uploads_of_one_lock_are_about_as_good_as_the_better_one(seed):
-    """Where a channel is saturated in one of two images: 1.2 times the better's error.
+def test_two_uploads_of_one_lock_are_better_weighted_than_plainly_averaged():
+    """Where a channel is saturated in one of two images, the other one counts.
 
-    And at most 0.16 of the worse's, where a plain mean leaves a third to a half. Of ten
-    locks all are below the worse, and eight within 1.5 times the better.
+    Over ten locks the error is half of a plain mean's (geometric means, .50 for scales
+    and .56 for shifts), and none is above the worse upload's by more than rounding.
+    Lock by lock it depends on the processor: from .03 to 1.6 times a plain mean's.
     """
-    truths, found = zip(
-        *(attack("lenet", seed, 0.5, lock_limit=2.0, upload=n) for n in (0, 1)),
-        strict=True,
-    )
-    np.testing.assert_array_equal(truths[0].scale, truths[1].scale)
-    pooled = pooled_gates(jax.tree.map(lambda *x: np.stack(x), *found))["norm1"]
-    for part in Gate._fields:
+    gains = []
+    for seed in range(10):
+        truths, found = zip(
+            *(attack("lenet", seed, 0.5, lock_limit=2.0, upload=n) for n in (0, 1)),
+            strict=True,
+        )
+        np.testing.assert_array_equal(truths[0].scale, truths[1].scale)
+        each = [peeled.gates["norm1"] for peeled in found]
+        pooled = pooled_gates(jax.tree.map(lambda *x: np.stack(x), *found))["norm1"]
+        plain = jax.tree.map(lambda *x: np.mean(x, axis=0), *each)
 
-        def error(gate, part=part):
-            away = getattr(gate, part) - getattr(truths[0], part)
-            return np.linalg.norm(away)
+        def errors(gate, truth=truths[0]):
+            pairs = (
+                getattr(gate, part) - getattr(truth, part) for part in gate._fields
+            )
+            return np.array([np.linalg.norm(away) for away in pairs])
 
-        better, worse = sorted(error(peeled.gates["norm1"]) for peeled in found)
-        assert error(pooled) < 0.25 * worse
-        assert error(pooled) < 1.5 * better
+        assert (errors(pooled) < 1.1 * np.max([*map(errors, each)], axis=0)).all()
+        gains.append(errors(pooled) / errors(plain))
+    assert (np.exp(np.mean(np.log(gains), axis=0)) < 0.75).all()
 
 
 # --- where it fails, and says so -------------------------------------------------
