@@ -93,6 +93,7 @@ def test_agreement_undoes_the_unbiased_variance():
     assert agreement(work, start, ours, theirs, biased=True) > 1e-4
 
 
+@pytest.mark.slow
 def test_scale():
     made = federated_speed.scale(options(), counts=(2, 6), work=WORK)
     assert [own["settings"]["work"]["clients"] for own in made] == [2, 6]
@@ -104,6 +105,7 @@ def test_scale():
     assert few["process_growth_bytes"] >= 0
 
 
+@pytest.mark.slow
 def test_layouts(monkeypatch):
     monkeypatch.setitem(federated_speed.WORK, "fl-lenet-b10", WORK)
     (made,) = federated_speed.layouts(

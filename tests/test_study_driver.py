@@ -53,6 +53,7 @@ def test_every_part_can_be_written_out(path):
     assert grid.cells and grid.illegal == 0
 
 
+@pytest.mark.slow
 def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
     out, table = tmp_path / "out", tmp_path / "1-tiny.md"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))

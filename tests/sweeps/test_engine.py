@@ -79,6 +79,7 @@ def test_a_cell_is_the_study_of_its_configuration(whole):
             assert {row[f"axis_{axis}"] for row in mine} == {at}
 
 
+@pytest.mark.slow
 def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
     """A malicious server's network is another program; its seeds still share one."""
     fixed = {"model": "dense", "image_size": 8, "steps": 4, "victims": 2, "examples": 4}
