@@ -26,6 +26,7 @@ from kljax.models import (
     from_nnx,
     resnet18,
     resnet20,
+    resnet20_tanh,
     resnet32,
     resnet34,
     site_widths,
@@ -72,6 +73,7 @@ def of(factory, *args, **options):
         # What has no weights.
         (resnet18, 1000, {"max_pool": False, "norm": "group"}, 11_689_512),
         (resnet20, 10, {"activation": jax.nn.sigmoid}, 269_722),
+        (resnet20_tanh, 10, {}, 269_722),
     ],
 )
 def test_published_parameter_counts(factory, classes, options, count):

@@ -65,7 +65,7 @@ class LeakConfig:
 
     Attributes:
       model: network under attack: lenet, dense, convnet64, resnet20, resnet32,
-        resnet18, resnet34, vgg16, cnn6 or vit.
+        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
       data: dataset the victims come from: digits, photos, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.arms`.

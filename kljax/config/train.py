@@ -51,7 +51,7 @@ class TrainConfig:
 
     Attributes:
       model: network to train: lenet, dense, convnet64, resnet20, resnet32,
-        resnet18, resnet34, vgg16, cnn6 or vit.
+        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
       data: dataset: digits, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
         `kljax.arms`; trained one after another from the same weights.

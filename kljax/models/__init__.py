@@ -10,7 +10,14 @@ from kljax.models.linen import from_linen
 from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
 from kljax.models.norms import NORMS
-from kljax.models.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
+from kljax.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet20,
+    resnet20_tanh,
+    resnet32,
+    resnet34,
+)
 from kljax.models.vgg import VGG
 from kljax.models.vit import VisionTransformer
 
@@ -28,6 +35,7 @@ __all__ = [
     "CNN6",
     "ResNet",
     "resnet20",
+    "resnet20_tanh",
     "resnet32",
     "resnet18",
     "resnet34",

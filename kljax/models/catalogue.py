@@ -55,6 +55,7 @@ NETWORKS: dict[str, Network] = {
     # R-GAP's: no norm, and so no site for a lock.
     "cnn6": Network(cnn6.CNN6, (), "fc", (), cnn6.chain(cnn6.WINDOWS)),
     "resnet20": _residual(resnet.resnet20),
+    "resnet20-tanh": _residual(resnet.resnet20_tanh),
     "resnet32": _residual(resnet.resnet32),
     "resnet18": _residual(resnet.resnet18),
     "resnet34": _residual(resnet.resnet34),
