@@ -13,6 +13,7 @@ from kljax.attacks import (
     dense_input,
     find_rule,
     replay,
+    targets_of,
 )
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.presets import Preset
@@ -110,7 +111,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
     else:
         view = observe(setting.threat, update)
         labels = find_rule(setting)(setting, view)
-        targets = jax.nn.one_hot(labels, setting.num_classes)
+        targets = targets_of(labels, setting.num_classes)
         weights = [update.public.model[path] for path in paths]
         found = classifier_inputs(*sent, *weights, targets, loss=setting.loss)
         found = found.inputs.mean

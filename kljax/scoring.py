@@ -29,7 +29,7 @@ COLUMNS = (
     "victim",  # index in the dataset of the victim's first example
     "group",  # bootstrap cluster
     "label",  # of the first example
-    "label_guess",
+    "label_guess",  # -1 where the upload says nothing of labels
     "label_accuracy",  # share of the victim's examples
     "weights",
     "attack",

@@ -2,6 +2,7 @@
 
 from kljax.attacks.attack import (
     RESTARTS,
+    UNKNOWN,
     Attack,
     Candidate,
     Objective,
@@ -28,7 +29,7 @@ from kljax.attacks.closed_form import (
     rgap,
 )
 from kljax.attacks.insertions import Insertion
-from kljax.attacks.labels import LABELS, RULES, find_rule, idlg
+from kljax.attacks.labels import LABELS, RULES, find_rule, idlg, targets_of
 from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
@@ -59,6 +60,8 @@ __all__ = [
     "RULES",
     "idlg",
     "find_rule",
+    "targets_of",
+    "UNKNOWN",
     "LOCKS",
     "Lock",
     "lock_of",

@@ -94,7 +94,7 @@ class Reconstruction(NamedTuple):
     """
 
     images: Array  # [B, H, W, C]
-    labels: Array  # [B] int32
+    labels: Array  # [B] int32; `UNKNOWN` where nothing told them
     loss: Array  # [] matching loss of this candidate, without priors
     finite: Array  # [] bool: something was there to match, and the search did not break
     info: dict[str, Any]  # for humans: "losses" [points], "lock", ...
@@ -152,6 +152,7 @@ Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
 # (View, Candidate, share of the steps that are made [] in [0, 1)) -> penalty []
 Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
 RESTARTS = "restarts"  # axis over which one restart can see the others
+UNKNOWN = -1  # a label of which the upload says nothing
 END = 20  # the last twentieth of the steps is the end of a search
 
 
@@ -159,6 +160,12 @@ class _Best(NamedTuple):
     free: PyTree
     total: Array  # objective + prior: what the attacker minimises
     matching: Array  # objective alone
+
+
+def labels_of(targets: Array) -> Array:
+    """Takes the likeliest labels [B] int32 of targets [B, Kc]; of NaN, `UNKNOWN`."""
+    known = jnp.all(jnp.isfinite(targets), axis=-1)
+    return jnp.where(known, jnp.argmax(targets, axis=-1), UNKNOWN).astype(jnp.int32)
 
 
 def no_prior(view: View, candidate: Candidate, progress: Array) -> Array:
@@ -281,7 +288,7 @@ def iterative(
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(
             images=candidate.images,
-            labels=jnp.argmax(candidate.targets, axis=-1).astype(jnp.int32),
+            labels=labels_of(candidate.targets),
             loss=best.matching,
             finite=finite & jnp.isfinite(best.matching) & _says_something(view.grads),
             info={

@@ -19,7 +19,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import Protocol
+from kljax.attacks import UNKNOWN, Protocol
 from kljax.attacks.labels import (
     LABELS,
     RULES,
@@ -126,6 +126,36 @@ def test_noise_without_a_gradient_says_nothing(rule):
     ]
     # Four classes that differ have .4 of two right; the clean gradient gives 1 or .5.
     assert 0.1 < np.mean(shares) < 0.3
+
+
+# Zeros; and one entry that is no number among those that are.
+NOTHING = {"zeros": lambda x: 0 * x, "NaN": np.nan, "infinity": np.inf}
+
+
+def emptied(gradient, nothing):
+    """Takes away what an array [..., Kc] says."""
+    empty = NOTHING[nothing]
+    if callable(empty):
+        return empty(gradient)
+    return np.concatenate(
+        [gradient[..., :-1], np.full_like(gradient[..., -1:], empty)], -1
+    )
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("rule", ["idlg", *CLOSED])
+def test_a_gradient_of_nothing_has_no_labels(rule, nothing):
+    """Neither class 0 nor any other."""
+    size = 1 if rule == "idlg" else 4
+    kernel, bias = classifier_grad(np.arange(size) + 3, 0)
+    empty = [emptied(kernel, nothing), emptied(bias, nothing)]
+    labels = compiled(rule, size)(kernel, bias)
+    assert sorted(labels.tolist()) == list(range(3, 3 + size))
+    assert compiled(rule, size)(*empty).tolist() == size * [UNKNOWN]
+    # What a rule does not read does not matter to it.
+    by_bias = rule in ("idlg", "bias_corrected")
+    half = (empty[0], bias) if by_bias else (kernel, empty[1])
+    np.testing.assert_array_equal(compiled(rule, size)(*half), labels)
 
 
 # --- parity with slow forms ------------------------------------------------------
@@ -282,6 +312,18 @@ def test_counts_of_another_update_are_wrong(rule):
         guess = read(view._replace(grads=noise))
         shares.append(multiset_accuracy(guess, LABEL_SETS[1]))
     assert np.mean(shares) < 0.5
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("rule", ["counts", "counts_bias"])
+def test_an_update_of_nothing_has_no_counts(rule, nothing):
+    """What the network says on noise would be left, and is not given out as labels."""
+    here, view = client(LABEL_SETS[0], 0.05)
+    read = quick_jit(lambda view: RULES[rule](here, view, samples=100))
+    sent = view.grads.model
+    empty = {k: emptied(x, nothing) if "fc/" in k else x for k, x in sent.items()}
+    assert np.all(read(view) >= 0)
+    assert np.all(read(view._replace(grads=Public(empty))) == UNKNOWN)
 
 
 @pytest.mark.parametrize("at", ["start", "end", "interpolated"])

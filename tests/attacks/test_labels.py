@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from toys import CLASSES, locked_update, quick_jit, setting, threat
 
-from kljax.attacks import LABELS, idlg
+from kljax.attacks import LABELS, UNKNOWN, idlg
+from kljax.attacks.labels import settled_labels
+from kljax.attacks.presets import matching
 from kljax.defences import none
 from kljax.losses import cross_entropy
 from kljax.threat import STRATEGY, View, observe
@@ -84,3 +86,44 @@ def test_a_batch_is_recovered_by_the_rule_of_the_setting():
     _, targets = begin("recovered", examples=2)
     found = sorted(np.argmax(targets, axis=-1))
     assert found == sorted(np.argmax(locked_update(2).targets, axis=-1))
+
+
+# --- where nothing tells them ----------------------------------------------------
+
+
+def silent(value):
+    """A view whose classifier's gradient is one value; the rest of it is as it was."""
+    model = threat()
+    view = observe(model, locked_update(1))
+    sent = view.grads.model
+    broken = {k: np.full_like(x, value) if "fc/" in k else x for k, x in sent.items()}
+    assert any(np.any(x != 0) for k, x in broken.items() if "fc/" not in k)
+    return setting(model, none()), view._replace(grads=Public(broken))
+
+
+@pytest.mark.parametrize("value", (0.0, np.nan))
+def test_labels_that_nothing_tells_are_said_to_be_unknown(value):
+    ground, view = silent(value)
+    _, targets = LABELS["recovered"](ground).start(RNG, view)
+    assert targets.shape == (1, CLASSES) and np.all(np.isnan(targets))
+    assert settled_labels(ground, "a closed form")(RNG, view).tolist() == [UNKNOWN]
+
+
+@pytest.mark.parametrize("value", (0.0, np.nan))
+def test_an_attack_on_labels_that_nothing_tells_is_a_reported_failure(value):
+    """The rest of the gradient is there, and would be matched by some class."""
+    ground, view = silent(value)
+    found = quick_jit(matching(ground, steps=2, restarts=1))(RNG, view)
+    assert not bool(found.finite) and found.labels.tolist() == [UNKNOWN]
+    assert np.all(np.isfinite(found.images))
+
+
+def test_who_is_given_the_labels_needs_no_classifier():
+    """The same gradient of zeros: it was the labels that failed."""
+    model = threat("unit", "given", labels="known")
+    _, view = silent(0.0)
+    view = view._replace(targets=locked_update(1).targets)
+    attack = matching(setting(model, none()), steps=2, restarts=1)
+    found = quick_jit(attack)(RNG, view)
+    assert bool(found.finite)
+    assert found.labels.tolist() == np.argmax(view.targets, axis=-1).tolist()

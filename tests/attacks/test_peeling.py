@@ -289,9 +289,11 @@ def nothing(grads):
     return jax.tree.map(np.zeros_like, grads)
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_a_gradient_of_zeros_gives_no_gates(name):
-    _, peeled = attack(name, change=nothing)
+@pytest.mark.parametrize(
+    ("name", "labels"), [*((name, ()) for name in SITES), ("dense", (3, 8))]
+)
+def test_a_gradient_of_zeros_gives_no_gates(name, labels):
+    _, peeled = attack(name, change=nothing, labels=labels)
     assert np.all(np.isnan(peeled.gates[SITES[name][0]].shift))
 
 

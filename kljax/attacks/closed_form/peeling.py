@@ -35,7 +35,7 @@ from kljax.attacks.closed_form.walk import (
     steps_of,
     undo,
 )
-from kljax.attacks.labels import find_rule
+from kljax.attacks.labels import find_rule, targets_of
 from kljax.threat import View
 from kljax.typing import Array, Gate, Gates, Params, Path
 
@@ -123,7 +123,7 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
         if examples > 1 and setting.threat.strategy.labels == "given":
             targets = view.targets
         elif examples > 1:
-            targets = jax.nn.one_hot(rule(setting, view), setting.num_classes)
+            targets = targets_of(rule(setting, view), setting.num_classes)
         return peel(view.grads.model, view.public.model, targets)
 
     return attack

@@ -21,6 +21,7 @@ from kljax.attacks.labels.strategies import (
     joint,
     recovered,
     settled_labels,
+    targets_of,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "recovered",
     "settled_labels",
     "spread",
+    "targets_of",
     "wainakh_simple",
     "yin",
 ]

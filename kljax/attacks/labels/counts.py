@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
-from kljax.attacks.labels.rules import spread
+from kljax.attacks.labels.rules import spread, told
 from kljax.threat import View
 from kljax.typing import Array, Public
 
@@ -40,7 +40,7 @@ def counts(
         ``interpolated`` linearly over the steps, and the counts averaged.
 
     Returns:
-      labels [B] int32, sorted.
+      labels [B] int32, sorted; see `kljax.attacks.labels.rules` for `UNKNOWN` ones.
 
     Raises:
       ValueError: for an unknown `at`.
@@ -78,10 +78,10 @@ def _counts(
         raise ValueError(f"at must be one of {STATES}, got {at!r}")
     grads, examples = classifier_grads(setting, view), setting.threat.knowledge.examples
     softmax, size = _over_steps(setting, view, samples, at)
-    found = examples * (
-        jnp.mean(softmax, axis=0) - _pull(setting, grads, size, by_bias)
-    )
-    return spread(found, examples)
+    pull = _pull(setting, grads, size, by_bias)
+    found = examples * (jnp.mean(softmax, axis=0) - pull)
+    # Without a pull the noise alone would speak.
+    return told(spread(found, examples), jnp.where(jnp.isfinite(found), pull, jnp.nan))
 
 
 def _pull(setting: Setting, grads: ClassifierGrads, size: Array, by_bias: bool):

@@ -8,13 +8,14 @@ targets y, softmax p and features f, the classifier's gradients are, for class c
 
 so a class that is there pulls its own entries down. The classifier sits above every
 lock: no rule notices one. Of an update the rules see the mean gradient of its steps,
-see `kljax.attacks.labels.classifier_grads`.
+see `kljax.attacks.labels.classifier_grads`. Where what a rule reads is zero throughout,
+or not finite, every label is `kljax.attacks.UNKNOWN`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting
+from kljax.attacks.attack import UNKNOWN, Setting
 from kljax.attacks.labels.classifier import classifier_grads
 from kljax.threat import View
 from kljax.typing import Array
@@ -36,7 +37,7 @@ def idlg(setting: Setting, view: View) -> Array:
     """
     grads = classifier_grads(setting, view)
     score = jnp.sum(grads.kernel, axis=0) if grads.bias is None else grads.bias
-    return jnp.argmin(score)[None].astype(jnp.int32)
+    return told(jnp.argmin(score)[None].astype(jnp.int32), score)
 
 
 def ggl(setting: Setting, view: View) -> Array:
@@ -77,7 +78,7 @@ def bias_corrected(setting: Setting, view: View) -> Array:
     bias = _bias("bias_corrected", setting, view)
     negative = bias < 0
     impact = jnp.sum(jnp.where(negative, bias, 0.0)) / _examples(setting)
-    return _greedy(bias, impact, negative, _examples(setting))
+    return told(_greedy(bias, impact, negative, _examples(setting)), bias)
 
 
 def wainakh_simple(setting: Setting, view: View) -> Array:
@@ -94,7 +95,7 @@ def wainakh_simple(setting: Setting, view: View) -> Array:
     negative = score < 0
     impact = jnp.sum(jnp.where(negative, score, 0.0)) / _examples(setting)
     impact *= 1 + 1 / setting.num_classes
-    return _greedy(score, impact, negative, _examples(setting))
+    return told(_greedy(score, impact, negative, _examples(setting)), score)
 
 
 def spread(counts: Array, examples: int) -> Array:
@@ -106,6 +107,17 @@ def spread(counts: Array, examples: int) -> Array:
     """
     none_waits = jnp.zeros(counts.shape, bool)
     return jnp.sort(_greedy(-counts, jnp.array(-1.0), none_waits, examples))
+
+
+def told(labels: Array, score: Array) -> Array:
+    """Gives labels [B], or `UNKNOWN` where the score they were read off says nothing.
+
+    Args:
+      labels: [B].
+      score: zero throughout, or not finite, it says nothing.
+    """
+    says = jnp.all(jnp.isfinite(score)) & jnp.any(score != 0)
+    return jnp.where(says, labels, UNKNOWN)
 
 
 def _greedy(score: Array, impact: Array, waiting: Array, examples: int) -> Array:
@@ -134,7 +146,7 @@ def _greedy(score: Array, impact: Array, waiting: Array, examples: int) -> Array
 
 def _lowest(setting: Setting, score: Array) -> Array:
     ranks = jnp.arange(_examples(setting)) % setting.num_classes
-    return jnp.argsort(score)[ranks].astype(jnp.int32)
+    return told(jnp.argsort(score)[ranks].astype(jnp.int32), score)
 
 
 def _bias(rule: str, setting: Setting, view: View) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.attack import Setting, Unknown, labels_of
 from kljax.attacks.labels.catalogue import find_rule
 from kljax.threat import View
 from kljax.typing import Array, Rng
@@ -26,6 +26,9 @@ def given(setting: Setting) -> Unknown:
 def recovered(setting: Setting) -> Unknown:
     """Recovers the labels in closed form first, by the setting's rule; keeps them.
 
+    Where the rule is told nothing the targets are NaN, and so is the attack's loss: it
+    reports a failure instead of searching for images of some class.
+
     No rule knows their order. Within one step it has no meaning; over several batches
     it has, so there each restart takes the labels in a random order of its own.
 
@@ -41,9 +44,15 @@ def recovered(setting: Setting) -> Unknown:
         labels = rule(setting, view)
         if ordered:
             labels = jax.random.permutation(rng, labels)
-        return (), jax.nn.one_hot(labels, setting.num_classes)
+        return (), targets_of(labels, setting.num_classes)
 
     return Unknown(start, decode=lambda free, fixed: fixed)
+
+
+def targets_of(labels: Array, num_classes: int) -> Array:
+    """Makes one-hot targets [B, Kc] of labels [B]; of `UNKNOWN` ones, NaN."""
+    known = (labels >= 0)[:, None]
+    return jnp.where(known, jax.nn.one_hot(labels, num_classes), jnp.nan)
 
 
 def joint(setting: Setting) -> Unknown:
@@ -73,8 +82,7 @@ def settled_labels(setting: Setting, attack: str) -> Callable[[Rng, View], Array
     unknown = LABELS[strategy](setting)
 
     def labels(rng: Rng, view: View) -> Array:
-        targets = unknown.decode(*unknown.start(rng, view))
-        return jnp.argmax(targets, axis=-1).astype(jnp.int32)
+        return labels_of(unknown.decode(*unknown.start(rng, view)))
 
     return labels
 
