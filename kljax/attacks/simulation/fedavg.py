@@ -19,7 +19,8 @@ from kljax.typing import Array, Public
 
 # full: the client's own training, the same images in every epoch, in order.
 # full_many: images of its own for each epoch, [E n, H, W, C] together, so that the
-#   order of a shuffling client need not be known.
+#   order of a shuffling client need not be known; that of the labels is believed to be
+#   the same in every epoch.
 # none: the gradient over all images at the start, in all T steps.
 # none_epoch: the gradient over all images at the start of each epoch, in its steps.
 VARIANTS = ("full", "full_many", "none", "none_epoch")
