@@ -11,19 +11,20 @@ import jax
 import numpy as np
 import optax
 import pytest
+from poison import differences, hidden, poisoned
 from studies import study
 from toys import quick_jit, random_images, setting, threat
 
 from kljax.attacks import LOCKS, Protocol, Reconstruction, patch_peeling
 from kljax.attacks.presets import april, april_optimisation
 from kljax.attacks.presets.april import april_objective
-from kljax.clients import one_step
+from kljax.clients import local_update, one_step
 from kljax.defences import keylock, none
 from kljax.keylock import ACTIVATIONS, key_lock
 from kljax.losses import cross_entropy
 from kljax.models import LeNet, VisionTransformer, from_nnx
 from kljax.models.vit import Block
-from kljax.threat import View, observe
+from kljax.threat import STRATEGY, Strategy, View, least_knowledge, observe
 from kljax.typing import Gate, Private, Public
 
 PUBLISHED = 23.90
@@ -500,3 +501,66 @@ def test_the_variant_fails_on_noise_and_says_so():
     assert not bool(compiled_optimisation()(broken.update).finite)
     none_at_all = compiled_optimisation()(changed(truth, np.zeros_like).update)
     assert none_at_all.loss > clean.loss and psnr(none_at_all, truth) < 15
+
+
+RATE = 0.05
+TWICE = Protocol(optax.sgd(RATE), steps=2, batch=1, learning_rate=RATE)
+
+
+@functools.cache
+def uploaded(upload):
+    """What a locked client sends: a gradient, or the change of two steps."""
+    truth = victim(0, locked=True).update
+    if upload == "gradient":
+        return truth
+    training = local_update(
+        made("vit"),
+        cross_entropy,
+        keylock(lock_of_size()),
+        TWICE.optimiser,
+        steps=TWICE.steps,
+        batch=TWICE.batch,
+    )
+    state = training.init(truth.public, truth.private)
+    labels = np.argmax(truth.targets, axis=-1)
+    rest = (truth.public, truth.stats, state, truth.images, labels)
+    return quick_jit(training.run)(jax.random.key(0), 0, *rest)
+
+
+def variant(upload, strategy):
+    plan = Strategy(lock=strategy, labels="recovered")
+    here = ground(
+        locked=True,
+        threat=least_knowledge(plan, upload=upload),
+        protocol=None if upload == "gradient" else TWICE,
+    )
+    attack = april_optimisation(here, steps=2, restarts=1)
+    return here, lambda seen: attack(jax.random.key(1), observe(here.threat, seen))
+
+
+@pytest.mark.slow  # each compiles a program of its own
+@pytest.mark.parametrize(
+    ("upload", "strategy"),
+    [
+        (upload, strategy)
+        for upload in ("gradient", "update")
+        for strategy in STRATEGY["lock"]
+        if (upload, strategy) != ("update", "peel")  # refused: below
+    ],
+)
+def test_the_variant_takes_every_strategy(upload, strategy):
+    """And sees nothing that is hidden from it."""
+    here, attack = variant(upload, strategy)
+    truth, facts = uploaded(upload), vars(here.threat.knowledge)
+    strike = quick_jit(attack)
+    found = strike(truth)
+    assert bool(found.finite) and np.isfinite(found.loss)
+    assert found.images.shape == (1, *SHAPE) and np.all(np.isfinite(found.images))
+    assert found.labels.tolist() == np.argmax(truth.targets, axis=-1).tolist()
+    assert len(hidden(facts)) >= 4
+    assert not differences(strike(poisoned(truth, facts)), found)
+
+
+def test_the_variant_cannot_peel_an_update():
+    with pytest.raises(ValueError, match="'peel' needs the gradient.*upload='update'"):
+        variant("update", "peel")
