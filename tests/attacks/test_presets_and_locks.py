@@ -1,15 +1,36 @@
-"""Every iterative preset takes every lock strategy that its threat model allows."""
+"""Every iterative preset takes every lock strategy that its threat model allows.
+
+On gradients and on updates; what is refused is written down.
+"""
+
+import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from poison import differences, hidden, poisoned
-from toys import LOCK, locked_update, quick_jit, setting, toy_model
+from toys import (
+    CLASSES,
+    LOCK,
+    locked_update,
+    quick_jit,
+    random_images,
+    random_private,
+    random_weights,
+    setting,
+    toy_model,
+)
 
-from kljax.attacks import LOCKS
+from kljax.attacks import LOCKS, Protocol
 from kljax.attacks.presets import PRESETS
+from kljax.clients import local_update, one_step
 from kljax.defences import keylock
+from kljax.keylock import key_lock
+from kljax.losses import cross_entropy
+from kljax.models import NETWORKS, Dense, from_nnx
 from kljax.threat import STRATEGY, IllegalThreat, Strategy, least_knowledge, observe
+from kljax.typing import Public
 
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
@@ -20,6 +41,7 @@ ITERATIVE = sorted(
     if PRESETS[name].objective is not None and name != "april-optimisation"
 )
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
+SHAPE = (8, 8, 1)  # generators make no smaller ones
 
 
 def test_the_presets_are_there():
@@ -27,7 +49,7 @@ def test_the_presets_are_there():
 
 
 def shrunk():
-    """Makes the toy network for images of 8x8: generators make no smaller ones."""
+    """Makes the toy network for images of 8x8."""
     toy = toy_model()
 
     def apply(params, stats, images, **options):
@@ -35,6 +57,30 @@ def shrunk():
         return toy.apply(params, stats, blocks.mean(axis=(2, 4)), **options)
 
     return toy._replace(apply=apply)
+
+
+def declare(name, strategy, **facts):
+    """The least that an attacker must know who has this preset and this strategy."""
+    plan = Strategy(lock=strategy, labels=PRESETS[name].labels)
+    return least_knowledge(plan, **facts, **PRESETS[name].needs)
+
+
+def check_steps(name, ground, update, **sizes):
+    """Builds a preset, and lets it make some steps; it sees nothing that is hidden."""
+    attack = PRESETS[name].build(ground, **sizes)
+    strike = quick_jit(
+        lambda seen: attack(jax.random.key(1), observe(ground.threat, seen))
+    )
+    found = strike(update)
+    assert bool(found.finite) and np.isfinite(found.loss)
+    assert found.images.shape == update.images.shape[:1] + SHAPE
+    assert np.all(np.isfinite(found.images))
+    assert found.labels.shape == update.images.shape[:1] and np.all(found.labels >= 0)
+    assert found.info["evaluations"] == sizes["steps"] * sizes["restarts"]
+    facts = vars(ground.threat.knowledge)
+    assert len(hidden(facts)) >= 4
+    assert not differences(strike(poisoned(update, facts)), found)
+    return found
 
 
 # Each pair compiles a program of its own: all but a few are slow together.
@@ -47,28 +93,16 @@ PAIRS = [
     )
     for name in ITERATIVE
     for strategy in LOCKS
-    if strategy != "peel"  # the toy network is no chain of layers: test_peeling.py
+    if strategy != "peel"  # the toy network is no chain of layers: see below
 ]
 
 
 @pytest.mark.parametrize(("name", "strategy"), PAIRS)
 def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
-    preset = PRESETS[name]
-    plan = Strategy(lock=strategy, labels=preset.labels)
-    model = least_knowledge(plan, **EVAL, **preset.needs)
-    ground = setting(model, DEFENCE, model=shrunk(), image_shape=(8, 8, 1))
+    model = declare(name, strategy, **EVAL)
+    ground = setting(model, DEFENCE, model=shrunk(), image_shape=SHAPE)
     # Some compare restarts.
-    attack = preset.build(ground, steps=1, restarts=2)
-    strike = quick_jit(lambda seen: attack(jax.random.key(1), observe(model, seen)))
-    update = locked_update(1)
-    found = strike(update)
-    assert bool(found.finite) and np.isfinite(found.loss)
-    assert found.images.shape == (1, 8, 8, 1) and np.all(np.isfinite(found.images))
-    assert found.info["evaluations"] == 2
-    # And sees nothing that is hidden from it.
-    facts = vars(model.knowledge)
-    assert len(hidden(facts)) >= 4
-    assert not differences(strike(poisoned(update, facts)), found)
+    check_steps(name, ground, locked_update(1), steps=1, restarts=2)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +118,142 @@ def test_an_illegal_pair_raises(strategy, fact):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_peeling_a_network_that_is_no_chain_raises(name):
-    plan = Strategy(lock="peel", labels=PRESETS[name].labels)
-    model = least_knowledge(plan, **PRESETS[name].needs)
-    ground = setting(model, DEFENCE, model=shrunk(), image_shape=(8, 8, 1))
+    ground = setting(declare(name, "peel"), DEFENCE, model=shrunk(), image_shape=SHAPE)
     with pytest.raises(ValueError, match="'peel' walks a chain of layers"):
         PRESETS[name].build(ground, steps=1, restarts=2)
+
+
+# --- peeling a network that is one -------------------------------------------------
+
+SITE = ("layers/0", 4)
+CHAIN_LOCK = key_lock((SITE[0],), (SITE[1],), size=5)
+
+
+@functools.cache
+def chain():
+    return from_nnx(
+        lambda rngs: Dense(CLASSES, image_shape=SHAPE, widths=(SITE[1],), rngs=rngs)
+    )
+
+
+def chained(model, **changes):
+    return setting(
+        model,
+        keylock(CHAIN_LOCK),
+        model=chain(),
+        image_shape=SHAPE,
+        sites=(SITE,),
+        chain=NETWORKS["dense"].chain,
+        **changes,
+    )
+
+
+@functools.cache
+def chained_update():
+    # Weights as small as networks have them: sigmoids that say something.
+    params, stats = random_weights(chain(), scale=0.1)
+    step = one_step(chain(), cross_entropy, keylock(CHAIN_LOCK), train=True)
+    private, images = random_private(CHAIN_LOCK), random_images(1, *SHAPE)
+    return quick_jit(step)(
+        jax.random.key(0), Public(params), stats, private, images, np.eye(3)[[2]]
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK[:1] else pytest.mark.slow)
+        for name in ITERATIVE
+    ],
+)
+def test_peeled_gates_are_taken_by_every_preset(name):
+    update = chained_update()
+    found = check_steps(
+        name, chained(declare(name, "peel")), update, steps=2, restarts=1
+    )
+    true = CHAIN_LOCK.gates(update.private.trainable, update.private.secret)
+    for gate, part in zip(
+        found.info["lock"].gates[SITE[0]], true[SITE[0]], strict=True
+    ):
+        np.testing.assert_allclose(gate, part, rtol=1e-2, atol=1e-2)
+
+
+# What a chain that is locked below its classifier, without a norm, cannot be for.
+UNFIT = {
+    "april": "april needs a vision transformer",
+    "april-optimisation": "'positions', a position embedding",
+    "imprint": "imprint reads what is in front of any lock .* lock='peel'",
+    "imprint-one-shot": "imprint reads what is in front of any lock .* lock='peel'",
+    "peeling": "images below gates on a norm, and at layers/0 there is none",
+    "rgap": "rgap knows no lock, the threat model says lock='peel'",
+}
+
+
+def test_peeled_gates_are_taken_or_refused_by_all():
+    assert {*ITERATIVE, *UNFIT} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_peeled_gates_that_are_of_no_use_are_refused(name):
+    ground = chained(declare(name, "peel"))
+    with pytest.raises(ValueError, match=UNFIT[name]):
+        attack = PRESETS[name].build(ground, steps=2, restarts=1)
+        view = observe(ground.threat, chained_update())
+        jax.eval_shape(attack, jax.random.key(1), view)
+
+
+# --- updates of several local steps ------------------------------------------------
+
+# Batches of three: of two examples a norm makes nothing but signs.
+EXAMPLES, STEPS, BATCH, RATE = 6, 2, 3, 0.05
+PROTOCOL = Protocol(optax.sgd(RATE), STEPS, BATCH, RATE)
+# What no attack on an update can do, and what is said about it; all else is taken.
+REFUSED = {"peel": "needs the gradient of at most .* upload='update'"}
+QUICK_UPDATES = {("gate-regression", "regress_gates"), ("bn-updates", "extract")}
+UPDATES = [
+    pytest.param(
+        name,
+        strategy,
+        marks=()
+        if name == "fedavg-inversion" or (name, strategy) in QUICK_UPDATES
+        else pytest.mark.slow,
+    )
+    for name in ITERATIVE
+    for strategy in STRATEGY["lock"]
+    if strategy not in REFUSED
+]
+
+
+@functools.cache
+def several_steps():
+    params, stats = random_weights(shrunk())
+    public, labels = Public(params), np.arange(EXAMPLES) % CLASSES
+    training = local_update(
+        shrunk(), cross_entropy, DEFENCE, PROTOCOL.optimiser, steps=STEPS, batch=BATCH
+    )
+    state = training.init(public, random_private())
+    images = random_images(EXAMPLES, *SHAPE)
+    return quick_jit(training.run)(
+        jax.random.key(0), 0, public, stats, state, images, labels
+    )
+
+
+@pytest.mark.parametrize(("name", "strategy"), UPDATES)
+def test_a_legal_pair_makes_steps_on_an_update(name, strategy):
+    model = declare(name, strategy, upload="update", examples=EXAMPLES)
+    ground = setting(
+        model, DEFENCE, model=shrunk(), image_shape=SHAPE, protocol=PROTOCOL
+    )
+    check_steps(name, ground, several_steps(), steps=2, restarts=1)
+
+
+@pytest.mark.parametrize("strategy", REFUSED)
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_what_an_update_cannot_be_is_refused(name, strategy):
+    """Of one example, on a chain of layers: nothing but the upload is in the way."""
+    protocol = Protocol(optax.sgd(RATE), STEPS, 1, RATE)
+    ground = chained(declare(name, strategy, upload="update"), protocol=protocol)
+    with pytest.raises(ValueError, match=REFUSED[strategy]):
+        PRESETS[name].build(ground, steps=2, restarts=1)
+    gradient = chained(declare(name, strategy))
+    PRESETS[name].build(gradient, steps=2, restarts=1)
