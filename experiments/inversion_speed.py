@@ -6,7 +6,6 @@ Peers (`inversion_peer`), each at the best of its settings on this machine, foun
   ...-2-processes   the best of each with the victims dealt to two processes
 """
 
-import functools
 import statistics
 from typing import NamedTuple
 
@@ -160,6 +159,10 @@ class Problem:
 
         return objective
 
+    def evaluation(self):
+        """``(params, stats, observed, labels, images) -> (value, image gradient)``."""
+        return jax.value_and_grad(self.objective(), argnums=4)
+
     def observe(self):
         """Uploads of the true images, as the candidate's own replay."""
         simulation = self.simulation()
@@ -194,23 +197,28 @@ def drawn(generator, name, shape):
     return generator.uniform(-limit, limit, shape).astype(np.float32)
 
 
-def runner(problem, observed, layout):
-    """Makes ``() -> (seconds, values at the starts)``; says how long it compiled."""
-    objective = problem.objective()
+def repeated(evaluate, repeats):
+    """Makes evaluations of one victim: ``(..., start) -> value at the start``.
+
+    Args:
+      evaluate: as `Problem.evaluation`.
+      repeats: how many.
+    """
 
     def one(params, stats, observed, labels, start):
-        evaluate = jax.value_and_grad(
-            functools.partial(objective, params, stats, observed, labels)
-        )
-
         def step(images, _):
-            value, grads = evaluate(images)
+            value, grads = evaluate(params, stats, observed, labels, images)
             # A move, so that no evaluation can be left out.
             return images - 1e-3 * grads, value
 
-        return jax.lax.scan(step, start, length=problem.work.repeats)[1][0]
+        return jax.lax.scan(step, start, length=repeats)[1][0]
 
-    run = map_victims(one, layout)
+    return one
+
+
+def runner(problem, observed, layout):
+    """Makes ``() -> (seconds, values at the starts)``; says how long it compiled."""
+    run = map_victims(repeated(problem.evaluation(), problem.work.repeats), layout)
     given = problem.params, problem.stats, observed, problem.labels, problem.starts
     _, timing = run(*given)
 
@@ -240,7 +248,7 @@ def compare(name, options, work=None):
     layout, timed, compile_s = fastest_chunk(problem, observed)
     given = (problem.params, problem.stats, observed, problem.labels, problem.starts)
     first = jax.tree.map(lambda x: x[0], given)
-    flops = product_flops(jax.value_and_grad(problem.objective(), 4), *first)
+    flops = product_flops(problem.evaluation(), *first)
     settings = {
         "victims": work.victims,
         "local_steps": work.steps,
@@ -303,74 +311,97 @@ def race(name, options, work, timed, load, settings, flops, unit):
     return entry(name, mine, rates, unit, settings, share)
 
 
+class Generators:
+    """GRNN on the victims of a `Problem`: a generator each, and noise of its own.
+
+    Attributes:
+      work: what is run.
+      given: arguments of `objective`, with a leading axis [N]: weights of generators,
+        parameters, uploads and noise.
+      optimiser: of the weights.
+    """
+
+    def __init__(self, work=GRNN):
+        self.work, self._problem = work, Problem(work)
+        setting = self._problem.setting(labels="joint")
+        parts = generated_images(setting), generated_labels(setting)
+        rngs = jax.random.split(jax.random.key(1), (work.victims, 2))
+
+        def begin(rng):
+            return tuple(
+                part.start(r, None) for part, r in zip(parts, rng, strict=True)
+            )
+
+        (images, noise), (labels, _) = jax.device_get(jax.jit(jax.vmap(begin))(rngs))
+        observed = self._problem.observe()
+        self.given = (images, labels, ()), self._problem.params, observed, noise
+        self.optimiser = rmsprop()
+        self._simulation, self._distance = self._problem.simulation(setting), l2_norm()
+        self._prior = squared_variation(GRNN_VARIATION)
+
+    def objective(self, free, params, observed, noise):
+        """Computes the loss [] of one victim at the weights `free`."""
+        weights, labels, _ = free
+        view = self._problem.view(params, {}, observed, jnp.zeros(1, jnp.int32))
+        targets = label_branch(labels, noise)
+        candidate = Candidate(image_branch(weights, noise), targets, Private())
+        value = self._distance(*self._simulation(view, candidate))
+        return value + self._prior(view, candidate, jnp.zeros(()))
+
+    def step(self, free, state, params, observed, noise):
+        """Evaluates and moves the weights of one victim: free, state, value."""
+        value, grads = jax.value_and_grad(self.objective)(free, params, observed, noise)
+        return *self.optimiser.step(free, state, value, grads), value
+
+    def in_torch(self):
+        """The same, as `InversionPeer.load_generators` wants it."""
+        (images, labels, _), params, _, noise = self.given
+        named = {f"first/{n}": v for n, v in images["first"].items()}
+        named |= {f"label/{n}": v for n, v in labels.items()}
+        for i, block in enumerate(images["blocks"]):
+            named |= {f"blocks/{i}/{n}": v for n, v in block.items()}
+        arrays = {"images": self._problem.images, "labels": self._problem.labels}
+        arrays |= {f"generator/{n}": v for n, v in named.items()}
+        return arrays | {"noise": noise} | params
+
+
 def grnn_lenet(options, work=None):
     """Steps of GRNN per second: a generator each for victims with own weights."""
     work = work or work_of("grnn-lenet")
-    problem = Problem(work)
-    setting = problem.setting(labels="joint")
-    parts = generated_images(setting), generated_labels(setting)
-    rngs = jax.random.split(jax.random.key(1), (work.victims, 2))
+    problem = Generators(work)
 
-    def begin(rng):
-        return tuple(part.start(r, None) for part, r in zip(parts, rng, strict=True))
-
-    (images, noise), (labels, _) = jax.device_get(jax.jit(jax.vmap(begin))(rngs))
-    observed = problem.observe()
-    simulation, distance = problem.simulation(setting), l2_norm()
-    prior, optimiser = squared_variation(GRNN_VARIATION), rmsprop()
-
-    def objective(free, params, observed, noise):
-        weights, labels, _ = free
-        view = problem.view(params, {}, observed, jnp.zeros(1, jnp.int32))
-        targets = label_branch(labels, noise)
-        candidate = Candidate(image_branch(weights, noise), targets, Private())
-        value = distance(*simulation(view, candidate))
-        return value + prior(view, candidate, jnp.zeros(()))
-
-    def one(free, params, observed, noise):
-        evaluate = jax.value_and_grad(
-            lambda free: objective(free, params, observed, noise)
-        )
-
+    def one(free, *known):
         def step(carry, _):
-            free, state = carry
-            value, grads = evaluate(free)
-            return optimiser.step(free, state, value, grads), value
+            free, state, value = problem.step(*carry, *known)
+            return (free, state), value
 
-        start = free, optimiser.init(free)
+        start = free, problem.optimiser.init(free)
         (free, _), values = jax.lax.scan(step, start, length=work.repeats)
         return values[0], free
 
-    given = ((images, labels, ()), problem.params, observed, noise)
     found = {}
     for chunk in work.chunks:
         run = map_victims(one, Layout("sharded", chunk))
-        _, timing = run(*given)
-        best = min(run(*given)[1].run_s for _ in range(2))
+        _, timing = run(*problem.given)
+        best = min(run(*problem.given)[1].run_s for _ in range(2))
         found[chunk] = best, run, timing.compile_s
     chunk = min(found, key=lambda chunk: found[chunk][0])
     _, run, compile_s = found[chunk]
 
     def timed():
-        (values, _), timing = run(*given)
+        (values, _), timing = run(*problem.given)
         return timing.run_s, np.asarray(values)
 
-    first = jax.tree.map(lambda x: x[0], given)
-    flops = product_flops(jax.value_and_grad(objective), *first)
+    first = jax.tree.map(lambda x: x[0], problem.given)
+    flops = product_flops(jax.value_and_grad(problem.objective), *first)
     settings = {
         "victims": work.victims,
         "layout": str(Layout("sharded", chunk)),
         "compile_s": compile_s,
     }
-    named = {f"first/{n}": v for n, v in images["first"].items()}
-    named |= {f"label/{n}": v for n, v in labels.items()}
-    for i, block in enumerate(images["blocks"]):
-        named |= {f"blocks/{i}/{n}": v for n, v in block.items()}
-    arrays = {"images": problem.images, "labels": problem.labels, "noise": noise}
-    arrays |= {f"generator/{n}": v for n, v in named.items()} | problem.params
 
     def load(peer):
-        peer.load_generators(arrays, GRNN_VARIATION)
+        peer.load_generators(problem.in_torch(), GRNN_VARIATION)
 
     unit = "steps/s"
     return [race("grnn-lenet", options, work, timed, load, settings, flops, unit)]

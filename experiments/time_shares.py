@@ -1,25 +1,27 @@
 """Where the time of one evaluation goes: operations of the compiled program, by kind.
 
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false \\
-        python experiments/time_shares.py [--only NAME ...] [--chunk 1] [--repeats 5]
+        python experiments/time_shares.py [--only NAME ...] [--chunk 1] [--repeats 50]
 
 The flag keeps operations on one thread: what is handed on to others is not timed.
 
-NAME is an entry of `inversion_speed.WORK`, as in speed.py. Shares are of the time that
-the runtime's threads spend inside operations, all threads together, on one device:
-matrix products; moving (pads, slices, joins and copies, of which patches are made and
-taken apart, and the arithmetic that the compiler fused into them); sums over axes; and
-other arithmetic.
+NAME is an entry of `inversion_speed.NAMES`, as in speed.py; of `grnn-lenet` it is a
+whole step, with the optimiser's. Shares are of the time that the runtime's threads
+spend inside operations, all threads together, on one device, each operation at its
+median: matrix products; moving (pads, slices, joins and copies, of which patches are
+made and taken apart, and the arithmetic that the compiler fused into them); sums over
+axes; and other arithmetic. Results: end of "Deeper networks" in experiments/speed.md.
 """
 
 import argparse
 import collections
 import re
+import statistics
 import tempfile
 from pathlib import Path
 
 import jax
-from inversion_speed import WORK, Problem
+from inversion_speed import GRNN, NAMES, WORK, Generators, Problem
 from tabulate import tabulate
 
 # Parts of the names that the CPU backend gives to operations without a product; the
@@ -42,46 +44,54 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--chunk", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=50)
     options = parser.parse_args()
     rows = []
     for name in options.only:
-        work = WORK[name]._replace(victims=options.chunk, repeats=options.repeats)
-        seconds = measured(work, options.chunk)
+        evaluate, given = program(name, options.chunk)
+        seconds = measured(evaluate, given, options.repeats)
         total = sum(seconds.values())
         rows.append([name, *(f"{100 * seconds[kind] / total:.0f}%" for kind in KINDS)])
     print(tabulate(rows, ["", *KINDS], tablefmt="github", disable_numparse=True))
 
 
-def measured(work, chunk):
-    """Times the operations of a program: seconds by kind."""
+def program(name, chunk):
+    """Gives what is timed, of one victim, and its arguments of `chunk` victims."""
+    work = WORK.get(name, GRNN)._replace(victims=chunk)
+    if name not in WORK:
+        grnn = Generators(work)
+        free, *known = grnn.given
+        return grnn.step, (free, jax.vmap(grnn.optimiser.init)(free), *known)
     problem = Problem(work)
-    evaluate = jax.vmap(jax.value_and_grad(problem.objective(), argnums=4))
-    given = (
-        problem.params,
-        problem.stats,
-        problem.observe(),
-        problem.labels,
-        problem.starts,
-    )
-    given = jax.device_put(jax.tree.map(lambda x: x[:chunk], given))
+    observed = problem.observe()
+    given = problem.params, problem.stats, observed, problem.labels, problem.starts
+    return problem.evaluation(), given
+
+
+def measured(evaluate, given, repeats):
+    """Times the operations of a program: seconds by kind."""
+    evaluate, given = jax.vmap(evaluate), jax.device_put(given)
     run = jax.jit(evaluate).lower(*given).compile()
     products = with_products(run.as_text())
     jax.block_until_ready(run(*given))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            for _ in range(work.repeats):
+            for _ in range(repeats):
                 jax.block_until_ready(run(*given))
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-        seconds = collections.Counter()
+        durations = collections.defaultdict(list)
         for line in (line for plane in data.planes for line in plane.lines):
             if line.name.startswith("tf_XLA"):
                 for event in line.events:
-                    kind = kind_of(event.name, products)
-                    seconds[kind] += event.duration_ns * 1e-9
+                    durations[event.name].append(event.duration_ns * 1e-9)
+    seconds = collections.Counter()
+    for name, values in durations.items():
+        # Medians: beside other work a thread is taken off its core now and then, and
+        # one such wait is longer than all the rest of a small program.
+        seconds[kind_of(name, products)] += len(values) * statistics.median(values)
     del seconds[None]
     return seconds
 
