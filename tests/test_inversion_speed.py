@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from studies import quick_compilation
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 import inversion_peer  # noqa: E402
 import inversion_speed  # noqa: E402
+import orders  # noqa: E402
 from inversion_peer import Setting  # noqa: E402
 from inversion_speed import GRNN, WORK  # noqa: E402
 
@@ -49,6 +51,18 @@ def test_ours_alone():
     convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
     forward = sum(2 * 25 * n for n in convolutions) + 2 * 768 * 10
     assert made["settings"]["flops_per_evaluation"] > 5 * 2 * forward
+
+
+@pytest.mark.parametrize("order", [*orders.ORDERS][1:])
+def test_orders_of_differentiation_are_one_number(order):
+    work = orders.WORK["lenet"][0]._replace(victims=1)
+    problem = inversion_speed.Problem(work)
+    given = problem.params, problem.stats, problem.observe()
+    given = jax.tree.map(lambda x: x[0], (*given, problem.labels, problem.starts))
+    made = problem.evaluation(), orders.ORDERS[order](problem)
+    (value, slope), (other, found) = (jax.jit(evaluate)(*given) for evaluate in made)
+    assert float(other) == pytest.approx(float(value), rel=1e-5)
+    assert orders.difference(found[None], slope[None]) < 1e-5
 
 
 @pytest.mark.slow
