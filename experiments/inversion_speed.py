@@ -6,6 +6,7 @@ Peers (`inversion_peer`), each at the best of its settings on this machine, foun
   ...-2-processes   the best of each with the victims dealt to two processes
 """
 
+import functools
 import statistics
 from typing import NamedTuple
 
