@@ -6,10 +6,10 @@
 What: numbers of presets for which no paper has a value (the weight of the relative
 total variation in `matching`; the rates at which unknown gates are moved), and beside
 them the step sizes for which papers do have one. Victims are those of seed 1000, which
-no other study uses, LeNet on digits; a table per setting, a line per value and arm. The
-rule: the value with the lowest geometric mean over arms of the median matching loss,
-which is all that an attacker sees. The scores beside it are there for the reader and
-choose nothing. Results: experiments/attack_settings.md.
+no part of the study uses, LeNet on digits; a table per setting, a line per value and
+arm. The rule: the value with the lowest geometric mean over arms of the median matching
+loss, which is all that an attacker sees. The scores beside it are there for the reader
+and choose nothing. Results: experiments/attack_settings.md.
 """
 
 import argparse

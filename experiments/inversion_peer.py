@@ -41,7 +41,8 @@ def settings(name, victims, gpu=False):
     """
     form = name.removesuffix("-2-processes").removeprefix("torch-")
     processes = 2 if name.endswith("-2-processes") else 1
-    chunks = (16, 64, 256) if gpu else (2, 4, 8, 16)
+    share = victims // processes
+    chunks = sorted({16, 64, 256, share}) if gpu else (2, 4, 8, 16)
     return [
         Setting(form, chunk, kernels, threads, processes)
         for kernels in (("onednn",) if gpu else ("onednn", "native"))

@@ -36,8 +36,9 @@ Only when named, candidates against each other:
 Peers run in processes of their own (PyTorch's and XLA's thread pools disturb each
 other), each at the best of its settings on this machine, found first; what they are is
 said in attack_speed.py and federated_peer.py. On a GPU PyTorch's run there, too, and
-all entries but the federated ones have more victims; on another accelerator there are
-no peers unless named by --peers: they would run on its CPU.
+entries of attacks have more victims (sweeps and federated ones are the same); on
+another accelerator there are no peers unless named by --peers: they would run on its
+CPU.
 
 Every figure is the median over rounds; the range is beside it. Compilation is timed
 apart. `matmul_peak_share` is the rate of floating-point operations inside matrix
@@ -94,7 +95,12 @@ def arguments():
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--fedjax-python", default=sys.executable)
     parser.add_argument("--peers-from", type=Path, help="JSON of an earlier run")
-    parser.add_argument("--peers", nargs="*", choices=PEERS)
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        help="default: all on a CPU, PyTorch's on a GPU; none after it: none",
+    )
     options = parser.parse_args()
     if options.peers is None:
         options.peers = {

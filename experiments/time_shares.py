@@ -48,6 +48,8 @@ def main():
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=50)
     options = parser.parse_args()
+    if jax.default_backend() != "cpu":
+        parser.error("the CPU backend's trace is read here: set JAX_PLATFORMS=cpu")
     rows = []
     for name in options.only:
         evaluate, given = program(name, options.chunk)

@@ -141,8 +141,9 @@ def fastest_convolution(name: str = "auto") -> Convolution:
       ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
     """
     if name == "auto":
-        # Measured on a CPU and a GPU, where it is 5 and 9 times faster than XLA's own
-        # on LeNet (experiments/speed.md); on a TPU it is a guess.
+        # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU, on
+        # whole updates there 1.5 times (experiments/speed.md). Deeper networks were not
+        # compared on a GPU; on a TPU it is a guess.
         name = "matmul"
     if name not in CONVOLUTIONS:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.allow_tf32 = False
 # Lets cuDNN try its kernels at the first call of a shape and keep the fastest.
 torch.backends.cudnn.benchmark = True
 

@@ -77,11 +77,10 @@ def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
     Measured on two CPU cores and on one NVIDIA H200. On a TPU nothing has been, and
     the choice is a guess.
 
-    Attacks differ in nothing but data and gain from batching: a CPU as long as a chunk
-    stays in its cache, a GPU up to hundreds (256 were a tenth faster than 64, at four
-    times the memory). A client has weights of its own: batched, its convolutions
-    become one small product per client, and on a CPU working the clients off one after
-    another is faster.
+    Attacks differ in nothing but data and gain from batching, a GPU up to hundreds (256
+    were up to a quarter faster than 64; fewer need less memory). A client has weights
+    of its own: batched, its convolutions become one small product per client, and on a
+    CPU working the clients off one after another is faster.
     """
     found = {
         ("cpu", "victims"): Layout("sharded", 8),

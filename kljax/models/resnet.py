@@ -260,8 +260,8 @@ _imagenet = functools.partial(
     max_pool=True,
 )
 resnet20 = functools.partial(_cifar, depths=(3, 3, 3))
-# ReLU has no second derivative, and searches fail on deep networks of it; DLG (Zhu et
-# al. 2019, experimental setup) replaces it for that reason, by a sigmoid.
+# ReLU has no second derivative to search with; DLG (Zhu et al. 2019, experimental
+# setup) replaces it for that reason, by a sigmoid.
 resnet20_tanh = functools.partial(resnet20, activation=jnp.tanh)
 resnet32 = functools.partial(_cifar, depths=(5, 5, 5))
 resnet18 = functools.partial(_imagenet, depths=(2, 2, 2, 2))

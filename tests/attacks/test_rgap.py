@@ -9,7 +9,7 @@ from poison import differences, poisoned
 from toys import quick_jit, random_images, setting, threat
 from victims import filled
 
-from kljax.attacks import rgap
+from kljax.attacks import UNKNOWN, rgap
 from kljax.clients import one_step
 from kljax.defences import none
 from kljax.losses import cross_entropy
@@ -122,6 +122,7 @@ def test_noise_takes_the_image_away(name, classes):
 def test_a_gradient_of_nothing_is_told_apart_from_a_success(name, classes, value):
     _, found = attacked(name, classes, change=lambda update: filled(update, value))
     assert not found.finite
+    assert found.labels.tolist() == [UNKNOWN]
 
 
 def test_what_is_hidden_cannot_change_a_reconstruction():

@@ -23,6 +23,7 @@ from kljax.attacks.closed_form.layer_input import (
     to_float64,
 )
 from kljax.attacks.closed_form.walk import Place, below_classifier, down, steps_of
+from kljax.attacks.labels import told
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
@@ -111,7 +112,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
         return Reconstruction(
             images=images,
             # Under cross-entropy only the true class has a negative derivative.
-            labels=jnp.argmin(signal)[None].astype(jnp.int32),
+            labels=told(jnp.argmin(signal)[None].astype(jnp.int32), signal),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(images)),
             info={

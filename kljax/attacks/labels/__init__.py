@@ -12,6 +12,7 @@ from kljax.attacks.labels.rules import (
     ggl,
     idlg,
     spread,
+    told,
     wainakh_simple,
     yin,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "settled_labels",
     "spread",
     "targets_of",
+    "told",
     "wainakh_simple",
     "yin",
 ]
