@@ -2,15 +2,14 @@
 
 import dataclasses
 import datetime
-import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from kljax.cli.printing import printed_table
-from kljax.mapping import Layout, fastest_layout
+from kljax.mapping import LAYOUTS, Layout, fastest_layout
 from kljax.progress import SweepProgress
 from kljax.rollcall import ALONE, Place, roll_call
 
@@ -27,7 +26,9 @@ class Sweep:
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
       memory: GiB that a compiled block may take; None for half of what there is.
-      layout: how victims are laid over the machine, at most (speed only).
+      layout_kind, layout_chunk: how victims are laid over the machine, at most (speed
+        only), see `kljax.mapping.Layout`; None for what is fastest on the backend,
+        which is not asked for before several processes have met.
       retry_failed: whether cells that failed before are tried again.
       report: whether the report is written at the end, by process 0.
       coordinator: HOST:PORT of process 0, if several processes share the work.
@@ -42,14 +43,21 @@ class Sweep:
     probe: float = 60.0
     part: int | None = None
     memory: float | None = None
-    layout: Layout = dataclasses.field(
-        default_factory=functools.partial(fastest_layout, "victims")
-    )
+    layout_kind: Annotated[
+        Literal[tuple(LAYOUTS)] | None, tyro.conf.arg(name="layout.kind")
+    ] = None
+    layout_chunk: Annotated[int | None, tyro.conf.arg(name="layout.chunk")] = None
     retry_failed: bool = False
     report: bool = True
     coordinator: str | None = None
     processes: int | None = None
     process: str | None = None
+
+    def layout(self) -> Layout:
+        """Fills in what was not said; asks for the backend."""
+        said = {"kind": self.layout_kind, "chunk": self.layout_chunk}
+        said = {name: value for name, value in said.items() if value is not None}
+        return dataclasses.replace(fastest_layout("victims"), **said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
                 part=job.part,
                 place=place,
                 retry_failed=job.retry_failed,
-                layout=job.layout,
+                layout=job.layout(),
                 memory=None if job.memory is None else job.memory * 2**30,
                 on_chunk=progress.on_chunk,
             )
@@ -164,7 +172,7 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
         f"{victims} victims",
         highlight=False,
     )
-    found = probe(manifest, layout=job.layout, seconds=job.probe)
+    found = probe(manifest, layout=job.layout(), seconds=job.probe)
     groups, probed = found.groups
     compiling = datetime.timedelta(seconds=round(found.compile_s))
     running = datetime.timedelta(seconds=round(found.run_s))

@@ -1,6 +1,7 @@
 """The configuration of a leakage study."""
 
 import dataclasses
+import functools
 import typing
 from typing import Literal
 
@@ -14,7 +15,7 @@ from kljax.config.checks import (
     given,
 )
 from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
-from kljax.mapping import Layout
+from kljax.mapping import Layout, fastest_layout
 from kljax.metrics.image import SSIM_WINDOW
 
 ARMS = (
@@ -154,7 +155,9 @@ class LeakConfig:
     split: str | None = None
     data_dir: str | None = None
     precision: str = "highest"
-    layout: Layout = dataclasses.field(default_factory=Layout)
+    layout: Layout = dataclasses.field(
+        default_factory=functools.partial(fastest_layout, "victims")
+    )
     convolution: Literal["auto", "matmul", "lax"] = "auto"
     from_run: str | None = None
     round: int = 0

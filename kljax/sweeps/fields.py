@@ -9,9 +9,11 @@ import typing
 from typing import Any
 
 from kljax.config import LeakConfig
+from kljax.mapping import Layout
 from kljax.registry import nearest
 
-DEFAULTS = LeakConfig()
+# A layout of its own: the backend must not be asked for before processes have met.
+DEFAULTS = LeakConfig(layout=Layout())
 _HINTS = typing.get_type_hints(LeakConfig)
 FIELDS: dict[str, Any] = {"arm": str} | {
     name: hint for name, hint in _HINTS.items() if name not in ("arms", "layout")

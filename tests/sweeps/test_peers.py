@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -41,6 +43,23 @@ def at_once(count, work):
 
 
 # --- claims -----------------------------------------------------------------------
+
+
+def test_no_backend_is_asked_for_before_processes_have_met():
+    """Or `jax.distributed` refuses: neither an import nor a command does that."""
+    code = """
+import jax, pathlib
+def asked(*args):
+    raise SystemExit("the backend was asked for")
+jax.default_backend = jax.devices = jax.local_devices = asked
+import kljax, kljax.cli.commands
+from kljax.cli.sweep import Sweep
+Sweep(file=pathlib.Path("file.toml"))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_second_job_on_the_folder_is_refused(tmp_path):
