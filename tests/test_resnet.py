@@ -7,6 +7,7 @@ import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from by_hand import (
@@ -17,9 +18,11 @@ from by_hand import (
     parameter_shapes,
     pool,
 )
+from jax.flatten_util import ravel_pytree
 from toys import check_refused, quick_jit, random_images, random_weights
 
 from kljax.keylock import key_lock
+from kljax.losses import cross_entropy
 from kljax.models import (
     NETWORKS,
     ResNet,
@@ -353,3 +356,30 @@ def test_initial_weights(stem, initialiser, kernel, classifier):
 )
 def test_bad_arguments_are_refused_by_name(changes, message):
     check_refused(build(**changes), message)
+
+
+def test_in_evaluation_mode_gates_trade_scale_for_contrast():
+    """Half the contrast and twice the gates' scale: one gradient, so nobody can tell.
+
+    The first convolution has no bias, and its norm nothing from the batch.
+    """
+    options = {"depths": (1, 1, 1), "image_shape": (8, 8, 3), "lockable": ("norm1",)}
+    model = from_nnx(of(resnet20_tanh, 10, **options))
+    params, stats = model.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
+    scale = jax.random.uniform(jax.random.key(2), (16,), minval=0.5, maxval=3)
+    shift = jax.random.normal(jax.random.key(3), (16,))
+
+    @quick_jit
+    def gradient(images, scale):
+        def loss(params):
+            gates = {"norm1": Gate(scale, shift)}
+            out = model.apply(params, stats, images, gates=gates, train=False)
+            return cross_entropy(out.logits, jax.nn.one_hot(jnp.zeros(1, int), 10))
+
+        return ravel_pytree(jax.grad(loss)(params))[0]
+
+    sent = gradient(images, scale)
+    np.testing.assert_allclose(gradient(images / 2, 2 * scale), sent, rtol=1e-5)
+    apart = jnp.linalg.norm(gradient(images / 2, scale) - sent)
+    assert apart > 0.1 * jnp.linalg.norm(sent)
