@@ -139,7 +139,7 @@ def _checked(
 
 def _judged(fields: Mapping[str, Any]) -> tuple[LeakConfig, bool]:
     others = {name: value for name, value in fields.items() if name != "arm"}
-    config = LeakConfig(arms=(fields["arm"],), **others)
+    config = LeakConfig(arms=(fields["arm"],), layout=DEFAULTS.layout, **others)
     return config, is_legal(config)
 
 
