@@ -41,7 +41,10 @@ def _compiled(fn, layout, looped, precision, shapes, tree):
 def _block_of(stage: Callable, layout: Layout, looped: bool, inputs: PyTree):
     """Compiles one stage for a block of inputs, unless that was done before."""
     leaves, tree = jax.tree.flatten(inputs)
-    shapes = tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
+    # Of 64 bits JAX takes 32, and newer ones warn if asked for more.
+    shapes = tuple(
+        (np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves
+    )
     precision = jax.config.jax_default_matmul_precision
     return _compiled(stage, layout, looped, precision, shapes, tree)
 
@@ -75,7 +78,8 @@ def block_memory(
     size = _size(layout, len(jax.tree.leaves(args)[0]), True)
 
     def rows(x):
-        return jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), x.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), dtype)
 
     block = jax.tree.map(rows, jax.tree.map(np.asarray, args))
     drawn: list[PyTree] = []
