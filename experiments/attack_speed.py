@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peak import matmul_peak, product_flops
-from table import entry, layout_title, turns
+from table import entry, layout_title, on_gpu, ranking, turns
 from torch_peer import PARAMETERS, TorchPeer, fastest
 from torch_peer import Setting as PeerSetting
 
@@ -83,7 +83,7 @@ GPU = Size(
 
 def size():
     """What suits the backend."""
-    return CPU if jax.default_backend() == "cpu" else GPU
+    return GPU if on_gpu() else CPU
 
 
 def lenet(convolution="auto"):
@@ -275,8 +275,7 @@ def dlg_lenet_eval(options):
     ours, compile_s = evaluation_runner(problem, layout)
     total = victims * repeats
     contestants = {"ours": lambda: total / ours()}
-    gpu = jax.default_backend() == "gpu"
-    with TorchPeer(options.torch_python, gpu=gpu) as peer:
+    with TorchPeer(options.torch_python, gpu=on_gpu()) as peer:
         chosen = best_peers(peer, options, problem)
         for name, setting in chosen.items():
             contestants[name] = lambda setting=setting: (
@@ -315,8 +314,7 @@ def dlg_lenet_attack(options):
         return 3600 * victims / seconds
 
     contestants = {"ours": run_ours}
-    gpu = jax.default_backend() == "gpu"
-    with TorchPeer(options.torch_python, gpu=gpu) as peer:
+    with TorchPeer(options.torch_python, gpu=on_gpu()) as peer:
         chosen = best_peers(peer, options, problem, processes=(1,))
         for name, setting in chosen.items():
 
@@ -348,11 +346,9 @@ def convolution(options):
         label = f"{layout_title(layout)}, {name}"
         run, compile_s[label] = evaluation_runner(problem, layout, name)
         contestants[label] = lambda run=run: victims * repeats / run()
-    values = turns(options.rounds, contestants)
-    first, *_ = contestants
-    settings = {"victims": victims, "ours": first, "compile_s": compile_s}
-    mine = values.pop(first)
-    return [entry("convolution", mine, values, "evaluations/s", settings, None)]
+    settings = {"victims": victims, "compile_s": compile_s}
+    unit = "evaluations/s"
+    return [ranking("convolution", options.rounds, contestants, unit, settings)]
 
 
 NAMES = {

@@ -48,11 +48,8 @@ SETTINGS = {
 }
 # On a GPU there are no CPU kernels and threads to choose.
 GPU_SETTINGS = {
-    "torch-sequential": [Setting(fused=fused) for fused in (False, True)],
-    "torch-sequential-2-processes": [
-        Setting(fused=fused, processes=2) for fused in (False, True)
-    ],
-    "fedjax": [Setting()],
+    title: [s for s in settings if (s.kernels, s.threads) == ("onednn", 1)]
+    for title, settings in SETTINGS.items()
 }
 
 

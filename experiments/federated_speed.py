@@ -18,7 +18,7 @@ import optax
 from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
 from memory import Watch
 from peak import matmul_peak, product_flops
-from table import entry, layout_title, turns
+from table import entry, layout_title, on_gpu, ranking, turns
 
 from kljax import data, defences, losses
 from kljax.algorithms import fedavg, fedkl
@@ -232,8 +232,7 @@ def _peers(stack, options):
         library, processes = title.split("-")[0], 2 if "torch" in title else 1
         if library not in started:
             python = getattr(options, f"{library}_python")
-            gpu = jax.default_backend() == "gpu"
-            peer = FederatedPeer(library, python, processes, gpu)
+            peer = FederatedPeer(library, python, processes, on_gpu())
             started[library] = stack.enter_context(peer)
         peers[title] = started[library]
     return peers
@@ -317,15 +316,9 @@ def _layouts(name, work, candidates, options):
         _, compile_s[label], _ = federation.round()
         contestants[label] = lambda own=federation: work.examples / own.round()[0]
     # The slow ones take a minute a round: once is enough to rule them out.
-    values = turns(options.rounds, contestants, keep=0.25)
-    settings = {
-        "work": work._asdict(),
-        "ours": default,
-        "compile_s": compile_s,
-        "rounds": {title: len(own) for title, own in values.items()},
-    }
-    mine = values.pop(default)
-    return entry(name, mine, values, "examples/s", settings)
+    settings = {"work": work._asdict(), "compile_s": compile_s}
+    unit = "examples/s"
+    return ranking(name, options.rounds, contestants, unit, settings, keep=0.25)
 
 
 NAMES = {name: functools.partial(compare, name) for name in WORK} | {

@@ -72,10 +72,7 @@ def main():
 def attack(name, changes, options):
     """Attacks all victims by the preset with some of its options changed."""
     preset = PRESETS["gradinversion"]
-    build = functools.partial(preset.build, **changes)
-    PRESETS[name] = preset._replace(
-        build=lambda setting, optimiser, **rest: build(setting, optimiser, **rest)
-    )
+    PRESETS[name] = preset._replace(build=functools.partial(preset.build, **changes))
     config = LeakConfig(
         data="photos",
         image_size=16,

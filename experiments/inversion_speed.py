@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from inversion_peer import PEERS, InversionPeer, fastest
 from peak import matmul_peak, product_flops
-from table import entry, layout_title, turns
+from table import entry, layout_title, on_gpu, ranking, turns
 
 from kljax import data, defences, losses
 from kljax.attacks import (
@@ -81,8 +81,7 @@ ON_GPU = {
 def work_of(name):
     """What suits the backend."""
     work = GRNN if name == "grnn-lenet" else WORK[name]
-    gpu = jax.default_backend() == "gpu"
-    return work._replace(**ON_GPU[name]) if gpu else work
+    return work._replace(**ON_GPU[name]) if on_gpu() else work
 
 
 class Problem:
@@ -282,8 +281,7 @@ def race(name, options, work, timed, load, settings, flops, unit):
         return total / seconds
 
     contestants, chosen = {"ours": ours}, {}
-    gpu = jax.default_backend() == "gpu"
-    with InversionPeer(options.torch_python, gpu=gpu) as peer:
+    with InversionPeer(options.torch_python, gpu=on_gpu()) as peer:
         names = [n for n in PEERS if n in options.peers]
         if names:
             load(peer)
@@ -421,14 +419,13 @@ def layouts(name, options, work=None):
             contestants[label] = lambda timed=timed: (
                 work.victims * work.repeats / timed()[0]
             )
+    settings = {"victims": work.victims, "compile_s": compile_s}
+    label, unit = f"layouts-{name}", "evaluations/s"
     # The slow ones can take a minute a round: once is enough to rule them out.
-    values = turns(options.rounds, contestants, keep=0.25)
-    first, *_ = contestants
-    settings = {"victims": work.victims, "ours": first, "compile_s": compile_s}
-    mine = values.pop(first)
-    return [entry(f"layouts-{name}", mine, values, "evaluations/s", settings)]
+    return [ranking(label, options.rounds, contestants, unit, settings, keep=0.25)]
 
 
-NAMES = {name: functools.partial(compare, name) for name in WORK}
-NAMES |= {f"layouts-{name}": functools.partial(layouts, name) for name in WORK}
-NAMES["grnn-lenet"] = grnn_lenet
+# Those that have peers.
+RACES = {name: functools.partial(compare, name) for name in WORK}
+RACES["grnn-lenet"] = grnn_lenet
+NAMES = RACES | {f"layouts-{name}": functools.partial(layouts, name) for name in WORK}

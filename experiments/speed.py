@@ -77,7 +77,7 @@ PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
-RIVALS |= dict.fromkeys((*inversion_speed.WORK, "grnn-lenet"), inversion_peer.PEERS)
+RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 
 
 def arguments():

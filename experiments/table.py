@@ -15,6 +15,11 @@ def spread(values):
     }
 
 
+def on_gpu():
+    """Tells whether ours runs on a GPU, and so the peers."""
+    return jax.default_backend() == "gpu"
+
+
 def layout_title(layout):
     """Names a layout, with its chunk where that means something."""
     chunked = layout.kind not in ("loop", "vmap")
@@ -60,6 +65,19 @@ def turns(rounds, contestants, keep=0.0):
             if values[name][0] >= keep * best
         }
     return values
+
+
+def ranking(name, rounds, contestants, unit, settings, keep=0.0):
+    """One line of the table: candidates against each other, ours the first of them.
+
+    See `turns`; how often each was run is written down.
+    """
+    values = turns(rounds, contestants, keep)
+    ours, *_ = contestants
+    counts = {label: len(own) for label, own in values.items()}
+    mine = values.pop(ours)
+    settings = settings | {"ours": ours, "rounds": counts}
+    return entry(name, mine, values, unit, settings)
 
 
 def show(made):

@@ -5,7 +5,7 @@
 
 The flag keeps operations on one thread: what is handed on to others is not timed.
 
-NAME is an entry of `inversion_speed.NAMES`, as in speed.py; of `grnn-lenet` it is a
+NAME is an entry of `inversion_speed.RACES`, as in speed.py; of `grnn-lenet` it is a
 whole step, with the optimiser's. Shares are of the time that the runtime's threads
 spend inside operations, all threads together, on one device, each operation at its
 median: matrix products; moving (pads, slices, joins and copies, of which patches are
@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import jax
-from inversion_speed import GRNN, NAMES, WORK, Generators, Problem
+from inversion_speed import GRNN, RACES, WORK, Generators, Problem
 from tabulate import tabulate
 
 # Parts of the names that the CPU backend gives to operations without a product; the
@@ -44,7 +44,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--only", nargs="+", choices=RACES, default=list(RACES))
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=50)
     options = parser.parse_args()
