@@ -149,8 +149,8 @@ def compare(name, rounds):
     values = turns(rounds, contestants)
     own, *_ = ORDERS
     arguments = sum(x.nbytes for x in jax.tree.leaves(given)) * chunk / work.victims
-    # Results are a number per evaluation.
-    results = chunk * np.float32().nbytes
+    # Results are a number and the images of each victim.
+    results = chunk * (np.float32().nbytes + problem.starts[0].nbytes)
     return [
         (
             name,

@@ -53,6 +53,20 @@ def test_ours_alone():
     assert made["settings"]["flops_per_evaluation"] > 5 * 2 * forward
 
 
+def test_what_is_timed_computes_the_gradient():
+    """A compiler leaves out what nobody reads, and unrolls a loop of one turn."""
+    problem = inversion_speed.Problem(WORK["fedavg-inversion"]._replace(victims=1))
+    given = problem.params, problem.stats, problem.observe()
+    given = jax.tree.map(lambda x: x[0], (*given, problem.labels, problem.starts))
+
+    def flops(function):
+        return jax.jit(function).lower(*given).compile().cost_analysis()["flops"]
+
+    whole, value = flops(problem.evaluation()), flops(problem.objective())
+    timed = flops(inversion_speed.repeated(problem.evaluation(), repeats=1))
+    assert timed > 0.99 * whole > 1.5 * value
+
+
 @pytest.mark.parametrize("order", [*orders.ORDERS][1:])
 def test_orders_of_differentiation_are_one_number(order):
     work = orders.WORK["lenet"][0]._replace(victims=1)
