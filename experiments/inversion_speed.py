@@ -53,7 +53,8 @@ class Work(NamedTuple):
       victims: N, each with weights of its own.
       steps: T local steps of one image each; 1 is a gradient.
       repeats: evaluations per victim and round.
-      chunks: of ours, of which the fastest is taken.
+      chunks, forms: of ours: victims at a time and forms of convolution, of which the
+        fastest pair is taken.
     """
 
     network: str
@@ -61,12 +62,15 @@ class Work(NamedTuple):
     steps: int = 1
     repeats: int = 1
     chunks: tuple[int, ...] = (1, 2, 4)
+    forms: tuple[str, ...] = ("matmul",)
 
 
 GRNN = Work("lenet", victims=16, repeats=4)
 WORK = {
     "ig-resnet20": Work("resnet20", victims=16, repeats=3),
-    "ig-convnet64": Work("convnet64", victims=8, chunks=(1, 2)),
+    "ig-convnet64": Work(
+        "convnet64", victims=8, chunks=(1, 2), forms=("matmul", "winograd")
+    ),
     "fedavg-inversion": Work("lenet", victims=64, steps=5, repeats=4, chunks=(4, 8)),
 }
 # Only many victims at once keep a GPU busy.
@@ -232,23 +236,33 @@ def runner(problem, observed, layout):
     return timed, timing.compile_s
 
 
-def fastest_chunk(problem, observed):
-    """Finds the fastest of our chunks, by the better of two rounds each."""
+def fastest_own(problems, observed):
+    """Finds the fastest of our chunks and forms, by the better of two rounds each.
+
+    Args:
+      problems: the same one by form of convolution.
+      observed: its uploads.
+
+    Returns:
+      Form, layout, and what `runner` gives for them.
+    """
     found = {}
-    for chunk in problem.work.chunks:
-        layout = Layout("sharded", chunk)
-        timed, compile_s = runner(problem, observed, layout)
-        found[layout] = min(timed()[0] for _ in range(2)), timed, compile_s
-    layout = min(found, key=lambda layout: found[layout][0])
-    return layout, *found[layout][1:]
+    for form, problem in problems.items():
+        for chunk in problem.work.chunks:
+            layout = Layout("sharded", chunk)
+            timed, compile_s = runner(problem, observed, layout)
+            best = min(timed()[0] for _ in range(2))
+            found[best] = form, layout, timed, compile_s
+    return found[min(found)]
 
 
 def compare(name, options, work=None):
     """Evaluations per second, ours and the peers', in turns."""
     work = work or work_of(name)
-    problem = Problem(work)
-    observed = problem.observe()
-    layout, timed, compile_s = fastest_chunk(problem, observed)
+    problems = {form: Problem(work, form) for form in work.forms}
+    observed = problems["matmul"].observe()
+    form, layout, timed, compile_s = fastest_own(problems, observed)
+    problem = problems[form]
     given = (problem.params, problem.stats, observed, problem.labels, problem.starts)
     first = jax.tree.map(lambda x: x[0], given)
     flops = product_flops(problem.evaluation(), *first)
@@ -256,6 +270,7 @@ def compare(name, options, work=None):
         "victims": work.victims,
         "local_steps": work.steps,
         "layout": str(layout),
+        "convolution": form,
         "compile_s": compile_s,
     }
 
@@ -410,9 +425,9 @@ def grnn_lenet(options, work=None):
 
 
 def layouts(name, options, work=None):
-    """Chunks and both convolutions: what the defaults are chosen from."""
+    """Chunks and forms of convolution: what the defaults are chosen from."""
     work = work or work_of(name)
-    problems = {form: Problem(work, form) for form in ("matmul", "lax")}
+    problems = {form: Problem(work, form) for form in (*work.forms, "lax")}
     observed = problems["matmul"].observe()
     contestants, compile_s = {}, {}
     for layout in (*(Layout("sharded", n) for n in work.chunks), Layout("loop")):

@@ -1,4 +1,4 @@
-"""The product form of convolution against XLA's own, up to second derivatives."""
+"""The product forms of convolution against XLA's own, up to second derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ import pytest
 from jax import lax
 from toys import quick_jit
 
+from kljax import convolution as forms
 from kljax.convolution import (
     CONVOLUTIONS,
     fastest_convolution,
     lax_convolution,
     matmul_convolution,
+    winograd_convolution,
 )
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -85,6 +87,88 @@ def test_value_gradient_and_curvature_equal_lax(case):
             fast,
             slow,
         )
+
+
+# name: image [H, W], padding of a 3x3 kernel
+WINOGRAD_CASES = {
+    "whole tiles": ((8, 4), "SAME"),
+    "parts of tiles": ((5, 6), ((1, 1), (1, 1))),
+    "unequal padding": ((6, 7), ((0, 2), (1, 0))),
+    "valid": ((9, 6), "VALID"),
+}
+
+
+@pytest.fixture
+def no_size_is_too_small(monkeypatch):
+    monkeypatch.setattr(forms, "WIDE", 1)
+    monkeypatch.setattr(forms, "LARGE", 1)
+
+
+@pytest.mark.usefixtures("no_size_is_too_small")
+@pytest.mark.parametrize("case", WINOGRAD_CASES.values(), ids=WINOGRAD_CASES)
+def test_winograd_has_the_values_and_derivatives_of_lax(case):
+    case = (case[0], (3, 3), (1, 1), case[1], None)
+    with jax.enable_x64(True):
+        at, direction = arrays(case)
+        fast = derivatives(winograd_convolution, case)(at, direction)
+        slow = derivatives(lax_convolution, case)(at, direction)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10),
+            fast,
+            slow,
+        )
+
+
+def products(convolution, images, kernel, **options):
+    """Shapes of the results of the matrix products that a convolution makes."""
+    jaxpr = jax.make_jaxpr(lambda x, k: convolution(x, k, (1, 1), "SAME", **options))(
+        jnp.zeros(images), jnp.zeros(kernel)
+    )
+    found = [e for e in jaxpr.eqns if str(e.primitive) == "dot_general"]
+    return [e.outvars[0].aval.shape for e in found]
+
+
+def test_winograd_takes_wide_kernels_and_large_images():
+    """A tile of 6x6 numbers for 4x4 pixels: 16 tiles in an image of 16x16."""
+    made = products(winograd_convolution, (1, 16, 16, 64), (3, 3, 64, 80))
+    assert made == [(36, 16, 80)]
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "options"),
+    [
+        ((1, 16, 16, 63), (3, 3, 63, 64), {}),
+        ((1, 16, 16, 64), (3, 3, 64, 63), {}),
+        ((1, 16, 15, 64), (3, 3, 64, 64), {}),
+        ((1, 16, 16, 64), (5, 5, 64, 64), {}),
+        ((1, 20, 20, 64), (3, 3, 64, 64), {"rhs_dilation": (2, 2)}),
+    ],
+    ids=["few channels", "few features", "few pixels", "large kernel", "dilated"],
+)
+def test_the_rest_is_the_plain_product(images, kernel, options):
+    made = products(winograd_convolution, images, kernel, **options)
+    assert made == products(matmul_convolution, images, kernel, **options)
+    assert [len(shape) for shape in made] == [2]
+
+
+def test_winograd_in_float32_is_near_the_plain_form():
+    generator = np.random.default_rng(0)
+    # Images as after a ReLU: what does not cancel shows errors of the mapping best.
+    images = np.abs(generator.standard_normal((1, 16, 16, 128)))
+    kernel = generator.standard_normal((3, 3, 128, 64)) / 34
+    options = {"dimension_numbers": NHWC, "precision": "highest"}
+    with jax.enable_x64(True):
+        exact = lax_convolution(jnp.asarray(images), kernel, (1, 1), "SAME", **options)
+        exact = np.asarray(exact)
+    at = jnp.asarray(images, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    error = {
+        name: np.sqrt(
+            np.mean((np.asarray(form(*at, (1, 1), "SAME", **options)) - exact) ** 2)
+        )
+        for name, form in CONVOLUTIONS.items()
+    }
+    spread = np.sqrt(np.mean(exact**2))
+    assert error["matmul"] < 2e-6 * spread and error["winograd"] < 6e-6 * spread
 
 
 def test_derivatives_equal_finite_differences():
@@ -185,5 +269,7 @@ def test_convolutions_are_found_by_name(name):
 
 
 def test_unknown_convolution_names_the_legal_ones():
-    with pytest.raises(ValueError, match="'im2col'.*'auto'.*'matmul', 'lax'"):
+    with pytest.raises(
+        ValueError, match="'im2col'.*'auto'.*'matmul', 'winograd', 'lax'"
+    ):
         fastest_convolution("im2col")

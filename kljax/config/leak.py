@@ -110,7 +110,7 @@ class LeakConfig:
       precision: matmul precision. It changes results: fast matmuls of recent
         accelerators would put a floor under the loss that looks like a defence.
       layout: how victims are laid over devices (speed only).
-      convolution: auto, matmul or lax (speed only).
+      convolution: auto, matmul, winograd or lax (speed only).
       from_run: folder of a run of ``kljax train`` to attack a client of, or None for
         networks that are drawn afresh. Model, data, sites, lock, initialisers and
         loss are then the run's, and the arms are, if left out, all of its arms.
@@ -158,7 +158,7 @@ class LeakConfig:
     layout: Layout = dataclasses.field(
         default_factory=functools.partial(fastest_layout, "victims")
     )
-    convolution: Literal["auto", "matmul", "lax"] = "auto"
+    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
     from_run: str | None = None
     round: int = 0
     client: int = 0

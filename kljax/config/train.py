@@ -13,6 +13,7 @@ from kljax.config.checks import (
     check_whole,
     freeze,
 )
+from kljax.convolution import CONVOLUTIONS
 from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.mapping import Layout, fastest_layout
 from kljax.metrics.image import SSIM_WINDOW
@@ -114,7 +115,7 @@ class TrainConfig:
       seed: of everything random.
       precision: matmul precision; it changes results.
       layout: how clients are laid over devices (speed only).
-      convolution: auto, matmul or lax (speed only).
+      convolution: auto, matmul, winograd or lax (speed only).
     """
 
     model: str = "lenet"
@@ -165,7 +166,7 @@ class TrainConfig:
     layout: Layout = dataclasses.field(
         default_factory=functools.partial(fastest_layout, "clients")
     )
-    convolution: Literal["auto", "matmul", "lax"] = "auto"
+    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
 
     def __post_init__(self):
         freeze(self, ("arms", "sites", "drops", "keep_rounds"))
@@ -183,7 +184,7 @@ class TrainConfig:
             )
         check_choice(self, "weighting", ("examples", "uniform"))
         check_choice(self, "on_nonfinite", ("exclude", "stop"))
-        check_choice(self, "convolution", ("auto", "matmul", "lax"))
+        check_choice(self, "convolution", ("auto", *CONVOLUTIONS))
         check_choice(self, "lock_activation", tuple(ACTIVATIONS))
         check_precision(self.precision)
         check_arms(self.arms)
