@@ -270,9 +270,10 @@ def fastest_convolution(name: str = "auto") -> Convolution:
       ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
     """
     if name == "auto":
-        # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU, on
-        # whole updates there 1.5 times (experiments/speed.md). Deeper networks were not
-        # compared on a GPU; on a TPU it is a guess.
+        # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU
+        # (experiments/speed.md). Deeper networks were not compared on a GPU; on a TPU
+        # it is a guess. Winograd's form is no default: on a CPU it gains where it
+        # applies, but in loops over two host devices narrow ones were found to lose.
         name = "matmul"
     if name not in CONVOLUTIONS:
         raise ValueError(
