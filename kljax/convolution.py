@@ -47,7 +47,7 @@ OUTPUTS = np.array(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )
 # From here on fewer multiplications pay for the mapping of tiles.
-WIDE, LARGE = 64, 256
+WIDE, LARGE = 64, 1024
 
 
 def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length: int):
@@ -272,8 +272,8 @@ def fastest_convolution(name: str = "auto") -> Convolution:
     if name == "auto":
         # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU
         # (experiments/speed.md). Deeper networks were not compared on a GPU; on a TPU
-        # it is a guess. Winograd's form is no default: on a CPU it gains where it
-        # applies, but in loops over two host devices narrow ones were found to lose.
+        # it is a guess. Winograd's form is faster on the ConvNet and was slower on
+        # ResNet-18, for a reason not found, so it has to be asked for.
         name = "matmul"
     if name not in CONVOLUTIONS:
         raise ValueError(

@@ -129,19 +129,19 @@ def products(convolution, images, kernel, **options):
 
 
 def test_winograd_takes_wide_kernels_and_large_images():
-    """A tile of 6x6 numbers for 4x4 pixels: 16 tiles in an image of 16x16."""
-    made = products(winograd_convolution, (1, 16, 16, 64), (3, 3, 64, 80))
-    assert made == [(36, 16, 80)]
+    """A tile of 6x6 numbers for 4x4 pixels: 64 tiles in an image of 32x32."""
+    made = products(winograd_convolution, (1, 32, 32, 64), (3, 3, 64, 80))
+    assert made == [(36, 64, 80)]
 
 
 @pytest.mark.parametrize(
     ("images", "kernel", "options"),
     [
-        ((1, 16, 16, 63), (3, 3, 63, 64), {}),
-        ((1, 16, 16, 64), (3, 3, 64, 63), {}),
-        ((1, 16, 15, 64), (3, 3, 64, 64), {}),
-        ((1, 16, 16, 64), (5, 5, 64, 64), {}),
-        ((1, 20, 20, 64), (3, 3, 64, 64), {"rhs_dilation": (2, 2)}),
+        ((1, 32, 32, 63), (3, 3, 63, 64), {}),
+        ((1, 32, 32, 64), (3, 3, 64, 63), {}),
+        ((1, 32, 31, 64), (3, 3, 64, 64), {}),
+        ((1, 32, 32, 64), (5, 5, 64, 64), {}),
+        ((1, 40, 40, 64), (3, 3, 64, 64), {"rhs_dilation": (2, 2)}),
     ],
     ids=["few channels", "few features", "few pixels", "large kernel", "dilated"],
 )
@@ -154,7 +154,7 @@ def test_the_rest_is_the_plain_product(images, kernel, options):
 def test_winograd_in_float32_is_near_the_plain_form():
     generator = np.random.default_rng(0)
     # Images as after a ReLU: what does not cancel shows errors of the mapping best.
-    images = np.abs(generator.standard_normal((1, 16, 16, 128)))
+    images = np.abs(generator.standard_normal((1, 32, 32, 128)))
     kernel = generator.standard_normal((3, 3, 128, 64)) / 34
     options = {"dimension_numbers": NHWC, "precision": "highest"}
     with jax.enable_x64(True):
