@@ -16,6 +16,7 @@ it never changes results beyond rounding (`tests/test_convolution.py`), and
 `experiments/speed.py --only convolution layouts-ig-convnet64` measures the candidates.
 """
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -76,145 +77,127 @@ def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length:
     return views
 
 
-def matmul_convolution(
-    images: Array,
-    kernel: Array,
-    window_strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision=None,
-    preferred_element_type=None,
-    out_sharding=None,
-) -> Array:
-    """Convolves as padded slices, concatenated in two stages, and one matmul.
+def drop_in(convolve: Callable[..., Array]) -> Convolution:
+    """Gives a form of convolution the arguments of `lax.conv_general_dilated`.
 
-    Takes the arguments of `lax.conv_general_dilated` in the layout of `nnx.Conv`:
-    images [B, H, W, C], kernel [kh, kw, C, F], result [B, h, w, F]. What it does not
-    cover (other ranks and layouts, groups, input dilation, negative padding) is passed
-    on to `lax.conv_general_dilated`.
+    In the layout of `nnx.Conv`: images [B, H, W, C], kernel [kh, kw, C, F], result
+    [B, h, w, F]. What forms do not cover (other ranks and layouts, groups, input
+    dilation, negative padding) is passed on to `lax.conv_general_dilated`.
+
+    Args:
+      convolve: ``(padded images, kernel, strides, dilation, product) -> result``, with
+        `product` as `lax.dot_general` without its last options.
     """
-    if not _covered(
-        images,
-        kernel,
+
+    def convolution(
+        images: Array,
+        kernel: Array,
+        window_strides,
         padding,
-        lhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        batch_group_count,
-    ):
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
-            out_sharding=out_sharding,
+        lhs_dilation=None,
+        rhs_dilation=None,
+        dimension_numbers=None,
+        feature_group_count: int = 1,
+        batch_group_count: int = 1,
+        precision=None,
+        preferred_element_type=None,
+        out_sharding=None,
+    ) -> Array:
+        covered = (
+            images.ndim == 4
+            and _channels_last(images, kernel, dimension_numbers)
+            and feature_group_count == 1
+            and batch_group_count == 1
+            and all(d == 1 for d in lhs_dilation or ())
+            and (
+                isinstance(padding, str)
+                or all(p >= 0 for pair in padding for p in pair)
+            )
         )
+        if not covered:
+            return lax.conv_general_dilated(
+                images,
+                kernel,
+                window_strides,
+                padding,
+                lhs_dilation,
+                rhs_dilation,
+                dimension_numbers,
+                feature_group_count,
+                batch_group_count,
+                precision,
+                preferred_element_type,
+                out_sharding=out_sharding,
+            )
+        dilation = rhs_dilation or (1, 1)
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(
+                images.shape[1:3], extents(kernel, dilation), window_strides, padding
+            )
+        product = functools.partial(
+            lax.dot_general,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+        x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        return convolve(x, kernel, window_strides, dilation, product)
+
+    convolution.__name__, convolution.__doc__ = convolve.__name__, convolve.__doc__
+    return convolution
+
+
+def extents(kernel: Array, dilation) -> tuple[int, int]:
+    """Computes rows and columns of an image that one output sees."""
+    sizes = zip(kernel.shape[:2], dilation, strict=True)
+    height, width = ((size - 1) * d + 1 for size, d in sizes)
+    return height, width
+
+
+def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
+    """Convolves padded images as slices, joined in two stages, and one product."""
     height, width, channels, features = kernel.shape
-    (sh, sw), (dh, dw) = window_strides, rhs_dilation or (1, 1)
-    extents = ((height - 1) * dh + 1, (width - 1) * dw + 1)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(
-            images.shape[1:3], extents, window_strides, padding
-        )
-    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    rows = (x.shape[1] - extents[0]) // sh + 1
-    columns = (x.shape[2] - extents[1]) // sw + 1
+    (sh, sw), (dh, dw) = strides, dilation
+    tall, wide = extents(kernel, dilation)
+    rows, columns = (x.shape[1] - tall) // sh + 1, (x.shape[2] - wide) // sw + 1
     x = jnp.concatenate(windows(x, 2, width, sw, dw, columns), axis=-1)
     x = jnp.concatenate(windows(x, 1, height, sh, dh, rows), axis=-1)
     # Both contracted over their last axis: the weight gradient is then a product that
     # XLA's CPU backend is 1.5 times faster at.
-    return lax.dot_general(
+    return product(
         x.reshape(-1, height * width * channels),
         kernel.reshape(-1, features).T,
         (((1,), (1,)), ((), ())),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
     ).reshape(-1, rows, columns, features)
 
 
-def winograd_convolution(
-    images: Array,
-    kernel: Array,
-    window_strides,
-    padding,
-    lhs_dilation=None,
-    rhs_dilation=None,
-    dimension_numbers=None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision=None,
-    preferred_element_type=None,
-    out_sharding=None,
-) -> Array:
+def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
     """Convolves wide 3x3 kernels with large images by Winograd's F(4x4, 3x3).
 
-    Arguments are those of `matmul_convolution`, which does what this does not cover:
-    other kernels, strides or dilations, fewer than `WIDE` channels on either side,
-    fewer than `LARGE` output pixels. In float32 the error is about three times that of
-    the plain form (2e-6 of the output's root mean square, at 256 channels).
+    The rest (other kernels, strides or dilations, fewer than `WIDE` channels on either
+    side, fewer than `LARGE` output pixels) is `patches_times_kernel`. Rounding errors
+    are larger than there (`tests/test_convolution.py` has bounds).
     """
-    channels, features = kernel.shape[-2:]
+    *window, channels, features = kernel.shape
+    rows, columns = x.shape[1] - 2, x.shape[2] - 2
     chosen = (
-        _covered(
-            images,
-            kernel,
-            padding,
-            lhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            batch_group_count,
-        )
-        and kernel.shape[:2] == (3, 3)
-        and all(n == 1 for n in (*window_strides, *(rhs_dilation or ())))
+        window == [3, 3]
+        and all(n == 1 for n in (*strides, *dilation))
         and min(channels, features) >= WIDE
+        and rows * columns >= LARGE
     )
-    if chosen:
-        if isinstance(padding, str):
-            shape = images.shape[1:3]
-            padding = lax.padtype_to_pads(shape, (3, 3), (1, 1), padding)
-        sides = zip(images.shape[1:3], padding, strict=True)
-        rows, columns = (length + sum(pair) - 2 for length, pair in sides)
-        chosen = rows * columns >= LARGE
     if not chosen:
-        return matmul_convolution(
-            images,
-            kernel,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
-            out_sharding,
-        )
+        return patches_times_kernel(x, kernel, strides, dilation, product)
     step, size = OUTPUTS.shape
     down, across = -(-rows // step), -(-columns // step)
-    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     x = combined(INPUTS, windows(x, 2, size, step, 1, across), 0)
     x = combined(INPUTS, windows(x, 2, size, step, 1, down), 0)
     w = combined(WEIGHTS, list(kernel), 0)
     w = combined(WEIGHTS, [w[:, i] for i in range(3)], 1)
     # One product for each of the size * size numbers of a tile.
-    y = lax.dot_general(
+    y = product(
         x.reshape(size**2, -1, channels),
         w.reshape(size**2, channels, features),
         (((2,), (1,)), ((0,), (0,))),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
     ).reshape(size, size, -1, down, across, features)
     y = combined(OUTPUTS, list(y), 3)
     y = combined(OUTPUTS, list(y), 4)
@@ -231,18 +214,6 @@ def combined(matrix: np.ndarray, views: list[Array], axis: int) -> Array:
     return jnp.stack([sum(terms[1:], terms[0]) for terms in rows], axis)
 
 
-def _covered(
-    images, kernel, padding, lhs_dilation, dimension_numbers, *group_counts
-) -> bool:
-    return (
-        images.ndim == 4
-        and _channels_last(images, kernel, dimension_numbers)
-        and all(count == 1 for count in group_counts)
-        and all(d == 1 for d in lhs_dilation or ())
-        and (isinstance(padding, str) or all(p >= 0 for pair in padding for p in pair))
-    )
-
-
 def _channels_last(images: Array, kernel: Array, dimension_numbers) -> bool:
     if dimension_numbers is None:
         return True
@@ -255,6 +226,9 @@ def lax_convolution(*args, **kwargs) -> Array:
     """Convolves by XLA's own operator: `lax.conv_general_dilated`, unchanged."""
     return lax.conv_general_dilated(*args, **kwargs)
 
+
+matmul_convolution = drop_in(patches_times_kernel)
+winograd_convolution = drop_in(tiles_times_kernel)
 
 CONVOLUTIONS: dict[str, Convolution] = {
     "matmul": matmul_convolution,

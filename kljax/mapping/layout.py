@@ -78,7 +78,7 @@ def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
     the choice is a guess.
 
     Attacks differ in nothing but data and gain from batching, a GPU up to hundreds (256
-    were a tenth faster than 64; fewer need less memory). A client has weights
+    were up to a tenth faster than 64; fewer need less memory). A client has weights
     of its own: batched, its convolutions become one small product per client, and on a
     CPU working the clients off one after another is faster.
     """
