@@ -44,7 +44,7 @@ from kljax.attacks import (
     replay,
 )
 from kljax.attacks.locks import lock_of
-from kljax.attacks.presets.gate_regression import balanced_l2
+from kljax.attacks.objectives import balanced_l2
 from kljax.leakage import inputs_of, prepare
 from kljax.staging import draw_rng, sources
 from kljax.threat import observe

@@ -122,6 +122,7 @@ class Problem:
             Strategy(lock="unit", labels=labels),
             examples=self.work.steps,
             upload=upload,
+            victim_norm="eval",
             attacker_norm="eval",
         )
         protocol = None
@@ -223,10 +224,15 @@ def repeated(evaluate, repeats):
     return one
 
 
-def runner(problem, observed, layout):
-    """Makes ``() -> (seconds, values at the starts)``; says how long it compiled."""
-    run = map_victims(repeated(problem.evaluation(), problem.work.repeats), layout)
-    given = problem.params, problem.stats, observed, problem.labels, problem.starts
+def runner(one, given, layout):
+    """Makes ``() -> (seconds, values at the starts)``; says how long it compiled.
+
+    Args:
+      one: program of one victim, whose first result is the value there.
+      given: what it takes, with a leading axis of victims.
+      layout: of the victims.
+    """
+    run = map_victims(one, layout)
     _, timing = run(*given)
 
     def timed():
@@ -236,34 +242,46 @@ def runner(problem, observed, layout):
     return timed, timing.compile_s
 
 
-def fastest_own(problems, observed):
-    """Finds the fastest of our chunks and forms, by the better of two rounds each.
+def fastest_own(programs, given, chunks):
+    """Finds the fastest of our chunks and programs, by the better of two rounds each.
 
     Args:
-      problems: the same one by form of convolution.
-      observed: its uploads.
+      programs: of one victim, by form of convolution.
+      given: what they take.
+      chunks: to try.
 
     Returns:
       Form, layout, and what `runner` gives for them.
     """
     found = {}
-    for form, problem in problems.items():
-        for chunk in problem.work.chunks:
+    for form, one in programs.items():
+        for chunk in chunks:
             layout = Layout("sharded", chunk)
-            timed, compile_s = runner(problem, observed, layout)
+            timed, compile_s = runner(one, given, layout)
             best = min(timed()[0] for _ in range(2))
             found[best] = form, layout, timed, compile_s
     return found[min(found)]
 
 
+def by_form(work, forms):
+    """Makes the problem, its program in each form of convolution, and their input."""
+    problems = {form: Problem(work, form) for form in forms}
+    programs = {
+        form: repeated(problem.evaluation(), work.repeats)
+        for form, problem in problems.items()
+    }
+    problem = problems["matmul"]
+    observed = problem.observe()
+    given = problem.params, problem.stats, observed, problem.labels, problem.starts
+    return problems, programs, given
+
+
 def compare(name, options, work=None):
     """Evaluations per second, ours and the peers', in turns."""
     work = work or work_of(name)
-    problems = {form: Problem(work, form) for form in work.forms}
-    observed = problems["matmul"].observe()
-    form, layout, timed, compile_s = fastest_own(problems, observed)
+    problems, programs, given = by_form(work, work.forms)
+    form, layout, timed, compile_s = fastest_own(programs, given, work.chunks)
     problem = problems[form]
-    given = (problem.params, problem.stats, observed, problem.labels, problem.starts)
     first = jax.tree.map(lambda x: x[0], given)
     flops = product_flops(problem.evaluation(), *first)
     settings = {
@@ -396,24 +414,14 @@ def grnn_lenet(options, work=None):
         (free, _), values = jax.lax.scan(step, start, length=work.repeats)
         return values[0], free
 
-    found = {}
-    for chunk in work.chunks:
-        run = map_victims(one, Layout("sharded", chunk))
-        _, timing = run(*problem.given)
-        best = min(run(*problem.given)[1].run_s for _ in range(2))
-        found[chunk] = best, run, timing.compile_s
-    chunk = min(found, key=lambda chunk: found[chunk][0])
-    _, run, compile_s = found[chunk]
-
-    def timed():
-        (values, _), timing = run(*problem.given)
-        return timing.run_s, np.asarray(values)
-
+    _, layout, timed, compile_s = fastest_own(
+        {"matmul": one}, problem.given, work.chunks
+    )
     first = jax.tree.map(lambda x: x[0], problem.given)
     flops = product_flops(jax.value_and_grad(problem.objective), *first)
     settings = {
         "victims": work.victims,
-        "layout": str(Layout("sharded", chunk)),
+        "layout": str(layout),
         "compile_s": compile_s,
     }
 
@@ -427,13 +435,12 @@ def grnn_lenet(options, work=None):
 def layouts(name, options, work=None):
     """Chunks and forms of convolution: what the defaults are chosen from."""
     work = work or work_of(name)
-    problems = {form: Problem(work, form) for form in (*work.forms, "lax")}
-    observed = problems["matmul"].observe()
+    _, programs, given = by_form(work, (*work.forms, "lax"))
     contestants, compile_s = {}, {}
     for layout in (*(Layout("sharded", n) for n in work.chunks), Layout("loop")):
-        for form, problem in problems.items():
+        for form, one in programs.items():
             label = f"{layout_title(layout)}, {form}"
-            timed, compile_s[label] = runner(problem, observed, layout)
+            timed, compile_s[label] = runner(one, given, layout)
             contestants[label] = lambda timed=timed: (
                 work.victims * work.repeats / timed()[0]
             )

@@ -81,6 +81,8 @@ def main():
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--tables", type=Path, help="folder for a file per part")
     options = parser.parse_args()
+    if options.tables:
+        options.tables.mkdir(parents=True, exist_ok=True)
     failed = []
     for part in PARTS:
         if part.stem in options.only:
@@ -123,6 +125,9 @@ def run(part: Path, out: Path, budget: float) -> bool:
     finally:
         watch.set()
         clock.join()
+        # Interrupted, it must neither go on nor be left out of the account.
+        process.terminate()
+        process.wait()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = sum(after[:2]) - sum(before[:2])
         total = spent(out)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljax.convolution import CHANNELS_LAST
 from kljax.typing import Array, Path
 
 
@@ -98,7 +99,7 @@ def convolution(stride: int, padding: int) -> Callable[[Array, Array], Array]:
             kernel,
             (stride, stride),
             ((padding, padding), (padding, padding)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=CHANNELS_LAST,
         )[0]
 
     return linear

@@ -28,6 +28,9 @@ from kljax.typing import Array
 
 Convolution: TypeAlias = Callable[..., Array]
 
+# Of images, kernel and result: the layout of Flax.
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
 # Winograd's algorithm with the points 0, 1, -1, 2, -2 and infinity: a tile of 6 inputs
 # and 3 weights are mapped to 6 numbers each, whose products are mapped to 4 outputs.
 INPUTS = np.array(
@@ -154,7 +157,7 @@ def extents(kernel: Array, dilation) -> tuple[int, int]:
 
 
 def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
-    """Convolves padded images as slices, joined in two stages, and one product."""
+    """Convolves as slices, joined in two stages, and one product."""
     height, width, channels, features = kernel.shape
     (sh, sw), (dh, dw) = strides, dilation
     tall, wide = extents(kernel, dilation)
@@ -171,7 +174,7 @@ def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
 
 
 def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
-    """Convolves wide 3x3 kernels with large images by Winograd's F(4x4, 3x3).
+    """Convolves wide 3x3 kernels and large images by Winograd's F(4x4, 3x3).
 
     The rest (other kernels, strides or dilations, fewer than `WIDE` channels on either
     side, fewer than `LARGE` output pixels) is `patches_times_kernel`. Rounding errors
@@ -215,11 +218,9 @@ def combined(matrix: np.ndarray, views: list[Array], axis: int) -> Array:
 
 
 def _channels_last(images: Array, kernel: Array, dimension_numbers) -> bool:
-    if dimension_numbers is None:
-        return True
     shapes = images.shape, kernel.shape
     given = lax.conv_dimension_numbers(*shapes, dimension_numbers)
-    return given == lax.conv_dimension_numbers(*shapes, ("NHWC", "HWIO", "NHWC"))
+    return given == lax.conv_dimension_numbers(*shapes, CHANNELS_LAST)
 
 
 def lax_convolution(*args, **kwargs) -> Array:

@@ -16,6 +16,7 @@ from kljax.attacks import (
     targets_of,
 )
 from kljax.attacks.closed_form.features import MOST
+from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
 from kljax.threat import STRATEGY, Update, View, observe
 from kljax.typing import Array, PyTree
@@ -153,6 +154,6 @@ def weakest_tensor(
     # terms to compile, and side by side they are a hundred gradients to hold.
     missed = jax.lax.map(without, jnp.eye(len(leaves), dtype=bool))
     whole = jnp.sum(powers)
-    faintest = jnp.min(jnp.where(powers > 1e-12 * whole, missed, jnp.inf))
+    faintest = jnp.min(jnp.where(powers > FAINT**2 * whole, missed, jnp.inf))
     # A cosine that hardly changes may round to just below 0.
     return jnp.where(whole == 0, 0.0, jnp.maximum(faintest, 0.0))

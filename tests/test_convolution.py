@@ -9,14 +9,13 @@ from toys import quick_jit
 
 from kljax import convolution as forms
 from kljax.convolution import (
+    CHANNELS_LAST,
     CONVOLUTIONS,
     fastest_convolution,
     lax_convolution,
     matmul_convolution,
     winograd_convolution,
 )
-
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 # name: image [H, W], kernel [kh, kw], strides, padding, dilation of the kernel
 CASES = {
@@ -52,7 +51,7 @@ def energy(convolution, case):
             padding,
             rhs_dilation=dilation,
             dimension_numbers=lax.conv_dimension_numbers(
-                images.shape, kernel.shape, NHWC
+                images.shape, kernel.shape, CHANNELS_LAST
             ),
         )
         return jnp.sum(jnp.sin(out)), out
@@ -121,11 +120,20 @@ def test_winograd_has_the_values_and_derivatives_of_lax(case):
 
 def products(convolution, images, kernel, **options):
     """Shapes of the results of the matrix products that a convolution makes."""
+    options = {"dimension_numbers": CHANNELS_LAST} | options
     jaxpr = jax.make_jaxpr(lambda x, k: convolution(x, k, (1, 1), "SAME", **options))(
         jnp.zeros(images), jnp.zeros(kernel)
     )
     found = [e for e in jaxpr.eqns if str(e.primitive) == "dot_general"]
     return [e.outvars[0].aval.shape for e in found]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_without_dimension_numbers_the_layout_is_that_of_lax(name):
+    """Channels second: 2 of images of 5x5, where channels last would be 5 of 2x5."""
+    images, kernel = jnp.ones((1, 2, 5, 5)), jnp.ones((3, 2, 3, 3))
+    out = CONVOLUTIONS[name](images, kernel, (1, 1), "VALID")
+    assert out.shape == (1, 3, 3, 3) and (out == 18).all()
 
 
 def test_winograd_takes_wide_kernels_and_large_images():
@@ -156,7 +164,7 @@ def test_winograd_in_float32_is_near_the_plain_form():
     # Images as after a ReLU: what does not cancel shows errors of the mapping best.
     images = np.abs(generator.standard_normal((1, 32, 32, 128)))
     kernel = generator.standard_normal((3, 3, 128, 64)) / 34
-    options = {"dimension_numbers": NHWC, "precision": "highest"}
+    options = {"dimension_numbers": CHANNELS_LAST, "precision": "highest"}
     with jax.enable_x64(True):
         exact = lax_convolution(jnp.asarray(images), kernel, (1, 1), "SAME", **options)
         exact = np.asarray(exact)

@@ -31,7 +31,7 @@ FOUNDATION = {
     "augmentation": {"typing"},
     "figures": {"typing"},
     "metrics": {"typing"},
-    "chain": {"typing"},
+    "chain": {"typing", "convolution"},
     "surgery": {"typing", "convolution"},
     "models": {"typing", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
@@ -40,7 +40,15 @@ FOUNDATION = {
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
-    "attacks": {"typing", "trees", "registry", "threat", "chain", "convolution"},
+    "attacks": {
+        "typing",
+        "trees",
+        "registry",
+        "threat",
+        "chain",
+        "convolution",
+        "losses",  # which one a client trains by is public
+    },
 }
 # What puts the rooms together; each may import the foundation and what is before it.
 UPSTAIRS = (

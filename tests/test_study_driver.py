@@ -73,6 +73,12 @@ def test_a_part_is_run_and_what_it_took_is_kept(part, tmp_path, monkeypatch):
     assert table.read_text(encoding="utf-8") == text
 
 
+def test_a_folder_for_the_tables_is_made(part, tmp_path, monkeypatch):
+    folder = tmp_path / "new" / "tables"
+    call(monkeypatch, "--out", tmp_path / "o", "--tables", folder, "--hours", 0)
+    assert "not run" in (folder / "1-tiny.md").read_text(encoding="utf-8")
+
+
 def test_a_part_whose_cells_fail_is_named(part, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
     part.write_text(PART.replace('model = "dense"', 'from_run = "nowhere"'))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
-from kljax.convolution import matmul_convolution
+from kljax.convolution import CHANNELS_LAST, matmul_convolution
 from kljax.threat import View
 from kljax.typing import Array, PyTree, Rng
 
@@ -91,7 +91,13 @@ def image_branch(weights: PyTree, noise: Array) -> Array:
     x = gated_linear(x)
     for block in weights["blocks"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = matmul_convolution(x, block["kernel"], (1, 1), ((1, 1), (1, 1)))
+        x = matmul_convolution(
+            x,
+            block["kernel"],
+            (1, 1),
+            ((1, 1), (1, 1)),
+            dimension_numbers=CHANNELS_LAST,
+        )
         mean = jnp.mean(x, (0, 1, 2), keepdims=True)
         variance = jnp.mean((x - mean) ** 2, (0, 1, 2), keepdims=True)
         x = (x - mean) * jax.lax.rsqrt(variance + EPSILON)

@@ -170,7 +170,9 @@ def regress_gates(setting: Setting) -> Lock:
         gates = {}
         for site, (scale, shift) in free.items():
             live, unit, signed = fixed[site]
-            scale = unit * jnp.where(signed, scale, jnp.exp(scale))
+            # The exponent of what is none could overflow, and its derivative with it.
+            sized = jnp.exp(jnp.where(signed, 0.0, scale))
+            scale = unit * jnp.where(signed, scale, sized)
             gates[site] = Gate(jnp.where(live, scale, 0.0), unit * shift)
         return gates
 

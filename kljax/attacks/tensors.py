@@ -38,17 +38,24 @@ def weighted(
             # Left out is left out, even if it is not finite.
             return jnp.where(weight == 0, 0.0, weight ** (1 / degree) * leaf)
 
-        if not isinstance(grads, Public):  # lock gradients are compared, too
+        if not isinstance(grads, Public):
             public, lock = grads
             return times(weights, public), lock
         return grads._replace(model=jax.tree.map(scale, weights, grads.model))
 
     def distance(simulated: PyTree, observed: PyTree) -> Array:
-        public = observed if isinstance(observed, Public) else observed[0]
-        weights = jax.tree.map(jnp.asarray, weighting(public.model))
+        weights = jax.tree.map(jnp.asarray, weighting(public_of(observed).model))
         return objective(times(weights, simulated), times(weights, observed))
 
     return distance
+
+
+def public_of(compared: PyTree) -> Public:
+    """Finds the network's gradient in what an objective compares.
+
+    Where lock gradients are shared they are compared, too, and it is the first of two.
+    """
+    return compared if isinstance(compared, Public) else compared[0]
 
 
 def depths_of(setting: Setting) -> Depths:

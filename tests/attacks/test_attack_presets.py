@@ -155,7 +155,6 @@ GOLDEN = {
             "uploads": 1,
             "variation": 0.1,
             "last_variation": 0.1,
-            "features": 0.0,
             "statistics": 0.01,
         },
     ),

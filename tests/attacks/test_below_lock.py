@@ -5,19 +5,17 @@ import itertools
 
 import jax
 import numpy as np
-import optax
 import pytest
 from poison import differences, poisoned
 from toys import quick_jit, setting, threat
 
 from kljax import LeakConfig, leak
-from kljax.attacks import Protocol
 from kljax.attacks.presets import peeled_image
 from kljax.clients import one_step
 from kljax.defences import keylock
 from kljax.keylock import ACTIVATIONS, key_lock
 from kljax.losses import cross_entropy
-from kljax.models import NETWORKS, LeNet, from_nnx
+from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.threat import observe
 from kljax.typing import Private, Public
 
@@ -175,7 +173,7 @@ def test_a_dense_network_is_peeled_without_a_lock_and_refused_with_one():
     (arm,) = leak(LeakConfig(arms=("none",), **config)).arms
     found = arm.attacked.reconstruction
     assert found.images.shape == (2, 1, 8, 8, 3) and np.all(found.loss < 1e-10)
-    with pytest.raises(ValueError, match="gates on a norm, and at layers/0 there is"):
+    with pytest.raises(ValueError, match="first layer's norm, and layers/0 is none"):
         leak(LeakConfig(arms=("keylock/peel",), **config))
 
 
@@ -220,7 +218,8 @@ def test_what_is_hidden_cannot_change_it(strategy):
     assert not differences(again, clean)
 
 
-UPDATE = Protocol(optax.sgd(0.1), steps=1, batch=1, learning_rate=0.1)
+def without_bias():
+    return from_nnx(lambda rngs: CNN6(10, image_shape=(32, 32, 3), rngs=rngs))
 
 
 @pytest.mark.parametrize(
@@ -228,10 +227,15 @@ UPDATE = Protocol(optax.sgd(0.1), steps=1, batch=1, learning_rate=0.1)
     [
         ("norm1", {"chain": ()}, "walks a chain of layers, and this network is none"),
         ("norm1", {"threat": threat(examples=2, **TRAIN)}, "examples=2"),
-        ("norm1", {"protocol": UPDATE}, "one example's gradient"),
+        ("norm1", {"threat": threat(upload="update", **TRAIN)}, "upload='update'"),
         ("norm1", {"threat": threat("regress_gates", **TRAIN)}, "'regress_gates' opt"),
         ("norm1", {"threat": threat()}, "victim_norm='train'"),
         ("norm1", {"features": 0.1}, "peeling has no objective"),
+        (
+            None,
+            {"model": without_bias(), "chain": NETWORKS["cnn6"].chain},
+            "peeling needs a bias in the layer 'fc'.*'rgap'",
+        ),
         ("norm2", {}, "norm of the first layer alone.*norm2"),
     ],
 )

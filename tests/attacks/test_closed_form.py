@@ -143,6 +143,15 @@ def test_what_is_hidden_cannot_change_a_reconstruction():
     assert clean.finite and not differences(again, clean)
 
 
-def test_batches_are_refused():
-    with pytest.raises(ValueError, match="one example per gradient.*examples=2"):
-        dense_layer(setting(threat(examples=2), none()), "fc")
+@pytest.mark.parametrize(
+    ("facts", "layer", "message"),
+    [
+        ({"examples": 2}, "first", "gradient of one example, .* examples=2"),
+        ({"upload": "update"}, "first", "upload='update'"),
+        ({}, "fc", "the 4 numbers of an image .* 'fc' has a kernel \\(3, 3\\)"),
+        ({}, "frist", "'frist' is not there; the network has .*first/kernel"),
+    ],
+)
+def test_what_it_cannot_invert_is_refused(facts, layer, message):
+    with pytest.raises(ValueError, match=message):
+        dense_layer(setting(threat(**facts), none()), layer)

@@ -304,7 +304,7 @@ def test_the_distance_is_that_of_the_reference():
 
 
 def test_the_factor_is_geometric_over_the_first_half():
-    prior = federated._scheduled((lambda v, c, p: jnp.ones(()),), (1.0, 4.0), 8)
+    prior = federated._over_factor((lambda v, c, p: jnp.ones(()),), (1.0, 4.0), 8)
     factors = [1 / float(prior(None, None, i / 8)) for i in range(8)]
     expected = [4 ** min((i + 1) / 4, 1) for i in range(8)]
     np.testing.assert_allclose(factors, expected, rtol=1e-5)

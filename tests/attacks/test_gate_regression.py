@@ -17,8 +17,8 @@ from toys import (
 )
 
 from kljax.attacks import Candidate, feature, no_prior, scheduled
+from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.presets import gate_regression
-from kljax.attacks.presets.gate_regression import balanced_l2
 from kljax.defences import keylock
 from kljax.threat import observe
 from kljax.typing import Private

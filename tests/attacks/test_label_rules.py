@@ -35,7 +35,7 @@ from kljax.config.leak import LabelRule
 from kljax.defences import none
 from kljax.losses import cross_entropy
 from kljax.metrics import multiset_accuracy
-from kljax.models import Dense, from_nnx
+from kljax.models import CNN6, Dense, from_nnx
 from kljax.threat import View, observe
 from kljax.typing import Private, Public
 
@@ -411,6 +411,19 @@ def test_auto_is_what_fits_the_upload():
     assert find_rule(here._replace(num_classes=examples)) is RULES["counts"]
     assert find_rule(here._replace(num_classes=examples - 1)) is RULES["yin"]
     assert find_rule(ground(3, "yin")) is RULES["yin"] is yin
+
+
+def without_bias(examples, rule="auto"):
+    model = from_nnx(lambda rngs: CNN6(5, image_shape=(8, 8, 3), rngs=rngs))
+    return ground(examples, rule)._replace(model=model)
+
+
+def test_a_classifier_without_a_bias_has_rules_of_its_own():
+    assert find_rule(without_bias(1)) is RULES["idlg"]
+    assert find_rule(without_bias(3)) is RULES["yin"]
+    for rule, other in (("bias_corrected", "yin"), ("counts_bias", "counts")):
+        with pytest.raises(ValueError, match=f"{rule}.* 'fc' has none: take '{other}'"):
+            find_rule(without_bias(3, rule))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from kljax.attacks.objectives import (
     squared_l2,
 )
 from kljax.attacks.presets.federated import layered_l2
-from kljax.attacks.presets.gate_regression import balanced_l2
 from kljax.attacks.tensors import (
     exponential,
     first,
@@ -141,10 +140,10 @@ PLAIN = {
     "tag": lambda g, o: total(square)(g, o) + 0.01 * total(absolute)(g, o),
     "cosine": angle(),
     "cosine_per_tensor": mean_angle,
+    "balanced_l2": balanced,
 }
 # name -> objective, and its formula of two {name: tensor}
 DISTANCES = {name: (OBJECTIVES[name](), PLAIN[name]) for name in PLAIN} | {
-    "balanced_l2": (balanced_l2(), balanced),
     "layered_l2": (layered_l2(GROUND), total(square, LAYERS)),
     "first": (
         weighted(squared_l2(), first(DEPTHS, 2)),

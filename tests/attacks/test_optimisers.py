@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from kljax.attacks import adam, from_optax, lbfgs, lbfgs_torch
+from kljax.attacks.optimisers import make_optimiser
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "lbfgs.npz")
 
@@ -156,3 +157,8 @@ def test_the_lock_has_a_rate_of_its_own():
     np.testing.assert_allclose(moved[0], 0.9)
     np.testing.assert_allclose(moved[1], 0.9)
     np.testing.assert_allclose(moved[2]["norm"], 0.5)
+
+
+def test_a_function_that_gives_no_optimiser_is_refused():
+    with pytest.raises(ValueError, match="'optax:adam' gave no .*from_optax"):
+        make_optimiser("optax:adam", 0.1)

@@ -14,7 +14,7 @@ from kljax.clients import one_step
 from kljax.defences import keylock
 from kljax.keylock import key_lock
 from kljax.losses import cross_entropy
-from kljax.models import NETWORKS, Dense, LeNet, from_nnx
+from kljax.models import CNN6, NETWORKS, Dense, LeNet, from_nnx
 from kljax.threat import View, observe
 from kljax.typing import Gate, Private, Public
 
@@ -223,6 +223,31 @@ def test_several_uploads_together_know_what_each_alone_does_not():
     assert gate.scale[1] == 0
 
 
+def test_an_upload_that_says_nothing_of_a_channel_is_left_out():
+    """NaN, or no idea at all: the other upload is as good as alone."""
+    values = np.array([[3.0, -2.0, np.nan], [np.nan, -2.2, np.nan]], np.float32)
+    deviation = np.array([[0.1, 0.1, 0.1], [0.1, np.inf, 0.1]], np.float32)
+    peeled = Peeled(
+        {"norm": Gate(values, values)}, {"norm": Gate(deviation, deviation)}, {}, {}
+    )
+    gate = pooled_gates(peeled)["norm"]
+    for found in gate:
+        np.testing.assert_allclose(found, [3, -2, np.nan], rtol=1e-6)
+
+
+def test_a_saturated_channel_of_a_dense_layer_is_owned_up_to():
+    """Nothing comes back through it: its scale is given as 0, and is not believed."""
+    silent = 0
+    for seed in range(3):
+        _, peeled = attack("dense", seed, limit=0.5, lock_limit=8.0)
+        gate, deviation = peeled.gates["layers/0"], peeled.deviation["layers/0"]
+        assert all(np.isfinite(part).all() for part in (*gate, deviation.shift))
+        unknown = np.isinf(deviation.scale)
+        assert (gate.scale[unknown] == 0).all() and not unknown.all()
+        silent += unknown.sum()
+    assert silent
+
+
 def test_signs_of_uploads_are_aligned_before_they_are_pooled():
     """Each upload's are known up to one for all of them."""
     scale, shift = np.array([1.0, -2.0, 0.0]), np.array([0.5, -1.0, 2.0])
@@ -326,6 +351,11 @@ def test_the_strategy_settles_the_gates():
 
 STEPS = Protocol(optax.sgd(0.1), steps=3, batch=1, learning_rate=0.1)
 UPDATE = threat("peel", upload="update", **TRAIN)
+WITHOUT_BIAS = {
+    "model": from_nnx(lambda rngs: CNN6(10, image_shape=(32, 32, 3), rngs=rngs)),
+    "chain": NETWORKS["cnn6"].chain,
+    "sites": (("layers/0", 12),),
+}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +367,7 @@ UPDATE = threat("peel", upload="update", **TRAIN)
         ("lenet", None, {"sites": (("conv1", 12),)}, "needs a norm at .* 'conv1'"),
         ("lenet", threat("peel"), {}, "victim_norm='train'"),
         ("lenet", threat(examples=9, **TRAIN), {}, "at most 8 examples .* examples=9"),
+        ("lenet", None, WITHOUT_BIAS, "'peel' needs a bias in the layer 'fc'"),
         ("lenet", UPDATE, {"protocol": STEPS}, "gradient of at most.*upload='update'"),
     ],
 )  # fmt: skip

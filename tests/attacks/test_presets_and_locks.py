@@ -184,7 +184,7 @@ UNFIT = {
     "april-optimisation": "'positions', a position embedding",
     "imprint": "imprint reads what is in front of any lock .* lock='peel'",
     "imprint-one-shot": "imprint reads what is in front of any lock .* lock='peel'",
-    "peeling": "images below gates on a norm, and at layers/0 there is none",
+    "peeling": "first layer's norm, and layers/0 is none",
     "rgap": "rgap knows no lock, the threat model says lock='peel'",
 }
 

@@ -12,7 +12,7 @@ from victims import filled
 from kljax.attacks import UNKNOWN, rgap
 from kljax.clients import one_step
 from kljax.defences import none
-from kljax.losses import cross_entropy
+from kljax.losses import cross_entropy, squared_error
 from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.models.cnn6 import Window, chain
 from kljax.threat import observe
@@ -163,6 +163,9 @@ def test_too_few_filters_are_seen_in_the_rank():
         ({"chain": ()}, "walks a chain .* this network is none"),
         ({"declared": threat(examples=2)}, "one example, .* examples=2"),
         ({"declared": threat("regress_gates")}, "lock='regress_gates'.*'peeling'"),
+        ({"declared": threat("unit", "joint")}, "label strategy 'joint' optimises"),
+        ({"draw_gates": lambda rng: {}}, "rgap knows no gates"),
+        ({"loss": squared_error}, "without bias under cross-entropy alone; 'fc'"),
         (
             {"model": from_nnx(lambda r: LeNet(lockable=("norm1",), rngs=r))},
             "norm layers",

@@ -4,9 +4,13 @@ A dense layer ``y = x W + b`` has, for one example, the weight gradient ``x delt
 and the bias gradient ``delta``.
 """
 
+import math
+
+import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_bias
 from kljax.attacks.labels import idlg
 from kljax.threat import View
 from kljax.typing import Array, LockWeights, PrivateKey, Rng
@@ -46,7 +50,8 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
     """Inverts one example from the first dense layer of a network.
 
     Args:
-      setting: the ground; its threat model must say ``examples=1``.
+      setting: the ground; its threat model must say ``examples=1`` and
+        ``upload="gradient"``.
       layer: path of a dense layer with bias that is fed the flattened image.
 
     Returns:
@@ -54,16 +59,23 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
       norm, that one example cannot explain: 0 for one example, up to rounding.
 
     Raises:
-      ValueError: if the threat model has several examples per gradient.
+      ValueError: if the threat model has something else, and for a layer that is not
+        there, has no bias or is not fed an image.
 
     Reference: Zhu and Blaschko, "R-GAP" (ICLR 2021), the fully connected case.
     """
-    examples = setting.threat.knowledge.examples
-    if examples != 1:
+    refuse_batches(setting, "dense_layer")
+    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    pixels = math.prod(setting.image_shape)
+    kernel = params.get(f"{layer}/kernel")
+    if kernel is None or kernel.ndim != 2 or len(kernel) != pixels:
+        found = "is not there" if kernel is None else f"has a kernel {kernel.shape}"
         raise ValueError(
-            f"dense_layer inverts one example per gradient, the threat model has "
-            f"examples={examples}"
+            f"dense_layer needs a dense layer that is fed the {pixels} numbers of an "
+            f"image of shape {setting.image_shape}, and {layer!r} {found}; the network "
+            f"has {', '.join(params)}"
         )
+    refuse_no_bias(setting, "dense_layer", layer)
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         del rng

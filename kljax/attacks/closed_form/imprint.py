@@ -71,8 +71,8 @@ def imprint(
       one_shot: whether only the first bin is read: see ``target`` of the insertion.
 
     Returns:
-      The attack. Its loss is the share of the weight gradient of the bins that were
-      read, in squared norm, that the images do not explain. Its ``info`` has
+      The attack. Its loss is the share of the weight gradient of all bins, in squared
+      norm, that the images do not explain. Its ``info`` has
       ``bins_read`` [], how many of the B images are no grey filling (mixtures are among
       them, and under noise anything), and ``bins`` [B], the bin of each, -1 for a
       filling. Labels are those of the batch; which image has which is not known. A

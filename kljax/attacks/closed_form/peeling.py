@@ -25,13 +25,14 @@ from kljax.attacks.closed_form.layer_input import (
     through,
     to_float64,
 )
+from kljax.attacks.closed_form.refusals import refuse_no_bias, refuse_no_chain
 from kljax.attacks.closed_form.walk import (
     Place,
     Step,
     as_rows,
     below_batch,
     below_classifier,
-    down,
+    descend,
     steps_of,
     undo,
 )
@@ -51,7 +52,8 @@ class Peeled(NamedTuple):
         opposite scales, has the same gradient. Elsewhere under a norm no scale is
         negative.
       deviation: the standard deviation that the attack itself expects of each number,
-        the epsilon and doubts about signs apart.
+        the epsilon and doubts about signs apart. Infinite for the scale of a saturated
+        channel of a dense layer: such a scale is given as 0.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
         exact, of the order of 1 where nothing was found. Of the classifier for a batch.
@@ -79,9 +81,10 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
 
     Raises:
       ValueError: for a network that is no chain, a lock of several sites, a site that
-        is not in the chain or is the classifier, norm layers above it, as many examples
-        per upload as classes or more, anything but a gradient, and norm layers of the
-        victim in eval mode.
+        is not in the chain or is the classifier, norm layers above it, no bias in the
+        classifier or in a locked layer without a norm, as many examples per upload as
+        classes or more, anything but a gradient, and norm layers of the victim in eval
+        mode.
     """
     bottom, *above = _from_the_lock(setting)
     layer, examples = bottom.layer, setting.threat.knowledge.examples
@@ -92,20 +95,18 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
 
     @one_at_a_time
     def peel(grads: Params, params: Params, targets: Array) -> Peeled:
-        residuals, ranks = {}, {}
+        residuals = {}
         with float64(True):
             grads, params, targets = to_float64((grads, params, targets))
             if examples == 1:
                 place = below_classifier(above[-1], grads, params)
             else:
-                place, left = below_batch(
+                place, unexplained = below_batch(
                     above[-1], grads, params, targets, setting.loss
                 )
-                residuals[above[-1].layer.path] = left
-            for step in reversed(above[:-1]):
-                place, solution = down(step, place, grads, params)
-                residuals[step.layer.path] = solution.residual
-                ranks[step.layer.path] = solution.rank / solution.x.mean.size
+                residuals[above[-1].layer.path] = unexplained
+            place, left = descend(above[:-1], place, grads, params)
+            residuals |= left.residuals
             if layer.norm is None:
                 found = _by_gradient(bottom, place, grads, params)
             else:
@@ -113,7 +114,7 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
             if signed:
                 found = (_with_signs(bottom, place, found[0], grads, params), found[1])
             gate, deviation, residuals, ranks = jax.tree.map(
-                lambda x: x.astype(jnp.float32), (*found, residuals, ranks)
+                lambda x: x.astype(jnp.float32), (*found, residuals, left.ranks)
             )
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
@@ -137,8 +138,9 @@ def pooled_gates(peeled: Peeled) -> Gates:
 
     Returns:
       Their mean, each weighted by one over its variance: a channel that was saturated
-      in one upload is taken from the others. The lock is believed to stay the same; it
-      drifts as its weights are trained.
+      in one upload is taken from the others, and so is one that is NaN there. NaN where
+      no upload says anything. The lock is believed to stay the same; it drifts as its
+      weights are trained.
     """
 
     # Each upload's signs are known up to one for all of them.
@@ -150,6 +152,8 @@ def pooled_gates(peeled: Peeled) -> Gates:
     def join(values: Array, deviation: Array) -> Array:
         # What is called exact is so up to float32's rounding.
         weights = 1 / (deviation**2 + (ROUNDING * values) ** 2 + 1e-16)
+        weights = jnp.where(jnp.isfinite(weights), weights, 0)
+        values = jnp.where(weights > 0, values, 0)
         return jnp.sum(weights * values, axis=0) / jnp.sum(weights, axis=0)
 
     return jax.tree.map(join, gates, peeled.deviation)
@@ -157,18 +161,15 @@ def pooled_gates(peeled: Peeled) -> Gates:
 
 def _sign_like_first(scales: Array) -> Array:
     """Gives 1 or -1 for each row [N, C], [N, 1]: that of its product with the first."""
-    along = jnp.sum(scales * scales[:1], axis=-1, keepdims=True)
+    along = jnp.nansum(scales * scales[:1], axis=-1, keepdims=True)
     return jnp.where(along < 0, -1.0, 1.0)
 
 
 def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
     """Finds the chain from the locked layer on; refuses what cannot be peeled."""
     knows = setting.threat.knowledge
-    if not setting.chain:
-        raise ValueError(
-            "lock strategy 'peel' walks a chain of layers, and this network is none: "
-            "skip connections, pooling and ReLU have no place in one"
-        )
+    refuse_no_chain(setting, "lock strategy 'peel'")
+    refuse_no_bias(setting, "lock strategy 'peel'", setting.chain[-1].path)
     if len(setting.sites) != 1:
         raise ValueError(
             "lock strategy 'peel' needs a lock of one site, got the sites "
@@ -211,6 +212,7 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
             "dense layer"
         )
     if layer.norm != site:
+        refuse_no_bias(setting, "lock strategy 'peel'", site)
         steps = (steps[0]._replace(layer=layer._replace(norm=None)), *steps[1:])
     return steps
 
@@ -267,17 +269,20 @@ def _by_gradient(
     kernel, bias = (grads[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
     signal = through(layer.activation.slope, place.value, place.above)  # [B, C]
     total = jnp.sum(signal.mean, axis=0)
-    scale = bias / total
+    # Through a saturated channel nothing comes back, and nothing is known of its scale:
+    # a constant output of the right size explains all that was seen.
+    silent = total == 0
+    total = jnp.where(silent, 1, total)
+    scale = jnp.where(silent, 0, bias / total)
     weights, offset = (params[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
-    # Saturated channels, through which nothing comes back, say nothing of the inputs.
-    gated = jnp.where(jnp.isfinite(scale), scale, 0)[None] * signal.mean
-    inner = _inputs(kernel, gated) @ weights + offset[None]
+    inner = _inputs(kernel, scale[None] * signal.mean) @ weights + offset[None]
     out = undo(layer.activation, place.value)
     error = jnp.abs(scale / total) * jnp.sqrt(jnp.sum(signal.variance, axis=0))
     # The surest of the examples says what the shift is.
     surest = 1 / (out.variance + (error[None] * inner) ** 2)
     power = jnp.sum(surest, axis=0)
     shift = jnp.sum(surest * (out.mean - scale[None] * inner), axis=0) / power
+    error = jnp.where(silent, jnp.inf, error)
     return Gate(scale, shift), Gate(error, jnp.sqrt(1 / power))
 
 

@@ -16,16 +16,23 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.closed_form.layer_input import (
-    ROUNDING,
-    Estimate,
     float64,
     one_at_a_time,
     to_float64,
 )
-from kljax.attacks.closed_form.walk import Place, below_classifier, down, steps_of
-from kljax.attacks.labels import told
+from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_chain
+from kljax.attacks.closed_form.walk import (
+    Place,
+    below_classifier,
+    descend,
+    down,
+    place_at,
+    steps_of,
+)
+from kljax.attacks.labels import settled_labels, told
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
+from kljax.losses import cross_entropy
 from kljax.threat import View
 from kljax.typing import Array, Params, Rng
 
@@ -46,16 +53,21 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
       The attack. Its loss is the share of the layers' weight gradients, in squared
       norm, that is left unexplained, the mean over the layers. Its ``info`` has
       ``residuals`` and ``ranks``, each {layer: []}: that share, and how much of the
-      layer's input the equations determine.
+      layer's input the equations determine. Under the label rule ``auto`` the label is
+      the class whose logit's derivative is lowest, which needs no features of one sign.
 
     Raises:
       ValueError: for an optimiser, a network that is no chain of layers, one with norm
-        layers or with biases everywhere but in the classifier, a lock strategy, and
-        for anything but one step on one example.
+        layers or with biases everywhere but in the classifier, one without a bias in
+        the classifier under another loss than cross-entropy, gates, a lock strategy,
+        labels that are optimised, and for anything but one step on one example.
     """
     refuse_optimiser(optimiser, "rgap")
     del steps, restarts
     _check(setting)
+    strategy = setting.threat.strategy
+    labels = settled_labels(setting, "rgap")
+    by_signal = strategy.labels == "recovered" and setting.label_rule == "auto"
     *body, top = steps_of(setting)
     biased = [step.layer.path for step in body]
     biased = [path for path in biased if f"{path}/bias" in _shapes(setting)[0]]
@@ -65,6 +77,16 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             f"rgap needs a bias in the classifier {top.layer.path!r}, or none "
             f"anywhere; there are some in {', '.join(biased)}"
         )
+    if not with_bias and setting.loss is not cross_entropy:
+        raise ValueError(
+            f"rgap finds the length of what comes back through a classifier without "
+            f"bias under cross-entropy alone; {top.layer.path!r} has none, and the "
+            "loss is another"
+        )
+
+    def misfit(signal, kernel, weights, *trees) -> Array:
+        place = _below(kernel, weights, signal)
+        return down(body[-1], place, *trees)[1].residual
 
     @one_at_a_time
     def walk(grads: Params, params: Params):
@@ -78,24 +100,16 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             else:
                 candidates = _signals(kernel, weights)  # [2 signs, 2 lengths, Kc]
                 fit = jax.lax.map(
-                    lambda signal: (
-                        down(body[-1], _below(kernel, weights, signal), grads, params)[
-                            1
-                        ].residual
-                    ),
+                    lambda signal: misfit(signal, kernel, weights, grads, params),
                     candidates[:, 0],
                 )
                 signals = _first(candidates, fit)
                 place = _below(kernel, weights, signals[0])
-            residuals, ranks = {}, {}
-            for step in reversed(body):
-                place, solution = down(step, place, grads, params)
-                residuals[step.layer.path] = solution.residual
-                ranks[step.layer.path] = solution.rank / solution.x.mean.size
+            place, (residuals, ranks) = descend(body, place, grads, params)
             # All other equations are indifferent to the length: without biases, a
             # signal twice as long just makes an image of half the contrast.
             lengths = jnp.linalg.norm(signals, axis=1)
-            images = place.value.mean * _like(lengths[0] / lengths, step.shape)
+            images = place.value.mean * _like(lengths[0] / lengths, body[0].shape)
             found = (
                 _first(images, _implausibility(images)),
                 signals[0],
@@ -104,15 +118,17 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             )
             return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
+    def label(signal: Array) -> Array:
+        # Under cross-entropy only the true class has a negative derivative.
+        return told(jnp.argmin(signal)[None].astype(jnp.int32), signal)
+
     def attack(rng: Rng, view: View) -> Reconstruction:
-        del rng
         x, signal, residuals, ranks = walk(view.grads.model, view.public.model)
         images = x.reshape(1, *setting.image_shape)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
             images=images,
-            # Under cross-entropy only the true class has a negative derivative.
-            labels=told(jnp.argmin(signal)[None].astype(jnp.int32), signal),
+            labels=label(signal) if by_signal else labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(images)),
             info={
@@ -131,21 +147,18 @@ def _shapes(setting: Setting):
 
 def _check(setting: Setting) -> None:
     refuse_feature(setting, "rgap")
-    knows, strategy = setting.threat.knowledge, setting.threat.strategy
-    if len(setting.chain) < 2:
-        raise ValueError(
-            "rgap walks a chain of layers, and this network is none: skip connections, "
-            "pooling and ReLU have no place in one"
-        )
-    if knows.examples != 1 or setting.protocol is not None:
-        raise ValueError(
-            f"rgap inverts the gradient of one example, the threat model has "
-            f"examples={knows.examples}, upload={knows.upload!r}"
-        )
+    strategy = setting.threat.strategy
+    refuse_no_chain(setting, "rgap")
+    refuse_batches(setting, "rgap")
     if strategy.lock != "unit":
         raise ValueError(
             f"rgap knows no lock, the threat model says lock={strategy.lock!r}; "
             "against one there is the attack 'peeling'"
+        )
+    if setting.draw_gates is not None:
+        raise ValueError(
+            "rgap knows no gates, and this defence has some; of a network without a "
+            "norm they are scales and shifts that its equations lack"
         )
     if jax.tree.leaves(_shapes(setting)[1]):
         raise ValueError(
@@ -157,12 +170,7 @@ def _check(setting: Setting) -> None:
 def _below(kernel_grad: Array, weights: Array, signal: Array) -> Place:
     """Finds the classifier's input from the derivative [Kc] by the logits."""
     value = kernel_grad @ signal / jnp.sum(signal**2)
-    above = weights @ signal
-    rounded = ROUNDING**2 * (weights**2 @ signal**2)
-    return Place(
-        Estimate(value[None], (ROUNDING * value[None]) ** 2),
-        Estimate(above[None], rounded[None]),
-    )
+    return place_at(value, weights, signal)
 
 
 def _signals(kernel_grad: Array, weights: Array) -> Array:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.layer_input import ROUNDING
 from kljax.attacks.closed_form.peeling import Peeled
+from kljax.attacks.closed_form.refusals import refuse_batches
 from kljax.threat import View
 from kljax.typing import Array, Gate, Params
 
@@ -188,9 +189,9 @@ def patch_gates(sent: Sent, known: Known) -> tuple[Gate, Gate, Array]:
     offset = right_less @ sent.bias / power
     left = right_less - offset[:, None] * sent.bias[None]
     live = jnp.maximum(jnp.sum(~dead) - 1, 1)
-    shift = Gate(scale, offset - known.bias * scale)
+    gate = Gate(scale, offset - known.bias * scale)
     deviation = Gate(unsure, jnp.sqrt(jnp.sum(left**2, axis=1) / live / power))
-    return shift, deviation, _share(left, right)
+    return gate, deviation, _share(left, right)
 
 
 def patch_peeling(
@@ -213,14 +214,9 @@ def patch_peeling(
             "lock strategy 'peel' finds the gates of a vision transformer's patch "
             f"embedding {transformer.patch!r} alone, got the sites {sites}"
         )
-    knows = setting.threat.knowledge
-    if (knows.examples, knows.upload) != (1, "gradient"):
-        raise ValueError(
-            "lock strategy 'peel' needs the gradient of one example of a vision "
-            f"transformer, the threat model has examples={knows.examples}, "
-            f"upload={knows.upload!r}"
-        )
-    check_transformer(setting, transformer)
+    attack = "lock strategy 'peel' of a vision transformer"
+    refuse_batches(setting, attack)
+    check_transformer(setting, transformer, attack)
 
     def peel(view: View) -> Peeled:
         sent, known = read(view.grads.model, view.public.model, transformer)
@@ -231,8 +227,13 @@ def patch_peeling(
     return peel
 
 
-def check_transformer(setting: Setting, transformer: Transformer) -> None:
+def check_transformer(setting: Setting, transformer: Transformer, attack: str) -> None:
     """Refuses a network that is no vision transformer of the kind above.
+
+    Args:
+      setting: with the network.
+      transformer: paths in it.
+      attack: who needs it, for the message.
 
     That nothing passes by its first attention cannot be seen from its parameters.
 
@@ -242,23 +243,24 @@ def check_transformer(setting: Setting, transformer: Transformer) -> None:
     missing = missing_paths(setting, transformer)
     if missing:
         raise ValueError(
-            "april needs a vision transformer (the network 'vit'), and this network "
-            f"has no {', '.join(missing)}"
+            f"{attack} needs a vision transformer (the network 'vit'), and this "
+            f"network has no {', '.join(missing)}"
         )
     params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
     height, width, channels = setting.image_shape
     kernel = params[f"{transformer.patch}/kernel"].shape
-    rows, columns, inputs, features = kernel
-    positions, own = params[transformer.positions].shape
+    positions = params[transformer.positions].shape
+    rows, features = kernel[0], kernel[-1]
     fits = (
-        (rows, inputs, features) == (columns, channels, own)
+        kernel == (rows, rows, channels, features)
         and not (height % rows or width % rows)
-        and positions == (height // rows) * (width // rows) + 1
+        and positions == ((height // rows) * (width // rows) + 1, features)
     )
     if not fits:
         raise ValueError(
-            f"april: patches of kernel {kernel} and positions {(positions, own)} do "
-            f"not tile images of shape {setting.image_shape} with one class token"
+            f"{attack} needs patches [p, p, channels, d] that tile the image, and "
+            f"positions [n, d] with one class token; images of shape "
+            f"{setting.image_shape} have patches {kernel} and positions {positions}"
         )
 
 

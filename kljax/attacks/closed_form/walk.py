@@ -20,7 +20,7 @@ from kljax.attacks.closed_form.layer_input import (
     through,
 )
 from kljax.chain import Activation, Layer
-from kljax.typing import Array, Loss, Params
+from kljax.typing import Array, Loss, Params, Path
 
 TINY = float(np.finfo(np.float32).tiny)
 IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]
@@ -70,9 +70,19 @@ def below_classifier(step: Step, grads: Params, params: Params) -> Place:
     # The client computed with float32 numbers, and near 1 they lie so far apart that
     # the nearest one is the very one: it is exact again.
     value = value.astype(jnp.float32).astype(value.dtype)
-    weights = params[f"{step.layer.path}/kernel"]
-    above = weights @ bias
-    rounded = ROUNDING**2 * (weights**2 @ bias**2)
+    return place_at(value, params[f"{step.layer.path}/kernel"], bias)
+
+
+def place_at(value: Array, weights: Array, signal: Array) -> Place:
+    """Stands at a dense layer's input [F], of one example, both up to rounding.
+
+    Args:
+      value: the input.
+      weights: [F, Kc], of the layer.
+      signal: [Kc], derivative by its output.
+    """
+    above = weights @ signal
+    rounded = ROUNDING**2 * (weights**2 @ signal**2)
     return Place(
         Estimate(value[None], (ROUNDING * value[None]) ** 2),
         Estimate(above[None], rounded[None]),
@@ -135,6 +145,31 @@ def down(
     shape = (examples, *step.shape)
     place = jax.tree.map(lambda x: x.reshape(shape), Place(solution.x, above))
     return place, solution
+
+
+class Residues(NamedTuple):
+    """What a walk leaves behind, {layer: []} each.
+
+    Attributes:
+      residuals: share of the layer's weight gradient, in squared norm, that is left
+        unexplained.
+      ranks: share of the layer's inputs that its equations determine.
+    """
+
+    residuals: dict[Path, Array]
+    ranks: dict[Path, Array]
+
+
+def descend(
+    steps: tuple[Step, ...], place: Place, grads: Params, params: Params
+) -> tuple[Place, Residues]:
+    """Walks through layers, given in forward order, from the last to the first."""
+    residues = Residues({}, {})
+    for step in reversed(steps):
+        place, solution = down(step, place, grads, params)
+        residues.residuals[step.layer.path] = solution.residual
+        residues.ranks[step.layer.path] = solution.rank / solution.x.mean.size
+    return place, residues
 
 
 def side_by_side(table: Array, examples: int) -> Array:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
+import jax
+
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels import counts as counting
 from kljax.attacks.labels import rules
@@ -20,6 +22,8 @@ RULES: dict[str, Rule] = {
     "counts": counting.counts,
     "counts_bias": counting.counts_bias,
 }
+# Those that read the classifier's bias, and what to take where there is none.
+OF_BIAS = {"bias_corrected": "yin", "counts_bias": "counts"}
 
 
 def find_rule(setting: Setting) -> Rule:
@@ -29,20 +33,24 @@ def find_rule(setting: Setting) -> Rule:
     ``bias_corrected`` of a gradient, and ``counts`` of an update whose protocol is
     known. For more it is ``yin``: of all rules the one that is never much worse than
     a guess of equally many per class, where the others fall far below it on trained
-    networks (experiments/labels.md).
+    networks (experiments/labels.md). It is also ``yin`` where ``bias_corrected`` has no
+    bias to read.
 
     Raises:
-      ValueError: for an unknown rule, ``idlg`` for several examples, and counts of an
-        update without a protocol.
+      ValueError: for an unknown rule, ``idlg`` for several examples, counts of an
+        update without a protocol, and a rule that reads the classifier's bias where
+        there is none.
     """
     name, knows = setting.label_rule, setting.threat.knowledge
     updates = knows.upload != "gradient"
+    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    biased = f"{setting.classifier}/bias" in params
     if name == "auto" and knows.examples == 1:
         name = "idlg"
     elif name == "auto" and knows.examples > setting.num_classes:
         name = "yin"
     elif name == "auto":
-        name = "counts" if updates else "bias_corrected"
+        name = "counts" if updates else "bias_corrected" if biased else "yin"
     if name not in RULES:
         legal = " or ".join(map(repr, ("auto", *RULES)))
         raise ValueError(f"label_rule must be {legal}, got {name!r}")
@@ -55,5 +63,10 @@ def find_rule(setting: Setting) -> Rule:
         raise ValueError(
             f"label rule {name!r} needs the protocol of an update, and the setting has "
             "none"
+        )
+    if name in OF_BIAS and not biased:
+        raise ValueError(
+            f"label rule {name!r} reads the classifier's bias, and "
+            f"{setting.classifier!r} has none: take {OF_BIAS[name]!r}"
         )
     return RULES[name]

@@ -28,19 +28,27 @@ def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimis
       step_size: first step size, in units of the unknowns; it may be traced.
 
     Raises:
-      ValueError: for an unknown name, or a step size where none is taken.
+      ValueError: for an unknown name, a step size where none is taken, and a function
+        of your own that gives no `Optimiser`.
     """
     make = resolve("optimiser", name, OPTIMISERS)
+    if name not in OPTIMISERS:
+        made = make() if step_size is None else make(step_size)
+        if not isinstance(made, Optimiser):
+            raise ValueError(
+                f"optimiser {name!r} gave no kljax.attacks.Optimiser, but a "
+                f"{type(made).__name__}; kljax.attacks.from_optax makes one of an "
+                "optax transformation"
+            )
+        return made
     if step_size is None:
         return make()
     if name in STEPPED:
         return make(learning_rate=step_size)
-    if name in OPTIMISERS:
-        raise ValueError(
-            f"optimiser {name!r} finds its own step sizes: leave step_size out, or "
-            f"take one of {', '.join(STEPPED)}"
-        )
-    return make(step_size)
+    raise ValueError(
+        f"optimiser {name!r} finds its own step sizes: leave step_size out, or "
+        f"take one of {', '.join(STEPPED)}"
+    )
 
 
 def refuse_optimiser(optimiser: Optimiser | None, attack: str) -> None:

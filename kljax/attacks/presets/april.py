@@ -15,6 +15,7 @@ from kljax.attacks.attack import (
     Setting,
 )
 from kljax.attacks.closed_form.layer_input import one_at_a_time
+from kljax.attacks.closed_form.refusals import refuse_batches, refuse_search
 from kljax.attacks.closed_form.transformer import (
     VIT,
     Transformer,
@@ -31,8 +32,9 @@ from kljax.attacks.optimisers import lbfgs, refuse_optimiser
 from kljax.attacks.presets.plain import gradient_matching
 from kljax.attacks.priors import refuse_feature, total_variation
 from kljax.attacks.starts import normal
+from kljax.attacks.tensors import public_of
 from kljax.threat import View
-from kljax.typing import Array, Gate, Params, Public, PyTree, Rng
+from kljax.typing import Array, Gate, Params, PyTree, Rng
 
 # Shorter directions of A are rounding: a client computes them in float32.
 CUTOFF = 5e-6
@@ -78,7 +80,7 @@ def april(
     """
     del steps, restarts
     _check(setting, optimiser)
-    check_transformer(setting, transformer)
+    check_transformer(setting, transformer, "april")
     lock, labels = lock_of(setting), settled_labels(setting, "april")
     path = transformer.patch
 
@@ -117,18 +119,9 @@ def april(
 
 def _check(setting: Setting, optimiser: Optimiser | None) -> None:
     refuse_feature(setting, "april")
-    knows, strategy = setting.threat.knowledge, setting.threat.strategy
-    if (knows.examples, knows.upload) != (1, "gradient"):
-        raise ValueError(
-            "april inverts the gradient of one example, the threat model has "
-            f"examples={knows.examples}, upload={knows.upload!r}"
-        )
+    refuse_batches(setting, "april")
     refuse_optimiser(optimiser, "april")
-    if strategy.lock.startswith("regress"):
-        raise ValueError(
-            f"april is a closed form, and lock strategy {strategy.lock!r} optimises: "
-            "take another, such as 'peel', or the attack 'april-optimisation'"
-        )
+    refuse_search(setting, "april", "april-optimisation")
 
 
 ALPHA = 1.0
@@ -151,9 +144,7 @@ def april_objective(alpha: float = ALPHA, transformer: Transformer = VIT) -> Obj
 
 
 def _positions(grads: PyTree, transformer: Transformer) -> Array:
-    # Lock gradients are compared, too, where they are shared.
-    public = grads if isinstance(grads, Public) else grads[0]
-    return public.model[transformer.positions]
+    return public_of(grads).model[transformer.positions]
 
 
 def april_optimisation(

@@ -9,14 +9,14 @@ from kljax.attacks import insertions, objectives
 from kljax.attacks.attack import Attack, Objective, Setting
 from kljax.attacks.closed_form import imprint, rgap
 from kljax.attacks.insertions import Insertion
-from kljax.attacks.objectives import cosine, squared_l2
+from kljax.attacks.objectives import balanced_l2, cosine, squared_l2
 from kljax.attacks.presets.april import (
     april,
     april_objective,
     april_optimisation,
 )
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
-from kljax.attacks.presets.gate_regression import balanced_l2, gate_regression
+from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag

@@ -125,7 +125,7 @@ def fedavg_inversion(
         prior=with_feature(
             setting,
             lock.gates,
-            _scheduled(
+            _over_factor(
                 (
                     cyclic_variation(numbers.variation / deviation**2),
                     box_violation(numbers.box),
@@ -203,7 +203,7 @@ def _order(
     return (order_invariance(weight, epochs, numbers.order, **more),)
 
 
-def _scheduled(
+def _over_factor(
     priors: tuple[Prior, ...], factor: tuple[float, float], steps: int
 ) -> Prior:
     """Adds priors up, over the factor that the matching term has there."""
@@ -211,7 +211,7 @@ def _scheduled(
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         share = jnp.minimum(2 * (progress + 1 / steps), 1.0)
-        total = sum(prior(view, candidate, progress) for prior in priors)
+        total = sum(each(view, candidate, progress) for each in priors)
         return total / (start * (end / start) ** share)
 
     return prior

@@ -5,24 +5,14 @@ private key nor the lock weights are needed. With another strategy it is the sam
 on a lock that is known, guessed, or not there: the control to hold it against.
 """
 
-import jax
-import jax.numpy as jnp
-
-from kljax.attacks.attack import (
-    Attack,
-    Objective,
-    Optimiser,
-    Setting,
-    Unknowns,
-    iterative,
-)
+from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns, iterative
 from kljax.attacks.labels import LABELS
 from kljax.attacks.locks import lock_of
+from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import (
     batch_statistics,
-    feature,
     scheduled,
     total_variation,
     with_feature,
@@ -30,41 +20,12 @@ from kljax.attacks.priors import (
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import pixels
-from kljax.typing import Array, PyTree
-
-FAINT = 1e-12  # of the squared norm of the gradient: below float32 rounding
 
 # Chosen on victims of their own by the attacker's own loss, but for the last weight of
 # the variation, settled with the scores known: experiments/gate_regression.md.
 RELATIVE_TV = 1e-1
 LAST_TV = 1e-1  # times RELATIVE_TV, at the last step
 STATISTICS = 1e-2
-
-
-def balanced_l2() -> Objective:
-    """Sums ``|g - g*|^2 / |g*|`` over tensors, in units of the squared gradient.
-
-    Half way between the plain squared distance, of which the classifier's gradient
-    takes nearly all, and one relative to each tensor, in which the faintest counts as
-    much as the rest. Tensors whose observed norm is rounding do not count.
-    """
-
-    def objective(simulated: PyTree, observed: PyTree) -> Array:
-        pairs = list(
-            zip(jax.tree.leaves(simulated), jax.tree.leaves(observed), strict=True)
-        )
-        powers = [jnp.sum(o**2) for _, o in pairs]
-        whole = sum(powers, jnp.zeros(()))
-        total = jnp.zeros(())
-        for (g, o), power in zip(pairs, powers, strict=True):
-            counts = power > FAINT * whole
-            weight = jnp.sqrt(whole / jnp.where(counts, power, 1.0))
-            # A gradient of zeros has no units to measure in.
-            weight = jnp.where(counts, weight, jnp.where(whole == 0, 1.0, 0.0))
-            total += weight * jnp.sum((g - o) ** 2)
-        return total / len(pairs)
-
-    return objective
 
 
 def gate_regression(
@@ -76,7 +37,6 @@ def gate_regression(
     uploads: int = 1,
     variation: float = RELATIVE_TV,
     last_variation: float = LAST_TV,
-    features: float = 0.0,
     statistics: float = STATISTICS,
 ) -> Attack:
     """Makes kljax's own attack on a lock.
@@ -90,16 +50,17 @@ def gate_regression(
         attack's view then has a leading axis [U] (`kljax.attacks.pooling`).
       variation: first weight of the total variation relative to the image's spread.
       last_variation: what that weight is multiplied with by the end.
-      features: weight of the classifier's input (`kljax.attacks.priors.feature`).
       statistics: weight of the norm statistics
         (`kljax.attacks.priors.batch_statistics`), where they are visible.
+
+    Raises:
+      ValueError: for a setting that its lock strategy, its labels or the weight of its
+        features cannot work on, and fewer than one upload.
     """
     lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
     knowledge = setting.threat.knowledge
     priors = [scheduled(total_variation(variation, relative=True), last_variation)]
-    if features:
-        priors.append(feature(setting, lock.gates, features))
     if statistics and knowledge.stats == "visible":
         priors.append(batch_statistics(setting, lock.gates, statistics))
     parts = (

@@ -6,7 +6,18 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
 from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
-from kljax.attacks.closed_form.walk import below_classifier, down, steps_of
+from kljax.attacks.closed_form.refusals import (
+    refuse_batches,
+    refuse_no_bias,
+    refuse_no_chain,
+    refuse_search,
+)
+from kljax.attacks.closed_form.walk import (
+    below_classifier,
+    descend,
+    down,
+    steps_of,
+)
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import refuse_optimiser
@@ -15,8 +26,8 @@ from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
 
 _NO_NORM = (
-    "peeling solves for images below gates on a norm, and at {} there is none: take "
-    "another attack with the lock strategy 'peel'"
+    "peeling solves for images below gates on the first layer's norm, and {} is none: "
+    "take another attack with the lock strategy 'peel'"
 )
 
 
@@ -35,8 +46,9 @@ def peeled_image(
 
     Raises:
       ValueError: for an optimiser, a network that is no chain of layers, a norm
-        elsewhere than in its first layer, gates without a norm, norm layers in eval
-        mode, strategies that optimise, and for anything but one step on one example.
+        elsewhere than in its first layer, a classifier without a bias, gates elsewhere
+        than on that norm, norm layers in eval mode, strategies that optimise, and for
+        anything but one step on one example.
     """
     refuse_optimiser(optimiser, "peeling")
     del steps, restarts
@@ -52,10 +64,7 @@ def peeled_image(
         with float64(True):
             grads, params, gate = to_float64((grads, params, gate))
             place = below_classifier(top, grads, params)
-            residuals = {}
-            for step in reversed(body):
-                place, solution = down(step, place, grads, params)
-                residuals[step.layer.path] = solution.residual
+            place, (residuals, _) = descend(body, place, grads, params)
             if site is None:
                 place, solution = down(bottom, place, grads, params)
                 image, residuals[path] = place.value.mean[0], solution.residual
@@ -70,8 +79,8 @@ def peeled_image(
         params = view.public.model
         ones = jnp.ones(params[f"{bottom.layer.path}/kernel"].shape[-1])
         gates = lock.gates(view.public.defence, part)
-        if gates and site is None:
-            raise ValueError(_NO_NORM.format(", ".join(gates)))
+        if elsewhere := [path for path in gates if path != site]:
+            raise ValueError(_NO_NORM.format(", ".join(elsewhere)))
         gate = gates.get(site, Gate(ones, jnp.zeros_like(ones)))
         image, residuals = solve(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
@@ -100,22 +109,10 @@ def _norm_below(setting: Setting) -> Path | None:
 
 def _check(setting: Setting) -> None:
     refuse_feature(setting, "peeling")
-    knows, strategy = setting.threat.knowledge, setting.threat.strategy
-    if len(setting.chain) < 2:
-        raise ValueError(
-            "peeling walks a chain of layers, and this network is none: skip "
-            "connections, pooling and ReLU have no place in one"
-        )
-    if knows.examples != 1 or setting.protocol is not None:
-        raise ValueError(
-            "peeling solves for the image of one example's gradient, the threat model "
-            f"has examples={knows.examples}, upload={knows.upload!r}"
-        )
-    if strategy.lock.startswith("regress"):
-        raise ValueError(
-            f"peeling is a closed form, and lock strategy {strategy.lock!r} optimises: "
-            "take another, such as 'peel', or the attack 'gate-regression'"
-        )
+    refuse_no_chain(setting, "peeling")
+    refuse_batches(setting, "peeling")
+    refuse_search(setting, "peeling", "gate-regression")
+    refuse_no_bias(setting, "peeling", setting.chain[-1].path)
     norm = _norm_below(setting)
     _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
     other = sorted(path for path in stats if not path.startswith(f"{norm}/"))
@@ -126,7 +123,7 @@ def _check(setting: Setting) -> None:
         )
     if norm is None and setting.draw_gates is not None:
         raise ValueError(_NO_NORM.format(", ".join(path for path, _ in setting.sites)))
-    if norm is not None and knows.victim_norm != "train":
+    if norm is not None and setting.threat.knowledge.victim_norm != "train":
         raise ValueError(
             "peeling needs victim_norm='train': in eval mode a norm is no function of "
             "the example"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Prior
 from kljax.attacks.priors.sums import check_weight
+from kljax.convolution import CHANNELS_LAST
 from kljax.threat import View
 from kljax.typing import Array
 
@@ -66,7 +67,7 @@ def random_convolution(
 
     def convolve(images: Array) -> Array:
         return jax.lax.conv_general_dilated(
-            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            images, kernel, (1, 1), "SAME", dimension_numbers=CHANNELS_LAST
         )
 
     return convolve

@@ -1,0 +1,48 @@
+"""Refusals: what a closed form would have to ignore, or trips over.
+
+Each raises a `ValueError` that names the attack, while the attack is being made.
+"""
+
+import jax
+
+from kljax.attacks.attack import Setting
+from kljax.typing import Path
+
+
+def refuse_batches(setting: Setting, attack: str) -> None:
+    """Refuses everything but the gradient of one example."""
+    knows = setting.threat.knowledge
+    if (knows.examples, knows.upload) != (1, "gradient"):
+        raise ValueError(
+            f"{attack} inverts the gradient of one example, the threat model has "
+            f"examples={knows.examples}, upload={knows.upload!r}"
+        )
+
+
+def refuse_search(setting: Setting, attack: str, other: str) -> None:
+    """Refuses lock strategies that optimise; `other` is an attack that searches."""
+    strategy = setting.threat.strategy.lock
+    if strategy.startswith("regress"):
+        raise ValueError(
+            f"{attack} is a closed form, and lock strategy {strategy!r} optimises: "
+            f"take another, such as 'peel', or the attack {other!r}"
+        )
+
+
+def refuse_no_chain(setting: Setting, attack: str) -> None:
+    """Refuses networks whose layers do not simply follow each other."""
+    if len(setting.chain) < 2:
+        raise ValueError(
+            f"{attack} walks a chain of layers, and this network is none: skip "
+            "connections, pooling and ReLU have no place in one"
+        )
+
+
+def refuse_no_bias(setting: Setting, attack: str, layer: Path) -> None:
+    """Refuses networks where a layer lacks the bias that its input is read by."""
+    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    if f"{layer}/bias" not in params:
+        raise ValueError(
+            f"{attack} needs a bias in the layer {layer!r}, and there is none; the "
+            "attack 'rgap' takes networks without any"
+        )
