@@ -70,6 +70,22 @@ def noisy(grads):
     )
 
 
+PRIVATE_KEY = threat("regress_private_key", "recovered", lock_weights="known")
+
+
+def test_a_small_private_key_is_found_where_the_lock_weights_are_known():
+    """9 unknowns, and noise takes that away; gates are what a private key makes."""
+    view = observe(PRIVATE_KEY, locked_update(1))
+    found = attack(PRIVATE_KEY)(view)
+    assert bool(found.finite) and found.loss < 1e-8
+    assert error(found) < 1e-2
+    gates = DEFENCE.gates((), found.info["lock"])["norm"]
+    for one, other in zip(gates, TRUE_GATES["norm"], strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-2)
+    lost = attack(PRIVATE_KEY)(view._replace(grads=noisy(view.grads)))
+    assert error(lost) > 0.1 and lost.loss > 1e-4
+
+
 PAIR = threat("regress_gates", "recovered", examples=2)
 
 

@@ -146,7 +146,9 @@ def test_a_batch_larger_than_the_bins():
     found = compiled(bins=4)(update(bins=4))
     assert found.images.shape == (EXAMPLES, *IMAGE_SHAPE)
     assert int(found.info["bins_read"]) <= 4
-    assert np.asarray(found.info["bins"]).shape == (EXAMPLES,)
+    bins = np.asarray(found.info["bins"])
+    assert bins.shape == (EXAMPLES,) and (bins == -1).sum() >= EXAMPLES - 4
+    assert np.all(np.asarray(found.images)[bins == -1] == 0.5)
 
 
 @pytest.mark.parametrize(

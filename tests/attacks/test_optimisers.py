@@ -104,10 +104,9 @@ def test_lbfgs_reaches_the_minimum_of_a_hard_valley():
 
 
 @pytest.mark.parametrize("window", (1, 10))
-def test_lbfgs_never_ends_above_its_window(window):
+def test_lbfgs_comes_back_from_its_excursions(window):
     start = jnp.tile(jnp.array([-1.2, 1.0]), 5)
     _, _, values = trajectory(lbfgs(window=window), valley, start, 300)
-    assert values.min() <= values[0]
     # It comes back from every excursion: the last accepted values are the lowest.
     assert np.median(values[-20:]) < 1e-3 * values[0]
 
