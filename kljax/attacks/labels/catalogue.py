@@ -31,10 +31,11 @@ def find_rule(setting: Setting) -> Rule:
 
     ``auto`` is ``idlg`` for one example. For several, up to one per class, it is
     ``bias_corrected`` of a gradient, and ``counts`` of an update whose protocol is
-    known. For more it is ``yin``: of all rules the one that is never much worse than
-    a guess of equally many per class, where the others fall far below it on trained
-    networks (experiments/labels.md). It is also ``yin`` where ``bias_corrected`` has no
-    bias to read.
+    known: the best, or nearly, on untrained networks; on a trained LeNet ``yin`` is
+    better from four examples on. For more it is ``yin``: never much worse than a guess
+    of equally many per class, where all but ``ggl`` fall far below it on trained
+    networks (experiments/labels.md; updates of fewer than 16 examples are not in it).
+    It is also ``yin`` where ``bias_corrected`` has no bias to read.
 
     Raises:
       ValueError: for an unknown rule, ``idlg`` for several examples, counts of an

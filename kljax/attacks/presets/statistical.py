@@ -64,7 +64,8 @@ def gradinversion(
     20,000 steps in breaching, whose weights these are, and 15,000 in GIFD, whose are
     those of the group. The first norm, which counts ten times, is the setting's first
     site. One restart is a group of one, at no distance from its mean. Differs from the
-    paper: the group is not registered.
+    paper: the group is not registered, and labels are recovered by the setting's rule,
+    which is the paper's if that is ``yin``.
 
     The weights are for gradients as long as those of ResNet-50 at 224x224; of a small
     network's they leave little.
@@ -123,8 +124,10 @@ def bn_updates(
 
     Differs from the code, where the simulated update is detached and its distance
     does not reach the image: here it does, through all local steps. For that, its
-    weight there says nothing. Images are as colourful as the setting's. Statistics
-    are compared in the updated network only where an update is uploaded.
+    weight there says nothing. Images are as colourful as the setting's, and targets are
+    class probabilities under its loss, where the paper has two classes under binary
+    cross-entropy. Statistics are compared in the updated network only where an update
+    is uploaded.
 
     Raises:
       ValueError: if the threat model hides statistics.
