@@ -86,6 +86,10 @@ class Setting(NamedTuple):
     draw_gates: Callable[[Rng], Gates] | None = None
     features: float = 0.0
 
+    def shapes(self) -> tuple[PyTree, PyTree]:
+        """Finds shapes of the network's params and stats, {path: ShapeDtypeStruct}."""
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
 
 class Reconstruction(NamedTuple):
     """What an attack gives back for one victim.

@@ -64,7 +64,7 @@ def depths_of(setting: Setting) -> Depths:
     0 is the first. Tensors that one call uses together (all layers of a scanned stack)
     keep the order of their names.
     """
-    params, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, stats = setting.shapes()
     images = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
 
     def logits(params, stats, images):

@@ -161,3 +161,5 @@ def test_the_lock_has_a_rate_of_its_own():
 def test_a_function_that_gives_no_optimiser_is_refused():
     with pytest.raises(ValueError, match="'optax:adam' gave no .*from_optax"):
         make_optimiser("optax:adam", 0.1)
+    with pytest.raises(ValueError, match="'optax:adam' .* step_size=None: .*missing"):
+        make_optimiser("optax:adam")

@@ -196,7 +196,7 @@ def test_sigmoids_near_zero_are_as_sure_as_they_say(seed):
     """Float32 tells e-30 from e-20, but not 1 - e-20 from 1."""
     victim, peeled = attack("dense", seed, limit=0.5, lock_limit=2.0)
     gate, deviation = peeled.gates["layers/0"], peeled.deviation["layers/0"]
-    told = np.isfinite(gate.shift)
+    told = np.isfinite(deviation.shift)
     errors = np.abs(gate.shift - victim.shift)[told]
     assert np.mean(errors <= 5 * deviation.shift[told] + 1e-3) > 0.95
 
@@ -243,8 +243,9 @@ def test_a_saturated_channel_of_a_dense_layer_is_owned_up_to():
     for seed in range(3):
         _, peeled = attack("dense", seed, limit=0.5, lock_limit=8.0)
         gate, deviation = peeled.gates["layers/0"], peeled.deviation["layers/0"]
-        assert all(np.isfinite(part).all() for part in (*gate, deviation.shift))
+        assert all(np.isfinite(part).all() for part in gate)
         unknown = np.isinf(deviation.scale)
+        np.testing.assert_array_equal(np.isinf(deviation.shift), unknown)
         assert (gate.scale[unknown] == 0).all() and not unknown.all()
         silent += unknown.sum()
     assert silent
@@ -258,6 +259,16 @@ def test_signs_of_uploads_are_aligned_before_they_are_pooled():
     pooled = pooled_gates(Peeled({"norm1": gates}, {"norm1": same}, {}, {}))["norm1"]
     np.testing.assert_allclose(pooled.scale, scale, rtol=1e-6)
     np.testing.assert_allclose(pooled.shift, shift, rtol=1e-6)
+
+
+def test_signs_are_those_of_the_first_upload_that_has_some():
+    scale = np.array([1.0, -2.0, 3.0])
+    silent = np.full((2, 3), np.nan), np.zeros((1, 3))
+    values = np.concatenate([*silent, [scale, -scale]])
+    gates, same = Gate(values, values), Gate(np.full((5, 3), 0.1), np.full((5, 3), 0.1))
+    same.scale[2] = np.inf
+    pooled = pooled_gates(Peeled({"norm1": gates}, {"norm1": same}, {}, {}))["norm1"]
+    np.testing.assert_allclose(pooled.scale, scale, rtol=1e-6)
 
 
 def test_two_uploads_of_one_lock_are_better_weighted_than_plainly_averaged():

@@ -6,7 +6,6 @@ and the bias gradient ``delta``.
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
@@ -65,7 +64,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
     Reference: Zhu and Blaschko, "R-GAP" (ICLR 2021), the fully connected case.
     """
     refuse_batches(setting, "dense_layer")
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     pixels = math.prod(setting.image_shape)
     kernel = params.get(f"{layer}/kernel")
     if kernel is None or kernel.ndim != 2 or len(kernel) != pixels:

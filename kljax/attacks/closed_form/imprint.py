@@ -6,7 +6,6 @@ of two neighbours is due to the images of one bin; where that is one image, its 
 layer gives it away, as it would for a batch of one.
 """
 
-import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction, Setting
@@ -141,7 +140,7 @@ def _check(setting: Setting) -> None:
             "imprint reads what is in front of any lock and replays none, the threat "
             f"model says lock={strategy.lock!r}: write 'unit'"
         )
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     size = jnp.size(jnp.zeros(setting.image_shape))
     if KERNEL not in params or params[KERNEL].shape[0] != size:
         raise ValueError(

@@ -52,8 +52,8 @@ class Peeled(NamedTuple):
         opposite scales, has the same gradient. Elsewhere under a norm no scale is
         negative.
       deviation: the standard deviation that the attack itself expects of each number,
-        the epsilon and doubts about signs apart. Infinite for the scale of a saturated
-        channel of a dense layer: such a scale is given as 0.
+        the epsilon and doubts about signs apart. Infinite for a saturated channel
+        of a dense layer, whose scale is given as 0.
       residuals: {layer: []}, share of the layer's weight gradient, in squared norm,
         that what was found leaves unexplained: about 1e-12 where the gradient is
         exact, of the order of 1 where nothing was found. Of the classifier for a batch.
@@ -160,8 +160,13 @@ def pooled_gates(peeled: Peeled) -> Gates:
 
 
 def _sign_like_first(scales: Array) -> Array:
-    """Gives 1 or -1 for each row [N, C], [N, 1]: that of its product with the first."""
-    along = jnp.nansum(scales * scales[:1], axis=-1, keepdims=True)
+    """Gives 1 or -1 for each row [N, C], [N, 1]: that of its product with the first.
+
+    Rows that say nothing, of zeros and NaN, do not count as the first.
+    """
+    told = jnp.nan_to_num(scales)
+    first = told[jnp.argmax(jnp.any(told != 0, axis=1))]
+    along = jnp.sum(told * first[None], axis=-1, keepdims=True)
     return jnp.where(along < 0, -1.0, 1.0)
 
 
@@ -193,7 +198,7 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
         )
     steps = steps[paths.index(site) % (len(steps) - 1) :]
     layer = steps[0].layer
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    _, stats = setting.shapes()
     norms = [step.layer.norm for step in steps[1:] if step.layer.norm]
     above = [n for n in norms if any(path.startswith(f"{n}/") for path in stats)]
     if above:
@@ -269,21 +274,24 @@ def _by_gradient(
     kernel, bias = (grads[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
     signal = through(layer.activation.slope, place.value, place.above)  # [B, C]
     total = jnp.sum(signal.mean, axis=0)
-    # Through a saturated channel nothing comes back, and nothing is known of its scale:
+    # Through a saturated channel nothing comes back, and nothing is known of its gate:
     # a constant output of the right size explains all that was seen.
     silent = total == 0
     total = jnp.where(silent, 1, total)
     scale = jnp.where(silent, 0, bias / total)
     weights, offset = (params[f"{layer.path}/{name}"] for name in ("kernel", "bias"))
     inner = _inputs(kernel, scale[None] * signal.mean) @ weights + offset[None]
+    inner = jnp.where(silent[None], 0, inner)  # NaN where all channels are
     out = undo(layer.activation, place.value)
     error = jnp.abs(scale / total) * jnp.sqrt(jnp.sum(signal.variance, axis=0))
     # The surest of the examples says what the shift is.
     surest = 1 / (out.variance + (error[None] * inner) ** 2)
     power = jnp.sum(surest, axis=0)
     shift = jnp.sum(surest * (out.mean - scale[None] * inner), axis=0) / power
-    error = jnp.where(silent, jnp.inf, error)
-    return Gate(scale, shift), Gate(error, jnp.sqrt(1 / power))
+    deviation = (
+        jnp.where(silent, jnp.inf, each) for each in (error, jnp.sqrt(1 / power))
+    )
+    return Gate(scale, shift), Gate(*deviation)
 
 
 def _inputs(kernel_grad: Array, signals: Array) -> Array:

@@ -3,8 +3,6 @@
 Each raises a `ValueError` that names the attack, while the attack is being made.
 """
 
-import jax
-
 from kljax.attacks.attack import Setting
 from kljax.typing import Path
 
@@ -30,19 +28,18 @@ def refuse_search(setting: Setting, attack: str, other: str) -> None:
 
 
 def refuse_no_chain(setting: Setting, attack: str) -> None:
-    """Refuses networks whose layers do not simply follow each other."""
+    """Refuses networks of fewer than two layers that simply follow each other."""
     if len(setting.chain) < 2:
         raise ValueError(
-            f"{attack} walks a chain of layers, and this network is none: skip "
-            "connections, pooling and ReLU have no place in one"
+            f"{attack} walks a chain of layers, and this network is none: it "
+            "takes two at least, and skip connections, pooling and ReLU have no place"
         )
 
 
-def refuse_no_bias(setting: Setting, attack: str, layer: Path) -> None:
+def refuse_no_bias(setting: Setting, attack: str, layer: Path, hint: str = "") -> None:
     """Refuses networks where a layer lacks the bias that its input is read by."""
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     if f"{layer}/bias" not in params:
         raise ValueError(
-            f"{attack} needs a bias in the layer {layer!r}, and there is none; the "
-            "attack 'rgap' takes networks without any"
+            f"{attack} needs a bias in the layer {layer!r}, and there is none{hint}"
         )

@@ -69,9 +69,10 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
     labels = settled_labels(setting, "rgap")
     by_signal = strategy.labels == "recovered" and setting.label_rule == "auto"
     *body, top = steps_of(setting)
+    params, _ = setting.shapes()
     biased = [step.layer.path for step in body]
-    biased = [path for path in biased if f"{path}/bias" in _shapes(setting)[0]]
-    with_bias = f"{top.layer.path}/bias" in _shapes(setting)[0]
+    biased = [path for path in biased if f"{path}/bias" in params]
+    with_bias = f"{top.layer.path}/bias" in params
     if biased and not with_bias:
         raise ValueError(
             f"rgap needs a bias in the classifier {top.layer.path!r}, or none "
@@ -141,10 +142,6 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
     return attack
 
 
-def _shapes(setting: Setting):
-    return jax.eval_shape(setting.model.init, jax.random.key(0))
-
-
 def _check(setting: Setting) -> None:
     refuse_feature(setting, "rgap")
     strategy = setting.threat.strategy
@@ -157,10 +154,11 @@ def _check(setting: Setting) -> None:
         )
     if setting.draw_gates is not None:
         raise ValueError(
-            "rgap knows no gates, and this defence has some; of a network without a "
-            "norm they are scales and shifts that its equations lack"
+            "rgap knows no gates, and this defence has some: they scale and shift what "
+            "its equations take as plain"
         )
-    if jax.tree.leaves(_shapes(setting)[1]):
+    _, stats = setting.shapes()
+    if stats:
         raise ValueError(
             "rgap cannot walk through norm layers, whose statistics hide contrast and "
             "brightness, and this network has some"

@@ -17,7 +17,6 @@ kljax's own.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
@@ -90,7 +89,7 @@ class Known(NamedTuple):
 
 def missing_paths(setting: Setting, transformer: Transformer = VIT) -> list[str]:
     """Lists what the network lacks to be such a transformer."""
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     return [path for path in transformer.paths() if path not in params]
 
 
@@ -246,7 +245,7 @@ def check_transformer(setting: Setting, transformer: Transformer, attack: str) -
             f"{attack} needs a vision transformer (the network 'vit'), and this "
             f"network has no {', '.join(missing)}"
         )
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     height, width, channels = setting.image_shape
     kernel = params[f"{transformer.patch}/kernel"].shape
     positions = params[transformer.positions].shape

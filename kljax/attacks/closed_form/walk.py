@@ -1,6 +1,7 @@
 """Down a chain of layers: each layer's input, and the signal sent back through it."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ class Place(NamedTuple):
 
 def steps_of(setting: Setting) -> tuple[Step, ...]:
     """Finds the shapes along the chain, from the images to the logits."""
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     steps, shape, below = [], setting.image_shape, None
     for layer in setting.chain:
         kernel = params[f"{layer.path}/kernel"]
@@ -161,7 +162,7 @@ class Residues(NamedTuple):
 
 
 def descend(
-    steps: tuple[Step, ...], place: Place, grads: Params, params: Params
+    steps: Sequence[Step], place: Place, grads: Params, params: Params
 ) -> tuple[Place, Residues]:
     """Walks through layers, given in forward order, from the last to the first."""
     residues = Residues({}, {})

@@ -29,11 +29,17 @@ def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimis
 
     Raises:
       ValueError: for an unknown name, a step size where none is taken, and a function
-        of your own that gives no `Optimiser`.
+        of your own that takes none, needs one, or gives no `Optimiser`.
     """
     make = resolve("optimiser", name, OPTIMISERS)
     if name not in OPTIMISERS:
-        made = make() if step_size is None else make(step_size)
+        given = () if step_size is None else (step_size,)
+        try:
+            made = make(*given)
+        except TypeError as error:
+            raise ValueError(
+                f"optimiser {name!r} cannot be made of step_size={step_size}: {error}"
+            ) from error
         if not isinstance(made, Optimiser):
             raise ValueError(
                 f"optimiser {name!r} gave no kljax.attacks.Optimiser, but a "

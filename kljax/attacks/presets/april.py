@@ -4,7 +4,6 @@ Reference: Lu et al., "APRIL: Finding the Achilles' Heel on Privacy for Vision
 Transformers" (CVPR 2022).
 """
 
-import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import (
@@ -165,7 +164,7 @@ def april_optimisation(
       ValueError: for a network without a position embedding.
     """
     place = VIT.positions
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     if place not in params:
         raise ValueError(
             f"april-optimisation compares the gradients of {place!r}, a position "

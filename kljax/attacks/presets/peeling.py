@@ -1,5 +1,7 @@
 """Peeling to the end: the image of a locked network, in closed form."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 
@@ -12,23 +14,13 @@ from kljax.attacks.closed_form.refusals import (
     refuse_no_chain,
     refuse_search,
 )
-from kljax.attacks.closed_form.walk import (
-    below_classifier,
-    descend,
-    down,
-    steps_of,
-)
+from kljax.attacks.closed_form.walk import below_classifier, descend, down, steps_of
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.threat import View
 from kljax.typing import Gate, Params, Path, Rng
-
-_NO_NORM = (
-    "peeling solves for images below gates on the first layer's norm, and {} is none: "
-    "take another attack with the lock strategy 'peel'"
-)
 
 
 def peeled_image(
@@ -79,8 +71,7 @@ def peeled_image(
         params = view.public.model
         ones = jnp.ones(params[f"{bottom.layer.path}/kernel"].shape[-1])
         gates = lock.gates(view.public.defence, part)
-        if elsewhere := [path for path in gates if path != site]:
-            raise ValueError(_NO_NORM.format(", ".join(elsewhere)))
+        _refuse_gates_elsewhere(gates, site)
         gate = gates.get(site, Gate(ones, jnp.zeros_like(ones)))
         image, residuals = solve(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
@@ -101,10 +92,19 @@ def peeled_image(
 
 def _norm_below(setting: Setting) -> Path | None:
     """Finds the norm of the first layer; None where there is none."""
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    _, stats = setting.shapes()
     norm = setting.chain[0].norm
     there = norm is not None and any(path.startswith(f"{norm}/") for path in stats)
     return norm if there else None
+
+
+def _refuse_gates_elsewhere(gated: Iterable[Path], norm: Path | None) -> None:
+    for path in gated:
+        if path != norm:
+            raise ValueError(
+                "peeling solves for images below gates on the first layer's norm, and "
+                f"{path} is none: take another attack with the lock strategy 'peel'"
+            )
 
 
 def _check(setting: Setting) -> None:
@@ -112,17 +112,18 @@ def _check(setting: Setting) -> None:
     refuse_no_chain(setting, "peeling")
     refuse_batches(setting, "peeling")
     refuse_search(setting, "peeling", "gate-regression")
-    refuse_no_bias(setting, "peeling", setting.chain[-1].path)
+    hint = "; the attack 'rgap' takes networks without any"
+    refuse_no_bias(setting, "peeling", setting.chain[-1].path, hint)
     norm = _norm_below(setting)
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    _, stats = setting.shapes()
     other = sorted(path for path in stats if not path.startswith(f"{norm}/"))
     if other:
         raise ValueError(
             "peeling solves for images below the norm of the first layer alone, and "
             f"this network has {', '.join(other)}"
         )
-    if norm is None and setting.draw_gates is not None:
-        raise ValueError(_NO_NORM.format(", ".join(path for path, _ in setting.sites)))
+    if setting.draw_gates is not None:
+        _refuse_gates_elsewhere(dict(setting.sites), norm)
     if norm is not None and setting.threat.knowledge.victim_norm != "train":
         raise ValueError(
             "peeling needs victim_norm='train': in eval mode a norm is no function of "

@@ -38,7 +38,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
             f"step, the threat model says examples={knowledge.examples} and "
             f"upload={knowledge.upload!r}"
         )
-    params, _ = jax.eval_shape(setting.model.init, jax.random.key(0))
+    params, _ = setting.shapes()
     kernel, bias = (f"{setting.classifier}/{name}" for name in ("kernel", "bias"))
     if bias not in params:
         raise ValueError(f"classifier {setting.classifier!r} has no bias to divide by")

@@ -65,7 +65,7 @@ def batch_statistics(
         (1, knows.examples) if protocol is None else (protocol.steps, protocol.batch)
     )
     emphasis = emphasis or {}
-    _, stats = jax.eval_shape(setting.model.init, jax.random.key(0))
+    _, stats = setting.shapes()
     layers = sorted({name.rpartition("/")[0] for name in stats})
     wanted = {f"{layer}/{part}" for layer in layers for part in ("mean", "var")}
     if stats.keys() != wanted:
