@@ -19,7 +19,7 @@ from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
 from kljax.threat import STRATEGY, Update, View, observe
-from kljax.typing import Array, PyTree
+from kljax.typing import Array, Params, PyTree
 
 
 class Diagnosis(NamedTuple):
@@ -86,38 +86,73 @@ def feature_error(setting: Setting, update: Update) -> Array:
     the setting's rule recovers.
 
     Returns:
-      [], see `Diagnosis`.
+      [], see `Diagnosis`; NaN, too, for a classifier that is called more than once or
+      is not dense, and, behind a batch, for one without a column for each class.
     """
-    knowledge, classifier = setting.threat.knowledge, setting.classifier
-    examples = knowledge.examples
-    grads = update.sent.model
-    paths = [f"{classifier}/{name}" for name in ("kernel", "bias")]
-    fits = examples <= min(MOST, setting.num_classes - 1)
-    if not fits or knowledge.upload != "gradient" or paths[1] not in grads:
-        return jnp.asarray(jnp.nan)
-    tap = f"{classifier}:input"
-    out = setting.model.apply(
-        update.public.model,
-        update.stats,
-        update.images,
-        gates=setting.gates(update.public.defence, update.private),
-        taps=(tap,),
-        train=knowledge.victim_norm == "train",
-        rngs=jax.random.key(0),
+    examples, upload = (
+        setting.threat.knowledge.examples,
+        setting.threat.knowledge.upload,
     )
-    true = out.taps[tap].reshape(examples, -1)
-    sent = [grads[path] for path in paths]
+    fits = examples <= min(MOST, setting.num_classes - 1)
+    parts = _classifier_parts(setting, update.sent.model)
+    if not fits or upload != "gradient" or parts is None:
+        return jnp.asarray(jnp.nan)
+    true = _classifier_input(setting, update)
+    if true is None or true.size != examples * len(parts[0]):
+        return jnp.asarray(jnp.nan)
+    true = true.reshape(examples, -1)
     if examples == 1:
-        found = dense_input(*sent)[None]
+        found = dense_input(*parts)[None]
     else:
-        view = observe(setting.threat, update)
-        labels = find_rule(setting)(setting, view)
+        labels = _recovered_labels(setting, update)
+        if labels is None or len(parts[1]) != setting.num_classes:
+            return jnp.asarray(jnp.nan)
         targets = targets_of(labels, setting.num_classes)
-        weights = [update.public.model[path] for path in paths]
-        found = classifier_inputs(*sent, *weights, targets, loss=setting.loss)
+        weights = _classifier_parts(setting, update.public.model)
+        found = classifier_inputs(*parts, *weights, targets, loss=setting.loss)
         found = found.inputs.mean
     errors = jnp.linalg.norm(found[None] - true[:, None], axis=-1)  # [true, found]
     return jnp.linalg.norm(jnp.min(errors, axis=1)) / jnp.linalg.norm(true)
+
+
+def _classifier_parts(setting: Setting, model: Params) -> tuple[Array, Array] | None:
+    """Finds the classifier's kernel [F, C] and bias [C]; None if it is not dense."""
+    paths = [f"{setting.classifier}/{name}" for name in ("kernel", "bias")]
+    if not model.keys() >= {*paths}:
+        return None
+    kernel, bias = (model[path] for path in paths)
+    *window, inputs, outputs = kernel.shape
+    # A convolution of one pixel is a dense layer where the map is one pixel, too.
+    if any(side != 1 for side in window) or bias.shape != (outputs,):
+        return None
+    return kernel.reshape(inputs, outputs), bias
+
+
+def _classifier_input(setting: Setting, update: Update) -> Array | None:
+    """Taps what the classifier was fed; None where no single input can be tapped."""
+    tap = f"{setting.classifier}:input"
+    try:
+        out = setting.model.apply(
+            update.public.model,
+            update.stats,
+            update.images,
+            gates=setting.gates(update.public.defence, update.private),
+            taps=(tap,),
+            train=setting.threat.knowledge.victim_norm == "train",
+            rngs=jax.random.key(0),
+        )
+    except ValueError:  # called more than once, scanned, or not called by itself
+        return None
+    return out.taps[tap]
+
+
+def _recovered_labels(setting: Setting, update: Update) -> Array | None:
+    """Recovers labels [B] by the setting's rule; None where it has none that fits."""
+    try:
+        rule = find_rule(setting)
+    except ValueError:
+        return None
+    return rule(setting, observe(setting.threat, update))
 
 
 def weakest_tensor(

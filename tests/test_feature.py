@@ -1,15 +1,21 @@
 """The classifier's input: how exactly it leaks, and as a term of any attack."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from studies import scored, study, tiny
 from toys import (
+    CLASSES,
     IMAGE_SHAPE,
     LOCK,
     locked_update,
     quick_jit,
     random_images,
+    random_weights,
     setting,
     threat,
     toy_model,
@@ -19,10 +25,12 @@ from kljax import leakage, report
 from kljax.attacks import LOCKS, Candidate, feature, no_prior
 from kljax.attacks.presets import PRESETS
 from kljax.attacks.priors import squared_variation, with_feature
-from kljax.defences import keylock
+from kljax.clients import one_step
+from kljax.defences import keylock, none
 from kljax.diagnosis import feature_error
+from kljax.models import from_nnx
 from kljax.threat import Strategy, least_knowledge, observe
-from kljax.typing import Gate
+from kljax.typing import Gate, Private, Public
 
 DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
@@ -93,6 +101,63 @@ def test_what_a_gradient_does_not_determine_has_no_error():
     assert np.isnan(feature_error(several, locked_update(1)))
     rows = scored(study(examples=10, victims=2))
     assert errors(rows, "none") == [None, None]
+
+
+class Twice(nnx.Module):
+    """Calls its head for either half of the image, and adds up."""
+
+    def __init__(self, rngs: nnx.Rngs, *, outputs=CLASSES, parts=2):
+        self.fc = nnx.Linear(4 // parts, outputs, rngs=rngs)
+        self.parts = parts
+
+    def __call__(self, images):
+        halves = jnp.split(images.reshape(images.shape[0], -1), self.parts, axis=1)
+        return sum(self.fc(half) for half in halves)
+
+
+class AtEveryRow(nnx.Module):
+    """Applies its head to every row of the image at once."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.fc = nnx.Linear(2, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        return self.fc(images[..., 0]).sum(axis=1)
+
+
+ODD = {
+    "a head that is called twice": (Twice, 1, {}),
+    "a head at every row": (AtEveryRow, 1, {}),
+    "one output for several classes": (
+        functools.partial(Twice, outputs=1, parts=1),
+        3,
+        {"num_classes": 5, "loss": lambda logits, targets: jnp.mean(logits**2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_classifier_without_an_input_of_its_own_has_no_error(name):
+    make, examples, changes = ODD[name]
+    model = from_nnx(make)
+    params, stats = random_weights(model)
+    images = random_images(examples, *IMAGE_SHAPE)
+    classes = changes.get("num_classes", CLASSES)
+    targets = np.eye(classes, dtype=np.float32)[np.arange(examples) % classes]
+    declared = threat("unit", "given", examples=examples, labels="known")
+    ground = setting(declared, none(), model=model, sites=(), **changes)
+    step = one_step(model, ground.loss, none(), train=False)
+    update = quick_jit(step)(
+        jax.random.key(0), Public(params), stats, Private(), images, targets
+    )
+    assert np.isnan(feature_error(ground, update))
+
+
+def test_a_rule_that_does_not_fit_leaves_no_error():
+    """The attack is given its labels, and needs no rule."""
+    declared = threat("unit", "given", examples=2, labels="known")
+    ground = setting(declared, DEFENCE, label_rule="idlg")  # of one example alone
+    assert np.isnan(feature_error(ground, locked_update(2)))
 
 
 # --- as a term of any attack -------------------------------------------------------
