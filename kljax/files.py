@@ -1,10 +1,35 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, and read back as what was written.
+
+Whoever reads a file says what must be in it by a type: a `typing.TypedDict` for what
+stays a dictionary, a dataclass for what becomes one. A file that holds anything else
+is a `DamagedFile`, whatever is wrong with it.
+"""
 
 import json
 import math
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class DamagedFile(ValueError):
+    """A file that is read back and is not what was written.
+
+    Attributes:
+      path: of the file.
+      remedy: what to do about it.
+      place: in the file: a line, a field, a column; empty for all of it.
+    """
+
+    def __init__(self, path: Path | str, what: str, *, remedy: str, place: str = ""):
+        self.path, self.remedy, self.place = Path(path), remedy, place
+        where = f" at {place}" if place else ""
+        super().__init__(f"{path} is damaged{where}: {what}; {remedy}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,18 +74,65 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """Reads JSON; None if the file is not there.
+def read_text(path: Path, *, remedy: str = "save it as UTF-8") -> str:
+    """Reads text in UTF-8, with a byte-order mark or without.
 
     Raises:
-      ValueError: for a file that is broken; it is named.
+      FileNotFoundError: if the file is not there.
+      DamagedFile: for another encoding.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start}"
+        raise DamagedFile(path, "it is not UTF-8", remedy=remedy, place=place) from None
+
+
+def read_json(path: Path, kind: Any = Any, *, remedy: str = "restore it") -> Any | None:
+    """Reads JSON; None if the file is not there.
+
+    Args:
+      path: of the file.
+      kind: type that the content must have; fields that it does not name stay.
+      remedy: what to do if it has not.
+
+    Raises:
+      DamagedFile: for a file that is broken or holds something else.
+    """
+    try:
+        content = json.loads(read_text(path, remedy=remedy))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    except DamagedFile:
+        raise
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        what = f"it is no JSON ({error.msg})"
+        raise DamagedFile(path, what, remedy=remedy, place=place) from None
+    except (ValueError, RecursionError) as error:  # a number, a nesting without end
+        raise DamagedFile(path, f"it is no JSON ({error})", remedy=remedy) from None
+    converted(content, kind, path, remedy=remedy)
+    return content
+
+
+def converted(content: Any, kind: type[T], path: Path, *, remedy: str) -> T:
+    """Makes a value of a type from what a file holds; lists become tuples.
+
+    Args:
+      content: of the file, or a part of it.
+      kind: the type, dataclasses with their checks included.
+      path, remedy: see `DamagedFile`.
+
+    Raises:
+      DamagedFile: if the content has not this type; the place is named.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        what, _, place = str(error).partition(" - at `$")
+        what = re.sub(r"^E", "e", what)
+        place = place.rstrip("`").lstrip(".")
+        raise DamagedFile(path, what, remedy=remedy, place=place) from None
 
 
 def _without_nan(content: Any) -> Any:

@@ -1,12 +1,15 @@
 """Files that are there whole or not at all."""
 
+import dataclasses
 import errno
 import json
 import os
+from typing import TypedDict
 
 import pytest
 
 from kljax import files
+from kljax.config import TrainConfig
 
 
 def test_json_comes_back_with_null_for_what_is_no_number(tmp_path):
@@ -30,3 +33,59 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
         files.write_text(path, "new\r\n")
     assert path.read_bytes() == b"old\r\n"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+# --- files that are not what was written -------------------------------------------
+
+
+class Found(TypedDict):
+    """What the test's file holds."""
+
+    name: str
+    numbers: list[int]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    (
+        (b"", r"at line 1, column 1: it is no JSON \(Expecting value\)"),
+        (b'{"name": "a",\n "num', "at line 2, column 2: it is no JSON"),
+        (b"[]", "damaged: expected `object`, got `array`"),
+        (b"null", "damaged: expected `object`, got `null`"),
+        (b'{"name": "a"}', "missing required field `numbers`"),
+        (b'{"name": "a", "numbers": [1, "2"]}', r"at numbers\[1\]: expected `int`"),
+        ('{"name": "a"}'.encode("utf-16"), "at byte 0: it is not UTF-8"),
+        (b'{"name": "\xff"}', "at byte 10: it is not UTF-8"),
+        (b"[" * 100_000, "it is no JSON"),
+        (b'{"a": ' * 100_000, "it is no JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "it is no JSON"),
+    ),
+)
+def test_json_that_is_not_what_was_written_says_where(content, message, tmp_path):
+    path = tmp_path / "found.json"
+    path.write_bytes(content)
+    with pytest.raises(files.DamagedFile, match=message) as error:
+        files.read_json(path, Found, remedy="write it again")
+    assert str(error.value).startswith(f"{path} is damaged")
+    assert str(error.value).endswith("; write it again")
+    assert error.value.path == path
+    assert path.read_bytes() == content
+
+
+def test_json_may_have_a_byte_order_mark_and_more_fields(tmp_path):
+    path = tmp_path / "found.json"
+    content = {"name": "é", "numbers": [], "later": {"a": 1}}
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert files.read_json(path, Found) == content
+
+
+def test_a_configuration_comes_back_with_its_checks(tmp_path):
+    config = TrainConfig(arms=("none",), drops=(2, 4), local_steps=3)
+    path = tmp_path / "config.json"
+    files.write_json(path, dataclasses.asdict(config))
+    content = files.read_json(path)
+    remedy = "name another"
+    assert files.converted(content, TrainConfig, path, remedy=remedy) == config
+    for name, value in (("clients", "3"), ("rounds", 0), ("drops", [4, 2])):
+        with pytest.raises(files.DamagedFile, match=name):
+            files.converted(content | {name: value}, TrainConfig, path, remedy=remedy)

@@ -105,7 +105,7 @@ def test_a_folder_named_like_a_column(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     (
-        ("manifest.json", "{", "manifest.json is no JSON"),
+        ("manifest.json", "{", "manifest.json is damaged at line 1, column 2"),
         ("manifest.json", '{"job": "train"}', "is not of a study"),
         ("manifest.json", '{"job": "sweep"}', "has no axes or cells"),
         (
@@ -114,7 +114,7 @@ def test_a_folder_named_like_a_column(tmp_path):
             "of a newer kljax",
         ),
         ("parts/a.parquet", "PAR1", "a.parquet is no part of a study"),
-        ("failures/x.json", "{", "x.json is no JSON"),
+        ("failures/x.json", "{", "x.json is damaged at line 1, column 2"),
     ),
 )
 def test_broken_files_are_named(tmp_path, file, content, message):

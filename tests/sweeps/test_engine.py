@@ -330,7 +330,9 @@ def test_what_is_no_study_is_refused(tmp_path):
     half = tmp_path / "half"
     half.mkdir()
     (half / "manifest.json").write_text('{"job": "swe')
-    with pytest.raises(ValueError, match="manifest.json is no JSON"):
+    with pytest.raises(
+        ValueError, match="manifest.json is damaged at line 1.*it is no JSON"
+    ):
         run(half)
     # A manifest that was being written when the process died is hidden.
     (half / "manifest.json").rename(half / ".manifest.json")
