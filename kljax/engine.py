@@ -6,22 +6,22 @@ as one part of the study's folder before the next begins.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import psutil
 
 from kljax import leakage, scoring
+from kljax.claim import claimed
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
 from kljax.rollcall import ALONE, Place
 from kljax.scoring import Floors, Row
 from kljax.staging import Victims
 from kljax.studies import images
-from kljax.studies.claim import claimed
 from kljax.studies.failures import forget_failures, read_failures, write_failure
 from kljax.studies.layouts import LayoutNotKept, keep_layout, read_layout
 from kljax.studies.manifest import (
@@ -351,7 +351,7 @@ def memory_budget() -> float:
         stats = device.memory_stats()
         if not stats or "bytes_limit" not in stats:
             # The processor's devices share the machine's memory.
-            return SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return SHARE * psutil.virtual_memory().total
         total += stats["bytes_limit"]
     return SHARE * total
 

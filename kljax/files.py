@@ -61,6 +61,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _sync(folder: Path) -> None:
     """Brings the names in a folder to the disk; a renamed file is lost without."""
+    if os.name == "nt":  # Windows opens no folder, and keeps names by itself
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -58,9 +58,9 @@ def check_same(folder: Path, config: TrainConfig) -> None:
       FileExistsError: if `folder` is there and is no run of `kljax train`, or one of
         another configuration; the differences are named. Options of speed may differ.
     """
-    # Killed before its first file was whole, a run has left nothing.
+    # Killed before its first file was whole, a run has left nothing but hidden files.
     if not folder.exists() or (
-        folder.is_dir() and {p.name for p in folder.iterdir()} <= {".config.json"}
+        folder.is_dir() and all(p.name[0] == "." for p in folder.iterdir())
     ):
         return
     try:

@@ -5,6 +5,7 @@ weights, on the same batches, by what `kljax.preparation` makes of it. A run tha
 killed goes on from its last checkpoint to the very parameters of an uninterrupted one.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from kljax import checkpoint, evaluation, figures, files, journal
+from kljax.claim import claimed
 from kljax.clients import ClientState
 from kljax.config import TrainConfig
 from kljax.defences import unit_gates
@@ -73,7 +75,8 @@ def train(
 
     With a folder, states and metrics are written as they come, and a run that was cut
     off goes on where it was: to the same parameters, bit by bit, with the same speed
-    options on the same devices. One process alone runs it.
+    options on the same devices. One process alone runs it, and holds a claim on the
+    folder (`kljax.claim`) while it does.
 
     Args:
       config: the run.
@@ -85,7 +88,8 @@ def train(
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit, before
         anything is computed or written.
-      FileExistsError: if `folder` is of another configuration, or of something else.
+      FileExistsError: if `folder` is of another configuration or of something else, or
+        if another process trains in it.
       ImportError: for `tensorboard` without tensorboardX.
       kljax.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
     """
@@ -97,7 +101,32 @@ def train(
     if folder is not None:
         journal.check_same(folder, config)
     boards = journal.boards(folder) if tensorboard else None
-    prepared = prepare(config)
+    with contextlib.ExitStack() as held:
+        there = folder is not None and folder.exists()
+        if there:
+            _claim(folder, config, held)
+        prepared = prepare(config)
+        # What is wrong in the configuration leaves no folder.
+        if folder is not None and not there:
+            folder.mkdir(parents=True, exist_ok=True)
+            _claim(folder, config, held)
+        return _train(prepared, folder, boards, on_arm, on_round)
+
+
+def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
+    held.enter_context(claimed(folder))
+    # Another process may have been faster.
+    journal.check_same(folder, config)
+
+
+def _train(
+    prepared: Prepared,
+    folder: Path | None,
+    boards: Callable | None,
+    on_arm: Callable[[ArmBegun], Any],
+    on_round: Callable[[Row], Any],
+) -> TrainResult:
+    config = prepared.config
     described = journal.describe(config, prepared.train.licence)
     rows: list[Row] = []
     if folder is not None:
@@ -118,7 +147,6 @@ def train(
 
 
 def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
         files.write_json(folder / "config.json", described)
     dataset = prepared.train

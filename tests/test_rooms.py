@@ -19,6 +19,7 @@ FOUNDATION = {
     "trees": {"typing"},
     "registry": set(),
     "files": set(),
+    "claim": {"files"},
     "provenance": set(),
     "compilation": set(),
     "rollcall": set(),

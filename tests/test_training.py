@@ -1,6 +1,8 @@
 """The training job: what it writes, that it goes on where it was, what it refuses."""
 
+import contextlib
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -20,6 +22,7 @@ from studies import quick_compilation
 
 from kljax import (
     checkpoint,
+    claim,
     cli,
     evaluation,
     files,
@@ -488,6 +491,33 @@ def poison(monkeypatch, client, number):
         return fetched
 
     monkeypatch.setattr(training, "batches_of", poisoned)
+
+
+def test_a_second_training_in_the_folder_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prepare", pytest.fail)
+        folder.mkdir()
+        with claim.claimed(folder):
+            assert cli.main([*OPTIONS, "--out", str(folder)]) == 2
+            said = capsys.readouterr().err
+            assert "another job is at work in" in said and f"{os.getpid()} on" in said
+    assert cli.main([*OPTIONS, "--out", str(folder)]) == 0
+    # One that began while this one was still preparing.
+    late, prepare = tmp_path / "late", training.prepare
+    with contextlib.ExitStack() as held:
+
+        def faster(config):
+            late.mkdir()
+            held.enter_context(claim.claimed(late))
+            return prepare(config)
+
+        monkeypatch.setattr(training, "prepare", faster)
+        with pytest.raises(FileExistsError, match="another job is at work"):
+            train(TrainConfig(**TINY), late)
+    assert all(path.name[0] == "." for path in late.iterdir())
 
 
 def test_a_client_that_turns_nan_is_left_out_and_named(monkeypatch, tmp_path, capsys):

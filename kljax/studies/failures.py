@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kljax.claim import alone
 from kljax.config import LeakConfig
 from kljax.files import read_json, write_json
-from kljax.studies.claim import alone
 from kljax.sweeps import Cell
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kljax.claim import alone
 from kljax.files import write_bytes
-from kljax.studies.claim import alone
 from kljax.studies.manifest import Chunk, Group
 
 

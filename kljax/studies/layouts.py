@@ -6,9 +6,9 @@ Written down, so that whoever goes on computes the same blocks and gets the same
 import dataclasses
 from pathlib import Path
 
+from kljax.claim import alone
 from kljax.files import read_json, write_json
 from kljax.mapping import Layout
-from kljax.studies.claim import alone
 
 
 class LayoutNotKept(OSError):

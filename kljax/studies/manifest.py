@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kljax.claim import alone
 from kljax.files import read_json, write_json
 from kljax.provenance import provenance
-from kljax.studies.claim import alone
 from kljax.sweeps import (
     Cell,
     Grid,

@@ -11,9 +11,9 @@ import pytest
 from small import FILE, command, parts, run, seed_1_raises, sweep_of
 
 from kljax import engine, studies
+from kljax.claim import claimed
 from kljax.mapping import Layout
 from kljax.rollcall import Place
-from kljax.studies.claim import claimed
 from kljax.studies.failures import read_failures, write_failure
 from kljax.studies.layouts import keep_layout, read_layout
 from kljax.studies.manifest import open_study, plan, read_manifest
