@@ -9,13 +9,14 @@ is one value and gradient; every optimiser, line search included, makes exactly 
 step, so steps are evaluations and batched victims never wait for each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.attacks.dependence import trace_dependence
 from kljax.chain import Layer
 from kljax.threat import ThreatModel, View
 from kljax.trees import named
@@ -23,7 +24,7 @@ from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 
 
 class Protocol(NamedTuple):
-    """How every client trains in one round; the server prescribes it, so he knows.
+    """How every client trains in one round; the server prescribes it, so it is known.
 
     Attributes:
       optimiser: of the clients, in this round.
@@ -162,7 +163,7 @@ END = 20  # the last twentieth of the steps is the end of a search
 
 class _Best(NamedTuple):
     free: PyTree
-    total: Array  # objective + prior: what the attacker minimises
+    total: Array  # objective + the last step's prior: what candidates are compared by
     matching: Array  # objective alone
 
 
@@ -197,15 +198,17 @@ def iterative(
       simulation: what gradient a candidate gives.
       objective: distance of simulated and observed gradient.
       optimiser: how to move.
-      prior: added to the objective.
+      prior: added to the objective. Iterates, and restarts, are compared with the
+        prior of the last step, whatever it was when they were met.
       steps: evaluations per restart.
       restarts: R independent starts; the one with the lowest own loss is returned.
         With several, they run on the axis `RESTARTS`, where a prior may compare
-        them.
+        them. Such a prior holds an iterate against the others' iterates of the same
+        step, and the restarts' best candidates against each other.
       choose_by_matching: whether restarts are compared by the matching loss of their
         best candidates, without the prior; iterates always are with it.
-      points: the lowest matching loss so far is recorded this many times, evenly;
-        None for as many, at most 20, as divide the steps.
+      points: the matching loss of the best candidate so far is recorded this many
+        times, evenly; None for as many, at most 20, as divide the steps.
 
     Returns:
       The attack. Its ``info`` has ``losses`` [points], ``lock`` (the lock part of the
@@ -215,7 +218,8 @@ def iterative(
     Raises:
       ValueError: if steps, restarts or points are below 1, or `points` does not
         divide `steps`; and from the attack, where a tensor of the upload does not have
-        the shape that the network's has.
+        the shape that the network's has, and where several restarts would start alike,
+        because no unknown draws its start.
     """
     if points is None:
         points = next((n for n in range(20, 0, -1) if steps % n == 0), 1)
@@ -225,11 +229,14 @@ def iterative(
             "1, and points must divide steps"
         )
 
+    last = (steps - 1) / steps  # progress at the last step
+
+    def begin(rngs: Sequence[Rng], view: View) -> list[tuple[PyTree, PyTree]]:
+        pairs = zip(unknowns, rngs, strict=True)
+        return [part.start(rng, view) for part, rng in pairs]
+
     def run(rng: Rng, view: View) -> tuple[Candidate, _Best, Array, Array]:
-        starts = [
-            part.start(jax.random.fold_in(rng, i), view)
-            for i, part in enumerate(unknowns)
-        ]
+        starts = begin([jax.random.fold_in(rng, i) for i in range(len(unknowns))], view)
         first = tuple(free for free, _ in starts)
         fixed = tuple(value for _, value in starts)
 
@@ -237,26 +244,32 @@ def iterative(
             parts = zip(unknowns, free, fixed, strict=True)
             return Candidate(*(part.decode(z, known) for part, z, known in parts))
 
-        def total(free: PyTree, progress: Array) -> tuple[Array, Array]:
+        believed = trace_dependence(lambda p: prior(view, decode(first), p), last)
+
+        def total(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
             candidate = decode(free)
             simulated, observed = simulation(view, candidate)
             _check_alike(simulated, observed)
             matching = objective(simulated, observed)
-            return matching + prior(view, candidate, progress), matching
+            if not believed.on_argument:
+                value = matching + prior(view, candidate, progress)
+                return value, (value, matching)
+            # Mapped, whatever in a prior does not depend on progress is made once.
+            now, then = jax.vmap(lambda p: prior(view, candidate, p))(
+                jnp.stack([progress, jnp.asarray(last, progress.dtype)])
+            )
+            return matching + now, (matching + then, matching)
 
         evaluate = jax.value_and_grad(total, has_aux=True)
 
         def step(carry, number):
             free, state, best, sound = carry
-            (value, matching), grads = evaluate(free, number / steps)
+            (value, compared), grads = evaluate(free, number / steps)
             sound = jnp.where(jnp.isfinite(value), number, sound)
+            new = _Best(free, *compared)
             # NaN compares as false: a broken iterate is never the best one.
-            better = value < best.total
-            best = jax.tree.map(
-                lambda new, old: jnp.where(better, new, old),
-                _Best(free, value, matching),
-                best,
-            )
+            better = new.total < best.total
+            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
             free, state = optimiser.step(free, state, value, grads)
             free = tuple(
                 part.project(z) for part, z in zip(unknowns, free, strict=True)
@@ -275,12 +288,27 @@ def iterative(
         # A line search may try what is not finite, and come back; a broken descent does
         # not. So the end alone says whether it broke.
         finite = sound >= steps - max(1, steps // END)
-        return decode(best.free), best, finite, losses
+        found = decode(best.free)
+        if RESTARTS in believed.on_axes and not choose_by_matching:
+            # The best candidates were met at different steps, among other iterates.
+            value = best.matching + prior(view, found, jnp.asarray(last))
+            value = jnp.where(jnp.isfinite(value), value, best.total)
+            best = best._replace(total=value)
+        return found, best, finite, losses
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         def restart(index: Array):
             return run(jax.random.fold_in(rng, index), view)
 
+        rngs = [rng] * len(unknowns)
+        if (
+            restarts > 1
+            and not trace_dependence(lambda rngs: begin(rngs, view), rngs).on_argument
+        ):
+            raise ValueError(
+                f"restarts={restarts} would all start alike: nothing in this attack's "
+                "start is drawn at random; take restarts=1, or another start"
+            )
         indices = jnp.arange(restarts)
         if restarts == 1:
             # An axis of length 1 is not free: XLA compiles it twice as long.

@@ -44,7 +44,9 @@ def around(image: ArrayLike, std: float = 0.0) -> Start:
                 f"the image to start around has shape {given.shape}, expected "
                 f"{shape[1:]}"
             )
-        return jnp.broadcast_to(given, shape) + std * jax.random.normal(rng, shape)
+        begun = jnp.broadcast_to(given, shape)
+        # Nothing is drawn in vain: that restarts start alike can then be seen.
+        return begun + std * jax.random.normal(rng, shape) if std else begun
 
     return start
 

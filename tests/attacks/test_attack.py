@@ -134,6 +134,17 @@ def test_a_restart_does_not_depend_on_how_many_there_are(rng):
     np.testing.assert_array_equal(losses[0], losses[1][:2])
 
 
+def test_restarts_that_would_all_start_alike_are_refused(rng):
+    """Whatever else is drawn, nothing of it reaches a start."""
+
+    def dead_draw(rng):
+        return jnp.full_like(jax.random.normal(rng, (2,)), 0.5)
+
+    with pytest.raises(ValueError, match="restarts=2 would all start alike"):
+        attack(dead_draw, restarts=2)(rng, VIEW)
+    assert bool(attack(dead_draw, restarts=1)(rng, VIEW).finite)
+
+
 def test_a_prior_moves_the_answer_and_not_the_reported_loss(rng):
     """|x - v|^2 + |x|^2 is lowest at v / 2."""
 
@@ -150,14 +161,122 @@ def test_every_move_is_projected(rng):
     assert found.images.tolist() == [0.5, 0.0]
 
 
-def test_a_prior_knows_how_far_the_search_is(rng):
-    """One that is lowest at half of the steps makes the iterate there the best."""
+def late(weight, after):
+    """A prior on the squared length of the image, which begins after so many steps."""
 
     def prior(view, candidate, progress):
-        return 1e3 * (progress - 0.5) ** 2
+        return weight * (progress >= after) * jnp.sum(candidate.images**2)
 
-    found = attack(prior=prior, steps=8)(rng, VIEW)
-    np.testing.assert_allclose(found.loss, 5 * 0.25**4, rtol=1e-5)
+    return prior
+
+
+def by_slow_descent(steps, weight, after, rate=0.25):
+    """Descends with NumPy; compares iterates with the prior of the last step."""
+    x, iterates = np.zeros(2), []
+    for step in range(steps):
+        iterates.append(x)
+        begun = step / steps >= after
+        x = x - rate * 2 * ((x - VIEW) + begun * weight * x)
+    matching = np.array([np.sum((x - VIEW) ** 2) for x in iterates])
+    total = matching + weight * np.array([np.sum(x**2) for x in iterates])
+    return iterates[np.argmin(total)], matching[np.argmin(total)]
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5, 0.9])
+def test_iterates_are_compared_with_the_prior_of_the_last_step(rng, after):
+    """One that begins half-way would be lowest just before it, if compared as met."""
+    found = attack(prior=late(1.0, after), steps=40, points=40)(rng, VIEW)
+    image, matching = by_slow_descent(40, 1.0, after)
+    np.testing.assert_allclose(found.images, image, rtol=1e-5)
+    np.testing.assert_allclose(found.loss, matching, rtol=1e-5)
+
+
+def drawn(start, rng, restarts):
+    """What the restarts' images start at [R, 2]."""
+    keys = [jax.random.fold_in(jax.random.fold_in(rng, i), 0) for i in range(restarts)]
+    return np.stack([np.asarray(start(key)) for key in keys])
+
+
+def squares(points, centre=0.0):
+    return np.sum((points - np.asarray(centre)) ** 2, axis=1)
+
+
+def test_restarts_are_compared_with_the_prior_of_the_last_step(rng):
+    """Standing still: each is where it was when the prior had not begun."""
+    still = from_optax(optax.sgd(0.0))
+
+    def start(rng):
+        return VIEW * 2 * jax.random.uniform(rng, (2,))
+
+    found = attack(start, still, prior=late(5.0, 0.5), restarts=8)(rng, VIEW)
+    starts = drawn(start, rng, 8)
+    matching = squares(starts, VIEW)
+    chosen = np.argmin(matching + 5.0 * squares(starts))
+    assert chosen != np.argmin(matching)
+    np.testing.assert_allclose(found.images, starts[chosen], rtol=1e-5)
+
+
+def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
+    """Each restart is near at a step of its own, while most of the others are away."""
+    restarts, steps, weight, away = 5, 4, 0.5, 3.0
+
+    def prior(view, candidate, progress):
+        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.images), RESTARTS)
+        return weight * jnp.sum((candidate.images - mean) ** 2)
+
+    def start(rng):
+        return VIEW * (1 + jax.random.normal(rng, (2,)) / 2)
+
+    def when(rng):
+        return jax.random.randint(jax.random.fold_in(rng, 7), (), 0, steps)
+
+    visiting = Unknown(
+        lambda rng, view: (0.0, (start(rng), when(rng))),
+        lambda step, fixed: fixed[0] * jnp.where(step == fixed[1], 1.0, away),
+    )
+    ticking = Optimiser(
+        lambda free: (), lambda free, state, *_: ((free[0] + 1, (), ()), state)
+    )
+    strike = iterative(
+        Unknowns(visiting, LABEL, NOTHING),
+        matches,
+        squared_l2(),
+        ticking,
+        prior=prior,
+        steps=steps,
+        restarts=restarts,
+    )
+    found = strike(rng, Seen(VIEW))
+    near, steps_near = drawn(start, rng, restarts), drawn(when, rng, restarts)
+    np.testing.assert_allclose(found.info["restart_losses"], squares(near, VIEW), 1e-5)
+    together = squares(near, VIEW) + weight * squares(near, near.mean(axis=0))
+    means = [
+        np.mean(np.where((steps_near == step)[:, None], near, away * near), axis=0)
+        for step in steps_near
+    ]
+    as_met = squares(near, VIEW) + weight * squares(near, means)
+    assert np.argmin(together) != np.argmin(as_met)
+    np.testing.assert_allclose(found.images, near[np.argmin(together)], rtol=1e-6)
+
+
+def times_traced(primitive, prior):
+    """Counts a primitive in the whole attack."""
+    made = attack(prior=prior, steps=4)
+    return str(jax.make_jaxpr(made)(jax.random.key(0), VIEW)).count(f" {primitive}")
+
+
+def test_what_does_not_change_with_progress_is_computed_once_a_step():
+    """The last step's prior costs no second pass through a network in it."""
+
+    def costly(view, candidate, progress):
+        return jnp.sum(jnp.floor(candidate.images))  # the driver itself has no floor
+
+    def falling(view, candidate, progress):
+        return 0.1**progress * costly(view, candidate, progress)
+
+    assert times_traced("floor", costly) == times_traced("floor", falling) == 1
+    # Only a prior that changes is evaluated at two progresses, stacked.
+    assert times_traced("stack[", falling) == times_traced("stack[", costly) + 1
 
 
 def test_a_prior_sees_the_other_restarts(rng):

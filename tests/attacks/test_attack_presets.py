@@ -193,6 +193,7 @@ GOLDEN = {
         "joint",
         {
             "prior_image": 0.5,
+            "deviation": 0.0,
             "matching": 1e-3,
             "statistics": 0.1,
             "variation": 1e-4,
@@ -306,3 +307,15 @@ def test_bn_updates_gains_on_its_prior_image_and_loses_to_noise():
 def test_bn_updates_starts_at_its_prior_image():
     found = from_mean_digit(1)(victim("bn-updates"))
     np.testing.assert_array_equal(found.images[0], mean_digit())
+
+
+@pytest.mark.parametrize("labels", ["given", "recovered"])
+def test_bn_updates_refuses_restarts_that_start_alike(labels):
+    case = CASES["bn-updates"][0]._replace(labels=labels)
+    alike = build("bn-updates", steps=1, restarts=3)
+    with pytest.raises(ValueError, match="restarts=3 would all start alike"):
+        compiled(case._replace(build=alike))
+    compiled(case._replace(labels="joint", build=alike))  # is not
+    apart = build("bn-updates", steps=1, restarts=3, deviation=0.1)
+    losses = compiled(case._replace(build=apart))(victim("bn-updates")).info
+    assert len(set(losses["restart_losses"].tolist())) == 3

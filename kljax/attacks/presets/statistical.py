@@ -30,6 +30,8 @@ from kljax.attacks.unknowns import boxed, pixels
 # published in numbers.
 GRADINVERSION_MATCHING = 1e-4 / 2
 BN_UPDATES_MATCHING = 1e-3
+# Lock strategies that start from something drawn.
+DRAWN_LOCKS = ("fixed_random", "regress_private_key", "regress_gates")
 
 
 def gradinversion_objective() -> Objective:
@@ -109,6 +111,7 @@ def bn_updates(
     steps: int,
     restarts: int,
     prior_image: ArrayLike = 0.5,
+    deviation: float = 0.0,
     matching: float = BN_UPDATES_MATCHING,
     statistics: float = 0.1,
     variation: float = 1e-4,
@@ -121,6 +124,8 @@ def bn_updates(
 
     The search starts at a prior image [H, W, C], in the paper a mean radiograph; grey
     if there is none. `kljax.metrics.relative_leakage` says what it gained on it.
+    `deviation` is that of noise on the start. Without it every restart starts at the
+    same image, so several are refused, unless labels are optimised from a random start.
 
     Differs from the code, where the simulated update is detached and its distance
     does not reach the image: here it does, through all local steps. For that, its
@@ -130,16 +135,23 @@ def bn_updates(
     is uploaded.
 
     Raises:
-      ValueError: if the threat model hides statistics.
+      ValueError: if the threat model hides statistics, and for several restarts that
+        start alike.
 
     Reference: Hatamizadeh et al., "Do Gradient Inversion Attacks Make Federated
     Learning Unsafe?" (IEEE TMI 2023); its code, NVFlare, quantifying-data-leakage.
     """
+    if restarts > 1 and not deviation and not _draws_apart_from_images(setting):
+        raise ValueError(
+            f"bn-updates starts at one prior image: restarts={restarts} would all "
+            f"start alike with labels={setting.threat.strategy.labels!r}; take "
+            "restarts=1, labels='joint', or a deviation above 0"
+        )
     lock = lock_of(setting)
     updated = setting.threat.knowledge.upload == "update"
     return iterative(
         Unknowns(
-            boxed(pixels(setting, around(prior_image))),
+            boxed(pixels(setting, around(prior_image, deviation))),
             LABELS[setting.threat.strategy.labels](setting),
             lock.unknown,
         ),
@@ -156,4 +168,16 @@ def bn_updates(
         ),
         steps=steps,
         restarts=restarts,
+    )
+
+
+def _draws_apart_from_images(setting: Setting) -> bool:
+    """Tells whether restarts differ in their labels, those labels' order, or lock."""
+    strategy, protocol = setting.threat.strategy, setting.protocol
+    examples = setting.threat.knowledge.examples
+    ordered = protocol is not None and protocol.batch < examples
+    return (
+        strategy.labels == "joint"
+        or (strategy.labels == "recovered" and ordered)
+        or strategy.lock in DRAWN_LOCKS
     )
