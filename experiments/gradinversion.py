@@ -127,7 +127,7 @@ def differences(rows, first, *others):
         cells = []
         for column in SCORES.values():
             apart = of(first, column) - of(other, column)
-            found = metrics.interval(apart, groups)
+            found = metrics.interval(apart, groups, rate=False)
             bounds = (shown(column, x) for x in (found.low, found.high))
             cells.append(f"{shown(column, found.estimate)} [{', '.join(bounds)}]")
         table.append([f"{first} - {other}", *cells])

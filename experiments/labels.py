@@ -168,7 +168,7 @@ def finished(options, config):
         content = {"groups": result.victims.groups.tolist(), "found": found}
         options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) | {"examples": config.examples}
 
 
 def floor(name, truth, classes):
@@ -203,7 +203,12 @@ def cell_text(content, name):
     values = np.array(content["found"][name])
     if name in FLOORS:
         return f"{100 * values.mean():.0f}"
-    found = metrics.interval(values, content["groups"])
+    # One label is right or not. If all labels of all victims are, so many victims with
+    # every label right are a lower bound of the share.
+    rate = content["examples"] == 1 or bool((values == 1).all())
+    found = metrics.interval(values, content["groups"], rate=rate)
+    if not np.isfinite(found.low):
+        return f"{100 * found.estimate:.0f} [?]"
     low, high = 100 * found.low, 100 * found.high
     return f"{100 * found.estimate:.0f} [{low:.0f}-{high:.0f}]"
 

@@ -5,6 +5,7 @@ A run folder appears whole or not at all: it is written aside and renamed.
 
 import csv
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -44,7 +45,8 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
 
     Means are over victims whose value is finite, None where there is none.
     ``success_low`` and ``success_high`` are the 95 % interval of the success rate:
-    Wilson's where each victim stands for itself, by bootstrap over groups otherwise.
+    Wilson's where each victim stands for itself, by bootstrap over groups otherwise;
+    NaN where it cannot be told.
     """
     arms = {
         name: _summary_of([row for row in rows if row["arm"] == name])
@@ -87,7 +89,7 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
         values = values[np.isfinite(values)]
         summary[name] = float(values.mean()) if len(values) else None
     interval = metrics.interval(
-        [row["success"] for row in rows], [row["group"] for row in rows]
+        [row["success"] for row in rows], [row["group"] for row in rows], rate=True
     )
     summary["success_rate"] = interval.estimate
     summary["success_low"], summary["success_high"] = interval.low, interval.high
@@ -214,7 +216,8 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
         return " / ".join(str(value[o]) for o in metrics.OUTCOMES if o != "recovered")
     if column == "success_rate":
         low, high = 100 * arm["success_low"], 100 * arm["success_high"]
-        return f"{value:.0%} [{low:.0f}-{high:.0f}]"
+        bounds = f"{low:.0f}-{high:.0f}" if math.isfinite(low) else "?"
+        return f"{value:.0%} [{bounds}]"
     if column in ("recovered_rate", "label_accuracy", "label_multiset_accuracy"):
         return f"{value:.0%}"
     if column in ("matching_loss", "feature_error"):

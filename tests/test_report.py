@@ -213,6 +213,22 @@ def test_crops_of_one_photograph_are_not_independent():
     assert (arm["success_low"], arm["success_high"]) == pytest.approx(wilson(8, 16))
 
 
+def test_an_interval_that_is_not_known_reads_so():
+    def half(arm, victims):
+        images = wrong(arm, victims)
+        images[::2] = victims.images[::2]
+        return images
+
+    result = pretended(tiny(victims=4), half)
+    # One photograph shows no spread between photographs.
+    rows = [row | {"group": 0} for row in scored(result)]
+    summary = report.summarise(result, rows)
+    assert summary["arms"]["none"]["success_interval"] == "none"
+    header, lines = report.table(summary)
+    (place,) = [n for n, name in enumerate(header) if name.startswith("SSIM >= .6")]
+    assert lines[0][place] == "50% [?]"
+
+
 def test_an_arm_that_only_diverged_has_all_keys_and_no_means(tmp_path):
     def broken(arm, victims):
         return np.full_like(victims.images, np.nan)

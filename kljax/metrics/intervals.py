@@ -6,7 +6,7 @@ one per victim; G distinct groups. Runs on the host, in float64.
 
 >>> round(wilson(5, 10).high, 4)
 0.7634
->>> interval([1, 1, 0, 0], groups=["a", "a", "b", "b"]).method
+>>> interval([1, 1, 0, 0], groups=["a", "a", "b", "b"], rate=True).method
 'cluster_bootstrap'
 """
 
@@ -20,8 +20,9 @@ from scipy import stats
 class Interval(NamedTuple):
     """An estimate with its confidence interval.
 
-    `method` is wilson, cluster_bootstrap, wilson_on_groups (every value is the same 0
-    or 1; each group counted once) or none (one group; low and high are NaN).
+    `method` is wilson, cluster_bootstrap, wilson_on_groups (a rate of which every value
+    is the same; each group counted once) or none (the values do not tell how sure their
+    mean is; low and high are NaN).
     """
 
     estimate: float
@@ -65,10 +66,8 @@ def cluster_bootstrap(
 
     | case                            | result                                      |
     |---------------------------------|---------------------------------------------|
-    | all values 0, or all 1          | Wilson with each group as one trial: the    |
-    |                                 | bootstrap would claim certainty (width 0)   |
-    | one group, values not all 0 / 1 | NaN, NaN: the spread between groups, which  |
-    |                                 | is the point, cannot be seen from one       |
+    | one group, or all groups have   | NaN, NaN, method none: the groups show no   |
+    | the same mean                   | spread, and width 0 would claim certainty   |
     | below about 10 groups           | too narrow; the number of groups is returned |
 
     Raises ValueError if N is 0, lengths differ, or a value is not finite.
@@ -81,13 +80,11 @@ def cluster_bootstrap(
     names, members = np.unique(groups, return_inverse=True)
     count = len(names)
     estimate = float(values.mean())
-    if _is_binary(values) and values.min() == values.max():
-        bounds = wilson(int(values[0]) * count, count, confidence)
-        return bounds._replace(method="wilson_on_groups")
-    if count == 1:
-        return Interval(estimate, float("nan"), float("nan"), "none", 1)
     totals = np.bincount(members, weights=values, minlength=count)
     sizes = np.bincount(members, minlength=count).astype(np.float64)
+    # One group has one mean. Differences of equal pairs are equal up to rounding.
+    if np.allclose(totals / sizes, estimate, rtol=1e-9, atol=1e-15):
+        return Interval(estimate, float("nan"), float("nan"), "none", count)
     bounds = stats.bootstrap(
         (totals, sizes),
         lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
@@ -106,19 +103,45 @@ def cluster_bootstrap(
 def interval(
     values: ArrayLike,
     groups: ArrayLike,
+    *,
+    rate: bool,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
     """Gives the interval for the mean of values [N] that their groups [N] allow.
 
-    Wilson if the values are 0 or 1 (or booleans) and every example is its own group;
-    the cluster bootstrap otherwise (with N groups for a mean of, say, PSNR).
-    Raises ValueError as `cluster_bootstrap`.
+    Args:
+      values: finite; 0 or 1 (or booleans) of a rate.
+      groups: of the values.
+      rate: whether a value says that something happened (1) or did not (0), and the
+        mean is the rate of it. The numbers cannot tell: an SSIM may be 1, too.
+      confidence: in (0, 1).
+      resamples, seed: of the bootstrap.
+
+    Returns:
+      Of a rate: Wilson's interval if every value is its own group; Wilson's with each
+      group as one trial if all values are the same. `cluster_bootstrap` otherwise.
+
+    Raises:
+      ValueError: for values of a rate that are neither 0 nor 1, and as
+        `cluster_bootstrap`.
     """
     values, groups = _checked("interval", values, groups)
-    if _is_binary(values) and len(np.unique(groups)) == len(values):
+    if not rate:
+        return cluster_bootstrap(values, groups, confidence, resamples, seed)
+    others = int((~np.isin(values, (0.0, 1.0))).sum())
+    if others:
+        raise ValueError(
+            f"interval: {others} of {len(values)} values are neither 0 nor 1, as those "
+            "of a rate are; give rate=False"
+        )
+    count = len(np.unique(groups))
+    if count == len(values):
         return wilson(int(values.sum()), len(values), confidence)
+    if values.min() == values.max():
+        bounds = wilson(int(values[0]) * count, count, confidence)
+        return bounds._replace(method="wilson_on_groups")
     return cluster_bootstrap(values, groups, confidence, resamples, seed)
 
 
@@ -145,7 +168,3 @@ def _checked(
             "out and state how many"
         )
     return values, groups
-
-
-def _is_binary(values: np.ndarray) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())

@@ -9,10 +9,18 @@ from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import Estimate, by_victim, estimate, mean_difference
 from kljax.study_report.pools import Pool
+from kljax.study_report.readings import direction, read_differences
 from kljax.study_report.successes import HEADER, success_entries, success_record
 from kljax.study_report.tables import Entry, Table, at_words
-from kljax.study_report.values import known
+from kljax.study_report.values import VALUES, known
 from kljax.study_report.verdicts import Outcomes, count_outcomes
+
+RISING = {
+    1: "still rising",
+    -1: "falling",
+    0: "no rise beyond chance",
+    None: "whether it rises is not known",
+}
 
 
 class Spent(NamedTuple):
@@ -23,6 +31,7 @@ class Spent(NamedTuple):
     steps: int
     pool: Pool
     success: Estimate
+    ssim: Estimate
     outcomes: Outcomes
 
     @property
@@ -41,6 +50,7 @@ class Curve(NamedTuple):
       doubling: from which point to the last it is asked what the last doubling of the
         budget brought: the largest of at most half of the last; None if there is none.
       gain: how much success rose from there to the last, on the same victims.
+      ssim_gain: how much SSIM rose; NaN throughout where no victim has both.
     """
 
     axis: str
@@ -49,6 +59,7 @@ class Curve(NamedTuple):
     points: tuple[Spent, ...]
     doubling: Spent | None
     gain: Interval | None
+    ssim_gain: Interval | None
 
     @property
     def name(self) -> str:
@@ -59,13 +70,20 @@ class Curve(NamedTuple):
         if self.doubling is None:
             return "no budget is twice another: it cannot be said whether success rises"
         last, before = self.points[-1].evaluations, self.doubling.evaluations
-        share = f"{100 * self.gain.estimate:+.0f} points"
-        step = f"from {before:,} to {last:,} evaluations: {share}"
-        if self.gain.low > 0:
-            return f"{step}; still rising, so the last rate is a lower bound"
-        if self.gain.high < 0:
-            return f"{step}; falling"
-        return f"{step}; no rise beyond chance"
+        step = f"from {before:,} to {last:,} evaluations"
+        if self.gain is None:
+            return f"{step}: not known, no victim has spent both"
+        gains = {VALUES["ssim"].words: self.ssim_gain, "success": self.gain}
+        told = read_differences(gains, RISING)
+        if told == RISING[1]:
+            told += ", so the last rate is a lower bound"
+        elif 1 in map(direction, gains.values()):
+            told += "; the last scores are lower bounds"
+        share, ssim = self.gain.estimate, self.ssim_gain.estimate
+        step += f": {100 * share:+.0f} points"
+        if np.isfinite(ssim):
+            step += f", SSIM {ssim:+.3f}"
+        return f"{step}; {told}"
 
 
 def make_curves(pools: Sequence[Pool], axes: dict[str, Axis]) -> list[Curve]:
@@ -95,10 +113,11 @@ def _curve(pools: list[Pool], axis: Axis, axes: dict[str, Axis]) -> Curve | None
     doubling = halves[-1] if halves else None
     arm = arm_axis(axes).name
     rest = {a: b for a, b in pools[0].point.items() if a not in (arm, axis.name)}
-    gain = _gain(doubling, last, axis.name) if doubling else None
-    if gain is None:
-        doubling = None
-    return Curve(axis.name, pools[0].point[arm], rest, tuple(points), doubling, gain)
+    gains = (
+        _gain(doubling, last, axis.name, value) if doubling else None
+        for value in ("success", "ssim")
+    )
+    return Curve(axis.name, pools[0].point[arm], rest, tuple(points), doubling, *gains)
 
 
 def _spent(pool: Pool, axis: Axis) -> Spent:
@@ -109,11 +128,12 @@ def _spent(pool: Pool, axis: Axis) -> Spent:
         config["steps"],
         pool,
         estimate(pool, "success"),
+        estimate(pool, "ssim"),
         count_outcomes(pool),
     )
 
 
-def _gain(before: Spent, after: Spent, axis: str) -> Interval | None:
+def _gain(before: Spent, after: Spent, axis: str, value: str) -> Interval | None:
     """Estimates the paired difference; None if no victim has spent both."""
 
     def read(spent: Spent, name: str) -> dict[tuple, float]:
@@ -124,14 +144,15 @@ def _gain(before: Spent, after: Spent, axis: str) -> Interval | None:
         rows = by_victim(spent.pool.rows, name)
         return {(at[cell], victim): n for (cell, victim), n in rows.items()}
 
-    old, new = read(before, "success"), read(after, "success")
+    old, new = read(before, value), read(after, value)
     groups = read(after, "group")
     both = [victim for victim in new if victim in old]
     if not both:
         return None
-    differences = np.array([new[victim] - old[victim] for victim in both])
     return mean_difference(
-        "success", differences, np.array([groups[victim] for victim in both])
+        value,
+        np.array([new[victim] - old[victim] for victim in both]),
+        np.array([groups[victim] for victim in both]),
     )
 
 
@@ -155,7 +176,7 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
                 f"{spent.restarts} x {spent.steps:,} = {spent.evaluations:,}",
                 spent.evaluations,
             ),
-            *success_entries(spent.success, spent.outcomes),
+            *success_entries(spent.success, spent.ssim, spent.outcomes),
         )
         for curve, spent in places
     ]
@@ -177,9 +198,10 @@ def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
         "restarts": spent.restarts,
         "steps": spent.steps,
         "evaluations": spent.evaluations,
-        **success_record(spent.success),
+        **success_record(spent.success, spent.ssim),
     }
     gain = curve.gain if spent is curve.points[-1] and curve.gain else None
+    ssim = curve.ssim_gain
     return (
         record
         | spent.outcomes._asdict()
@@ -188,5 +210,8 @@ def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
             "gain": known(gain.estimate) if gain else None,
             "gain_low": known(gain.low) if gain else None,
             "gain_high": known(gain.high) if gain else None,
+            "ssim_gain": known(ssim.estimate) if gain else None,
+            "ssim_gain_low": known(ssim.low) if gain else None,
+            "ssim_gain_high": known(ssim.high) if gain else None,
         }
     )

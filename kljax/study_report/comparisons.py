@@ -10,7 +10,7 @@ import numpy as np
 from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import by_victim, mean_difference, with_interval
-from kljax.study_report.p_values import holm, mcnemar, p_text
+from kljax.study_report.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.study_report.pools import Pool
 from kljax.study_report.tables import Entry, Table
 from kljax.study_report.values import VALUES, known, written
@@ -42,13 +42,17 @@ class Comparison(NamedTuple):
       groups: that they fall into.
       difference: of the means of the value, with the 95 % interval of a bootstrap of
         pairs over groups; NaN throughout if no pair has finite values.
+      difference_p: two-sided p-value for equal values, see `sign_flips`; NaN if no pair
+        has finite values.
+      difference_p_holm: adjusted for the number of comparisons by Holm's method.
       left_out: pairs of which a value is not finite.
       successes: of the pairs, in the first and in the second.
       floor: successes of the floor that succeeds most on these victims, and its name;
         None if there are no floors.
       only: pairs in which only the first, and only the second, succeeds.
-      p: exact two-sided p-value for equal success rates, see `mcnemar`.
-      p_holm: adjusted for the number of comparisons by Holm's method.
+      success_p: exact two-sided p-value for equal success rates, see `mcnemar`. It is 1
+        where both always succeed, whatever their scores.
+      success_p_holm: adjusted as `difference_p_holm`.
       unsolved: pairs whose gradient was not matched, in the first and in the second.
     """
 
@@ -58,12 +62,14 @@ class Comparison(NamedTuple):
     pairs: int
     groups: int
     difference: Interval
+    difference_p: float
+    difference_p_holm: float
     left_out: int
     successes: tuple[int, int]
     floor: tuple[str, float] | None
     only: tuple[int, int]
-    p: float
-    p_holm: float
+    success_p: float
+    success_p_holm: float
     unsolved: tuple[int, int]
 
 
@@ -89,10 +95,13 @@ def compare_arms(
             compared = _compare(first, second, axes, arms.name, value)
             if compared is not None:
                 found.append(compared)
-    adjusted = holm([comparison.p for comparison in found])
+    of_values = holm([comparison.difference_p for comparison in found])
+    of_success = holm([comparison.success_p for comparison in found])
     return [
-        comparison._replace(p_holm=p)
-        for comparison, p in zip(found, adjusted, strict=True)
+        comparison._replace(difference_p_holm=value_p, success_p_holm=success_p)
+        for comparison, value_p, success_p in zip(
+            found, of_values, of_success, strict=True
+        )
     ]
 
 
@@ -120,8 +129,6 @@ def _compare(
     success = np.array([[of[victim] for victim in both] for of in succeeded]) == 1
     values = [read(pool, value) for pool in (first, second)]
     differences = np.array([values[1][v] - values[0][v] for v in both])
-    finite = np.isfinite(differences)
-    nothing = Interval(math.nan, math.nan, math.nan, "none", 0)
     unsolved = [read(pool, "unsolved") for pool in (first, second)]
     return Comparison(
         first=first.point[arm],
@@ -129,20 +136,18 @@ def _compare(
         point={axis: label for axis, label in first.point.items() if axis != arm},
         pairs=len(both),
         groups=len(np.unique(groups)),
-        difference=(
-            mean_difference(value, differences[finite], groups[finite])
-            if finite.any()
-            else nothing
-        ),
-        left_out=int((~finite).sum()),
+        difference=mean_difference(value, differences, groups),
+        difference_p=sign_flips(differences, groups),
+        difference_p_holm=math.nan,
+        left_out=int((~np.isfinite(differences)).sum()),
         successes=(int(success[0].sum()), int(success[1].sum())),
         floor=_floor(first, both, repetition),
         only=(
             int((success[0] & ~success[1]).sum()),
             int((success[1] & ~success[0]).sum()),
         ),
-        p=mcnemar(success[0], success[1], groups),
-        p_holm=math.nan,
+        success_p=mcnemar(success[0], success[1], groups),
+        success_p_holm=math.nan,
         unsolved=tuple(sum(of[v] == 1 for v in both) for of in unsolved),
     )
 
@@ -171,10 +176,10 @@ def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
         "minus",
         "pairs",
         f"{words}, difference [95 %]",
+        *_p_header(words, len(found)),
         "SSIM >= .6: arm / minus",
         "only arm / only minus",
-        "p",
-        f"p, Holm of {len(found)}",
+        *([] if value == "success" else _p_header("SSIM >= .6", len(found))),
         "unsolved: arm / minus",
     )
     return Table(
@@ -186,6 +191,10 @@ def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
     )
 
 
+def _p_header(words: str, count: int) -> list[str]:
+    return [f"{words}: p", f"{words}: p, Holm of {count}"]
+
+
 def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
     return (
         *map(Entry, found.point.values()),
@@ -193,12 +202,20 @@ def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
         Entry(found.first),
         Entry(_pairs(found), found.pairs),
         Entry(_difference(found, value), known(found.difference.estimate)),
+        *_p_entries(found.difference_p, found.difference_p_holm),
         Entry(_rates(found), found.successes[1]),
         Entry(f"{found.only[1]} / {found.only[0]}", found.only[1]),
-        Entry(p_text(found.p), found.p),
-        Entry(p_text(found.p_holm), found.p_holm),
+        *(
+            []
+            if value == "success"
+            else _p_entries(found.success_p, found.success_p_holm)
+        ),
         Entry(f"{found.unsolved[1]} / {found.unsolved[0]}", found.unsolved[1]),
     )
+
+
+def _p_entries(*ps: float) -> list[Entry]:
+    return [Entry(p_text(p), known(p)) for p in ps]
 
 
 def _pairs(found: Comparison) -> str:
@@ -248,8 +265,10 @@ def _record(found: Comparison, value: str, count: int) -> dict[str, Any]:
         "floor_success": found.floor[1] if found.floor else None,
         "only_arm": found.only[1],
         "only_minus": found.only[0],
-        "p": found.p,
-        "p_holm": found.p_holm,
+        "difference_p": known(found.difference_p),
+        "difference_p_holm": known(found.difference_p_holm),
+        "success_p": found.success_p,
+        "success_p_holm": found.success_p_holm,
         "comparisons": count,
         "arm_unsolved": found.unsolved[1],
         "minus_unsolved": found.unsolved[0],

@@ -12,6 +12,7 @@ from kljax.study_report.pools import Pool
 from kljax.study_report.values import VALUES, numbers, written
 
 NOTHING = float("nan")
+UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
 
 
 class Beside(NamedTuple):
@@ -85,10 +86,11 @@ def estimate(pool: Pool, value: str) -> Estimate:
     groups = pool.rows["group"].to_numpy()[finite]
     cells = pool.rows["cell"].to_numpy(zero_copy_only=False)[finite]
     means = [kept[cells == cell].mean() for cell in dict.fromkeys(cells)]
-    nothing = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
     return Estimate(
         value,
-        metrics.interval(kept, groups) if len(kept) else nothing,
+        metrics.interval(kept, groups, rate=VALUES[value].rate)
+        if len(kept)
+        else UNKNOWN,
         len(kept),
         int((~finite).sum()),
         sample_deviation(kept),
@@ -108,17 +110,19 @@ def mean_difference(
 ) -> Interval:
     """Estimates the mean of paired differences by bootstrap over groups.
 
-    A bootstrap of equal differences would claim certainty. Of a value that is 0 or 1,
-    differences which are all 1 (or -1) have Wilson's interval for their share, each
-    group counted once; if all are 0, their mean is within what Wilson allows for none,
-    on either side. Of other values, and for one group, low and high are NaN.
+    Differences that are not finite are left out. Equal differences show no spread, and
+    a bootstrap of them would claim certainty. Of a rate, differences which are all 1
+    (or -1) have Wilson's interval for their share, each group counted once; if all are
+    0, their mean is within what Wilson allows for none, on either side. Of other
+    values, and for one group, low and high are NaN; so is the mean of nothing.
     """
-    count = len(np.unique(groups))
-    if count > 1 and np.ptp(differences) > 0:
+    finite = np.isfinite(differences)
+    differences, groups = differences[finite], groups[finite]
+    if not len(differences):
+        return UNKNOWN
+    if not VALUES[value].rate or np.ptp(differences) > 0:
         return metrics.cluster_bootstrap(differences, groups)
-    mean = float(np.mean(differences))
-    if not VALUES[value].is_share or np.ptp(differences) > 0:
-        return Interval(mean, NOTHING, NOTHING, "none", count)
+    count, mean = len(np.unique(groups)), float(differences[0])
     bounds = metrics.wilson(int(abs(mean)) * count, count)
     low, high = (bounds.low, bounds.high) if mean else (-bounds.high, bounds.high)
     if mean < 0:
@@ -167,13 +171,7 @@ def _excess(pool: Pool, floor: str, value: str) -> Interval:
     group_of = dict(
         zip(_victims(pool.rows), pool.rows["group"].to_pylist(), strict=True)
     )
-    both = [
-        victim
-        for victim, number in of_attack.items()
-        if np.isfinite(number) and np.isfinite(of_floor.get(victim, NOTHING))
-    ]
-    if not both:
-        return Interval(NOTHING, NOTHING, NOTHING, "none", 0)
+    both = [victim for victim in of_attack if victim in of_floor]
     differences = np.array([of_attack[v] - of_floor[v] for v in both])
     groups = np.array([group_of[v] for v in both])
     return mean_difference(value, VALUES[value].leaks * differences, groups)

@@ -48,16 +48,17 @@ def to_page(contents: Contents) -> str:
 
 
 def rate_marks(success: Estimate) -> dict[str, Any] | None:
-    """Computes where the marks of a rate are, in per cent; None without a rate."""
+    """Computes where the marks of a rate are, in per cent; None without a rate.
+
+    An interval that is not known has no mark: one of no width would claim certainty.
+    """
     if not success.n:
         return None
     low, high = success.interval.low, success.interval.high
-    known = math.isfinite(low)
     floor = success.floor.mean if success.floor else None
     return {
         "mean": _percent(success.mean),
-        "low": _percent(low if known else success.mean),
-        "high": _percent(high if known else success.mean),
+        "interval": (_percent(low), _percent(high)) if math.isfinite(low) else None,
         "floor": None if floor is None else _percent(floor),
     }
 

@@ -181,7 +181,7 @@ def draw_tradeoffs(found: Sequence[Tradeoff], axes: dict[str, Axis]) -> Figure |
         from matplotlib.ticker import PercentFormatter
 
         for tradeoff in members:
-            low, high = _distances(tradeoff.success)
+            low, high = interval_lengths(tradeoff.success)
             axis.errorbar(
                 tradeoff.accuracy,
                 tradeoff.success.mean,
@@ -237,8 +237,11 @@ def _family(tradeoff: Tradeoff) -> tuple[str, tuple[str, ...]]:
     return re.sub(r"=[^+/]*", "", tradeoff.arm), tradeoff.runs
 
 
-def _distances(success: Estimate) -> tuple[float, float]:
-    """Gives how far an interval reaches down and up; 0 where that is not known."""
+def interval_lengths(success: Estimate) -> tuple[float, float]:
+    """Gives how far an interval reaches down and up; NaN, which draws none, if unknown.
+
+    Rounding may put a mean outside of its interval, and lengths below 0 are refused.
+    """
     low = success.mean - success.interval.low
     high = success.interval.high - success.mean
-    return max(0.0, float(np.nan_to_num(low))), max(0.0, float(np.nan_to_num(high)))
+    return tuple(np.maximum(0.0, [low, high]).tolist())

@@ -71,15 +71,15 @@ class Line(NamedTuple):
 
 def make_line(pool: Pool, value: str) -> Line:
     """Estimates everything that tables say of a pool."""
-    success = estimate(pool, "success")
+    found = {name: estimate(pool, name) for name in {"ssim", "success", value}}
     return Line(
         pool,
-        success if value == "success" else estimate(pool, value),
-        success,
+        found[value],
+        found["success"],
         count_outcomes(pool),
-        verdict(pool, success),
+        verdict(pool, found["ssim"], found["success"]),
         {
-            name: estimate(pool, name)
+            name: found.get(name) or estimate(pool, name)
             for name in ALSO
             if name != value and math.isfinite(_any(pool, name))
         },

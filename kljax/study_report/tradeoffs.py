@@ -46,7 +46,7 @@ class Tradeoff(NamedTuple):
       runs: names of the folders.
       accuracy: mean over the runs of the test accuracy with right gates.
       deviation: sample standard deviation over runs; NaN for fewer than two.
-      success: of the attack.
+      success, ssim: of the attack.
       outcomes: of the attack.
     """
 
@@ -57,6 +57,7 @@ class Tradeoff(NamedTuple):
     accuracy: float
     deviation: float
     success: Estimate
+    ssim: Estimate
     outcomes: Outcomes
 
     @property
@@ -120,7 +121,8 @@ def make_tradeoffs(
         fitting = [run for run in runs if _fits(run, pool) and defence in run.accuracy]
         if not fitting:
             continue
-        success, outcomes = estimate(pool, "success"), count_outcomes(pool)
+        success, ssim = estimate(pool, "success"), estimate(pool, "ssim")
+        outcomes = count_outcomes(pool)
         for repetitions in _alike(fitting):
             accuracies = [run.accuracy[defence] for run in repetitions]
             found.append(
@@ -132,6 +134,7 @@ def make_tradeoffs(
                     sum(accuracies) / len(accuracies),
                     sample_deviation(accuracies),
                     success,
+                    ssim,
                     outcomes,
                 )
             )
@@ -173,7 +176,7 @@ def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
             Entry(tradeoff.defence),
             Entry(", ".join(tradeoff.runs), len(tradeoff.runs)),
             Entry(_accuracy_text(tradeoff), tradeoff.accuracy),
-            *success_entries(tradeoff.success, tradeoff.outcomes),
+            *success_entries(tradeoff.success, tradeoff.ssim, tradeoff.outcomes),
         )
         for tradeoff in found
     ]
@@ -201,6 +204,6 @@ def _record(tradeoff: Tradeoff) -> dict[str, Any]:
         "runs": " ".join(tradeoff.runs),
         "accuracy": tradeoff.accuracy,
         "accuracy_deviation": known(tradeoff.deviation),
-        **success_record(tradeoff.success),
+        **success_record(tradeoff.success, tradeoff.ssim),
         **tradeoff.outcomes._asdict(),
     }

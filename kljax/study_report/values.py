@@ -17,25 +17,28 @@ class Value(NamedTuple):
       form: how it is written, for `format`.
       leaks: 1 if a higher number leaks more, -1 if a lower one does, 0 if it does not
         tell.
+      rate: whether the number of every victim is 0 or 1, so that the mean is the rate
+        of victims who have it.
     """
 
     words: str
     form: str = ".3f"
     leaks: int = 1
+    rate: bool = False
 
     @property
     def is_share(self) -> bool:
-        """Tells whether its mean is a share of victims."""
+        """Tells whether its mean is a share: of victims, or of their examples."""
         return self.form.endswith("%")
 
 
 VALUES: dict[str, Value] = {
     "ssim": Value("SSIM"),
-    "success": Value("SSIM >= .6", ".0%"),
-    "recovered": Value("recovered", ".0%"),
-    "unsolved": Value("unsolved", ".0%", 0),
-    "ambiguous": Value("ambiguous", ".0%", 0),
-    "diverged": Value("diverged", ".0%", 0),
+    "success": Value("SSIM >= .6", ".0%", rate=True),
+    "recovered": Value("recovered", ".0%", rate=True),
+    "unsolved": Value("unsolved", ".0%", 0, rate=True),
+    "ambiguous": Value("ambiguous", ".0%", 0, rate=True),
+    "diverged": Value("diverged", ".0%", 0, rate=True),
     "psnr": Value("PSNR dB", ".1f"),
     "mse": Value("squared error", ".4f", -1),
     "ssim_minmax": Value("SSIM min-max"),

@@ -4,6 +4,15 @@ from typing import NamedTuple
 
 from kljax.study_report.estimates import Estimate
 from kljax.study_report.pools import Pool
+from kljax.study_report.readings import read_differences
+from kljax.study_report.values import VALUES
+
+BESIDE_FLOOR = {
+    1: "above its floor",
+    -1: "below its floor",
+    0: "not told apart from its floor",
+    None: "difference from its floor not known",
+}
 
 
 class Outcomes(NamedTuple):
@@ -25,22 +34,27 @@ def count_outcomes(pool: Pool) -> Outcomes:
     return Outcomes(*(found.count(name) for name in Outcomes._fields))
 
 
-def verdict(pool: Pool, success: Estimate) -> str:
+def verdict(pool: Pool, *scores: Estimate) -> str:
     """Says how to read a pool.
 
-    Whether success is above its floor is told by the interval of the paired difference
-    on the same victims. An attack that did not match the gradient is never counted for
-    a defence.
+    Whether a score is above its floor is told by the interval of the paired difference
+    on the same victims; where that is not known, it is said. An attack that did not
+    match the gradient is never counted for a defence.
 
     Args:
       pool: the rows.
-      success: the estimate of ``success`` of this pool.
+      scores: estimates of scores of this pool, such as ``ssim`` and ``success``. A rate
+        alone hides what is above the floor where both always succeed, or never.
     """
     n = len(pool.rows)
     if not n:
         return f"{pool.state[0].upper()}{pool.state[1:]}."
     found = count_outcomes(pool)
-    parts = [_beside_floor(success)] if success.floor else []
+    beside = {
+        VALUES[score.value].words: score.floor.excess for score in scores if score.floor
+    }
+    told = read_differences(beside, BESIDE_FLOOR) if beside else ""
+    parts = [f"{told[0].upper()}{told[1:]}."] if told else []
     told = _counted(n, recovered=found.recovered, ambiguous=found.ambiguous)
     if told:
         parts.append(f"{told}.")
@@ -58,12 +72,3 @@ def _counted(n: int, **counts: int) -> str:
         for name, count in counts.items()
         if count
     )
-
-
-def _beside_floor(success: Estimate) -> str:
-    excess = success.floor.excess
-    if excess.low > 0:
-        return "Above its floor."
-    if excess.high < 0:
-        return "Below its floor."
-    return "Not told apart from its floor."

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_bootstrap_is_reproducible_and_ignores_order():
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_unanimous_groups_are_not_certain(value):
-    got = cluster_bootstrap([value] * 12, np.repeat(np.arange(4), 3))
+    got = interval([value] * 12, np.repeat(np.arange(4), 3), rate=True)
     assert got[:3] == wilson(4 * value, 4)[:3]
     assert (got.method, got.groups) == ("wilson_on_groups", 4)
     assert got.high - got.low > 0.4
@@ -119,15 +120,85 @@ def test_one_group_has_no_interval():
 
 def test_interval_chooses():
     binary = [True, False, True, True]
-    assert interval(binary, [0, 1, 2, 3]) == wilson(3, 4)
-    assert interval(binary, [0, 0, 1, 1]) == cluster_bootstrap(binary, [0, 0, 1, 1])
+    assert interval(binary, [0, 1, 2, 3], rate=True) == wilson(3, 4)
+    pairs = [0, 0, 1, 1]
+    assert interval(binary, pairs, rate=True) == cluster_bootstrap(binary, pairs)
     decibels = [20.0, 22.0, 9.0, 30.0]
-    got = interval(decibels, ["a", "b", "c", "d"], seed=1)
+    got = interval(decibels, ["a", "b", "c", "d"], rate=False, seed=1)
     assert got == cluster_bootstrap(decibels, ["a", "b", "c", "d"], seed=1)
     assert got.low < np.mean(decibels) < got.high
 
 
-@pytest.mark.parametrize("function", [interval, cluster_bootstrap])
+def of_values(values, groups):
+    return interval(values, groups, rate=False)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_numbers_do_not_make_a_rate(value):
+    """SSIM 1 in ten victims is no rate of ten among ten."""
+    got = of_values([value] * 10, np.arange(10))
+    assert got.estimate == value and got.method == "none" and got.groups == 10
+    assert math.isnan(got.low) and math.isnan(got.high)
+    mixed = [1.0, 0.0, 1.0, 1.0]
+    assert of_values(mixed, np.arange(4)) == cluster_bootstrap(mixed, np.arange(4))
+
+
+def test_a_rate_is_of_what_happens_or_does_not():
+    with pytest.raises(ValueError, match="1 of 3 values are neither 0 nor 1"):
+        interval([0.0, 0.5, 1.0], np.arange(3), rate=True)
+    with pytest.raises(TypeError, match="rate"):
+        interval([0.0, 1.0], np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"),
+    [
+        ([0.7] * 6, np.arange(6)),
+        ([0.9 - 0.6, 0.8 - 0.5, 0.7 - 0.4], np.arange(3)),  # equal but for rounding
+        ([0.0, 1.0, 1.0, 0.0], [0, 0, 1, 1]),  # each group's mean is .5
+    ],
+)
+def test_groups_that_are_all_alike_claim_no_certainty(values, groups):
+    for got in (of_values(values, groups), cluster_bootstrap(values, groups)):
+        assert got.estimate == pytest.approx(np.mean(values))
+        assert math.isnan(got.low) and math.isnan(got.high) and got.method == "none"
+
+
+def slow_bootstrap(values, groups, confidence):
+    """Works out the percentiles of the means of all resamples of groups, one by one."""
+    members = [
+        [v for v, g in zip(values, groups, strict=True) if g == name]
+        for name in dict.fromkeys(groups)
+    ]
+    means = []
+    for drawn in itertools.product(members, repeat=len(members)):
+        total = count = 0
+        for group in drawn:
+            for value in group:
+                total, count = total + value, count + 1
+        means.append(total / count)
+    half = 100 * (1 - confidence) / 2
+    return np.percentile(means, [half, 100 - half])
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_bootstrap_is_what_all_resamples_give(confidence):
+    """Groups of unlike size: the mean is over values, not over means of groups."""
+    generator = np.random.default_rng(0)
+    sizes = [1, 2, 12, 3, 7, 1]
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    values = generator.normal(np.repeat([9.0, 1.0, 0.0, 4.0, 2.0, 8.0], sizes), 0.3)
+    got = cluster_bootstrap(values, groups, confidence, resamples=20000)
+    low, high = slow_bootstrap(values.tolist(), groups.tolist(), confidence)
+    assert (got.low, got.high) == pytest.approx((low, high), abs=0.12)
+    assert got.estimate == pytest.approx(values.mean())
+    # A mean of the groups' means is another number, and has other bounds.
+    alone = [values[groups == g].mean() for g in range(len(sizes))]
+    other = cluster_bootstrap(alone, np.arange(len(sizes)), confidence)
+    assert min(abs(other.low - low), abs(other.high - high)) > 0.3
+
+
+@pytest.mark.parametrize("function", [of_values, cluster_bootstrap])
 @pytest.mark.parametrize(
     ("values", "groups", "words"),
     [

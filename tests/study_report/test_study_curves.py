@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import made_studies
+import numpy as np
 import pytest
 
 from kljax import studies
@@ -76,6 +77,63 @@ def test_what_the_last_doubling_brought(tmp_path, last, words):
     )
     (curve,) = make_curves(pools, axes)
     assert curve.reads().endswith(words)
+
+
+def curve_of(tmp_path, before, after):
+    """Makes a curve of one arm from the SSIM of each victim at two budgets."""
+    axes = {"arm": {"none": {"arm": "none"}}, "steps": {}}
+    axes["steps"] = {str(n): {"steps": n} for n in (100, 200)}
+    folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": 12})
+    cells = studies.read(folder).manifest["cells"]
+    for number, (cell, rows) in enumerate(zip(cells, (before, after), strict=True)):
+        made_studies.write_part(folder, str(number), cell, rows(cell))
+    study = studies.read(folder)
+    axes = axes_of(study.manifest)
+    (curve,) = make_curves(make_pools(study, axes, []), axes)
+    return curve
+
+
+def test_a_rise_that_cannot_be_computed_is_not_called_chance(tmp_path):
+    """Crops of one photograph are one group, from which no spread can be seen."""
+
+    def rows(ssim):
+        return lambda cell: made_studies.attack_rows(cell, ssim, group=0)
+
+    low, high = [0.1] * 12, [0.9] * 8 + [0.2] * 4
+    curve = curve_of(tmp_path, rows(low), rows(high))
+    assert np.isnan(curve.gain.low) and np.isnan(curve.ssim_gain.low)
+    assert curve.reads().endswith(
+        "+67 points, SSIM +0.567; whether it rises is not known"
+    )
+
+
+def test_success_of_all_hides_no_rise(tmp_path):
+    def rows(ssim):
+        return lambda cell: made_studies.attack_rows(cell, ssim)
+
+    low = list(np.linspace(0.62, 0.78, 12))
+    curve = curve_of(tmp_path, rows(low), rows([1.0] * 12))
+    assert curve.reads().endswith(
+        "+0 points, SSIM +0.300; SSIM: still rising; success: no rise beyond chance; "
+        "the last scores are lower bounds"
+    )
+    record = budgets_table([curve]).records[-1]
+    assert record["ssim_gain"] == pytest.approx(0.3) and record["ssim_gain_low"] > 0.2
+
+
+def test_budgets_without_a_victim_in_common_say_so(tmp_path):
+    def rows(first):
+        def of(cell):
+            found = made_studies.attack_rows(cell, [0.5] * 4)
+            return [row | {"victim": row["victim"] + first} for row in found]
+
+        return of
+
+    curve = curve_of(tmp_path, rows(0), rows(4))
+    assert curve.reads().endswith(
+        "200 evaluations: not known, no victim has spent both"
+    )
+    assert budgets_table([curve]).records[-1]["gain"] is None
 
 
 def test_no_doubling_no_words_about_it(tmp_path):

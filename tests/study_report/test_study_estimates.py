@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from kljax import studies
+from kljax.metrics import Interval
 from kljax.study_report.axes import axes_of
 from kljax.study_report.estimates import estimate, mean_difference
+from kljax.study_report.page import rate_marks
+from kljax.study_report.plots import interval_lengths
 from kljax.study_report.pools import make_pools
+from kljax.study_report.readings import direction, read_differences
+from kljax.study_report.tables import make_line
 from kljax.study_report.values import VALUES, check_value, numbers, written
 from kljax.study_report.verdicts import count_outcomes, verdict
 
@@ -157,6 +162,27 @@ def test_equal_differences_claim_no_certainty(differences, low, high):
     assert math.isnan(unknown.low) and unknown.estimate == differences[0]
 
 
+@pytest.mark.parametrize("value", ["label_accuracy", "ssim", "label_multiset_accuracy"])
+@pytest.mark.parametrize("difference", [0.5, 1.0, 0.0, -1.0])
+def test_equal_differences_of_what_is_no_rate_are_not_known(value, difference):
+    """A share of labels that is .5 higher in all victims is not [0, .278] higher."""
+    found = mean_difference(value, np.full(10, difference), np.arange(10))
+    assert found.estimate == difference and found.method == "none"
+    assert math.isnan(found.low) and math.isnan(found.high) and found.groups == 10
+
+
+def test_the_mean_of_no_difference_is_not_known():
+    for differences in (np.zeros(0), np.array([math.nan, math.inf])):
+        found = mean_difference("ssim", differences, np.arange(len(differences)))
+        assert all(map(math.isnan, found[:3])) and found.method == "none"
+
+
+def test_an_ssim_of_one_is_no_rate(tmp_path):
+    pool = pool_of(tmp_path, attacked([1.0] * 4), attacked([1.0] * 4, 4))
+    assert estimate(pool, "ssim").text() == "1.000 [?]"
+    assert estimate(pool, "success").text() == "100% [68%, 100%]"
+
+
 def test_one_group_says_nothing_of_differences():
     found = mean_difference("success", np.array([0.0, 1.0]), np.array([3, 3]))
     assert found.estimate == 0.5 and math.isnan(found.low)
@@ -187,6 +213,76 @@ def test_verdicts_beside_the_floor(tmp_path):
     assert verdict(below, estimate(below, "success")) == (
         "Below its floor. All 16 unsolved: no sign of protection."
     )
+
+
+def test_a_verdict_follows_the_scores_of_each_victim(tmp_path):
+    """SSIM 1.000 against .756 succeeds no more often than its floor does."""
+    floor = 0.756 + np.linspace(-0.1, 0.1, 16)
+    halves = (slice(0, 8), slice(8, 16))
+    pool = pool_of(
+        tmp_path,
+        *(
+            attacked([1.0] * 8, half.start, list(floor[half]), outcome="recovered")
+            for half in halves
+        ),
+        victims=8,
+    )
+    success, ssim = estimate(pool, "success"), estimate(pool, "ssim")
+    assert (ssim.mean, ssim.floor.mean) == pytest.approx((1.0, 0.756))
+    assert success.mean == success.floor.mean == 1
+    words = (
+        "SSIM: above its floor; SSIM >= .6: not told apart from its floor. "
+        "All 16 recovered."
+    )
+    assert verdict(pool, ssim, success) == words
+    assert make_line(pool, "psnr").reads == words
+
+
+def test_a_difference_that_is_not_known_is_not_called_chance(tmp_path):
+    rows = [[0.9] * 4, [0.5] * 4, [0.1] * 4]
+    pool = pool_of(tmp_path, attacked(rows[0], 0, rows[1]))
+    ssim = estimate(pool, "ssim")
+    assert math.isnan(ssim.floor.excess.low)
+    assert verdict(pool, ssim).startswith("Difference from its floor not known.")
+    # Four of four against none of four.
+    assert verdict(pool, ssim, estimate(pool, "success")).startswith("Above its floor.")
+
+
+def test_an_interval_that_is_not_known_is_not_drawn(tmp_path):
+    rows = made_studies.attack_rows
+    lone = pool_of(tmp_path, lambda cell: rows(cell, [0.9, 0.1], group=3))
+    success = estimate(lone, "success")
+    assert success.text() == "50% [?]" and rate_marks(success)["interval"] is None
+    assert all(map(math.isnan, interval_lengths(success)))
+    pair = pool_of(tmp_path / "b", lambda cell: rows(cell, [0.9, 0.1]))
+    success = estimate(pair, "success")
+    low, high = rate_marks(success)["interval"]
+    assert 0 < low < 50 < high < 100
+    assert interval_lengths(success) == pytest.approx(((50 - low) / 100,) * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("signs", "words"),
+    (
+        ((1, 1), "up"),
+        ((None, -1), "down"),
+        ((None, None), "unknown"),
+        ((0, 0), "same"),
+        ((None, 0), "a: unknown; b: same"),
+        ((1, 0), "a: up; b: same"),
+        ((1, -1), "a: up; b: down"),
+    ),
+)
+def test_no_score_hides_another(signs, words):
+    bounds = {1: (0.1, 0.3), -1: (-0.3, -0.1), 0: (-0.1, 0.3)}
+    unknown = (math.nan, math.nan)
+    found = {
+        name: Interval(0.1, *bounds.get(sign, unknown), "none", 4)
+        for name, sign in zip("ab", signs, strict=True)
+    }
+    said = {1: "up", -1: "down", 0: "same", None: "unknown"}
+    assert [direction(interval) for interval in found.values()] == list(signs)
+    assert read_differences(found, said) == words
 
 
 def test_every_value_can_be_read_and_written(pool):

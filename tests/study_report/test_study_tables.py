@@ -133,6 +133,35 @@ def test_points_have_everything(study):
     assert {len(record) for record in table.records} == {len(table.records[0])}
 
 
+def test_points_say_how_many_repetitions_they_have(study):
+    axes = axes_of(study.manifest)
+    lines = [make_line(pool, "ssim") for pool in make_pools(study, axes, ["seed"])]
+    table = points_table(lines, "ssim")
+    assert table.title == "Every point, over up to 2 repetitions"
+    # The last cell of all, a second seed, has not been run.
+    for name in ("success", "ssim"):
+        found = [record[f"{name}_repetitions"] for record in table.records]
+        assert found == [2] * 10 + [1]
+    assert [record["cells"] for record in table.records] == [2] * 11
+    spreads = [record["ssim_spread"] for record in table.records]
+    assert spreads[:10] == pytest.approx([0.05 / 2**0.5] * 10) and spreads[10] is None
+    column = table.header.index("SSIM [95 %]")
+    assert [line[column].text.split("\n")[-1] for line in table.lines[:10]] == [
+        "± 0.035 (2)"
+    ] * 10
+    assert "±" not in table.lines[10][column].text
+
+
+def test_a_study_without_repetitions_says_so(study):
+    lines = [
+        make_line(pool, "ssim")
+        for pool in make_pools(study, axes_of(study.manifest), [])
+    ]
+    table = points_table(lines, "ssim")
+    assert table.title == "Every point, over all its victims"
+    assert {record["ssim_spread"] for record in table.records} == {None}
+
+
 def test_the_value_may_be_success_itself(study):
     contents = make_contents(study, value="success")
     assert contents.pivots[0].title.startswith("SSIM >= .6 by arm")
