@@ -9,8 +9,25 @@ import numpy as np
 import optax
 
 from kljax.defences import Context, Defence
+from kljax.randomness import derive_rng
 from kljax.threat import LocalSteps, Update
-from kljax.typing import Array, Loss, Model, Private, Public, PyTree, Rng, Stats
+from kljax.typing import (
+    Array,
+    Augment,
+    Loss,
+    Model,
+    Penalty,
+    Private,
+    Public,
+    PyTree,
+    Renew,
+    Rng,
+    Stats,
+)
+
+# What the random key of a step, or of a round of local training, is for.
+STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation")
+ROUND_PURPOSES = ("steps", "release", "renewal")
 
 
 class Gradient(NamedTuple):
@@ -58,26 +75,48 @@ def local_gradient(
 
 
 def one_step(
-    model: Model, loss: Loss, defence: Defence, *, train: bool
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    *,
+    train: bool,
+    augment: Augment | None = None,
+    penalty: Penalty | None = None,
+    reset_optimiser: bool = False,
+    renew: Renew | None = None,
 ) -> Callable[..., Update]:
     """Makes the function that runs one client for one step and records all of it.
+
+    Args:
+      model, loss, defence: see `local_gradient`.
+      train: whether norm layers use the batch's statistics (and dropout is on).
+      augment, penalty, reset_optimiser, renew: of `local_training`, whose first step
+        this is; a gradient has no optimiser. The `Update` holds the images before an
+        augmentation.
 
     Returns:
       ``(rng, public, stats, private, images, targets) -> Update``: everything that
       is true about this step, released gradient included. `kljax.threat.observe`
       decides what of it anyone else gets to see.
     """
+    del reset_optimiser
     gradient = local_gradient(model, loss, defence, train=train)
 
     def step(
         rng: Rng, public: Public, stats: Stats, private: Private, images, targets
     ) -> Update:
-        rng_gradient, rng_release = jax.random.split(rng)
-        grads = gradient(rng_gradient, public, stats, private, images, targets)
+        def rng_of(purpose: str) -> Rng:
+            return derive_rng(rng, STEP_PURPOSES, purpose)
+
+        if renew is not None:
+            private = renew(rng_of("renewal"), private)
+        seen = images if augment is None else augment(rng_of("augmentation"), images)
+        grads = gradient(rng_of("gradient"), public, stats, private, seen, targets)
+        down = _with_pull(penalty, grads.public, public, public)
         sent, _ = defence.release(
-            rng_release,
-            defence.init_state(grads.public),
-            grads.public,
+            rng_of("release"),
+            defence.init_state(down),
+            down,
             Context(public, stats, images, targets),
         )
         return Update(
@@ -151,10 +190,10 @@ def local_training(
     defence: Defence,
     optimiser: LocalOptimiser,
     *,
-    augment: Callable[[Rng, Array], Array] | None = None,
-    penalty: Callable[[Public, Public], Array] | None = None,
+    augment: Augment | None = None,
+    penalty: Penalty | None = None,
     reset_optimiser: bool = False,
-    renew: Callable[[Rng, Private], Private] | None = None,
+    renew: Renew | None = None,
 ) -> LocalTraining:
     """Makes the local training of one client: T steps on its own batches.
 
@@ -203,10 +242,8 @@ def local_training(
         state: ClientState,
         batches: Batches,
     ) -> tuple[Upload, ClientState, Progress]:
-        rng_steps, rng_release = jax.random.split(rng)
-        if renew is not None:
-            fresh = renew(jax.random.fold_in(rng, 0), state.private)
-            state = state._replace(private=fresh)
+        rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
+        state = state._replace(private=_renewed(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
 
         def step(carry, inputs):
@@ -219,10 +256,7 @@ def local_training(
                 images = augment(rng_augment, images)
             private = Private(secret, trainable)
             grads = gradient(rng_step, public, stats, private, images, labels)
-            down = grads.public
-            if penalty is not None:
-                pull = jax.grad(penalty)(public, received)
-                down = jax.tree.map(jnp.add, down, pull)
+            down = _with_pull(penalty, grads.public, public, received)
             moves, memory = descent.update(
                 (down, grads.trainable), memory, (public, trainable)
             )
@@ -251,7 +285,7 @@ def local_training(
         images, labels = batches.images, batches.labels
         num_classes = _num_classes(model, received, stats, images[0])
         sent, remembered = defence.release(
-            rng_release,
+            derive_rng(rng, ROUND_PURPOSES, "release"),
             state.release,
             delta,
             Context(
@@ -306,15 +340,16 @@ def local_update(
         what the `Update` says.
 
     Returns:
-      The pair of functions. The `Update` holds the client's private part before the
-      first step, also as the lock weights of round 0: whoever knows better replaces
-      them.
+      The pair of functions. The `Update` holds the private part that the client takes
+      its first step with, also as the lock weights of round 0: whoever knows better
+      replaces them.
 
     Raises:
       ValueError: for T or B below 1, and from ``run`` if B does not divide n.
     """
     if min(steps, batch) < 1:
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
+    renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
 
     def run(
@@ -337,6 +372,7 @@ def local_update(
             labels[order].reshape(steps, batch),
             jnp.ones(steps, bool),
         )
+        state = state._replace(private=_renewed(renew, rng, state.private))
         upload, kept, _ = training.run(rng, number, received, stats, state, batches)
         before = state.private.trainable
         return Update(
@@ -355,6 +391,22 @@ def local_update(
         )
 
     return LocalUpdate(training.init, run)
+
+
+def _renewed(renew: Renew | None, rng: Rng, private: Private) -> Private:
+    """Gives the private part of a client at the first step of a round."""
+    if renew is None:
+        return private
+    return renew(derive_rng(rng, ROUND_PURPOSES, "renewal"), private)
+
+
+def _with_pull(
+    penalty: Penalty | None, grads: Public, now: Public, received: Public
+) -> Public:
+    """Adds the gradient of a penalty to that of the loss."""
+    if penalty is None:
+        return grads
+    return jax.tree.map(jnp.add, grads, jax.grad(penalty)(now, received))
 
 
 def _num_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:

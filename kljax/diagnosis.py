@@ -18,6 +18,7 @@ from kljax.attacks import (
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
+from kljax.randomness import fixed_rng
 from kljax.threat import STRATEGY, Update, View, observe
 from kljax.typing import Array, Params, PyTree
 
@@ -139,7 +140,7 @@ def _classifier_input(setting: Setting, update: Update) -> Array | None:
             gates=setting.gates(update.public.defence, update.private),
             taps=(tap,),
             train=setting.threat.knowledge.victim_norm == "train",
-            rngs=jax.random.key(0),
+            rngs=fixed_rng("diagnosis"),
         )
     except ValueError:  # called more than once, scanned, or not called by itself
         return None

@@ -24,7 +24,11 @@ import optax
 from kljax.clients import Batches, ClientState, LocalTraining, Progress, Upload
 from kljax.defences import Defence
 from kljax.mapping import Layout, Timing, sum_clients
+from kljax.randomness import derive_rng
 from kljax.typing import Array, LockWeights, Model, Private, Public, PyTree, Rng, Stats
+
+# What the random key of `Rounds` is for; all four functions may have the same.
+PURPOSES = ("network", "defence", "clients", "rounds")
 
 
 class ServerState(NamedTuple):
@@ -57,6 +61,8 @@ Fetch = Callable[[np.ndarray], tuple[Batches, np.ndarray]]
 
 class Rounds(NamedTuple):
     """Federated learning as four functions.
+
+    They may be given the same random key: each takes what is its own of it.
 
     Attributes:
       init: ``rng -> ServerState``.
@@ -119,21 +125,21 @@ def federated_rounds(
     server_optimiser = server_optimiser or optax.sgd(1.0)
 
     def init(rng: Rng) -> ServerState:
-        rng_network, rng_defence, _ = jax.random.split(rng, 3)
-        params, stats = model.init(rng_network)
+        params, stats = model.init(derive_rng(rng, PURPOSES, "network"))
+        rng_defence = derive_rng(rng, PURPOSES, "defence")
         public = Public(params, defence.init(rng_defence, params)[0])
         state = server_optimiser.init(public)
         return ServerState(public, stats, state, jnp.zeros((), jnp.int32))
 
     def init_lock(rng: Rng) -> LockWeights:
-        rng_network, rng_defence, _ = jax.random.split(rng, 3)
-        params, _ = model.init(rng_network)
+        params, _ = model.init(derive_rng(rng, PURPOSES, "network"))
+        rng_defence = derive_rng(rng, PURPOSES, "defence")
         return defence.init(rng_defence, params)[1].trainable
 
     def init_clients(rng: Rng, server: ServerState, count: int) -> ClientState:
         if count < 1:
             raise ValueError(f"count must be at least 1 client, got {count!r}")
-        *_, rng_clients = jax.random.split(rng, 3)
+        rng_clients = derive_rng(rng, PURPOSES, "clients")
         lock = jax.jit(init_lock)(rng)
 
         @jax.jit
@@ -203,7 +209,8 @@ def federated_rounds(
         def keep(ids: np.ndarray, result) -> None:
             kept.append((ids, *result))
 
-        rng_round = jax.random.fold_in(rng, server.round)
+        rng_rounds = derive_rng(rng, PURPOSES, "rounds")
+        rng_round = jax.random.fold_in(rng_rounds, server.round)
         host = jax.device_get((jax.random.key_data(rng_round), server))
         (weight, failed, (total, loss, accuracy)), timing = run_clients(
             host, cohort, rows, keep, on_block

@@ -72,3 +72,9 @@ class Private(NamedTuple):
 
     secret: PyTree = ()  # never trained, such as the private key
     trainable: PyTree = ()  # trained by the client alone, such as the lock weights
+
+
+# Parts of a client's round, see `kljax.clients.local_training`.
+Augment: TypeAlias = Callable[[Rng, Array], Array]
+Penalty: TypeAlias = Callable[[Public, Public], Array]
+Renew: TypeAlias = Callable[[Rng, Private], Private]

@@ -17,6 +17,7 @@ HOUSE = Path(kljax.__file__).parent
 FOUNDATION = {
     "typing": set(),
     "trees": {"typing"},
+    "randomness": {"typing"},
     "registry": set(),
     "files": set(),
     "claim": {"files"},
@@ -36,14 +37,15 @@ FOUNDATION = {
     "surgery": {"typing", "convolution"},
     "models": {"typing", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
-    "clients": {"typing", "defences", "threat"},
-    "rounds": {"typing", "clients", "defences", "mapping"},
+    "clients": {"typing", "randomness", "defences", "threat"},
+    "rounds": {"typing", "randomness", "clients", "defences", "mapping"},
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
     "attacks": {
         "typing",
         "trees",
+        "randomness",
         "registry",
         "threat",
         "chain",

@@ -37,6 +37,7 @@ from kljax.attacks.closed_form.walk import (
     undo,
 )
 from kljax.attacks.labels import find_rule, targets_of
+from kljax.randomness import fixed_rng
 from kljax.threat import View
 from kljax.typing import Array, Gate, Gates, Params, Path
 
@@ -249,7 +250,7 @@ def _may_be_negative(setting: Setting) -> bool:
     if setting.draw_gates is None:
         return False
     with jax.ensure_compile_time_eval():
-        gates = setting.draw_gates(jax.random.key(0))
+        gates = setting.draw_gates(fixed_rng("lock signs"))
         return any(bool(jnp.any(gate.scale < 0)) for gate in gates.values())
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.attacks.labels.rules import spread, told
+from kljax.randomness import fixed_rng
 from kljax.threat import View
 from kljax.typing import Array, Public
 
@@ -135,7 +136,7 @@ def _on_noise(
             images,
             taps=(tap,),
             train=setting.threat.knowledge.attacker_norm == "train",
-            rngs=draw,
+            rngs=jax.random.fold_in(fixed_rng("label rule"), index),
         )
         features = out.taps[tap].reshape(CHUNK, -1)
         return (

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior, Setting, no_prior
 from kljax.attacks.closed_form.dense import dense_input
 from kljax.attacks.priors.sums import added, check_weight
+from kljax.randomness import fixed_rng
 from kljax.threat import View
 from kljax.typing import Array
 
@@ -55,7 +56,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
             taps=(tap,),
             train=knowledge.attacker_norm == "train",
             # The victim's dropout masks are unknown: one fixed guess.
-            rngs=jax.random.key(0),
+            rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
         )
         return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
 

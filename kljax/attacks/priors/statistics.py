@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior, Setting
 from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
+from kljax.randomness import fixed_rng
 from kljax.threat import View
 from kljax.typing import Array, Path, Stats
 
@@ -93,7 +94,7 @@ def batch_statistics(
                 taps=taps,
                 train=True,
                 # The victim's dropout masks are unknown: one fixed guess.
-                rngs=jax.random.fold_in(jax.random.key(0), step),
+                rngs=jax.random.fold_in(fixed_rng("dropout"), step),
             )
             batches = {}
             for layer in layers:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from kljax.attacks.attack import Candidate, Protocol, Setting, Simulation
+from kljax.randomness import fixed_rng
 from kljax.threat import View
 from kljax.typing import Array, Private, Public, PyTree
 
@@ -70,7 +71,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
                 gates=gates(public.defence, guess),
                 train=train,
                 # The victim's dropout masks are unknown: one fixed guess.
-                rngs=jax.random.key(0),
+                rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
             )
             return setting.loss(out.logits, candidate.targets)
 
@@ -212,7 +213,7 @@ def local_replay(
                 gates=gates(public.defence, guess),
                 train=train,
                 # The victim's dropout masks are unknown: one fixed guess.
-                rngs=jax.random.fold_in(jax.random.key(0), index),
+                rngs=jax.random.fold_in(fixed_rng("dropout"), index),
             )
             value = setting.loss(out.logits, targets)
             if penalty is not None:
