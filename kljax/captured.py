@@ -233,12 +233,12 @@ def describe(config: LeakConfig) -> str:
     if config.upload == "update":
         sent = (
             f"an update of {config.local_steps} local steps, batch {config.batch}, "
-            f"{config.client_optimiser} optimiser, in an order the attacker knows and "
-            "without augmentation"
+            f"{config.client_optimiser} optimiser, in an order the attacker knows"
         )
     return (
         f"client {config.client} of run {config.from_run}, at the state before round "
-        f"{config.round}, uploads {sent}"
+        f"{config.round}, uploads {sent}; it trains as the run says, augmentation and "
+        "fresh private keys included"
     )
 
 

@@ -5,7 +5,7 @@ run, or attacks a state of it, gets the network, defence, clients and batches th
 it. Everything random follows from (seed, round, client).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from kljax.clients import Batches, ClientState, LocalOptimiser
 from kljax.config import TrainConfig
 from kljax.defences import Defence, keylock
 from kljax.models import FEDKL_STATISTICS, normalised
+from kljax.randomness import derive_rng
 from kljax.registry import resolve
 from kljax.rounds import Fetch, Rounds, ServerState
 from kljax.typing import Gates, Loss, Model, Rng
@@ -100,19 +101,13 @@ def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
 
 
 def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
-    config, lock = prepared.config, prepared.sites.lock
-    local = {
-        "renew": new_private_key(lock) if config.fresh_private_keys else None,
-        "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
-        "penalty": proximal(config.proximal) if config.proximal else None,
-        "reset_optimiser": config.reset_optimiser,
-    }
+    config = prepared.config
     return fedavg(
         model,
         prepared.loss,
         local_optimiser(config),
         defence=defence,
-        local=local,
+        local=local_options(prepared),
         server_optimiser=optax.sgd(
             config.server_learning_rate, config.server_momentum or None
         ),
@@ -122,9 +117,29 @@ def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
     )
 
 
+def local_options(prepared: Prepared) -> dict[str, Any]:
+    """Makes the options of `kljax.clients.local_training` that a run settles.
+
+    All that makes a client's round what it is, beside network, loss, defence and
+    optimiser. Whoever trains, and whoever attacks a client of the run, takes them from
+    here: one that either could not take would be a TypeError.
+
+    Raises:
+      ValueError: for an unknown augmentation.
+    """
+    config, lock = prepared.config, prepared.sites.lock
+    return {
+        "renew": new_private_key(lock) if config.fresh_private_keys else None,
+        "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
+        "penalty": proximal(config.proximal) if config.proximal else None,
+        "reset_optimiser": config.reset_optimiser,
+    }
+
+
 def random_keys(config: TrainConfig) -> Keys:
     """Makes the random keys of a run."""
-    return Keys(*jax.random.split(jax.random.key(config.seed), 3))
+    rng = jax.random.key(config.seed)
+    return Keys(*(derive_rng(rng, Keys._fields, field) for field in Keys._fields))
 
 
 def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]:

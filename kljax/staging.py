@@ -12,15 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax import captured, clients, data, ground, losses, threat
+from kljax import captured, clients, data, ground, losses, preparation, threat
 from kljax.arms import Arm, Sites
 from kljax.attacks import Insertion, Protocol
 from kljax.config import LeakConfig
 from kljax.defences import Defence
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network
+from kljax.randomness import derive_rng
 from kljax.registry import resolve
 from kljax.typing import Array, Loss, Model, Params, Public, PyTree, Rng, Stats
+
+# What the random key of a study is for.
+PURPOSES = ("weights", "defence", "step", "attack")
 
 
 class Victims(NamedTuple):
@@ -218,6 +222,7 @@ def _captured(
     indices = found.own[victims.indices]
     groups = dataset.groups_of(indices[:, 0])
     victims = victims._replace(indices=indices, groups=groups)
+    options = preparation.local_options(prepared)
     # Arms that differ in strategy alone read their states once.
     states = functools.cache(lambda name: captured.capture_arm(found, name))
 
@@ -232,7 +237,7 @@ def _captured(
             (params, stats), (public, mine, initial) = network, held
             received = Public(params, public)
             if protocol is None:
-                step = clients.one_step(model, loss, defence, train=train)
+                step = clients.one_step(model, loss, defence, train=train, **options)
                 targets = jax.nn.one_hot(labels, dataset.num_classes)
                 update = step(rng, received, stats, mine.private, images, targets)
             else:
@@ -240,11 +245,10 @@ def _captured(
                     model,
                     loss,
                     defence,
-                    protocol.optimiser,
+                    preparation.local_optimiser(prepared.config),
                     steps=protocol.steps,
                     batch=protocol.batch,
-                    penalty=protocol.penalty,
-                    reset_optimiser=prepared.config.reset_optimiser,
+                    **options,
                 )
                 number = jnp.asarray(config.round)
                 update = training.run(
@@ -291,9 +295,8 @@ def _added(model: Model, params: Params) -> Params:
 
 
 def draw_rng(source: Source, purpose: str) -> Rng:
-    """Derives a victim's random key, by purpose."""
-    number = ("weights", "defence", "step", "attack").index(purpose)
-    rng = jax.random.fold_in(jax.random.wrap_key_data(source.rng_data), number)
+    """Derives a victim's random key for one of `PURPOSES`."""
+    rng = derive_rng(jax.random.wrap_key_data(source.rng_data), PURPOSES, purpose)
     return jax.random.fold_in(rng, source.index)
 
 
