@@ -37,6 +37,18 @@ def ramps(shape, count=6):
     )
 
 
+def _of_channels(channels):
+    def made(shape):
+        return ramps((*shape[:2], channels))
+
+    return made
+
+
+ramps_of_2_channels, ramps_of_4_channels, ramps_of_13_channels = map(
+    _of_channels, (2, 4, 13)
+)
+
+
 def _with(change, shape):
     """Gives `ramps` with their arrays changed before they are checked."""
     images = np.random.default_rng(5).random((6, *shape), np.float32)
