@@ -62,6 +62,7 @@ COLUMNS = (
     "label_multiset_accuracy",  # the same, in whatever order the labels were found
     "feature_error",  # of the classifier's input as its gradient says, relative
     "bins_read",  # of the imprint: at most so many images lie open
+    "replay_is_exact",  # the true images replay to the upload before its release
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -183,9 +184,10 @@ def _arm_rows(
         guesses = found.labels[n][order]
         loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
         measured = np.isfinite(at_truth)
-        # What the replay misses at the true images is the replay's own error, and a
-        # loss below it says nothing about images: it must not pass for a match.
-        reachable = at_truth if result.config.replay_is_exact else 0.0
+        # What a wrong replay misses at the true images is its own error, and a loss
+        # below it says nothing about images: it must not pass for a match.
+        exact = bool(attacked.replay_is_exact[n])
+        reachable = at_truth if exact else 0.0
         error = float(attacked.feature_error[n])
         floor = (
             metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
@@ -220,6 +222,7 @@ def _arm_rows(
             ),
             "feature_error": error if np.isfinite(error) else None,
             "bins_read": None if count is None else int(count[n]),
+            "replay_is_exact": exact if measured else None,
         }
         rows.append(row)
     return rows
