@@ -17,9 +17,11 @@ it never changes results beyond rounding (`tests/test_convolution.py`), and
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -85,11 +87,16 @@ def drop_in(convolve: Callable[..., Array]) -> Convolution:
 
     In the layout of `nnx.Conv`: images [B, H, W, C], kernel [kh, kw, C, F], result
     [B, h, w, F]. What forms do not cover (other ranks and layouts, groups, input
-    dilation, negative padding) is passed on to `lax.conv_general_dilated`.
+    dilation, negative padding, results without pixels) is passed on to
+    `lax.conv_general_dilated`.
 
     Args:
       convolve: ``(padded images, kernel, strides, dilation, product) -> result``, with
         `product` as `lax.dot_general` without its last options.
+
+    Returns:
+      The convolution. It raises what `lax.conv_general_dilated` raises: TypeError or
+      ValueError, such as for a kernel of another number of channels.
     """
 
     def convolution(
@@ -106,6 +113,21 @@ def drop_in(convolve: Callable[..., Array]) -> Convolution:
         preferred_element_type=None,
         out_sharding=None,
     ) -> Array:
+        general = functools.partial(
+            lax.conv_general_dilated,
+            window_strides=window_strides,
+            padding=padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            out_sharding=out_sharding,
+        )
+        # Shapes alone, while tracing. Reshaping would hide that channels differ.
+        shape = jax.eval_shape(general, images, kernel).shape
         covered = (
             images.ndim == 4
             and _channels_last(images, kernel, dimension_numbers)
@@ -116,22 +138,10 @@ def drop_in(convolve: Callable[..., Array]) -> Convolution:
                 isinstance(padding, str)
                 or all(p >= 0 for pair in padding for p in pair)
             )
+            and math.prod(shape)
         )
         if not covered:
-            return lax.conv_general_dilated(
-                images,
-                kernel,
-                window_strides,
-                padding,
-                lhs_dilation,
-                rhs_dilation,
-                dimension_numbers,
-                feature_group_count,
-                batch_group_count,
-                precision,
-                preferred_element_type,
-                out_sharding=out_sharding,
-            )
+            return general(images, kernel)
         dilation = rhs_dilation or (1, 1)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(
@@ -167,10 +177,10 @@ def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
     # Both contracted over their last axis: the weight gradient is then a product that
     # XLA's CPU backend is 1.5 times faster at.
     return product(
-        x.reshape(-1, height * width * channels),
-        kernel.reshape(-1, features).T,
+        x.reshape(len(x) * rows * columns, height * width * channels),
+        kernel.reshape(height * width * channels, features).T,
         (((1,), (1,)), ((), ())),
-    ).reshape(-1, rows, columns, features)
+    ).reshape(len(x), rows, columns, features)
 
 
 def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
@@ -181,7 +191,7 @@ def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
     are larger than there (`tests/test_convolution.py` has bounds).
     """
     *window, channels, features = kernel.shape
-    rows, columns = x.shape[1] - 2, x.shape[2] - 2
+    count, rows, columns = len(x), x.shape[1] - 2, x.shape[2] - 2
     chosen = (
         window == [3, 3]
         and all(n == 1 for n in (*strides, *dilation))
@@ -198,13 +208,13 @@ def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
     w = combined(WEIGHTS, [w[:, i] for i in range(3)], 1)
     # One product for each of the size * size numbers of a tile.
     y = product(
-        x.reshape(size**2, -1, channels),
+        x.reshape(size**2, count * down * across, channels),
         w.reshape(size**2, channels, features),
         (((2,), (1,)), ((0,), (0,))),
-    ).reshape(size, size, -1, down, across, features)
+    ).reshape(size, size, count, down, across, features)
     y = combined(OUTPUTS, list(y), 3)
     y = combined(OUTPUTS, list(y), 4)
-    y = y.reshape(-1, step * down, step * across, features)
+    y = y.reshape(count, step * down, step * across, features)
     return y[:, :rows, :columns]
 
 

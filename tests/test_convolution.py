@@ -281,3 +281,56 @@ def test_unknown_convolution_names_the_legal_ones():
         ValueError, match="'im2col'.*'auto'.*'matmul', 'winograd', 'lax'"
     ):
         fastest_convolution("im2col")
+
+
+# name: image shape, kernel shape, further arguments, all of which lax refuses
+REFUSED = {
+    "one channel for three": ((2, 5, 5, 1), (3, 3, 3, 4), {}),
+    "three channels for one": ((3, 5, 5, 3), (3, 3, 1, 4), {}),
+    "groups that do not divide": ((2, 5, 5, 3), (3, 3, 1, 4), {"groups": 2}),
+    "features that no group has": ((2, 5, 5, 4), (3, 3, 2, 3), {"groups": 2}),
+    "a rank of its own": ((5, 5, 3), (3, 3, 3, 4), {}),
+    "another stride for each of three axes": (
+        (2, 5, 5, 3),
+        (3, 3, 3, 4),
+        {"strides": (1, 1, 1)},
+    ),
+    "dilation of nothing": ((2, 5, 5, 3), (3, 3, 3, 4), {"dilation": (0, 1)}),
+    "integers by floats": ((2, 5, 5, 3), (3, 3, 3, 4), {"dtype": np.int32}),
+}
+
+
+@pytest.mark.usefixtures("no_size_is_too_small")
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_every_form_refuses_what_lax_refuses(form, case):
+    image, kernel, options = case
+
+    def convolve(convolution):
+        return convolution(
+            jnp.zeros(image, options.get("dtype", np.float32)),
+            jnp.zeros(kernel),
+            options.get("strides", (1, 1)),
+            "SAME",
+            rhs_dilation=options.get("dilation"),
+            dimension_numbers=CHANNELS_LAST,
+            feature_group_count=options.get("groups", 1),
+        )
+
+    with pytest.raises((TypeError, ValueError)) as wanted:
+        convolve(lax.conv_general_dilated)
+    with pytest.raises(wanted.type) as found:
+        convolve(CONVOLUTIONS[form])
+    assert str(found.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+@pytest.mark.parametrize("image", [(2, 2, 5, 3), (0, 5, 5, 3)], ids=("small", "none"))
+def test_every_form_gives_nothing_where_lax_does(form, image):
+    def convolve(convolution):
+        kernel = jnp.ones((3, 3, 3, 4))
+        return convolution(
+            jnp.ones(image), kernel, (1, 1), "VALID", dimension_numbers=CHANNELS_LAST
+        )
+
+    assert convolve(CONVOLUTIONS[form]).shape == convolve(lax_convolution).shape
