@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.defences import Context, Defence, without_release
+from kljax.defences import Context, Defence
+from kljax.losses import checked
 from kljax.randomness import derive_rng
 from kljax.threat import LocalSteps, Update
 from kljax.typing import (
@@ -47,7 +48,8 @@ def local_gradient(
 
     Args:
       model: the network.
-      loss: ``(logits, targets) -> scalar``.
+      loss: ``(logits, targets) -> scalar``; see `kljax.losses.checked` for what is
+        refused.
       defence: the client's defence; only its gates matter here.
       train: whether norm layers use the batch's statistics (and dropout is on).
 
@@ -64,7 +66,7 @@ def local_gradient(
             out = model.apply(
                 public.model, stats, images, gates=gates, train=train, rngs=rng
             )
-            return loss(out.logits, targets), out
+            return checked(loss)(out.logits, targets), out
 
         (value, out), grads = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
@@ -123,7 +125,6 @@ def one_step(
             public=public,
             stats=stats,
             sent=sent,
-            before_release=down,
             new_stats=grads.stats,
             images=images,
             targets=targets,
@@ -207,7 +208,8 @@ def local_training(
       defence: its gates act in every step, its release once on the whole update.
       optimiser: an optax transformation, or a function that makes one from the number
         of the round [] (int32, from 0), for schedules that count rounds. Schedules
-        inside a transformation count the client's own steps.
+        inside a transformation count the client's own steps. Methods that evaluate
+        the loss themselves (`optax.lbfgs`) are refused by ``run``.
       augment: ``(rng, images [B, H, W, C]) -> images``, before each step.
       penalty: ``(Public now, Public received) -> scalar``, added to the loss; it sees
         no private part (FedProx's proximal term).
@@ -226,10 +228,7 @@ def local_training(
     fixed = isinstance(optimiser, optax.GradientTransformation)
     method = (lambda number: optimiser) if fixed else optimiser
 
-    def on_labels(logits: Array, labels: Array) -> Array:
-        return loss(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-
-    gradient = local_gradient(model, on_labels, defence, train=True)
+    gradient = local_gradient(model, loss, defence, train=True)
 
     def init(public: Public, private: Private) -> ClientState:
         state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
@@ -246,6 +245,7 @@ def local_training(
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
         state = state._replace(private=_renewed(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
+        num_classes = _num_classes(model, received, stats, batches.images[0])
 
         def step(carry, inputs):
             (public, trainable), stats, memory, tally = carry
@@ -256,10 +256,11 @@ def local_training(
             if augment is not None:
                 images = augment(rng_augment, images)
             private = Private(secret, trainable)
-            grads = gradient(rng_step, public, stats, private, images, labels)
+            targets = jax.nn.one_hot(labels, num_classes)
+            grads = gradient(rng_step, public, stats, private, images, targets)
             down = _with_pull(penalty, grads.public, public, received)
-            moves, memory = descent.update(
-                (down, grads.trainable), memory, (public, trainable)
+            moves, memory = next_move(
+                descent, (down, grads.trainable), memory, (public, trainable)
             )
             trained = optax.apply_updates((public, trainable), moves)
             right = jnp.mean(jnp.argmax(grads.logits, axis=-1) == labels)
@@ -284,7 +285,6 @@ def local_training(
         )
         delta = jax.tree.map(jnp.subtract, public, received)
         images, labels = batches.images, batches.labels
-        num_classes = _num_classes(model, received, stats, images[0])
         sent, remembered = defence.release(
             derive_rng(rng, ROUND_PURPOSES, "release"),
             state.release,
@@ -303,6 +303,24 @@ def local_training(
         return upload, kept, progress
 
     return LocalTraining(init, run)
+
+
+def next_move(
+    optimiser: optax.GradientTransformation, grads: PyTree, state: PyTree, now: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Asks an optimiser for its move and its next state, given a gradient.
+
+    Raises:
+      ValueError: for an optimiser that a gradient is not enough for.
+    """
+    try:
+        return optimiser.update(grads, state, now)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "the optimiser cannot move by a gradient alone: what looks at the loss "
+            "itself, such as optax.lbfgs, has no place in a training; take one like "
+            f"optax.sgd or optax.adam ({type(error).__name__}: {error})"
+        ) from error
 
 
 class LocalUpdate(NamedTuple):
@@ -352,7 +370,6 @@ def local_update(
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
-    bare = local_training(model, loss, without_release(defence), optimiser, **options)
 
     def run(
         rng: Rng,
@@ -376,16 +393,11 @@ def local_update(
         )
         state = state._replace(private=_renewed(renew, rng, state.private))
         upload, kept, _ = training.run(rng, number, received, stats, state, batches)
-        # The same draws: what a release consumes is nobody else's.
-        unreleased, _, _ = bare.run(
-            rng, number, received, stats, state._replace(release=()), batches
-        )
         before = state.private.trainable
         return Update(
             public=received,
             stats=stats,
             sent=upload.delta,
-            before_release=unreleased.delta,
             new_stats=upload.stats,
             images=images,
             targets=jax.nn.one_hot(

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.clients import Batches, ClientState, LocalTraining, Progress, Upload
+from kljax.clients import (
+    Batches,
+    ClientState,
+    LocalTraining,
+    Progress,
+    Upload,
+    next_move,
+)
 from kljax.defences import Defence
 from kljax.mapping import Layout, Timing, sum_clients
 from kljax.randomness import derive_rng
@@ -182,8 +189,8 @@ def federated_rounds(
     def finish(server: ServerState, weight: Array, total: Upload) -> ServerState:
         mean = jax.tree.map(lambda x: x / weight, total)
         downhill = jax.tree.map(jnp.negative, mean.delta)
-        moves, state = server_optimiser.update(
-            downhill, server.optimiser, server.public
+        moves, state = next_move(
+            server_optimiser, downhill, server.optimiser, server.public
         )
         public = optax.apply_updates(server.public, moves)
         return ServerState(public, mean.stats, state, server.round + 1)

@@ -11,14 +11,16 @@ work. Unlike a wrapper module this keeps every path and every attribute of the l
 so code that looks at ``self.conv1.kernel_size`` still runs.
 """
 
+import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import FlaxError
 from jax import lax
 
 from kljax.convolution import Convolution
@@ -26,6 +28,18 @@ from kljax.typing import Array, Gate, Gates, Path
 
 WATCH = "_kljax_watch"  # attribute by which a dressed module finds its watch
 TAP = "_kljax_tap"
+# What raises errors that name a site.
+OWN = ("kljax.surgery", "kljax.models.linen", "kljax.models.calling")
+# What code that is not ours raises when it is called in a way it was not made for.
+FAILURES = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    FlaxError,
+)
 
 
 def module_paths(network: nnx.Module) -> dict[Path, nnx.Module]:
@@ -35,6 +49,20 @@ def module_paths(network: nnx.Module) -> dict[Path, nnx.Module]:
         for parts, module in nnx.iter_modules(network)
         if parts and callable(module)
     }
+
+
+def hold_arrays(network: nnx.Module) -> None:
+    """Makes leaves of the plain arrays that a network holds as attributes, in place.
+
+    NNX does so itself, but not while it is traced: there an array that the network
+    makes for itself would be taken for a static value, and escape the trace.
+    """
+    for _, module in nnx.iter_modules(network):
+        for name, value in list(vars(module).items()):
+            own = not isinstance(value, (nnx.Variable, nnx.Pytree))
+            leaves = jax.tree.leaves(value) if own else ()
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                setattr(module, name, nnx.data(value))
 
 
 def find_sites(
@@ -242,3 +270,35 @@ def refuse_nested(sites: list[Path]) -> None:
                     f"site {inner!r} lies inside site {outer!r}: nested gates would "
                     "act twice on one path; choose one of them"
                 )
+
+
+@contextlib.contextmanager
+def layers_named(
+    name: str, images: Array, path_of: Callable[[Any], Path | None]
+) -> Iterator[None]:
+    """Says in which layer a forward pass failed.
+
+    Args:
+      name: of the network that is called inside this context.
+      images: [B, H, W, C], what it is called with.
+      path_of: tells where a module is in the network; None for what is none of its.
+
+    Raises:
+      ValueError: for an exception from inside the network: names the innermost layer
+        that was at work, and the shape of the images. What surgery itself refuses
+        names its site already, and stays as it is.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        path, trace = None, error.__traceback__
+        while trace is not None:
+            frame, trace = trace.tb_frame, trace.tb_next
+            path = path_of(frame.f_locals.get("self")) or path
+        if frame.f_globals["__name__"] in OWN:
+            raise
+        at = f"layer {path!r} of {name}" if path else name
+        raise ValueError(
+            f"{at} fails on images of shape {images.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

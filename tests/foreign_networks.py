@@ -1,11 +1,12 @@
-"""Three networks that were not written for kljax: plain Flax, as users write it.
+"""Networks that were not written for kljax: plain Flax, as users write it.
 
 Nothing in them knows of gates, taps, victims or attacks. Each is tiny; each maps
 images [B, 8, 8, 3] to logits [B, 5].
 """
 
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
+from flax import linen, nnx
 
 IMAGE_SHAPE = (8, 8, 3)
 CLASSES = 5
@@ -109,3 +110,153 @@ class SmallResNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(axis=(1, 2)))
+
+
+# --- networks that hold, stack or say things in a way of their own -----------------
+
+
+def flat(images):
+    return images.reshape(images.shape[0], -1)
+
+
+class Standardising(nnx.Module):
+    """Holds its constants as plain arrays: JAX's, NumPy's, and in a list."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.mean = jnp.array([[[[0.4, 0.5, 0.6]]]])
+        self.std = np.array([[[[0.2, 0.3, 0.4]]]], np.float32)
+        self.factors = nnx.data([jnp.array(2.0)])
+        self.head = nnx.Linear(192, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(flat((x - self.mean) / self.std * self.factors[0]))
+
+
+class WeightNormed(nnx.Module):
+    """Has a head whose kernel has columns of length 1."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.WeightNorm(nnx.Linear(192, CLASSES, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(flat(x))
+
+
+class Listed(nnx.Module):
+    """Keeps its layers in a Python list, which NNX does not look into."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = [nnx.Linear(192, CLASSES, rngs=rngs)]
+
+    def __call__(self, x):
+        return self.layers[0](flat(x))
+
+
+class DroppingLayer(nnx.Module):
+    """Drops a half of what a dense layer gives."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(8, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.dense(x))
+
+
+class Stack(nnx.Module):
+    """Scans over three dropping layers, made by nnx.vmap; gives what is dropped."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def make(rngs):
+            return DroppingLayer(rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(None, 0), out_axes=0)
+        def dropped(x, layer):
+            return layer.dropout(x)
+
+        kept = dropped(jnp.ones(8), self.layers)
+        return flat(x)[:, :3] + kept.sum(1)[None]
+
+
+class Moded(nnx.Module):
+    """Has a norm whose mode is an argument of the call, with a default."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.head = nnx.Linear(192, CLASSES, rngs=rngs)
+
+    def through(self, x, running):
+        return self.head(flat(self.norm(x, use_running_average=running)))
+
+    def __call__(self, x, train=False):
+        return self.through(x, not train)
+
+
+class Deterministic(Moded):
+    """Says it the other way round."""
+
+    def __call__(self, x, *, deterministic: bool = True):
+        return self.through(x, deterministic)
+
+
+class Required(Moded):
+    """Has no default."""
+
+    def __call__(self, x, use_running_average):
+        return self.through(x, use_running_average)
+
+
+class Phased(Moded):
+    """Has its own word for the mode."""
+
+    def __call__(self, x, phase: str):
+        return self.through(x, phase != "fit")
+
+
+class TwoHeaded(nnx.Module):
+    """Gives logits and features."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Linear(192, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(flat(x)), flat(x)
+
+
+class Counted(nnx.Module):
+    """Calls an integer a parameter."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Linear(192, CLASSES, rngs=rngs)
+        self.places = nnx.Param(jnp.arange(CLASSES))
+
+    def __call__(self, x):
+        return self.head(flat(x)) + self.places[...]
+
+
+class Configured(nnx.Module):
+    """Is built from a width alone."""
+
+    def __init__(self, width: int):
+        self.head = nnx.Linear(192, width, rngs=nnx.Rngs(0))
+
+
+class LinenNetwork(linen.Module):
+    """Is of Flax's older kind."""
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(CLASSES)(flat(x))
+
+
+class LinenModed(linen.Module):
+    """Is of the older kind, and told its mode the other way round."""
+
+    @linen.compact
+    def __call__(self, x, deterministic):
+        return linen.Dense(CLASSES)(linen.Dropout(0.5)(flat(x), deterministic))

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from kljax.cli.printing import say
 from kljax.registry import resolve
 
 
@@ -33,4 +32,4 @@ def run_data(job: Data, console: Console) -> None:
     from kljax.data import PREPARERS
 
     prepare = resolve("dataset to prepare", job.name, PREPARERS)
-    say(console, f"written: {prepare(job.source, job.data_dir)}")
+    console.print(f"written: {prepare(job.source, job.data_dir)}")

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from kljax.cli.layouts import LayoutOptions
-from kljax.cli.printing import printed_table, say, warnings_told
+from kljax.cli.printing import printed_table
 from kljax.config import LeakConfig
 from kljax.progress import LeakProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leak(LayoutOptions, LeakConfig):
+class Leak(LeakConfig):
     """Attacks the gradients of real images and reports what was recovered.
 
     Attributes:
@@ -45,37 +44,25 @@ class Demo:
 
 
 def run_leak(job: Leak, console: Console) -> None:
-    """Runs a study, writes its folder and prints its table."""
-    from kljax import captured, leakage, report, run_folder, scoring
+    """Runs a study, prints its table and writes its folder."""
+    from kljax import captured, leakage, report, scoring
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    report.check_free(folder)
     names = [f.name for f in dataclasses.fields(LeakConfig)]
-    given = {name: getattr(job, name) for name in names}
-    config = captured.settle(LeakConfig(**given | job.layout_of("victims")))
-    with warnings_told(run_folder.LeftOut) as told:
-        with run_folder.claim(folder, report.room_of(config)) as claimed:
-            with LeakProgress(config, console) as progress:
-                result = leakage.leak(
-                    config, on_arm=progress.on_arm, on_block=progress.on_block
-                )
-                progress.say("scoring")
-                rows = scoring.score_rows(result)
-                progress.say("done")
-            summary = report.summarise(result, rows) | {"warnings": [*told]}
-            try:
-                # Before it is printed: a terminal that is gone costs nothing.
-                report.write_run(claimed, result, rows, summary)
-            except OSError as error:
-                print_summary(result, summary, console)
-                for name, text in getattr(error, "texts", {}).items():
-                    say(console, f"\n{name}:\n{text}")
-                raise
+    config = LeakConfig(**{name: getattr(job, name) for name in names})
+    config = captured.settle(config)
+    with LeakProgress(config, console) as progress:
+        result = leakage.leak(
+            config, on_arm=progress.on_arm, on_block=progress.on_block
+        )
+        progress.say("scoring")
+        rows = scoring.score_rows(result)
+        progress.say("done")
+    summary = report.summarise(result, rows)
     print_summary(result, summary, console)
-    for words in told:
-        say(console, f"warning: {words}")
-    if claimed.folder != folder:
-        say(console, f"warning: {folder}/ appeared meanwhile, and is not touched")
-    say(console, f"written: {claimed.folder}/ (summary.md, gallery.png, rows.csv, ...)")
+    report.write_run(folder, result, rows, summary)
+    console.print(f"written: {folder}/ (summary.md, gallery.png, rows.csv, ...)")
 
 
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:
@@ -88,7 +75,7 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         f"{config.attack}, {config.restarts} x {config.steps} evaluations each\n"
     )
     for line in report.threat_lines(result):
-        say(console, line, wrap=True)
+        console.print(line, markup=False, highlight=False)
     for header, lines in report.brief_tables(summary):
         console.print()
         console.print(printed_table(header, lines))

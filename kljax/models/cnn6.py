@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from kljax.chain import Layer, convolution, dense, leaky_relu
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, torch_uniform
 from kljax.typing import Array
 
@@ -100,6 +101,7 @@ class CNN6(nnx.Module):
             ]
             channels = window.channels
         features = sides[0] * sides[1] * channels
+        self.image_shape = tuple(image_shape)
         self.layers = nnx.List(layers)
         self.fc = nnx.Linear(
             features,
@@ -114,6 +116,7 @@ class CNN6(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x = images
         for layer in self.layers:
             x = self.activation(layer(x))

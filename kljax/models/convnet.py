@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, torch_uniform
 from kljax.models.norms import norms
 from kljax.models.vgg import Layer
@@ -77,6 +78,7 @@ class ConvNet(nnx.Module):
             before = multiple * width
         features = (height // shrunk) * (width_of_image // shrunk) * before
         init = initialiser or torch_uniform(features)
+        self.image_shape = tuple(image_shape)
         self.layers = nnx.List(layers)
         self.fc = nnx.Linear(
             features, num_classes, kernel_init=init, bias_init=init, rngs=rngs
@@ -84,6 +86,7 @@ class ConvNet(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x = images
         for i, layer in enumerate(self.layers):
             x = layer(x)

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from kljax.chain import SIGMOID, Layer, dense
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser
 from kljax.typing import Array
 
@@ -49,12 +50,14 @@ class Dense(nnx.Module):
             nnx.Linear(n_in, n_out, rngs=rngs, **inits)
             for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
         ]
+        self.image_shape = tuple(image_shape)
         self.activation = activation
         self.layers = nnx.List(layers[:-1])
         self.fc = layers[-1]
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x = images.reshape(images.shape[0], -1)
         for layer in self.layers:
             x = self.activation(layer(x))

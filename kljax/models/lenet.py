@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from kljax.chain import SIGMOID, Layer, convolution, dense
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, torch_uniform
 from kljax.models.norms import norms
 from kljax.typing import Array, Path
@@ -61,6 +62,7 @@ class LeNet(nnx.Module):
           ValueError: for an unknown norm or lockable path.
         """
         height, width, channels = image_shape
+        self.image_shape = tuple(image_shape)
         self.activation = activation
         make_norm = norms(norm, lockable, NORM_PATHS, everywhere=False)
 
@@ -82,6 +84,7 @@ class LeNet(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x = images
         for conv, norm in (
             (self.conv1, self.norm1),

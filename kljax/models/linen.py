@@ -6,7 +6,7 @@ flat dictionaries ``{"conv1/kernel": array}``, as those of `kljax.models.from_nn
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kljax.surgery import gated, refuse_nested, unknown_path
+from kljax.models.calling import Call, check_output, find_call
+from kljax.surgery import gated, layers_named, refuse_nested, unknown_path
 from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
 
 # Numbers the passes: tapped values travel in a collection, so that they come out of
@@ -23,16 +24,11 @@ from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
 _passes = itertools.count()
 
 
-def with_train(module: nn.Module, images: Array, train: bool) -> Array:
-    """Calls a module that is told its mode by an argument ``train``."""
-    return module(images, train=train)
-
-
 def from_linen(
     module: nn.Module,
     image_shape: tuple[int, int, int],
     *,
-    call: Callable[[nn.Module, Array, bool], Array] = with_train,
+    call: Call | None = None,
 ) -> Model:
     """Turns a Linen module into a `Model`; the module itself is not edited.
 
@@ -42,19 +38,21 @@ def from_linen(
     Args:
       module: maps images [B, H, W, C] to logits [B, Kc].
       image_shape: [H, W, C] of one image; Linen needs a pass to find its parameters.
-      call: ``(module, images, train) -> logits``, where the module is told its mode
-        in another way, such as ``lambda net, x, train: net(x, deterministic=not
-        train)``, or not at all.
+      call: ``(module, images, train) -> logits``, see `kljax.models.from_nnx`.
 
     Returns:
       The `Model`. A bare random key given as ``rngs`` serves every stream.
 
     Raises:
       TypeError: if `module` is no Linen module.
-      ValueError: for variables other than parameters and batch statistics.
+      ValueError: for variables other than parameters and batch statistics, for images
+        that the module fails on, and for a call that needs an argument which cannot
+        be guessed.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {module!r}")
+    kind = type(module).__name__
+    call = find_call(type(module)) if call is None else call
     called: set[Path] = set()
 
     def record(next_call, args, kwargs, context):
@@ -62,7 +60,9 @@ def from_linen(
         return next_call(*args, **kwargs)
 
     def variables(rng: Rng) -> Mapping[str, Any]:
-        return module.init(rng, jnp.zeros((1, *image_shape)), False, method=call)
+        images = jnp.zeros((1, *image_shape))
+        with layers_named(kind, images, _path_of):
+            return module.init(rng, images, False, method=call)
 
     with nn.intercept_methods(record):
         template = dict(jax.eval_shape(variables, jax.random.key(0)))
@@ -125,7 +125,7 @@ def from_linen(
                     )
             return output
 
-        with nn.intercept_methods(dress):
+        with nn.intercept_methods(dress), layers_named(kind, images, _path_of):
             logits, changed = module.apply(
                 {name: unflatten_dict(tree, sep="/") for name, tree in given.items()},
                 images,
@@ -134,6 +134,7 @@ def from_linen(
                 rngs=rngs,
                 mutable=["batch_stats", collection],
             )
+        check_output(kind, images, logits)
         if len(reached) < len(sites):
             raise ValueError(
                 f"sites {sorted(sites - set(reached))} were never called in this pass"
@@ -144,6 +145,11 @@ def from_linen(
         return Output(logits, new_stats, {name: found[name] for name in taps})
 
     return Model(init, apply)
+
+
+def _path_of(module: Any) -> Path | None:
+    bound = isinstance(module, nn.Module) and module.scope is not None
+    return "/".join(module.path) if bound else None
 
 
 def _check_call(path: Path, module: nn.Module, params: Params, reached: list) -> None:

@@ -7,14 +7,16 @@ taps and the fast convolution are put on there, by `kljax.surgery`.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import linen, nnx
 
 from kljax.convolution import fastest_convolution
-from kljax.surgery import dress
+from kljax.models.calling import Call, check_output, describe, find_call
+from kljax.surgery import FAILURES, dress, hold_arrays, layers_named, module_paths
 from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
 
 GROUPS = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)  # how a network is split
@@ -24,6 +26,7 @@ def from_nnx(
     network: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
     *,
     convolution: str = "auto",
+    call: Call | None = None,
 ) -> Model:
     """Turns an NNX network into a `Model`; the network itself is not edited.
 
@@ -32,22 +35,34 @@ def from_nnx(
         instance, whose present (trained) values ``init`` then gives back whatever
         its ``rng``. The network maps images [B, H, W, C] to logits [B, Kc].
       convolution: a speed option, see `kljax.convolution`.
+      call: ``(network, images, train) -> logits``, where more than images and mode has
+        to be passed, or less be taken. None for ``network(images)``, with the mode in
+        every argument of `kljax.models.calling.TRAIN` and ``EVALUATION`` that the
+        network has.
 
     Returns:
-      The `Model`. Its params and stats are flat dictionaries by path.
+      The `Model`. Its params and stats are flat dictionaries by path. ``apply`` raises
+      ValueError where the network fails, which names the layer, and where it gives
+      anything but one array with a row per image.
 
     Raises:
       TypeError: if `network` is neither a module nor a builder of one.
+      ValueError: if the builder fails, for parameters that are no floating-point
+        numbers, and for a call that needs an argument which cannot be guessed.
     """
+    if isinstance(network, linen.Module) or (
+        inspect.isclass(network) and issubclass(network, linen.Module)
+    ):
+        raise TypeError(_linen(network))
     if not isinstance(network, nnx.Module) and not callable(network):
         raise TypeError(f"expected an nnx.Module or a builder of one, got {network!r}")
     instance = network if isinstance(network, nnx.Module) else None
     build = (lambda rngs: network) if instance is not None else network
+    classes: list[type] = [] if instance is None else [type(instance)]
 
     def groups(rng: Rng):
-        built = build(nnx.Rngs(rng))
-        if not isinstance(built, nnx.Module):
-            raise TypeError(f"the builder returned {built!r}, not an nnx.Module")
+        built = _built(build, rng)
+        classes.append(type(built))
         return nnx.split(built, *GROUPS)
 
     graphdef, *templates = (
@@ -55,6 +70,9 @@ def from_nnx(
         if instance is not None
         else nnx.eval_shape(lambda: groups(jax.random.key(0)))
     )
+    kind = classes[0]
+    call = find_call(kind) if call is None else call
+    _check_trainable(templates[0])
     # Read now: an instance that is trained on does not change the model.
     present = None if instance is None else tuple(map(_flat, templates[:2]))
     # Neither trained nor a statistic nor random: constants, the same in every pass.
@@ -90,7 +108,10 @@ def from_nnx(
         )
         net.train() if train else net.eval()
         collect = dress(net, gates or {}, taps, fastest_convolution(convolution))
-        logits = net(images)
+        paths = {id(layer): path for path, layer in module_paths(net).items()}
+        with layers_named(kind.__name__, images, lambda it: paths.get(id(it))):
+            logits = call(net, images, train)
+        check_output(kind.__name__, images, logits)
         tapped = collect()
         return Output(logits, _flat(nnx.state(net, nnx.BatchStat)), tapped)
 
@@ -174,16 +195,55 @@ def feeding_layers(
     return itself + tuple(found.items())
 
 
+def _linen(given: Any) -> str:
+    return (
+        f"expected an nnx.Module or a builder of one, got Linen's {given!r}: turn that "
+        "into a Model by kljax.models.from_linen(module, image_shape)"
+    )
+
+
+def _built(build: Callable[[nnx.Rngs], nnx.Module], rng: Rng) -> nnx.Module:
+    """Builds a network; says so where the user's builder is what fails."""
+    try:
+        built = build(nnx.Rngs(rng))
+    except FAILURES as error:
+        hint = ""
+        if "static attribute" in str(error):
+            hint = "; hold layers in an nnx.List or nnx.Dict, not in a plain container"
+        raise ValueError(
+            f"building the network by {build!r}, called with one nnx.Rngs, failed: "
+            f"{describe(error)}{hint}"
+        ) from error
+    if isinstance(built, linen.Module):
+        raise TypeError(_linen(built))
+    if not isinstance(built, nnx.Module):
+        raise TypeError(f"the builder returned {built!r}, not an nnx.Module")
+    hold_arrays(built)
+    return built
+
+
+def _check_trainable(params: Any) -> None:
+    for parts, variable in nnx.to_flat_state(params):
+        if not jax.numpy.issubdtype(variable.dtype, jax.numpy.floating):
+            raise ValueError(
+                f"parameter {'/'.join(map(str, parts))!r} is of type {variable.dtype}, "
+                "which has no gradient: hold it in an nnx.Variable, not an nnx.Param"
+            )
+
+
 def _flat(state: Any) -> dict[Path, Array]:
+    # A plain array in an attribute is a leaf without a variable around it.
     return {
-        "/".join(map(str, parts)): variable.get_value()
-        for parts, variable in nnx.to_flat_state(state)
+        "/".join(map(str, parts)): leaf.get_value()
+        if isinstance(leaf, nnx.Variable)
+        else jax.numpy.asarray(leaf)
+        for parts, leaf in nnx.to_flat_state(state)
     }
 
 
 def _filled(template: Any, values: dict[Path, Array]) -> Any:
     """Puts `values` into the variables of `template`; names what does not fit."""
-    flat = {"/".join(map(str, p)): (p, v) for p, v in nnx.to_flat_state(template)}
+    flat = {"/".join(map(str, p)): (p, leaf) for p, leaf in nnx.to_flat_state(template)}
     if flat.keys() != values.keys():
         raise ValueError(
             f"the tree does not fit the network: missing "
@@ -191,12 +251,12 @@ def _filled(template: Any, values: dict[Path, Array]) -> Any:
             f"{sorted(values.keys() - flat.keys())}"
         )
     # As JAX arrays: NNX writes into a variable, and would into the caller's NumPy.
-    return nnx.from_flat_state(
-        [
-            (parts, variable.replace(jax.numpy.asarray(values[name])))
-            for name, (parts, variable) in flat.items()
-        ]
-    )
+    filled = []
+    for name, (parts, leaf) in flat.items():
+        value = jax.numpy.asarray(values[name])
+        held = isinstance(leaf, nnx.Variable)
+        filled.append((parts, leaf.replace(value) if held else value))
+    return nnx.from_flat_state(filled)
 
 
 def _random_state(
@@ -220,5 +280,7 @@ def _random_state(
                 f"rngs={{{tag!r}: rng}} (got {rngs!r})"
             )
         rng = jax.random.key(0) if rng is None else rng
-        filled[name] = jax.random.fold_in(rng, index)
+        rng = jax.random.fold_in(rng, index)
+        # A stack of layers (nnx.vmap, nnx.scan) has a random key for each.
+        filled[name] = jax.random.split(rng, variable.shape) if variable.shape else rng
     return filled

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, kaiming, normal
 from kljax.models.norms import Norms, norms
 from kljax.typing import Array, Path
@@ -149,6 +150,7 @@ class VGG(nnx.Module):
             hidden = HIDDEN if min(sides) >= MAP else ()
         sizes = (sides[0] * sides[1] * before, *hidden)
         self.counts = tuple(count for count, _ in stages)
+        self.image_shape = tuple(image_shape)
         self.activation = activation
         self.layers = nnx.List(layers)
         self.hidden = nnx.List(
@@ -161,6 +163,7 @@ class VGG(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x, done = images, 0
         for count in self.counts:
             for i in range(done, done + count):

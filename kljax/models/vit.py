@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, normal
 from kljax.typing import Array
 
@@ -104,6 +105,7 @@ class VisionTransformer(nnx.Module):
         window = (patch, patch)
         inits = {"kernel_init": initialiser, "bias_init": initialiser}
         inits = inits if initialiser else {}
+        self.image_shape = tuple(image_shape)
         self.patch = nnx.Conv(
             channels, width, window, window, padding="VALID", rngs=rngs, **inits
         )
@@ -121,6 +123,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, images: Array) -> Array:
         """Maps images [B, H, W, C] to logits [B, Kc]."""
+        check_shape(images, self.image_shape)
         x = self.patch(images)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         token = jnp.broadcast_to(self.token[...], (x.shape[0], 1, x.shape[-1]))
