@@ -6,7 +6,8 @@ as one part of the study's folder before the next begins.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import psutil
 
 from kljax import leakage, scoring
 from kljax.claim import claimed
+from kljax.data import Dataset
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
 from kljax.rollcall import ALONE, Place
@@ -33,7 +35,7 @@ from kljax.studies.manifest import (
     open_study,
     plan,
 )
-from kljax.studies.parts import pieces_in, write_part
+from kljax.studies.parts import pieces_in, rows_in, write_part
 from kljax.sweeps import Cell, expand, read_sweep
 from kljax.tally import Finished, Report, Tally
 from kljax.typing import PyTree
@@ -131,7 +133,9 @@ def run_study(
     for group in groups:
         mine = []
         for chunk in group.chunks:
-            if number % processes == process and not finished(folder, chunk, failed):
+            if number % processes == process and not finished(
+                folder, chunk, axes, failed
+            ):
                 mine.append(chunk)
             number += 1
         if mine:
@@ -140,11 +144,14 @@ def run_study(
     for group, chunks in work:
         runner = _Runner(folder, group, layout, memory, floors)
         for chunk in chunks:
-            done = runner.run(chunk, failed)
+            # What is finished stays, whatever becomes of the rest of its part.
+            there = rows_in(folder, chunk, axes)
+            left = tuple(p for p in chunk.pieces if p.name not in there)
+            done = runner.run(chunk._replace(pieces=left), failed)
             if keep:
                 images.write_images(folder, chunk.name, done.images)
             if done.rows:
-                write_part(folder, chunk.name, axes, done.rows, done.pieces)
+                write_part(folder, chunk, axes, there | done.rows)
             # Not before the part: killed in between, the same chunk is run again.
             for cell, error in done.failed.values():
                 write_failure(folder, cell, error)
@@ -154,32 +161,36 @@ def run_study(
     if keep:
         images.collect(folder, groups)
     if recorded:
-        forget_failures(folder, recorded - _unfinished(folder, groups, recorded))
+        forget_failures(folder, recorded - _unfinished(folder, groups, axes, recorded))
     return tally.report()
 
 
-def finished(folder: Path, chunk: Chunk, failed: Iterable[str]) -> bool:
+def finished(
+    folder: Path, chunk: Chunk, axes: Sequence[str], failed: Iterable[str]
+) -> bool:
     """Tells whether all of a chunk is in its part, but for cells that failed."""
     failed = set(failed)
     wanted = {p.name for p in chunk.pieces if p.cell.id not in failed}
-    return wanted <= pieces_in(folder, chunk.name)
+    return wanted <= pieces_in(folder, chunk.name, axes)
 
 
-def _unfinished(folder: Path, groups: Iterable[Group], cells: set[str]) -> set[str]:
+def _unfinished(
+    folder: Path, groups: Iterable[Group], axes: Sequence[str], cells: set[str]
+) -> set[str]:
     """Finds which of `cells` have not all of their victims in parts."""
     missing = set()
     for chunk in (chunk for group in groups for chunk in group.chunks):
         wanted = {p.name: p.cell.id for p in chunk.pieces if p.cell.id in cells}
-        for name in wanted.keys() - (pieces_in(folder, chunk.name) if wanted else ()):
-            missing.add(wanted[name])
+        if wanted:
+            there = pieces_in(folder, chunk.name, axes)
+            missing |= {wanted[name] for name in wanted.keys() - there}
     return missing
 
 
 class _Done(NamedTuple):
     """A chunk's results, before they are written."""
 
-    rows: list[tuple[Cell, Row]]
-    pieces: list[str]
+    rows: dict[str, list[Row]]  # by name of the piece
     images: dict[str, images.Images]  # by id of the cell
     timing: Timing
     failed: dict[str, tuple[Cell, Exception]]  # by id of the cell
@@ -218,26 +229,32 @@ class _Runner:
             else:
                 sound.append(piece)
         try:
-            rows, found, timing = self._together(sound)
+            attacked, timing = self._attack(sound)
         except LayoutNotKept:
             raise
         except Exception as error:
-            if len(sound) < 2:
-                new |= {p.cell.id: (p.cell, error) for p in sound}
-                sound, rows, found, timing = [], [], {}, Timing(0.0, 0.0, 0)
-            else:
+            if len(sound) > 1:
                 # One of them is to blame: alone, the others get through.
                 return self._apart(sound, failed, new)
-        return _Done(rows, [p.name for p in sound], found, timing, new)
+            new |= {p.cell.id: (p.cell, error) for p in sound}
+            sound, attacked, timing = [], [], Timing(0.0, 0.0, 0)
+        rows, found = {}, {}
+        for piece, result in zip(sound, attacked, strict=True):
+            # What is attacked need not be attacked again because another has no score.
+            try:
+                rows[piece.name] = self._floors.rows(result)
+                found[piece.cell.id] = _images(piece, result)
+            except Exception as error:
+                rows.pop(piece.name, None)
+                new[piece.cell.id] = piece.cell, error
+        return _Done(rows, found, timing, new)
 
     def _apart(self, pieces: list[Piece], failed: set[str], new: dict) -> _Done:
         parts = [self.run(Chunk(p.cell.id, (p,)), failed | {*new}) for p in pieces]
-        timings = [part.timing for part in parts]
         return _Done(
-            [row for part in parts for row in part.rows],
-            [name for part in parts for name in part.pieces],
+            {name: rows for part in parts for name, rows in part.rows.items()},
             {cell: found for part in parts for cell, found in part.images.items()},
-            _sum(timings),
+            _sum(part.timing for part in parts),
             new | {cell: why for part in parts for cell, why in part.failed.items()},
         )
 
@@ -250,12 +267,10 @@ class _Runner:
             prepared = leakage.prepare_again(self._first, cell.config)
         self._prepared[cell.id] = prepared
 
-    def _together(self, pieces: list[Piece]):
-        """Runs pieces of several cells in one call."""
-        rows: list[tuple[Cell, Row]] = []
-        found: dict[str, images.Images] = {}
+    def _attack(self, pieces: list[Piece]) -> tuple[list[LeakResult], Timing]:
+        """Attacks the victims of several pieces in one call."""
         if not pieces:
-            return rows, found, Timing(0.0, 0.0, 0)
+            return [], Timing(0.0, 0.0, 0)
         asked = []
         for piece in pieces:
             config, stage, (job,) = self._prepared[piece.cell.id]
@@ -270,22 +285,14 @@ class _Runner:
             run = map_victims(job.fn, self._layout, draws=job.staged.draws, full=True)
             attacked, timing = run(*inputs)
         timing = _sum([fitted, timing])
-        start = 0
-        for piece, (config, stage, job, victims) in zip(pieces, asked, strict=True):
-            end = start + piece.end - piece.first
+        results, start = [], 0
+        for config, stage, job, victims in asked:
+            end = start + len(victims.labels)
             own: Attacked = jax.tree.map(lambda x, a=start, b=end: x[a:b], attacked)
             start = end
             arm = ArmResult(job.staged.arm, job.threat, own, timing)
-            result = LeakResult(config, stage.dataset, victims, [arm])
-            scored = self._floors.rows(result)
-            rows += [(piece.cell, row) for row in scored]
-            found[piece.cell.id] = images.Images(
-                piece.first,
-                scoring.matched_images(arm, victims),
-                victims.images,
-                victims.indices[:, 0],
-            )
-        return rows, found, timing
+            results.append(LeakResult(config, stage.dataset, victims, [arm]))
+        return results, timing
 
     def _lay_out(self, job: Job, inputs: tuple[PyTree, ...]) -> tuple[Layout, Timing]:
         """Reads how this group was laid out when it began, or fits it to the memory."""
@@ -319,28 +326,26 @@ class _Runner:
 
 
 class _Floors:
-    """Scores studies; keeps the floors of the last: other arms attack the same ones."""
+    """Scores studies; keeps the floors of the last: other arms attack the same ones.
+
+    They depend on the dataset, the seed, and the examples of each victim. Datasets of
+    one name need not be the same, so that each has floors of its own.
+    """
 
     def __init__(self, most: int = 256):
-        self._found: dict[Any, Floors] = {}
+        self._found: weakref.WeakKeyDictionary[Dataset, dict[Any, Floors]]
+        self._found = weakref.WeakKeyDictionary()
         self._most = most
 
     def rows(self, result: LeakResult) -> list[Row]:
-        config, dataset = result.config, result.dataset
-        same = (
-            dataset.name,
-            dataset.shape,
-            config.split,
-            config.data_dir,
-            config.from_run,
-            config.seed,
-            result.victims.indices.tobytes(),
-        )
-        rows, floors = scoring.score(result, self._found.get(same))
-        if same not in self._found:
-            if len(self._found) >= self._most:
-                del self._found[next(iter(self._found))]
-            self._found[same] = floors
+        there = self._found.setdefault(result.dataset, {})
+        indices = result.victims.indices
+        same = result.config.seed, indices.shape, indices.tobytes()
+        rows, floors = scoring.score(result, there.get(same))
+        if same not in there:
+            if len(there) >= self._most:
+                del there[next(iter(there))]
+            there[same] = floors
         return rows
 
 
@@ -358,6 +363,12 @@ def memory_budget() -> float:
 
 def _sum(timings: Iterable[Timing]) -> Timing:
     return Timing(*(sum(column) for column in zip(*timings, strict=True)))
+
+
+def _images(piece: Piece, result: LeakResult) -> images.Images:
+    (arm,), victims = result.arms, result.victims
+    found = scoring.matched_images(arm, victims)
+    return images.Images(piece.first, found, victims.images, victims.indices[:, 0])
 
 
 def _some(victims: Victims, piece: Piece) -> Victims:

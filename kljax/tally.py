@@ -1,6 +1,6 @@
 """The tally of a sweep: what a process has done so far, and in all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from kljax.mapping import Timing
 from kljax.scoring import Row
 from kljax.studies.manifest import Chunk, Group
-from kljax.sweeps import Cell
 
 
 class Finished(NamedTuple):
@@ -69,20 +68,28 @@ class Tally:
     def add(
         self,
         chunk: Chunk,
-        rows: Sequence[tuple[Cell, Row]],
+        rows: Mapping[str, Sequence[Row]],
         timing: Timing,
         failed: tuple[str, ...],
     ) -> Finished:
-        """Counts a chunk that is done, with the ids of the cells that failed in it."""
+        """Counts a chunk that is done.
+
+        Args:
+          chunk: all of it.
+          rows: that are new, by `Piece.name`.
+          timing: of this chunk.
+          failed: ids of the cells that failed in it.
+        """
         for piece in chunk.pieces:
             self._left[piece.cell.id] -= 1
         first = chunk.pieces[0].cell
         losses = [
             row["matching_loss"]
-            for cell, row in rows
-            if cell.id == first.id and row["matching_loss"] is not None
+            for row in rows.get(chunk.pieces[0].name, ())
+            if row["matching_loss"] is not None
         ]
-        attacks = sum(1 for _, row in rows if row["attack"] is not None)
+        new = [row for some in rows.values() for row in some]
+        attacks = sum(1 for row in new if row["attack"] is not None)
         self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
         self._attacks += attacks
         self._compilations += timing.compilations

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.claim import alone
-from kljax.files import write_bytes
+from kljax.files import DamagedFile, write_bytes
 from kljax.studies.manifest import Chunk, Group
+
+REMEDY = "remove it and the part of the same name, and run the sweep again"
 
 
 class Images(NamedTuple):
@@ -28,14 +30,18 @@ class Images(NamedTuple):
 
 
 def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:
-    """Writes what a chunk found, by id of the cell; whole or not at all."""
+    """Writes what a chunk found, by id of the cell; whole or not at all.
+
+    Images of other cells that the chunk found before stay.
+    """
     arrays = {
         f"{cell}/{field}": value
         for cell, some in found.items()
         for field, value in some._asdict().items()
     }
     with _alone(folder):
-        _save(_chunk(folder, chunk), arrays)
+        path = _chunk(folder, chunk)
+        _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
 
 
 def collect(folder: Path, groups: Iterable[Group]) -> None:
@@ -74,13 +80,11 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
     """Writes the file of a cell; False if images of it are missing."""
     parts = []
     for path in paths:
-        if not path.exists():
+        found = read_arrays(path, remedy=REMEDY) or {}
+        names = [f"{cell}/{name}" for name in Images._fields]
+        if not set(names) <= found.keys():  # it is not there, or failed in this chunk
             return False
-        with np.load(path) as found:
-            names = [f"{cell}/{name}" for name in Images._fields]
-            if not set(names) <= set(found.files):  # it failed in this chunk
-                return False
-            parts.append(Images(*(found[name] for name in names)))
+        parts.append(Images(*(found[name] for name in names)))
     parts.sort(key=lambda part: int(part.first))
     _save(
         target,
@@ -104,6 +108,24 @@ def _chunk(folder: Path, name: str) -> Path:
 
 def _aside(folder: Path) -> Path:
     return folder / "reconstructions" / ".chunks"
+
+
+def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
+    """Reads a file of arrays; None if it is not there.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    try:
+        # Opened here: np.load leaves the file of a broken archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
+    except Exception as error:
+        what = f"it holds no arrays ({error})"
+        raise DamagedFile(path, what, remedy=remedy) from error
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -48,17 +48,13 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
         source = {cell.id: _better(cell, rows) for cell in cells}
         for group in plan(manifest):
             for chunk in group.chunks:
-                found, pieces = [], []
+                found = {}
                 for piece in chunk.pieces:
                     where = source[piece.cell.id]
-                    if where is None:
-                        continue
-                    mine = rows[where][piece.cell.id]
-                    found += [(piece.cell, r) for r in _of(mine, piece)]
-                    pieces.append(piece.name)
+                    if where is not None:
+                        found[piece.name] = _of(rows[where][piece.cell.id], piece)
                 if found:
-                    axes = manifest["axes"]
-                    write_part(aside, chunk.name, axes, found, pieces)
+                    write_part(aside, chunk, manifest["axes"], found)
         for cell in cells:
             _copy_rest(cell, source[cell.id], studies, aside)
         aside.chmod(0o755)  # mkdtemp makes it private

@@ -2,18 +2,32 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
-from kljax.files import write_bytes
-from kljax.scoring import Row
+from kljax.files import DamagedFile, write_bytes
+from kljax.scoring import SCHEMA_VERSION, Row
+from kljax.studies.manifest import Chunk
 from kljax.studies.schema import part_schema
-from kljax.sweeps import Cell
 
 PIECES = b"kljax_pieces"  # in the metadata of a part: what it holds
+REMEDY = "run the sweep again, which puts it aside and makes it anew"
+
+
+class Part(NamedTuple):
+    """A part, read.
+
+    Attributes:
+      rows: in today's columns; those that the file does not have are null.
+      pieces: names of what is in it (`Piece.name`).
+    """
+
+    rows: pyarrow.Table
+    pieces: frozenset[str]
 
 
 def part_path(folder: Path, name: str) -> Path:
@@ -22,53 +36,116 @@ def part_path(folder: Path, name: str) -> Path:
 
 
 def write_part(
-    folder: Path,
-    name: str,
-    axes: Sequence[str],
-    rows: Sequence[tuple[Cell, Row]],
-    pieces: Iterable[str],
+    folder: Path, chunk: Chunk, axes: Sequence[str], rows: Mapping[str, Sequence[Row]]
 ) -> None:
     """Writes a part whole or not at all.
 
     Args:
       folder: of the study.
-      name: of the chunk.
+      chunk: that becomes the part.
       axes: of the sweep.
-      rows: each with the cell that it is of.
-      pieces: names of what is in it (`Piece.name`).
+      rows: of those of its pieces that are finished, by `Piece.name`.
 
     Raises:
       OSError: if it cannot be written; nothing is left of it.
     """
+    pieces = [piece for piece in chunk.pieces if piece.name in rows]
     lines = [
         row
-        | {"cell": cell.id}
-        | {f"axis_{axis}": cell.point.get(axis) for axis in axes}
-        for cell, row in rows
+        | {"cell": piece.cell.id}
+        | {f"axis_{axis}": piece.cell.point.get(axis) for axis in axes}
+        for piece in pieces
+        for row in rows[piece.name]
     ]
-    schema = part_schema(axes)
-    schema = schema.with_metadata({PIECES: json.dumps(list(pieces)).encode()})
+    names = json.dumps([piece.name for piece in pieces]).encode()
+    schema = part_schema(axes).with_metadata({PIECES: names})
     table = pyarrow.Table.from_pylist(lines, schema=schema)
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    path = part_path(folder, name)
+    # Without checksums a byte that flipped on the disk is another score.
+    pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
+    path = part_path(folder, chunk.name)
     path.parent.mkdir(exist_ok=True)
     write_bytes(path, buffer.getvalue())
 
 
-def pieces_in(folder: Path, name: str) -> frozenset[str]:
-    """Lists what a finished part holds; nothing if it is missing or corrupted.
+def read_part(path: Path, axes: Sequence[str]) -> Part:
+    """Reads a part.
 
-    A corrupted part is moved aside, to ``NAME.parquet.corrupt``, and made again.
+    Raises:
+      FileNotFoundError: if it is not there.
+      DamagedFile: if it is not what was written.
     """
-    path = part_path(folder, name)
-    if not path.exists():
-        return frozenset()
+    schema = part_schema(axes)
     try:
-        # All of it is read: a file cut short may have a sound beginning.
-        with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read()
-        return frozenset(json.loads(table.schema.metadata[PIECES]))
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
+        # Not read_table: it takes "a=b" in the name of a folder for a column.
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            part = file.read()
+        pieces = frozenset(json.loads((part.schema.metadata or {}).get(PIECES, b"[]")))
+        columns = [
+            part[field.name].cast(field.type)
+            if field.name in part.column_names
+            else pyarrow.nulls(len(part), field.type)
+            for field in schema
+        ]
+        rows = pyarrow.table(columns, schema=schema)
+    except FileNotFoundError:
+        raise
+    # What a damaged file raises is of many kinds.
+    except Exception as error:
+        what = f"it is no part of a study ({error})"
+        raise DamagedFile(path, what, remedy=REMEDY) from error
+    for what in _faults(part, rows, pieces):
+        raise DamagedFile(path, what, remedy=REMEDY)
+    return Part(rows, pieces)
+
+
+def rows_in(folder: Path, chunk: Chunk, axes: Sequence[str]) -> dict[str, list[Row]]:
+    """Reads the rows of every piece that is finished; see `pieces_in`."""
+    part = _sound_part(folder, chunk.name, axes)
+    if part is None:
+        return {}
+    by_cell: dict[str, list[Row]] = {}
+    for row in part.rows.to_pylist():
+        by_cell.setdefault(row["cell"], []).append(row)
+    there = [piece for piece in chunk.pieces if piece.name in part.pieces]
+    return {piece.name: by_cell[piece.cell.id] for piece in there}
+
+
+def pieces_in(folder: Path, name: str, axes: Sequence[str]) -> frozenset[str]:
+    """Lists what a finished part holds; nothing if it is missing or damaged.
+
+    A damaged part is moved aside, to ``NAME.parquet.corrupt``, and made again.
+    """
+    part = _sound_part(folder, name, axes)
+    return frozenset() if part is None else part.pieces
+
+
+def _sound_part(folder: Path, name: str, axes: Sequence[str]) -> Part | None:
+    path = part_path(folder, name)
+    try:
+        part = read_part(path, axes)
+    except FileNotFoundError:
+        return None
+    except DamagedFile:
+        part = None
+    if part is None or not part.pieces:
         path.rename(path.with_name(f"{path.name}.corrupt"))
-        return frozenset()
+        return None
+    return part
+
+
+def _faults(
+    part: pyarrow.Table, rows: pyarrow.Table, pieces: frozenset[str]
+) -> Iterator[str]:
+    """Finds what the checksums of the pages do not: names and numbers of the footer."""
+    for column in ("cell", "arm", "victim"):
+        if rows[column].null_count:
+            yield f"column {column!r} lacks values"
+    versions = rows["schema_version"].to_pylist()
+    unknown = set(part.column_names) - set(rows.column_names)
+    # Newer versions add columns.
+    if unknown and max((v or 0 for v in versions), default=0) <= SCHEMA_VERSION:
+        yield f"it has the unknown columns {', '.join(sorted(unknown))}"
+    cells = {piece.rpartition(":")[0] for piece in pieces}
+    if pieces and cells != set(rows["cell"].to_pylist()):
+        yield "its rows are not those of the cells that it names"

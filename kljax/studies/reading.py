@@ -10,13 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 
+from kljax.files import DamagedFile
 from kljax.studies.failures import read_failures
+from kljax.studies.images import read_arrays
 from kljax.studies.manifest import read_manifest
+from kljax.studies.parts import read_part
 from kljax.studies.schema import part_schema
 
 FLOOR = "floor/"  # before the name of a floor in the column `arm`
+REMEDY = (
+    "remove it; its images are made again if the parts of its cell are removed, too"
+)
 KEPT = ("images", "truths", "victim")  # arrays of a cell's reconstructions
 
 
@@ -47,8 +52,8 @@ def read(folder: Path | str) -> Study:
 
     Raises:
       FileNotFoundError: if there is no ``manifest.json``.
-      ValueError: for a file that is broken or was written by a newer kljax; the file
-        is named.
+      DamagedFile: for a file that is not what was written; it is named.
+      ValueError: for a study of a newer kljax.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -85,18 +90,14 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
       ``images`` and ``truths`` [N, B, H, W, C] in the same order, ``victim`` [N].
 
     Raises:
-      ValueError: for a file that is broken; it is named.
+      DamagedFile: if they are not what was written.
     """
     path = study.folder / "reconstructions" / f"{cell}.npz"
-    if not path.exists():
-        return None
-    try:
-        # Opened here: np.load leaves the file of a broken archive open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in KEPT}
-    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
-    except Exception as error:
-        raise ValueError(f"{path} is no file of reconstructions: {error}") from error
+    found = read_arrays(path, remedy=REMEDY)
+    missing = set(KEPT) - found.keys() if found is not None else None
+    if missing:
+        what = f"it lacks {', '.join(sorted(missing))}"
+        raise DamagedFile(path, what, remedy=REMEDY)
     return found
 
 
@@ -104,7 +105,7 @@ def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
     schema = part_schema(manifest["axes"])
     # What begins with a dot is not finished.
     paths = sorted((folder / "parts").glob("[!.]*.parquet"))
-    parts = [_part(path, schema) for path in paths]
+    parts = [read_part(path, manifest["axes"]).rows for path in paths]
     # One piece: picking rows out of a table of many is slow.
     rows = pyarrow.concat_tables([schema.empty_table(), *parts]).combine_chunks()
     known = {cell["id"] for cell in manifest["cells"]}
@@ -116,20 +117,3 @@ def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
             seen.add(row)
             kept.append(number)
     return rows if len(kept) == len(rows) else rows.take(kept)
-
-
-def _part(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
-    """Reads a part in today's columns; those that it does not have are null."""
-    try:
-        # Not read_table: it takes "a=b" in the name of a folder for a column.
-        with pyarrow.parquet.ParquetFile(path) as file:
-            part = file.read()
-        columns = [
-            part[field.name].cast(field.type)
-            if field.name in part.column_names
-            else pyarrow.nulls(len(part), field.type)
-            for field in schema
-        ]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no part of a study: {error}") from error
-    return pyarrow.table(columns, schema=schema)

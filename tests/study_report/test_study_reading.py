@@ -113,7 +113,7 @@ def test_a_folder_named_like_a_column(tmp_path):
             '{"schema_version": 99, "job": "sweep", "axes": {}, "cells": []}',
             "of a newer kljax",
         ),
-        ("parts/a.parquet", "PAR1", "a.parquet is no part of a study"),
+        ("parts/a.parquet", "PAR1", "a.parquet is damaged: it is no part of a study"),
         ("failures/x.json", "{", "x.json is damaged at line 1, column 2"),
     ),
 )

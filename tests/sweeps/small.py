@@ -93,14 +93,17 @@ def run(folder, sweep=None, *, part=PART, **options):
 
 def seed_1_raises(monkeypatch, error):
     """Makes every cell of seed 1 fail, until it is undone."""
-    prepare_again = leakage.prepare_again
 
-    def prepare(study, config):
-        if config.seed == 1:
-            raise error
-        return prepare_again(study, config)
+    def guard(function):
+        def prepare(*args):
+            if args[-1].seed == 1:
+                raise error
+            return function(*args)
 
-    monkeypatch.setattr(leakage, "prepare_again", prepare)
+        return prepare
+
+    for name in ("prepare", "prepare_again"):
+        monkeypatch.setattr(leakage, name, guard(getattr(leakage, name)))
 
 
 RUN = """

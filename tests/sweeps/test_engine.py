@@ -9,15 +9,17 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import small
 from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
+from studies import close, pretended, tiny
 
 from kljax import cli, engine, leakage, scoring, studies
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
 from kljax.probe import probe
-from kljax.studies import layouts
+from kljax.studies import images, layouts
 from kljax.studies.failures import command_of, read_failures, write_failure
 from kljax.studies.manifest import (
     cells_of,
@@ -230,6 +232,95 @@ def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
     assert parts(folder) == parts(tmp_path / "lucky")
 
 
+def test_what_is_finished_stays_when_another_cell_fails_on_a_second_try(
+    tmp_path, monkeypatch
+):
+    """Two cells share a chunk: first one fails, and on the second try the other."""
+    sweep = sweep_of(axes=ONE, victims=3, options={"reconstructions": True})
+    folder = tmp_path / "study"
+    first, second = expand(sweep).cells
+    pictures = folder / "reconstructions"
+    seed_1_raises(monkeypatch, RuntimeError("a bad day"))
+    run(folder, sweep)
+    before = parts(folder)["00-0000-00000.parquet"]
+    assert set(before["cell"].to_pylist()) == {first.id}
+    kept = (pictures / f"{first.id}.npz").read_bytes()
+    monkeypatch.undo()
+
+    def prepare(config):
+        raise RuntimeError("a worse day")
+
+    monkeypatch.setattr(leakage, "prepare", prepare)
+    report = run(folder, sweep, retry_failed=True)
+    assert report.failed == (second.id,)
+    assert parts(folder)["00-0000-00000.parquet"] == before
+    assert (pictures / f"{first.id}.npz").read_bytes() == kept
+    monkeypatch.undo()
+    # Neither is what is finished made again.
+    assert run(folder, sweep, retry_failed=True).attacks == 3
+    assert read_failures(folder) == []
+    run(tmp_path / "lucky", sweep)
+    assert parts(folder) == parts(tmp_path / "lucky")
+
+
+def test_images_that_a_chunk_found_before_stay(tmp_path):
+    """A cell whose other chunk is missing has its only images in the chunk's file."""
+    shape = (3, 1, 8, 8, 3)
+    found = {
+        name: images.Images(0, np.full(shape, n), np.zeros(shape), np.arange(3))
+        for n, name in enumerate(("a", "b"))
+    }
+    for name, some in found.items():
+        images.write_images(tmp_path, "00-0000-00000", {name: some})
+    path = tmp_path / "reconstructions" / ".chunks" / "00-0000-00000.npz"
+    kept = images.read_arrays(path, remedy="")
+    for n, name in enumerate(found):
+        assert (kept[f"{name}/images"] == n).all()
+
+
+def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
+    tmp_path, monkeypatch
+):
+    score, mapped, calls = scoring.score, engine.map_victims, []
+
+    def scoring_one(result, floors):
+        if result.config.seed == 1:
+            raise RuntimeError("no score")
+        return score(result, floors)
+
+    def counted(*args, **options):
+        calls.append(args)
+        return mapped(*args, **options)
+
+    monkeypatch.setattr(scoring, "score", scoring_one)
+    monkeypatch.setattr(engine, "map_victims", counted)
+    report = run(tmp_path / "study", sweep_of(axes=ONE, victims=3))
+    assert len(calls) == 1
+    (failure,) = read_failures(tmp_path / "study")
+    assert report.failed == (failure["cell"],) and "no score" in failure["error"]
+    assert report.attacks == 3
+    rows = studies.read(tmp_path / "study").rows.to_pylist()
+    assert {row["seed"] for row in rows} == {0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        # The same examples, in uploads of one and of two.
+        ({"examples": 1, "victims": 4}, {"examples": 2, "victims": 2}),
+        # A user's functions may give their datasets one name.
+        ({"data": "outside_package:bright"}, {"data": "outside_package:dark"}),
+    ),
+)
+def test_floors_are_shared_by_the_same_victims_alone(changes):
+    floors = engine._Floors()
+    for change in changes:
+        config = tiny(**{"victims": 4} | change)
+        result = pretended(config, close)
+        with small.quick():
+            assert floors.rows(result) == scoring.score(result)[0]
+
+
 def test_what_cannot_be_read_is_a_failure_of_its_cells(tmp_path, monkeypatch):
     seed_1_raises(
         monkeypatch, PermissionError(13, "Permission denied", "/data/private")
@@ -255,7 +346,6 @@ def test_a_disk_that_is_full_is_no_failure_of_a_cell(tmp_path, monkeypatch):
 def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
     tmp_path, monkeypatch
 ):
-    # Run without the cell that failed, the rest of the chunk might differ in bits.
     sweep, folder = sweep_of(axes=ONE), tmp_path / "killed"
 
     def killed(folder, cell, error):
