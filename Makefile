@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # A process per core; a file's tests share what they compiled.
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all mutations clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,9 @@ test: .venv/installed
 test-all: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(TESTS) -m "slow or not slow"
+
+mutations: .venv/installed
+	$(BIN)/python tests/mutate.py runs/mutations
 
 clean:
 	rm -rf .venv runs build dist

@@ -1,0 +1,483 @@
+"""Measures which wrong formulas the tests let pass: one changed line at a time.
+
+    python tests/mutate.py runs/mutations --count 100
+
+A mutation changes one place of a module: an operator, a comparison, a constant, two
+arguments of a call, a condition; or it drops a call such as `stop_gradient`. Each is
+run, in a copy of the repository, against the `FILES` test files that use its module
+most, by their imports. It is killed if one of them fails, and that test
+passes without it. Results are lines of ``results.jsonl`` in the folder; a run that is
+stopped goes on where it was, and a larger count goes on with the same sample. The list
+of survivors at the end is to be read: some change nothing that can be seen.
+
+No kept tool does this here. mutmut forks a process in which JAX has threads. cosmic-ray
+rewrites the files in place and has one test command for all of them. Neither swaps
+arguments or drops a call.
+"""
+
+import argparse
+import ast
+import collections
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+MODULES = (
+    "kljax/attacks",
+    "kljax/clients.py",
+    "kljax/rounds.py",
+    "kljax/metrics",
+    "kljax/defences",
+)
+FILES = 4  # of tests, for one module
+LIMIT = 300  # seconds for one mutation
+OPERATORS = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "/"),
+    ast.Mod: ("%", "*"),
+    ast.Pow: ("**", "*"),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.And: ("and", "or"),
+    ast.Or: ("or", "and"),
+}
+# Calls that give something like their first argument.
+DROPPED = {
+    "stop_gradient",
+    "abs",
+    "clip",
+    "exp",
+    "flip",
+    "log",
+    "maximum",
+    "minimum",
+    "nan_to_num",
+    "relu",
+    "roll",
+    "sort",
+    "sqrt",
+    "square",
+    "tanh",
+    "sigmoid",
+}
+
+
+class Mutation(NamedTuple):
+    """One change: `after` in place of the bytes start to end of a file."""
+
+    path: str  # from the root
+    line: int
+    start: int
+    end: int
+    before: str
+    after: str
+    context: str  # the line as it was
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:12]
+
+    def text(self) -> str:
+        change = f"{self.before} -> {self.after}"
+        return f"{self.path}:{self.line}: {change} in `{self.context}`"
+
+
+# --- what can be changed ----------------------------------------------------------
+
+
+def mutations_of(path: str, source: bytes) -> list[Mutation]:
+    """Lists all mutations of a file, in order."""
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+
+    def span(node: ast.AST) -> tuple[int, int]:
+        first = starts[node.lineno - 1] + node.col_offset
+        return first, starts[node.end_lineno - 1] + node.end_col_offset
+
+    def text(node: ast.AST) -> str:
+        return source[slice(*span(node))].decode()
+
+    found = {}
+    for node in _code(ast.parse(source)):
+        for start, end, after in _changes(node, span, text, source):
+            before = source[start:end].decode()
+            if "\n" in before or before == after:
+                continue
+            line = source[:start].count(b"\n")
+            context = lines[line].decode().strip()
+            found[start, end, after] = Mutation(
+                path, line + 1, start, end, before, after, context
+            )
+    return [found[key] for key in sorted(found)]
+
+
+def _code(node: ast.AST):
+    """Walks what runs: no annotations, no texts, no words of errors."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(
+                child, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)
+            ):
+                continue
+            yield child
+            yield from _code(child)
+
+
+def _changes(node: ast.AST, span, text, source: bytes):
+    """Yields (start, end, replacement) of one node."""
+
+    def between(left: ast.AST, right: ast.AST, kind: type):
+        if kind in OPERATORS:
+            symbol, other = OPERATORS[kind]
+            start, end = span(left)[1], span(right)[0]
+            # Not the beginning or end of a longer operator.
+            pattern = rf"(?<![*/<>=!\w]){re.escape(symbol)}(?![*/=\w])"
+            place = re.search(pattern.encode(), source[start:end])
+            if place:
+                yield start + place.start(), start + place.end(), other
+
+    match node:
+        case ast.BinOp():
+            yield from between(node.left, node.right, type(node.op))
+        case ast.Compare():
+            sides = [node.left, *node.comparators]
+            for left, right, kind in zip(sides, sides[1:], node.ops, strict=False):
+                yield from between(left, right, type(kind))
+        case ast.BoolOp():
+            for left, right in zip(node.values, node.values[1:], strict=False):
+                yield from between(left, right, type(node.op))
+        case ast.UnaryOp(op=ast.USub() | ast.Not()):
+            yield *span(node), text(node.operand)
+        case ast.If() | ast.IfExp() | ast.While():
+            yield *span(node.test), f"(not ({text(node.test)}))"
+        case ast.Expr(value=ast.Call()):
+            yield *span(node), "pass"
+        case ast.Constant(value=bool()):
+            yield *span(node), str(not node.value)
+        case ast.Constant(value=int()):
+            yield *span(node), str(node.value + 1)
+        case ast.Constant(value=float()):
+            yield *span(node), repr(2 * node.value or 1.0)
+        case ast.Call():
+            yield from _changes_of_call(node, span, text)
+
+
+def _changes_of_call(node: ast.Call, span, text):
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    given = node.args
+    if any(isinstance(argument, ast.Starred) for argument in given):
+        return
+    if len(given) > 1:
+        yield (
+            span(given[0])[0],
+            span(given[1])[1],
+            f"{text(given[1])}, {text(given[0])}",
+        )
+    if name == "where" and len(given) == 3:
+        yield *span(node), text(given[1])
+        yield *span(node), text(given[2])
+    if name == "fold_in" and len(given) == 2:
+        yield *span(given[1]), "0"
+    if name in DROPPED and given:
+        yield *span(node), text(given[0])
+
+
+def list_mutations(root: Path, modules) -> list[Mutation]:
+    """Lists all mutations of some files and folders."""
+    paths = []
+    for module in modules:
+        place = root / module
+        paths += sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return [
+        mutation
+        for path in dict.fromkeys(paths)
+        for mutation in mutations_of(
+            path.relative_to(root).as_posix(), path.read_bytes()
+        )
+    ]
+
+
+def sample(mutations: list[Mutation], count: int, seed: int) -> list[Mutation]:
+    """Draws mutations; a larger count begins with those of a smaller one."""
+    drawn = list(mutations)
+    random.Random(seed).shuffle(drawn)
+    return drawn[:count]
+
+
+# --- which tests are asked --------------------------------------------------------
+
+
+def uses_of(path: Path, root: Path) -> collections.Counter[str]:
+    """Counts how often a file uses what which module of kljax defines."""
+    tree, names = _parsed(path)
+    found: collections.Counter[str] = collections.Counter()
+    for node in ast.walk(tree):
+        dotted = _dotted(node)
+        first, _, rest = dotted.partition(".")
+        if first in names:
+            module = defining(names[first] + (f".{rest}" if rest else ""), root)
+            if module:
+                found[module] += 1
+    return found
+
+
+@functools.cache
+def _parsed(path: Path) -> tuple[ast.AST, dict[str, str]]:
+    """Reads a file, and what its imports call which part of kljax."""
+    tree, names = ast.parse(path.read_bytes()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kljax"):
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "kljax":
+                    names[alias.asname or "kljax"] = (
+                        alias.name if alias.asname else "kljax"
+                    )
+    return tree, names
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = _dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
+
+
+@functools.cache
+def defining(dotted: str, root: Path) -> str | None:
+    """Finds the file that defines a name, through the packages that hand it on."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        place = root.joinpath(*parts[:length])
+        if place.with_suffix(".py").is_file():
+            return place.with_suffix(".py").relative_to(root).as_posix()
+        package = place / "__init__.py"
+        if package.is_file():
+            if length == len(parts):
+                return None  # a package is not used, its parts are
+            handed_on = _parsed(package)[1].get(parts[length])
+            if handed_on and handed_on != ".".join(parts[: length + 1]):
+                return defining(".".join([handed_on, *parts[length + 1 :]]), root)
+            return package.relative_to(root).as_posix()
+    return None
+
+
+def tests_by_module(root: Path) -> dict[str, list[str]]:
+    """Ranks the test files of every module: by the share of their uses that is its.
+
+    A file named after the module comes first; after all that use it, those that use a
+    module which imports it.
+    """
+    tests = sorted((root / "tests").rglob("test_*.py"))
+    of_tests = {p.relative_to(root).as_posix(): uses_of(p, root) for p in tests}
+    modules = sorted((root / "kljax").rglob("*.py"))
+    of_modules = {p.relative_to(root).as_posix(): uses_of(p, root) for p in modules}
+
+    def share(test: str, wanted: set[str]) -> float:
+        uses = of_tests[test]
+        return sum(uses[m] for m in wanted) / max(1, uses.total())
+
+    ranked = {}
+    for module in of_modules:
+        importers = {m for m, uses in of_modules.items() if uses[module]}
+        named = f"test_{Path(module).stem}"
+        order = {
+            test: (
+                Path(test).stem == named,
+                share(test, {module}),
+                share(test, importers),
+            )
+            for test in of_tests
+        }
+        related = [test for test in order if any(order[test])]
+        ranked[module] = sorted(related, key=lambda test: order[test], reverse=True)
+    return ranked
+
+
+# --- running them -----------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What came of a run of tests: passed, failed, nothing (no test) or late."""
+
+    result: str
+    failed: str | None
+    seconds: float
+
+
+def run_tests(copy: Path, tests: list[str], limit: float) -> Outcome:
+    """Runs tests until one fails, in a process group that ends with them."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE"]
+    process = subprocess.Popen(
+        [*command, "-p", "no:cacheprovider", "--durations=0", *tests],
+        cwd=copy,
+        # Compiled files are told apart by second and size: too little for one letter.
+        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=limit)
+        result = {0: "passed", 5: "nothing"}.get(process.returncode, "failed")
+    except subprocess.TimeoutExpired:
+        said, result = "", "late"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    names = re.findall(r"(?m)^(?:FAILED|ERROR) ([^\s\[]+)", said)
+    return Outcome(result, names[0] if names else None, time.monotonic() - began)
+
+
+def copy_of(root: Path, folder: Path) -> Path:
+    """Copies what git knows, or may come to know, of the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=root,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
+    return folder
+
+
+class Judge:
+    """Runs mutations in a copy, and remembers which tests pass without any."""
+
+    def __init__(self, copy: Path, limit: float):
+        self.copy, self.limit = copy, limit
+        self.tests = tests_by_module(copy)
+        self.clean: dict[tuple[str, ...], bool] = {}
+
+    def passes(self, *tests: str) -> bool:
+        """Tells whether tests pass, in time, on what is not changed."""
+        if tests not in self.clean:
+            found = run_tests(self.copy, list(tests), self.limit)
+            self.clean[tests] = found.result == "passed"
+        return self.clean[tests]
+
+    def judge(self, mutation: Mutation) -> dict:
+        """Says what became of a mutation: killed, survived, untested or broken.
+
+        Broken are those whose tests fail, or are late, without it, too.
+        """
+        path = self.copy / mutation.path
+        source = path.read_bytes()
+        tests = self.tests[mutation.path][:FILES]
+        try:
+            path.write_bytes(
+                source[: mutation.start]
+                + mutation.after.encode()
+                + source[mutation.end :]
+            )
+            found = (
+                run_tests(self.copy, tests, self.limit)
+                if tests
+                else Outcome("nothing", None, 0.0)
+            )
+        finally:
+            path.write_bytes(source)
+        result = {"passed": "survived", "nothing": "untested"}.get(found.result)
+        if result is None:
+            # Collection may fail as a whole, and names the file then.
+            killers = (found.failed,) if found.failed else tuple(tests)
+            result = "killed" if self.passes(*killers) else "broken"
+        return {
+            "id": mutation.id,
+            "text": mutation.text(),
+            "result": result,
+            "by": found.failed or found.result,
+            "tests": tests,
+            "seconds": round(found.seconds, 1),
+        }
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """Reads what is there; a line that a kill has cut is left out."""
+    path = folder / "results.jsonl"
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue
+        found[result["id"]] = result
+    return found
+
+
+def summary(results: list[dict]) -> str:
+    """Writes the rate of those that were killed, and what survived."""
+    counts = collections.Counter(result["result"] for result in results)
+    told = counts["killed"] + counts["survived"] + counts["untested"]
+    lines = [f"{counts['killed']} of {told} killed"]
+    if told:
+        lines[0] += f", {counts['killed'] / told:.0%}"
+    for kind in ("survived", "untested", "broken"):
+        lines += [f"{kind}: {r['text']}" for r in results if r["result"] == kind]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="of results, such as runs/mutations")
+    parser.add_argument("--count", type=int, default=100, help="of mutations; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modules", nargs="+", default=MODULES)
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    every = list_mutations(root, options.modules)
+    chosen = sample(every, options.count or len(every), options.seed)
+    have = read_results(options.folder)
+    path = options.folder / "results.jsonl"
+    cut = path.exists() and not path.read_bytes().endswith(b"\n")
+    with tempfile.TemporaryDirectory() as place:
+        judge = Judge(copy_of(root, Path(place)), options.limit)
+        with open(path, "a") as file:
+            file.write("\n" * cut)
+            for number, mutation in enumerate(chosen, 1):
+                if mutation.id in have:
+                    continue
+                have[mutation.id] = judge.judge(mutation)
+                file.write(json.dumps(have[mutation.id]) + "\n")
+                file.flush()
+                shown = f"{have[mutation.id]['result']}: {mutation.text()}"
+                print(f"{number} of {len(chosen)}: {shown}", flush=True)
+    print(summary([have[mutation.id] for mutation in chosen]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The mutation run, on a repository of three lines."""
+
+import subprocess
+
+import mutate
+import pytest
+
+SUMS = b'''"""Sums - and * more."""
+import jax
+
+
+def total(values: list[int] = (), scale=2.0, flag=True):
+    if not values:
+        raise ValueError(f"{len(values) + 1} values - too few")
+    check(values, scale)
+    key = jax.random.fold_in(scale, 3)
+    kept = jax.lax.stop_gradient(values[0]) ** 2 - jax.numpy.where(flag, values, key)
+    return kept if scale <= 1 and flag else -kept // 4 + scale
+'''
+CHANGES = {
+    ("2.0", "4.0"),
+    ("True", "False"),
+    ("not values", "values"),
+    ("not values", "(not (not values))"),
+    ("check(values, scale)", "pass"),
+    ("values, scale", "scale, values"),
+    ("scale, 3", "3, scale"),
+    ("3", "0"),
+    ("3", "4"),
+    ("jax.lax.stop_gradient(values[0])", "values[0]"),
+    ("0", "1"),
+    ("**", "*"),
+    ("2", "3"),
+    ("-", "+"),
+    ("jax.numpy.where(flag, values, key)", "values"),
+    ("jax.numpy.where(flag, values, key)", "key"),
+    ("flag, values", "values, flag"),
+    ("scale <= 1 and flag", "(not (scale <= 1 and flag))"),
+    ("<=", "<"),
+    ("1", "2"),
+    ("and", "or"),
+    ("-kept", "kept"),
+    ("//", "/"),
+    ("4", "5"),
+    ("+", "-"),
+}
+
+
+def test_every_kind_of_change_and_no_other():
+    found = mutate.mutations_of("kljax/sums.py", SUMS)
+    assert {(m.before, m.after) for m in found} == CHANGES
+    for mutation in found:
+        changed = bytearray(SUMS)
+        changed[mutation.start : mutation.end] = mutation.after.encode()
+        compile(bytes(changed), "sums", "exec")
+        lines = zip(SUMS.splitlines(), changed.splitlines(), strict=True)
+        unlike = [n for n, (old, new) in enumerate(lines, 1) if old != new]
+        assert unlike == [mutation.line]
+    assert len({mutation.id for mutation in found}) == len(found)
+
+
+def test_a_larger_sample_begins_with_a_smaller_one():
+    every = mutate.mutations_of("kljax/sums.py", SUMS)
+    few, more = (mutate.sample(every, count, 0) for count in (4, 9))
+    assert more[:4] == few and len(set(more)) == 9
+    assert mutate.sample(every, 4, 0) == few != mutate.sample(every, 4, 1)
+
+
+def test_the_tests_of_a_module_come_first():
+    ranked = mutate.tests_by_module(mutate.ROOT)
+    first = {
+        "kljax/metrics/intervals.py": "tests/metrics/test_intervals.py",
+        "kljax/attacks/objectives.py": "tests/attacks/test_objectives.py",
+        "kljax/defences/noise.py": "tests/test_defences.py",
+        "kljax/clients.py": "tests/test_clients.py",
+        "kljax/attacks/labels/counts.py": "tests/attacks/test_label_rules.py",
+    }
+    assert {module: ranked[module][0] for module in first} == first
+    paths = {m.path for m in mutate.list_mutations(mutate.ROOT, mutate.MODULES)}
+    assert all(ranked[path] for path in paths)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Two modules; the tests of one do not see by what is multiplied."""
+    files = {
+        "kljax/__init__.py": "",
+        "kljax/sums.py": "def total(a, b):\n    return a + b * 1\n",
+        "kljax/alone.py": "def one():\n    return 1\n",
+        "tests/test_sums.py": (
+            "from kljax.sums import total\n\n"
+            "def test_total():\n    assert total(1, 2) == 3\n"
+        ),
+        "tests/test_late.py": "import time\ndef test_late():\n    time.sleep(60)\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "r" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / name).write_text(text)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "r", check=True)
+    return tmp_path / "r"
+
+
+def test_a_run_goes_on_where_it_was(repository, tmp_path, capsys):
+    before = {p: p.read_bytes() for p in repository.rglob("*.py")}
+    folder = tmp_path / "results"
+    mutate.main([str(folder), "--count", "1", "--modules", "kljax"], repository)
+    first = (folder / "results.jsonl").read_text()
+    with open(folder / "results.jsonl", "a") as file:
+        file.write('{"id": "cut')
+    mutate.main([str(folder), "--count", "0", "--modules", "kljax"], repository)
+    assert (folder / "results.jsonl").read_text().startswith(first)
+    assert {p: p.read_bytes() for p in repository.rglob("*.py")} == before
+    results = mutate.read_results(folder).values()
+    found = {r["text"].partition(" in `")[0]: r["result"] for r in results}
+    assert found == {
+        "kljax/alone.py:2: 1 -> 2": "untested",
+        "kljax/sums.py:2: + -> -": "killed",
+        "kljax/sums.py:2: * -> /": "survived",
+        "kljax/sums.py:2: 1 -> 2": "killed",
+    }
+    assert "2 of 4 killed, 50%" in capsys.readouterr().out
+
+
+def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
+    wrong = repository / "tests" / "test_sums.py"
+    wrong.write_text(wrong.read_text().replace("== 3", "== 4"))
+    judge = mutate.Judge(repository, limit=60)
+    (mutation, *_) = mutate.list_mutations(repository, ["kljax/sums.py"])
+    assert judge.judge(mutation)["result"] == "broken"
+    late = mutate.run_tests(repository, ["tests/test_late.py"], limit=1)
+    assert late.result == "late" and late.seconds < 30
