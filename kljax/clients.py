@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.defences import Context, Defence
+from kljax.defences import Context, Defence, without_release
 from kljax.losses import checked
 from kljax.randomness import derive_rng
 from kljax.threat import LocalSteps, Update
@@ -125,6 +125,7 @@ def one_step(
             public=public,
             stats=stats,
             sent=sent,
+            before_release=down,
             new_stats=grads.stats,
             images=images,
             targets=targets,
@@ -370,6 +371,7 @@ def local_update(
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
+    bare = local_training(model, loss, without_release(defence), optimiser, **options)
 
     def run(
         rng: Rng,
@@ -393,11 +395,16 @@ def local_update(
         )
         state = state._replace(private=_renewed(renew, rng, state.private))
         upload, kept, _ = training.run(rng, number, received, stats, state, batches)
+        # The same draws: what a release consumes is nobody else's.
+        unreleased, _, _ = bare.run(
+            rng, number, received, stats, state._replace(release=()), batches
+        )
         before = state.private.trainable
         return Update(
             public=received,
             stats=stats,
             sent=upload.delta,
+            before_release=unreleased.delta,
             new_stats=upload.stats,
             images=images,
             targets=jax.nn.one_hot(

@@ -18,6 +18,7 @@ from kljax.attacks import (
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
+from kljax.metrics.outcomes import RESOLUTION
 from kljax.randomness import fixed_rng
 from kljax.threat import STRATEGY, Update, View, observe
 from kljax.typing import Array, Params, PyTree
@@ -35,12 +36,15 @@ class Diagnosis(NamedTuple):
         gradient says of it, over the length of the former; NaN but for one step on at
         most eight examples, fewer than there are classes, and a classifier with a
         bias.
+      replay_is_exact: [] bool, see `replay_is_exact`; false for an attack without an
+        objective, which replays nothing.
     """
 
     loss_at_truth: Array
     loss_scale: Array
     live_channels: Array
     feature_error: Array
+    replay_is_exact: Array
 
 
 def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Diagnosis:
@@ -56,7 +60,8 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
     error = feature_error(setting, update)
     if preset.objective is None:
-        return Diagnosis(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), live, error)
+        nothing = jnp.asarray(jnp.nan)
+        return Diagnosis(nothing, nothing, live, error, jnp.asarray(False))
     objective = preset.objective(setting)
     if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
         # Who has no lock weights of his own cannot compare their gradients.
@@ -74,7 +79,41 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         jnp.asarray(weakest_tensor(objective, observed, lost)),
         live,
         error,
+        replay_is_exact(setting, update, view),
     )
+
+
+def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
+    """Tells whether the attacker with the truth replays what was done before release.
+
+    He replays the client's step, or its steps, at its own images, targets and private
+    part. Where that gives the gradient, or the change, as it was before release, the
+    loss at the truth is the release's doing: noise, pruning. Where it does not (another
+    norm mode, dropout masks, momentum from before, ...), that loss is the replay's own
+    error, and no match.
+
+    Two forms of one computation differ by rounding. A tensor is the same here if its
+    error is at most `kljax.metrics.RESOLUTION` of its norm: an error that counts as
+    matched wherever it comes from, and far above rounding. (Between two forms of the
+    convolution, one step of LeNet or ResNet-20 differs by up to 4e-6 of a tensor's
+    norm, and ten steps of LeNet by up to 3e-4.) A tensor below `FAINT` of the whole
+    gradient's norm holds nothing but rounding, such as a bias in front of a norm
+    layer, and is the same if the other is as faint.
+
+    Returns:
+      [] bool; false where anything is not finite.
+    """
+    plain = setting._replace(simulate=lambda grads, sent: grads)
+    unreleased = view._replace(grads=update.before_release, lock_grads=None)
+    truth = Candidate(update.images, update.targets, update.private)
+    simulated, observed = replay(plain, setting.gates)(unreleased, truth)
+    errors, norms = (
+        jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(tree)])
+        for tree in (jax.tree.map(jnp.subtract, simulated, observed), observed)
+    )
+    least = FAINT * jnp.linalg.norm(norms)
+    allowed = jnp.where(norms <= least, 2 * least, RESOLUTION * norms)
+    return jnp.all((errors <= allowed) & jnp.isfinite(errors))
 
 
 def feature_error(setting: Setting, update: Update) -> Array:

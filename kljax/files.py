@@ -33,7 +33,7 @@ class DamagedFile(ValueError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; line ends stay as they are."""
+    """Writes UTF-8 whole or not at all; line ends stay as they are."""
     write_bytes(path, text.encode())
 
 
@@ -72,8 +72,13 @@ def _sync(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON; NaN and infinities, which it has not, become null."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Gives the JSON text of `content`; NaN and infinities become null."""
     text = json.dumps(_without_nan(content), indent=2, default=str, allow_nan=False)
-    write_text(path, text + "\n")
+    return text + "\n"
 
 
 def read_text(path: Path, *, remedy: str = "save it as UTF-8") -> str:

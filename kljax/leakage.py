@@ -49,6 +49,7 @@ class Attacked(NamedTuple):
     loss_scale: Array  # []
     live_channels: Array  # []
     feature_error: Array  # []
+    replay_is_exact: Array  # [] bool
 
 
 class ArmResult(NamedTuple):

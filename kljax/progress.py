@@ -39,7 +39,7 @@ class LeakProgress:
         self._victims = config.victims
         self._finished = -config.victims
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             AttacksPace(),
@@ -87,10 +87,10 @@ class TrainProgress:
     def __init__(self, config: TrainConfig, console: Console):
         self._config, self._console = config, console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             RoundsPace(),
             console=console,
             disable=not console.is_terminal,
@@ -150,11 +150,11 @@ class SweepProgress:
         several = place.processes > 1
         self._name = f"process {place.process}: " if several else ""
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             AttacksPace(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )

@@ -1,14 +1,13 @@
 """Reports: from rows to a table, a summary, a picture and a run folder.
 
-A run folder appears whole or not at all: it is written aside and renamed.
+A run folder appears whole or not at all, see `kljax.run_folder`.
 """
 
 import csv
 import dataclasses
+import io
 import math
-import os
-import shutil
-import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ import numpy as np
 from tabulate import tabulate
 
 from kljax import captured, metrics
-from kljax.files import write_json
+from kljax.config import LeakConfig
+from kljax.files import json_text, write_json, write_text
 from kljax.leakage import LeakResult
 from kljax.provenance import device, provenance
+from kljax.run_folder import LeftOut, RunFolder, claim
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
 
 MEANS = (
@@ -269,7 +270,11 @@ Threat models:
 {models}
 
 Images: {result.dataset.licence}
-"""
+{_warning_lines(summary)}"""
+
+
+def _warning_lines(summary: dict[str, Any]) -> str:
+    return "".join(f"\nWarning: {words}\n" for words in summary.get("warnings", ()))
 
 
 def draw_gallery(result: LeakResult, rows: list[Row], path: Path, most: int = 8):
@@ -304,35 +309,51 @@ def draw_gallery(result: LeakResult, rows: list[Row], path: Path, most: int = 8)
 
 
 def write_run(
-    folder: Path, result: LeakResult, rows: list[Row], summary: dict[str, Any]
+    folder: Path | RunFolder,
+    result: LeakResult,
+    rows: list[Row],
+    summary: dict[str, Any],
 ) -> None:
     """Writes a run folder: config, rows, summary, picture.
 
+    Configuration and rows come first. A picture that cannot be drawn is left out, with
+    a warning, which the summary names, too.
+
+    Args:
+      folder: a new one, or one that was claimed before the work.
+      result, rows, summary: of the study.
+
     Raises:
       FileExistsError: if `folder` is there already; nothing is touched.
+      OSError: if it cannot be written; configuration and rows are rescued elsewhere,
+        and the error says where.
     """
-    check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    if not isinstance(folder, RunFolder):
+        with claim(folder) as claimed:
+            return write_run(claimed, result, rows, summary)
+    config = json_text(summary["config"])
+    folder.write_first({"config.json": config, "rows.csv": _csv_text(rows)})
+    picture = folder.aside / "gallery.png"
     try:
-        write_json(aside / "config.json", summary["config"])
-        write_json(aside / "summary.json", summary)
-        (aside / "summary.md").write_text(markdown(result, summary))
-        with open(aside / "rows.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        draw_gallery(result, rows, aside / "gallery.png")
-        aside.chmod(0o755)  # mkdtemp makes it private
-        os.rename(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        draw_gallery(result, rows, picture)
+    except Exception as error:  # a picture never costs what it shows
+        picture.unlink(missing_ok=True)
+        words = f"gallery.png is left out: {error}"
+        warnings.warn(words, LeftOut, stacklevel=2)
+        summary = summary | {"warnings": [*summary.get("warnings", ()), words]}
+    write_text(folder.aside / "summary.md", markdown(result, summary))
+    write_json(folder.aside / "summary.json", summary)
 
 
-def check_free(folder: Path) -> None:
-    """Raises `FileExistsError` if `folder` exists."""
-    if folder.exists():
-        raise FileExistsError(
-            f"run folder {str(folder)!r} exists: name another with --out, or remove it"
-        )
+def room_of(config: LeakConfig) -> int:
+    """Estimates the bytes of a run folder, from above but for very long names."""
+    rows = config.victims * (len(config.arms) + len(metrics.FLOORS))
+    return 4 * 2**20 + 1000 * rows
+
+
+def _csv_text(rows: list[Row]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

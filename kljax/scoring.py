@@ -5,6 +5,7 @@ is None. Rows of arms ``floor/NAME`` score what is reached without any gradient.
 """
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from kljax.attacks.presets import find_preset
 from kljax.data import Dataset, select
 from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse
+from kljax.run_folder import LeftOut
 from kljax.staging import Victims
 
 SCHEMA_VERSION = 3
@@ -60,6 +62,7 @@ COLUMNS = (
     "label_multiset_accuracy",  # the same, in whatever order the labels were found
     "feature_error",  # of the classifier's input as its gradient says, relative
     "bins_read",  # of the imprint: at most so many images lie open
+    "replay_is_exact",  # the true images replay to the upload before its release
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -181,9 +184,10 @@ def _arm_rows(
         guesses = found.labels[n][order]
         loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
         measured = np.isfinite(at_truth)
-        # What the replay misses at the true images is the replay's own error, and a
-        # loss below it says nothing about images: it must not pass for a match.
-        reachable = at_truth if result.config.replay_is_exact else 0.0
+        # What a wrong replay misses at the true images is its own error, and a loss
+        # below it says nothing about images: it must not pass for a match.
+        exact = bool(attacked.replay_is_exact[n])
+        reachable = at_truth if exact else 0.0
         error = float(attacked.feature_error[n])
         floor = (
             metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
@@ -218,6 +222,7 @@ def _arm_rows(
             ),
             "feature_error": error if np.isfinite(error) else None,
             "bins_read": None if count is None else int(count[n]),
+            "replay_is_exact": exact if measured else None,
         }
         rows.append(row)
     return rows
@@ -301,9 +306,7 @@ def _scores_of(sets: list[Guesses], victims: Victims) -> list[Scores]:
     guesses, truths = (side.reshape(-1, *shape) for side in (guesses, truths))
     table = _score_flat(guesses, truths)
     if metrics.lpips_available():
-        for network in ("alex", "vgg"):
-            distances = metrics.lpips_distances(guesses, truths, network)
-            table[f"lpips_{network}"] = distances
+        table |= _lpips(guesses, truths)
     means = {
         name: values.reshape(count, examples).mean(axis=1)
         for name, values in table.items()
@@ -311,6 +314,24 @@ def _scores_of(sets: list[Guesses], victims: Victims) -> list[Scores]:
     ends = np.cumsum([len(having) for having, _ in sets])[:-1]
     split = {name: np.split(values, ends) for name, values in means.items()}
     return [{name: split[name][n] for name in split} for n in range(len(sets))]
+
+
+def _lpips(guesses: np.ndarray, truths: np.ndarray) -> Scores:
+    """Computes LPIPS, which is optional; leaves out, with a warning, what fails."""
+    found, channels = {}, truths.shape[-1]
+    if channels not in metrics.LPIPS_CHANNELS:
+        words = (
+            f"LPIPS is left out: it compares images of 1 or 3 channels, not {channels}"
+        )
+        warnings.warn(words, LeftOut, stacklevel=2)
+        return found
+    for network in ("alex", "vgg"):
+        column = f"lpips_{network}"
+        try:
+            found[column] = metrics.lpips_distances(guesses, truths, network)
+        except Exception as error:  # other scores are not lost for it
+            warnings.warn(f"{column} is left out: {error}", LeftOut, stacklevel=2)
+    return found
 
 
 def _score_flat(guesses: np.ndarray, truths: np.ndarray) -> Scores:

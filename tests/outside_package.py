@@ -29,12 +29,48 @@ class Tiny(nnx.Module):
         return self.head(x)
 
 
+class Dropping(Tiny):
+    """The same, half of whose hidden units are dropped at random while training."""
+
+    def __init__(self, num_classes, *, image_shape, rngs):
+        super().__init__(num_classes, image_shape=image_shape, rngs=rngs)
+        self.dropout = nnx.Dropout(HALF, rngs=rngs)
+
+    def __call__(self, images):
+        x = jax.nn.sigmoid(self.body(images.reshape(images.shape[0], -1)))
+        return self.head(self.dropout(x))
+
+
+class Normed(Tiny):
+    """The same with a norm in front of the hidden units."""
+
+    def __init__(self, num_classes, *, image_shape, rngs):
+        super().__init__(num_classes, image_shape=image_shape, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.body(images.reshape(images.shape[0], -1)))
+        return self.head(jax.nn.sigmoid(x))
+
+
 def ramps(shape, count=6):
     """Gives `count` images without any structure in common, two classes."""
     values = np.random.default_rng(5).random((count, *shape), np.float32)
     return data.Dataset(
         "ramps", values, np.arange(count) % 2, 2, groups=None, licence="none needed"
     )
+
+
+def _of_channels(channels):
+    def made(shape):
+        return ramps((*shape[:2], channels))
+
+    return made
+
+
+ramps_of_2_channels, ramps_of_4_channels, ramps_of_13_channels = map(
+    _of_channels, (2, 4, 13)
+)
 
 
 def _with(change, shape):

@@ -167,8 +167,8 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
       config: the study; nothing of it is run.
       guesses: ``(arm, victims) -> images [N, B, H, W, C]``.
       facts: ``labels`` [N, B] (the true ones if not given), ``loss``, ``finite``,
-        ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error`` [N],
-        ``info``.
+        ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error``,
+        ``replay_is_exact`` [N], ``info``.
     """
     dataset = staging.load_dataset(config)
     victims = staging.choose_victims(config, dataset)
@@ -191,6 +191,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
             facts.get("loss_scale", each),
             facts.get("live_channels", 0 * each.astype(int)),
             facts.get("feature_error", 0 * each),
+            facts.get("replay_is_exact", each > 0),
         )
         declared = threat.least_knowledge(strategy, examples=config.examples)
         timing = Timing(compile_s=1.5, run_s=0.5, compilations=3)

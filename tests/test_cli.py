@@ -1,5 +1,7 @@
 """The command line: what is typed, what is printed, and how it ends."""
 
+import errno
+import io
 import json
 import os
 import pathlib
@@ -7,11 +9,13 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 from studies import quick_compilation
 
-from kljax import cli, data, metrics, progress
+from kljax import cli, data, metrics, progress, report, run_folder, scoring
 from kljax.attacks import LOCKS
+from kljax.cli import printing
 from kljax.config import LeakConfig
 from kljax.metrics import FLOORS
 
@@ -186,6 +190,8 @@ def test_the_program_runs_a_study_as_a_user_does(tmp_path):
         ("--victims 1798", "dataset 'digits' has 1797"),
         ("--image-size 6", "image_size must be an integer >= 7, got 6"),
         ("--steps -3", "steps must be an integer >= 1, got -3"),
+        ("--layout.chunk 0", "chunk must be an integer >= 1, got 0"),
+        ("--data \udcff", "argument '\\udcff' is no text in UTF-8"),
         ("--precision exact", "precision='exact'"),
         ("--threat upload=update", "upload=gradient"),
         ("--labels given --label-rule ggl", "needs labels='recovered'"),
@@ -204,6 +210,120 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
     (line,) = errors.splitlines()
     assert line.startswith("kljax: ") and message in line
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("file/run", "'file' is no folder"),
+        ("n" * 300, "File name too long"),
+        ("/proc/run", "cannot be written"),
+    ],
+    ids=("below a file", "too long", "nothing can be made there"),
+)
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_computed(
+    out, why, tmp_path, capsys, nothing_runs
+):
+    (tmp_path / "file").write_text("precious")
+    assert cli.main([*TINY, "--arms", "none", "--out", out]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith(f"kljax: run folder {out!r} cannot be written") and why in line
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+REVEAL = ["--attack", "outside_package:reveal", "--arms", "none"]
+
+
+def test_optional_parts_that_fail_are_named_and_cost_no_row(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(metrics, "lpips_available", lambda: True)
+
+    def fail(*_):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(report, "draw_gallery", fail)
+    data = ["--data", "outside_package:ramps_of_2_channels"]
+    assert cli.main([*TINY, *REVEAL, *data, "--out", "[/x]"]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == "" and "written: [/x]/" in printed
+    folder = tmp_path / "[" / "x]"
+    assert {path.name for path in folder.iterdir()} == FILES - {"gallery.png"}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for words in summary["warnings"]:
+        assert f"warning: {words}" in printed
+    parts = [words.partition(" ")[0] for words in summary["warnings"]]
+    assert parts == ["LPIPS", "gallery.png"]
+
+
+def test_a_disk_that_fills_up_meanwhile_ends_in_one_line_and_a_rescue(
+    tmp_path, capsys, monkeypatch
+):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_folder, "write_text", full)
+    assert cli.main([*TINY, *REVEAL, "--out", "deep/run"]) == 2
+    printed, errors = capsys.readouterr()
+    (line,) = errors.splitlines()
+    assert "'deep/run' could not be written" in line and "No space left" in line
+    # Nowhere is room: what was computed is printed.
+    assert "rows.csv:" in printed and ",".join(scoring.COLUMNS) in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_printed_as_they_are_in_any_locale(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    console = printing.open_console()
+    printing.say(console, "arm [/x] of :heart: ±")
+    console.print("one [bold]more[/x]")
+    console.print(printing.printed_table(["[/x]", "n"], [["a[/b]", ":heart:"]]))
+    with progress.SweepProgress(console, progress.Place(0, 1)) as shown:
+        for text in (shown._bar.columns[0], shown._bar.columns[-1]):
+            task = types.SimpleNamespace(
+                description="[/x]", fields={"state": "[/x]"}, finished=False
+            )
+            assert text.render(types.SimpleNamespace(**vars(task))).plain == "[/x]"
+    sys.stdout.flush()
+    text = written.getvalue().decode("ascii")
+    assert "arm [/x] of :heart: \\xb1" in text and "one [bold]more[/x]" in text
+    assert "a[/b]|:heart:" in text
+
+
+def test_help_asks_for_no_device_and_work_without_one_ends_in_one_line(
+    capsys, monkeypatch
+):
+    before = os.environ | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(
+        [*PROGRAMS["module"], "leak"], env=before, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "JAX finds no device (JAX_PLATFORMS=cuda" in line and "unset it" in line
+
+    def none(*_):
+        raise AssertionError("a device is asked for")
+
+    monkeypatch.setattr(jax._src.xla_bridge, "get_backend", none)
+    for command in cli.commands.COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([command, "--help"])
+        assert end.value.code == 0
+    capsys.readouterr()
+
+
+def test_what_nobody_expected_keeps_its_traceback_and_says_so(monkeypatch):
+    def broken(job, console):
+        return {}["missing"]
+
+    for wrong in (broken, lambda job, console: int("x"), lambda job, console: 1 + "x"):
+        monkeypatch.setitem(cli.commands.RUNS, cli.commands.Merge, wrong)
+        with pytest.raises((KeyError, ValueError, TypeError)) as failure:
+            cli.main(["merge", "a", "b", "--out", "c"])
+        assert any("a bug" in note for note in failure.value.__notes__)
 
 
 def test_an_existing_folder_is_refused_before_anything_is_computed(
@@ -234,7 +354,6 @@ def test_a_mistake_in_a_users_code_keeps_its_traceback(tmp_path, nothing_runs):
         ["leak", "--victims", "many"],
         ["leak", "--weights", "frozen"],
         ["leak", "--layout.kind", "pmap"],
-        ["leak", "--layout.chunk", "0"],
         ["data", "prepare", "fashion_mnist"],
         ["data", "destroy", "fashion_mnist", "--from", "."],
     ],

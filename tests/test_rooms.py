@@ -21,6 +21,7 @@ FOUNDATION = {
     "registry": set(),
     "files": set(),
     "claim": {"files"},
+    "run_folder": {"files"},
     "provenance": set(),
     "compilation": set(),
     "rollcall": set(),

@@ -1,14 +1,16 @@
 """The door of the command line: which command, and how it ends."""
 
+import dis
 import os
 import sys
 import traceback
 
+import jax
 import tyro
-from rich.console import Console
 
 from kljax.cli.data import Data, run_data
 from kljax.cli.leak import Demo, Leak, run_demo, run_leak
+from kljax.cli.printing import open_console
 from kljax.cli.sweep import Merge, Report, Sweep, run_merge, run_report, run_sweep
 from kljax.cli.train import Train, run_train
 
@@ -22,6 +24,19 @@ RUNS = {
     Demo: run_demo,
     Data: run_data,
 }
+BACKENDS = "jax._src.xla_bridge"  # where JAX looks for its devices
+EXPECTED = (
+    ValueError,
+    NotImplementedError,
+    TypeError,
+    ImportError,
+    MemoryError,
+    RuntimeError,
+)
+BUG = (
+    "kljax: nobody expected this error: it is a bug in kljax, or in a module of yours "
+    "that was named"
+)
 COMMANDS = {kind.__name__.lower(): kind for kind in RUNS}
 
 
@@ -31,8 +46,6 @@ def _use_all_cores() -> None:
     On two cores two devices ran 1.3 to 2 times as many evaluations as one
     (experiments/speed.md). Left alone where the user has chosen already.
     """
-    import jax
-
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
@@ -41,40 +54,76 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
     Bad input ends in one line on standard error and status 2, a training that turned
-    NaN in status 1.
+    NaN in status 1. What nobody expected keeps its traceback.
     """
     _use_all_cores()
     # A study's own model or data may live beside the user, as with python -m.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    job = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="kljax", description=DESCRIPTION, args=arguments
-    )
+    console = open_console()
     try:
-        RUNS[type(job)](job, Console())
-    except OSError as error:
-        return _refused(error)
-    except (ValueError, NotImplementedError, TypeError, ImportError) as error:
-        # What kljax itself refuses is bad input. Whatever breaks elsewhere, in a
-        # user's own network say, is a bug, and its traceback says where.
-        if not _raised_here(error):
-            raise
-        return _refused(error)
-    except FloatingPointError as error:  # a training that turned NaN
-        if not _raised_here(error):
-            raise
-        return _refused(error, status=1)
-    except KeyboardInterrupt:
+        _check_text(sys.argv[1:] if arguments is None else arguments)
+        job = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="kljax", description=DESCRIPTION, args=arguments
+        )
+        RUNS[type(job)](job, console)
+    except KeyboardInterrupt as error:
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
         return 130
+    except Exception as error:
+        status, line = _refusal(error)
+        if line is None:
+            error.add_note(BUG)
+            raise
+        print(f"kljax: {line}", file=sys.stderr)
+        return status
     return 0
 
 
-def _refused(error: Exception, status: int = 2) -> int:
+def _check_text(arguments: list[str]) -> None:
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"argument {argument!r} is no text in UTF-8: give names and paths that "
+                "are"
+            ) from None
+
+
+def _refusal(error: Exception) -> tuple[int, str | None]:
+    """Finds the exit status and the line for what is wrong with the input or machine.
+
+    What kljax itself refuses is bad input. Whatever breaks elsewhere, in a user's own
+    network say, is a bug, and its traceback says where: it has no line.
+    """
+    trace = error.__traceback__
+    modules = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)
+    ]
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    # Raised by a statement of kljax's, not by what a statement did.
+    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    raised = dis.opname[instruction] == "RAISE_VARARGS"
+    here = raised and modules[-1].partition(".")[0] == "kljax"
     line = " ".join(part.strip() for part in str(error).splitlines())
-    print(f"kljax: {line}", file=sys.stderr)
-    return status
-
-
-def _raised_here(error: Exception) -> bool:
-    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-    return frame.f_globals.get("__name__", "").partition(".")[0] == "kljax"
+    if BACKENDS in modules[-3:]:
+        return 2, (
+            f"JAX finds no device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            f"{'; ' * bool(line)}{line}): unset it, or install what the device needs, "
+            "such as kljax[cuda]"
+        )
+    if isinstance(error, OSError):
+        return 2, line
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in line:
+        return 2, (
+            f"out of memory ({line}): lower layout.chunk, restarts, examples or "
+            "image-size"
+        )
+    if here and isinstance(error, EXPECTED):
+        return 2, line
+    if here and isinstance(error, FloatingPointError):  # a training that turned NaN
+        return 1, line
+    return 1, None

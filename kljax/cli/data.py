@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from kljax.cli.printing import say
 from kljax.registry import resolve
 
 
@@ -32,4 +33,4 @@ def run_data(job: Data, console: Console) -> None:
     from kljax.data import PREPARERS
 
     prepare = resolve("dataset to prepare", job.name, PREPARERS)
-    console.print(f"written: {prepare(job.source, job.data_dir)}")
+    say(console, f"written: {prepare(job.source, job.data_dir)}")

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from kljax.cli.printing import printed_table
+from kljax.cli.layouts import LayoutOptions
+from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.config import LeakConfig
 from kljax.progress import LeakProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leak(LeakConfig):
+class Leak(LayoutOptions, LeakConfig):
     """Attacks the gradients of real images and reports what was recovered.
 
     Attributes:
@@ -44,25 +45,37 @@ class Demo:
 
 
 def run_leak(job: Leak, console: Console) -> None:
-    """Runs a study, prints its table and writes its folder."""
-    from kljax import captured, leakage, report, scoring
+    """Runs a study, writes its folder and prints its table."""
+    from kljax import captured, leakage, report, run_folder, scoring
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    report.check_free(folder)
     names = [f.name for f in dataclasses.fields(LeakConfig)]
-    config = LeakConfig(**{name: getattr(job, name) for name in names})
-    config = captured.settle(config)
-    with LeakProgress(config, console) as progress:
-        result = leakage.leak(
-            config, on_arm=progress.on_arm, on_block=progress.on_block
-        )
-        progress.say("scoring")
-        rows = scoring.score_rows(result)
-        progress.say("done")
-    summary = report.summarise(result, rows)
+    given = {name: getattr(job, name) for name in names}
+    config = captured.settle(LeakConfig(**given | job.layout_of("victims")))
+    with warnings_told(run_folder.LeftOut) as told:
+        with run_folder.claim(folder, report.room_of(config)) as claimed:
+            with LeakProgress(config, console) as progress:
+                result = leakage.leak(
+                    config, on_arm=progress.on_arm, on_block=progress.on_block
+                )
+                progress.say("scoring")
+                rows = scoring.score_rows(result)
+                progress.say("done")
+            summary = report.summarise(result, rows) | {"warnings": [*told]}
+            try:
+                # Before it is printed: a terminal that is gone costs nothing.
+                report.write_run(claimed, result, rows, summary)
+            except OSError as error:
+                print_summary(result, summary, console)
+                for name, text in getattr(error, "texts", {}).items():
+                    say(console, f"\n{name}:\n{text}")
+                raise
     print_summary(result, summary, console)
-    report.write_run(folder, result, rows, summary)
-    console.print(f"written: {folder}/ (summary.md, gallery.png, rows.csv, ...)")
+    for words in told:
+        say(console, f"warning: {words}")
+    if claimed.folder != folder:
+        say(console, f"warning: {folder}/ appeared meanwhile, and is not touched")
+    say(console, f"written: {claimed.folder}/ (summary.md, gallery.png, rows.csv, ...)")
 
 
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:
@@ -75,7 +88,7 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         f"{config.attack}, {config.restarts} x {config.steps} evaluations each\n"
     )
     for line in report.threat_lines(result):
-        console.print(line, markup=False, highlight=False)
+        say(console, line, wrap=True)
     for header, lines in report.brief_tables(summary):
         console.print()
         console.print(printed_table(header, lines))

@@ -3,20 +3,22 @@
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from kljax.cli.printing import printed_table
-from kljax.mapping import LAYOUTS, Layout, fastest_layout
+from kljax.cli.layouts import LayoutOptions
+from kljax.cli.printing import printed_table, say
 from kljax.progress import SweepProgress
 from kljax.rollcall import ALONE, Place, roll_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(LayoutOptions):
     """Runs a grid of studies from a file, or goes on with one that was cut off.
+
+    The backend is not asked for before several processes have met.
 
     Attributes:
       file: sweep file, in TOML; see experiments/presets.
@@ -26,9 +28,6 @@ class Sweep:
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
       memory: GiB that a compiled block may take; None for half of what there is.
-      layout_kind, layout_chunk: how victims are laid over the machine, at most (speed
-        only), see `kljax.mapping.Layout`; None for what is fastest on the backend,
-        which is not asked for before several processes have met.
       retry_failed: whether cells that failed before are tried again.
       report: whether the report is written at the end, by process 0.
       coordinator: HOST:PORT of process 0, if several processes share the work.
@@ -43,21 +42,11 @@ class Sweep:
     probe: float = 60.0
     part: int | None = None
     memory: float | None = None
-    layout_kind: Annotated[
-        Literal[tuple(LAYOUTS)] | None, tyro.conf.arg(name="layout.kind")
-    ] = None
-    layout_chunk: Annotated[int | None, tyro.conf.arg(name="layout.chunk")] = None
     retry_failed: bool = False
     report: bool = True
     coordinator: str | None = None
     processes: int | None = None
     process: str | None = None
-
-    def layout(self) -> Layout:
-        """Fills in what was not said; asks for the backend."""
-        said = {"kind": self.layout_kind, "chunk": self.layout_chunk}
-        said = {name: value for name, value in said.items() if value is not None}
-        return dataclasses.replace(fastest_layout("victims"), **said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,12 +103,12 @@ def run_sweep(job: Sweep, console: Console) -> None:
                 part=job.part,
                 place=place,
                 retry_failed=job.retry_failed,
-                layout=job.layout(),
+                **job.layout_of("victims"),
                 memory=None if job.memory is None else job.memory * 2**30,
                 on_chunk=progress.on_chunk,
             )
     except KeyboardInterrupt:
-        console.print(f"interrupted: go on with the same file and --out {folder}")
+        say(console, f"interrupted: go on with the same file and --out {folder}")
         raise
     console.print(
         f"{done.attacks} attacks, {done.compilations} compilations: "
@@ -127,12 +116,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
         highlight=False,
     )
     for failure in read_failures(folder):
-        console.print(
-            f"failed: {failure['error']}\n  again: {failure['command']}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"failed: {failure['error']}\n  again: {failure['command']}")
     if job.report and place.process == 0:
         run_report(Report(study=folder), console)
 
@@ -172,7 +156,7 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
         f"{victims} victims",
         highlight=False,
     )
-    found = probe(manifest, layout=job.layout(), seconds=job.probe)
+    found = probe(manifest, **job.layout_of("victims"), seconds=job.probe)
     groups, probed = found.groups
     compiling = datetime.timedelta(seconds=round(found.compile_s))
     running = datetime.timedelta(seconds=round(found.run_s))
@@ -196,7 +180,7 @@ def run_report(job: Report, console: Console) -> None:
         value=job.value,
         runs=job.runs,
     )
-    console.print(f"written: {page}", highlight=False, soft_wrap=True)
+    say(console, f"written: {page}")
 
 
 def run_merge(job: Merge, console: Console) -> None:
@@ -204,4 +188,4 @@ def run_merge(job: Merge, console: Console) -> None:
     from kljax.studies.merging import merge_studies
 
     merge_studies(job.first, job.second, job.out)
-    console.print(f"written: {job.out}/", highlight=False, soft_wrap=True)
+    say(console, f"written: {job.out}/")

@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from kljax.cli.printing import printed_table
+from kljax.cli.layouts import LayoutOptions
+from kljax.cli.printing import printed_table, say
 from kljax.config import TrainConfig
 from kljax.progress import TrainProgress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(TrainConfig):
+class Train(LayoutOptions, TrainConfig):
     """Trains a network by federated learning under several defences, side by side.
 
     Called again with the same configuration and folder, it goes on where it was cut
@@ -38,11 +39,12 @@ def run_train(job: Train, console: Console) -> None:
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = job.out or Path("runs") / f"train-{stamp}"
     names = [f.name for f in dataclasses.fields(TrainConfig)]
-    config = TrainConfig(**{name: getattr(job, name) for name in names})
+    given = {name: getattr(job, name) for name in names}
+    config = TrainConfig(**given | job.layout_of("clients"))
     journal.check_same(folder, config)
     summary = journal.read_summary(folder)
     if summary is not None:
-        console.print(f"this run is finished: {folder}/", highlight=False)
+        say(console, f"this run is finished: {folder}/")
     else:
         try:
             with TrainProgress(config, console) as progress:
@@ -54,12 +56,10 @@ def run_train(job: Train, console: Console) -> None:
                     on_round=progress.on_round,
                 ).summary
         except KeyboardInterrupt:
-            console.print(
-                f"interrupted: go on with the same options and --out {folder}"
-            )
+            say(console, f"interrupted: go on with the same options and --out {folder}")
             raise
     print_accuracy(summary, console)
-    console.print(f"written: {folder}/ (summary.md, curves.png, metrics.csv, ...)")
+    say(console, f"written: {folder}/ (summary.md, curves.png, metrics.csv, ...)")
 
 
 def print_accuracy(summary: dict[str, Any], console: Console) -> None:

@@ -190,15 +190,6 @@ class LeakConfig:
                     "whose step size it is"
                 )
 
-    @property
-    def replay_is_exact(self) -> bool:
-        """Tells whether an attacker with the true images would get the upload itself.
-
-        He would not where a client goes on with momentum of earlier rounds.
-        """
-        fresh = self.client_optimiser == "fresh" or not self.round
-        return self.upload == "gradient" or fresh
-
 
 def _check_needs(config: LeakConfig) -> None:
     """Refuses options that say nothing without a run, or without an update."""

@@ -1,7 +1,13 @@
 """Defences: what a client does to keep its data to itself."""
 
 from kljax.defences.clipping import norm_clipping
-from kljax.defences.defence import Context, Defence, chain, none
+from kljax.defences.defence import (
+    Context,
+    Defence,
+    chain,
+    none,
+    without_release,
+)
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
 from kljax.defences.pruning import magnitude_pruning
@@ -18,4 +24,5 @@ __all__ = [
     "magnitude_pruning",
     "norm_clipping",
     "chain",
+    "without_release",
 ]

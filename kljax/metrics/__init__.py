@@ -23,7 +23,7 @@ from kljax.metrics.image import (
     stretch,
 )
 from kljax.metrics.intervals import Interval, cluster_bootstrap, interval, wilson
-from kljax.metrics.lpips import lpips_available, lpips_distances
+from kljax.metrics.lpips import LPIPS_CHANNELS, lpips_available, lpips_distances
 from kljax.metrics.matching import assign, multiset_accuracy
 from kljax.metrics.outcomes import (
     OUTCOMES,
@@ -47,6 +47,7 @@ __all__ = (
     "score",
     "lpips_distances",
     "lpips_available",
+    "LPIPS_CHANNELS",
     # A batch's guesses against its truths
     "assign",
     "multiset_accuracy",

@@ -42,6 +42,7 @@ from kljax.metrics.lpips_networks import (
 )
 
 SMALLEST_SIDE = 32
+LPIPS_CHANNELS = (1, 3)  # of the images that can be compared
 # Pixels in one call of a network: 8 images of 32x32. Larger calls are no faster per
 # image, and an unfilled one costs as much as a full one.
 _PIXELS_PER_CALL = 2**13
@@ -184,7 +185,7 @@ def _checked(name: str, images: ArrayLike) -> np.ndarray:
         raise TypeError(
             f"lpips: {name} are {images.dtype}; images are floating in [0, 1]"
         )
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.ndim != 4 or images.shape[-1] not in LPIPS_CHANNELS:
         raise ValueError(
             f"lpips: {name} have shape {images.shape}; they must be [N, H, W, C] with "
             "C 1 or 3"

@@ -50,6 +50,7 @@ TYPES = {
     "label_multiset_accuracy": pyarrow.float64(),
     "feature_error": pyarrow.float64(),
     "bins_read": pyarrow.int64(),
+    "replay_is_exact": pyarrow.bool_(),
 }
 
 

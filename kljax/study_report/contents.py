@@ -182,7 +182,7 @@ def make_contents(
         budget_words=[(curve.name, curve.reads()) for curve in curves],
         tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
         tradeoff_figure=draw_tradeoffs(tradeoffs, axes),
-        tradeoff_notes=tradeoff_notes(pools, tradeoffs, runs),
+        tradeoff_notes=tradeoff_notes(pools, trainings),
         gallery=make_gallery(study, pools),
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),

@@ -1,12 +1,11 @@
 """Notes: what has to be known to read the numbers of this very study."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from kljax.study_report.axes import Arrangement
 from kljax.study_report.pools import Pool
 from kljax.study_report.tables import Line
-from kljax.study_report.tradeoffs import Tradeoff
+from kljax.study_report.tradeoffs import Run, unpaired
 from kljax.study_report.values import VALUES
 
 FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
@@ -66,23 +65,19 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
     return notes
 
 
-def tradeoff_notes(
-    pools: Sequence[Pool], found: Sequence[Tradeoff], runs: Sequence[Any]
-) -> list[str]:
+def tradeoff_notes(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:
     """Says what has to be known to read trade-offs; nothing without runs."""
     if not runs:
         return []
-    paired = {tradeoff.defence for tradeoff in found}
-    attacked = {pool.cells[0]["config"]["arms"][0].partition("/")[0] for pool in pools}
-    lacking = sorted(attacked - paired)
     notes = [
         "Accuracy is of the trained networks, with the clients' own private keys. "
-        "Where no run was attacked, success is of untrained networks of the same model "
-        "and data: the two halves of the picture are of different weights. A low "
-        "success of attacks that are unsolved is no privacy."
+        "Where no run was attacked, success is of untrained networks of the same "
+        "making: the two halves of the picture are of different weights. A low success "
+        "of attacks that are unsolved is no privacy."
     ]
+    lacking = unpaired(pools, runs)
     if lacking:
-        notes.append(f"No training of the same model and data: {', '.join(lacking)}.")
+        notes.append(f"No training of the same network: {'; '.join(lacking)}.")
     return notes
 
 

@@ -1,6 +1,5 @@
 """Trade-offs: what a defence costs in accuracy, beside what an attack still gets."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from kljax import journal
 from kljax.captured import trained_name
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import Estimate, estimate, sample_deviation
+from kljax.study_report.pairing import network_differences, training_of
 from kljax.study_report.pools import Pool
 from kljax.study_report.successes import HEADER, success_entries, success_record
 from kljax.study_report.tables import Entry, Table, at_words
@@ -17,23 +17,6 @@ from kljax.study_report.values import known
 from kljax.study_report.verdicts import Outcomes, count_outcomes
 
 TEST = "own"  # accuracy with the client's own private key and lock
-# What two trainings may differ in and still be repetitions of each other.
-NOT_THE_TRAINING = (
-    "schema_version",
-    "seed",
-    "arms",
-    "layout",
-    "convolution",
-    "keep_rounds",
-    "save_every",
-    "evaluate_every",
-    "data_dir",
-    "data_licence",
-    "device",
-    "local_devices",
-    "python",
-    "versions",
-)
 
 
 class Tradeoff(NamedTuple):
@@ -107,18 +90,17 @@ def make_tradeoffs(
 ) -> list[Tradeoff]:
     """Pairs every attacked arm with the trainings of its defence.
 
-    A training counts if it is of the same model and data. Where a run was attacked,
-    its own accuracy counts and no other. Trainings that differ in more than the seed
-    make trade-offs of their own.
+    A training counts if it trained the same arm, as written, of the same network, see
+    `kljax.study_report.pairing`. Where a run was attacked, its own accuracy counts and
+    no other. Trainings that differ in more than the seed make trade-offs of their own.
     """
     arm = arm_axis(axes).name
     found = []
     for pool in pools:
         if not len(pool.rows):
             continue
-        config = pool.cells[0]["config"]
-        defence = trained_name(config["arms"][0])
-        fitting = [run for run in runs if _fits(run, pool) and defence in run.accuracy]
+        defence = _defence(pool)
+        fitting = [run for run in runs if not _why_apart(run, pool)]
         if not fitting:
             continue
         success, ssim = estimate(pool, "success"), estimate(pool, "ssim")
@@ -141,20 +123,39 @@ def make_tradeoffs(
     return found
 
 
-def _fits(run: Run, pool: Pool) -> bool:
-    attacked = {cell["config"].get("from_run") for cell in pool.cells} - {None}
-    if attacked:
-        return any(Path(path).resolve() == run.folder.resolve() for path in attacked)
-    config = pool.cells[0]["config"]
-    return all(run.config.get(name) == config[name] for name in ("model", "data"))
+def unpaired(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:
+    """Lists the attacked arms that no training tells the accuracy of, and why."""
+    found: dict[str, None] = {}
+    for pool in pools:
+        reasons = {run.folder.name: _why_apart(run, pool) for run in runs}
+        if len(pool.rows) and all(reasons.values()):
+            why = "; ".join(f"{name}: {', '.join(r)}" for name, r in reasons.items())
+            found[f"{_defence(pool)} ({why})"] = None
+    return list(found)
+
+
+def _why_apart(run: Run, pool: Pool) -> list[str]:
+    """Says why a training tells nothing of what was attacked; nothing if it does."""
+    if _defence(pool) not in run.accuracy:
+        return ["it did not train this arm"]
+    cells = [cell["config"] for cell in pool.cells]
+    attacked = {config.get("from_run") for config in cells} - {None}
+    if not attacked:
+        return network_differences(cells[0], run.config)
+    if any(Path(path).resolve() == run.folder.resolve() for path in attacked):
+        return []
+    return [f"attacked was {', '.join(sorted(attacked))}"]
+
+
+def _defence(pool: Pool) -> str:
+    return trained_name(pool.cells[0]["config"]["arms"][0])
 
 
 def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     """Puts runs together that differ in their seed alone."""
     together: dict[str, list[Run]] = {}
     for run in runs:
-        kept = {k: v for k, v in run.config.items() if k not in NOT_THE_TRAINING}
-        together.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
+        together.setdefault(training_of(run.config), []).append(run)
     return list(together.values())
 
 

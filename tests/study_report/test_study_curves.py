@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 
 from kljax import studies
-from kljax.config import TrainConfig
+from kljax.config import LeakConfig, TrainConfig
 from kljax.study_report.axes import axes_of
 from kljax.study_report.budgets import budgets_table, make_curves
+from kljax.study_report.pairing import (
+    NEITHER,
+    OF_ATTACK,
+    OF_TRAINING,
+    network_differences,
+)
 from kljax.study_report.pools import make_pools
-from kljax.study_report.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
+from kljax.study_report.tradeoffs import (
+    make_tradeoffs,
+    read_runs,
+    tradeoffs_table,
+    unpaired,
+)
 
 ARMS = {arm: {"arm": arm} for arm in ("none", "keylock/known", "keylock/fixed_mean")}
 BUDGETS = {
@@ -155,10 +166,16 @@ def test_every_arm_has_its_curve_and_one_point_is_none(tmp_path):
     assert [curve.name for curve in curves] == ["none", "keylock/fixed_mean"]
 
 
-def write_run(folder, accuracy, finished=True, **config):
-    """Writes a training of which only config and accuracies are true."""
+def write_run(folder, accuracy, finished=True, more=None, **config):
+    """Writes a training of which only config and accuracies are true.
+
+    Its network is that of the studies here, with the weights that they draw.
+    """
     folder.mkdir(parents=True)
-    config = {"job": "train"} | dataclasses.asdict(TrainConfig(**config))
+    config = {"job": "train"} | dataclasses.asdict(
+        TrainConfig(**{"init": 0.5} | config)
+    )
+    config |= more or {}
     (folder / "config.json").write_text(json.dumps(config))
     tests = {
         arm: {"own": {"mean": mean, "std": 0.0, "values": [mean]}}
@@ -203,6 +220,89 @@ def test_trainings_that_differ_in_more_than_the_seed_stay_apart(tmp_path):
     )
     found = make_tradeoffs(pools, axes, runs)
     assert [(t.runs, t.accuracy) for t in found] == [(("a",), 0.9), (("b",), 0.8)]
+
+
+# Another value of each field that both configurations have.
+OTHER = {
+    "model": "dense",
+    "data": "photos",
+    "init": 0.0,
+    "lock_init": 0.5,
+    "lock_activation": "sigmoid",
+    "private_key_size": 9,
+    "sites": ["fc1"],
+    "chained": True,
+    "loss": "mine:loss",
+    "image_size": 16,
+    "precision": "high",
+}
+# Another value of a field that trainings alone have, and that changes what is trained.
+OTHER_NETWORK = {"normalise": "cifar10", "augment": "crop_flip"}
+
+
+def test_every_field_separates_unless_it_is_known_to_say_nothing():
+    """A field that is added needs a row above, or in the lists of pairing."""
+    fields = [
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (LeakConfig, TrainConfig)
+    ]
+    for names, said in zip(fields, (OF_ATTACK, OF_TRAINING), strict=True):
+        assert said <= names and not said & NEITHER
+    left, right = fields[0] - NEITHER - OF_ATTACK, fields[1] - NEITHER - OF_TRAINING
+    assert left == OTHER.keys() and right == OTHER.keys() | OTHER_NETWORK.keys()
+
+
+@pytest.mark.parametrize("name", [*OTHER, *OTHER_NETWORK])
+def test_another_network_is_not_paired(tmp_path, name):
+    axes = {"arm": {"none": {"arm": "none"}}}
+    pools, axes = pools_of(tmp_path, axes, lambda config: 1)
+    other = {**OTHER, **OTHER_NETWORK}[name]
+    runs = read_runs(
+        [
+            write_run(tmp_path / "same", {"none": 0.9}),
+            write_run(tmp_path / "other", {"none": 0.8}, more={name: other}),
+        ]
+    )
+    (found,) = make_tradeoffs(pools, axes, runs)
+    assert found.runs == ("same",)
+    assert make_tradeoffs(pools, axes, runs[1:]) == []
+    (words,) = unpaired(pools, runs[1:])
+    assert words.startswith(f"none (other: {name} is ") and repr(other) in words
+    assert unpaired(pools, runs) == []
+
+
+def test_a_field_of_another_version_separates(tmp_path):
+    axes = {"arm": {"none": {"arm": "none"}}}
+    pools, axes = pools_of(tmp_path, axes, lambda config: 1)
+    runs = [write_run(tmp_path / "new", {"none": 0.9}, more={"flux": 3})]
+    assert make_tradeoffs(pools, axes, read_runs(runs)) == []
+    attacked = pools[0].cells[0]["config"]
+    trained = read_runs(runs)[0].config
+    assert network_differences(attacked | {"flux": 3}, trained) == []
+    old = {name: value for name, value in trained.items() if name != "flux"}
+    del old["chained"]  # as by default
+    assert network_differences(attacked, old) == []
+    assert len(network_differences(attacked | {"chained": True}, old)) == 1
+
+
+def test_how_it_was_trained_or_attacked_separates_nothing(tmp_path):
+    axes = {"arm": {"none": {"arm": "none"}}}
+    fixed = {"steps": 7, "examples": 2, "weights": "shared", "victims": 4}
+    pools, axes = pools_of(tmp_path, axes, lambda config: 1, fixed)
+    options = {"rounds": 3, "batch": 8, "learning_rate": 0.1, "examples": 100}
+    run = write_run(tmp_path / "run", {"none": 0.9}, **options)
+    assert len(make_tradeoffs(pools, axes, read_runs([run]))) == 1
+
+
+def test_arms_are_paired_as_they_are_written(tmp_path):
+    arms = {arm: {"arm": arm} for arm in ("gaussian-noise=0.01", "gaussian-noise=0.1")}
+    pools, axes = pools_of(tmp_path, {"arm": arms}, lambda config: 1)
+    runs = read_runs([write_run(tmp_path / "run", {"gaussian-noise=0.1": 0.7})])
+    (found,) = make_tradeoffs(pools, axes, runs)
+    assert found.arm == found.defence == "gaussian-noise=0.1"
+    assert unpaired(pools, runs) == [
+        "gaussian-noise=0.01 (run: it did not train this arm)"
+    ]
 
 
 def test_a_run_that_was_attacked_has_its_own_accuracy(tmp_path):

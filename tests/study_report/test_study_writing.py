@@ -220,4 +220,6 @@ def test_a_run_beside_the_study(tmp_path):
     assert (page.parent / "tradeoffs.svg").exists()
     words = Page(page.read_text()).words
     assert "Privacy against accuracy" in words and "87.0%" in words
-    assert "No training of the same model and data: bn-control." in words
+    assert (
+        "No training of the same network: bn-control (run: it did not train this arm)."
+    ) in words

@@ -1,0 +1,41 @@
+"""Options that say how the work is laid over the machine."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from kljax.mapping import LAYOUTS, Layout, fastest_layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayoutOptions:
+    """What may be said of a layout; the rest is what is fastest on the backend.
+
+    The backend is not asked for by the parser: help needs none.
+
+    Attributes:
+      layout: not an option by itself.
+      layout_kind: how the work is laid over the machine (speed only), see
+        `kljax.mapping.Layout`; None for what is fastest.
+      layout_chunk: how many victims or clients at once on each device, at most (speed
+        only); None for what is fastest.
+    """
+
+    layout: Annotated[Layout | None, tyro.conf.Suppress] = None
+    layout_kind: Annotated[
+        Literal[tuple(LAYOUTS)] | None, tyro.conf.arg(name="layout.kind")
+    ] = None
+    layout_chunk: Annotated[int | None, tyro.conf.arg(name="layout.chunk")] = None
+
+    def __post_init__(self):
+        """Checks what was said."""
+        Layout(**self._said())
+
+    def _said(self) -> dict[str, Any]:
+        said = {"kind": self.layout_kind, "chunk": self.layout_chunk}
+        return {name: value for name, value in said.items() if value is not None}
+
+    def layout_of(self, work: Literal["victims", "clients"]) -> dict[str, Layout]:
+        """Fills in what was not said; asks for the backend."""
+        return {"layout": dataclasses.replace(fastest_layout(work), **self._said())}

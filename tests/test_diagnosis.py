@@ -1,0 +1,247 @@
+"""What a replay at the truth gives, and what its loss is then due to."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from studies import scored, study
+from toys import (
+    CLASSES,
+    IMAGE_SHAPE,
+    LOCK,
+    locked_update,
+    quick_jit,
+    random_images,
+    random_private,
+    random_weights,
+    setting,
+    threat,
+    toy_model,
+)
+
+from kljax.algorithms import proximal
+from kljax.attacks import Protocol
+from kljax.clients import local_update
+from kljax.defences import (
+    Defence,
+    chain,
+    gaussian_noise,
+    keylock,
+    magnitude_pruning,
+    none,
+    norm_clipping,
+)
+from kljax.diagnosis import replay_is_exact
+from kljax.losses import cross_entropy
+from kljax.models import LeNet, from_nnx, resnet20
+from kljax.threat import Update, observe
+from kljax.typing import Private, Public
+
+STEPS, BATCH, RATE = 4, 2, 0.1
+EXAMPLES = STEPS * BATCH // 2  # gone through twice
+PENALTY = proximal(0.5)
+LOCKED = keylock(LOCK)
+NOISY = chain(LOCKED, gaussian_noise(0.5))
+UPDATE = threat(
+    "known",
+    private_key="known",
+    lock_weights="known",
+    victim_norm="train",
+    attacker_norm="train",
+    upload="update",
+    examples=EXAMPLES,
+)
+
+
+def optimiser():
+    return optax.sgd(RATE, momentum=0.9)
+
+
+def flipped(rng, images):
+    del rng
+    return images[:, :, ::-1]
+
+
+def another_private_key(rng, private):
+    return private._replace(secret=jax.random.uniform(rng, private.secret.shape))
+
+
+def trained(defence: Defence = LOCKED, momentum: float = 0.0, **options) -> Update:
+    """Runs a client for some steps, with a momentum of every entry from before."""
+    model = toy_model()
+    params, stats = random_weights(model)
+    received = Public(params)
+    training = local_update(
+        model, cross_entropy, defence, optimiser(), steps=STEPS, batch=BATCH, **options
+    )
+    state = training.init(received, random_private())
+    kept = jax.tree.map(lambda x: x + momentum, state.optimiser)
+    run = quick_jit(functools.partial(training.run, jax.random.key(7), np.int32(3)))
+    return run(
+        received,
+        stats,
+        state._replace(optimiser=kept),
+        random_images(EXAMPLES, *IMAGE_SHAPE),
+        np.arange(EXAMPLES) % CLASSES,
+    )
+
+
+bare = functools.cache(trained)
+
+
+def replays(update: Update, declared=UPDATE, defence: Defence = LOCKED, penalty=None):
+    """Asks whether the attacker's replay at the truth is the client's."""
+    protocol = Protocol(optimiser(), STEPS, BATCH, RATE, penalty)
+    ground = setting(declared, defence, protocol=protocol)
+    view = observe(declared, update)
+    exact = quick_jit(functools.partial(replay_is_exact, ground))(update, view)
+    return bool(exact)
+
+
+# --- what was before the release -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [gaussian_noise(0.5), magnitude_pruning(0.5), norm_clipping(1e-3)],
+    ids=("noise", "pruning", "clipping"),
+)
+def test_before_release_nothing_was_done_and_all_else_is_the_same(transform):
+    plain, changed = bare(), trained(chain(LOCKED, transform))
+    sent, before = (jax.tree.leaves(x) for x in (changed.sent, changed.before_release))
+    assert any(np.any(one != other) for one, other in zip(sent, before, strict=True))
+    for one, other in zip(jax.tree.leaves(plain.sent), before, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+# --- whether the replay is the client's ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "penalty", "exact"),
+    [
+        ({}, None, True),
+        ({"defence": NOISY}, None, True),
+        ({"defence": chain(LOCKED, magnitude_pruning(0.9))}, None, True),
+        ({"penalty": PENALTY}, PENALTY, True),
+        ({"momentum": 0.5}, None, False),
+        ({"momentum": 0.5, "reset_optimiser": True}, None, True),
+        ({"momentum": 0.5, "defence": NOISY}, None, False),
+        ({"augment": flipped}, None, False),
+        ({"penalty": PENALTY}, None, False),
+    ],
+    ids=str,
+)
+def test_an_update_is_replayed_or_is_not(options, penalty, exact):
+    defence = options.get("defence", LOCKED)
+    assert replays(trained(**options), defence=defence, penalty=penalty) is exact
+
+
+def test_another_private_key_is_another_client():
+    """One drawn anew, where the update says which it was before."""
+    private = random_private()
+    other = another_private_key(jax.random.key(1), private)
+    update = bare()
+    assert not replays(update._replace(private=other))
+
+
+def test_another_mode_of_the_norm_is_another_gradient():
+    update = locked_update(2)  # in eval mode
+    broken = jax.tree.map(lambda x: x * np.nan, update.before_release)
+    for mode, exact in (("eval", True), ("train", False)):
+        declared = threat("unit", victim_norm="eval", attacker_norm=mode, examples=2)
+        ground = setting(declared, LOCKED)
+        ask = quick_jit(functools.partial(replay_is_exact, ground))
+        view = observe(declared, update)
+        assert bool(ask(update, view)) is exact
+        # What is not finite is nobody's replay.
+        assert not ask(update._replace(before_release=broken), view)
+
+
+# Another form of the convolution rounds otherwise, in every layer and step.
+@pytest.mark.parametrize(
+    ("network", "steps"),
+    [
+        (LeNet, 8),
+        pytest.param(resnet20, 1, marks=pytest.mark.slow),
+        pytest.param(resnet20, 4, marks=pytest.mark.slow),
+    ],
+    ids=("lenet, 8 steps", "resnet20, 1 step", "resnet20, 4 steps"),
+)
+def test_rounding_is_no_error_of_the_replay(network, steps):
+    shape, batch = (16, 16, 3), 4
+    examples = steps * batch
+
+    def build(rngs):
+        return network(CLASSES, image_shape=shape, rngs=rngs)
+
+    one, other = (from_nnx(build, convolution=form) for form in ("matmul", "lax"))
+    params, stats = quick_jit(one.init)(jax.random.key(0))
+    descent = optax.sgd(0.05, momentum=0.9)
+    training = local_update(
+        one, cross_entropy, none(), descent, steps=steps, batch=batch
+    )
+    received = Public(params)
+    update = quick_jit(training.run)(
+        jax.random.key(0),
+        0,
+        received,
+        stats,
+        training.init(received, Private()),
+        random_images(examples, *shape),
+        np.arange(examples) % CLASSES,
+    )
+    facts = {"victim_norm": "train", "attacker_norm": "train", "examples": examples}
+    declared = threat("unit", upload="update", **facts)
+    ground = setting(
+        declared,
+        none(),
+        model=other,
+        protocol=Protocol(descent, steps, batch, 0.05),
+    )
+    exact = quick_jit(functools.partial(replay_is_exact, ground))
+    assert exact(update, observe(declared, update))
+    # One example with a tenth less of its contrast is no rounding.
+    dimmed = update.images.at[0].multiply(0.9)
+    assert not exact(update._replace(images=dimmed), observe(declared, update))
+
+
+# --- what follows for the outcome ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "outside_package:Normed", "threat": ("attacker_norm=eval",)},
+        {"model": "outside_package:Dropping"},
+    ],
+    ids=("another norm mode", "dropout"),
+)
+def test_wrong_images_behind_a_wrong_replay_are_unsolved(changes):
+    """Whatever is found has a smaller loss than the truth."""
+    rows = scored(study(victims=6, steps=100, classifier="head", **changes))
+    mine = [row for row in rows if row["arm"] == "none"]
+    for row in mine:
+        assert row["replay_is_exact"] is False
+        assert row["matching_loss"] < row["matching_loss_at_truth"]
+        assert row["matching_loss_floor"] < row["matching_loss_at_truth"]
+    outcomes = [row["outcome"] for row in mine]
+    assert "unsolved" in outcomes and set(outcomes) <= {"unsolved", "recovered"}
+
+
+def test_noise_is_no_error_of_the_replay():
+    """A wrong image that matches as well as the truth does is what noise makes."""
+    result = study(steps=200, victims=2, arms=("gaussian-noise=10",))
+    for row in scored(result):
+        if row["arm"].startswith("floor"):
+            continue
+        assert row["replay_is_exact"] is True
+        assert row["matching_loss"] < row["matching_loss_at_truth"]
+        assert row["outcome"] == "ambiguous"
+
+
+def test_an_attack_that_replays_nothing_says_nothing_of_it():
+    rows = scored(study(attack="outside_package:reveal", optimiser=None))
+    assert {row["replay_is_exact"] for row in rows} == {None}
