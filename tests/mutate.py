@@ -3,9 +3,10 @@
     python tests/mutate.py runs/mutations --count 100
 
 A mutation changes one place of a module: an operator, a comparison, a constant, two
-arguments of a call, a condition; or it drops a call such as `stop_gradient`. Each is
-run, in a copy of the repository, against the `FILES` test files that use its module
-most, by their imports. It is killed if one of them fails, and that test
+arguments of a call, a condition, one random key for another; or it drops a call such
+as `stop_gradient`. Each is
+run, in a copy of the repository, against the few test files that use its module most,
+by their imports. It is killed if one of them fails, and that test
 passes without it. Results are lines of ``results.jsonl`` in the folder; a run that is
 stopped goes on where it was, and a larger count goes on with the same sample. The list
 of survivors at the end is to be read: some change nothing that can be seen.
@@ -41,7 +42,7 @@ MODULES = (
     "kljax/metrics",
     "kljax/defences",
 )
-FILES = 4  # of tests, for one module
+FILES = 4  # of tests, for one module, unless it is said
 LIMIT = 300  # seconds for one mutation
 OPERATORS = {
     ast.Add: ("+", "-"),
@@ -63,6 +64,8 @@ OPERATORS = {
 # Calls that give something like their first argument.
 DROPPED = {
     "stop_gradient",
+    "derive_rng",
+    "fold_in",
     "abs",
     "clip",
     "exp",
@@ -175,6 +178,8 @@ def _changes(node: ast.AST, span, text, source: bytes):
             yield *span(node.test), f"(not ({text(node.test)}))"
         case ast.Expr(value=ast.Call()):
             yield *span(node), "pass"
+        case ast.FunctionDef():
+            yield from _other_random_keys(node, span)
         case ast.Constant(value=bool()):
             yield *span(node), str(not node.value)
         case ast.Constant(value=int()):
@@ -203,6 +208,30 @@ def _changes_of_call(node: ast.Call, span, text):
         yield *span(given[1]), "0"
     if name in DROPPED and given:
         yield *span(node), text(given[0])
+
+
+def _other_random_keys(node: ast.FunctionDef, span):
+    """Yields, for each use of a random key in a function, those that it has by then."""
+    own, left = [], list(node.body)
+    while left:
+        part = left.pop()
+        if not isinstance(part, (ast.FunctionDef, ast.Lambda)):
+            own.append(part)
+            left += ast.iter_child_nodes(part)
+    keys = [n for n in own if isinstance(n, ast.Name) and _is_random_key(n.id)]
+    since = {a.arg: 0 for a in node.args.args if _is_random_key(a.arg)}
+    for key in sorted(keys, key=lambda key: key.lineno, reverse=True):
+        if isinstance(key.ctx, ast.Store):
+            since[key.id] = key.lineno
+    for key in keys:
+        if isinstance(key.ctx, ast.Load):
+            for other in sorted(since):
+                if other != key.id and since[other] < key.lineno:
+                    yield *span(key), other
+
+
+def _is_random_key(name: str) -> bool:
+    return name == "rng" or name.startswith("rng_")
 
 
 def list_mutations(root: Path, modules) -> list[Mutation]:
@@ -377,8 +406,8 @@ def copy_of(root: Path, folder: Path) -> Path:
 class Judge:
     """Runs mutations in a copy, and remembers which tests pass without any."""
 
-    def __init__(self, copy: Path, limit: float):
-        self.copy, self.limit = copy, limit
+    def __init__(self, copy: Path, limit: float = LIMIT, files: int = FILES):
+        self.copy, self.limit, self.files = copy, limit, files
         self.tests = tests_by_module(copy)
         self.clean: dict[tuple[str, ...], bool] = {}
 
@@ -396,7 +425,7 @@ class Judge:
         """
         path = self.copy / mutation.path
         source = path.read_bytes()
-        tests = self.tests[mutation.path][:FILES]
+        tests = self.tests[mutation.path][: self.files]
         try:
             path.write_bytes(
                 source[: mutation.start]
@@ -457,6 +486,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=MODULES)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each")
+    parser.add_argument("--files", type=int, default=FILES, help="of tests, for each")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     every = list_mutations(root, options.modules)
@@ -465,7 +495,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     path = options.folder / "results.jsonl"
     cut = path.exists() and not path.read_bytes().endswith(b"\n")
     with tempfile.TemporaryDirectory() as place:
-        judge = Judge(copy_of(root, Path(place)), options.limit)
+        judge = Judge(copy_of(root, Path(place)), options.limit, options.files)
         with open(path, "a") as file:
             file.write("\n" * cut)
             for number, mutation in enumerate(chosen, 1):

@@ -9,12 +9,12 @@ SUMS = b'''"""Sums - and * more."""
 import jax
 
 
-def total(values: list[int] = (), scale=2.0, flag=True):
+def total(values: list[int] = (), scale=2.0, flag=True, rng_a=None):
     if not values:
         raise ValueError(f"{len(values) + 1} values - too few")
     check(values, scale)
-    key = jax.random.fold_in(scale, 3)
-    kept = jax.lax.stop_gradient(values[0]) ** 2 - jax.numpy.where(flag, values, key)
+    rng_b = jax.random.fold_in(rng_a, 3)
+    kept = jax.lax.stop_gradient(values[0]) ** 2 - jax.numpy.where(flag, values, rng_b)
     return kept if scale <= 1 and flag else -kept // 4 + scale
 '''
 CHANGES = {
@@ -24,7 +24,9 @@ CHANGES = {
     ("not values", "(not (not values))"),
     ("check(values, scale)", "pass"),
     ("values, scale", "scale, values"),
-    ("scale, 3", "3, scale"),
+    ("jax.random.fold_in(rng_a, 3)", "rng_a"),
+    ("rng_b", "rng_a"),
+    ("rng_a, 3", "3, rng_a"),
     ("3", "0"),
     ("3", "4"),
     ("jax.lax.stop_gradient(values[0])", "values[0]"),
@@ -32,8 +34,8 @@ CHANGES = {
     ("**", "*"),
     ("2", "3"),
     ("-", "+"),
-    ("jax.numpy.where(flag, values, key)", "values"),
-    ("jax.numpy.where(flag, values, key)", "key"),
+    ("jax.numpy.where(flag, values, rng_b)", "values"),
+    ("jax.numpy.where(flag, values, rng_b)", "rng_b"),
     ("flag, values", "values, flag"),
     ("scale <= 1 and flag", "(not (scale <= 1 and flag))"),
     ("<=", "<"),
