@@ -44,17 +44,20 @@ MEANS = (
 def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     """Summarises the rows of a study, as written to ``summary.json``.
 
-    Means are over victims whose value is finite, None where there is none.
+    Means are over images whose value is finite, None where there is none.
     ``success_low`` and ``success_high`` are the 95 % interval of the success rate:
-    Wilson's where each victim stands for itself, by bootstrap over groups otherwise;
-    NaN where it cannot be told.
+    Wilson's where each image stands for itself, by bootstrap over groups otherwise;
+    NaN where it cannot be told. Images of one upload are a group, and
+    ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
+    each upload have that outcome, where uploads have several.
     """
     arms = {
         name: _summary_of([row for row in rows if row["arm"] == name])
         for name in dict.fromkeys(row["arm"] for row in rows)
     }
-    evaluations = sum(row["evaluations"] or 0 for row in rows)
-    attacks = sum(1 for row in rows if row["attack"] is not None)
+    # What an attack spent on an upload is said in each of the upload's rows.
+    first = [row for row in rows if row["attack"] is not None and not row["example"]]
+    evaluations = sum(row["evaluations"] or 0 for row in first)
     compile_s = sum(arm.timing.compile_s for arm in result.arms)
     run_s = sum(arm.timing.run_s for arm in result.arms)
     prefix = "floor/"
@@ -66,7 +69,7 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
         },
         "throughput": {
             "evaluations_per_s": evaluations / run_s,
-            "attacks_per_hour": 3600 * attacks / run_s,
+            "attacks_per_hour": 3600 * len(first) / run_s,
             "compile_s": compile_s,
             "run_s": run_s,
             "device": device(),
@@ -83,6 +86,9 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
         summary["n_diverged"] = outcomes.count("diverged")
         summary["outcomes"] = {o: outcomes.count(o) for o in metrics.OUTCOMES}
         summary["recovered_rate"] = outcomes.count("recovered") / len(rows)
+        if any(row["example"] for row in rows):
+            for name in ("recovered", "recovered_affine"):
+                summary[f"{name}_of_uploads"] = _count_by_upload(rows, name)
     for name in MEANS:
         values = np.array([row[name] for row in rows if row[name] is not None], float)
         if not len(values):
@@ -96,6 +102,13 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
     summary["success_low"], summary["success_high"] = interval.low, interval.high
     summary["success_interval"] = interval.method
     return summary
+
+
+def _count_by_upload(rows: list[Row], outcome: str) -> list[int]:
+    counts = dict.fromkeys((row["upload"] for row in rows), 0)
+    for row in rows:
+        counts[row["upload"]] += row["outcome"] == outcome
+    return list(counts.values())
 
 
 def describe(result: LeakResult) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def describe(result: LeakResult) -> dict[str, Any]:
 TABLE = {
     "n": "victims",
     "recovered_rate": "recovered",
-    "outcomes": "unsolved / ambiguous / diverged",
+    "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
     "success_rate": "SSIM >= .6 [95 %]",
     "ssim": "SSIM",
     "ssim_minmax": "SSIM min-max",
@@ -145,13 +158,36 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def upload_lines(summary: dict[str, Any]) -> list[str]:
+    """Says how many images of each upload each arm lost; none for single examples."""
+    examples = summary["config"]["examples"]
+    lines = []
+    for name, arm in summary["arms"].items():
+        if "recovered_of_uploads" not in arm:
+            continue
+        counts = np.array([arm["recovered_of_uploads"]])
+        text = (
+            f"{name}: recovered {_span(counts)} of the {examples} images of an upload"
+        )
+        affine = counts + [arm["recovered_affine_of_uploads"]]
+        if (affine != counts).any():
+            text += f", {_span(affine)} with those up to brightness and contrast"
+        lines.append(f"{text}; a lower bound of what leaked")
+    return lines
+
+
+def _span(counts: np.ndarray) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high} (mean {counts.mean():.1f})"
+
+
 # What fits 80 columns of a terminal; `summary.md` has the rest.
 BRIEF = {
     "recovered_rate": "reco-\nvered",
     "ssim": "SSIM",
     "ssim_affine_oracle": "SSIM\naffine\noracle",
     "psnr": "PSNR\ndB",
-    "outcomes": "unsolved\nambiguous\ndiverged",
+    "outcomes": "recovered_\naffine/\nunsolved/\nambiguous/\ndiverged",
     "label_accuracy": "label",
     "success_rate": "SSIM >= .6\n[95 %]",
     "bins_read": "bins\nread",
@@ -166,7 +202,8 @@ def brief_tables(
     for kind, lines in (("arm", summary["arms"]), ("floor", summary["floors"])):
         shown = [c for c in BRIEF if any(c in line for line in lines.values())]
         rows = [
-            [name, *(_cell(c, line) for c in shown)] for name, line in lines.items()
+            [name, *(_cell(c, line).replace(" / ", "/") for c in shown)]
+            for name, line in lines.items()
         ]
         tables.append(([kind, *(BRIEF[c] for c in shown)], rows))
     return tables
@@ -232,14 +269,16 @@ def _digits(column: str) -> int:
 
 READING = """\
 How to read it. *recovered*: SSIM >= .6 and at most half the squared error of the best
-floor. *unsolved*: the attack did not match the gradient, which says nothing for a
-defence. *ambiguous*: the gradient is matched and the image is wrong, the only evidence
-for a defence. Floors are images made without any gradient; a success rate below its
-floor's proves nothing. Means hide spread: `rows.csv` has every victim. *feature
-error*: how far the classifier's input is from what its gradient says, lock or none. A
-key-lock's `known` arm is not the undefended arm: dead ReLU channels and saturated
-sigmoids make inversion hard even for someone who has the private key, and that is
-difficulty, not secrecy."""
+floor. *recovered_affine*: the same after the best brightness and contrast per channel,
+of the image and of its floors; a norm in train mode hides those of a single example.
+*unsolved*: the attack did not match the gradient, which says nothing for a defence.
+*ambiguous*: the gradient is matched and the image is wrong, whatever its contrast; that
+is evidence for a defence only where the undefended arm of the same cell is recovered.
+Floors are images made without any gradient; a success rate below its floor's proves
+nothing. Means hide spread: `rows.csv` has every image. *feature error*: how far the
+classifier's input is from what its gradient says, lock or none. A key-lock's `known`
+arm is not the undefended arm: dead ReLU channels and saturated sigmoids make inversion
+hard even for someone who has the private key, and that is difficulty, not secrecy."""
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
@@ -247,6 +286,8 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     header, lines = table(summary)
     config, speed = result.config, summary["throughput"]
     models = "\n".join(f"- {line}" for line in threat_lines(result))
+    uploads = "".join(f"- {line}\n" for line in upload_lines(summary))
+    uploads = f"\n{uploads}" if uploads else ""
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
     budget = budget if speed["evaluations_per_s"] else ""
@@ -258,7 +299,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 
 {tabulate(lines, header, tablefmt="github", disable_numparse=True)}
-
+{uploads}
 {READING}
 
 Throughput: {speed["evaluations_per_s"]:.0f} evaluations/s,

@@ -1,7 +1,10 @@
-"""Scores: from reconstructions to rows, one row per victim, arm and strategy.
+"""Scores: from reconstructions to rows, one row per private image, arm and strategy.
 
-The schema is versioned; later versions only add columns. A column that does not apply
-is None. Rows of arms ``floor/NAME`` score what is reached without any gradient.
+An upload of several examples has a row for each of them; what is known of the upload
+alone (losses, live channels, ...) is the same in all of them. The schema is versioned;
+later versions only add columns, but for `victim`, see `SCHEMA_VERSION`. A column that
+does not apply is None. Rows of arms ``floor/NAME`` score what is reached without any
+gradient.
 """
 
 import math
@@ -20,7 +23,9 @@ from kljax.metrics import Reference, best_floor_mse
 from kljax.run_folder import LeftOut
 from kljax.staging import Victims
 
-SCHEMA_VERSION = 3
+# Up to version 3 an upload of several examples was one row, with the means of their
+# scores, and `victim` and `label` were those of its first example.
+SCHEMA_VERSION = 4
 COLUMNS = (
     "schema_version",
     "arm",
@@ -28,17 +33,17 @@ COLUMNS = (
     "label_strategy",
     "model",
     "data",
-    "victim",  # index in the dataset of the victim's first example
-    "group",  # bootstrap cluster
-    "label",  # of the first example
+    "victim",  # index of the image in the dataset
+    "group",  # bootstrap cluster: that of the upload's first example
+    "label",
     "label_guess",  # -1 where the upload says nothing of labels
-    "label_accuracy",  # share of the victim's examples
+    "label_accuracy",  # 1 where the guess of this image is right, or 0
     "weights",
     "attack",
     "optimiser",
     "step_size",
     "restarts",
-    "evaluations",
+    "evaluations",  # None, as the three before, for closed forms, which make none
     "seed",
     "matmul_precision",
     "device",
@@ -53,16 +58,20 @@ COLUMNS = (
     "rmse255",
     "psnr_fedkl",
     "success",  # SSIM >= 0.6
-    "floor_mse",  # of the best floor of this victim
+    "floor_mse",  # of the best floor of this image
     "matching_loss",
     "matching_loss_at_truth",
     "matching_loss_floor",
     "outcome",
     "live_channels",
-    "label_multiset_accuracy",  # the same, in whatever order the labels were found
+    "label_multiset_accuracy",  # of the upload, in whatever order they were found
     "feature_error",  # of the classifier's input as its gradient says, relative
     "bins_read",  # of the imprint: at most so many images lie open
     "replay_is_exact",  # the true images replay to the upload before its release
+    "upload",  # number of the upload in the study, from 0
+    "example",  # place of the image in its upload, from 0
+    "mse_affine_oracle",
+    "floor_mse_affine",  # of the best floor of this image, after the affine fit
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -73,19 +82,23 @@ PIXELS_PER_BLOCK = 2**16
 
 Row = dict[str, Any]
 Scores = dict[str, np.ndarray]  # by column, each [N]
-Guesses = tuple[list[int], np.ndarray]  # of which victims, and images [n, B, H, W, C]
+Guesses = tuple[list[int], np.ndarray]  # places of truths, and images [n, H, W, C]
 _score = jax.jit(jax.vmap(metrics.score))
 
 
 class Floors(NamedTuple):
-    """What is reached without any gradient, for some victims.
+    """What is reached without any gradient, for the images of some victims.
+
+    Letters: M images, those of one upload after those of another.
 
     Attributes:
-      best: [N] mean squared error of each victim's best floor.
-      scores: name -> the victims that have it, and their scores.
+      best: [M] mean squared error of each image's best floor.
+      best_affine: [M] the same after the best affine map per channel of each floor.
+      scores: name -> places of the images that have it, and their scores.
     """
 
     best: np.ndarray
+    best_affine: np.ndarray
     scores: dict[str, tuple[list[int], Scores]]
 
 
@@ -118,16 +131,17 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
         reference = _reference(result.dataset, result.config.seed)
         floors = _score_floors(result, reference)
     rows = [
-        _row(result, n, f"floor/{name}", floors.best[n], _at(scores, place))
+        _row(result, place, f"floor/{name}", floors, _at(scores, n))
         for name, (having, scores) in floors.scores.items()
-        for place, n in enumerate(having)
+        for n, place in enumerate(having)
     ]
-    everyone = list(range(len(victims.labels)))
-    sets = [(everyone, matched_images(arm, victims)) for arm in result.arms]
+    truths = _flat(victims.images)
+    everyone = list(range(len(truths)))
+    sets = [(everyone, _flat(matched_images(arm, victims))) for arm in result.arms]
     # Apart from the floors, which may be known: the last bits of an image's scores
     # may depend on what else is in a call, and rows must not on what came before.
-    for arm, scores in zip(result.arms, _scores_of(sets, victims), strict=True):
-        rows += _arm_rows(result, arm, floors.best, scores)
+    for arm, scores in zip(result.arms, _scores_of(sets, truths), strict=True):
+        rows += _arm_rows(result, arm, floors, scores)
     return rows, floors
 
 
@@ -165,13 +179,18 @@ def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
     return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
 
 
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Lists what each example has: [N, B, ...] becomes [N * B, ...]."""
+    return values.reshape(-1, *values.shape[2:])
+
+
 def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
     guesses = arm.attacked.reconstruction.images
     return [metrics.assign(g, t) for g, t in zip(guesses, victims.images, strict=True)]
 
 
 def _arm_rows(
-    result: LeakResult, arm: ArmResult, best: np.ndarray, scores: Scores
+    result: LeakResult, arm: ArmResult, floors: Floors, scores: Scores
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
@@ -189,33 +208,24 @@ def _arm_rows(
         exact = bool(attacked.replay_is_exact[n])
         reachable = at_truth if exact else 0.0
         error = float(attacked.feature_error[n])
+        # A closed form makes no evaluation, whatever number it was offered.
+        searched = spent is None or int(spent[n]) > 0
         floor = (
             metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
             if measured
             else None
         )
-        row = _row(result, n, arm.arm.name, best[n], _at(scores, n))
-        row |= {
+        of_upload = {
             "lock_strategy": arm.arm.lock_strategy,
             "label_strategy": arm.threat.strategy.labels,
-            "label_guess": int(guesses[0]),
-            "label_accuracy": float(np.mean(guesses == victims.labels[n])),
             "attack": result.config.attack,
-            "optimiser": result.config.optimiser,
-            "step_size": result.config.step_size,
-            "restarts": result.config.restarts,
-            "evaluations": None if spent is None else int(spent[n]),
+            "optimiser": result.config.optimiser if searched else None,
+            "step_size": result.config.step_size if searched else None,
+            "restarts": result.config.restarts if searched else None,
+            "evaluations": int(spent[n]) if searched and spent is not None else None,
             "matching_loss": loss,
             "matching_loss_at_truth": at_truth if measured else None,
             "matching_loss_floor": floor,
-            "outcome": metrics.outcome(
-                ssim=row["ssim"],
-                mse=row["mse"],
-                best_floor_mse=row["floor_mse"],
-                matching_loss=loss if measured else None,
-                loss_floor=floor,
-                finite=bool(found.finite[n]),
-            ),
             "live_channels": live if live or arm.arm.gated else None,
             "label_multiset_accuracy": metrics.multiset_accuracy(
                 found.labels[n], victims.labels[n]
@@ -224,27 +234,49 @@ def _arm_rows(
             "bins_read": None if count is None else int(count[n]),
             "replay_is_exact": exact if measured else None,
         }
-        rows.append(row)
+        for example, guess in enumerate(guesses):
+            place = n * len(guesses) + example
+            row = _row(result, place, arm.arm.name, floors, _at(scores, place))
+            row |= of_upload | {
+                "label_guess": int(guess),
+                "label_accuracy": float(guess == victims.labels[n, example]),
+                "outcome": metrics.outcome(
+                    ssim=row["ssim"],
+                    mse=row["mse"],
+                    best_floor_mse=row["floor_mse"],
+                    ssim_affine=row["ssim_affine_oracle"],
+                    mse_affine=row["mse_affine_oracle"],
+                    best_floor_mse_affine=row["floor_mse_affine"],
+                    matching_loss=loss if measured else None,
+                    loss_floor=floor,
+                    finite=bool(found.finite[n]),
+                ),
+            }
+            rows.append(row)
     return rows
 
 
-def _row(result: LeakResult, n: int, arm: str, best: float, scores: Row) -> Row:
+def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) -> Row:
     config, victims = result.config, result.victims
+    n, example = divmod(place, victims.labels.shape[1])
     row: Row = dict.fromkeys(COLUMNS)
     row |= {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
         "model": config.model,
         "data": config.data,
-        "victim": int(victims.indices[n, 0]),
+        "victim": int(victims.indices[n, example]),
         "group": int(victims.groups[n]),
-        "label": int(victims.labels[n, 0]),
+        "label": int(victims.labels[n, example]),
         "weights": config.weights,
         "seed": config.seed,
         "matmul_precision": config.precision,
         "device": jax.devices()[0].device_kind,
         "success": metrics.success(scores["ssim"]),
-        "floor_mse": float(best),
+        "floor_mse": float(floors.best[place]),
+        "upload": int(victims.uploads[n]),
+        "example": example,
+        "floor_mse_affine": float(floors.best_affine[place]),
     }
     return row | scores
 
@@ -274,45 +306,37 @@ def _floors(
 
 def _score_floors(result: LeakResult, reference: Reference) -> Floors:
     victims = result.victims
-    places = range(len(victims.labels))
-    images, labels, indices = (
-        part.reshape(-1, *part.shape[2:])
-        for part in (victims.images, victims.labels, victims.indices)
+    truths, labels, indices = map(
+        _flat, (victims.images, victims.labels, victims.indices)
     )
-    flat = _floors(images, labels, indices, reference, result.config.seed)
-    least = [best_floor_mse(t, made) for t, made in zip(images, flat, strict=True)]
-    best = np.reshape(least, victims.labels.shape).mean(axis=1)
-    examples = victims.labels.shape[1]
-    floors = [flat[n * examples : (n + 1) * examples] for n in places]
+    made = _floors(truths, labels, indices, reference, result.config.seed)
+    best = [best_floor_mse(t, floors) for t, floors in zip(truths, made, strict=True)]
     sets = {}
     for name in metrics.FLOORS:
-        # A victim of which any example lacks this floor has no such row.
-        having = [n for n in places if all(name in made for made in floors[n])]
+        # An image of which there is no other of its class lacks some.
+        having = [place for place, floors in enumerate(made) if name in floors]
         if having:
-            sets[name] = (
-                having,
-                np.stack([[made[name] for made in floors[n]] for n in having]),
-            )
-    scores = _scores_of([*sets.values()], victims)
-    named = zip(sets.items(), scores, strict=True)
-    return Floors(best, {name: (having, its) for (name, (having, _)), its in named})
+            sets[name] = having, np.stack([made[place][name] for place in having])
+    scored = zip(sets.items(), _scores_of([*sets.values()], truths), strict=True)
+    scores = {name: (having, its) for (name, (having, _)), its in scored}
+    best_affine = np.full(len(truths), np.inf)
+    for having, its in scores.values():
+        fitted = np.minimum(best_affine[having], its["mse_affine_oracle"])
+        best_affine[having] = fitted
+    return Floors(np.asarray(best), best_affine, scores)
 
 
-def _scores_of(sets: list[Guesses], victims: Victims) -> list[Scores]:
-    """Scores sets of guesses; each victim gets the mean over its examples."""
+def _scores_of(sets: list[Guesses], truths: np.ndarray) -> list[Scores]:
+    """Scores sets of guesses against their truths, all in one table."""
     guesses = np.concatenate([images for _, images in sets])
-    truths = np.concatenate([victims.images[having] for having, _ in sets])
-    count, examples, *shape = guesses.shape
-    guesses, truths = (side.reshape(-1, *shape) for side in (guesses, truths))
+    truths = np.concatenate([truths[places] for places, _ in sets])
     table = _score_flat(guesses, truths)
+    ratio = table["psnr_affine_oracle"].astype(np.float64)
+    table["mse_affine_oracle"] = 10 ** (-ratio / 10)  # data range 1
     if metrics.lpips_available():
         table |= _lpips(guesses, truths)
-    means = {
-        name: values.reshape(count, examples).mean(axis=1)
-        for name, values in table.items()
-    }
-    ends = np.cumsum([len(having) for having, _ in sets])[:-1]
-    split = {name: np.split(values, ends) for name, values in means.items()}
+    ends = np.cumsum([len(places) for places, _ in sets])[:-1]
+    split = {name: np.split(values, ends) for name, values in table.items()}
     return [{name: split[name][n] for name in split} for n in range(len(sets))]
 
 

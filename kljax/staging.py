@@ -34,6 +34,7 @@ class Victims(NamedTuple):
     images: np.ndarray  # [N, B, H, W, C] in [0, 1]
     labels: np.ndarray  # [N, B] int32
     groups: np.ndarray  # [N] bootstrap clusters, of the first example
+    uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
 
 
 class Source(NamedTuple):
@@ -351,4 +352,5 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
         images.reshape(*indices.shape, *images.shape[1:]),
         labels.reshape(indices.shape),
         dataset.groups_of(indices[:, 0]),
+        np.arange(config.victims),
     )

@@ -88,7 +88,8 @@ class Tally:
             for row in rows.get(chunk.pieces[0].name, ())
             if row["matching_loss"] is not None
         ]
-        new = [row for some in rows.values() for row in some]
+        # An attack on several examples has a row for each.
+        new = [row for some in rows.values() for row in some if not row["example"]]
         attacks = sum(1 for row in new if row["attack"] is not None)
         self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
         self._attacks += attacks

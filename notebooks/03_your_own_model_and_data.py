@@ -344,11 +344,11 @@ plt.show()
 # The attacker's own loss, per arm and victim, divided by the loss at which the gradient
 # counts as matched. A wrong picture above the line is an attack that failed, not a
 # network that is safe. A wrong picture *below* the line would be evidence for the
-# defence.
+# defence, if the same victim is recovered without it.
 
 # %%
 plt.figure(figsize=(8, 2.8), layout="constrained")
-colours = {"recovered": "tab:red", "unsolved": "0.6"}
+colours = {"recovered": "tab:red", "recovered_affine": "tab:orange", "unsolved": "0.6"}
 colours |= {"ambiguous": "tab:green", "diverged": "tab:purple"}
 for outcome, colour in colours.items():
     points = [
@@ -375,14 +375,20 @@ plt.show()
 floor = np.array(scores("floor/class_mean"))
 for name in config.arms:
     found, reached = scores(name, "outcome"), np.array(scores(name))
-    print(f"{name}: {found.count('recovered')} of {len(found)} recovered.")
+    affine = found.count("recovered_affine")
+    print(
+        f"{name}: {found.count('recovered')} of {len(found)} recovered, {affine} more",
+        end=" ",
+    )
+    print("up to brightness and contrast.")
     print(f"  SSIM {reached.mean():.2f}, above its floor by", end=" ")
     print(f"{(reached - floor).mean():+.2f} (worst {(reached - floor).min():+.2f}).")
     failed = found.count("unsolved") + found.count("diverged")
     if failed:
         print(f"  {failed} not solved, which is no evidence of protection.")
     if "ambiguous" in found:
-        print(f"  {found.count('ambiguous')} matched and wrong: evidence for this arm.")
+        print(f"  {found.count('ambiguous')} matched and wrong: evidence for this arm,")
+        print("  as far as the same victims are recovered in `none`.")
 
 # %% [markdown]
 # ## From here

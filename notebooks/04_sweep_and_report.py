@@ -276,7 +276,8 @@ plt.show()
 # hurried attacker's victims are mostly *unsolved*, this is what an unfinished attack
 # looks like: the gradient was not matched, and no low score says anything for what
 # stands between. *Ambiguous* victims are another matter: their gradient was matched, to
-# within its noise, and the image is wrong all the same. The report keeps the two apart:
+# within its noise, and the image is wrong all the same, whatever its contrast. The
+# report keeps the two apart:
 
 # %%
 for point in points:
@@ -342,7 +343,8 @@ plt.show()
 #   the commands that repeat it.
 # * Say the floor beside every rate, and the interval, and how many victims.
 # * *Unsolved* calls for more steps, restarts or a better attack. *Ambiguous* is
-#   evidence for a defence, against this attacker, and no proof.
+#   evidence for a defence where the same victims are recovered without it, against
+#   this attacker, and no proof.
 # * Nothing here says what noise costs. Accuracy is a matter of `kljax train`;
 #   `write_report(study, runs=[...])` puts both into one picture.
 #

@@ -40,11 +40,40 @@ def test_a_lock_is_no_matter_to_it(finished):
         share = expected_singletons(EXAMPLES, 64) / EXAMPLES
         found = np.mean([row["bins_read"] for row in mine]) / EXAMPLES
         assert found > share - 4 * np.sqrt(share * (1 - share) / 48)
+        for n in range(6):
+            upload = [row for row in mine if row["upload"] == n]
+            assert (
+                len(upload) == EXAMPLES and len({r["bins_read"] for r in upload}) == 1
+            )
+            found = sum(row["psnr"] > 47.08 for row in upload)
+            assert found <= upload[0]["bins_read"]
         whole = [row for row in mine if row["bins_read"] == EXAMPLES]
         assert whole
         assert all(r["psnr"] > 47.08 and r["outcome"] == "recovered" for r in whole)
     assert [r["bins_read"] for r in locked] == [r["bins_read"] for r in plain]
     assert [r["victim"] for r in locked] == [r["victim"] for r in plain]
+
+
+def test_images_that_lie_open_are_recovered_whatever_becomes_of_the_others():
+    """Batches of 32 in 64 bins: by its mean no batch would pass for recovered."""
+    result = study(**IMPRINT | {"examples": 32}, victims=2)
+    rows = scored(result)
+    mine = rows_of(rows, "none")
+    summary = report.summarise(result, rows)
+    arm = summary["arms"]["none"]
+    assert arm["ssim"] < summary["floors"]["class_mean"]["ssim"]
+    open_ = [row for row in mine if row["psnr"] > 47.08]
+    assert len(open_) > 20 and all(row["outcome"] == "recovered" for row in open_)
+    counts = [
+        sum(row["outcome"] == "recovered" for row in mine if row["upload"] == n)
+        for n in range(2)
+    ]
+    assert arm["recovered_of_uploads"] == counts and min(counts) >= 10
+    assert arm["recovered_rate"] == pytest.approx(sum(counts) / 64)
+    (line,) = report.upload_lines(summary)
+    assert f"none: recovered {min(counts)} to {max(counts)} (mean" in line
+    assert "of the 32 images of an upload" in line and "lower bound" in line
+    assert line in report.markdown(result, summary)
 
 
 def test_a_study_says_that_the_server_is_malicious(finished):

@@ -118,7 +118,7 @@ def wilson(successes, n):
 def test_the_summary_has_the_keys_of_the_schema(summary):
     result, _ = finished()
     assert summary.keys() == TOP
-    assert summary["schema_version"] == 3
+    assert summary["schema_version"] == 4
     assert tuple(summary["arms"]) == result.config.arms
     assert tuple(summary["floors"]) == tuple(FLOORS)
     for arm in summary["arms"].values():
@@ -161,6 +161,7 @@ def test_outcomes_add_up(summary, table):
             assert count == outcomes.count(outcome)
         assert arm["n_diverged"] == arm["outcomes"]["diverged"]
         assert arm["recovered_rate"] == pytest.approx(arm["outcomes"]["recovered"] / 5)
+        assert "recovered_of_uploads" not in arm  # of one image each
         hits = [line["label"] == line["label_guess"] for line in lines_of(table, name)]
         assert arm["label_accuracy"] == pytest.approx(sum(hits) / 5)
         kinds |= set(outcomes)
@@ -193,6 +194,36 @@ def test_restarts_are_evaluations_of_one_attack():
         0,
         3600 * 3 / 0.5,
     )
+
+
+def test_images_of_one_upload_are_one_cluster_and_one_attack():
+    def half(arm, victims):
+        images = wrong(arm, victims)
+        images[0], images[1, :1] = victims.images[0], victims.images[1, :1]
+        images[1, 1] = 0.15 * victims.images[1, 1] + 0.75
+        return images
+
+    config = tiny(victims=3, examples=4)
+    result = pretended(config, half)
+    rows = scored(result)
+    summary = report.summarise(result, rows)
+    arm = summary["arms"]["none"]
+    assert (arm["n"], arm["recovered_rate"]) == (12, 5 / 12)
+    assert arm["recovered_of_uploads"] == [4, 1, 0]
+    assert arm["recovered_affine_of_uploads"] == [0, 1, 0]
+    assert arm["success_interval"] == "cluster_bootstrap"
+    # Wilson would take twelve images for twelve independent ones.
+    low, high = wilson(sum(row["success"] for row in rows if row["arm"] == "none"), 12)
+    assert arm["success_high"] - arm["success_low"] > high - low
+    assert summary["throughput"]["attacks_per_hour"] == pytest.approx(3600 * 3 / 0.5)
+    assert summary["throughput"]["evaluations_per_s"] == pytest.approx(3 * 4 / 0.5)
+    (line,) = report.upload_lines(summary)
+    assert line == (
+        "none: recovered 0 to 4 (mean 1.7) of the 4 images of an upload, 0 to 4 (mean "
+        "2.0) with those up to brightness and contrast; a lower bound of what leaked"
+    )
+    single = pretended(tiny(), close)
+    assert report.upload_lines(report.summarise(single, scored(single))) == []
 
 
 def test_crops_of_one_photograph_are_not_independent():

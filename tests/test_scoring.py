@@ -1,4 +1,4 @@
-"""Scores: one row per victim and arm, with everything in its column."""
+"""Scores: one row per image and arm, with everything in its column."""
 
 import dataclasses
 
@@ -31,11 +31,11 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 41
+    assert len(set(COLUMNS)) == len(COLUMNS) == 45
     _, rows = finished()
     for row in rows:
         assert tuple(row) == COLUMNS
-        assert row["schema_version"] == SCHEMA_VERSION == 3
+        assert row["schema_version"] == SCHEMA_VERSION == 4
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():
@@ -111,6 +111,12 @@ def test_the_floor_of_a_victim_is_its_best_floor_row():
         best = min(row["mse"] for row in mine if row["arm"].startswith("floor/"))
         for row in mine:
             assert row["floor_mse"] == pytest.approx(best, rel=1e-5)
+        fitted = [row for row in mine if row["arm"].startswith("floor/")]
+        best = min(10 ** (-row["psnr_affine_oracle"] / 10) for row in fitted)
+        for row in mine:
+            assert row["floor_mse_affine"] == pytest.approx(best, rel=1e-6)
+        # Floors have the fit, too, or it would flatter the guess alone.
+        assert row["floor_mse_affine"] < row["floor_mse"]
 
 
 def test_floors_against_values_computed_another_way():
@@ -204,7 +210,7 @@ def test_examples_are_matched_one_to_one():
     # Without the matching this would have been somebody else.
     apart = np.mean((shuffled(victims.images) - victims.images) ** 2, axis=(1, 2, 3, 4))
     assert apart[0] > 10 * row["mse"] and apart[2] == 0
-    # A wrong label of one example of three costs a third.
+    # The label of a guess goes with it to the image that it is matched with.
     labels = shuffled(victims.labels)
     labels[:, 0] = (labels[:, 0] + 1) % 10
     rows = rows_of(
@@ -217,7 +223,8 @@ def test_examples_are_matched_one_to_one():
         ),
         "none",
     )
-    assert [row["label_accuracy"] for row in rows] == [pytest.approx(2 / 3)] * 3
+    expected = [float(example != order[0]) for order in orders for example in range(3)]
+    assert [row["label_accuracy"] for row in rows] == expected
 
 
 def test_labels_in_another_order_than_the_images_are_counted_apart():
@@ -226,23 +233,85 @@ def test_labels_in_another_order_than_the_images_are_counted_apart():
     rolled = np.roll(truths, 1, axis=1)
     result = pretended(config, lambda arm, victims: victims.images, labels=rolled)
     rows = rows_of(scored(result), "none")
-    for row, labels, guesses in zip(rows, truths, rolled, strict=True):
+    for row, label, guess in zip(rows, truths.flat, rolled.flat, strict=True):
         assert row["label_multiset_accuracy"] == 1
-        assert row["label_accuracy"] == pytest.approx(np.mean(labels == guesses))
+        assert (row["label"], row["label_guess"]) == (label, guess)
+        assert row["label_accuracy"] == (label == guess)
 
 
-def test_scores_of_several_examples_are_their_mean():
+def test_images_of_a_batch_are_scored_one_by_one():
+    """Half of the images are read exactly: the other half must not hide them."""
+
     def guesses(arm, victims):
-        images = victims.images.copy()
-        images[:, 1] = np.clip(images[:, 1], 0.1, 0.9)
+        images = wrong(arm, victims)
+        images[:, ::2] = victims.images[:, ::2]
         return images
 
-    result = pretended(tiny(examples=2), guesses)
-    truths, found = result.victims.images, guesses("none", result.victims)
-    for n, row in enumerate(rows_of(scored(result), "none")):
-        errors = np.mean((truths[n] - found[n]) ** 2, axis=(1, 2, 3))
-        assert errors[0] == 0 < errors[1]
-        assert row["mse"] == pytest.approx(errors[1] / 2, rel=1e-4)
+    result = pretended(
+        tiny(victims=2, examples=8, data="photos"),
+        guesses,
+        loss=np.array([0.5, 0.25], np.float32),
+        feature_error=np.array([0.1, 0.2], np.float32),
+        info={"evaluations": np.array([4, 4]), "bins_read": np.array([5, 6])},
+    )
+    victims, rows = result.victims, scored(result)
+    for arm in ("none", "floor/grey", "floor/noise_affine"):
+        found = rows_of(rows, arm)
+        assert [row["victim"] for row in found] == victims.indices.ravel().tolist()
+        assert [row["label"] for row in found] == victims.labels.ravel().tolist()
+        assert [row["upload"] for row in found] == [0] * 8 + [1] * 8
+        assert [row["example"] for row in found] == [*range(8)] * 2
+        # Images of an upload are one cluster, whichever photographs they come from.
+        assert [row["group"] for row in found] == np.repeat(victims.groups, 8).tolist()
+    assert len({*result.dataset.groups_of(victims.indices[0])}) > 1
+    attacked = rows_of(rows, "none")
+    outcomes = [row["outcome"] for row in attacked]
+    assert outcomes == ["recovered", "unsolved"] * 8
+    assert [row["mse"] == 0 for row in attacked] == [True, False] * 8
+    # What belongs to the upload alone is the same in all of its rows.
+    for column, expected in (
+        ("matching_loss", [0.5, 0.25]),
+        ("feature_error", [0.1, 0.2]),
+        ("bins_read", [5, 6]),
+        ("label_multiset_accuracy", [1, 1]),
+    ):
+        values = [row[column] for row in attacked]
+        assert values == pytest.approx(np.repeat(expected, 8))
+    # A floor is the image's own.
+    truths = victims.images.reshape(-1, *victims.images.shape[2:])
+    for row, truth in zip(rows_of(rows, "floor/grey"), truths, strict=True):
+        assert row["mse"] == pytest.approx(np.mean((truth - 0.5) ** 2), rel=1e-4)
+    for row in attacked:
+        mine = [r for r in rows if r["victim"] == row["victim"]]
+        best = min(r["mse"] for r in mine if r["arm"].startswith("floor/"))
+        assert row["floor_mse"] == pytest.approx(best, rel=1e-4)
+
+
+def test_scores_of_an_image_do_not_depend_on_its_upload():
+    alone = pretended(tiny(victims=6, data="photos"), close)
+    together = pretended(tiny(victims=2, examples=3, data="photos"), close)
+    assert alone.victims.indices.ravel().tolist() == [*together.victims.indices.ravel()]
+    upload = ("upload", "example", "group", "label_multiset_accuracy", "evaluations")
+    for one, other in zip(scored(alone), scored(together), strict=True):
+        assert {k: v for k, v in one.items() if k not in upload} == {
+            k: v for k, v in other.items() if k not in upload
+        }
+
+
+def test_an_image_right_but_for_its_contrast_has_an_outcome_of_its_own():
+    """Behind a norm in train mode the gradient of one example says no more."""
+
+    def faded(arm, victims):
+        images = 0.15 * close(arm, victims) + 0.75
+        images[2] = wrong(arm, victims)[2]  # this one is wrong after the fit, too
+        images[3] = close(arm, victims)[3]
+        return images
+
+    result = pretended(tiny(victims=4), faded, loss=np.full(4, 1e-9, np.float32))
+    rows = rows_of(scored(result), "none")
+    expected = ["recovered_affine", "recovered_affine", "ambiguous", "recovered"]
+    assert [row["outcome"] for row in rows] == expected
+    assert all(row["ssim"] < 0.6 < row["ssim_affine_oracle"] for row in rows[:2])
 
 
 def test_dead_locks_are_counted_as_such():
@@ -299,9 +368,9 @@ def test_perceptual_distances_have_their_columns(monkeypatch):
     monkeypatch.setattr(metrics, "lpips_distances", distances)
     rows = scoring.score_rows(result)
     grey, arm = rows_of(rows, "floor/grey"), rows_of(rows, "none")
-    assert [row["lpips_alex"] for row in grey] == [1.5, 3.5, 5.5]
-    assert [row["lpips_alex"] for row in arm] == [1.5, 3.5, 5.5]
-    assert [row["lpips_vgg"] for row in arm] == [2.5, 4.5, 6.5]
+    assert [row["lpips_alex"] for row in grey] == [1, 2, 3, 4, 5, 6]
+    assert [row["lpips_alex"] for row in arm] == [1, 2, 3, 4, 5, 6]
+    assert [row["lpips_vgg"] for row in arm] == [2, 3, 4, 5, 6, 7]
     # All floors in one call, as what they share is computed once; then the arm.
     assert calls == [("alex", 36), ("vgg", 36), ("alex", 6), ("vgg", 6)]
     for row in scored(result):

@@ -82,21 +82,25 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     """Prints threat models, tables and speed of a finished study."""
     from kljax import report
 
-    config = result.config
+    config, speed = result.config, summary["throughput"]
+    budget = f", {config.restarts} x {config.steps} evaluations each"
+    # Closed forms evaluate nothing, whatever number they were offered.
+    budget = budget if speed["evaluations_per_s"] else ""
     console.print(
         f"\n{config.model} on {config.data}: {config.victims} victims, attack "
-        f"{config.attack}, {config.restarts} x {config.steps} evaluations each\n"
+        f"{config.attack}{budget}\n"
     )
     for line in report.threat_lines(result):
         say(console, line, wrap=True)
     for header, lines in report.brief_tables(summary):
         console.print()
         console.print(printed_table(header, lines))
+    for line in report.upload_lines(summary):
+        console.print(line, markup=False, highlight=False)
     console.print()
     reading = report.READING.replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
     console.print()
-    speed = summary["throughput"]
     console.print(
         f"{speed['evaluations_per_s']:.0f} evaluations/s, "
         f"{speed['attacks_per_hour']:.0f} attacks/h on {speed['device']}; "

@@ -5,22 +5,36 @@ finished. Only when the matching loss (the gradient distance, without priors) ha
 reached the least value that means anything, and the image is still wrong, did the
 gradient fail to say which image it came from.
 
-| outcome   | gradient matched | image right | reads as                            |
-|-----------|------------------|-------------|-------------------------------------|
-| recovered | any              | yes         | the gradient leaks                  |
-| unsolved  | no, or not known | no          | the attack failed; says nothing     |
-| ambiguous | yes              | no          | evidence for the defence            |
-| diverged  | any              | not finite  | the attack broke, or got zeros;     |
-|           |                  |             | says nothing                        |
+Where a norm layer normalises a single example in train mode, brightness and contrast of
+each channel are hidden from the gradient, and many images that differ in nothing else
+match it. An image that is right but for them is no evidence for a defence either; it
+has an outcome of its own, judged after the best affine map per channel
+(`kljax.metrics.affine_fit`).
 
->>> outcome(ssim=0.9, mse=1e-3, best_floor_mse=0.05, matching_loss=1.0,
-...         loss_floor=1e-6, finite=True)
-'recovered'
+| outcome          | gradient matched | image right   | reads as                      |
+|------------------|------------------|---------------|-------------------------------|
+| recovered        | any              | yes           | the gradient leaks            |
+| recovered_affine | any              | up to contrast| the gradient leaks all but    |
+|                  |                  |               | brightness and contrast       |
+| unsolved         | no, or not known | no            | the attack failed; says       |
+|                  |                  |               | nothing                       |
+| ambiguous        | yes              | no            | matched but wrong: evidence   |
+|                  |                  |               | for a defence only where the  |
+|                  |                  |               | same cell without it is       |
+|                  |                  |               | recovered                     |
+| diverged         | any              | not finite    | the attack broke, or got      |
+|                  |                  |               | zeros; says nothing           |
+
+>>> numbers = {"mse": 0.04, "best_floor_mse": 0.05, "matching_loss": 1.0,
+...            "loss_floor": 1e-6, "finite": True}
+>>> outcome(ssim=0.5, ssim_affine=0.9, mse_affine=1e-3, best_floor_mse_affine=0.03,
+...         **numbers)
+'recovered_affine'
 """
 
 import math
 
-OUTCOMES = ("recovered", "unsolved", "ambiguous", "diverged")
+OUTCOMES = ("recovered", "recovered_affine", "unsolved", "ambiguous", "diverged")
 
 # The only success threshold FedKL names: "SSIM >= 0.6", a comment in its evaluation
 # code. Kept for comparison; it is a convention, not a limit of what an eye can read.
@@ -72,26 +86,34 @@ def outcome(
     ssim: float,
     mse: float,
     best_floor_mse: float,
+    ssim_affine: float,
+    mse_affine: float,
+    best_floor_mse_affine: float,
     matching_loss: float | None,
     loss_floor: float | None,
     finite: bool,
 ) -> str:
-    """Names the outcome of one victim: one of `OUTCOMES`.
+    """Names the outcome of one image: one of `OUTCOMES`.
 
-    Diverged if ssim, mse or matching_loss is not finite; recovered if ssim >= .6 and
-    mse is at most half of best_floor_mse; else diverged if `finite` is false (the
-    search broke off, and the best image before that is no recovery); else unsolved if
-    matching_loss > loss_floor; else ambiguous. Without a loss (None: a closed-form
-    attack matches nothing) a wrong image is unsolved, since nothing shows that the
-    gradient was matched.
+    The first that holds: diverged if ssim, mse or matching_loss is not finite;
+    recovered if ssim >= .6 and mse is at most half of best_floor_mse; recovered_affine
+    if the same is true of ssim_affine, mse_affine and best_floor_mse_affine, which are
+    those after the best affine map per channel of guess and floors (floors must have
+    the fit, too, or it would flatter the guess; its scale may be negative, so that a
+    negative counts); diverged if `finite` is false (the search broke off, and the best
+    image before that is no recovery); unsolved if matching_loss > loss_floor; else
+    ambiguous. Without a loss (None: a closed-form attack matches nothing) a wrong image
+    is unsolved, since nothing shows that the gradient was matched.
 
-    Raises ValueError if best_floor_mse or loss_floor is NaN or infinite, or a
+    Raises ValueError if a best_floor_mse or the loss_floor is NaN or infinite, or a
     matching_loss comes without a loss_floor.
     """
-    if not math.isfinite(best_floor_mse):
-        raise ValueError(
-            f"outcome: best_floor_mse is {best_floor_mse}; it must be finite"
-        )
+    for name, value in (
+        ("best_floor_mse", best_floor_mse),
+        ("best_floor_mse_affine", best_floor_mse_affine),
+    ):
+        if not math.isfinite(value):
+            raise ValueError(f"outcome: {name} is {value}; it must be finite")
     if loss_floor is not None and not math.isfinite(loss_floor):
         raise ValueError(f"outcome: loss_floor is {loss_floor}; it must be finite")
     if matching_loss is not None and loss_floor is None:
@@ -99,10 +121,16 @@ def outcome(
     numbers = [ssim, mse] if matching_loss is None else [ssim, mse, matching_loss]
     if not all(math.isfinite(number) for number in numbers):
         return "diverged"
-    if success(ssim) and mse <= SUCCESS_FLOOR_SHARE * best_floor_mse:
+    if _is_right(ssim, mse, best_floor_mse):
         return "recovered"
+    if _is_right(ssim_affine, mse_affine, best_floor_mse_affine):
+        return "recovered_affine"
     if not finite:
         return "diverged"
     if matching_loss is None or matching_loss > loss_floor:
         return "unsolved"
     return "ambiguous"
+
+
+def _is_right(ssim: float, mse: float, best_floor_mse: float) -> bool:
+    return success(ssim) and mse <= SUCCESS_FLOOR_SHARE * best_floor_mse

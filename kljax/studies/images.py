@@ -26,7 +26,7 @@ class Images(NamedTuple):
     first: int  # place of the first of them in the cell
     images: np.ndarray  # [n, B, H, W, C], in the order of the truths
     truths: np.ndarray  # [n, B, H, W, C]
-    victims: np.ndarray  # [n] index of each one's first example
+    victims: np.ndarray  # [n] index in the dataset of each one's first example
 
 
 def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:

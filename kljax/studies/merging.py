@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kljax.files import write_json
 from kljax.studies.manifest import cells_of, plan, read_manifest
 from kljax.studies.parts import write_part
@@ -140,16 +142,31 @@ def _better(cell: Cell, rows: Sequence[dict]) -> int | None:
     """Finds the first study that has all rows of a cell."""
     for number, of_cell in enumerate(rows):
         arms = of_cell.get(cell.id, {})
-        finished = [len(r) for arm, r in arms.items() if not arm.startswith(FLOOR)]
+        finished = [len(set(_uploads(r))) for a, r in arms.items() if _attacked(a)]
         if finished == [cell.config.victims]:
             return number
     return None
 
 
 def _of(arms: dict[str, list[dict[str, Any]]], piece) -> list[dict[str, Any]]:
-    (own,) = (rows for arm, rows in arms.items() if not arm.startswith(FLOOR))
-    victims = {row["victim"] for row in own[piece.first : piece.end]}
+    (own,) = (rows for arm, rows in arms.items() if _attacked(arm))
+    wanted = range(piece.first, piece.end)
+    uploads = zip(own, _uploads(own), strict=True)
+    victims = {row["victim"] for row, upload in uploads if upload in wanted}
     return [row for rows in arms.values() for row in rows if row["victim"] in victims]
+
+
+def _attacked(arm: str) -> bool:
+    return not arm.startswith(FLOOR)
+
+
+def _uploads(rows: list[dict[str, Any]]) -> list[int]:
+    """Counts uploads, in the order of the rows of one arm: each begins with example 0.
+
+    Before schema version 4 each row is an upload.
+    """
+    begins = np.array([not row["example"] for row in rows], int)
+    return (np.cumsum(begins) - 1).tolist()
 
 
 def _copy_rest(

@@ -32,8 +32,10 @@ class Study(NamedTuple):
       folder: where it is.
       manifest: what ``manifest.json`` says: ``axes`` {axis: [labels]}, ``cells``
         [{id, point, config}], ``sweep``, ``versions``, ``device`` and the rest.
-      rows: of all parts, see `kljax.studies.part_schema`; those of arms ``floor/NAME``
-        score what is reached without any gradient on that cell's victims.
+      rows: of all parts, see `kljax.studies.part_schema`, as they were written: up to
+        schema version 3 one per upload (``example`` is null there), since then one per
+        image. Those of arms ``floor/NAME`` score what is reached without any gradient
+        on that cell's victims.
       failures: of cells that raised: ``cell``, ``point``, ``error``, ``traceback``,
         and the ``command`` that reruns it.
     """
@@ -63,12 +65,14 @@ def read(folder: Path | str) -> Study:
 def finished_victims(study: Study) -> dict[str, int]:
     """Counts the victims of every cell whose attack is finished, by id of the cell.
 
-    A cell is missing for as long as it has fewer than its configuration's ``victims``.
+    A victim is an upload, however many rows its examples have. A cell is missing for
+    as long as it has fewer than its configuration's ``victims``.
     """
-    arms = study.rows["arm"].to_pylist()
-    cells = study.rows["cell"].to_pylist()
+    columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "example"))
     counted = collections.Counter(
-        cell for cell, arm in zip(cells, arms, strict=True) if not arm.startswith(FLOOR)
+        cell
+        for cell, arm, example in zip(*columns, strict=True)
+        if not example and not arm.startswith(FLOOR)
     )
     return {cell["id"]: counted[cell["id"]] for cell in study.manifest["cells"]}
 
@@ -87,7 +91,9 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     """Reads the reconstructed images of a cell; None if they were not kept.
 
     Returns:
-      ``images`` and ``truths`` [N, B, H, W, C] in the same order, ``victim`` [N].
+      ``images`` and ``truths`` [N, B, H, W, C] in the same order, that of the uploads
+      (column ``upload`` of the rows, from 0); ``victim`` [N] index in the dataset of
+      each upload's first example.
 
     Raises:
       DamagedFile: if they are not what was written.

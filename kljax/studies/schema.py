@@ -51,6 +51,10 @@ TYPES = {
     "feature_error": pyarrow.float64(),
     "bins_read": pyarrow.int64(),
     "replay_is_exact": pyarrow.bool_(),
+    "upload": pyarrow.int64(),
+    "example": pyarrow.int64(),
+    "mse_affine_oracle": pyarrow.float64(),
+    "floor_mse_affine": pyarrow.float64(),
 }
 
 

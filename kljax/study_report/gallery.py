@@ -19,19 +19,21 @@ from kljax.study_report.values import known
 RANKS = ("best", "median", "worst")
 LARGEST = 128  # pixels of a side in the page
 MOST = 60  # pools that are shown
+IMAGES = 8  # of one upload
 
 
 class Shown(NamedTuple):
-    """One victim.
+    """One image.
 
     Attributes:
-      rank: best, median or worst of its pool, by the attacker's own loss.
-      victim: index in the dataset of its first example.
-      label: of that example.
-      loss: matching loss.
-      score: SSIM over all examples of the victim, in words.
+      rank: best, median or worst of its pool, by the attacker's own loss; which of how
+        many images of the upload it is, if there are several.
+      victim: index in the dataset.
+      label: its class.
+      loss: matching loss of the upload.
+      score: SSIM of this image, in words.
       outcome: see `kljax.metrics.outcome`.
-      truth, guess: PNG of the first example.
+      truth, guess: PNG.
     """
 
     rank: str
@@ -49,8 +51,8 @@ class Row(NamedTuple):
 
     Attributes:
       name: where the pool stands.
-      shown: one to three victims.
-      victims: of how many they are the best, median and worst.
+      shown: images of one to three victims.
+      victims: of how many uploads they are the best, median and worst.
       left_out: victims whose loss is not finite.
     """
 
@@ -95,28 +97,30 @@ def _row(study: Study, pool: Pool, kept: list[str]) -> Row | None:
         for cell, arrays in images.items()
         for place, victim in enumerate(arrays["victim"])
     }
-    found = [
-        row for row in pool.rows.to_pylist() if (row["cell"], row["victim"]) in places
-    ]
-    losses = [row["matching_loss"] for row in found]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in pool.rows.to_pylist():
+        place = row["upload"]
+        if row["example"] is None:  # a row of before there were uploads
+            place = places.get((row["cell"], row["victim"]))
+        if row["cell"] in images and place is not None:
+            found.setdefault((row["cell"], place), []).append(row)
     sound = [
-        row
-        for row, loss in zip(found, losses, strict=True)
-        if loss is not None and np.isfinite(loss)
+        (*where, rows)
+        for where, rows in found.items()
+        if known(rows[0]["matching_loss"]) is not None
     ]
     if not sound:
         return None
     # Among equals the victim's number decides.
-    sound.sort(key=lambda row: (row["matching_loss"], row["cell"], row["victim"]))
-    chosen = dict.fromkeys(_ranked(len(sound)).values())
-    ranks = {
-        place: " and ".join(r for r, p in _ranked(len(sound)).items() if p == place)
-        for place in chosen
-    }
-    shown = tuple(
-        _shown(ranks[place], sound[place], images, places) for place in chosen
-    )
-    return Row(at_words(pool.point), shown, len(sound), len(found) - len(sound))
+    order = ("matching_loss", "cell", "victim")
+    sound.sort(key=lambda upload: [upload[-1][0][column] for column in order])
+    shown = []
+    for number in dict.fromkeys(_ranked(len(sound)).values()):
+        rank = " and ".join(r for r, p in _ranked(len(sound)).items() if p == number)
+        cell, place, rows = sound[number]
+        pictures = {name: images[cell][name][place] for name in ("truths", "images")}
+        shown += [_shown(rank, row, pictures) for row in rows[:IMAGES]]
+    return Row(at_words(pool.point), tuple(shown), len(sound), len(found) - len(sound))
 
 
 def _ranked(count: int) -> dict[str, int]:
@@ -124,18 +128,23 @@ def _ranked(count: int) -> dict[str, int]:
     return dict(zip(RANKS, (0, (count - 1) // 2, count - 1), strict=True))
 
 
-def _shown(rank: str, row: dict[str, Any], images, places) -> Shown:
-    cell, victim = row["cell"], row["victim"]
-    arrays, place = images[cell], places[cell, victim]
+def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
+    examples, example = len(pictures["truths"]), row["example"]
+    score = (
+        "no finite SSIM" if known(row["ssim"]) is None else f"SSIM {row['ssim']:.2f}"
+    )
+    if examples > 1:
+        # An older row has the means of all, and no score of this image.
+        score = f"mean of {examples}: {score}" if example is None else score
+        rank = f"{rank}, image {(example or 0) + 1} of {examples}"
     return Shown(
         rank,
-        victim,
+        row["victim"],
         row["label"],
         row["matching_loss"],
-        "no finite SSIM" if known(row["ssim"]) is None else f"SSIM {row['ssim']:.2f}",
+        score,
         row["outcome"],
-        to_png(arrays["truths"][place, 0]),
-        to_png(arrays["images"][place, 0]),
+        *(to_png(pictures[name][example or 0]) for name in ("truths", "images")),
     )
 
 

@@ -6,6 +6,7 @@ from kljax.study_report import words
 from kljax.study_report.contents import Contents
 from kljax.study_report.figures import Figure
 from kljax.study_report.tables import Table
+from kljax.study_report.verdicts import Outcomes
 
 
 def to_markdown(contents: Contents) -> str:
@@ -81,7 +82,7 @@ def _results(contents: Contents) -> list[str]:
         parts += [f"### {_safe(table.title)}", _table(table)]
     parts.append(
         "In each place: mean [95 % interval], floor, ± spread over repetitions, and "
-        "recovered / unsolved / ambiguous / diverged."
+        f"{' / '.join(Outcomes._fields)}."
     )
     parts += [f"### {contents.points.title}", _table(contents.points)]
     reading = (f"- *{name}*: {meaning}" for name, meaning in words.READING)

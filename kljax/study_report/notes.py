@@ -25,8 +25,8 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
     if methods & {"cluster_bootstrap", "wilson_on_groups"}:
         notes.append(
             "Some victims are not independent of each other, such as crops of one "
-            "photograph, or one example under two seeds: they are a group, and "
-            "intervals come from a bootstrap over groups."
+            "photograph, images of one upload, or one example under two seeds: they "
+            "are a group, and intervals come from a bootstrap over groups."
         )
     fewest = min(
         (line.success.interval.groups for line in lines if line.success.n),
@@ -52,9 +52,10 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
     left_out = sum(line.value.left_out for line in lines)
     if left_out:
         notes.append(
-            f"{counted(left_out, 'victim')} without a finite {VALUES[value].words} "
-            "left out of its means; success rates and outcomes count all victims."
+            f"{counted(left_out, 'image')} without a finite {VALUES[value].words} "
+            "left out of its means; success rates and outcomes count all images."
         )
+    notes += _of_older_rows(lines)
     for column, words in (("device", "devices"), ("matmul_precision", "precisions")):
         found = {
             v for line in lines for v in line.pool.rows[column].unique().to_pylist()
@@ -62,6 +63,36 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
         found.discard(None)
         if len(found) > 1:
             notes.append(f"Rows come from several {words}: {', '.join(sorted(found))}.")
+    return notes
+
+
+def _of_older_rows(lines: list[Line]) -> list[str]:
+    """Says what the rows of older versions of kljax mean."""
+    notes, older, means = [], 0, 0
+    for line in lines:
+        # An update's number of examples is settled when it is run.
+        several = {
+            cell["id"]
+            for cell in line.pool.cells
+            if cell["config"].get("examples", 1) > 1
+            or cell["config"].get("upload") == "update"
+        }
+        columns = (line.pool.rows[name].to_pylist() for name in ("cell", "example"))
+        found = [c for c, example in zip(*columns, strict=True) if example is None]
+        older += len(found)
+        means += sum(cell in several for cell in found)
+    if older:
+        notes.append(
+            f"{counted(older, 'row')} of an older kljax, whose outcomes were judged "
+            "without an affine fit: some that are called unsolved or ambiguous may be "
+            "right but for their contrast."
+        )
+    if means:
+        notes.append(
+            f"{counted(means, 'row')} of an older kljax, each of which has the means "
+            "over the examples of an upload; an image that was recovered among others "
+            "that were not does not show in them."
+        )
     return notes
 
 

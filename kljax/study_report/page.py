@@ -43,6 +43,7 @@ def to_page(contents: Contents) -> str:
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         rate=rate_marks,
         shares=outcome_shares,
+        outcomes=Outcomes._fields,
     )
     return page.lstrip()
 

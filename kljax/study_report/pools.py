@@ -19,7 +19,7 @@ class Pool(NamedTuple):
     Attributes:
       point: axis -> label.
       cells: of the manifest, finished or not.
-      rows: of attacks, as far as they are finished.
+      rows: of attacks, as far as they are finished; one per image.
       floors: name -> rows of that floor, of the same cells and victims as `rows`.
       failed: how many cells failed and are not finished.
     """
@@ -31,6 +31,15 @@ class Pool(NamedTuple):
     failed: int
 
     @property
+    def attacked(self) -> int:
+        """Counts the victims that are attacked: uploads, of one or several images.
+
+        An upload has a row for each example. Before schema version 4 it had one, with
+        the means over its examples, and ``example`` is null there.
+        """
+        return sum(not example for example in self.rows["example"].to_pylist())
+
+    @property
     def expected(self) -> int:
         """Counts the victims that there will be in the end."""
         return sum(cell["config"]["victims"] for cell in self.cells)
@@ -38,7 +47,7 @@ class Pool(NamedTuple):
     @property
     def state(self) -> str:
         """Says how far it is: ``finished``, ``partial``, ``failed`` or ``not run``."""
-        if len(self.rows) >= self.expected:
+        if self.attacked >= self.expected:
             return "finished"
         if self.failed:
             return "failed"

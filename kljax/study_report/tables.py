@@ -114,7 +114,7 @@ def _entries(line: Line, value: str, also: list[str]) -> tuple[Entry, ...]:
     counts = line.outcomes.text() if len(pool.rows) else "-"
     return (
         *(Entry(label) for label in pool.point.values()),
-        Entry(victims_text(pool), len(pool.rows)),
+        Entry(victims_text(pool), pool.attacked),
         Entry(_with_floor(success), known(success.mean), ("rate", success)),
         *([] if value == "success" else [_asked(line.value)]),
         Entry(counts, line.outcomes.recovered, ("outcomes", line.outcomes)),
@@ -145,11 +145,13 @@ def _with_floor(found: Estimate) -> str:
 
 
 def victims_text(pool: Pool) -> str:
-    """Writes how many victims there are, of how many to come."""
-    have = len(pool.rows)
-    if pool.state == "finished":
-        return str(have)
-    return f"{have} of {pool.expected}, {pool.state}"
+    """Writes how many victims there are, of how many to come, and their images."""
+    have = pool.attacked
+    text = str(have)
+    if pool.state != "finished":
+        text = f"{have} of {pool.expected}, {pool.state}"
+    images = len(pool.rows)
+    return text if images == have else f"{text}\n{images} images"
 
 
 def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
@@ -158,8 +160,9 @@ def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
     record |= {
         "state": pool.state,
         "cells": len(pool.cells),
-        "victims": len(pool.rows),
+        "victims": pool.attacked,
         "victims_expected": pool.expected,
+        "images": len(pool.rows),
         **_columns(line.success),
     }
     if value != "success":
@@ -267,7 +270,7 @@ def _wide(head: tuple[str, ...], line: Line | None, value: str) -> dict[str, Any
     names = ("mean", "low", "high", "spread", "floor", "floor_mean", "left_out")
     columns = _columns(line.value) if line else {}
     found = {name: columns.get(f"{value}_{name}") for name in names}
-    found["victims"] = len(line.pool.rows) if line else None
+    found["victims"] = line.pool.attacked if line else None
     counts = line.outcomes._asdict() if line else dict.fromkeys(metrics.OUTCOMES)
     return {f"{place} {name}".strip(): kept for name, kept in (found | counts).items()}
 

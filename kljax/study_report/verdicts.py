@@ -1,5 +1,6 @@
 """Verdicts: how a pool reads, in words that claim no more than its rows show."""
 
+import collections
 from typing import NamedTuple
 
 from kljax.study_report.estimates import Estimate
@@ -16,15 +17,16 @@ BESIDE_FLOOR = {
 
 
 class Outcomes(NamedTuple):
-    """How many victims came out how; see `kljax.metrics.outcome`."""
+    """How many images came out how; see `kljax.metrics.outcome`."""
 
     recovered: int
+    recovered_affine: int
     unsolved: int
     ambiguous: int
     diverged: int
 
     def text(self) -> str:
-        """Writes the four counts, in that order."""
+        """Writes the counts, in that order."""
         return " / ".join(map(str, self))
 
 
@@ -55,18 +57,41 @@ def verdict(pool: Pool, *scores: Estimate) -> str:
     }
     told = read_differences(beside, BESIDE_FLOOR) if beside else ""
     parts = [f"{told[0].upper()}{told[1:]}."] if told else []
-    told = _counted(n, recovered=found.recovered, ambiguous=found.ambiguous)
+    told = _counted(
+        n,
+        {
+            "recovered": found.recovered,
+            "recovered up to contrast": found.recovered_affine,
+            "ambiguous": found.ambiguous,
+        },
+    )
     if told:
         parts.append(f"{told}.")
-    told = _counted(n, unsolved=found.unsolved, diverged=found.diverged)
+    told = _counted(n, {"unsolved": found.unsolved, "diverged": found.diverged})
     if told:
         parts.append(f"{told}: no sign of protection.")
+    if n > pool.attacked:
+        parts.append(_of_uploads(pool))
     if pool.state != "finished":
-        parts.append(f"Only {n} of {pool.expected} victims so far.")
+        parts.append(f"Only {pool.attacked} of {pool.expected} victims so far.")
     return " ".join(parts)
 
 
-def _counted(n: int, **counts: int) -> str:
+def _of_uploads(pool: Pool) -> str:
+    """Says how many images of each upload are recovered, contrast or not."""
+    columns = (pool.rows[name].to_pylist() for name in ("cell", "upload", "outcome"))
+    images: collections.Counter = collections.Counter()
+    recovered: collections.Counter = collections.Counter()
+    for cell, upload, outcome in zip(*columns, strict=True):
+        images[cell, upload] += 1
+        recovered[cell, upload] += outcome in ("recovered", "recovered_affine")
+    low, high = (pick(recovered.values()) for pick in (min, max))
+    span = str(low) if low == high else f"{low} to {high}"
+    of = " or ".join(map(str, sorted(set(images.values()))))
+    return f"Of each upload's {of} images at least {span} leaked."
+
+
+def _counted(n: int, counts: dict[str, int]) -> str:
     return " and ".join(
         f"All {n} {name}" if count == n else f"{count} of {n} {name}"
         for name, count in counts.items()

@@ -14,7 +14,13 @@ READING = (
     ),
     (
         "recovered",
-        "success, and at most half the squared error of the victim's best floor.",
+        "success, and at most half the squared error of the image's best floor.",
+    ),
+    (
+        "recovered_affine",
+        "recovered up to brightness and contrast: the same after the best affine map "
+        "per channel, of the image and of its floors. It reads the truth, and says "
+        "what the gradient gave away.",
     ),
     (
         "unsolved",
@@ -23,8 +29,9 @@ READING = (
     ),
     (
         "ambiguous",
-        "the gradient is matched and the image is wrong: the only evidence for a "
-        "defence.",
+        "the gradient is matched and the image is wrong, whatever its contrast: "
+        "evidence for a defence only where the arm without it is recovered in the "
+        "same cell.",
     ),
     ("diverged", "the attack broke off in numbers that are not finite."),
     (
@@ -56,5 +63,6 @@ SPENDING = (
 )
 CHOOSING = (
     "Best, median and worst by the attacker's own loss, never by likeness to the "
-    "truth, which he does not have. Of several examples the first is shown."
+    "truth, which he does not have. Of an upload of several images the first are "
+    "shown, each with its own score."
 )

@@ -8,10 +8,14 @@ RIGHT = {
     "ssim": 0.9,
     "mse": 0.001,
     "best_floor_mse": 0.04,
+    "ssim_affine": 0.1,
+    "mse_affine": 0.03,
+    "best_floor_mse_affine": 0.02,
     "matching_loss": 1e-8,
     "loss_floor": 1e-6,
     "finite": True,
 }
+AFFINE = {"ssim": 0.3, "mse": 0.3, "ssim_affine": 0.6, "mse_affine": 0.01}
 TABLE = [
     ({}, "recovered"),
     ({"matching_loss": 5.0}, "recovered"),
@@ -32,6 +36,19 @@ TABLE = [
     ({"matching_loss": None, "loss_floor": None}, "recovered"),
     ({"ssim": 0.1, "matching_loss": None, "loss_floor": None}, "unsolved"),
     ({"ssim": 0.1, "matching_loss": None, "finite": False}, "diverged"),
+    # Right but for brightness and contrast: matched or not, broken off or not.
+    (AFFINE, "recovered_affine"),
+    (AFFINE | {"matching_loss": 5.0}, "recovered_affine"),
+    (AFFINE | {"matching_loss": None, "loss_floor": None}, "recovered_affine"),
+    (AFFINE | {"finite": False}, "recovered_affine"),
+    (AFFINE | {"ssim": 0.9}, "recovered_affine"),
+    (AFFINE | {"ssim": 0.9, "mse": 0.001}, "recovered"),
+    (AFFINE | {"ssim_affine": 0.599}, "ambiguous"),
+    # The floors have the fit, too: half of theirs, not of what they are without it.
+    (AFFINE | {"mse_affine": 0.0101}, "ambiguous"),
+    (AFFINE | {"mse_affine": 0.0101, "matching_loss": 2e-6}, "unsolved"),
+    (AFFINE | {"mse": math.nan}, "diverged"),
+    (AFFINE | {"matching_loss": math.nan}, "diverged"),
 ]
 
 
@@ -48,6 +65,7 @@ def test_the_table_reaches_every_outcome():
     ("change", "words"),
     [
         ({"best_floor_mse": math.nan}, "best_floor_mse is nan"),
+        ({"best_floor_mse_affine": math.inf}, "best_floor_mse_affine is inf"),
         ({"loss_floor": math.inf}, "loss_floor is inf"),
         ({"loss_floor": None}, "needs a loss_floor"),
     ],

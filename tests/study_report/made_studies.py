@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from kljax import metrics, studies
 from kljax.config import LeakConfig
-from kljax.scoring import COLUMNS
+from kljax.scoring import COLUMNS, SCHEMA_VERSION
 
 ARMS = (
     "none",
@@ -96,7 +96,8 @@ def write_part(folder: Path, name: str, cell, rows) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     config = cell["config"]
     common = dict.fromkeys(COLUMNS) | {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
+        "example": 0,
         "model": config["model"],
         "data": config["data"],
         "seed": config["seed"],
@@ -131,13 +132,15 @@ def attack_rows(cell, ssim, outcome="unsolved", loss=1e-3, **more):
             name: column[n] if isinstance(column, (list, np.ndarray)) else column
             for name, column in columns.items()
         }
-        rows.append({"arm": cell["config"]["arms"][0], "victim": n} | row)
+        arm = cell["config"]["arms"][0]
+        rows.append({"arm": arm, "victim": n, "upload": n} | row)
     return rows
 
 
 def floor_rows(ssim, name="class_mean", **more):
     """Makes rows of a floor from the SSIM of each victim, 0, 1, ..."""
-    found = [{"arm": f"floor/{name}", "victim": n} for n in range(len(ssim))]
+    arm = f"floor/{name}"
+    found = [{"arm": arm, "victim": n, "upload": n} for n in range(len(ssim))]
     return [
         row
         | {"ssim": s}
@@ -169,6 +172,7 @@ def drawn_rows(cell):
         common = {
             "victim": int(victim),
             "group": int(victim),
+            "upload": n,
             "label": int(victim) % 10,
             "floor_mse": 0.025,
         }

@@ -189,7 +189,7 @@ def test_one_group_says_nothing_of_differences():
 
 
 def test_outcomes_and_verdict(pool):
-    assert count_outcomes(pool) == (2, 4, 2, 0)
+    assert count_outcomes(pool) == (2, 0, 4, 2, 0)
     assert verdict(pool, estimate(pool, "success")) == (
         "Not told apart from its floor. 2 of 8 recovered and 2 of 8 ambiguous. "
         "4 of 8 unsolved: no sign of protection."

@@ -81,7 +81,7 @@ def test_a_place_says_floor_spread_and_outcomes(study):
     text = pivots_of(study)[0].lines[0][1].text.split("\n")
     assert text[0].startswith("0.325 [") and text[1] == "floor 0.300 (class_mean)"
     assert text[2] == "± 0.035 (2)"  # .30 and .35
-    assert text[3] == "0 / 4 / 0 / 0"
+    assert text[3] == "0 / 0 / 4 / 0 / 0"
 
 
 def test_rows_and_columns_can_be_chosen(study):
@@ -189,4 +189,4 @@ def test_notes_about_one_network_and_several_devices(tmp_path):
     assert "Victims of one repetition share a network." in notes
     assert "network of its own" not in notes
     assert "several devices: gpu 0, gpu 1" in notes
-    assert "2 victims without a finite SSIM" in notes
+    assert "2 images without a finite SSIM" in notes

@@ -15,7 +15,7 @@ import small
 from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
 from studies import close, pretended, tiny
 
-from kljax import cli, engine, leakage, scoring, studies
+from kljax import cli, engine, leakage, scoring, staging, studies
 from kljax.config import LeakConfig
 from kljax.mapping import Layout
 from kljax.probe import probe
@@ -96,12 +96,51 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
         mine = [row for row in rows if row["cell"] == cell.id]
         found = [row["bins_read"] for row in mine if row["arm"] == cell.config.arms[0]]
         if cell.config.attack == "matching":
-            assert found == [None, None]
+            assert found == [None] * 8
         else:
             with small.quick():
                 result = leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
             info = result.arms[0].attacked.reconstruction.info
-            assert found == info["bins_read"].tolist() and min(found) >= 2
+            assert found == np.repeat(info["bins_read"], 4).tolist() and min(found) >= 2
+
+
+def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
+    axes = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
+    keep = {"reconstructions": True}
+    batches = sweep_of(victims=3, examples=2, axes=axes, options=keep)
+    folder, seen = tmp_path / "batches", []
+    report = run(folder, batches, part=2, on_chunk=seen.append)
+    assert report.attacks == 6  # uploads, not images
+    assert [done.attacks for done in seen] == [2, 2, 2]
+    study = studies.read(folder)
+    assert set(studies.finished_victims(study).values()) == {3}
+    assert studies.missing_cells(study) == []
+    for cell in cells_of(study.manifest):
+        dataset = staging.load_dataset(cell.config)
+        victims = staging.choose_victims(cell.config, dataset)
+        mine = [row for row in study.rows.to_pylist() if row["cell"] == cell.id]
+        arms = {row["arm"] for row in mine}
+        assert len(arms) == 7
+        for arm in arms:
+            found = [row for row in mine if row["arm"] == arm]
+            assert [row["upload"] for row in found] == [0, 0, 1, 1, 2, 2]
+            assert [row["example"] for row in found] == [0, 1] * 3
+            for column, expected in (
+                ("victim", victims.indices.ravel()),
+                ("label", victims.labels.ravel()),
+                ("group", np.repeat(victims.groups, 2)),
+            ):
+                assert [row[column] for row in found] == expected.tolist()
+        kept = studies.read_reconstructions(study, cell.id)
+        assert kept["victim"].tolist() == victims.indices[:, 0].tolist()
+    # What is lost is missing, and made again.
+    whole = parts(folder)
+    sorted((folder / "parts").iterdir())[1].unlink()
+    left = studies.read(folder)
+    assert list(studies.finished_victims(left).values()) == [2, 2]
+    assert len(studies.missing_cells(left)) == 2
+    run(folder, batches, part=2)
+    assert parts(folder) == whole
 
 
 def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):

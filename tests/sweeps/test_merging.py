@@ -47,6 +47,23 @@ def test_two_studies_are_merged(first, tmp_path):
     assert parts(both) == before
 
 
+def test_batches_are_merged_with_all_of_their_images(tmp_path):
+    for name, seeds in (("one", [0]), ("two", [1])):
+        run(
+            tmp_path / name,
+            sweep_of(victims=3, examples=2, axes=AXES | {"seed": seeds}),
+            part=2,
+        )
+    both = tmp_path / "both"
+    merge_studies(tmp_path / "one", tmp_path / "two", both)
+    assert by_cell(both) == by_cell(tmp_path / "one") | by_cell(tmp_path / "two")
+    assert len(by_cell(both)) == 2 * 3 * 2 * 7
+    assert not studies.missing_cells(studies.read(both))
+    before = parts(both)
+    run(both, parse_sweep(read_manifest(both)["sweep"]), part=2, on_chunk=pytest.fail)
+    assert parts(both) == before
+
+
 def test_what_is_finished_in_neither_is_missing_and_can_be_finished(first, tmp_path):
     second, both = tmp_path / "second", tmp_path / "both"
     sweep = sweep_of(axes=AXES | {"seed": [1, 2]}, options=KEPT)
