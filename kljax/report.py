@@ -17,10 +17,11 @@ from tabulate import tabulate
 from kljax import captured, metrics
 from kljax.config import LeakConfig
 from kljax.files import json_text, write_json, write_text
+from kljax.gallery import draw_gallery
 from kljax.leakage import LeakResult
 from kljax.provenance import device, provenance
 from kljax.run_folder import LeftOut, RunFolder, claim
-from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row, matched_images
+from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row
 
 MEANS = (
     "psnr",
@@ -316,37 +317,6 @@ Images: {result.dataset.licence}
 
 def _warning_lines(summary: dict[str, Any]) -> str:
     return "".join(f"\nWarning: {words}\n" for words in summary.get("warnings", ()))
-
-
-def draw_gallery(result: LeakResult, rows: list[Row], path: Path, most: int = 8):
-    """Draws truths and reconstructions: one line per arm, one column per victim.
-
-    Shown clipped to [0, 1] as scored; victims are the first ones, not the best.
-    """
-    # Imported here: the library does not need a plotting stack to run an attack.
-    import matplotlib.figure
-
-    victims = result.victims
-    shown = min(most, len(victims.labels))
-    lines = [("truth", victims.images[:, 0], None)]
-    for arm in result.arms:
-        scores = [row["ssim"] for row in rows if row["arm"] == arm.arm.name]
-        lines.append((arm.arm.name, matched_images(arm, victims)[:, 0], scores))
-    figure = matplotlib.figure.Figure(
-        figsize=(1.15 * shown + 2.2, 1.3 * len(lines)), layout="constrained"
-    )
-    axes = figure.subplots(len(lines), shown, squeeze=False)
-    for line, (name, images, scores) in zip(axes, lines, strict=True):
-        for n, axis in enumerate(line):
-            axis.imshow(np.clip(np.nan_to_num(images[n]), 0, 1))
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if scores:
-                axis.set_xlabel(f"SSIM {scores[n]:.2f}", fontsize=7, labelpad=1)
-        line[0].set_ylabel(
-            name.replace("/", "/\n"), rotation=0, ha="right", va="center", fontsize=8
-        )
-    figure.savefig(path, dpi=120)
 
 
 def write_run(

@@ -403,7 +403,7 @@ def test_the_gallery_is_a_picture(folder):
         picture.load()
         width, height = picture.size
         assert picture.format == "PNG"
-        # Five victims, a truth and four arms: about 110 dots each.
+        # Five victims, a truth, a floor and four arms: about 110 dots each.
         assert 500 < width < 1500 and 500 < height < 1500
         pixels = np.asarray(picture.convert("RGB"))
     assert np.mean(pixels == 255) < 0.9 and pixels.std() > 10

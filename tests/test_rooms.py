@@ -68,6 +68,7 @@ UPSTAIRS = (
     "diagnosis",
     "leakage",
     "scoring",
+    "gallery",
     "report",
     "sweeps",
     "studies",

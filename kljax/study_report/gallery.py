@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kljax import studies
+from kljax.gallery import displayed
 from kljax.studies import Study
 from kljax.study_report.pools import Pool
 from kljax.study_report.tables import at_words
@@ -156,10 +157,7 @@ def to_png(image: np.ndarray) -> bytes:
     """
     from PIL import Image
 
-    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
-    if pixels.shape[-1] != 3:
-        pixels = pixels.mean(axis=-1)
-    picture = Image.fromarray(np.round(255 * pixels).astype(np.uint8))
+    picture = Image.fromarray(np.round(255 * displayed(image)).astype(np.uint8))
     picture.thumbnail((LARGEST, LARGEST))
     png = io.BytesIO()
     picture.save(png, "png", optimize=True)
