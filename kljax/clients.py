@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.defences import Context, Defence, without_release
+from kljax.defences import Context, Defence
 from kljax.losses import checked
 from kljax.randomness import derive_rng
 from kljax.threat import LocalSteps, Update
@@ -175,10 +175,13 @@ class LocalTraining(NamedTuple):
       init: ``(Public, Private) -> ClientState``, before the first round.
       run: ``(rng, round [], Public, stats, ClientState, Batches) -> (Upload,
         ClientState, Progress)``.
+      record: the same with the change before it was released, too, which comes first;
+        for who studies what a release hides.
     """
 
     init: Callable[[Public, Private], ClientState]
     run: Callable[..., tuple[Upload, ClientState, Progress]]
+    record: Callable[..., tuple[Public, Upload, ClientState, Progress]]
 
 
 # A method, or the method of round r: that is how a schedule counts rounds.
@@ -235,14 +238,14 @@ def local_training(
         state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
         return ClientState(private, state, defence.init_state(public))
 
-    def run(
+    def record(
         rng: Rng,
         number: Array,
         received: Public,
         stats: Stats,
         state: ClientState,
         batches: Batches,
-    ) -> tuple[Upload, ClientState, Progress]:
+    ) -> tuple[Public, Upload, ClientState, Progress]:
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
         state = state._replace(private=_renewed(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
@@ -301,9 +304,9 @@ def local_training(
         kept = ClientState(Private(secret, trainable), memory, remembered)
         total, right, steps = tally
         progress = Progress(total / steps, right / steps, _finite((upload, kept)))
-        return upload, kept, progress
+        return delta, upload, kept, progress
 
-    return LocalTraining(init, run)
+    return LocalTraining(init, lambda *args: record(*args)[1:], record)
 
 
 def next_move(
@@ -371,7 +374,6 @@ def local_update(
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
-    bare = local_training(model, loss, without_release(defence), optimiser, **options)
 
     def run(
         rng: Rng,
@@ -394,17 +396,15 @@ def local_update(
             jnp.ones(steps, bool),
         )
         state = state._replace(private=_renewed(renew, rng, state.private))
-        upload, kept, _ = training.run(rng, number, received, stats, state, batches)
-        # The same draws: what a release consumes is nobody else's.
-        unreleased, _, _ = bare.run(
-            rng, number, received, stats, state._replace(release=()), batches
+        delta, upload, kept, _ = training.record(
+            rng, number, received, stats, state, batches
         )
         before = state.private.trainable
         return Update(
             public=received,
             stats=stats,
             sent=upload.delta,
-            before_release=unreleased.delta,
+            before_release=delta,
             new_stats=upload.stats,
             images=images,
             targets=jax.nn.one_hot(

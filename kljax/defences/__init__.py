@@ -6,7 +6,6 @@ from kljax.defences.defence import (
     Defence,
     chain,
     none,
-    without_release,
 )
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
@@ -24,5 +23,4 @@ __all__ = [
     "magnitude_pruning",
     "norm_clipping",
     "chain",
-    "without_release",
 ]

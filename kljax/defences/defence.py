@@ -84,11 +84,6 @@ def none() -> Defence:
     return Defence(no_parts, no_gates, send_all, as_sent, no_state)
 
 
-def without_release(defence: Defence) -> Defence:
-    """Makes the same defence, but for what it does on release, which is nothing."""
-    return defence._replace(release=send_all, simulate=as_sent, init_state=no_state)
-
-
 def chain(first: Defence, *transforms: Defence) -> Defence:
     """Applies gradient transforms, in order, to what `first` releases.
 
