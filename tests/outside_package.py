@@ -196,3 +196,18 @@ def bright(shape):
 
 def dark(shape):
     return _uniform(shape, 0.0, 0.2)
+
+
+class DroppingBehindNorm(nnx.Module):
+    """A network with a norm for a lock, and dropout."""
+
+    def __init__(self, num_classes, *, image_shape, rngs, lockable=()):
+        height, width, channels = image_shape
+        self.body = nnx.Linear(height * width * channels, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, use_scale=False, use_bias=False, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.fc = nnx.Linear(5, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.norm(self.body(images.reshape(images.shape[0], -1)))
+        return self.fc(self.dropout(nnx.sigmoid(x)))

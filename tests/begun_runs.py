@@ -1,0 +1,52 @@
+"""Folders of runs that have not trained yet: quick ground for studies of a client."""
+
+import dataclasses
+
+from kljax import checkpoint, files, journal, preparation
+from kljax.config import LeakConfig, TrainConfig
+from kljax.mapping import Layout
+
+RUN = TrainConfig(
+    model="dense",
+    image_size=8,
+    examples=40,
+    test_examples=8,
+    public_examples=0,
+    clients=2,
+    rounds=1,
+    batch=1,
+    private_key_size=16,
+    init=0.3,
+    keep_rounds=(0,),
+    arms=("keylock",),
+    layout=Layout("loop"),
+)
+UPLOADS = {
+    "gradient": {"upload": "gradient"},
+    "update": {"upload": "update", "local_steps": 2, "batch": 1, "labels": "given"},
+}
+
+
+def begin(folder, **changes):
+    """Writes the folder of `RUN`; gives all that it holds, as it was made."""
+    prepared = preparation.prepare(dataclasses.replace(RUN, **changes))
+    (arm,) = prepared.arms
+    server, clients = preparation.start(
+        prepared, preparation.arm_rounds(prepared, arm).rounds
+    )
+    folder.mkdir()
+    described = journal.describe(prepared.config, prepared.train.licence)
+    files.write_json(folder / "config.json", described)
+    checkpoint.save(folder / arm, server, clients, (0,))
+    return prepared, server, clients
+
+
+def study(folder, **changes):
+    """Makes a study of two victims of client 1."""
+    options = {
+        "from_run": str(folder),
+        "client": 1,
+        "victims": 2,
+        "layout": Layout("loop"),
+    }
+    return LeakConfig(**(options | changes))
