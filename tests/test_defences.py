@@ -262,6 +262,37 @@ def test_only_the_first_of_a_chain_may_have_gates(name):
         chain(none(), gaussian_noise(0.1), DEFENCES[name])
 
 
+@pytest.mark.parametrize(
+    "own",
+    ({"init": lambda rng, params: (params, Private())}, {"gates": lambda *_: {"a": 1}}),
+    ids=("parts", "gates"),
+)
+def test_parts_or_gates_alone_are_enough_to_be_the_first(own):
+    member = none()._replace(**own)
+    assert chain(member, gaussian_noise(0.1)).init is member.init
+    with pytest.raises(ValueError, match="defence 1 of the chain has gates or parts"):
+        chain(none(), member)
+
+
+def counting(step):
+    """A defence that adds how much it has added so far, from `step` on."""
+
+    def release(rng, state, grads, context):
+        return jax.tree.map(lambda leaf: leaf + state, grads), state + step
+
+    return none()._replace(release=release, init_state=lambda grads: step)
+
+
+def test_members_of_a_chain_remember_for_themselves():
+    defence = chain(none(), counting(1.0), counting(10.0))
+    grads = {"a": jnp.zeros(2)}
+    state = defence.init_state(grads)
+    for expected in (11.0, 22.0, 33.0):
+        sent, state = defence.release(RNG, state, grads, CONTEXT)
+        np.testing.assert_array_equal(sent["a"], expected)
+    assert state == ((), 4.0, 40.0)
+
+
 # --- gates -----------------------------------------------------------------------
 
 
@@ -272,6 +303,19 @@ def test_a_lock_keeps_everything_private():
     assert len(private.trainable) == 2
     expected = LOCK.gates(private.trainable, private.secret)
     assert_equal(keylock(LOCK).gates(public, private), expected)
+
+
+def test_a_lock_draws_its_weights_and_its_private_key_apart():
+    """Whoever has the one learns nothing of the other, nor from what the rng gives."""
+    drawn = {}
+
+    def keep(name):
+        return lambda rng: drawn.setdefault(name, jax.random.key_data(rng).tolist())
+
+    lock = LOCK._replace(init=keep("lock weights"), private_key=keep("private key"))
+    keylock(lock).init(RNG, None)
+    drawn["rng"] = jax.random.key_data(RNG).tolist()
+    assert len(drawn) == len(set(map(tuple, drawn.values()))) == 3
 
 
 @pytest.mark.parametrize("name", ("none", "keylock", "gaussian_noise"))

@@ -75,8 +75,11 @@ def cluster_bootstrap(
     """
     _check_confidence(confidence)
     values, groups = _checked("cluster_bootstrap", values, groups)
-    if resamples < 1:
-        raise ValueError(f"cluster_bootstrap: resamples is {resamples}; at least 1")
+    if resamples < 2:
+        raise ValueError(
+            f"cluster_bootstrap: resamples is {resamples}; one shows no spread, give "
+            "at least 2"
+        )
     names, members = np.unique(groups, return_inverse=True)
     count = len(names)
     estimate = float(values.mean())

@@ -77,6 +77,19 @@ def test_same_class_depends_on_seed_and_victim_but_not_on_the_order(images, refe
     assert len(chosen) == 3  # all the others of class 0
 
 
+def test_every_victim_draws_noise_of_its_own(images, reference):
+    """The same image under another index, or another seed, has other noise."""
+    drawn = [
+        floor_images(
+            images[0], 1, index, Reference(images[1:], LABELS[1:], INDICES[1:]), seed
+        )
+        for index, seed in ((40, 0), (41, 0), (40, 1))
+    ]
+    noise = [floors["noise_affine"] for floors in drawn]
+    assert not np.array_equal(noise[0], noise[1])
+    assert not np.array_equal(noise[0], noise[2])
+
+
 def test_constant_floors(images, reference):
     got = floors_of(0, images, reference)
     np.testing.assert_array_equal(got["grey"], np.full(SHAPE, 0.5))

@@ -47,11 +47,46 @@ def test_wilson_confidence():
         ((-1, 2), "successes is -1"),
         ((1, 2, 1.0), "confidence is 1.0"),
         ((1, 2, 95), "confidence is 95"),
+        ((1, 2, 0), "confidence is 0"),
     ],
 )
 def test_wilson_names_what_is_wrong(arguments, words):
     with pytest.raises(ValueError, match=words):
         wilson(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resamples": 0}, "resamples is 0"),
+        ({"resamples": 1}, "resamples is 1"),
+        ({"confidence": 0}, "confidence is 0"),
+        ({"confidence": 1}, "confidence is 1"),
+    ],
+)
+def test_bootstrap_names_what_is_wrong(options, words):
+    with pytest.raises(ValueError, match=words):
+        cluster_bootstrap([0.1, 0.2], [0, 1], **options)
+    with pytest.raises(ValueError, match=words):
+        interval([0.1, 0.2], [0, 1], rate=False, **options)
+
+
+def test_what_is_asked_is_handed_on():
+    values, groups = clustered(np.random.default_rng(4), clusters=8)
+    options = {"confidence": 0.5, "resamples": 7, "seed": 5}
+    expected = cluster_bootstrap(values, groups, **options)
+    assert interval(values, groups, rate=False, **options) == expected
+    assert interval(values > 0, groups, rate=True, **options) == cluster_bootstrap(
+        values > 0, groups, **options
+    )
+    assert interval([1, 0, 0], range(3), rate=True, confidence=0.5) == wilson(1, 3, 0.5)
+    alike = interval([1] * 4, [0, 0, 1, 1], rate=True, confidence=0.5)
+    assert alike[:3] == wilson(2, 2, 0.5)[:3]
+    # By default of 95 %, of 2,000 resamples and the seed 0.
+    by_default = cluster_bootstrap(values, groups, 0.95, 2000, 0)
+    assert cluster_bootstrap(values, groups) == by_default
+    assert interval(values, groups, rate=False) == by_default
+    assert interval([1, 0, 0], range(3), rate=True) == wilson(1, 3, 0.95)
 
 
 def clustered(generator, clusters=30, size=5):
