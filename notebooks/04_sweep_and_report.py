@@ -284,7 +284,7 @@ for point in points:
     print(f"{point['arm']}, {point['budget']}: {point['reads_as']}")
 
 # %% [markdown]
-# And arms against each other, on the same victims, by either score. Holm's columns count:
+# And arms against each other, on the same victims, by each score. Holm's columns count:
 # the more comparisons, the easier one of them is significant by luck.
 
 # %%
