@@ -36,6 +36,7 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count())
 from kljax import captured, journal, metrics  # noqa: E402
 from kljax.attacks import Reconstruction  # noqa: E402
 from kljax.attacks.labels import RULES  # noqa: E402
+from kljax.attacks.labels.catalogue import OF_ONE_EXAMPLE  # noqa: E402
 from kljax.attacks.presets import PRESETS  # noqa: E402
 from kljax.attacks.presets.catalogue import of_user  # noqa: E402
 from kljax.config import LeakConfig  # noqa: E402
@@ -81,7 +82,7 @@ def reader(samples):
             del rng
             found = {}
             for name, rule in RULES.items():
-                if name == "idlg" and examples > 1:
+                if name in OF_ONE_EXAMPLE and examples > 1:
                     continue
                 more = {"samples": samples} if name.startswith("counts") else {}
                 found[name] = rule(setting, view, **more)

@@ -13,6 +13,7 @@ from kljax.attacks import (
     dense_input,
     find_rule,
     replay,
+    rule_holds,
     targets_of,
 )
 from kljax.attacks.closed_form.features import MOST
@@ -38,6 +39,9 @@ class Diagnosis(NamedTuple):
         bias.
       replay_is_exact: [] bool, see `replay_is_exact`; false for an attack without an
         objective, which replays nothing.
+      label_rule_holds: [] 1 where what can be seen of the label rule's conditions is
+        so, 0 where it is not; NaN where labels are not recovered, or nothing can be
+        seen of them.
     """
 
     loss_at_truth: Array
@@ -45,6 +49,7 @@ class Diagnosis(NamedTuple):
     live_channels: Array
     feature_error: Array
     replay_is_exact: Array
+    label_rule_holds: Array
 
 
 def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Diagnosis:
@@ -58,10 +63,10 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     """
     gates = setting.gates(update.public.defence, update.private)
     live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
-    error = feature_error(setting, update)
+    error, holds = feature_error(setting, update), label_rule_holds(setting, view)
     if preset.objective is None:
         nothing = jnp.asarray(jnp.nan)
-        return Diagnosis(nothing, nothing, live, error, jnp.asarray(False))
+        return Diagnosis(nothing, nothing, live, error, jnp.asarray(False), holds)
     objective = preset.objective(setting)
     if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
         # Who has no lock weights of his own cannot compare their gradients.
@@ -80,6 +85,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         live,
         error,
         replay_is_exact(setting, update, view),
+        holds,
     )
 
 
@@ -114,6 +120,16 @@ def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
     least = FAINT * jnp.linalg.norm(norms)
     allowed = jnp.where(norms <= least, 2 * least, RESOLUTION * norms)
     return jnp.all((errors <= allowed) & jnp.isfinite(errors))
+
+
+def label_rule_holds(setting: Setting, view: View) -> Array:
+    """Tells [] whether the setting's label rule can be believed, see `Diagnosis`."""
+    if setting.threat.strategy.labels != "recovered":
+        return jnp.asarray(jnp.nan)
+    try:
+        return rule_holds(setting, view).astype(jnp.float32)
+    except ValueError:  # the classifier's input cannot be tapped
+        return jnp.asarray(jnp.nan)
 
 
 def feature_error(setting: Setting, update: Update) -> Array:

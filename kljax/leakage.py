@@ -50,6 +50,7 @@ class Attacked(NamedTuple):
     live_channels: Array  # []
     feature_error: Array  # []
     replay_is_exact: Array  # [] bool
+    label_rule_holds: Array  # []
 
 
 class ArmResult(NamedTuple):

@@ -39,6 +39,7 @@ MEANS = (
     "live_channels",
     "feature_error",
     "bins_read",
+    "label_rule_holds",
 )
 
 
@@ -144,9 +145,10 @@ TABLE = {
     "live_channels": "live channels",
     "feature_error": "feature error",
     "bins_read": "bins read",
+    "label_rule_holds": "label rule holds",
 }
 # Left out where no arm has it.
-OF_SOME = ("bins_read",)
+OF_SOME = ("bins_read", "label_rule_holds")
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -257,7 +259,12 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
         low, high = 100 * arm["success_low"], 100 * arm["success_high"]
         bounds = f"{low:.0f}-{high:.0f}" if math.isfinite(low) else "?"
         return f"{value:.0%} [{bounds}]"
-    if column in ("recovered_rate", "label_accuracy", "label_multiset_accuracy"):
+    if column in (
+        "recovered_rate",
+        "label_accuracy",
+        "label_multiset_accuracy",
+        "label_rule_holds",
+    ):
         return f"{value:.0%}"
     if column in ("matching_loss", "feature_error"):
         return f"{value:.1e}"
@@ -277,9 +284,11 @@ of the image and of its floors; a norm in train mode hides those of a single exa
 is evidence for a defence only where the undefended arm of the same cell is recovered.
 Floors are images made without any gradient; a success rate below its floor's proves
 nothing. Means hide spread: `rows.csv` has every image. *feature error*: how far the
-classifier's input is from what its gradient says, lock or none. A key-lock's `known`
-arm is not the undefended arm: dead ReLU channels and saturated sigmoids make inversion
-hard even for someone who has the private key, and that is difficulty, not secrecy."""
+classifier's input is from what its gradient says, lock or none. *label rule holds*:
+uploads on which the rule that labels were recovered by can be believed, as far as they
+show; elsewhere labels are guesses. A key-lock's `known` arm is not the undefended arm:
+dead ReLU channels and saturated sigmoids make inversion hard even for someone who has
+the private key, and that is difficulty, not secrecy."""
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:

@@ -72,6 +72,7 @@ COLUMNS = (
     "example",  # place of the image in its upload, from 0
     "mse_affine_oracle",
     "floor_mse_affine",  # of the best floor of this image, after the affine fit
+    "label_rule_holds",  # whether its conditions do, as far as the upload shows
 )
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
@@ -210,6 +211,7 @@ def _arm_rows(
         error = float(attacked.feature_error[n])
         # A closed form makes no evaluation, whatever number it was offered.
         searched = spent is None or int(spent[n]) > 0
+        holds = float(attacked.label_rule_holds[n])
         floor = (
             metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
             if measured
@@ -233,6 +235,7 @@ def _arm_rows(
             "feature_error": error if np.isfinite(error) else None,
             "bins_read": None if count is None else int(count[n]),
             "replay_is_exact": exact if measured else None,
+            "label_rule_holds": None if np.isnan(holds) else bool(holds),
         }
         for example, guess in enumerate(guesses):
             place = n * len(guesses) + example

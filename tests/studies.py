@@ -168,7 +168,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
       guesses: ``(arm, victims) -> images [N, B, H, W, C]``.
       facts: ``labels`` [N, B] (the true ones if not given), ``loss``, ``finite``,
         ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error``,
-        ``replay_is_exact`` [N], ``info``.
+        ``replay_is_exact``, ``label_rule_holds`` [N], ``info``.
     """
     dataset = staging.load_dataset(config)
     victims = staging.choose_victims(config, dataset)
@@ -192,6 +192,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
             facts.get("live_channels", 0 * each.astype(int)),
             facts.get("feature_error", 0 * each),
             facts.get("replay_is_exact", each > 0),
+            facts.get("label_rule_holds", np.nan * each),
         )
         declared = threat.least_knowledge(strategy, examples=config.examples)
         timing = Timing(compile_s=1.5, run_s=0.5, compilations=3)

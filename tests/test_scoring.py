@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 from studies import close, finished, pretended, scored, tiny, wrong
 
-from kljax import metrics, scoring
+from kljax import metrics, report, scoring
 from kljax.data import Dataset
 from kljax.metrics import FLOORS, OUTCOMES
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, matched_images
@@ -31,7 +31,7 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 45
+    assert len(set(COLUMNS)) == len(COLUMNS) == 46
     _, rows = finished()
     for row in rows:
         assert tuple(row) == COLUMNS
@@ -432,3 +432,15 @@ def test_another_precision_and_weights_are_in_every_row():
     for row in scored(pretended(config, close)):
         found = row["matmul_precision"], row["weights"], row["seed"]
         assert found == ("default", "shared", 4)
+
+
+def test_rows_say_where_the_label_rule_does_not_hold():
+    config = tiny(victims=3, arms=("none",))
+    holds = np.array([1.0, 0.0, np.nan], np.float32)
+    result = pretended(config, close, label_rule_holds=holds)
+    rows = scored(result)
+    said = [row["label_rule_holds"] for row in rows_of(rows, "none")]
+    assert said == [True, False, None]
+    summary = report.summarise(result, rows)
+    header, lines = report.table(summary)
+    assert lines[0][header.index("label rule holds")] == "50%"

@@ -29,7 +29,14 @@ from kljax.attacks.closed_form import (
     rgap,
 )
 from kljax.attacks.insertions import Insertion
-from kljax.attacks.labels import LABELS, RULES, find_rule, idlg, targets_of
+from kljax.attacks.labels import (
+    LABELS,
+    RULES,
+    find_rule,
+    idlg,
+    rule_holds,
+    targets_of,
+)
 from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
@@ -60,6 +67,7 @@ __all__ = [
     "RULES",
     "idlg",
     "find_rule",
+    "rule_holds",
     "targets_of",
     "UNKNOWN",
     "LOCKS",

@@ -48,6 +48,7 @@ FROM_RUN = {
 LabelRule = Literal[
     "auto",
     "idlg",
+    "opposite_sign",
     "ggl",
     "yin",
     "bias_corrected",
@@ -79,9 +80,9 @@ class LeakConfig:
       step_size: of the optimiser, which must be named and take one (all but lbfgs
         do); None for its default.
       labels: label strategy instead of the preset's: given, joint or recovered.
-      label_rule: how labels are recovered: auto is idlg for one example; for
-        several bias_corrected, or counts of an update; and yin for more examples than
-        classes.
+      label_rule: how labels are recovered: auto is idlg for one example, and
+        opposite_sign where the classifier has no bias; for several bias_corrected, or
+        counts of an update; and yin for more examples than classes.
       features: weight of the classifier's input as a term of the attack's objective:
         one example's is in the classifier's gradient, lock or none; 0.1 in breaching.
       threat: facts about the wire as ``field=value``, instead of the least that each

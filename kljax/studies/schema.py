@@ -55,6 +55,7 @@ TYPES = {
     "example": pyarrow.int64(),
     "mse_affine_oracle": pyarrow.float64(),
     "floor_mse_affine": pyarrow.float64(),
+    "label_rule_holds": pyarrow.bool_(),
 }
 
 

@@ -46,8 +46,8 @@ CLOSED = ("ggl", "yin", "bias_corrected", "wainakh_simple")
 
 def ground(examples, rule="auto", **changes):
     declared = threat("unit", examples=examples)
-    changes = {"num_classes": CLASSES, "label_rule": rule} | changes
-    return setting(declared, none(), **changes)
+    changes = {"num_classes": CLASSES, "label_rule": rule, "model": dense()} | changes
+    return setting(declared, none(), image_shape=SHAPE, sites=(), **changes)
 
 
 def view_of(kernel, bias):
@@ -234,10 +234,10 @@ STEPS, BATCH = 4, 4
 SHAPE = (4, 4, 1)
 
 
-def dense():
+def dense(classes=CLASSES):
     # Wide and shallow, so that no feature vanishes.
     return from_nnx(
-        functools.partial(_build_dense, num_classes=CLASSES, image_shape=SHAPE)
+        functools.partial(_build_dense, num_classes=classes, image_shape=SHAPE)
     )
 
 
@@ -408,18 +408,19 @@ def test_auto_is_what_fits_the_upload():
     assert find_rule(ground(CLASSES + 1)) is RULES["yin"]
     here, _ = client(LABEL_SETS[0], 0.05)
     examples = here.threat.knowledge.examples
-    assert find_rule(here._replace(num_classes=examples)) is RULES["counts"]
-    assert find_rule(here._replace(num_classes=examples - 1)) is RULES["yin"]
+    for classes, rule in ((examples, "counts"), (examples - 1, "yin")):
+        of_size = here._replace(num_classes=classes, model=dense(classes))
+        assert find_rule(of_size) is RULES[rule]
     assert find_rule(ground(3, "yin")) is RULES["yin"] is yin
 
 
 def without_bias(examples, rule="auto"):
-    model = from_nnx(lambda rngs: CNN6(5, image_shape=(8, 8, 3), rngs=rngs))
-    return ground(examples, rule)._replace(model=model)
+    model = from_nnx(lambda rngs: CNN6(CLASSES, image_shape=(8, 8, 1), rngs=rngs))
+    return ground(examples, rule)._replace(model=model, image_shape=(8, 8, 1))
 
 
 def test_a_classifier_without_a_bias_has_rules_of_its_own():
-    assert find_rule(without_bias(1)) is RULES["idlg"]
+    assert find_rule(without_bias(1)) is RULES["opposite_sign"]
     assert find_rule(without_bias(3)) is RULES["yin"]
     for rule, other in (("bias_corrected", "yin"), ("counts_bias", "counts")):
         with pytest.raises(ValueError, match=f"{rule}.* 'fc' has none: take '{other}'"):
@@ -428,7 +429,11 @@ def test_a_classifier_without_a_bias_has_rules_of_its_own():
 
 @pytest.mark.parametrize(
     ("rule", "message"),
-    [("yinn", "label_rule must be 'auto' or"), ("idlg", "needs examples=1")],
+    [
+        ("yinn", "label_rule must be 'auto' or"),
+        ("idlg", "needs examples=1"),
+        ("opposite_sign", "needs examples=1"),
+    ],
 )
 def test_wrong_rules_are_refused(rule, message):
     with pytest.raises(ValueError, match=message):

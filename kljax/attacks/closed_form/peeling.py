@@ -90,7 +90,9 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
     bottom, *above = _from_the_lock(setting)
     layer, examples = bottom.layer, setting.threat.knowledge.examples
     site = layer.norm or layer.path
-    rule = find_rule(setting)
+    given = setting.threat.strategy.labels == "given"
+    # One example's signal is the bias gradient: no label is needed.
+    rule = find_rule(setting) if examples > 1 and not given else None
     first = bottom.below is None and layer.norm is not None and examples == 1
     signed = first and _may_be_negative(setting)
 
@@ -120,11 +122,10 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
     def attack(view: View) -> Peeled:
-        # One example's signal is the bias gradient: no label is needed.
         targets = jnp.zeros((examples, setting.num_classes))
-        if examples > 1 and setting.threat.strategy.labels == "given":
+        if examples > 1 and given:
             targets = view.targets
-        elif examples > 1:
+        elif rule is not None:
             targets = targets_of(rule(setting, view), setting.num_classes)
         return peel(view.grads.model, view.public.model, targets)
 

@@ -4,13 +4,21 @@ The classifier sits above every lock, so what its gradient gives away it gives a
 with and without a defence of the lower layers.
 """
 
-from kljax.attacks.labels.catalogue import RULES, Rule, find_rule
+from kljax.attacks.labels.catalogue import (
+    RULES,
+    Rule,
+    find_rule,
+    rule_holds,
+    settle_rule,
+)
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
+from kljax.attacks.labels.conditions import CONDITIONS, Condition
 from kljax.attacks.labels.counts import counts, counts_bias
 from kljax.attacks.labels.rules import (
     bias_corrected,
     ggl,
     idlg,
+    opposite_sign,
     spread,
     told,
     wainakh_simple,
@@ -26,8 +34,10 @@ from kljax.attacks.labels.strategies import (
 )
 
 __all__ = [
+    "CONDITIONS",
     "LABELS",
     "RULES",
+    "Condition",
     "Rule",
     "ClassifierGrads",
     "bias_corrected",
@@ -39,7 +49,10 @@ __all__ = [
     "given",
     "idlg",
     "joint",
+    "opposite_sign",
     "recovered",
+    "rule_holds",
+    "settle_rule",
     "settled_labels",
     "spread",
     "targets_of",

@@ -6,6 +6,7 @@ from typing import TypeAlias
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels import counts as counting
 from kljax.attacks.labels import rules
+from kljax.attacks.labels.conditions import CONDITIONS, pulls_the_true_class_alone
 from kljax.threat import View
 from kljax.typing import Array
 
@@ -13,6 +14,7 @@ Rule: TypeAlias = Callable[[Setting, View], Array]  # -> labels [B] int32
 
 RULES: dict[str, Rule] = {
     "idlg": rules.idlg,
+    "opposite_sign": rules.opposite_sign,
     "ggl": rules.ggl,
     "yin": rules.yin,
     "bias_corrected": rules.bias_corrected,
@@ -24,10 +26,36 @@ RULES: dict[str, Rule] = {
 OF_BIAS = {"bias_corrected": "yin", "counts_bias": "counts"}
 
 
+OF_ONE_EXAMPLE = ("idlg", "opposite_sign")
+
+
 def find_rule(setting: Setting) -> Rule:
     """Finds the rule that the setting names.
 
-    ``auto`` is ``idlg`` for one example. For several, up to one per class, it is
+    Raises:
+      ValueError: as `settle_rule`.
+    """
+    return RULES[settle_rule(setting)]
+
+
+def rule_holds(setting: Setting, view: View) -> Array:
+    """Tells [] bool whether what can be seen of the rule's conditions is so.
+
+    The conditions of each rule are in `kljax.attacks.labels.CONDITIONS`.
+
+    Raises:
+      ValueError: as `settle_rule`.
+    """
+    seen = CONDITIONS[settle_rule(setting)].holds(setting, view)
+    return seen & pulls_the_true_class_alone(setting)
+
+
+def settle_rule(setting: Setting) -> str:
+    """Names the rule of a setting: its own, or what ``auto`` is there.
+
+    ``auto`` is ``idlg`` for one example, and ``opposite_sign`` where there is no bias:
+    it is right for features of any sign, and reads the sums of ``idlg`` where it is
+    not told. For several, up to one per class, it is
     ``bias_corrected`` of a gradient, and ``counts`` of an update whose protocol is
     known. Of gradients of untrained networks ``counts`` is better by up to 14 points,
     and of those of a trained LeNet ``yin`` is, from four examples on. For more it is
@@ -37,16 +65,16 @@ def find_rule(setting: Setting) -> Rule:
     has no bias to read.
 
     Raises:
-      ValueError: for an unknown rule, ``idlg`` for several examples, counts of an
-        update without a protocol, and a rule that reads the classifier's bias where
-        there is none.
+      ValueError: for an unknown rule, one of a single example for several, counts of
+        an update without a protocol, a rule that reads the classifier's bias where
+        there is none, and a classifier that has no column for each class.
     """
     name, knows = setting.label_rule, setting.threat.knowledge
     updates = knows.upload != "gradient"
     params, _ = setting.shapes()
     biased = f"{setting.classifier}/bias" in params
     if name == "auto" and knows.examples == 1:
-        name = "idlg"
+        name = "idlg" if biased else "opposite_sign"
     elif name == "auto" and knows.examples > setting.num_classes:
         name = "yin"
     elif name == "auto":
@@ -54,9 +82,16 @@ def find_rule(setting: Setting) -> Rule:
     if name not in RULES:
         legal = " or ".join(map(repr, ("auto", *RULES)))
         raise ValueError(f"label_rule must be {legal}, got {name!r}")
-    if name == "idlg" and knows.examples != 1:
+    columns = params[f"{setting.classifier}/kernel"].shape[-1]
+    if columns != setting.num_classes or columns < 2:
         raise ValueError(
-            f"label rule 'idlg' needs examples=1, got examples={knows.examples}; "
+            f"labels are read off one column of the classifier per class: "
+            f"{setting.classifier!r} has {columns} column(s) for {setting.num_classes} "
+            "classes; take labels='given' or 'joint'"
+        )
+    if name in OF_ONE_EXAMPLE and knows.examples != 1:
+        raise ValueError(
+            f"label rule {name!r} needs examples=1, got examples={knows.examples}; "
             "several take 'bias_corrected' or another rule"
         )
     if name.startswith("counts") and updates and setting.protocol is None:
@@ -69,4 +104,4 @@ def find_rule(setting: Setting) -> Rule:
             f"label rule {name!r} reads the classifier's bias, and "
             f"{setting.classifier!r} has none: take {OF_BIAS[name]!r}"
         )
-    return RULES[name]
+    return name

@@ -40,6 +40,48 @@ def idlg(setting: Setting, view: View) -> Array:
     return told(jnp.argmin(score)[None].astype(jnp.int32), score)
 
 
+def opposite_sign(setting: Setting, view: View) -> Array:
+    """Reads the label of one example off the column that points away from all others.
+
+    The weight gradient's columns are multiples of the features, and the true class's
+    alone is a negative one: its inner product with every other column is negative,
+    whatever signs the features have. Columns of zeros (probabilities too small for
+    float32) say nothing. Where no single column differs, as where all but two are
+    zero, the column sums are read, which needs features that are nowhere negative.
+
+    Returns:
+      labels [1] int32.
+
+    Reference: iDLG (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610), section 3, the
+    criterion by products of gradients; its code reads sums.
+    """
+    kernel = classifier_grads(setting, view).kernel
+    unlike = columns_unlike_all_others(kernel)
+    sums = jnp.sum(kernel, axis=0)
+    label = jnp.where(jnp.sum(unlike) == 1, jnp.argmax(unlike), jnp.argmin(sums))
+    return told(label[None].astype(jnp.int32), kernel)
+
+
+def columns_unlike_all_others(kernel: Array) -> Array:
+    """Finds the columns [Kc] bool that point away from all other columns not zero.
+
+    Args:
+      kernel: [F, Kc].
+    """
+    sizes = jnp.max(jnp.abs(kernel), axis=0)
+    there = sizes > 0
+    # Lengths do not matter, and products of faint columns would vanish.
+    columns = kernel / jnp.where(there, sizes, 1.0)[None]
+    apart = columns.T @ columns < 0
+    alone = ~there[None] | jnp.eye(len(there), dtype=bool)  # nothing to differ from
+    return there & jnp.all(apart | alone, axis=1) & (jnp.sum(there) > 1)
+
+
+def columns_of_one_sign(kernel: Array) -> Array:
+    """Tells [] whether no column [F, Kc] has entries of both signs."""
+    return jnp.all(jnp.all(kernel >= 0, axis=0) | jnp.all(kernel <= 0, axis=0))
+
+
 def ggl(setting: Setting, view: View) -> Array:
     """Takes the B classes whose weight gradients have the lowest sums.
 
