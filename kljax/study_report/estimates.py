@@ -9,7 +9,7 @@ import pyarrow
 from kljax import metrics
 from kljax.metrics import Interval
 from kljax.study_report.pools import Pool
-from kljax.study_report.values import VALUES, numbers, written
+from kljax.study_report.values import VALUES, is_rate, numbers, written
 
 NOTHING = float("nan")
 UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
@@ -88,7 +88,7 @@ def estimate(pool: Pool, value: str) -> Estimate:
     means = [kept[cells == cell].mean() for cell in dict.fromkeys(cells)]
     return Estimate(
         value,
-        metrics.interval(kept, groups, rate=VALUES[value].rate)
+        metrics.interval(kept, groups, rate=is_rate(pool.rows, value))
         if len(kept)
         else UNKNOWN,
         len(kept),

@@ -32,6 +32,9 @@ class Value(NamedTuple):
         return self.form.endswith("%")
 
 
+# From this version of the rows on each is of one image, whose label is right or not.
+LABEL_OF_AN_IMAGE = 4
+
 VALUES: dict[str, Value] = {
     "ssim": Value("SSIM"),
     "success": Value("SSIM >= .6", ".0%", rate=True),
@@ -71,6 +74,14 @@ def check_value(name: str) -> None:
         raise ValueError(
             f"unknown value {name!r}{nearest(name, VALUES)}; known: {', '.join(VALUES)}"
         )
+
+
+def is_rate(rows: pyarrow.Table, name: str) -> bool:
+    """Tells whether these rows have 0 or 1 for a value, by what its column means."""
+    if name == "label_accuracy":
+        versions = rows["schema_version"].unique().to_pylist()
+        return min(versions, default=0) >= LABEL_OF_AN_IMAGE
+    return VALUES[name].rate
 
 
 def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:

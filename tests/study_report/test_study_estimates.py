@@ -183,6 +183,14 @@ def test_an_ssim_of_one_is_no_rate(tmp_path):
     assert estimate(pool, "success").text() == "100% [68%, 100%]"
 
 
+@pytest.mark.parametrize(
+    ("version", "text"), ((3, "100% [?]"), (4, "100% [51%, 100%]"))
+)
+def test_labels_are_a_rate_since_rows_are_of_one_image(tmp_path, version, text):
+    rows = attacked([0.5] * 4, label_accuracy=1.0, schema_version=version)
+    assert estimate(pool_of(tmp_path, rows), "label_accuracy").text() == text
+
+
 def test_one_group_says_nothing_of_differences():
     found = mean_difference("success", np.array([0.0, 1.0]), np.array([3, 3]))
     assert found.estimate == 0.5 and math.isnan(found.low)
