@@ -368,7 +368,8 @@ def _sum(timings: Iterable[Timing]) -> Timing:
 def _images(piece: Piece, result: LeakResult) -> images.Images:
     (arm,), victims = result.arms, result.victims
     found = scoring.matched_images(arm, victims)
-    return images.Images(piece.first, found, victims.images, victims.indices[:, 0])
+    first = result.dataset.positions_of(victims.indices[:, 0])
+    return images.Images(piece.first, found, victims.images, first)
 
 
 def _some(victims: Victims, piece: Piece) -> Victims:

@@ -33,7 +33,9 @@ COLUMNS = (
     "label_strategy",
     "model",
     "data",
-    "victim",  # index of the image in the dataset
+    # Index of the image in the dataset that `data` names: of a captured run in the
+    # whole of what the run's training examples were taken from.
+    "victim",
     "group",  # bootstrap cluster: that of the upload's first example
     "label",
     "label_guess",  # -1 where the upload says nothing of labels
@@ -268,7 +270,7 @@ def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) 
         "arm": arm,
         "model": config.model,
         "data": config.data,
-        "victim": int(victims.indices[n, example]),
+        "victim": int(result.dataset.positions_of(victims.indices[n, [example]])[0]),
         "group": int(victims.groups[n]),
         "label": int(victims.labels[n, example]),
         "weights": config.weights,

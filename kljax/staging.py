@@ -30,7 +30,7 @@ PURPOSES = ("weights", "defence", "step", "attack")
 class Victims(NamedTuple):
     """The private data under attack, one upload's worth per victim."""
 
-    indices: np.ndarray  # [N, B] positions in the dataset
+    indices: np.ndarray  # [N, B] in the dataset of the stage
     images: np.ndarray  # [N, B, H, W, C] in [0, 1]
     labels: np.ndarray  # [N, B] int32
     groups: np.ndarray  # [N] bootstrap clusters, of the first example

@@ -8,12 +8,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from studies import quick_compilation
+from studies import quick_compilation, scored
 
 from kljax import (
     captured,
     checkpoint,
     cli,
+    data,
     metrics,
     preparation,
     scoring,
@@ -177,6 +178,18 @@ def test_victims_are_the_clients_own(gradients, folder):
     np.testing.assert_array_equal(result.victims.groups, groups)
     other = captured.capture(captured.settle(study(folder, client=2)))
     assert not set(other.own) & set(prepared.partition[CLIENT].tolist())
+
+
+def test_the_victim_of_a_row_is_found_in_the_dataset_that_the_row_names(gradients):
+    """A run trains on a part of it: there the same image has another number."""
+    result = gradients[0]
+    rows = [row for row in scored(result) if row["arm"] == result.arms[0].arm.name]
+    victims = [row["victim"] for row in rows]
+    (name,) = {row["data"] for row in rows}
+    images, labels = data.load(name, shape=result.dataset.shape).fetch(victims)
+    np.testing.assert_array_equal(images, result.victims.images[:, 0])
+    assert labels.tolist() == [row["label"] for row in rows]
+    assert victims != result.victims.indices[:, 0].tolist()
 
 
 def test_a_study_says_what_it_took_from_the_run(gradients, folder):

@@ -323,6 +323,18 @@ def test_dead_locks_are_counted_as_such():
     assert [r["live_channels"] for r in rows_of(none, "none")] == [None, None]
 
 
+def test_rows_of_a_closed_form_name_no_search():
+    """It was offered restarts, steps and an optimiser, and made no use of them."""
+    searched = ("optimiser", "step_size", "restarts", "evaluations")
+    config = tiny(step_size=0.1, restarts=4)
+    found = pretended(config, close, info={"evaluations": np.zeros(3, int)})
+    for row in rows_of(scored(found), "none"):
+        assert [row[name] for name in searched] == [None] * 4
+        assert row["attack"] == "matching" and row["outcome"] == "recovered"
+    for row in rows_of(scored(pretended(config, close)), "none"):
+        assert [row[name] for name in searched] == ["adam", 0.1, 4, 16]
+
+
 def test_attacks_need_not_count_their_evaluations():
     rows = rows_of(scored(pretended(tiny(), close, info={})), "none")
     assert [row["evaluations"] for row in rows] == [None] * 3

@@ -64,6 +64,8 @@ class Dataset:
       licence: licence and source of the images, in words.
       untrained_only: True where the labels mean too little to train a network on.
       class_names: the names of the classes, or None.
+      positions: [N] int64, where the examples are in the whole dataset that these are
+        a part of (`kljax.data.subset`), or None where they are all of it.
 
     Raises:
       ValueError: empty, unequal lengths, or anything `check_batch` refuses.
@@ -78,6 +80,7 @@ class Dataset:
     licence: str
     untrained_only: bool = False
     class_names: Sequence[str] | None = None
+    positions: Any = None
 
     def __post_init__(self):
         whole = f"dataset {self.name!r}"
@@ -99,6 +102,14 @@ class Dataset:
                     "give one group per image, or None"
                 )
             object.__setattr__(self, "groups", _frozen(groups))
+        if self.positions is not None:
+            positions = check_integers(self.positions, "positions", whole, np.int64)
+            if len(positions) != len(self):
+                raise ValueError(
+                    f"{whole} has {len(self)} images and {len(positions)} positions; "
+                    "give one position per image, or None"
+                )
+            object.__setattr__(self, "positions", _frozen(positions))
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"{whole} has {self.num_classes} classes and "
@@ -148,6 +159,14 @@ class Dataset:
         indices = self._rows(indices)
         groups = indices if self.groups is None else self.groups[indices]
         return groups.astype(np.int32)
+
+    def positions_of(self, indices) -> np.ndarray:
+        """Returns where the examples at ``indices`` are in the whole, [n] int64.
+
+        Those are ``indices`` themselves, unless this is a part of a dataset.
+        """
+        indices = self._rows(indices)
+        return indices if self.positions is None else self.positions[indices]
 
     def _rows(self, indices) -> np.ndarray:
         rows = check_integers(indices, "indices", f"dataset {self.name!r}", np.int64)

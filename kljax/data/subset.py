@@ -39,7 +39,8 @@ def subset(dataset: Dataset, indices, *, memory: int = MEMORY) -> Dataset:
       memory: see above (speed only).
 
     Returns:
-      A dataset of n examples, in the order of `indices`.
+      A dataset of n examples, in the order of `indices`. It remembers where they are in
+      the whole, also if it is a part of a part.
 
     Raises:
       IndexError: an index outside the dataset.
@@ -51,4 +52,7 @@ def subset(dataset: Dataset, indices, *, memory: int = MEMORY) -> Dataset:
         images, labels = dataset.fetch(rows)
     else:
         images, labels = _Rows(dataset.images, rows), _Rows(dataset.labels, rows)
-    return dataclasses.replace(dataset, images=images, labels=labels, groups=groups)
+    positions = dataset.positions_of(rows)
+    return dataclasses.replace(
+        dataset, images=images, labels=labels, groups=groups, positions=positions
+    )

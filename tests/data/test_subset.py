@@ -35,6 +35,10 @@ def test_a_subset_holds_the_examples_asked_for(lazy, memory):
     np.testing.assert_array_equal(images, expected[0])
     assert labels.tolist() == [0, 2]
     assert part.groups_of([0, 1, 2]).tolist() == [5, 0, 3]
+    assert part.positions_of([2, 0]).tolist() == [3, 5]
+    # A part of a part says where in the whole it is.
+    assert subset(part, [2, 1]).positions_of([0, 1]).tolist() == [3, 0]
+    assert whole.positions_of([4]).tolist() == [4]
 
 
 def test_what_fits_is_read_once_and_what_does_not_when_it_is_wanted():
