@@ -5,17 +5,27 @@ that a key-lock brings along.
 """
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kljax import data
 from kljax.arms import Arm, Sites
 from kljax.config import LeakConfig, TrainConfig
 from kljax.keylock import ACTIVATIONS, key_lock
-from kljax.models import NETWORKS, Network, from_nnx, site_widths, uniform
+from kljax.models import (
+    NETWORKS,
+    Network,
+    from_nnx,
+    redrawn,
+    site_widths,
+    uniform,
+)
 from kljax.registry import resolve
-from kljax.typing import Model
+from kljax.typing import Array, Model, Rng
 
 Config = LeakConfig | TrainConfig
 
@@ -108,31 +118,77 @@ def find_network(config: Config) -> Network:
     """Finds the network, with the sites that the study locks.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, and for what cannot be called as a factory is.
     """
     found = resolve("model", config.model, NETWORKS)
     if not isinstance(found, Network):  # a user's factory
+        _check_factory(config.model, found)
         found = Network(found, (), "fc")
     single, every = found.sites, found.all_sites
     named = {(): single, ("single",): single, ("all",): every}
     return found._replace(sites=named.get(config.sites, config.sites))
 
 
+def _check_factory(name: str, found: Any) -> None:
+    wanted = "(num_classes, *, image_shape, rngs) -> flax.nnx.Module"
+    if not callable(found):
+        raise ValueError(
+            f"model {name!r} is {found!r}, expected a function or class {wanted}"
+        )
+    try:
+        inspect.signature(found).bind(1, image_shape=(), rngs=None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be called as {wanted}: {error}"
+        ) from error
+
+
 def make_model(
     config: Config, network: Network, dataset: data.Dataset, *, norm: bool
 ) -> Model:
-    """Makes the network of an arm, with or without the norm layers of a lock."""
+    """Makes the network of an arm, with or without the norm layers of a lock.
+
+    Raises:
+      ValueError: for a user's network that cannot be built, or is none.
+    """
     options: dict[str, Any] = {"image_shape": dataset.shape}
     # A user's network without a switch is used as it is, in every arm alike.
     if network.accepts("lockable"):
         options["lockable"] = network.sites if norm else ()
-    if config.init and network.accepts("initialiser"):
+    draws = network.accepts("initialiser")
+    if config.init and draws:
         options["initialiser"] = uniform(config.init)
 
     def build(rngs):
         return network.factory(dataset.num_classes, rngs=rngs, **options)
 
-    return from_nnx(build, convolution=config.convolution)
+    try:
+        model = from_nnx(build, convolution=config.convolution)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {config.model!r}: {error}") from error
+    if config.init and not draws:
+        model = redrawn(model, uniform(config.init))
+    return model
+
+
+def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
+    """Compares the logits of a network with the classes, without computing anything.
+
+    Raises:
+      ValueError: for another number of logits than one per class.
+    """
+
+    def logits(rng: Rng) -> Array:
+        images = jnp.zeros((1, *dataset.shape))
+        return model.apply(*model.init(rng), images, train=False).logits
+
+    shape = jax.eval_shape(logits, jax.random.key(0)).shape
+    if shape != (1, dataset.num_classes):
+        raise ValueError(
+            f"model {config.model!r} gives logits of shape {shape} for one image, and "
+            f"dataset {config.data!r} has {dataset.num_classes} classes: expected one "
+            f"logit per class, shape (1, {dataset.num_classes})"
+        )
 
 
 def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites:

@@ -268,9 +268,10 @@ def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> A
 
 
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:
-    """Checks the path of the layer from which labels are read."""
+    """Checks the network's logits, and the layer from which labels are read."""
     path = config.classifier or network.classifier
     model = ground.make_model(config, network, dataset, norm=False)
+    ground.check_classes(config, model, dataset)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     if f"{path}/kernel" not in params:
         layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)

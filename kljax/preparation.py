@@ -75,6 +75,7 @@ def prepare(config: TrainConfig) -> Prepared:
     for norm in (False, True):
         model = ground.make_model(config, network, train, norm=norm)
         models[norm] = normalised(model, *statistics) if statistics else model
+    ground.check_classes(config, models[False], train)
     sites = ground.find_sites(config, network, train)
     made: dict[str, Defence] = {}
     parsed = {text: arms.parse_training_arm(text, sites, made) for text in config.arms}

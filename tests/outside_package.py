@@ -7,7 +7,7 @@ with what they were shown, so that tests can look through the wall.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 
 from kljax import data, defences
 from kljax.attacks import Optimiser, Reconstruction, squared_l2
@@ -51,6 +51,30 @@ class Normed(Tiny):
     def __call__(self, images):
         x = self.norm(self.body(images.reshape(images.shape[0], -1)))
         return self.head(jax.nn.sigmoid(x))
+
+
+def too_few_logits(num_classes, **options):
+    return Tiny(1, **options)
+
+
+def too_many_logits(num_classes, **options):
+    return Tiny(num_classes + 7, **options)
+
+
+def linen_network(num_classes, *, image_shape, rngs):
+    return linen.Dense(num_classes)
+
+
+class Trained(Tiny):
+    """Has a body that was trained before, a norm, and a head that is drawn."""
+
+    BODY = np.linspace(-1, 1, 192 * 5, dtype=np.float32).reshape(192, 5)
+
+    def __init__(self, num_classes, *, image_shape, rngs):
+        super().__init__(num_classes, image_shape=image_shape, rngs=rngs)
+        self.body.kernel[...] = jnp.asarray(self.BODY)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.stretch = nnx.Param(rngs.params.normal((5,)))
 
 
 def ramps(shape, count=6):

@@ -94,7 +94,8 @@ class LeakConfig:
       seed: of everything random.
       weights: fresh network weights for each victim, or the same shared ones.
       init: network weights from U(-init, init), 0.5 as in DLG and FedKL's attack
-        tests; 0 leaves the network its own initialiser.
+        tests; 0 leaves the network its own initialiser. What a network of your own
+        does not draw (norm layers, trained weights) stays.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
       lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,

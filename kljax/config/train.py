@@ -101,7 +101,8 @@ class TrainConfig:
       chained: whether each site is fed by the gates of the one before.
       private_key_size: length of the private key.
       init: network weights from U(-init, init); 0 leaves the network its own
-        initialiser.
+        initialiser. What a network of your own does not draw (norm layers, trained
+        weights) stays.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains.
       lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,

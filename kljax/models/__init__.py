@@ -10,6 +10,7 @@ from kljax.models.linen import from_linen
 from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
 from kljax.models.norms import NORMS
+from kljax.models.redrawing import redrawn
 from kljax.models.resnet import (
     ResNet,
     resnet18,
@@ -27,6 +28,7 @@ __all__ = [
     "site_widths",
     "feeding_layers",
     "normalised",
+    "redrawn",
     "ChannelStatistics",
     "FEDKL_STATISTICS",
     "LeNet",

@@ -196,9 +196,11 @@ def feeding_layers(
 
 
 def _linen(given: Any) -> str:
+    kind = given if inspect.isclass(given) else type(given)
     return (
-        f"expected an nnx.Module or a builder of one, got Linen's {given!r}: turn that "
-        "into a Model by kljax.models.from_linen(module, image_shape)"
+        "expected an nnx.Module or a builder of one, got the Linen module "
+        f"{kind.__name__}: kljax.models.from_linen(module, image_shape) makes a Model "
+        "of one, and studies by name take NNX networks alone"
     )
 
 
@@ -211,8 +213,8 @@ def _built(build: Callable[[nnx.Rngs], nnx.Module], rng: Rng) -> nnx.Module:
         if "static attribute" in str(error):
             hint = "; hold layers in an nnx.List or nnx.Dict, not in a plain container"
         raise ValueError(
-            f"building the network by {build!r}, called with one nnx.Rngs, failed: "
-            f"{describe(error)}{hint}"
+            f"building the network by {getattr(build, '__qualname__', build)}, called "
+            f"with one nnx.Rngs, failed: {describe(error)}{hint}"
         ) from error
     if isinstance(built, linen.Module):
         raise TypeError(_linen(built))
