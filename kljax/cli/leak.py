@@ -96,7 +96,7 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         console.print()
         console.print(printed_table(header, lines))
     for line in report.upload_lines(summary):
-        console.print(line, markup=False, highlight=False)
+        say(console, line, wrap=True)
     console.print()
     reading = report.READING.replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
