@@ -195,12 +195,7 @@ def _protocol(config: LeakConfig, run: TrainConfig) -> Protocol | None:
 
 
 def _read(config: LeakConfig) -> TrainConfig:
-    folder = Path(config.from_run)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{config.from_run!r} is no run of kljax train: it has no config.json"
-        )
-    return journal.read_config(folder)
+    return journal.read_config(Path(config.from_run))
 
 
 def _own(config: LeakConfig, prepared: Prepared) -> np.ndarray:

@@ -11,7 +11,8 @@ stored by the name of their place in the tree (``public/model/fc/kernel``).
 """
 
 import shutil
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from kljax.clients import ClientState
+from kljax.files import DamagedFile, brief
 from kljax.rounds import ServerState
 from kljax.trees import named
 from kljax.typing import PyTree
@@ -26,6 +28,11 @@ from kljax.typing import PyTree
 Tree = TypeVar("Tree")
 
 PARTS = ("clients", "server")  # in the order of writing
+CHECKSUM = "crc32"  # of all leaves, beside them
+REMEDY = (
+    "restore it from a copy, or remove it: a training goes on from the round before "
+    "that was kept, or from its start"
+)
 ASIDE = ".removed"  # ends the name of what is on its way out
 
 
@@ -67,6 +74,7 @@ def restore(
 
     Raises:
       FileNotFoundError: if there is no such round; those that are there are listed.
+      DamagedFile: if it is not what was written.
       ValueError: if the names, shapes or dtypes are not those wanted.
     """
     return restore_server(folder, number, server), restore_clients(
@@ -127,8 +135,11 @@ def _checkpointer():
 
 def _write(path: Path, tree: PyTree) -> None:
     arrays = {name: np.asarray(leaf) for name, leaf in named(tree).items()}
+    checksum = _checksum(arrays)
     # Counted, so that no tree is empty: clients may have nothing of their own.
     arrays["leaves"] = np.asarray(len(arrays), np.int32)
+    # Not every byte on the disk is under a checksum of orbax's.
+    arrays[CHECKSUM] = np.asarray(checksum, np.uint32)
     with _checkpointer() as checkpointer:
         checkpointer.save(path.resolve(), arrays)
 
@@ -141,14 +152,39 @@ def _read(folder: Path, part: str, number: int, like: Tree) -> Tree:
             f"no checkpoint of the {part} at round {number} in {str(folder)!r}; there "
             f"are {there}"
         )
-    with _checkpointer() as checkpointer:
-        arrays = checkpointer.restore(path.resolve())
-    del arrays["leaves"]
+    arrays = _arrays(path)
     wanted = named(like)
     _check(str(path), arrays, wanted)
     # Clients' states are written in place.
     leaves = [np.require(arrays[name], requirements="W") for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with _checkpointer() as checkpointer:
+            arrays = checkpointer.restore(path.resolve())
+        del arrays["leaves"]
+        checksum = arrays.pop(CHECKSUM, None)  # older checkpoints have none
+        if checksum is not None and int(checksum) != _checksum(arrays):
+            raise ValueError("its numbers are not those that were written")
+    except PermissionError:
+        raise
+    # What orbax raises is of many kinds.
+    except Exception as error:
+        what = f"it is no checkpoint ({brief(error)})"
+        raise DamagedFile(path, what, remedy=REMEDY) from error
+    return arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    found = 0
+    for name, array in sorted(arrays.items()):
+        form = f"{name} {array.dtype} {array.shape}"
+        found = zlib.crc32(
+            np.ascontiguousarray(array), zlib.crc32(form.encode(), found)
+        )
+    return found
 
 
 def _check(

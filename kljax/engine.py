@@ -18,6 +18,7 @@ import psutil
 from kljax import leakage, scoring
 from kljax.claim import claimed
 from kljax.data import Dataset
+from kljax.files import DamagedFile
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
 from kljax.rollcall import ALONE, Place
@@ -230,7 +231,7 @@ class _Runner:
                 sound.append(piece)
         try:
             attacked, timing = self._attack(sound)
-        except LayoutNotKept:
+        except (LayoutNotKept, DamagedFile):  # the folder's fault, and no cell's
             raise
         except Exception as error:
             if len(sound) > 1:

@@ -32,6 +32,12 @@ class DamagedFile(ValueError):
         super().__init__(f"{path} is damaged{where}: {what}; {remedy}")
 
 
+def brief(error: Exception, most: int = 200) -> str:
+    """Writes what a library says of a damaged file as a part of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 whole or not at all; line ends stay as they are."""
     write_bytes(path, text.encode())

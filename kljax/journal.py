@@ -12,13 +12,20 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tabulate import tabulate
 
 from kljax import evaluation, figures
 from kljax.config import SPEED_OPTIONS, TrainConfig
-from kljax.files import read_json, write_json, write_text
+from kljax.files import (
+    DamagedFile,
+    converted,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
 from kljax.provenance import device, provenance
 from kljax.registry import unknown_name
 
@@ -26,6 +33,45 @@ SCHEMA_VERSION = 1
 JOB = "train"
 
 Row = dict[str, Any]
+
+
+class Accuracy(TypedDict):
+    """What one test of one arm says, as `kljax.evaluation.evaluate` writes it."""
+
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+class Throughput(TypedDict):
+    """What a run took."""
+
+    clients_per_s: float
+    examples_per_s: float
+    compile_s: float
+    run_s: float
+    device: str
+
+
+class Summary(TypedDict):
+    """What ``summary.json`` holds."""
+
+    accuracy: dict[str, dict[str, Accuracy]]  # by arm and test
+    throughput: Throughput
+    config: dict[str, Any]
+
+
+# What config.json says besides options.
+DESCRIBED = {
+    *("schema_version", "job", "data_licence"),
+    *("device", "local_devices", "python", "versions"),
+}
+RESTORE = "restore it from a copy, or name another folder"
+REMAKE = "remove it and run the training again: it is made anew from the checkpoints"
+LOST = (
+    "restore it from a copy; without the file the training goes on from its checkpoint "
+    "and lacks the rows of earlier rounds"
+)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -46,6 +92,7 @@ COLUMNS = {
     "compile_s": float,
     "run_s": float,
 }
+MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy")
 
 
 # --- which run it is --------------------------------------------------------------
@@ -57,17 +104,15 @@ def check_same(folder: Path, config: TrainConfig) -> None:
     Raises:
       FileExistsError: if `folder` is there and is no run of `kljax train`, or one of
         another configuration; the differences are named. Options of speed may differ.
+      DamagedFile: if its ``config.json`` is not what was written.
     """
     # Killed before its first file was whole, a run has left nothing but hidden files.
     if not folder.exists() or (
         folder.is_dir() and all(p.name[0] == "." for p in folder.iterdir())
     ):
         return
-    try:
-        there = json.loads((folder / "config.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        there = {}
-    if there.get("job") != JOB:
+    there = _read_config(folder)
+    if there is None:
         raise FileExistsError(
             f"run folder {str(folder)!r} exists and is no run of kljax train: name "
             "another"
@@ -88,23 +133,59 @@ def check_same(folder: Path, config: TrainConfig) -> None:
         )
 
 
-def read_config(folder: Path) -> TrainConfig:
+def read_config(folder: Path, *, newer_ok: bool = False) -> TrainConfig:
     """Reads the configuration of a run.
+
+    Args:
+      folder: of the run.
+      newer_ok: whether options that this kljax does not have are passed over.
 
     Raises:
       FileNotFoundError: if there is no ``config.json``.
-      ValueError: if it is not of a run of `kljax train`.
+      DamagedFile: if it is not what was written.
+      ValueError: if it is not of a run of `kljax train`, or has an option that this
+        kljax does not have.
     """
-    found = json.loads((folder / "config.json").read_text())
-    if found.get("job") != JOB:
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no run of kljax train: it has no config.json"
+        )
+    found = _read_config(folder)
+    if found is None:
         raise ValueError(f"{str(folder)!r} is no run of kljax train")
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{name: found[name] for name in names & found.keys()})
+    options = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    for name in () if newer_ok else found.keys() - options.keys() - DESCRIBED:
+        raise ValueError(f"{path}: {unknown_name('option', name, options)}")
+    return converted(found, TrainConfig, path, remedy=RESTORE)
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """Reads ``config.json``; None if the folder is no run of `kljax train`."""
+    try:
+        found = read_json(folder / "config.json", dict[str, Any], remedy=RESTORE)
+    except NotADirectoryError:
+        return None
+    return None if found is None or found.get("job") != JOB else found
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a finished run; None if it is not finished."""
-    return read_json(folder / "summary.json")
+    """Reads the summary of a finished run; None if it is not finished.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    return read_json(folder / "summary.json", Summary, remedy=REMAKE)
+
+
+def read_accuracy(folder: Path) -> dict[str, Accuracy] | None:
+    """Reads what the tests of an arm said; None if they have not been made.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    path = folder / "accuracy.json"
+    return read_json(path, dict[str, Accuracy], remedy=REMAKE)
 
 
 def describe(config: TrainConfig, licence: str) -> dict[str, Any]:
@@ -129,23 +210,62 @@ def read_rows(folder: Path) -> list[Row]:
     """Reads ``metrics.csv``; no rows if it is not there.
 
     Raises:
-      ValueError: for other columns than `COLUMNS`.
+      DamagedFile: for other columns than `COLUMNS`, and for a line that does not hold
+        what they hold.
     """
     path = folder / "metrics.csv"
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        for name in reader.fieldnames or ():
-            if name not in COLUMNS:
-                raise ValueError(f"{path}: {unknown_name('column', name, COLUMNS)}")
-        return [
-            {
-                name: COLUMNS[name](text) if text or name == "excluded" else None
-                for name, text in line.items()
-            }
-            for line in reader
-        ]
+    lines = csv.reader(io.StringIO(read_text(path, remedy=LOST), newline=""))
+    try:
+        header = next(lines, [])
+        _check_header(path, header)
+        return [_read_row(path, n, header, line) for n, line in enumerate(lines, 2)]
+    except csv.Error as error:
+        place = f"line {lines.line_num}"
+        raise DamagedFile(path, str(error), remedy=LOST, place=place) from None
+
+
+def check_rows(folder: Path, rows: list[Row], arm: str, rounds: int) -> None:
+    """Checks that the rows of an arm are those of its first rounds.
+
+    Raises:
+      DamagedFile: if not: ``metrics.csv`` is written before a checkpoint.
+    """
+    path = folder / "metrics.csv"
+    found = [row["round"] for row in rows if row["arm"] == arm]
+    if path.exists() and found[:rounds] != list(range(rounds)):
+        what = f"arm {arm!r} lacks rows of the {rounds} rounds before its checkpoint"
+        raise DamagedFile(path, what, remedy=LOST)
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    for name in header:
+        if name not in COLUMNS:
+            what = unknown_name("column", name, COLUMNS)
+            raise DamagedFile(path, what, remedy=LOST, place="line 1")
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        what = f"it lacks {', '.join(missing)}"
+        raise DamagedFile(path, what, remedy=LOST, place="line 1")
+
+
+def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Row:
+    place = f"line {number}"
+    if len(line) != len(header):
+        what = f"it has {len(line)} of {len(header)} fields"
+        raise DamagedFile(path, what, remedy=LOST, place=place)
+    row = {}
+    for name, text in zip(header, line, strict=True):
+        if not text and name in MAY_BE_EMPTY:
+            row[name] = None
+            continue
+        try:
+            row[name] = COLUMNS[name](text)
+        except ValueError:
+            what = f"{name} is {text!r}"
+            raise DamagedFile(path, what, remedy=LOST, place=place) from None
+    return row
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:

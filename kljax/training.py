@@ -91,6 +91,7 @@ def train(
       FileExistsError: if `folder` is of another configuration or of something else, or
         if another process trains in it.
       ImportError: for `tensorboard` without tensorboardX.
+      DamagedFile: for a file of the folder that is not what was written.
       kljax.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
     """
     if jax.process_count() > 1:
@@ -130,7 +131,7 @@ def _train(
     described = journal.describe(config, prepared.train.licence)
     rows: list[Row] = []
     if folder is not None:
-        rows = journal.read_rows(folder)
+        rows = [r for r in journal.read_rows(folder) if r["arm"] in config.arms]
         _begin(folder, prepared, described)
     trained = {}
     with jax.default_matmul_precision(config.precision):
@@ -175,10 +176,12 @@ def _train_arm(
     first = 0
     if place is not None:
         first = max(checkpoint.saved(place), default=0)
-        checkpoint.prune(place, first, config.keep_rounds)
+        journal.check_rows(place.parent, rows, name, first)
         if first:
             server, clients = checkpoint.restore(place, first, server, clients)
-        elif 0 in config.keep_rounds:
+        # Not before this one is read: if it is damaged, an older one may do.
+        checkpoint.prune(place, first, config.keep_rounds)
+        if not first and 0 in config.keep_rounds:
             checkpoint.save(place, server, clients, config.keep_rounds)
     # What was measured after the checkpoint is measured again.
     rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
@@ -280,9 +283,9 @@ def _evaluate(
     place: Path | None,
 ) -> dict[str, dict[str, Any]]:
     """Runs all tests on a trained model, or reads what they said before."""
-    path = None if place is None else place / "accuracy.json"
-    if path is not None and path.exists():
-        return files.read_json(path)
+    found = None if place is None else journal.read_accuracy(place)
+    if found is not None:
+        return found
     keys, public = random_keys(prepared.config), prepared.public
     size = 0 if public is None else len(public)
     initial = jax.device_get(jax.jit(setup.rounds.init_lock)(keys.init))
@@ -305,6 +308,6 @@ def _evaluate(
         loss=prepared.loss,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
-    if path is not None:
-        files.write_json(path, accuracy)
+    if place is not None:
+        files.write_json(place / "accuracy.json", accuracy)
     return accuracy

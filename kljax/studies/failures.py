@@ -5,33 +5,51 @@ import shlex
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from kljax.claim import alone
 from kljax.config import LeakConfig
 from kljax.files import read_json, write_json
 from kljax.sweeps import Cell
 
+REMEDY = "remove it: the cell counts as missing, and is tried again"
+
+
+class Failure(TypedDict):
+    """What is on record of a cell that raised."""
+
+    cell: str
+    point: dict[str, str]
+    error: str
+    traceback: str
+    command: str
+
 
 def write_failure(folder: Path, cell: Cell, error: BaseException) -> None:
     """Records why a cell has not all of its rows."""
     (folder / "failures").mkdir(exist_ok=True)
-    record = {
-        "cell": cell.id,
-        "point": cell.point,
-        "error": f"{type(error).__name__}: {error}",
-        "traceback": "".join(traceback.format_exception(error)),
-        "command": command_of(cell.config),
-    }
+    record = Failure(
+        cell=cell.id,
+        point=cell.point,
+        error=f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+        command=command_of(cell.config),
+    )
     # A cell whose victims are shared by processes fails in all of them.
     with alone(folder / ".failures.lock"):
         write_json(folder / "failures" / f"{cell.id}.json", record)
 
 
-def read_failures(folder: Path) -> list[dict[str, Any]]:
-    """Reads all failures of a study, by id of the cell."""
+def read_failures(folder: Path) -> list[Failure]:
+    """Reads all failures of a study, by id of the cell.
+
+    Raises:
+      DamagedFile: if one is not what was written.
+    """
     paths = sorted((folder / "failures").glob("*.json"))
-    found = [read_json(path) for path in paths if path.name[0] != "."]
+    found = [
+        read_json(path, Failure, remedy=REMEDY) for path in paths if path.name[0] != "."
+    ]
     # Somebody who works on the study may have made one good just now.
     return [record for record in found if record is not None]
 

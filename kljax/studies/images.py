@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.claim import alone
-from kljax.files import DamagedFile, write_bytes
+from kljax.files import DamagedFile, brief, write_bytes
 from kljax.studies.manifest import Chunk, Group
 
 REMEDY = "remove it and the part of the same name, and run the sweep again"
@@ -122,9 +122,11 @@ def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
             return dict(arrays)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise
     # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
     except Exception as error:
-        what = f"it holds no arrays ({error})"
+        what = f"it holds no arrays ({brief(error)})"
         raise DamagedFile(path, what, remedy=remedy) from error
 
 

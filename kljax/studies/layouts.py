@@ -7,8 +7,10 @@ import dataclasses
 from pathlib import Path
 
 from kljax.claim import alone
-from kljax.files import read_json, write_json
+from kljax.files import converted, read_json, write_json
 from kljax.mapping import Layout
+
+REMEDY = "remove it: another is found, and the last bits of results may differ"
 
 
 class LayoutNotKept(OSError):
@@ -16,9 +18,14 @@ class LayoutNotKept(OSError):
 
 
 def read_layout(folder: Path, group: str) -> Layout | None:
-    """Reads the layout of a group; None if it has not begun."""
-    there = read_json(_path(folder, group))
-    return None if there is None else Layout(**there)
+    """Reads the layout of a group; None if it has not begun.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    path = _path(folder, group)
+    there = read_json(path, remedy=REMEDY)
+    return None if there is None else converted(there, Layout, path, remedy=REMEDY)
 
 
 def keep_layout(folder: Path, group: str, layout: Layout) -> Layout:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kljax.claim import alone
-from kljax.files import read_json, write_json
+from kljax.files import DamagedFile, converted, read_json, write_json
 from kljax.provenance import provenance
+from kljax.studies.form import Entry, Manifest, Versioned, contradictions
 from kljax.sweeps import (
     Cell,
     Grid,
@@ -29,6 +30,9 @@ SCHEMA_VERSION = 1  # the newest manifest that is understood
 JOB = "sweep"
 # Victims in one part: what a kill may cost. A minute's work on two cores, or less.
 PART = 64
+
+
+REMEDY = "restore it from a copy, or run the sweep file into another folder"
 
 
 class Piece(NamedTuple):
@@ -138,46 +142,51 @@ def make_manifest(
     }
 
 
-def read_manifest(folder: Path, *, missing_ok: bool = False) -> dict[str, Any] | None:
+def read_manifest(folder: Path, *, missing_ok: bool = False) -> Manifest | None:
     """Reads the manifest of a study.
 
     Raises:
       FileNotFoundError: if there is none, unless that is fine.
-      ValueError: for JSON that is broken, of something else, or of a newer kljax.
+      DamagedFile: if it is not what was written.
+      ValueError: if it is of something else, or of a newer kljax.
     """
     path = folder / "manifest.json"
     try:
-        found = read_json(path)
+        found = read_json(path, dict[str, Any], remedy=REMEDY)
     except NotADirectoryError:
         found = None
     if found is None:
         if missing_ok:
             return None
         raise FileNotFoundError(f"{str(folder)!r} is no study: it has no manifest.json")
-    if not isinstance(found, dict) or found.get("job") != JOB:
+    if found.get("job") != JOB:
         raise ValueError(f"{path} is not of a study of kljax sweep")
-    version = found.get("schema_version", SCHEMA_VERSION)
+    version = converted(found, Versioned, path, remedy=REMEDY)["schema_version"]
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} is of a newer kljax (schema version {version}, this one reads up "
             f"to {SCHEMA_VERSION})"
         )
-    if not {"axes", "cells"} <= found.keys():
-        raise ValueError(f"{path} has no axes or cells")
+    converted(found, Manifest, path, remedy=REMEDY)
+    for place, what in contradictions(found):
+        raise DamagedFile(path, what, remedy=REMEDY, place=place)
     return found
 
 
 def cells_of(manifest: dict[str, Any]) -> tuple[Cell, ...]:
-    """Reads the cells of a manifest."""
-    return tuple(cell_from_json(entry) for entry in manifest["cells"])
+    """Reads the cells of a manifest.
+
+    Raises:
+      DamagedFile: for a cell that cannot be.
+    """
+    return tuple(map(_cell, manifest["cells"]))
 
 
 def plan(manifest: dict[str, Any]) -> list[Group]:
     """Cuts a study into groups and chunks; a function of the manifest alone."""
     generations: dict[int, list[Cell]] = {}
     for entry in manifest["cells"]:
-        cell = cell_from_json(entry)
-        generations.setdefault(entry["generation"], []).append(cell)
+        generations.setdefault(entry["generation"], []).append(_cell(entry))
     planned = []
     for generation, cells in sorted(generations.items()):
         for number, members in enumerate(groups(cells).values()):
@@ -188,6 +197,16 @@ def plan(manifest: dict[str, Any]) -> list[Group]:
             )
             planned.append(Group(name, members, chunks))
     return planned
+
+
+def _cell(entry: Entry) -> Cell:
+    try:
+        return cell_from_json(entry)
+    except ValueError as error:
+        place = f"cell {entry['id']}"
+        raise DamagedFile(
+            "manifest.json", str(error), remedy=REMEDY, place=place
+        ) from error
 
 
 def _cut(cells: Sequence[Cell], size: int) -> Iterator[tuple[Piece, ...]]:

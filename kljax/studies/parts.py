@@ -2,19 +2,20 @@
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
-from kljax.files import DamagedFile, write_bytes
-from kljax.scoring import SCHEMA_VERSION, Row
+from kljax.files import DamagedFile, brief, write_bytes
+from kljax.scoring import Row
 from kljax.studies.manifest import Chunk
 from kljax.studies.schema import part_schema
 
-PIECES = b"kljax_pieces"  # in the metadata of a part: what it holds
+# In the metadata of a part: what it holds, and under which names.
+PIECES, NAMES = b"kljax_pieces", b"kljax_columns"
 REMEDY = "run the sweep again, which puts it aside and makes it anew"
 
 
@@ -57,8 +58,9 @@ def write_part(
         for piece in pieces
         for row in rows[piece.name]
     ]
-    names = json.dumps([piece.name for piece in pieces]).encode()
-    schema = part_schema(axes).with_metadata({PIECES: names})
+    schema = part_schema(axes)
+    said = {PIECES: [piece.name for piece in pieces], NAMES: schema.names}
+    schema = schema.with_metadata({k: json.dumps(v).encode() for k, v in said.items()})
     table = pyarrow.Table.from_pylist(lines, schema=schema)
     buffer = io.BytesIO()
     # Without checksums a byte that flipped on the disk is another score.
@@ -80,7 +82,10 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
         # Not read_table: it takes "a=b" in the name of a folder for a column.
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             part = file.read()
-        pieces = frozenset(json.loads((part.schema.metadata or {}).get(PIECES, b"[]")))
+        said = part.schema.metadata or {}
+        pieces = frozenset(json.loads(said.get(PIECES, b"[]")))
+        if NAMES in said and json.loads(said[NAMES]) != part.column_names:
+            raise ValueError("its columns have other names than were written")
         columns = [
             part[field.name].cast(field.type)
             if field.name in part.column_names
@@ -88,14 +93,15 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
             for field in schema
         ]
         rows = pyarrow.table(columns, schema=schema)
-    except FileNotFoundError:
+        cells = {piece.rpartition(":")[0] for piece in pieces}
+        if pieces and cells != set(rows["cell"].to_pylist()):
+            raise ValueError("its rows are not those of the cells that it names")
+    except (FileNotFoundError, PermissionError):
         raise
     # What a damaged file raises is of many kinds.
     except Exception as error:
-        what = f"it is no part of a study ({error})"
+        what = f"it is no part of a study ({brief(error)})"
         raise DamagedFile(path, what, remedy=REMEDY) from error
-    for what in _faults(part, rows, pieces):
-        raise DamagedFile(path, what, remedy=REMEDY)
     return Part(rows, pieces)
 
 
@@ -132,20 +138,3 @@ def _sound_part(folder: Path, name: str, axes: Sequence[str]) -> Part | None:
         path.rename(path.with_name(f"{path.name}.corrupt"))
         return None
     return part
-
-
-def _faults(
-    part: pyarrow.Table, rows: pyarrow.Table, pieces: frozenset[str]
-) -> Iterator[str]:
-    """Finds what the checksums of the pages do not: names and numbers of the footer."""
-    for column in ("cell", "arm", "victim"):
-        if rows[column].null_count:
-            yield f"column {column!r} lacks values"
-    versions = rows["schema_version"].to_pylist()
-    unknown = set(part.column_names) - set(rows.column_names)
-    # Newer versions add columns.
-    if unknown and max((v or 0 for v in versions), default=0) <= SCHEMA_VERSION:
-        yield f"it has the unknown columns {', '.join(sorted(unknown))}"
-    cells = {piece.rpartition(":")[0] for piece in pieces}
-    if pieces and cells != set(rows["cell"].to_pylist()):
-        yield "its rows are not those of the cells that it names"

@@ -62,6 +62,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 
     Raises:
       FileNotFoundError: for a folder without a run.
+      DamagedFile: for a file of a run that is not what was written.
       ValueError: for something else than a run of `kljax train`, or one that is not
         finished; the folder is named.
     """
@@ -69,9 +70,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 
 
 def _read(folder: Path) -> Run:
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{str(folder)!r} is no run: it has no config.json")
-    journal.read_config(folder)  # refuses other jobs
+    journal.read_config(folder, newer_ok=True)  # refuses other jobs
     summary = journal.read_summary(folder)
     if summary is None:
         raise ValueError(

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from kljax.config import SPEED_OPTIONS, LeakConfig
 from kljax.registry import nearest
 from kljax.sweeps.fields import DEFAULTS, in_floats
@@ -112,7 +114,7 @@ def cell_from_json(entry: Mapping[str, Any]) -> Cell:
                 f"cell {entry['id']}: this kljax has no field {name!r}"
                 f"{nearest(name, known)}"
             )
-    config = LeakConfig(**entry["config"])
+    config = msgspec.convert(entry["config"], LeakConfig)
     return Cell(entry["id"], dict(entry["point"]), config)
 
 

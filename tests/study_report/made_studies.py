@@ -67,7 +67,7 @@ def make_cells(axes, fixed=None):
         del config["layout"]
         text = json.dumps(config, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        cells.append({"id": name, "point": point, "config": config})
+        cells.append({"id": name, "point": point, "config": config, "generation": 0})
     return cells
 
 
@@ -83,6 +83,9 @@ def make_folder(folder: Path, axes=None, fixed=None, cells=None, **manifest) -> 
         "sweep": {"fixed": fixed, "axes": axes, "exclude": [], "options": {}},
         "axes": {axis: list(points) for axis, points in axes.items()},
         "cells": make_cells(axes, fixed) if cells is None else cells,
+        "excluded": 0,
+        "illegal": 0,
+        "part": 64,
         "versions": {"kljax": "0.1.0", "jax": "0.10.2"},
         "device": "cpu: cpu",
         "processes": 1,

@@ -182,7 +182,11 @@ def write_run(folder, accuracy, finished=True, more=None, **config):
         for arm, mean in accuracy.items()
     }
     if finished:
-        summary = {"accuracy": tests, "config": config}
+        speed = dict.fromkeys(
+            ("clients_per_s", "examples_per_s", "compile_s", "run_s"), 1.0
+        )
+        speed["device"] = "cpu: cpu"
+        summary = {"accuracy": tests, "throughput": speed, "config": config}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 

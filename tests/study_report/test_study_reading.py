@@ -107,7 +107,11 @@ def test_a_folder_named_like_a_column(tmp_path):
     (
         ("manifest.json", "{", "manifest.json is damaged at line 1, column 2"),
         ("manifest.json", '{"job": "train"}', "is not of a study"),
-        ("manifest.json", '{"job": "sweep"}', "has no axes or cells"),
+        (
+            "manifest.json",
+            '{"job": "sweep"}',
+            "missing required field `schema_version`",
+        ),
         (
             "manifest.json",
             '{"schema_version": 99, "job": "sweep", "axes": {}, "cells": []}',
@@ -133,7 +137,7 @@ def test_a_part_of_the_wrong_type_is_named(tmp_path):
     place = part.column_names.index("ssim")
     wrong = part.set_column(place, "ssim", pyarrow.array(["good"]))
     pyarrow.parquet.write_table(wrong, path)
-    with pytest.raises(ValueError, match="a.parquet is no part"):
+    with pytest.raises(ValueError, match="a.parquet is damaged: it is no part"):
         studies.read(folder)
 
 
@@ -154,5 +158,7 @@ def test_reconstructions(tmp_path):
     np.testing.assert_array_equal(found["victim"], [0, 1])
     path = folder / "reconstructions" / f"{cell['id']}.npz"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=f"{cell['id']}.npz is no file of"):
+    with pytest.raises(
+        ValueError, match=f"{cell['id']}.npz is damaged: it holds no arrays"
+    ):
         studies.read_reconstructions(study, cell["id"])

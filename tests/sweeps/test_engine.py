@@ -222,7 +222,10 @@ def test_the_command_of_a_failure_is_its_configuration(changes, monkeypatch):
     assert words[0] == "kljax"
     assert cli.main(words[1:]) == 0
     for field in dataclasses.fields(LeakConfig):
-        assert getattr(jobs[0], field.name) == getattr(config, field.name), field.name
+        if field.name != "layout":  # the machine's affair
+            assert getattr(jobs[0], field.name) == getattr(config, field.name), (
+                field.name
+            )
 
 
 @pytest.mark.slow
