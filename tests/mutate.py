@@ -510,4 +510,6 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
 
 
 if __name__ == "__main__":
+    # Asked to end, a run ends its tests and removes its copy first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     main()
