@@ -30,6 +30,7 @@ SCHEMA_VERSION = 1  # the newest manifest that is understood
 JOB = "sweep"
 # Victims in one part: what a kill may cost. A minute's work on two cores, or less.
 PART = 64
+MOST_PARTS = 1_000_000  # files in one folder
 
 
 REMEDY = "restore it from a copy, or run the sweep file into another folder"
@@ -123,11 +124,17 @@ def make_manifest(
       sweep, grid, part: see `open_study`.
 
     Raises:
-      ValueError: for a part of no victims.
+      ValueError: for a part of no victims, and for too many parts.
     """
     part = PART if part is None else part
     if part < 1:
         raise ValueError(f"a part needs at least 1 victim, got {part}")
+    victims = sum(cell.config.victims for cell in grid.cells)
+    if victims // part > MOST_PARTS:
+        raise ValueError(
+            f"{victims:,} victims in parts of {part} are {victims // part:,} files, "
+            f"and a study has at most {MOST_PARTS:,}: take fewer, or larger parts"
+        )
     return {
         "schema_version": SCHEMA_VERSION,
         "job": JOB,

@@ -59,6 +59,7 @@ def settled(place: str, name: str, value: Any) -> Any:
     Raises:
       ValueError: for a value of another type, or none of the choices.
     """
+    check_size(f"{place} {name}", value)
     kind = _kind(FIELDS[name])
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
@@ -81,6 +82,18 @@ def settled(place: str, name: str, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{place} {name}: expected {_WORDS[kind]}, got {value!r}")
     return value
+
+
+def check_size(place: str, value: Any) -> None:
+    """Refuses integers that no field can hold; TOML knows 64 bits, too.
+
+    Raises:
+      ValueError: with their size.
+    """
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(
+            f"{place}: an integer of {value.bit_length()} bits; at most 63 and a sign"
+        )
 
 
 def in_floats(name: str, value: Any) -> Any:

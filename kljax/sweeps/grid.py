@@ -1,6 +1,7 @@
 """The grid: all cells of a sweep, without what it excludes and what cannot be."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from kljax.sweeps.cell import Cell, make_cell, name_of
 from kljax.sweeps.fields import DEFAULTS, label
 from kljax.sweeps.legality import is_legal
 from kljax.sweeps.sweep import JOINED, Sweep, places
+
+# Of a hundred thousand cells the manifest is a file of a hundred megabytes.
+MOST = 100_000
 
 
 class Grid(NamedTuple):
@@ -37,8 +41,14 @@ def expand(sweep: Sweep) -> Grid:
       ValueError: for a name that does not exist (with the nearest that does) or a
         value that cannot be, with the section of the file it is in; a cell without an
         arm; an exclusion at a point that does not exist, or that leaves out nothing;
-        two cells that are the same; and no cell left.
+        two cells that are the same; no cell left; and more than `MOST` points.
     """
+    points = math.prod(len(labels) for labels in sweep.axes.values())
+    if points > MOST:
+        raise ValueError(
+            f"[axes]: they have {points:,} points, and a sweep at most {MOST:,}: leave "
+            "points out, or make several sweeps"
+        )
     cells: dict[str, Cell] = {}
     excluded = illegal = 0
     exclusions = [_Exclusion(*item) for item in enumerate(sweep.exclude, 1)]

@@ -29,8 +29,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kljax.files import DamagedFile, read_text
 from kljax.registry import nearest
-from kljax.sweeps.fields import FIELDS, check_field, in_floats, label, settled
+from kljax.sweeps.fields import (
+    FIELDS,
+    check_field,
+    check_size,
+    in_floats,
+    label,
+    settled,
+)
 
 SECTIONS = ("fixed", "axes", "exclude", "options")
 AXIS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # it becomes part of a column's name
@@ -70,11 +78,17 @@ def read_sweep(path: str | Path) -> Sweep:
 
     Raises:
       FileNotFoundError: if it is not there.
-      ValueError: if it is no TOML, and as `parse_sweep`.
+      ValueError: if it is no TOML in UTF-8 (a byte-order mark is no matter), and as
+        `parse_sweep`.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(Path(path)))
+    except DamagedFile as error:
+        raise ValueError(
+            f"{path} is no TOML: at {error.place} it is not UTF-8; {error.remedy}"
+        ) from error
+    # Numbers and nestings without end, too.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     return parse_sweep(content)
 
@@ -222,6 +236,7 @@ def _wanted(place: str, name: str, value: Any) -> str:
     listed = isinstance(value, list) and all(isinstance(v, str) for v in value)
     if not listed and not isinstance(value, (str, int, float)):
         raise ValueError(f"{place}, {name}: expected a value, got {value!r}")
+    check_size(f"{place}, {name}", value)
     return label(tuple(value) if listed else in_floats(name, value))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kljax import data
 from kljax.config import LeakConfig
+from kljax.studies.manifest import make_manifest
 from kljax.sweeps import (
     SweepOptions,
     expand,
@@ -450,6 +451,42 @@ def test_what_is_no_toml_is_named_with_its_file(tmp_path):
             read_sweep(path)
     with pytest.raises(FileNotFoundError):
         read_sweep(tmp_path / "missing.toml")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(FILE, encoding="utf-8-sig")
+    assert read_sweep(path) == parse_sweep(tomllib.loads(FILE))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    (
+        (FILE.encode("utf-16"), "is no TOML: at byte 0 it is not UTF-8; save it as"),
+        (b"[fixed]\nmodel = " + b"[" * 100_000, "is no TOML"),
+        (b"[fixed]\nseed = " + b"1" * 5000, "is no TOML"),
+        (b"[fixed]\nseed = 0x1" + b"0" * 5000, r"\[fixed\] seed: an integer of 20001"),
+        (b"[axes]\ninit = [0x1" + b"0" * 5000 + b"]", "init: an integer of 20001"),
+        (b"[[exclude]]\nseed = 0x1" + b"0" * 5000, "seed: an integer of 20001 bits"),
+    ),
+)
+def test_files_without_end_are_refused_in_a_line(content, words, tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        read_sweep(path)
+    assert len(str(error.value)) < 500
+
+
+def test_sweeps_of_absurd_sizes_are_refused_before_they_are_written_out():
+    seeds = list(range(1000))
+    axes = {"seed": seeds, "steps": [s + 1 for s in seeds], "arm": ["none"]}
+    with pytest.raises(ValueError, match="1,000,000 points, and a sweep at most"):
+        expand(parse_sweep({"axes": axes}))
+    many = parse_sweep({"fixed": {"arm": "none", "victims": 2**31 - 1}})
+    with pytest.raises(ValueError, match="2,147,483,647 victims in parts of 64"):
+        make_manifest("many", many, expand(many))
+    assert make_manifest("many", many, expand(many), 10_000)["part"] == 10_000
 
 
 def test_a_set_without_code_is_looked_for_where_it_lies(monkeypatch):
