@@ -97,7 +97,7 @@ def scores(summary, rows, weights):
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
     table = []
     for name, line in lines:
-        rate = 100 * np.array([line[f"success_{n}"] for n in ("rate", "low", "high")])
+        rate, *bounds = (line[f"success_{n}"] for n in ("rate", "low", "high"))
         recovered, loss = "-", "-"
         if name in weights:
             recovered = f"{line['recovered_rate']:.0%}"
@@ -107,7 +107,7 @@ def scores(summary, rows, weights):
             [
                 name,
                 recovered,
-                "{:.0f}% [{:.0f}, {:.0f}]".format(*rate),
+                f"{rate:.0%} {bracketed(bounds, lambda x: f'{100 * x:.0f}')}",
                 *(shown(column, line[column]) for column in SCORES.values()),
                 loss,
             ]
@@ -128,11 +128,16 @@ def differences(rows, first, *others):
         for column in SCORES.values():
             apart = of(first, column) - of(other, column)
             found = metrics.interval(apart, groups, rate=False)
-            bounds = (shown(column, x) for x in (found.low, found.high))
-            cells.append(f"{shown(column, found.estimate)} [{', '.join(bounds)}]")
+            bounds = bracketed(found[1:3], functools.partial(shown, column))
+            cells.append(f"{shown(column, found.estimate)} {bounds}")
         table.append([f"{first} - {other}", *cells])
     head = ["difference [95 %]", *SCORES]
     return tabulate(table, head, tablefmt="github", disable_numparse=True)
+
+
+def bracketed(bounds, write):
+    """Writes the bounds of an interval, which may be unknown."""
+    return f"[{', '.join(map(write, bounds))}]" if np.isfinite(bounds[0]) else "[?]"
 
 
 def shown(column, value):
