@@ -22,6 +22,7 @@ from kljax.attacks import Protocol
 from kljax.clients import ClientState, local_training
 from kljax.config import LeakConfig, TrainConfig, default
 from kljax.preparation import Prepared
+from kljax.registry import own_functions
 from kljax.rounds import ServerState
 from kljax.typing import LockWeights, Model, Public, Rng, Stats
 
@@ -96,7 +97,7 @@ def settle(config: LeakConfig) -> LeakConfig:
     config = dataclasses.replace(config, **changes)
     if config.upload == "gradient":
         return config
-    prepared = _prepared(run)
+    prepared = _prepared(config, run)
     return dataclasses.replace(
         config, **_sizes(config, run, len(_own(config, prepared)))
     )
@@ -110,7 +111,7 @@ def capture(config: LeakConfig) -> Captured:
         examples.
     """
     run = _read(config)
-    prepared = _prepared(run)
+    prepared = _prepared(config, run)
     own = _own(config, prepared)
     needed = config.victims * config.examples
     if needed > len(own):
@@ -167,9 +168,26 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
     )
 
 
+def _prepared(config: LeakConfig, run: TrainConfig) -> Prepared:
+    """Prepares the run of a study, unless it is the one that was prepared before.
+
+    A study asks more than once, and every cell of a sweep does. What is the same is
+    told by the folder, by the files that data are read from, and by the users' own
+    functions themselves: a name can stand for another function by now.
+    """
+    folder = Path(config.from_run).resolve()
+    written = (folder / "config.json").stat()
+    return _prepared_once(
+        run,
+        (str(folder), written.st_mtime_ns, written.st_size),
+        data.stamp(run.data, run.data_dir) if ":" not in run.data else (),
+        own_functions(dataclasses.astuple(run)),
+    )
+
+
 @functools.lru_cache(maxsize=1)
-def _prepared(run: TrainConfig) -> Prepared:
-    """Prepares a run; the one before is remembered, for a study asks more than once."""
+def _prepared_once(run: TrainConfig, *read_from) -> Prepared:
+    del read_from
     return preparation.prepare(run)
 
 

@@ -53,7 +53,8 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
     """
     shape = (config.image_size, config.image_size, 3)
     if ":" not in config.data:
-        return _load(config.data, shape, split, config.data_dir)
+        files = data.stamp(config.data, config.data_dir)
+        return _load(config.data, shape, split, config.data_dir, files)
     dataset = resolve("dataset", config.data, data.EMBEDDED)(shape)
     if not isinstance(dataset, data.Dataset):
         raise ValueError(
@@ -64,8 +65,14 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, shape, split: str | None, data_dir: str | None) -> data.Dataset:
-    """Loads a dataset; a sweep asks for the same one in every cell."""
+def _load(
+    name: str, shape, split: str | None, data_dir: str | None, files
+) -> data.Dataset:
+    """Loads a dataset; a sweep asks for the same one in every cell.
+
+    A user's function is called anew each time: what it gives may have changed.
+    """
+    del files  # part of the cache's index: other files under the same name are others
     return data.load(name, shape=shape, split=split, data_dir=data_dir)
 
 

@@ -1,9 +1,11 @@
 """Names: how a word on the command line becomes a function."""
 
+import contextlib
 import difflib
 import importlib
+import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +34,10 @@ def resolve(kind: str, name: str, table: Mapping[str, T]) -> T:
         imported.
       table: the names of the library.
 
+    Python imports a module once in a process: ``__main__:function`` is what the name
+    stands for now, in a notebook too, and a file that was edited counts after
+    ``importlib.reload`` or in a new process.
+
     Raises:
       ValueError: for an unknown name (the nearest known one is given), and for a
         module or attribute that cannot be imported.
@@ -53,3 +59,34 @@ def resolve(kind: str, name: str, table: Mapping[str, T]) -> T:
             raise ValueError(f"{kind} {name!r}: {found!r} has no attribute {part!r}")
         found = getattr(found, part)
     return found
+
+
+class Itself:
+    """A value that equals nothing but itself, to be looked up by."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+def own_functions(values: Any) -> tuple[Itself, ...]:
+    """Finds what the ``package.module:function`` in some values stand for now.
+
+    Args:
+      values: of a configuration: strings, which may hold such a name beside numbers
+        and other names, as arms do; tuples of values; and whatever else.
+    """
+    if isinstance(values, tuple):
+        return tuple(one for value in values for one in own_functions(value))
+    if not isinstance(values, str):
+        return ()
+    found = []
+    for name in re.findall(r"[\w.]+:[\w.]+", values):
+        with contextlib.suppress(ValueError):  # whoever needs it says what is wrong
+            found.append(Itself(resolve("function", name, {})))
+    return tuple(found)

@@ -222,16 +222,20 @@ def dark(shape):
     return _uniform(shape, 0.0, 0.2)
 
 
-class DroppingBehindNorm(nnx.Module):
-    """A network with a norm for a lock, and dropout."""
+class DroppingBehindNorms(nnx.Module):
+    """A network with two norms for a lock, and a dropout behind each."""
 
     def __init__(self, num_classes, *, image_shape, rngs, lockable=()):
         height, width, channels = image_shape
         self.body = nnx.Linear(height * width * channels, 5, rngs=rngs)
-        self.norm = nnx.BatchNorm(5, use_scale=False, use_bias=False, rngs=rngs)
-        self.dropout = nnx.Dropout(0.3, rngs=rngs)
-        self.fc = nnx.Linear(5, num_classes, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(5, use_scale=False, use_bias=False, rngs=rngs)
+        self.middle = nnx.Linear(5, 4, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(4, use_scale=False, use_bias=False, rngs=rngs)
+        self.dropout1 = nnx.Dropout(0.3, rngs=rngs)
+        self.dropout2 = nnx.Dropout(0.3, rngs=rngs)
+        self.fc = nnx.Linear(4, num_classes, rngs=rngs)
 
     def __call__(self, images):
-        x = self.norm(self.body(images.reshape(images.shape[0], -1)))
-        return self.fc(self.dropout(nnx.sigmoid(x)))
+        x = self.norm1(self.body(images.reshape(images.shape[0], -1)))
+        x = self.middle(self.dropout1(nnx.sigmoid(x)))
+        return self.fc(self.dropout2(nnx.sigmoid(self.norm2(x))))

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from begun_runs import RUN, UPLOADS, begin, study
-from outside_package import DroppingBehindNorm
+from outside_package import DroppingBehindNorms
 from recorded_draws import name, recorded_draws
 from studies import quick_compilation
 from toys import random_images
@@ -75,9 +75,9 @@ def test_fixed_draws_are_no_studys():
 @functools.cache
 def everything_random():
     """Rounds with a lock renewed, augmentation, dropout and noise."""
-    lock = key_lock(("norm",), (5,), size=7)
+    lock = key_lock(("norm1", "norm2"), (5, 4), size=7)
     model = from_nnx(
-        lambda rngs: DroppingBehindNorm(CLASSES, image_shape=SHAPE, rngs=rngs)
+        lambda rngs: DroppingBehindNorms(CLASSES, image_shape=SHAPE, rngs=rngs)
     )
     return fedavg(
         model,
@@ -121,19 +121,19 @@ def test_no_draw_of_rounds_is_made_twice():
         alike = lock_weights, jax.random.fold_in(private_keys, 0)
         assert sum(played, init + lock + private).used_twice(but=alike) == []
     assert init.used_twice() == lock.used_twice() == []
-    assert len(lock.keys) == 4 and lock.keys < private.keys
+    assert len(lock.keys) == 8 and lock.keys < private.keys
     assert len(private.keys - lock.keys) == CLIENTS
-    # Two draws for a shift, one for a reflection, one for a mask in every step; noise
-    # on every leaf, twice; a private key.
-    each = STEPS * (2 + 1 + 1) + 2 * leaves + 1
+    # Two draws for a shift, one for a reflection, two for masks in every step; noise on
+    # every leaf, twice; a private key.
+    each = STEPS * (2 + 1 + 2) + 2 * leaves + 1
     for one in played:
         assert one.used_twice() == []
         assert len(one.draws) == sum(one.draws.values()) == CLIENTS * each
 
 
 OWN = {
-    "model": "outside_package:DroppingBehindNorm",
-    "sites": ("norm",),
+    "model": "outside_package:DroppingBehindNorms",
+    "sites": ("norm1", "norm2"),
     "private_key_size": 7,
     "init": 0.0,
 }
@@ -198,9 +198,9 @@ def test_no_draw_of_a_study_is_made_twice(strategy):
     )
     (drawn,) = drawn_by(config)
     assert drawn.used_twice(but=FIXED_DRAWS) == []
-    # Two weights, the private key and four of the lock, a mask, and noise on the four
-    # public leaves, twice; the attack's images and labels from two starts.
-    each = 2 + 5 + 1 + 2 * 4 + 2 * 2
+    # Three kernels, the private key and eight of the lock, two masks, and noise on the
+    # six public leaves, twice; the attack's images and labels from two starts.
+    each = 3 + 9 + 2 + 2 * 6 + 2 * 2
     assert len(without_fixed(drawn)) >= config.victims * each
 
 
@@ -222,7 +222,7 @@ def test_no_draw_of_a_captured_client_is_made_twice(tmp_path, upload):
     (drawn,) = drawn_by(config)
     assert drawn.used_twice(but=FIXED_DRAWS) == []
     steps = config.local_steps or 1
-    # In each step two for a shift, one for a reflection, and a mask; the private key,
-    # and noise on the four public leaves, twice; the attack's images and private key.
-    each = 4 * steps + 1 + 2 * 4 + 2
+    # In each step two for a shift, one for a reflection, and two masks; the private
+    # key, and noise on the six public leaves, twice; the attack's images and its key.
+    each = 5 * steps + 1 + 2 * 6 + 2
     assert len(without_fixed(drawn)) == config.victims * each

@@ -10,7 +10,7 @@ from kljax.data.batches import (
     local_steps,
     stacked,
 )
-from kljax.data.catalogue import EMBEDDED, load
+from kljax.data.catalogue import EMBEDDED, load, stamp
 from kljax.data.checks import check_batch
 from kljax.data.dataset import Dataset, LazyColumn, select
 from kljax.data.holdout import holdout
@@ -29,6 +29,7 @@ from kljax.data.subset import subset
 
 __all__ = [
     "load",
+    "stamp",
     "select",
     "subset",
     "holdout",

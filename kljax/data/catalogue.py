@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 
+from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
 from kljax.data.photos import load_photos
@@ -50,6 +51,11 @@ def load(
         return load_tfds(name, shape=shape, split=split, data_dir=data_dir)
     except LookupError as error:
         raise ValueError(_unknown(name)) from error
+
+
+def stamp(name: str, data_dir: str | None = None) -> tuple[tuple[str, int, int], ...]:
+    """Says which files a data set is read from, see `kljax.data.tfds.stamp`."""
+    return () if name in EMBEDDED else tfds.stamp(name, data_dir)
 
 
 def _unknown(name: str) -> str:

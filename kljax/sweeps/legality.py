@@ -61,13 +61,23 @@ def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
         )
 
 
-@functools.cache
 def _check_data(name: str, data_dir: str | None) -> None:
     if ":" in name:
         resolve("dataset", name, data.EMBEDDED)
-    elif name not in data.EMBEDDED and name.partition("/")[0] not in list_tfds():
+    elif name not in data.EMBEDDED and name.partition("/")[0] not in _listed():
         # A set may have been prepared by code that TFDS does not list.
-        data.load(name, data_dir=data_dir)
+        _check_loads(name, data_dir, data.stamp(name, data_dir))
+
+
+@functools.cache
+def _listed() -> frozenset[str]:
+    return frozenset(list_tfds())
+
+
+@functools.cache
+def _check_loads(name: str, data_dir: str | None, files) -> None:
+    del files  # part of the cache's index
+    data.load(name, data_dir=data_dir)
 
 
 def _arm(config: LeakConfig) -> Arm:
