@@ -12,7 +12,14 @@ import jax
 from kljax.typing import Rng
 
 # Of what attacks draw alike in every study, whatever its seed.
-FIXED = ("dropout", "label rule", "lock signs", "diagnosis", "feature signs")
+FIXED = (
+    "dropout",
+    "label rule",
+    "lock signs",
+    "diagnosis",
+    "feature signs",
+    "slopes of the loss",
+)
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 
 
