@@ -134,6 +134,23 @@ def test_a_restart_does_not_depend_on_how_many_there_are(rng):
     np.testing.assert_array_equal(losses[0], losses[1][:2])
 
 
+def test_no_part_of_a_candidate_shares_its_draw_with_another(rng):
+    seen = []
+
+    def watched(part):
+        def start(rng, view):
+            seen.append(tuple(jax.random.key_data(rng).tolist()))
+            return part.start(rng, view)
+
+        return part._replace(start=start)
+
+    unknowns = Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING)
+    unknowns = Unknowns(*(watched(part) for part in unknowns))
+    iterative(unknowns, matches, squared_l2(), SGD, steps=1)(rng, Seen(VIEW))
+    assert len(seen) == len(set(seen)) == 3
+    assert tuple(jax.random.key_data(rng).tolist()) not in seen
+
+
 def test_restarts_that_would_all_start_alike_are_refused(rng):
     """Whatever else is drawn, nothing of it reaches a start."""
 
