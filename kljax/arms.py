@@ -6,14 +6,16 @@ An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, s
 (`kljax.attacks.LOCKS`); an arm that is trained has none.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from kljax import defences
 from kljax.attacks import LOCKS
+from kljax.config.checks import LARGEST
 from kljax.defences import Defence
 from kljax.keylock import KeyLock
-from kljax.registry import nearest, resolve
+from kljax.registry import call_named, nearest, resolve
 from kljax.typing import Array, Path
 
 Strengths = tuple[float | Array, ...]
@@ -168,7 +170,10 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
     names, kinds, strengths = [], [], []
     for part in combination.split("+"):
         name, _, strength = part.partition("=")
-        kind = resolve("defence", name, KINDS)
+        try:
+            kind = resolve("defence", name, KINDS)
+        except ValueError as error:
+            raise ValueError(f"{error} (in arm {text!r})") from error
         if not isinstance(kind, _Kind):  # a user's function
             kind = _Kind(lambda sites, name=name, make=kind: _made(name, make))
         names.append(name)
@@ -199,7 +204,10 @@ def _arm(
     strategy: str | None,
 ) -> Arm:
     if combination not in made:
-        made[combination] = plan.make(plan.strengths)
+        try:
+            made[combination] = plan.make(plan.strengths)
+        except ValueError as error:
+            raise ValueError(f"arm {text!r}: {error}") from error
     return Arm(
         text,
         plan.kind.norm,
@@ -213,7 +221,7 @@ def _arm(
 
 
 def _made(name: str, make: Callable[[], Defence]) -> Defence:
-    defence = make()
+    defence = call_named("defence", name, make)
     if not isinstance(defence, Defence):
         raise ValueError(
             f"defence {name!r} gave {type(defence).__name__}, expected a "
@@ -228,8 +236,12 @@ def _strength(text: str, name: str, kind: _Kind, strength: str) -> float | None:
     if kind.strength is None:
         raise ValueError(f"arm {text!r}: {name} has no strength, drop '={strength}'")
     try:
-        return float(strength)
+        value = float(strength)
     except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
         raise ValueError(
-            f"arm {text!r}: the strength of {name} must be a number, got {strength!r}"
-        ) from None
+            f"arm {text!r}: the strength of {name} must be a number of float32, got "
+            f"{strength!r}"
+        )
+    return value

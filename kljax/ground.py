@@ -24,7 +24,7 @@ from kljax.models import (
     site_widths,
     uniform,
 )
-from kljax.registry import resolve
+from kljax.registry import call_named, resolve
 from kljax.typing import Array, Model, Rng
 
 Config = LeakConfig | TrainConfig
@@ -55,7 +55,8 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
     if ":" not in config.data:
         files = data.stamp(config.data, config.data_dir)
         return _load(config.data, shape, split, config.data_dir, files)
-    dataset = resolve("dataset", config.data, data.EMBEDDED)(shape)
+    make = resolve("dataset", config.data, data.EMBEDDED)
+    dataset = call_named("dataset", config.data, make, shape)
     if not isinstance(dataset, data.Dataset):
         raise ValueError(
             f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "

@@ -23,8 +23,10 @@ from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset, find_preset
 from kljax.config import LeakConfig
 from kljax.diagnosis import diagnose
-from kljax.mapping import Timing, map_victims
+from kljax.mapping import Layout, Timing, map_victims
 from kljax.models import Network, feeding_layers
+from kljax.registry import call_named
+from kljax.sizes import check_attack
 from kljax.staging import (
     Dials,
     Source,
@@ -107,6 +109,8 @@ def leak(
     """
     study = prepare(config)
     config, victims, results = study.config, study.stage.victims, []
+    for job in study.jobs:
+        _check_size(config, job.staged, study.stage, config.layout)
     with jax.default_matmul_precision(config.precision):
         for job in study.jobs:
             arm, draws = job.staged.arm, job.staged.draws
@@ -134,6 +138,7 @@ def prepare(config: LeakConfig) -> Prepared:
         ground.check_norm(config, network, arm)
         declared = declare(config, arm.lock_strategy, preset)
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
+        _check_size(config, staged, stage)
         setting = Setting(
             model=staged.model,
             loss=stage.loss,
@@ -159,6 +164,16 @@ def prepare(config: LeakConfig) -> Prepared:
             functions[kind] = one_victim(config, setting, staged, preset)
         jobs.append(Job(staged, declared, functions[kind], setting))
     return Prepared(config, stage, jobs)
+
+
+def _check_size(
+    config: LeakConfig, staged: Staged, stage: Stage, layout: Layout | None = None
+) -> None:
+    searched = find_preset(config.attack).objective is not None
+    shape = stage.dataset.shape
+    check_attack(
+        config, staged.arm, staged.model, shape, searched=searched, layout=layout
+    )
 
 
 def prepare_again(study: Prepared, config: LeakConfig) -> Prepared:
@@ -262,8 +277,9 @@ def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> A
     optimiser = None
     if config.optimiser is not None:
         optimiser = make_optimiser(config.optimiser, step_size)
-    return preset.build(
-        setting, optimiser, steps=config.steps, restarts=config.restarts
+    options = {"steps": config.steps, "restarts": config.restarts}
+    return call_named(
+        "attack", config.attack, preset.build, setting, optimiser, **options
     )
 
 

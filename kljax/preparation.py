@@ -21,7 +21,7 @@ from kljax.config import TrainConfig
 from kljax.defences import Defence, keylock
 from kljax.models import FEDKL_STATISTICS, normalised
 from kljax.randomness import derive_rng
-from kljax.registry import resolve
+from kljax.registry import call_named, check_callable, resolve
 from kljax.rounds import Fetch, Rounds, ServerState
 from kljax.typing import Gates, Loss, Model, Rng
 
@@ -71,6 +71,11 @@ def prepare(config: TrainConfig) -> Prepared:
     statistics = resolve(
         "normalisation", config.normalise, {"none": None, **FEDKL_STATISTICS}
     )
+    if statistics is not None and not isinstance(statistics, tuple):
+        raise ValueError(
+            f"normalisation {config.normalise!r} is no tuple (mean, std), but "
+            f"{type(statistics).__name__}"
+        )
     models = {}
     for norm in (False, True):
         model = ground.make_model(config, network, train, norm=norm)
@@ -82,6 +87,7 @@ def prepare(config: TrainConfig) -> Prepared:
     for arm in parsed.values():
         ground.check_norm(config, network, arm)
     loss = resolve("loss", config.loss, losses.LOSSES)
+    check_callable("loss", config.loss, loss)
     prepared = Prepared(
         config, train, test, public, partition, steps, sites, models, parsed, loss
     )
@@ -129,9 +135,12 @@ def local_options(prepared: Prepared) -> dict[str, Any]:
       ValueError: for an unknown augmentation.
     """
     config, lock = prepared.config, prepared.sites.lock
+    augment = resolve("augmentation", config.augment, AUGMENTATIONS)
+    if augment is not None:
+        check_callable("augmentation", config.augment, augment)
     return {
         "renew": new_private_key(lock) if config.fresh_private_keys else None,
-        "augment": resolve("augmentation", config.augment, AUGMENTATIONS),
+        "augment": augment,
         "penalty": proximal(config.proximal) if config.proximal else None,
         "reset_optimiser": config.reset_optimiser,
     }
@@ -188,7 +197,9 @@ def local_optimiser(config: TrainConfig) -> LocalOptimiser:
     own = config.optimiser not in OPTIMISERS
 
     def at(rate) -> optax.GradientTransformation:
-        return make(rate) if own else make(config, rate)
+        if own:
+            return call_named("optimiser", config.optimiser, make, rate)
+        return make(config, rate)
 
     if not isinstance(at(config.learning_rate), optax.GradientTransformation):
         raise ValueError(

@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -90,3 +91,40 @@ def own_functions(values: Any) -> tuple[Itself, ...]:
         with contextlib.suppress(ValueError):  # whoever needs it says what is wrong
             found.append(Itself(resolve("function", name, {})))
     return tuple(found)
+
+
+def call_named(kind: str, name: str, function: Any, /, *arguments, **options) -> Any:
+    """Calls what a name stands for.
+
+    Args:
+      kind, name: see `resolve`.
+      function: what it stands for.
+      arguments, options: what it is called with.
+
+    Raises:
+      ValueError: for what is no function, or takes other arguments. What the function
+        itself raises is its own.
+    """
+    check_callable(kind, name, function)
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        given = [*(type(value).__name__ for value in arguments), *options]
+        raise ValueError(
+            f"{kind} {name!r} cannot be called with {', '.join(given) or 'nothing'}: "
+            f"{error}"
+        ) from error
+    except ValueError:  # what is not written in Python may not say what it takes
+        pass
+    return function(*arguments, **options)
+
+
+def check_callable(kind: str, name: str, found: Any) -> Callable[..., Any]:
+    """Refuses what is no function, and gives back what is one.
+
+    Raises:
+      ValueError: see above.
+    """
+    if not callable(found):
+        raise ValueError(f"{kind} {name!r} is no function, but {type(found).__name__}")
+    return found

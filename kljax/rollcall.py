@@ -17,6 +17,7 @@ class Place(NamedTuple):
 
 
 ALONE = Place(0, 1)
+MOST = 2**16  # processes; more than there ever were
 
 
 def roll_call(
@@ -37,7 +38,7 @@ def roll_call(
       timeout: seconds to wait for the others.
 
     Raises:
-      ValueError: if only some of the three are given.
+      ValueError: if only some of the three are given, or if one is out of range.
       RuntimeError: if not all are there in time, or no cluster is found.
     """
     given = (coordinator, processes, process)
@@ -46,6 +47,8 @@ def roll_call(
             "a roll-call needs coordinator, processes and process together, got "
             f"{given}"
         )
+    if process is not None:
+        _check_place(coordinator, processes, process)
     try:
         jax.distributed.initialize(
             coordinator, processes, process, initialization_timeout=timeout
@@ -62,3 +65,21 @@ def roll_call(
     # Whoever stays connected is ended when another one dies.
     jax.distributed.shutdown()
     return place
+
+
+def _check_place(coordinator: str, processes: int, process: int) -> None:
+    """Refuses what JAX would wait for in vain, or not understand."""
+    if not 1 <= processes <= MOST:
+        raise ValueError(f"processes must be from 1 to {MOST}, got {processes}")
+    if not 0 <= process < processes:
+        raise ValueError(
+            f"process must be from 0 to {processes - 1}, one of {processes} processes, "
+            f"got {process}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    number = int(port) if port.isdecimal() and len(port) <= 5 else 0
+    if not host.strip() or not 1 <= number <= 65535:
+        raise ValueError(
+            f"coordinator must be HOST:PORT with a port from 1 to 65535, got "
+            f"{coordinator!r}"
+        )

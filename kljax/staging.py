@@ -5,6 +5,7 @@ from a run of `kljax train`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,10 +18,11 @@ from kljax.arms import Arm, Sites
 from kljax.attacks import Insertion, Protocol
 from kljax.config import LeakConfig
 from kljax.defences import Defence
+from kljax.memory import check_fits
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network
 from kljax.randomness import derive_rng
-from kljax.registry import resolve
+from kljax.registry import check_callable, resolve
 from kljax.typing import Array, Loss, Model, Params, Public, PyTree, Rng, Stats
 
 # What the random key of a study is for.
@@ -176,6 +178,7 @@ def _drawn(config: LeakConfig, network: Network, insertion: Insertion | None) ->
     dataset = load_dataset(config)
     victims = choose_victims(config, dataset)
     loss = resolve("loss", config.loss, losses.LOSSES)
+    check_callable("loss", config.loss, loss)
     survey = survey_public(config, dataset, insertion)
     plain = {
         norm: ground.make_model(config, network, dataset, norm=norm)
@@ -341,7 +344,15 @@ def load_dataset(config: LeakConfig) -> data.Dataset:
 
 def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     """Draws the victims: the first n of more victims are the n of fewer."""
-    chosen = data.select(dataset, config.victims * config.examples, config.seed)
+    wanted = config.victims * config.examples
+    if wanted > len(dataset):
+        raise ValueError(
+            f"victims={config.victims} of examples={config.examples} are {wanted} "
+            f"images, and dataset {dataset.name!r} has {len(dataset)}: ask for fewer"
+        )
+    image = 4 * math.prod(dataset.shape)
+    check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
+    chosen = data.select(dataset, wanted, config.seed)
     images, labels = dataset.fetch(chosen)
     images, labels = data.check_batch(
         images, labels, dataset.num_classes, name=dataset.name, indices=chosen

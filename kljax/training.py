@@ -33,6 +33,7 @@ from kljax.preparation import (
     start,
 )
 from kljax.rounds import RoundInfo, ServerState, nbytes
+from kljax.sizes import check_training
 from kljax.typing import Gates
 
 WATCHED = 3  # clients whose accuracy is measured while training
@@ -107,6 +108,7 @@ def train(
         if there:
             _claim(folder, config, held)
         prepared = prepare(config)
+        check_training(prepared)
         # What is wrong in the configuration leaves no folder.
         if folder is not None and not there:
             folder.mkdir(parents=True, exist_ok=True)

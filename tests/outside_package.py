@@ -144,6 +144,25 @@ def lazy_nan_image(shape):
     return data.Dataset("late", _LateNan(images), labels, 2, groups=None, licence="-")
 
 
+class _Endless(data.LazyColumn):
+    """Zeros without end, of which nobody can hold all."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __getitem__(self, indices):
+        return np.zeros((len(indices), *self.shape[1:]), np.float32)
+
+
+def endless(shape):
+    """Gives more images than any memory holds."""
+    count = 2**40
+    labels = _Endless((count,))
+    return data.Dataset(
+        "endless", _Endless((count, *shape)), labels, 2, groups=None, licence="-"
+    )
+
+
 def small_images(shape):
     """Ignores the shape asked for."""
     return ramps((6, 6, shape[-1]))

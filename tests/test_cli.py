@@ -191,7 +191,7 @@ def test_the_program_runs_a_study_as_a_user_does(tmp_path):
         ("--image-size 6", "image_size must be an integer >= 7, got 6"),
         ("--steps -3", "steps must be an integer >= 1, got -3"),
         ("--layout.chunk 0", "chunk must be an integer >= 1, got 0"),
-        ("--data \udcff", "argument '\\udcff' is no text in UTF-8"),
+        ("--data \udcff", "='\\udcff' is no text in UTF-8"),
         ("--precision exact", "precision='exact'"),
         ("--threat upload=update", "upload=gradient"),
         ("--labels given --label-rule ggl", "needs labels='recovered'"),

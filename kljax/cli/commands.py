@@ -13,6 +13,7 @@ from kljax.cli.leak import Demo, Leak, run_demo, run_leak
 from kljax.cli.printing import open_console
 from kljax.cli.sweep import Merge, Report, Sweep, run_merge, run_report, run_sweep
 from kljax.cli.train import Train, run_train
+from kljax.config.checks import check_text
 
 DESCRIPTION = "What can be recovered of private training data from shared gradients."
 RUNS = {
@@ -82,14 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_text(arguments: list[str]) -> None:
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"argument {argument!r} is no text in UTF-8: give names and paths that "
-                "are"
-            ) from None
+    for number, argument in enumerate(arguments, 1):
+        # An empty path would be the folder that one is in.
+        check_text(f"argument {number}", argument)
 
 
 def _refusal(error: Exception) -> tuple[int, str | None]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say
+from kljax.config.checks import check_number, check_whole, shown
 from kljax.progress import SweepProgress
 from kljax.rollcall import ALONE, Place, roll_call
 
@@ -89,6 +90,11 @@ def run_sweep(job: Sweep, console: Console) -> None:
     from kljax import compilation, engine
     from kljax.studies.failures import read_failures
 
+    check_number(job, "probe")
+    if job.memory is not None:
+        check_number(job, "memory", positive=True)
+    if job.part is not None:
+        check_whole(job, {"part": 1})
     folder = job.out or Path("runs") / job.file.stem
     compilation.use_cache()
     if job.dry_run:
@@ -127,11 +133,13 @@ def _place(job: Sweep) -> Place:
         return ALONE
     number = None
     if job.process != "auto":
-        if job.process is None or not job.process.isdecimal():
+        text = job.process or ""
+        # No number of processes has more digits.
+        if not text.isdecimal() or len(text) > 10:
             raise ValueError(
-                f"process must be a number from 0 on, or auto; got {job.process!r}"
+                f"process must be a number from 0 on, or auto; got {shown(job.process)}"
             )
-        number = int(job.process)
+        number = int(text)
     return roll_call(job.coordinator, job.processes, number)
 
 

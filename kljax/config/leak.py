@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-import typing
 from typing import Literal
 
 from kljax.config.checks import (
     check_arms,
-    check_choice,
+    check_kinds,
     check_number,
     check_precision,
     check_whole,
     freeze,
     given,
 )
-from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
+from kljax.keylock import PRIVATE_KEY_SIZE
 from kljax.mapping import Layout, fastest_layout
 from kljax.metrics.image import SSIM_WINDOW
 
@@ -172,14 +171,10 @@ class LeakConfig:
 
     def __post_init__(self):
         freeze(self, ("arms", "threat", "sites"))
+        check_kinds(self)
         check_whole(self, WHOLE)
-        check_choice(self, "upload", ("gradient", "update"))
-        check_choice(self, "client_optimiser", ("kept", "fresh"))
         check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})
         _check_needs(self)
-        check_choice(self, "weights", ("fresh", "shared"))
-        check_choice(self, "lock_activation", tuple(ACTIVATIONS))
-        check_choice(self, "label_rule", typing.get_args(LabelRule))
         check_precision(self.precision)
         check_arms(self.arms)
         for name in ("init", "lock_init", "features"):

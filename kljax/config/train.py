@@ -6,15 +6,14 @@ from typing import Literal
 
 from kljax.config.checks import (
     check_arms,
-    check_choice,
+    check_kinds,
     check_number,
     check_precision,
     check_rounds,
     check_whole,
     freeze,
 )
-from kljax.convolution import CONVOLUTIONS
-from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE
+from kljax.keylock import PRIVATE_KEY_SIZE
 from kljax.mapping import Layout, fastest_layout
 from kljax.metrics.image import SSIM_WINDOW
 
@@ -171,6 +170,7 @@ class TrainConfig:
 
     def __post_init__(self):
         freeze(self, ("arms", "sites", "drops", "keep_rounds"))
+        check_kinds(self)
         check_whole(self, TRAINING_WHOLE)
         given = {
             name: least
@@ -183,10 +183,6 @@ class TrainConfig:
                 f"cohort is {self.cohort}, and there are {self.clients} clients: draw "
                 "at most as many, or 0 for all"
             )
-        check_choice(self, "weighting", ("examples", "uniform"))
-        check_choice(self, "on_nonfinite", ("exclude", "stop"))
-        check_choice(self, "convolution", ("auto", *CONVOLUTIONS))
-        check_choice(self, "lock_activation", tuple(ACTIVATIONS))
         check_precision(self.precision)
         check_arms(self.arms)
         for name in ("weight_decay", "proximal", "init", "lock_init"):

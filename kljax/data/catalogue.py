@@ -1,19 +1,24 @@
 """Which data sets there are, by name."""
 
 import difflib
+import math
 from collections.abc import Callable
 
 from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
 from kljax.data.photos import load_photos
+from kljax.data.resize import check_shape
 from kljax.data.tfds import list_tfds, load_tfds
+from kljax.memory import check_fits
 
 # Data sets that need neither network nor preparation.
 EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "photos": load_photos,
 }
+# How many images they have. All are made at once, twice in memory for a moment.
+SIZES = {"digits": 1797, "photos": 362}
 
 
 def load(
@@ -46,6 +51,9 @@ def load(
             raise ValueError(
                 f"dataset {name!r} has no splits, and split is {split!r}; leave it out"
             )
+        shape = check_shape(shape)
+        needed = 2 * 4 * SIZES[name] * math.prod(shape)
+        check_fits(needed, f"dataset {name!r} in shape {shape}", "image_size")
         return EMBEDDED[name](shape)
     try:
         return load_tfds(name, shape=shape, split=split, data_dir=data_dir)

@@ -253,9 +253,12 @@ def partition(
                 f"partition {text!r} needs {wanted.argument}, such as "
                 f"{name}={wanted.example}"
             ) from None
-    return PARTITIONS[name](
-        labels, clients, seed, min_examples=min_examples, **arguments
-    )
+    try:
+        return PARTITIONS[name](
+            labels, clients, seed, min_examples=min_examples, **arguments
+        )
+    except ValueError as error:
+        raise ValueError(f"partition {text!r}: {error}") from error
 
 
 def _counts(total: int, shares: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ class _Kind(NamedTuple):
     looped: bool
 
 
+MOST = 2**31 - 1  # in a chunk; its device could not count more
+
 LAYOUTS: dict[str, _Kind] = {
     "sharded": _Kind(spread=True, looped=False),
     "sharded_loop": _Kind(spread=True, looped=True),
@@ -50,8 +52,14 @@ class Layout:
             raise ValueError(
                 f"unknown layout {self.kind!r}: expected one of {tuple(LAYOUTS)}"
             )
-        if not isinstance(self.chunk, int) or self.chunk < 1:
+        whole = isinstance(self.chunk, int) and not isinstance(self.chunk, bool)
+        if not whole or self.chunk < 1:
             raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
+        if self.chunk > MOST:
+            raise ValueError(
+                f"chunk must be an integer from 1 to {MOST}, got one of "
+                f"{self.chunk.bit_length()} bits"
+            )
 
     @property
     def spread(self) -> bool:

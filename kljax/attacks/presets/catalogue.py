@@ -27,7 +27,7 @@ from kljax.attacks.presets.statistical import (
     gradinversion,
     gradinversion_objective,
 )
-from kljax.registry import resolve
+from kljax.registry import check_callable, resolve
 
 
 class Preset(NamedTuple):
@@ -107,7 +107,9 @@ def find_preset(name: str) -> Preset:
       ValueError: for an unknown name, with the nearest one.
     """
     found = resolve("attack", name, PRESETS)
-    return found if isinstance(found, Preset) else of_user(found)
+    if isinstance(found, Preset):
+        return found
+    return of_user(check_callable("attack", name, found))
 
 
 def of_user(build: Callable[..., Attack] | None) -> Preset:
