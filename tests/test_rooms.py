@@ -37,7 +37,7 @@ FOUNDATION = {
     "metrics": {"typing"},
     "chain": {"typing", "convolution"},
     "surgery": {"typing", "convolution"},
-    "models": {"typing", "randomness", "convolution", "surgery", "chain"},
+    "models": {"typing", "trees", "randomness", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
     "clients": {"typing", "randomness", "losses", "defences", "threat"},
     "rounds": {"typing", "randomness", "clients", "defences", "mapping"},

@@ -20,7 +20,7 @@ from kljax.attacks.closed_form import (
 )
 from kljax.attacks.simulation import moved
 from kljax.threat import View
-from kljax.typing import Array, Gate, Path, Private, Rng
+from kljax.typing import Array, Gate, Gates, Path, Private, Rng
 
 
 class Lock(NamedTuple):
@@ -152,10 +152,10 @@ def regress_gates(setting: Setting) -> Lock:
     """
 
     def start(rng: Rng, view: View):
-        live = live_channels(setting, view)
+        live, drawn = live_channels(setting, view), _draw_gates(setting, rng)
         free, fixed = {}, {}
-        for i, (site, width) in enumerate(setting.sites):
-            draws = _draw_gates(setting, jax.random.fold_in(rng, i), site, width)
+        for site, width in setting.sites:
+            draws = drawn[site]
             sizes, signed = jnp.abs(draws.scale), jnp.any(draws.scale < 0)
             alive = sizes > 0
             unit = jnp.sum(sizes, where=alive) / jnp.maximum(jnp.sum(alive), 1)
@@ -199,13 +199,18 @@ def peel(setting: Setting) -> Lock:
     return Lock(unknown, lambda public, peeled: peeled.gates)
 
 
-def _draw_gates(setting: Setting, rng: Rng, site: Path, width: int) -> Gate:
-    """Draws gates of one site [DRAWS, C], as the public initialiser makes them."""
+def _draw_gates(setting: Setting, rng: Rng) -> Gates:
+    """Draws gates of every site, [DRAWS, C], as the public initialiser makes them."""
     if setting.draw_gates is None:
-        return Gate(*jnp.abs(jax.random.normal(rng, (2, DRAWS, width))))
-    # One after another: written out, or side by side, they nearly double what an
-    # attack takes to compile.
-    return jax.lax.map(setting.draw_gates, jax.random.split(rng, DRAWS))[site]
+        rngs = jax.random.split(rng, len(setting.sites))
+        return {
+            site: Gate(*jnp.abs(jax.random.normal(rngs[i], (2, DRAWS, width))))
+            for i, (site, width) in enumerate(setting.sites)
+        }
+    # A draw is of a whole lock: one program for all sites. And one after another:
+    # written out, or side by side, they nearly double what an attack takes to compile.
+    rngs = jax.random.split(jax.random.fold_in(rng, 0), DRAWS)
+    return jax.lax.map(setting.draw_gates, rngs)
 
 
 LOCKS: dict[str, Callable[[Setting], Lock]] = {

@@ -1,13 +1,16 @@
 """Norm statistics as a prior: against NumPy, over one step and several."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from by_hand import convolve
-from toys import quick_jit, threat
-from victims import CHANNELS, SITE, digits, ground, update
+from flax import nnx
+from toys import quick_jit, random_weights, threat
+from victims import CHANNELS, SITE, Small, digits, ground, update
 
 from kljax.attacks import Candidate, Protocol
 from kljax.attacks.priors import batch_statistics
@@ -114,6 +117,39 @@ def test_several_steps_weigh_the_last_batch_most(updated):
     prior = prior_of(setting, updated=updated)
     assert value(prior, view, GUESS) == pytest.approx(expected, rel=1e-4)
     assert value(prior, view, TRUTH) < 1e-3 * expected
+
+
+class Frozen(Small):
+    """Keeps its running statistics, in one norm or in both, in train mode too."""
+
+    def __init__(self, rngs, *, both):
+        super().__init__(rngs)
+        self.other, self.both = nnx.BatchNorm(12, momentum=0.8, rngs=rngs), both
+
+    def __call__(self, images):
+        x = nnx.sigmoid(self.norm(self.conv1(images), use_running_average=self.both))
+        again = nnx.remat(lambda norm, x: norm(x, use_running_average=True))
+        x = nnx.sigmoid(again(self.other, self.conv2(x)))
+        return self.fc(x.reshape(x.shape[0], -1))
+
+
+def test_norms_that_keep_their_statistics_say_nothing():
+    with pytest.raises(ValueError, match="norm layers norm, other keep their running"):
+        build = functools.partial(Frozen, both=True)
+        prior_of(ground(DECLARED, model=from_nnx(build)))
+    half = from_nnx(functools.partial(Frozen, both=False))
+    params, stats = random_weights(half)
+    seen = update(2, train=True)
+    view = observe(DECLARED, seen)
+    own = {name: view.public.model[name] for name in params if "conv1" in name}
+    view = view._replace(
+        public=view.public._replace(model={**params, **own}),
+        stats=stats | view.stats,
+        new_stats=stats | view.new_stats,
+    )
+    expected = 0.5 * apart(GUESS, TRUTH, seen.public)
+    found = value(prior_of(ground(DECLARED, model=half)), view, GUESS)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_network_without_norms_has_no_such_distance():

@@ -16,6 +16,7 @@ from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
 from kljax.randomness import fixed_rng
 from kljax.threat import View
+from kljax.trees import follows
 from kljax.typing import Array, Path, Stats
 
 
@@ -33,6 +34,7 @@ def batch_statistics(
     own are recovered from the running ones it uploads: nobody need know the momentum,
     which says where between old and batch statistics the new ones lie. Several local
     steps leave a mean over their batches, the last weighing most; that is compared.
+    Norm layers that keep their statistics in train mode say nothing, and are left out.
 
     Args:
       setting: its protocol says which batches a client makes several steps on.
@@ -45,7 +47,8 @@ def batch_statistics(
 
     Raises:
       ValueError: for a negative weight; for hidden statistics, or others than a mean
-        and a variance; for an `updated` network under upload=gradient.
+        and a variance, or such as no image changes; for an `updated` network under
+        upload=gradient.
 
     Reference: Yin et al., "GradInversion" (CVPR 2021), equation 8; Hatamizadeh et al.
     (IEEE TMI 2023), section III, for statistics recovered, and the updated network.
@@ -74,6 +77,8 @@ def batch_statistics(
             f"statistics {sorted(stats.keys() ^ wanted)}: each norm layer is expected "
             "to have a mean and a var, and nothing else"
         )
+    layers = _moving(setting, layers)
+    moving = [f"{layer}/{part}" for layer in layers for part in ("mean", "var")]
     taps = tuple(f"{layer}:input" for layer in layers)
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
@@ -81,15 +86,16 @@ def batch_statistics(
         public = view.public
         if updated:
             public = jax.tree.map(jnp.add, public, view.grads)
-        # Not the network's own new statistics: Flax lets no derivative through them.
-        mine = running = view.stats
-        kept = jax.tree.map(jnp.ones_like, view.stats)
-        for step in range(steps):
-            first = step * batch % knows.examples
+        old = {name: view.stats[name] for name in moving}
+        cut = candidate.images.reshape(-1, batch, *candidate.images.shape[1:])
+
+        def go(carry, step):
+            mine, running, kept = carry
+            before = {name: running[name] for name in moving}
             out = setting.model.apply(
                 public.model,
                 running,
-                candidate.images[first : first + batch],
+                cut[step % len(cut)],
                 gates=gates(public.defence, candidate.lock),
                 taps=taps,
                 train=True,
@@ -99,20 +105,51 @@ def batch_statistics(
             batches = {}
             for layer in layers:
                 batches |= _moments(layer, out.taps[f"{layer}:input"])
-            momentum = jax.tree.map(_momentum, running, batches, out.stats)
+            after = {name: out.stats[name] for name in moving}
+            momentum = jax.tree.map(_momentum, before, batches, after)
             mine = jax.tree.map(
                 lambda m, s, b: m * s + (1 - m) * b, momentum, mine, batches
             )
             kept = jax.tree.map(jnp.multiply, momentum, kept)
-            running = jax.lax.stop_gradient(out.stats)
+            return (mine, jax.lax.stop_gradient(out.stats), kept), None
+
+        # Not the network's own new statistics: Flax lets no derivative through them.
+        carry = (old, view.stats, jax.tree.map(jnp.ones_like, old))
+        if steps == 1:  # without a loop, which XLA would work less well on
+            (mine, _, kept), _ = go(carry, 0)
+        else:
+            (mine, _, kept), _ = jax.lax.scan(go, carry, jnp.arange(steps))
         total = jnp.zeros(())
-        for name, seen in view.new_stats.items():
-            apart = (mine[name] - seen) / (1 - kept[name])
+        for name, old in mine.items():
+            apart = (old - view.new_stats[name]) / (1 - kept[name])
             factor = emphasis.get(name.rpartition("/")[0], 1.0)
             total += factor * root(jnp.sum(apart**2))
         return weight * total
 
     return prior
+
+
+def _moving(setting: Setting, layers: list[Path]) -> list[Path]:
+    """Picks the norm layers whose statistics follow the images in train mode.
+
+    Raises:
+      ValueError: where there are norm layers, and none of them does.
+    """
+    images = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
+
+    def updated(images: Array, params: Any, stats: Stats) -> Stats:
+        rng = fixed_rng("dropout")
+        return setting.model.apply(params, stats, images, train=True, rngs=rng).stats
+
+    found = follows(updated, images, *setting.shapes())
+    moving = [layer for layer in layers if found[f"{layer}/mean"]]
+    if layers and not moving:
+        raise ValueError(
+            f"batch statistics: norm layers {', '.join(layers)} keep their running "
+            "statistics in train mode, so that a client's say nothing of its images; "
+            "take an attack without them, or a network whose norm layers are updated"
+        )
+    return moving
 
 
 def _moments(layer: Path, inputs: Array) -> Stats:
