@@ -313,6 +313,14 @@ def test_a_prior_sees_the_other_restarts(rng):
     assert float(found.loss) > float(alone.loss)
 
 
+@pytest.mark.parametrize(
+    ("steps", "points"), [(40, 20), (7, 7), (22, 11), (23, 1), (1, 1)]
+)
+def test_losses_are_recorded_at_as_many_points_as_divide_the_steps(rng, steps, points):
+    found = jax.eval_shape(attack(steps=steps, points=None), rng, VIEW)
+    assert found.info["losses"].shape == (points,)
+
+
 def test_an_all_nan_view_is_a_reported_failure(rng):
     found = attack()(rng, VIEW * jnp.nan)
     assert not bool(found.finite)

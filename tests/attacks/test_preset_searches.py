@@ -1,6 +1,7 @@
 """How presets search: starts, optimisers and choices, with the papers' numbers."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +158,34 @@ def test_restarts_are_chosen_as_the_papers_do(name):
     by_matching = name in ("inverting-gradients", "ig-fedavg")
     assert parts["choose_by_matching"] == by_matching
     assert (parts["steps"], parts["restarts"]) == (STEPS, restarts)
+
+
+def defaults_of(function):
+    parameters = inspect.signature(function).parameters.values()
+    empty = inspect.Parameter.empty
+    return {p.name: p.default for p in parameters if p.default is not empty}
+
+
+def test_optimisers_have_their_defaults():
+    assert defaults_of(lbfgs) == {"memory": 20, "window": 10, "patience": 8}  # own
+    # torch.optim.LBFGS; DLG's history of 100 is torch's.
+    assert defaults_of(lbfgs_torch) == {
+        "learning_rate": 1.0,
+        "max_iter": 20,
+        "max_eval": None,
+        "history": 100,
+        "tolerance_grad": 1e-7,
+        "tolerance_change": 1e-9,
+    }
+    falling = {"learning_rate": 0.1, "lock_rate": 0.05}  # the latter kljax's own
+    assert defaults_of(adam) == falling
+    assert defaults_of(sign_adam) == falling | {"steps": None}
+    # Yin et al. (breaching): 50 steps of warm-up; Adam's own betas.
+    more = {"warm_up": 50, "betas": (0.9, 0.999), "noise": 0.0}
+    assert defaults_of(cosine_adam) == falling | more
+    # GRNN's code: RMSprop at 1e-4 with momentum .99.
+    assert defaults_of(rmsprop) == {
+        "learning_rate": 1e-4,
+        "lock_rate": 1e-3,
+        "momentum": 0.99,
+    }
