@@ -131,7 +131,7 @@ def describe(result: LeakResult) -> dict[str, Any]:
 
 
 TABLE = {
-    "n": "victims",
+    "n": "images",
     "recovered_rate": "recovered",
     "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
     "success_rate": "SSIM >= .6 [95 %]",
@@ -367,7 +367,7 @@ def write_run(
 
 def room_of(config: LeakConfig) -> int:
     """Estimates the bytes of a run folder, from above but for very long names."""
-    rows = config.victims * (len(config.arms) + len(metrics.FLOORS))
+    rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
     return 4 * 2**20 + 1000 * rows
 
 

@@ -83,11 +83,12 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     from kljax import report
 
     config, speed = result.config, summary["throughput"]
+    of = f" of {config.examples} images" if config.examples > 1 else ""
     budget = f", {config.restarts} x {config.steps} evaluations each"
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = budget if speed["evaluations_per_s"] else ""
     console.print(
-        f"\n{config.model} on {config.data}: {config.victims} victims, attack "
+        f"\n{config.model} on {config.data}: {config.victims} victims{of}, attack "
         f"{config.attack}{budget}\n"
     )
     for line in report.threat_lines(result):

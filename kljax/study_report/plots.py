@@ -22,7 +22,7 @@ STEPS = 200  # of a distribution that is drawn: more cannot be seen
 def draw_distributions(
     pools: Sequence[Pool], axes: dict[str, Axis], value: str
 ) -> Figure | None:
-    """Draws the distribution of a value over victims, one curve per arm.
+    """Draws the distribution of a value over images, one curve per arm.
 
     One panel for each combination of the other axes; dashed the floor that leaks most.
     None if no pool has the value.
@@ -68,14 +68,14 @@ def draw_distributions(
         if value.startswith("matching_loss"):
             axis.set_xscale("log")
         axis.set_xlabel(words)
-        axis.set_ylabel("share of victims at or below")
+        axis.set_ylabel("share of images at or below")
         axis.set_ylim(-0.02, 1.02)
 
     lower = "right" if VALUES[value].leaks >= 0 else "left"
     return draw_panels(
         "distributions",
-        f"{words} of every victim: the share of victims at or below each value",
-        f"Empirical distributions of {words} over victims, one curve per arm; the "
+        f"{words} of every image: the share of images at or below each value",
+        f"Empirical distributions of {words} over images, one curve per arm; the "
         f"further {lower}, the more leaks. The points table has their means.",
         panels,
         arm.labels,
@@ -137,7 +137,7 @@ def draw_budgets(curves: Sequence[Curve], axes: dict[str, Axis]) -> Figure | Non
     return draw_panels(
         "budgets",
         "Success against attack budget",
-        "Share of victims with SSIM at or above .6 against the number of evaluations, "
+        "Share of images with SSIM at or above .6 against the number of evaluations, "
         "one curve per arm with its 95 % interval, and the best floor. The table below "
         "has the numbers.",
         panels,
@@ -223,7 +223,7 @@ def draw_tradeoffs(found: Sequence[Tradeoff], axes: dict[str, Axis]) -> Figure |
     return draw_panels(
         "tradeoffs",
         "Privacy against accuracy",
-        "Share of victims with SSIM at or above .6 against test accuracy, one mark per "
+        "Share of images with SSIM at or above .6 against test accuracy, one mark per "
         "attacked arm; lower right is better for the client. The table below has the "
         "numbers.",
         panels,
