@@ -10,6 +10,8 @@ latest such round is the one to go on from, whenever the writing was cut off. Ar
 stored by the name of their place in the tree (``public/model/fc/kernel``).
 """
 
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Collection, Mapping
@@ -49,6 +51,9 @@ def save(
       server: its `round` names the checkpoint; one that is there already is replaced.
       clients: of all clients, with a leading axis.
       keep: rounds that are not removed.
+
+    Raises:
+      OSError: if it cannot be written; older rounds stay, and nothing is left of it.
     """
     number = int(server.round)
     for part, tree in zip(PARTS, (clients, server), strict=True):
@@ -140,8 +145,19 @@ def _write(path: Path, tree: PyTree) -> None:
     arrays["leaves"] = np.asarray(len(arrays), np.int32)
     # Not every byte on the disk is under a checksum of orbax's.
     arrays[CHECKSUM] = np.asarray(checksum, np.uint32)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path.resolve(), arrays)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(path.resolve(), arrays)
+    except Exception as error:
+        # Half a checkpoint takes the room that others need.
+        for half in path.parent.glob(f"{path.name}.orbax*"):
+            shutil.rmtree(half, ignore_errors=True)
+        # A full disk is a ValueError of orbax's, with the system's number in it.
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _read(folder: Path, part: str, number: int, like: Tree) -> Tree:

@@ -28,6 +28,7 @@ from kljax.files import (
 )
 from kljax.provenance import device, provenance
 from kljax.registry import unknown_name
+from kljax.run_folder import optional
 
 SCHEMA_VERSION = 1
 JOB = "train"
@@ -345,8 +346,9 @@ def summarise(
 def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> None:
     """Writes picture, table and summary; the summary last, it marks the end."""
     aside = folder / ".curves.png"
-    figures.draw_curves(rows, aside)
-    os.replace(aside, folder / "curves.png")
+    with optional("curves.png"):
+        figures.draw_curves(rows, aside)
+        os.replace(aside, folder / "curves.png")
     write_text(folder / "summary.md", markdown(summary))
     write_json(folder / "summary.json", summary)
 

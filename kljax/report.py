@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kljax.files import json_text, write_json, write_text
 from kljax.gallery import draw_gallery
 from kljax.leakage import LeakResult
 from kljax.provenance import device, provenance
-from kljax.run_folder import LeftOut, RunFolder, claim
+from kljax.run_folder import RunFolder, claim, optional
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, Row
 
 MEANS = (
@@ -354,13 +353,11 @@ def write_run(
     config = json_text(summary["config"])
     folder.write_first({"config.json": config, "rows.csv": _csv_text(rows)})
     picture = folder.aside / "gallery.png"
-    try:
+    with optional("gallery.png") as left_out:
         draw_gallery(result, rows, picture)
-    except Exception as error:  # a picture never costs what it shows
+    if left_out:
         picture.unlink(missing_ok=True)
-        words = f"gallery.png is left out: {error}"
-        warnings.warn(words, LeftOut, stacklevel=2)
-        summary = summary | {"warnings": [*summary.get("warnings", ()), words]}
+        summary = summary | {"warnings": [*summary.get("warnings", ()), *left_out]}
     write_text(folder.aside / "summary.md", markdown(result, summary))
     write_json(folder.aside / "summary.json", summary)
 

@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,24 @@ RESERVED = ".reserved"  # keeps room on the disk for what is to be written
 
 class LeftOut(UserWarning):
     """An optional part of a result is missing, and the rest is not."""
+
+
+@contextlib.contextmanager
+def optional(part: str) -> Iterator[list[str]]:
+    """Leaves out a part that fails, with a warning: a picture never costs a result.
+
+    Args:
+      part: name of what is made.
+
+    Yields:
+      A list that has the words of the warning in the end, if there is one.
+    """
+    words: list[str] = []
+    try:
+        yield words
+    except Exception as error:
+        words.append(f"{part} is left out: {error}")
+        warnings.warn(words[0], LeftOut, stacklevel=3)
 
 
 class NotWritten(OSError):

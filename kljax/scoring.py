@@ -20,7 +20,7 @@ from kljax.attacks.presets import find_preset
 from kljax.data import Dataset, select
 from kljax.leakage import ArmResult, LeakResult
 from kljax.metrics import Reference, best_floor_mse
-from kljax.run_folder import LeftOut
+from kljax.run_folder import LeftOut, optional
 from kljax.staging import Victims
 
 # Up to version 3 an upload of several examples was one row, with the means of their
@@ -356,10 +356,8 @@ def _lpips(guesses: np.ndarray, truths: np.ndarray) -> Scores:
         return found
     for network in ("alex", "vgg"):
         column = f"lpips_{network}"
-        try:
+        with optional(column):  # other scores are not lost for it
             found[column] = metrics.lpips_distances(guesses, truths, network)
-        except Exception as error:  # other scores are not lost for it
-            warnings.warn(f"{column} is left out: {error}", LeftOut, stacklevel=2)
     return found
 
 

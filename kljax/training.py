@@ -6,6 +6,7 @@ killed goes on from its last checkpoint to the very parameters of an uninterrupt
 """
 
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,9 +34,12 @@ from kljax.preparation import (
     start,
 )
 from kljax.rounds import RoundInfo, ServerState, nbytes
+from kljax.run_folder import optional
 from kljax.sizes import check_training
 from kljax.typing import Gates
 
+# What a disk says that is full, gone or read only.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 WATCHED = 3  # clients whose accuracy is measured while training
 
 
@@ -93,6 +97,8 @@ def train(
         if another process trains in it.
       ImportError: for `tensorboard` without tensorboardX.
       DamagedFile: for a file of the folder that is not what was written.
+      OSError: for a disk that is full or cannot be written; nothing written before is
+        lost.
       kljax.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
     """
     if jax.process_count() > 1:
@@ -113,7 +119,16 @@ def train(
         if folder is not None and not there:
             folder.mkdir(parents=True, exist_ok=True)
             _claim(folder, config, held)
-        return _train(prepared, folder, boards, on_arm, on_round)
+        try:
+            return _train(prepared, folder, boards, on_arm, on_round)
+        except OSError as error:
+            if folder is None or error.errno not in DISK:
+                raise
+            raise OSError(
+                f"the training cannot write to {str(folder)!r} ({error}): what it has "
+                "written so far is whole and stays; make room there, and the same "
+                "configuration and folder go on from the last checkpoint"
+            ) from error
 
 
 def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
@@ -153,13 +168,14 @@ def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
     if not (folder / "config.json").exists():
         files.write_json(folder / "config.json", described)
     dataset = prepared.train
-    figures.draw_partition(
-        prepared.partition,
-        dataset.labels[np.arange(len(dataset))],
-        dataset.num_classes,
-        folder / "partition.png",
-        dataset.class_names,
-    )
+    with optional("partition.png"):
+        figures.draw_partition(
+            prepared.partition,
+            dataset.labels[np.arange(len(dataset))],
+            dataset.num_classes,
+            folder / "partition.png",
+            dataset.class_names,
+        )
 
 
 def _train_arm(

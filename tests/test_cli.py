@@ -326,6 +326,25 @@ def test_what_nobody_expected_keeps_its_traceback_and_says_so(monkeypatch):
         assert any("a bug" in note for note in failure.value.__notes__)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.45 GiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 7.45 GiB"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_what_to_lower(
+    error, capsys, monkeypatch
+):
+    def run(job, console):
+        raise error
+
+    monkeypatch.setitem(cli.commands.RUNS, cli.commands.Merge, run)
+    assert cli.main(["merge", "a", "b", "--out", "c"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory" in line and "7.45 GiB" in line and "lower" in line
+
+
 def test_an_existing_folder_is_refused_before_anything_is_computed(
     tmp_path, capsys, nothing_runs
 ):

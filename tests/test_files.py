@@ -1,13 +1,16 @@
 """Files that are there whole or not at all."""
 
+import ast
 import dataclasses
 import errno
 import json
 import os
+from pathlib import Path
 from typing import TypedDict
 
 import pytest
 
+import kljax
 from kljax import files
 from kljax.config import TrainConfig
 
@@ -89,3 +92,53 @@ def test_a_configuration_comes_back_with_its_checks(tmp_path):
     for name, value in (("clients", "3"), ("rounds", 0), ("drops", [4, 2])):
         with pytest.raises(files.DamagedFile, match=name):
             files.converted(content | {name: value}, TrainConfig, path, remedy=remedy)
+
+
+def leaves_encoding_to_the_locale(call):
+    """Tells whether a call opens, reads or writes text by pathlib or by itself."""
+    name, count = ast.unparse(call.func).split(".")[-1], len(call.args)
+    if any(option.arg == "encoding" for option in call.keywords):
+        return False
+    if name in ("read_text", "write_text"):  # those of kljax.files take a path more
+        return count == (name == "write_text")
+    words = [ast.literal_eval(a) for a in call.args if isinstance(a, ast.Constant)]
+    binary = any(isinstance(word, str) and "b" in word for word in words)
+    return name in ("open", "fdopen") and not binary
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        ("path.read_text()", True),
+        ("(a / 'b').write_text(text)", True),
+        ("open(tube)", True),
+        ("open(path, 'w', newline='')", True),
+        ("open(path, encoding='utf-8')", False),
+        ("open(path, 'rb')", False),
+        ("path.open('rb')", False),
+        ("files.write_text(path, text)", False),
+        ("path.read_text(encoding='utf-8')", False),
+    ],
+)
+def test_text_without_an_encoding_is_found(call, left):
+    assert leaves_encoding_to_the_locale(ast.parse(call, mode="eval").body) == left
+
+
+def test_all_text_is_utf_8_whatever_the_locale():
+    """Windows and old locales have another encoding, which lacks letters."""
+    found = []
+    for path in sorted(Path(kljax.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and leaves_encoding_to_the_locale(node):
+                found.append(f"{path.name}:{node.lineno} {ast.unparse(node)[:60]}")
+    # Neither text nor a file of ours: a lock's handle and a picture.
+    assert [one for one in found if "os.open(" not in one and "Image." not in one] == []
+
+
+def test_a_full_disk_says_which_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: .*table.csv"):
+        files.write_text(tmp_path / "table.csv", "new")

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from kljax import (
     claim,
     cli,
     evaluation,
+    figures,
     files,
     journal,
     preparation,
@@ -657,6 +659,55 @@ def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
 def _arm(name):
     prepared = preparation.prepare(tiny(arms=(name,)))
     return prepared, preparation.arm_rounds(prepared, name).rounds
+
+
+def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
+    tmp_path, capsys, monkeypatch
+):
+    """Orbax writes by itself, and raises a ValueError of its own."""
+    command = [*OPTIONS, "--save-every", "1", "--out", "run"]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, finished = checkpoint.save, []
+
+    def fill_up(*arguments):
+        if finished:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+        save(*arguments)
+        finished.append(arguments)
+
+    monkeypatch.setattr(checkpoint, "save", fill_up)
+    try:
+        assert cli.main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot write to 'run' ([Errno 27] File too large: 'run/none/" in line
+    assert "make room there" in line and "go on from the last checkpoint" in line
+    folder = tmp_path / "run" / "none"
+    assert checkpoint.saved(folder) == [1]
+    for part in checkpoint.PARTS:  # nothing half written takes room
+        assert {path.name for path in (folder / part).iterdir()} <= {"1", "2"}
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 0
+    assert "resumed at round 1" in capsys.readouterr().out
+    assert len(journal.read_rows(tmp_path / "run")) == 2
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_a_training(
+    tmp_path, capsys, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(figures, "draw_partition", fail)
+    monkeypatch.setattr(figures, "draw_curves", fail)
+    assert cli.main([*OPTIONS, "--rounds", "1", "--out", "run"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("partition.png", "curves.png"):
+        assert f"warning: {name} is left out: out of paint" in printed
+    assert journal.read_summary(tmp_path / "run") is not None
 
 
 def test_tensorboard_is_written_or_explained(tmp_path, monkeypatch):

@@ -31,7 +31,6 @@ EXPECTED = (
     NotImplementedError,
     TypeError,
     ImportError,
-    MemoryError,
     RuntimeError,
 )
 BUG = (
@@ -113,7 +112,8 @@ def _refusal(error: Exception) -> tuple[int, str | None]:
         )
     if isinstance(error, OSError):
         return 2, line
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in line:
+    of_device = isinstance(error, jax.errors.JaxRuntimeError)
+    if isinstance(error, MemoryError) or of_device and "RESOURCE_EXHAUSTED" in line:
         return 2, (
             f"out of memory ({line}): lower layout.chunk, restarts, examples or "
             "image-size"

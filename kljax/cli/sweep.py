@@ -9,10 +9,11 @@ import tyro
 from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
-from kljax.cli.printing import printed_table, say
+from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.config.checks import check_number, check_whole, shown
 from kljax.progress import SweepProgress
 from kljax.rollcall import ALONE, Place, roll_call
+from kljax.run_folder import LeftOut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
         return
     place = _place(job)
     try:
-        with SweepProgress(console, place) as progress:
+        with warnings_told(LeftOut) as told, SweepProgress(console, place) as progress:
             done = engine.sweep(
                 job.file,
                 folder,
@@ -121,6 +122,8 @@ def run_sweep(job: Sweep, console: Console) -> None:
         f"{done.compile_s:.1f} s compiling, {done.run_s:.1f} s attacking",
         highlight=False,
     )
+    for words in told:
+        say(console, f"warning: {words}")
     for failure in read_failures(folder):
         say(console, f"failed: {failure['error']}\n  again: {failure['command']}")
     if job.report and place.process == 0:

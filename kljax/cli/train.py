@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
-from kljax.cli.printing import printed_table, say
+from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.config import TrainConfig
 from kljax.progress import TrainProgress
+from kljax.run_folder import LeftOut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,10 @@ def run_train(job: Train, console: Console) -> None:
         say(console, f"this run is finished: {folder}/")
     else:
         try:
-            with TrainProgress(config, console) as progress:
+            with (
+                warnings_told(LeftOut) as told,
+                TrainProgress(config, console) as progress,
+            ):
                 summary = training.train(
                     config,
                     folder,
@@ -58,6 +62,8 @@ def run_train(job: Train, console: Console) -> None:
         except KeyboardInterrupt:
             say(console, f"interrupted: go on with the same options and --out {folder}")
             raise
+        for words in told:
+            say(console, f"warning: {words}")
     print_accuracy(summary, console)
     say(console, f"written: {folder}/ (summary.md, curves.png, metrics.csv, ...)")
 
