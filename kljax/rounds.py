@@ -13,6 +13,7 @@ weights (as in the official code, which averages every entry of the state dict; 
 variance between clients' means is not added).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from kljax.clients import (
     Upload,
     next_move,
 )
+from kljax.data import check_local_batches
 from kljax.defences import Defence
 from kljax.mapping import Layout, Timing, sum_clients
 from kljax.randomness import derive_rng
@@ -114,7 +116,9 @@ def federated_rounds(
       layout: how clients are laid over the machine (speed only).
 
     Raises:
-      ValueError: for an unknown weighting or rule.
+      ValueError: for an unknown weighting or rule; and from ``run_round``, before a
+        client of the block trains, for images outside [0, 1] and labels that are no
+        class (`kljax.data.check_local_batches`, which raises TypeErrors, too).
       NonFiniteClient: from ``run_round``, naming the clients: under ``stop``, or when
         nobody is left. The states are then those before the round.
 
@@ -195,6 +199,15 @@ def federated_rounds(
         public = optax.apply_updates(server.public, moves)
         return ServerState(public, mean.stats, state, server.round + 1)
 
+    @functools.cache
+    def num_classes(image_shape: tuple[int, ...]) -> int:
+        def logits() -> Array:
+            params, stats = model.init(jax.random.key(0))
+            images = jnp.zeros((1, *image_shape))
+            return model.apply(params, stats, images, train=False).logits
+
+        return jax.eval_shape(logits).shape[-1]
+
     def run_round(
         rng: Rng,
         server: ServerState,
@@ -210,6 +223,7 @@ def federated_rounds(
             batches, examples = fetch(ids)
             examples = np.asarray(examples, np.float32)
             _check_examples(ids, batches, examples)
+            check_local_batches(*batches, num_classes(batches.images.shape[3:]), ids)
             mine = jax.tree.map(lambda x: x[ids], states)
             return ids.astype(np.int32), mine, batches, examples
 

@@ -40,7 +40,7 @@ FOUNDATION = {
     "models": {"typing", "trees", "randomness", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
     "clients": {"typing", "randomness", "losses", "defences", "threat"},
-    "rounds": {"typing", "randomness", "clients", "defences", "mapping"},
+    "rounds": {"typing", "randomness", "data", "clients", "defences", "mapping"},
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.

@@ -209,12 +209,12 @@ def product(make=fedavg, optimiser=None, **options):
 
 
 def test_fedavg_by_hand():
-    # w = 1; client x moves by -.5 x^2 per step: 1 -> .5 and 1 -> -1.
-    weight, _ = weight_after(product(), pixels(1.0, 2.0, examples=[3, 1]), count=1)
-    assert weight == pytest.approx((3 * 0.5 - 1) / 4)
+    # w = 1; client x moves by -.5 x^2 per step: 1 -> .5 and 1 -> .875.
+    weight, _ = weight_after(product(), pixels(1.0, 0.5, examples=[3, 1]), count=1)
+    assert weight == pytest.approx((3 * 0.5 + 0.875) / 4)
     uniform = product(weighting="uniform")
-    weight, _ = weight_after(uniform, pixels(1.0, 2.0, examples=[3, 1]), count=1)
-    assert weight == pytest.approx((0.5 - 1) / 2)
+    weight, _ = weight_after(uniform, pixels(1.0, 0.5, examples=[3, 1]), count=1)
+    assert weight == pytest.approx((0.5 + 0.875) / 2)
 
 
 def test_server_optimiser_by_hand():
@@ -292,7 +292,7 @@ def test_a_schedule_may_count_rounds():
 
 def test_what_is_released_is_what_is_averaged():
     clipped = product(defence=norm_clipping(0.1))
-    weight, _ = weight_after(clipped, pixels(1.0, 2.0), count=1)
+    weight, _ = weight_after(clipped, pixels(1.0, 0.8), count=1)
     assert weight == pytest.approx(0.9)
     noisy = product(defence=gaussian_noise(1.0))
     first, _ = weight_after(noisy, pixels(1.0), count=1)
@@ -386,6 +386,42 @@ def test_a_client_that_turns_nan_is_excluded_and_named():
     assert_close(
         jax.tree.map(lambda x: x[3], states), jax.tree.map(lambda x: x[3], before), 0
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda b: b.labels.__setitem__((3, 1, 0), 3), ValueError, "client 3 .* 3 "),
+        (lambda b: b.labels.__setitem__((2, 0, 1), -1), ValueError, "client 2 .* -1 "),
+        (lambda b: b.images.__setitem__((4, 2, 0), 255), ValueError, "4 .*value 255"),
+        (lambda b: b.images.__setitem__((1, 0, 0), -0.5), ValueError, "1 .*value -0.5"),
+        (lambda b: b._replace(images=np.uint8(b.images)), TypeError, "uint8.*by 255"),
+        (lambda b: b._replace(labels=b.labels * 1.0), TypeError, "labels .*float64"),
+        (lambda b: b._replace(labels=b.labels[..., None]), ValueError, "4, 1.*T, B"),
+    ],
+)
+def test_what_no_client_may_train_on_is_refused_by_client_and_value(
+    change, error, message
+):
+    batches, examples = client_data()
+    batches = change(batches) or batches
+    rounds = locked(Layout("loop"))
+    server = rounds.init(RNG)
+    states = rounds.init_clients(RNG, server, CLIENTS)
+    before = jax.tree.map(np.copy, states)
+    with pytest.raises(error, match=message):
+        rounds.run_round(
+            RNG, server, states, np.arange(CLIENTS), fetch_from((batches, examples))
+        )
+    jax.tree.map(np.testing.assert_array_equal, states, before)
+
+
+def test_what_padding_holds_is_no_label():
+    batches, examples = client_data()
+    batches.valid[:, -1] = False
+    batches.labels[:, -1] = 99
+    batches.images[:, -1] = 255
+    play(locked(Layout("loop")), (batches, examples), count=1)
 
 
 def test_a_client_that_turns_nan_can_stop_the_run():

@@ -11,7 +11,7 @@ from kljax.data.batches import (
     stacked,
 )
 from kljax.data.catalogue import EMBEDDED, load, stamp
-from kljax.data.checks import check_batch
+from kljax.data.checks import check_batch, check_local_batches
 from kljax.data.dataset import Dataset, LazyColumn, select
 from kljax.data.holdout import holdout
 from kljax.data.partition import (
@@ -34,6 +34,7 @@ __all__ = [
     "subset",
     "holdout",
     "check_batch",
+    "check_local_batches",
     "Dataset",
     "LazyColumn",
     "EMBEDDED",

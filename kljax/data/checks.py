@@ -82,6 +82,64 @@ def check_batch(
     return images, labels
 
 
+def check_local_batches(images, labels, valid, num_classes: int, clients) -> None:
+    """Refuses what clients must not train on, as `check_batch` does what is attacked.
+
+    NaN and constant images pass: rounds have a rule for clients that turn NaN, and
+    only scores need contrast.
+
+    Args:
+      images: [n, T, B, H, W, C] floating point in [0, 1].
+      labels: [n, T, B] integers in [0, num_classes).
+      valid: [n, T] bool; what padding holds does not matter.
+      num_classes: number of classes.
+      clients: [n] what error messages call the clients.
+
+    Raises:
+      TypeError: images not floating point, or labels not integers.
+      ValueError: shapes that do not fit each other; an image outside [0, 1] or a label
+        out of range, with its client and the value.
+    """
+    images, labels, valid = np.asarray(images), np.asarray(labels), np.asarray(valid)
+    whose = f"the batches of client {clients[0]}"
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"images in {whose} are {images.dtype}; give floating point in [0, 1] "
+            "(divide 8-bit images by 255)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels in {whose} are {labels.dtype}; give integers")
+    if (
+        images.ndim != 6
+        or labels.shape != images.shape[:3]
+        or valid.shape != (labels.shape[:2])
+    ):
+        raise ValueError(
+            f"images, labels and valid of {len(clients)} clients have shapes "
+            f"{images.shape}, {labels.shape} and {valid.shape}; give [n, T, B, H, W, "
+            "C], [n, T, B] and [n, T]"
+        )
+    wrong = valid[..., None] & ((labels < 0) | (labels >= num_classes))
+    if wrong.any():
+        n, t, b = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"client {clients[n]} has label {labels[n, t, b]} (step {t}); labels must "
+            f"lie in [0, {num_classes})"
+        )
+    # One quick look at all of it, padding included: of NaN neither is true.
+    if images.min() >= 0 and images.max() <= 1:
+        return
+    outside = (images < 0) | (images > 1)
+    wrong = valid & outside.any(axis=(2, 3, 4, 5))
+    if wrong.any():
+        n, t = np.argwhere(wrong)[0]
+        value = images[n, t][outside[n, t]][0]
+        raise ValueError(
+            f"client {clients[n]} has an image with the value {value:g} (step {t}); "
+            "values must lie in [0, 1]"
+        )
+
+
 def _refuse(culprits, rows, name, explain) -> None:
     if culprits.any():
         first = int(np.argmax(culprits))
