@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import structural_similarity
 from studies import close, finished, pretended, scored, tiny, wrong
 
-from kljax import metrics, report, scoring
+from kljax import data, metrics, report, scoring
 from kljax.data import Dataset
 from kljax.metrics import FLOORS, OUTCOMES
 from kljax.scoring import COLUMNS, SCHEMA_VERSION, matched_images
@@ -456,3 +456,18 @@ def test_rows_say_where_the_label_rule_does_not_hold():
     summary = report.summarise(result, rows)
     header, lines = report.table(summary)
     assert lines[0][header.index("label rule holds")] == "50%"
+
+
+def test_the_reference_of_floors_is_not_drawn_as_the_victims_are():
+    """Else every victim would be in it, and no example of anybody else's."""
+    count, seed = 2 * scoring.REFERENCE_SIZE, 3
+    images = np.random.default_rng(0).uniform(0, 0.2, (count, 8, 8, 1))
+    images = images.astype(np.float32)
+    blank = Dataset("d", images, np.arange(count) % 2, 2, groups=None, licence="-")
+    victims = data.select(blank, scoring.REFERENCE_SIZE, seed)
+    images[victims] += 0.8
+    dataset = dataclasses.replace(blank, images=images)
+    chosen = dataset.fetch(victims[:1])
+    (floors,) = scoring.floor_images(dataset, *chosen, victims[:1], seed)
+    # Half of the dataset is bright, and so is half of a reference drawn by itself.
+    assert np.mean(floors["data_mean"]) == pytest.approx(0.1 + 0.8 / 2, abs=0.05)
