@@ -607,6 +607,20 @@ def test_the_norm_alone_hides_contrast_and_nothing_else(defaults):
     assert np.mean(ssim) >= 0.9
 
 
+@pytest.mark.slow
+def test_noise_that_hides_no_more_than_the_norm_does_is_no_protection():
+    """With noise the gradient counts as matched sooner, and the images are as right."""
+    arms = ("bn-control", "bn-control+gaussian-noise=0.001")
+    options = {"model": "lenet", "optimiser": None, "steps": 600}
+    rows = scored(study(**options, arms=arms))
+    attacked = [row for row in rows if row["arm"] in arms]
+    assert [row["outcome"] for row in attacked] == ["recovered_affine"] * 6
+    assert min(row["ssim_affine_oracle"] for row in attacked) > 0.99
+    # Wrong as they stand, and matched: that was called evidence for the noise.
+    noisy = [row for row in attacked if row["arm"] == arms[1]]
+    assert any(row["matching_loss"] <= row["matching_loss_floor"] for row in noisy)
+
+
 def test_strengths_and_step_sizes_are_data():
     noise = ("gaussian-noise=0.1", "gaussian-noise=0", "none")
     slow, fast = (study(arms=noise, step_size=rate) for rate in (1e-3, 0.3))
