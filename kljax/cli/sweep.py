@@ -61,7 +61,8 @@ class Report:
       rows: axes that make the rows of the table; none for the arms.
       columns: axes that make its columns; none for the axis with most points.
       value: what is in it: ssim, success, psnr, or any other column of numbers.
-      runs: folders of kljax train, for privacy against accuracy.
+      runs: folders of kljax train on the very networks attacked, for privacy against
+        accuracy.
     """
 
     study: Annotated[Path, tyro.conf.Positional]

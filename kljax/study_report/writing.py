@@ -36,7 +36,8 @@ def write_report(
       rows: axes whose points become lines; None for the one that sets the arm.
       columns: axes whose points become columns; None for the longest of the others.
       value: one of `kljax.study_report.VALUES`, by name.
-      runs: folders of finished trainings (`kljax train`), for accuracies.
+      runs: folders of finished trainings (`kljax train`), for accuracies; each counts
+        for the attacked arms of the same network, see `kljax.study_report.pairing`.
 
     Returns:
       The path of the page.
