@@ -9,7 +9,8 @@ run, in a copy of the repository, against the few test files that use its module
 by their imports. It is killed if one of them fails, and that test
 passes without it. Results are lines of ``results.jsonl`` in the folder; a run that is
 stopped goes on where it was, and a larger count goes on with the same sample. The list
-of survivors at the end is to be read: some change nothing that can be seen.
+of survivors at the end is to be read: some change nothing that can be seen. With new
+tests, ``--again`` judges them anew.
 
 No kept tool does this here. mutmut forks a process in which JAX has threads. cosmic-ray
 rewrites the files in place and has one test command for all of them. Neither swaps
@@ -23,7 +24,6 @@ import functools
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -94,10 +94,7 @@ class Mutation(NamedTuple):
     before: str
     after: str
     context: str  # the line as it was
-
-    @property
-    def id(self) -> str:
-        return hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:12]
+    id: str  # the same wherever the line moves
 
     def text(self) -> str:
         change = f"{self.before} -> {self.after}"
@@ -129,10 +126,18 @@ def mutations_of(path: str, source: bytes) -> list[Mutation]:
                 continue
             line = source[:start].count(b"\n")
             context = lines[line].decode().strip()
-            found[start, end, after] = Mutation(
-                path, line + 1, start, end, before, after, context
+            place = (path, context, source[starts[line] : start].strip(), before, after)
+            found[start, end, after] = (
+                (path, line + 1, start, end, before, after),
+                place,
             )
-    return [found[key] for key in sorted(found)]
+    made, alike = [], collections.Counter()
+    for key in sorted(found):
+        change, place = found[key]
+        alike[place] += 1
+        name = hashlib.sha256(repr((*place, alike[place])).encode()).hexdigest()[:12]
+        made.append(Mutation(*change, place[1], name))
+    return made
 
 
 def _code(node: ast.AST):
@@ -250,10 +255,16 @@ def list_mutations(root: Path, modules) -> list[Mutation]:
 
 
 def sample(mutations: list[Mutation], count: int, seed: int) -> list[Mutation]:
-    """Draws mutations; a larger count begins with those of a smaller one."""
-    drawn = list(mutations)
-    random.Random(seed).shuffle(drawn)
-    return drawn[:count]
+    """Draws mutations; a larger count begins with those of a smaller one.
+
+    Each has a place of its own in the order, so that a change of one line of code
+    leaves the sample as it is but for that line.
+    """
+
+    def place(mutation: Mutation) -> str:
+        return hashlib.sha256(f"{seed} {mutation.id}".encode()).hexdigest()
+
+    return sorted(mutations, key=place)[:count]
 
 
 # --- which tests are asked --------------------------------------------------------
@@ -487,11 +498,16 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     parser.add_argument("--modules", nargs="+", default=MODULES)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each")
     parser.add_argument("--files", type=int, default=FILES, help="of tests, for each")
+    parser.add_argument(
+        "--again", action="store_true", help="judge anew whatever was not killed"
+    )
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     every = list_mutations(root, options.modules)
     chosen = sample(every, options.count or len(every), options.seed)
     have = read_results(options.folder)
+    if options.again:
+        have = {k: v for k, v in have.items() if v["result"] == "killed"}
     path = options.folder / "results.jsonl"
     cut = path.exists() and not path.read_bytes().endswith(b"\n")
     with tempfile.TemporaryDirectory() as place:

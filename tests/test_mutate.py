@@ -61,6 +61,18 @@ def test_every_kind_of_change_and_no_other():
     assert len({mutation.id for mutation in found}) == len(found)
 
 
+def test_a_mutation_is_the_same_wherever_its_line_moves():
+    def ids(source):
+        found = mutate.mutations_of("kljax/sums.py", source)
+        assert len({mutation.id for mutation in found}) == len(found)
+        return [mutation.id for mutation in found]
+
+    moved = SUMS.replace(b"import jax", b"import jax\n\nLEAST = 'none'")
+    assert ids(SUMS) == ids(moved)
+    twice = ids(b"def f(a):\n    a = a + 1\n    a = a + 1\n    return a\n")
+    assert len(twice) == 4
+
+
 def test_a_larger_sample_begins_with_a_smaller_one():
     every = mutate.mutations_of("kljax/sums.py", SUMS)
     few, more = (mutate.sample(every, count, 0) for count in (4, 9))
@@ -75,7 +87,7 @@ def test_the_tests_of_a_module_come_first():
         "kljax/attacks/objectives.py": "tests/attacks/test_objectives.py",
         "kljax/defences/noise.py": "tests/test_defences.py",
         "kljax/clients.py": "tests/test_clients.py",
-        "kljax/attacks/labels/counts.py": "tests/attacks/test_label_rules.py",
+        "kljax/rounds.py": "tests/test_rounds.py",
     }
     assert {module: ranked[module][0] for module in first} == first
     paths = {m.path for m in mutate.list_mutations(mutate.ROOT, mutate.MODULES)}
@@ -121,6 +133,14 @@ def test_a_run_goes_on_where_it_was(repository, tmp_path, capsys):
         "kljax/sums.py:2: 1 -> 2": "killed",
     }
     assert "2 of 4 killed, 50%" in capsys.readouterr().out
+    # A test that sees it is asked again, of what was not killed alone.
+    (repository / "tests" / "test_sums.py").write_text(
+        "from kljax.sums import total\ndef test_total():\n    assert total(1, 2) == 3\n"
+        "    assert isinstance(total(1, 2), int)\n"
+    )
+    again = [str(folder), "--count", "0", "--again", "--modules", "kljax"]
+    mutate.main(again, repository)
+    assert "3 of 4 killed, 75%" in capsys.readouterr().out
 
 
 def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
