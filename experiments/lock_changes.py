@@ -38,6 +38,13 @@ CHANGES = {
             "keylock+gaussian-noise=0.001",
         )
     },
+    # Once on what is uploaded: another defence, and a weaker one.
+    "noise .001 on updates": {
+        "arms": (
+            "plaintext-gates+gaussian-noise@update=0.001",
+            "keylock+gaussian-noise@update=0.001",
+        )
+    },
 }
 ARMS = ("plaintext-gates", "keylock")
 

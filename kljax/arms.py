@@ -4,6 +4,11 @@ An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, s
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
 ``keylock+norm-clipping=4/known``. STRATEGY is what the attacker does about the lock
 (`kljax.attacks.LOCKS`); an arm that is trained has none.
+
+A transform acts on every gradient that a client computes: on the one that is attacked,
+and on that of each local step where clients train. Written ``TRANSFORM@update``, such
+as ``keylock+gaussian-noise@update=0.01``, it acts once, on the whole change that a
+client uploads after its local steps. Both mean the same in every job.
 """
 
 import math
@@ -19,6 +24,9 @@ from kljax.registry import call_named, nearest, resolve
 from kljax.typing import Array, Path
 
 Strengths = tuple[float | Array, ...]
+
+
+ON_UPDATE = "@update"  # after the name of a transform
 
 
 class Arm(NamedTuple):
@@ -62,7 +70,8 @@ class _Kind(NamedTuple):
     Attributes:
       make: ``Sites -> Defence``, or ``(Sites, strength) -> Defence``.
       norm, gated: see `Arm`.
-      strength: the strength if none is written; None where there is none.
+      strength: the strength if none is written; None where there is none. Only what
+        acts on release has one.
       locked: whether a lock strategy may follow.
     """
 
@@ -122,7 +131,8 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
     Raises:
       ValueError: for an unknown defence or strategy (with the nearest known one), a
         strength that is not a number or not wanted, a key-lock without a strategy, a
-        strategy without a key-lock, or gates without a site to put them on.
+        strategy without a key-lock, gates without a site to put them on, or ``@`` with
+        something else than ``update``, or after what does nothing on release.
     """
     combination, slash, strategy = text.partition("/")
     plan = _plan(text, combination, sites)
@@ -169,14 +179,23 @@ class _Plan(NamedTuple):
 def _plan(text: str, combination: str, sites: Sites) -> _Plan:
     names, kinds, strengths = [], [], []
     for part in combination.split("+"):
-        name, _, strength = part.partition("=")
+        named, _, strength = part.partition("=")
+        name, at, _ = named.partition("@")
+        if at and named != name + ON_UPDATE:
+            raise ValueError(
+                f"arm {text!r}: {named!r} says '@' and not {ON_UPDATE!r}: write "
+                f"{name!r} to act on each gradient, {name + ON_UPDATE!r} to act on the "
+                "whole update"
+            )
         try:
             kind = resolve("defence", name, KINDS)
         except ValueError as error:
             raise ValueError(f"{error} (in arm {text!r})") from error
         if not isinstance(kind, _Kind):  # a user's function
             kind = _Kind(lambda sites, name=name, make=kind: _made(name, make))
-        names.append(name)
+        names.append(named)
+        if at:
+            kind = kind._replace(make=_at_update(text, named, kind.make))
         kinds.append(kind)
         strengths.append(_strength(text, name, kind, strength))
     if kinds[0].gated and not sites.paths:
@@ -218,6 +237,55 @@ def _arm(
         plan.skeleton,
         strategy,
     )
+
+
+def _at_update(
+    text: str, named: str, make: Callable[..., Defence]
+) -> Callable[..., Defence]:
+    def moved(*arguments) -> Defence:
+        defence = make(*arguments)
+        try:
+            return defences.at_update(defence)
+        except ValueError as error:
+            raise ValueError(f"arm {text!r}: {named!r}: {error}") from None
+
+    return moved
+
+
+def check_upload(arm: Arm, upload: str) -> None:
+    """Refuses an arm that acts on what is not uploaded.
+
+    Args:
+      arm: any.
+      upload: ``gradient`` or ``update``, see `kljax.threat.Knowledge`.
+
+    Raises:
+      ValueError: for a transform of the whole update where a gradient is uploaded.
+    """
+    if upload != "gradient" or arm.defence.update == defences.SEND_ALL:
+        return
+    raise ValueError(
+        f"arm {arm.name!r} acts on the whole change of a local training, and here a "
+        f"gradient is attacked: write {arm.name.replace(ON_UPDATE, '')!r}, which acts "
+        "on each gradient, in local training, too, or attack upload='update'"
+    )
+
+
+def acts_on_release(text: str) -> bool:
+    """Tells whether an arm as it is written changes what is sent.
+
+    Raises:
+      ValueError: for an unknown defence.
+    """
+    for part in text.partition("/")[0].split("+"):
+        name = part.partition("=")[0].partition("@")[0]
+        kind = resolve("defence", name, KINDS)
+        if isinstance(kind, _Kind):
+            if kind.strength is not None:
+                return True
+        elif defences.without_release(made := _made(name, kind)) != made:
+            return True
+    return False
 
 
 def _made(name: str, make: Callable[[], Defence]) -> Defence:

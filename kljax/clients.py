@@ -1,5 +1,6 @@
 """What a client does: its gradient, apart into what may leave and what may not."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.defences import Context, Defence
+from kljax.defences import (
+    SEND_ALL,
+    Context,
+    Defence,
+    step_transform,
+    without_release,
+)
 from kljax.losses import checked
 from kljax.randomness import derive_rng
 from kljax.threat import LocalSteps, Update
@@ -29,6 +36,8 @@ from kljax.typing import (
 # What the random key of a step, or of a round of local training, is for.
 STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation")
 ROUND_PURPOSES = ("steps", "release", "renewal")
+# Of one step of a round.
+LOCAL_PURPOSES = ("augmentation", "gradient", "release")
 
 
 class Gradient(NamedTuple):
@@ -97,16 +106,34 @@ def one_step(
         augmentation.
 
     Returns:
-      ``(rng, public, stats, private, images, targets) -> Update``: everything that
-      is true about this step, released gradient included. `kljax.threat.observe`
-      decides what of it anyone else gets to see.
+      ``(rng, public, stats, private, images, targets, remembered=None) -> Update``:
+      everything that is true about this step, released gradient included.
+      `kljax.threat.observe` decides what of it anyone else gets to see. `remembered`
+      is what the release remembers of steps before (`Remembered.steps`).
+
+    Raises:
+      ValueError: for a defence that acts on the change of a whole local training.
     """
     del reset_optimiser
+    if defence.update != SEND_ALL:
+        raise ValueError(
+            "the defence acts on the whole change of a local training, and one step "
+            "sends a gradient: take one that acts on gradients"
+        )
     gradient = local_gradient(model, loss, defence, train=train)
 
     def step(
-        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
+        rng: Rng,
+        public: Public,
+        stats: Stats,
+        private: Private,
+        images,
+        targets,
+        remembered: PyTree | None = None,
     ) -> Update:
+        if remembered is None:
+            remembered = defence.init_state(public)
+
         def rng_of(purpose: str) -> Rng:
             return derive_rng(rng, STEP_PURPOSES, purpose)
 
@@ -117,9 +144,9 @@ def one_step(
         down = _with_pull(penalty, grads.public, public, public)
         sent, _ = defence.release(
             rng_of("release"),
-            defence.init_state(down),
+            remembered,
             down,
-            Context(public, stats, images, targets),
+            Context(public, stats, seen, targets),
         )
         return Update(
             public=public,
@@ -145,12 +172,19 @@ class Batches(NamedTuple):
     valid: Array  # [T] bool: false for steps that only pad a small client
 
 
+class Remembered(NamedTuple):
+    """What the releases of a defence remember."""
+
+    steps: PyTree  # of each gradient
+    update: PyTree  # of the whole change
+
+
 class ClientState(NamedTuple):
     """What stays with a client from round to round; never uploaded."""
 
     private: Private
     optimiser: PyTree  # optax's state over (Public, Private.trainable)
-    release: PyTree  # what the defence's release remembers
+    release: Remembered
 
 
 class Upload(NamedTuple):
@@ -175,8 +209,8 @@ class LocalTraining(NamedTuple):
       init: ``(Public, Private) -> ClientState``, before the first round.
       run: ``(rng, round [], Public, stats, ClientState, Batches) -> (Upload,
         ClientState, Progress)``.
-      record: the same with the change before it was released, too, which comes first;
-        for who studies what a release hides.
+      record: the same with the change before anything was done to the whole of it,
+        which comes first; for who studies what a release hides.
     """
 
     init: Callable[[Public, Private], ClientState]
@@ -209,7 +243,9 @@ def local_training(
     Args:
       model: the network, trained with norm layers and dropout in train mode.
       loss: ``(logits, targets [B, Kc]) -> scalar``.
-      defence: its gates act in every step, its release once on the whole update.
+      defence: its gates act in every step, and so does its release: on the public
+        gradient, a penalty's pull included, before the optimiser. What it does to an
+        update it does once, to the whole change.
       optimiser: an optax transformation, or a function that makes one from the number
         of the round [] (int32, from 0), for schedules that count rounds. Schedules
         inside a transformation count the client's own steps. Methods that evaluate
@@ -223,8 +259,8 @@ def local_training(
         a client draws anew, such as its private key.
 
     Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
-    equals the unpadded one (a release that looks at the images in its `Context` sees
-    the padding, too); step t draws its randomness from (rng, t).
+    equals the unpadded one (a release of the update that looks at the images in its
+    `Context` sees the padding, too); step t draws its randomness from (rng, t).
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
     Decentralized Data" (AISTATS 2017); FedKL, utils/Client.py.
@@ -236,7 +272,10 @@ def local_training(
 
     def init(public: Public, private: Private) -> ClientState:
         state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
-        return ClientState(private, state, defence.init_state(public))
+        remembered = Remembered(
+            defence.init_state(public), defence.update.init_state(public)
+        )
+        return ClientState(private, state, remembered)
 
     def record(
         rng: Rng,
@@ -247,29 +286,39 @@ def local_training(
         batches: Batches,
     ) -> tuple[Public, Upload, ClientState, Progress]:
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
+        num_classes = _num_classes(model, received, stats, batches.images[0])
+        one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes)
         state = state._replace(private=_renewed(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
-        num_classes = _num_classes(model, received, stats, batches.images[0])
 
         def step(carry, inputs):
-            (public, trainable), stats, memory, tally = carry
+            (public, trainable), stats, memory, remembered, tally = carry
             index, images, labels = inputs
-            rng_augment, rng_step = jax.random.split(
-                jax.random.fold_in(rng_steps, index)
-            )
+            rng_local = jax.random.fold_in(rng_steps, index)
+
+            def rng_of(purpose: str) -> Rng:
+                return derive_rng(rng_local, LOCAL_PURPOSES, purpose)
+
             if augment is not None:
-                images = augment(rng_augment, images)
+                images = augment(rng_of("augmentation"), images)
             private = Private(secret, trainable)
-            targets = jax.nn.one_hot(labels, num_classes)
-            grads = gradient(rng_step, public, stats, private, images, targets)
-            down = _with_pull(penalty, grads.public, public, received)
+            targets = one_hot(labels)
+            grads = gradient(
+                rng_of("gradient"), public, stats, private, images, targets
+            )
+            down, remembered = defence.release(
+                rng_of("release"),
+                remembered,
+                _with_pull(penalty, grads.public, public, received),
+                Context(public, stats, images, targets),
+            )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)
             )
             trained = optax.apply_updates((public, trainable), moves)
             right = jnp.mean(jnp.argmax(grads.logits, axis=-1) == labels)
             tally = tally + jnp.stack([grads.loss, right, 1.0])
-            return trained, grads.stats, memory, tally
+            return trained, grads.stats, memory, remembered, tally
 
         def maybe(carry, inputs):
             valid, *inputs = inputs
@@ -282,26 +331,29 @@ def local_training(
         start = (received, state.private.trainable)
         memory = descent.init(start) if reset_optimiser else state.optimiser
         indices = jnp.arange(batches.labels.shape[0])
-        ((public, trainable), new_stats, memory, tally), _ = jax.lax.scan(
+        (trained, new_stats, memory, remembered, tally), _ = jax.lax.scan(
             maybe,
-            (start, stats, memory, jnp.zeros(3)),
+            (start, stats, memory, state.release.steps, jnp.zeros(3)),
             (batches.valid, indices, batches.images, batches.labels),
         )
+        public, trainable = trained
         delta = jax.tree.map(jnp.subtract, public, received)
         images, labels = batches.images, batches.labels
-        sent, remembered = defence.release(
+        sent, of_update = defence.update.release(
             derive_rng(rng, ROUND_PURPOSES, "release"),
-            state.release,
+            state.release.update,
             delta,
             Context(
                 received,
                 stats,
                 images.reshape(-1, *images.shape[2:]),
-                jax.nn.one_hot(labels.reshape(-1), num_classes),
+                one_hot(labels.reshape(-1)),
             ),
         )
         upload = Upload(sent, new_stats)
-        kept = ClientState(Private(secret, trainable), memory, remembered)
+        kept = ClientState(
+            Private(secret, trainable), memory, Remembered(remembered, of_update)
+        )
         total, right, steps = tally
         progress = Progress(total / steps, right / steps, _finite((upload, kept)))
         return delta, upload, kept, progress
@@ -374,6 +426,7 @@ def local_update(
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
+    bare = local_training(model, loss, without_release(defence), optimiser, **options)
 
     def run(
         rng: Rng,
@@ -399,6 +452,10 @@ def local_update(
         delta, upload, kept, _ = training.record(
             rng, number, received, stats, state, batches
         )
+        if step_transform(defence) != SEND_ALL:
+            # The same draws: what a release consumes is nobody else's.
+            forgetful = state._replace(release=Remembered((), ()))
+            delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
         before = state.private.trainable
         return Update(
             public=received,

@@ -16,6 +16,7 @@ from kljax.attacks import (
     rule_holds,
     targets_of,
 )
+from kljax.attacks.attack import as_sent
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
@@ -109,7 +110,7 @@ def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
     Returns:
       [] bool; false where anything is not finite.
     """
-    plain = setting._replace(simulate=lambda grads, sent: grads)
+    plain = setting._replace(simulate=as_sent, simulate_update=as_sent)
     unreleased = view._replace(grads=update.before_release, lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)
     simulated, observed = replay(plain, setting.gates)(unreleased, truth)

@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from tabulate import tabulate
 
 from kljax import evaluation, figures
+from kljax.arms import ON_UPDATE, acts_on_release
 from kljax.config import SPEED_OPTIONS, TrainConfig
 from kljax.files import (
     DamagedFile,
@@ -30,7 +31,8 @@ from kljax.provenance import device, provenance
 from kljax.registry import unknown_name
 from kljax.run_folder import optional
 
-SCHEMA_VERSION = 1
+# Up to 1, what is now written NAME@update was written NAME.
+SCHEMA_VERSION = 2
 JOB = "train"
 
 Row = dict[str, Any]
@@ -106,6 +108,7 @@ def check_same(folder: Path, config: TrainConfig) -> None:
       FileExistsError: if `folder` is there and is no run of `kljax train`, or one of
         another configuration; the differences are named. Options of speed may differ.
       DamagedFile: if its ``config.json`` is not what was written.
+      ValueError: for a run whose arms mean something else today.
     """
     # Killed before its first file was whole, a run has left nothing but hidden files.
     if not folder.exists() or (
@@ -132,6 +135,7 @@ def check_same(folder: Path, config: TrainConfig) -> None:
             f"run folder {str(folder)!r} is of another configuration ("
             f"{'; '.join(different)}): name another, or repeat its own"
         )
+    _check_meaning(folder, there)
 
 
 def read_config(folder: Path, *, newer_ok: bool = False) -> TrainConfig:
@@ -144,8 +148,8 @@ def read_config(folder: Path, *, newer_ok: bool = False) -> TrainConfig:
     Raises:
       FileNotFoundError: if there is no ``config.json``.
       DamagedFile: if it is not what was written.
-      ValueError: if it is not of a run of `kljax train`, or has an option that this
-        kljax does not have.
+      ValueError: if it is not of a run of `kljax train`, has an option that this kljax
+        does not have, or arms that mean something else today.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -158,7 +162,9 @@ def read_config(folder: Path, *, newer_ok: bool = False) -> TrainConfig:
     options = {field.name: field for field in dataclasses.fields(TrainConfig)}
     for name in () if newer_ok else found.keys() - options.keys() - DESCRIBED:
         raise ValueError(f"{path}: {unknown_name('option', name, options)}")
-    return converted(found, TrainConfig, path, remedy=RESTORE)
+    config = converted(found, TrainConfig, path, remedy=RESTORE)
+    _check_meaning(folder, found)
+    return config
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
@@ -198,6 +204,20 @@ def describe(config: TrainConfig, licence: str) -> dict[str, Any]:
         "data_licence": licence,
         **provenance(),
     }
+
+
+def _check_meaning(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses a run in which transforms acted on updates without saying so."""
+    if config.get("schema_version", 1) != 1:
+        return
+    changed = [arm for arm in config.get("arms", ()) if acts_on_release(arm)]
+    if changed:
+        raise ValueError(
+            f"run {str(folder)!r} is of an older kljax, in which noise, clipping and "
+            f"pruning of {', '.join(changed)} acted once on the whole update; now they "
+            f"act on the gradient of each step, unless {ON_UPDATE} follows their name: "
+            "train it again in another folder, under the names of what you mean"
+        )
 
 
 def _shown(config: dict[str, Any], name: str) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kljax import captured, data, ground, threat
-from kljax.arms import Arm, parse_arm
+from kljax.arms import Arm, check_upload, parse_arm
 from kljax.attacks import (
     Attack,
     Reconstruction,
@@ -40,7 +40,7 @@ from kljax.staging import (
     sources,
     survey_public,
 )
-from kljax.typing import Array, Gates, Params, Path, PyTree, Rng, Stats
+from kljax.typing import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
 
 
 class Attacked(NamedTuple):
@@ -136,6 +136,7 @@ def prepare(config: LeakConfig) -> Prepared:
     for text in config.arms:
         arm = parse_arm(text, stage.sites, made)
         ground.check_norm(config, network, arm)
+        check_upload(arm, config.upload)
         declared = declare(config, arm.lock_strategy, preset)
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         _check_size(config, staged, stage)
@@ -144,6 +145,7 @@ def prepare(config: LeakConfig) -> Prepared:
             loss=stage.loss,
             gates=arm.defence.gates,
             simulate=arm.defence.simulate,
+            simulate_update=arm.defence.update.simulate,
             image_shape=stage.dataset.shape,
             num_classes=stage.dataset.num_classes,
             classifier=classifier,
@@ -157,6 +159,8 @@ def prepare(config: LeakConfig) -> Prepared:
             draw_gates=_draw_gates(stage) if arm.gated else None,
             features=config.features,
         )
+        if stage.protocol is not None:
+            _check_simulated(arm, setting)
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in strengths alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy
@@ -240,7 +244,11 @@ def one_victim(
     ) -> Attacked:
         # Strengths are data: the defence is made of this victim's.
         defence = arm.make(dialled.strengths)
-        mine = setting._replace(gates=defence.gates, simulate=defence.simulate)
+        mine = setting._replace(
+            gates=defence.gates,
+            simulate=defence.simulate,
+            simulate_update=defence.update.simulate,
+        )
         attack = _build(config, mine, preset, dialled.step_size)
         update = staged.client(
             draw_rng(source, "step"), defence, network, held, images, labels
@@ -281,6 +289,24 @@ def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> A
     return call_named(
         "attack", config.attack, preset.build, setting, optimiser, **options
     )
+
+
+def _check_simulated(arm: Arm, setting: Setting) -> None:
+    """Refuses a defence that nobody can simulate in a step whose gradient is unseen."""
+
+    def simulate(params: Params) -> Public:
+        public, _ = arm.defence.init(jax.random.key(0), params)
+        return arm.defence.simulate(Public(params, public), None)
+
+    try:
+        jax.eval_shape(simulate, setting.shapes()[0])
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(
+            f"arm {arm.name!r}: what its defence does to the gradient of a local step "
+            "cannot be simulated, since the attacker sees the whole change alone: "
+            f"simulate(grads, None) raises {type(error).__name__}. Give the defence a "
+            "simulate that takes None, or let it act on the whole, as NAME@update"
+        ) from error
 
 
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:

@@ -243,7 +243,15 @@ def _captured(
             if protocol is None:
                 step = clients.one_step(model, loss, defence, train=train, **options)
                 targets = jax.nn.one_hot(labels, dataset.num_classes)
-                update = step(rng, received, stats, mine.private, images, targets)
+                update = step(
+                    rng,
+                    received,
+                    stats,
+                    mine.private,
+                    images,
+                    targets,
+                    mine.release.steps,
+                )
             else:
                 training = clients.local_update(
                     model,

@@ -108,6 +108,7 @@ def lone_attack(**steps: int):
         loss=losses.cross_entropy,
         gates=defence.gates,
         simulate=defence.simulate,
+        simulate_update=defence.update.simulate,
         image_shape=SHAPE,
         num_classes=10,
         classifier="fc",

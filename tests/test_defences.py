@@ -75,7 +75,14 @@ def flat(tree):
 
 
 def test_the_table_holds_every_factory():
-    helpers = {"Defence", "Context", "unit_gates", "gates_of"}
+    helpers = {"Defence", "Context", "Transform", "SEND_ALL"}
+    helpers |= {
+        "unit_gates",
+        "gates_of",
+        "at_update",
+        "step_transform",
+        "without_release",
+    }
     assert set(defences.__all__) - helpers <= set(DEFENCES)
 
 

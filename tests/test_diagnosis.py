@@ -22,10 +22,11 @@ from toys import (
 )
 
 from kljax.algorithms import proximal
-from kljax.attacks import Protocol
+from kljax.attacks import Candidate, Protocol, replay
 from kljax.clients import local_update
 from kljax.defences import (
     Defence,
+    at_update,
     chain,
     gaussian_noise,
     keylock,
@@ -103,17 +104,44 @@ def replays(update: Update, declared=UPDATE, defence: Defence = LOCKED, penalty=
 # --- what was before the release -----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [gaussian_noise(0.5), magnitude_pruning(0.5), norm_clipping(1e-3)],
-    ids=("noise", "pruning", "clipping"),
-)
+RELEASES = {
+    "noise": gaussian_noise(0.5),
+    "pruning": magnitude_pruning(0.5),
+    "clipping": norm_clipping(1e-3),
+    "noise of the update": at_update(gaussian_noise(0.5)),
+    "pruning of the update": at_update(magnitude_pruning(0.5)),
+    "clipping of both": chain(norm_clipping(0.1), at_update(norm_clipping(1e-3))),
+}
+
+
+@pytest.mark.parametrize("transform", RELEASES.values(), ids=RELEASES)
 def test_before_release_nothing_was_done_and_all_else_is_the_same(transform):
     plain, changed = bare(), trained(chain(LOCKED, transform))
     sent, before = (jax.tree.leaves(x) for x in (changed.sent, changed.before_release))
     assert any(np.any(one != other) for one, other in zip(sent, before, strict=True))
     for one, other in zip(jax.tree.leaves(plain.sent), before, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_attacker_simulates_what_the_client_does_in_each_step(name):
+    """With the truth, but for the noise, that gives the released change itself."""
+    defence = chain(LOCKED, RELEASES[name])
+    update, protocol = trained(defence), Protocol(optimiser(), STEPS, BATCH, RATE)
+    truth = Candidate(update.images, update.targets, update.private)
+    view = observe(UPDATE, update)
+    errors = []
+    for simulated in (defence, LOCKED):
+        ground = setting(UPDATE, simulated, protocol=protocol)
+        replayed = quick_jit(replay(ground, LOCKED.gates))
+        found, seen = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in replayed(view, truth)
+        )
+        errors.append(np.linalg.norm(found - seen) / np.linalg.norm(seen))
+    exact, naive = errors
+    assert naive > 0.1
+    assert exact == naive if "noise" in name else exact < 1e-4
 
 
 # --- whether the replay is the client's ----------------------------------------------
@@ -125,6 +153,7 @@ def test_before_release_nothing_was_done_and_all_else_is_the_same(transform):
         ({}, None, True),
         ({"defence": NOISY}, None, True),
         ({"defence": chain(LOCKED, magnitude_pruning(0.9))}, None, True),
+        ({"defence": chain(LOCKED, at_update(gaussian_noise(0.5)))}, None, True),
         ({"penalty": PENALTY}, PENALTY, True),
         ({"momentum": 0.5}, None, False),
         ({"momentum": 0.5, "reset_optimiser": True}, None, True),

@@ -13,7 +13,13 @@ from toys import LOCK, Toy, random_images, toy_model
 
 from kljax.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
 from kljax.clients import Batches, local_gradient, local_training
-from kljax.defences import gaussian_noise, keylock, none, norm_clipping
+from kljax.defences import (
+    at_update,
+    gaussian_noise,
+    keylock,
+    none,
+    norm_clipping,
+)
 from kljax.keylock import key_lock
 from kljax.losses import cross_entropy, squared_error
 from kljax.mapping import Layout
@@ -291,10 +297,10 @@ def test_a_schedule_may_count_rounds():
 
 
 def test_what_is_released_is_what_is_averaged():
-    clipped = product(defence=norm_clipping(0.1))
+    clipped = product(defence=at_update(norm_clipping(0.1)))
     weight, _ = weight_after(clipped, pixels(1.0, 0.8), count=1)
     assert weight == pytest.approx(0.9)
-    noisy = product(defence=gaussian_noise(1.0))
+    noisy = product(defence=at_update(gaussian_noise(1.0)))
     first, _ = weight_after(noisy, pixels(1.0), count=1)
     assert abs(first - 0.5) > 1e-3
 

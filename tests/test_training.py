@@ -163,7 +163,7 @@ def test_a_run_learns_and_writes_its_folder(whole):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(result.summary))
     assert list(summary) == ["schema_version", "accuracy", "throughput", "config"]
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
     assert list(summary["accuracy"]) == list(arms)
     for arm in arms:
         assert {*summary["accuracy"][arm]} <= {*evaluation.TESTS}

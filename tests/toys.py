@@ -99,6 +99,7 @@ def setting(threat: ThreatModel, defence: Defence, **changes) -> Setting:
         loss=cross_entropy,
         gates=defence.gates,
         simulate=defence.simulate,
+        simulate_update=defence.update.simulate,
         image_shape=IMAGE_SHAPE,
         num_classes=CLASSES,
         classifier="fc",

@@ -45,6 +45,12 @@ class Protocol(NamedTuple):
     penalty: Callable[[Public, Public], Array] | None = None
 
 
+def as_sent(grads: PyTree, sent: PyTree | None) -> PyTree:
+    """Assumes that a defence does nothing to what it sends."""
+    del sent
+    return grads
+
+
 class Setting(NamedTuple):
     """What everybody knows about the protocol: the ground an attack is built on.
 
@@ -52,7 +58,8 @@ class Setting(NamedTuple):
       model: the network.
       loss: the clients' training loss.
       gates: ``(public, Private) -> gates`` of the defence in force.
-      simulate: what the attacker assumes the defence does to a gradient.
+      simulate: ``(grads, sent) -> grads``, what the attacker assumes the defence does
+        to a gradient; of a local step nobody sees what was sent, and it is None.
       image_shape: [H, W, C] of one image.
       num_classes: Kc.
       classifier: path of the last dense layer, from which labels are read.
@@ -69,6 +76,7 @@ class Setting(NamedTuple):
         (`kljax.attacks.priors.with_feature`); 0 for none.
       draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
         and drawn a private key: what everybody can simulate. None where there is none.
+      simulate_update: the same of what the defence does to a whole change.
     """
 
     model: Model
@@ -86,6 +94,7 @@ class Setting(NamedTuple):
     feeds: tuple[tuple[Path, Path], ...] = ()
     draw_gates: Callable[[Rng], Gates] | None = None
     features: float = 0.0
+    simulate_update: Callable[..., Any] = as_sent
 
     def shapes(self) -> tuple[PyTree, PyTree]:
         """Finds shapes of the network's params and stats, {path: ShapeDtypeStruct}."""

@@ -69,7 +69,8 @@ class LeakConfig:
         resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
       data: dataset the victims come from: digits, photos, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
-        see `kljax.arms`.
+        see `kljax.arms`. A transform acts on each gradient, as TRANSFORM@update once on
+        the whole update.
       attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
         tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
         ig-fedavg, fedavg-inversion, rgap, peeling, april-optimisation or april; of a

@@ -54,7 +54,9 @@ class TrainConfig:
         resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
       data: dataset: digits, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
-        `kljax.arms`; trained one after another from the same weights.
+        `kljax.arms`; trained one after another from the same weights. A transform acts
+        on the gradient of each local step, as TRANSFORM@update once on the whole
+        update.
       clients: number of clients (the paper's is 3).
       cohort: clients drawn for each round; 0 for all.
       rounds: rounds to train.

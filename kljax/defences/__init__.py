@@ -2,10 +2,15 @@
 
 from kljax.defences.clipping import norm_clipping
 from kljax.defences.defence import (
+    SEND_ALL,
     Context,
     Defence,
+    Transform,
+    at_update,
     chain,
     none,
+    step_transform,
+    without_release,
 )
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
@@ -14,6 +19,8 @@ from kljax.defences.pruning import magnitude_pruning
 __all__ = [
     "Defence",
     "Context",
+    "Transform",
+    "SEND_ALL",
     "none",
     "keylock",
     "plaintext_gates",
@@ -23,4 +30,7 @@ __all__ = [
     "magnitude_pruning",
     "norm_clipping",
     "chain",
+    "at_update",
+    "step_transform",
+    "without_release",
 ]

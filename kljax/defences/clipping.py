@@ -20,7 +20,7 @@ def norm_clipping(bound: float | Array) -> Defence:
 
     Without noise this only rescales: its direction, and so every cosine attack, is
     untouched. The attacker knows the bound (it is part of the protocol) and clips
-    his own candidate.
+    its own candidate.
 
     Args:
       bound: largest norm sent; ``inf`` is the identity.
@@ -43,7 +43,7 @@ def norm_clipping(bound: float | Array) -> Defence:
         del rng, context
         return clip(grads), state
 
-    def simulate(grads: Public, sent: Public) -> Public:
+    def simulate(grads: Public, sent: Public | None) -> Public:
         del sent
         return clip(grads)
 

@@ -1,7 +1,10 @@
-"""What a defence is: four pure functions around one client's gradient.
+"""What a defence is: pure functions around what one client computes and sends.
 
-A defence may change the forward pass (through gates), what is sent (through release),
-or both. Everything is written for one client and one gradient.
+A defence may change the forward pass (through gates), what is sent (through a release),
+or both. A release acts on every gradient that the client computes: on the one that it
+sends, or, in local training, on that of each step, before the client's optimiser. Or
+it acts once, on the whole change that is uploaded after local training. Everything is
+written for one client.
 """
 
 from collections.abc import Callable
@@ -13,12 +16,50 @@ from kljax.typing import Array, Gates, Params, Private, Public, PyTree, Rng, Sta
 
 
 class Context(NamedTuple):
-    """What a client has at hand when it releases a gradient."""
+    """What a client has at hand when it releases a gradient, or a change."""
 
-    public: Public
+    public: Public  # that the gradient is of; those received, for a change
     stats: Stats
-    images: Array  # [B, H, W, C]
+    images: Array  # [B, H, W, C], of the step; of all steps, for a change
     targets: Array  # [B, Kc]
+
+
+def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
+    """Sends the gradient as it is."""
+    del rng, context
+    return grads, state
+
+
+def as_sent(grads: Public, sent: Public | None) -> Public:
+    """Assumes that the gradient was sent as it is."""
+    del sent
+    return grads
+
+
+def no_state(grads: Public) -> PyTree:
+    """Remembers nothing between releases."""
+    del grads
+    return ()
+
+
+class Transform(NamedTuple):
+    """What is done to what is about to be sent.
+
+    Attributes:
+      release: ``(rng, state, grads, Context) -> (sent, state)``. ``grads`` and
+        ``sent`` are `Public` trees of the same structure, shapes and dtypes.
+      simulate: ``(grads, sent) -> grads``. What an attacker who knows the defence
+        assumes happened to its own candidate gradient, given what it saw; ``sent`` is
+        None for a step of local training, whose gradient nobody sees.
+      init_state: ``grads -> state``, before the first release.
+    """
+
+    release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
+    simulate: Callable[[Public, Public | None], Public]
+    init_state: Callable[[Public], PyTree]
+
+
+SEND_ALL = Transform(send_all, as_sent, no_state)
 
 
 class Defence(NamedTuple):
@@ -30,18 +71,16 @@ class Defence(NamedTuple):
         the gates, and never ``Private.secret``.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
-      release: ``(rng, state, grads, Context) -> (sent, state)``. ``grads`` and
-        ``sent`` are `Public` trees of the same structure, shapes and dtypes.
-      simulate: ``(grads, sent) -> grads``. What an attacker who knows the defence
-        assumes happened to his own candidate gradient, given what he saw.
-      init_state: ``grads -> state``, before the first release.
+      release, simulate, init_state: of each gradient, see `Transform`.
+      update: the same for the whole change of a local training, after its last step.
     """
 
     init: Callable[[Rng, Params], tuple[PyTree, Private]]
     gates: Callable[[PyTree, Private], Gates]
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
-    simulate: Callable[[Public, Public], Public]
+    simulate: Callable[[Public, Public | None], Public]
     init_state: Callable[[Public], PyTree]
+    update: Transform = SEND_ALL
 
 
 def no_parts(rng: Rng, params: Params) -> tuple[PyTree, Private]:
@@ -56,24 +95,6 @@ def no_gates(public: PyTree, private: Private) -> Gates:
     return {}
 
 
-def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
-    """Sends the gradient as it is."""
-    del rng, context
-    return grads, state
-
-
-def as_sent(grads: Public, sent: Public) -> Public:
-    """Assumes that the gradient was sent as it is."""
-    del sent
-    return grads
-
-
-def no_state(grads: Public) -> PyTree:
-    """Remembers nothing between releases."""
-    del grads
-    return ()
-
-
 def known(strength: float | Array) -> bool:
     """Tells whether a strength can be looked at; under `jax.jit` it cannot."""
     return not isinstance(strength, jax.core.Tracer)
@@ -81,11 +102,39 @@ def known(strength: float | Array) -> bool:
 
 def none() -> Defence:
     """Makes the absence of a defence: plain federated learning."""
-    return Defence(no_parts, no_gates, send_all, as_sent, no_state)
+    return Defence(no_parts, no_gates, *SEND_ALL)
+
+
+def at_update(defence: Defence) -> Defence:
+    """Makes the same defence, which acts on the whole change instead of each gradient.
+
+    Raises:
+      ValueError: if it does nothing to a gradient, or acts on the change already.
+    """
+    step = step_transform(defence)
+    if step == SEND_ALL or defence.update != SEND_ALL:
+        raise ValueError(
+            "only what changes each gradient, and nothing else that is sent, can act "
+            "on the whole update instead"
+        )
+    return without_release(defence)._replace(update=step)
+
+
+def step_transform(defence: Defence) -> Transform:
+    """Gives what a defence does to each gradient."""
+    return Transform(defence.release, defence.simulate, defence.init_state)
+
+
+def without_release(defence: Defence) -> Defence:
+    """Makes the same defence, but for what it does on release, which is nothing."""
+    return defence._replace(**SEND_ALL._asdict(), update=SEND_ALL)
 
 
 def chain(first: Defence, *transforms: Defence) -> Defence:
     """Applies gradient transforms, in order, to what `first` releases.
+
+    Those that act on the whole change of a local training do so in the same order,
+    after all steps.
 
     Args:
       first: any defence.
@@ -101,6 +150,14 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
                 "first of a chain may change the forward pass"
             )
     members = (first, *transforms)
+    step = _in_order([step_transform(member) for member in members])
+    update = _in_order([member.update for member in members])
+    return Defence(first.init, first.gates, *step, update)
+
+
+def _in_order(members: list[Transform]) -> Transform:
+    if all(member == SEND_ALL for member in members):
+        return SEND_ALL
 
     def release(rng: Rng, state, grads: Public, context: Context):
         states = []
@@ -112,7 +169,7 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
             states.append(part)
         return grads, tuple(states)
 
-    def simulate(grads: Public, sent: Public) -> Public:
+    def simulate(grads: Public, sent: Public | None) -> Public:
         for member in members:
             grads = member.simulate(grads, sent)
         return grads
@@ -120,4 +177,4 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     def init_state(grads: Public):
         return tuple(member.init_state(grads) for member in members)
 
-    return Defence(first.init, first.gates, release, simulate, init_state)
+    return Transform(release, simulate, init_state)

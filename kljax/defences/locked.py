@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.defences.defence import Defence, as_sent, no_state, send_all
+from kljax.defences.defence import SEND_ALL, Defence
 from kljax.keylock import KeyLock
 from kljax.typing import Gate, Gates, Params, Path, Private, Rng
 
@@ -32,7 +32,7 @@ def keylock(lock: KeyLock) -> Defence:
             return {}
         return lock.gates(private.trainable, private.secret)
 
-    return Defence(init, gates, send_all, as_sent, no_state)
+    return Defence(init, gates, *SEND_ALL)
 
 
 def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:
@@ -53,7 +53,7 @@ def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:
         del private
         return public
 
-    return Defence(init, gates, send_all, as_sent, no_state)
+    return Defence(init, gates, *SEND_ALL)
 
 
 def unit_gates(sites: tuple[Path, ...], widths: tuple[int, ...]):

@@ -19,7 +19,8 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
 
     An entry is dropped if its magnitude is strictly below the tensor's
     `fraction`-quantile (linear interpolation). The attacker sees which entries are
-    zero and compares only the others.
+    zero and compares only the others. Of a step of local training nobody sees
+    anything: there the attacker prunes its candidate's gradient by its own quantiles.
 
     Args:
       fraction: share of entries to drop, in [0, 1); 0 is the identity.
@@ -42,7 +43,9 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         del rng, context
         return jax.tree.map(prune, grads), state
 
-    def simulate(grads: Public, sent: Public) -> Public:
+    def simulate(grads: Public, sent: Public | None) -> Public:
+        if sent is None:
+            return jax.tree.map(prune, grads)
         return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
 
     return Defence(no_parts, no_gates, release, simulate, no_state)

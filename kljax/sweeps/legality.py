@@ -84,10 +84,12 @@ def _arm(config: LeakConfig) -> Arm:
     (text,) = config.arms
     if config.from_run is not None:  # the network is the run's
         resolve("model", config.model, NETWORKS)
-        return arms.parse_arm(text, _sites(("site",)), {})
-    network = ground.find_network(config)
-    arm = arms.parse_arm(text, _sites(network.sites), {})
-    ground.check_norm(config, network, arm)
+        arm = arms.parse_arm(text, _sites(("site",)), {})
+    else:
+        network = ground.find_network(config)
+        arm = arms.parse_arm(text, _sites(network.sites), {})
+        ground.check_norm(config, network, arm)
+    arms.check_upload(arm, config.upload)
     return arm
 
 

@@ -69,6 +69,7 @@ def ground(threat: ThreatModel, defence: Defence | None = None, **changes) -> Se
         loss=cross_entropy,
         gates=defence.gates,
         simulate=defence.simulate,
+        simulate_update=defence.update.simulate,
         image_shape=IMAGE_SHAPE,
         num_classes=CLASSES,
         classifier="fc",

@@ -109,10 +109,12 @@ def local_steps(
 
     Guarantees: at the client's own images, labels and private part, in its order, it
     gives the client's change up to rounding, where the client's optimiser started
-    anew, too. A momentum that the client kept from earlier rounds is not known here.
+    anew, too, and noise apart. A momentum that the client kept from earlier rounds is
+    not known here.
 
     Args:
-      setting: model, loss, norm mode and what the defence does to an update.
+      setting: model, loss, norm mode and what the defence does to the gradient of each
+        step, and to the whole update.
       gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
       optimiser: of the client. Its update must have a derivative wherever a gradient
         may be 0: Adam's has none there without ``eps_root``, and gives NaN.
@@ -220,13 +222,17 @@ def local_replay(
                 value += penalty(public, view.public)
             return value, out.stats
 
-        return jax.grad(objective, argnums=(0, 1), has_aux=True)(*now)
+        (grads, lock_grads), stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+            *now
+        )
+        return (setting.simulate(grads, None), lock_grads), stats
 
     start = (view.public, lock.trainable if trained_lock else ())
 
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
-        simulated, observed = setting.simulate(change, view.grads), view.grads
+        simulated = setting.simulate_update(change, view.grads)
+        observed = view.grads
         if trained_lock and view.lock_grads is not None:
             simulated = (simulated, lock_change)
             observed = (observed, view.lock_grads)
