@@ -104,7 +104,7 @@ def main():
 
 def spent(out: Path) -> dict[str, float]:
     """Reads the processor seconds of each part so far."""
-    return read_json(out / "spent.json") or {}
+    return read_json(out / "spent.json", dict[str, float]) or {}
 
 
 def run(part: Path, out: Path, budget: float) -> bool:

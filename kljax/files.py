@@ -108,7 +108,8 @@ def read_json(path: Path, kind: Any = Any, *, remedy: str = "restore it") -> Any
 
     Args:
       path: of the file.
-      kind: type that the content must have; fields that it does not name stay.
+      kind: type that the content must have, and never null; fields that it does not
+        name stay.
       remedy: what to do if it has not.
 
     Raises:
@@ -126,6 +127,8 @@ def read_json(path: Path, kind: Any = Any, *, remedy: str = "restore it") -> Any
         raise DamagedFile(path, what, remedy=remedy, place=place) from None
     except (ValueError, RecursionError) as error:  # a number, a nesting without end
         raise DamagedFile(path, f"it is no JSON ({error})", remedy=remedy) from None
+    if content is None:  # or it would pass for a file that is not there
+        raise DamagedFile(path, "expected anything but null", remedy=remedy)
     converted(content, kind, path, remedy=remedy)
     return content
 
