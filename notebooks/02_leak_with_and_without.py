@@ -73,7 +73,7 @@ undefended = kljax.leak(config)
 rows = kljax.score_rows(undefended)
 
 # %% [markdown]
-# `score_rows` gives one row per victim and arm, with every score that kljax knows. Two
+# `score_rows` gives one row per image and arm, with every score that kljax knows. Two
 # small helpers: one draws images with their scores below, the other is for later.
 
 # %%

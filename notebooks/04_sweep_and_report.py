@@ -189,7 +189,7 @@ start()
 # ## The rows
 #
 # A study is read as it lies there, finished or not. Its rows are a table of pyarrow (so
-# `study.rows.to_pandas()`, if you have pandas): one per victim of each cell, with the
+# `study.rows.to_pandas()`, if you have pandas): one per image of each cell, with the
 # names of its point and every score. And one per *floor*, which scores an image that
 # was made without any gradient, on the same victim.
 

@@ -10,7 +10,7 @@ from kljax.registry import nearest
 
 
 class Value(NamedTuple):
-    """One number per victim.
+    """One number per image.
 
     Attributes:
       words: what it is called in tables.
