@@ -102,10 +102,11 @@ class Problem:
         chosen = data.select(digits, count, seed=0)
         self.images, self.labels = digits.fetch(chosen)
         rngs = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(chosen)
-        self.params, _ = jax.vmap(lenet().init)(rngs)
+        weights, starts = jax.vmap(jax.random.split, out_axes=1)(rngs)
+        self.params, _ = jax.vmap(lenet().init)(weights)
         self.targets = np.eye(CLASSES, dtype=np.float32)[self.labels]
         start = normal(0.5, 0.1)
-        self.starts = np.asarray(jax.vmap(lambda rng: start(rng, SHAPE))(rngs))
+        self.starts = np.asarray(jax.vmap(lambda rng: start(rng, SHAPE))(starts))
         gradient = local_gradient(
             lenet(), losses.cross_entropy, defences.none(), train=True
         )

@@ -289,17 +289,19 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     view, truth, gates = case.truth(victim)
     far = np.isinf(near)
     rng = jax.random.key(1000 * victim + (999_983 if far else round(1000 * near)))
-    noise = jax.random.normal(rng, truth.images.shape)
+    rng_images, rng_lock, rng_gates = jax.random.split(rng, 3)
+    noise = jax.random.normal(rng_images, truth.images.shape)
     start = truth.images + near * jnp.std(truth.images) * noise
     if far:
         start = 0.5 + 0.1 * noise
 
     lock, start_gates = ((), truth.lock), None
     if case.regressed:
-        free, known = case.lock.unknown.start(rng, view)
+        free, known = case.lock.unknown.start(rng_lock, view)
         for i, (site, gate) in enumerate(sorted(gates.items()) if not far else ()):
             live, unit, _ = known[site]
-            normal = jax.random.normal(jax.random.fold_in(rng, i), (2, live.size))
+            rng_site = jax.random.fold_in(rng_gates, i)
+            normal = jax.random.normal(rng_site, (2, live.size))
             scale = jnp.where(live, jnp.log(gate.scale / unit), 0.0) + near * normal[0]
             shift = (gate.shift * jnp.exp(near * normal[1])) / unit
             free[site] = Gate(scale, shift)
