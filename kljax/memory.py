@@ -43,8 +43,8 @@ def check_fits(needed: int, what: str, lower: str, have: float | None = None) ->
     have = machine_memory() if have is None else have
     if needed > have:
         raise ValueError(
-            f"{what} need{'s' * (not what.endswith('s'))} at least {written(needed)} "
-            f"of memory, and there are {written(have)}: lower {lower}"
+            f"{what} would take at least {written(needed)} of memory, and there are "
+            f"{written(have)}: lower {lower}"
         )
 
 

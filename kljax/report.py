@@ -365,7 +365,7 @@ def write_run(
 def room_of(config: LeakConfig) -> int:
     """Estimates the bytes of a run folder, from above but for very long names."""
     rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
-    return 4 * 2**20 + 1000 * rows
+    return 2**20 + 1000 * rows
 
 
 def _csv_text(rows: list[Row]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from kljax.files import write_text
 
 RESERVED = ".reserved"  # keeps room on the disk for what is to be written
+MOST_ROOM = 2**28  # bytes to keep; whether more is asked for in earnest shows later
 
 
 class LeftOut(UserWarning):
@@ -117,7 +118,7 @@ def claim(folder: Path, room: int = 2**20) -> Iterator[RunFolder]:
     Args:
       folder: to be; it must not be there.
       room: bytes that the result will take, roughly; they are taken from the disk at
-        once, so that they are there in the end.
+        once, `MOST_ROOM` at most, so that they are there in the end.
 
     Yields:
       The folder on its way. Left without an error it appears, whole; if its name was
@@ -145,7 +146,7 @@ def claim(folder: Path, room: int = 2**20) -> Iterator[RunFolder]:
     claimed = RunFolder(folder, aside)
     try:
         try:
-            _reserve(aside / RESERVED, room)
+            _reserve(aside / RESERVED, min(room, MOST_ROOM))
         except OSError as error:
             raise _unwritable(folder, error) from error
         yield claimed

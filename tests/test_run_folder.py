@@ -96,6 +96,12 @@ def test_a_result_has_its_room_on_the_disk_from_the_beginning(tmp_path):
         assert not kept.exists()
 
 
+def test_a_size_out_of_reason_is_left_to_whoever_knows_why(tmp_path):
+    with claim(tmp_path / "run", room=2**60) as claimed:
+        (kept,) = claimed.aside.iterdir()
+        assert kept.stat().st_size == run_folder.MOST_ROOM
+
+
 def test_work_that_fails_before_anything_is_written_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="on purpose"):
         with claim(tmp_path / "deep" / "deeper" / "run"):

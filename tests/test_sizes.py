@@ -35,7 +35,7 @@ def test_an_absurd_study_is_refused_with_the_option_to_lower(
     monkeypatch.setattr(memory, "machine_memory", lambda: 2**33)
     monkeypatch.setattr(sizes, "machine_memory", lambda: 2**33)
     changes, lower = ABSURD[name]
-    match = rf"need\w* at least .*[GTPE]iB.* there are 8.0 GiB: lower .*({lower})"
+    match = rf"would take at least .*[GTPE]iB.* there are 8.0 GiB: lower .*({lower})"
     with pytest.raises(ValueError, match=match):
         leakage.leak(LeakConfig(**TINY | changes))
 
@@ -106,7 +106,7 @@ def test_a_size_is_counted_over_all_leaves():
 def test_what_fits_is_let_through():
     memory.check_fits(2**20, "a thing", "it", have=2**20)
     with pytest.raises(
-        ValueError, match="a thing needs at least 1.0 MiB .* 1023.0 KiB"
+        ValueError, match="a thing would take at least 1.0 MiB .* 1023.0 KiB"
     ):
         memory.check_fits(2**20, "a thing", "it", have=1023 * 2**10)
     assert memory.written(17) == "17 B" and memory.written(2**80).endswith("EiB")
