@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kljax.attacks.optimisers import sign_adam
 from kljax.attacks.optimisers.first_order import cosine_adam, langevin
@@ -71,6 +72,15 @@ def test_langevin_noise_has_its_size_and_falls_with_the_rate():
         # of 20,000 draws: five standard errors
         assert abs(float(jnp.mean(drawn))) < 5 / 20_000**0.5
         assert abs(float(jnp.std(drawn)) - 1) < 5 / 40_000**0.5
+
+
+def test_langevin_noise_follows_the_schedule_step_by_step():
+    noise = langevin(lambda count: 10.0**count, 1.0)
+    grads = jnp.linspace(-1, 1, 1000)
+    state = noise.init(grads)
+    for step in range(3):
+        noisy, state = noise.update(grads, state)
+        assert np.std(noisy - grads) == pytest.approx(10.0**step, rel=0.2)
 
 
 def test_langevin_noise_is_the_attacks_own_and_the_same_twice():

@@ -91,6 +91,11 @@ def test_a_batch_is_recovered_by_the_rule_of_the_setting():
 # --- where nothing tells them ----------------------------------------------------
 
 
+def test_no_class_is_the_unknown_one():
+    """Rows and tables of finished studies hold it as a number."""
+    assert UNKNOWN == -1
+
+
 def silent(value):
     """A view whose classifier's gradient is one value; the rest of it is as it was."""
     model = threat()
