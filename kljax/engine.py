@@ -17,6 +17,7 @@ import psutil
 
 from kljax import leakage, scoring
 from kljax.claim import claimed
+from kljax.config.checks import check_text
 from kljax.data import Dataset
 from kljax.files import DamagedFile
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
@@ -72,6 +73,7 @@ def sweep(
       FileExistsError: if the folder is of something else, or in use by another job.
       OSError: if it cannot be written; what is finished stays finished.
     """
+    check_text("folder", str(folder))
     read, folder = read_sweep(file), Path(folder)
     grid = expand(read)
     make_manifest(folder.name, read, grid, part)  # what is wrong leaves no folder

@@ -7,6 +7,7 @@ killed goes on from its last checkpoint to the very parameters of an uninterrupt
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from kljax import checkpoint, evaluation, figures, files, journal
 from kljax.claim import claimed
 from kljax.clients import ClientState
 from kljax.config import TrainConfig
+from kljax.config.checks import check_text
 from kljax.defences import unit_gates
 from kljax.journal import Row
 from kljax.models import site_widths
@@ -107,6 +109,7 @@ def train(
             "kljax.rounds.Rounds yourself, whose layouts use the devices of all"
         )
     if folder is not None:
+        check_text("folder", str(folder))
         journal.check_same(folder, config)
     boards = journal.boards(folder) if tensorboard else None
     with contextlib.ExitStack() as held:
@@ -119,6 +122,10 @@ def train(
         if folder is not None and not there:
             folder.mkdir(parents=True, exist_ok=True)
             _claim(folder, config, held)
+        if folder is not None:
+            for name in config.arms:  # too long a name is refused here
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(folder / name)
         try:
             return _train(prepared, folder, boards, on_arm, on_round)
         except OSError as error:

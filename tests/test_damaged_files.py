@@ -1,6 +1,7 @@
 """Files that are read back and are not what was written: one error, and no loss."""
 
 import contextlib
+import dataclasses
 import random
 import shutil
 import sys
@@ -18,7 +19,8 @@ from kljax.mapping import Layout, Timing
 from kljax.studies.failures import write_failure
 from kljax.studies.manifest import cells_of, plan, read_manifest
 from kljax.studies.merging import merge_studies
-from kljax.studies.parts import read_part
+from kljax.studies.parts import pieces_in, read_part
+from kljax.study_report import write_report
 from kljax.training import train
 
 sys.path.insert(0, str(Path(__file__).parent / "sweeps"))
@@ -372,3 +374,44 @@ def test_a_manifest_that_contradicts_itself(study, tmp_path, old, new, place):
     (tmp_path / "manifest.json").write_text(text.replace(old, new))
     with pytest.raises(DamagedFile, match=f"damaged at ({place})"):
         read_manifest(tmp_path)
+
+
+NO_TEXT = "a\udcff"  # as a path with a byte that is not UTF-8 comes from the system
+
+
+def test_a_name_that_is_no_text_is_refused_before_anything_is_made(study, tmp_path):
+    name = tmp_path / NO_TEXT
+    for make in (
+        lambda: train(RUN, name),
+        lambda: engine.sweep(study.parent / "sweep.toml", name),
+        lambda: merge_studies(study, study.parent / "other", name),
+        lambda: write_report(studies.read(study), name),
+    ):
+        with pytest.raises(ValueError, match="is no text in UTF-8"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_first_round(tmp_path):
+    arms = ("none", "gaussian-noise=0." + "1" * 300)
+    config = dataclasses.replace(RUN, arms=arms)
+    with quick_compilation(), pytest.raises(OSError, match="File name too long"):
+        train(config, tmp_path / "run", on_round=pytest.fail)
+    for make in (
+        lambda: train(RUN, tmp_path / ("x" * 300)),
+        lambda: engine.sweep(tmp_path / "sweep.toml", tmp_path / ("x" * 300)),
+    ):
+        (tmp_path / "sweep.toml").write_text(SWEEP)
+        with pytest.raises(OSError, match="File name too long"):
+            make()
+
+
+def test_a_study_in_a_folder_that_is_no_text_is_read(study, tmp_path):
+    """As old ones may be: nothing is put aside that is sound."""
+    folder = tmp_path / NO_TEXT
+    shutil.copytree(study, folder)
+    before = contents(folder)
+    axes = read_manifest(folder)["axes"]
+    for path in sorted((folder / "parts").iterdir()):
+        assert pieces_in(folder, path.stem, axes)
+    assert contents(folder) == before

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kljax.config.checks import check_text
 from kljax.files import write_json
 from kljax.studies.manifest import cells_of, plan, read_manifest
 from kljax.studies.parts import write_part
@@ -34,6 +35,7 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
       ValueError: if they contradict each other (`kljax.sweeps.merge`), or differ in
         what is an axis of neither.
     """
+    check_text("out", str(out))
     if out.exists():
         raise FileExistsError(f"{str(out)!r} exists: name another folder")
     manifests = [read_manifest(folder) for folder in (first, second)]

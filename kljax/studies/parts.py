@@ -74,13 +74,15 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
     """Reads a part.
 
     Raises:
-      FileNotFoundError: if it is not there.
+      OSError: if it is not there, or cannot be read.
       DamagedFile: if it is not what was written.
     """
-    schema = part_schema(axes)
+    # Read here: Arrow takes "a=b" in the name of a folder for a column.
+    schema, content = part_schema(axes), io.BytesIO(path.read_bytes())
     try:
-        # Not read_table: it takes "a=b" in the name of a folder for a column.
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(
+            content, page_checksum_verification=True
+        ) as file:
             part = file.read()
         said = part.schema.metadata or {}
         pieces = frozenset(json.loads(said.get(PIECES, b"[]")))
@@ -96,8 +98,6 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
         cells = {piece.rpartition(":")[0] for piece in pieces}
         if pieces and cells != set(rows["cell"].to_pylist()):
             raise ValueError("its rows are not those of the cells that it names")
-    except (FileNotFoundError, PermissionError):
-        raise
     # What a damaged file raises is of many kinds.
     except Exception as error:
         what = f"it is no part of a study ({brief(error)})"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from kljax.config.checks import check_text
 from kljax.files import write_bytes
 from kljax.studies import Study
 from kljax.study_report.contents import make_contents
@@ -49,6 +50,7 @@ def write_report(
       FileNotFoundError: for a run that is not there.
     """
     out = study.folder / "report" if out is None else Path(out)
+    check_text("out", str(out))
     contents = make_contents(study, rows=rows, columns=columns, value=value, runs=runs)
     files = {f"{table.name}.csv": to_csv(table).encode() for table in contents.tables}
     files |= {f"{figure.name}.svg": figure.light for figure in contents.figures}
