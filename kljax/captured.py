@@ -21,6 +21,7 @@ from kljax.arms import KINDS
 from kljax.attacks import Protocol
 from kljax.clients import ClientState, local_training
 from kljax.config import LeakConfig, TrainConfig, default
+from kljax.drawing import draw_jointly
 from kljax.preparation import Prepared
 from kljax.registry import own_functions
 from kljax.rounds import ServerState
@@ -162,7 +163,7 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
     if config.client_optimiser == "fresh":
         fresh = training.init(server.public, mine.private)
         mine = mine._replace(optimiser=fresh.optimiser)
-    initial = jax.jit(made.rounds.init_lock)(rng)
+    initial = jax.jit(draw_jointly(made.rounds.init_lock))(rng)
     return CapturedArm(
         made.model, server.public, server.stats, mine, jax.device_get(initial)
     )

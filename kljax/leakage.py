@@ -23,6 +23,7 @@ from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset, find_preset
 from kljax.config import LeakConfig
 from kljax.diagnosis import diagnose
+from kljax.drawing import draw_jointly
 from kljax.mapping import Layout, Timing, map_victims
 from kljax.models import Network, feeding_layers
 from kljax.registry import call_named
@@ -278,7 +279,7 @@ def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
         rng_weights, rng_private_key = jax.random.split(rng)
         return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
 
-    return draw
+    return draw_jointly(draw)
 
 
 def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> Attack:

@@ -19,6 +19,7 @@ from kljax.augmentation import AUGMENTATIONS
 from kljax.clients import Batches, ClientState, LocalOptimiser
 from kljax.config import TrainConfig
 from kljax.defences import Defence, keylock
+from kljax.drawing import draw_jointly
 from kljax.models import FEDKL_STATISTICS, normalised
 from kljax.randomness import derive_rng
 from kljax.registry import call_named, check_callable, resolve
@@ -155,7 +156,7 @@ def random_keys(config: TrainConfig) -> Keys:
 def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]:
     """Draws the states before the first round."""
     rng = random_keys(prepared.config).init
-    server = jax.device_get(jax.jit(rounds.init)(rng))
+    server = jax.device_get(jax.jit(draw_jointly(rounds.init))(rng))
     return server, rounds.init_clients(rng, server, prepared.config.clients)
 
 
@@ -168,7 +169,7 @@ def mean_gates(prepared: Prepared) -> Gates:
     config, lock = prepared.config, prepared.sites.lock
     defence = keylock(lock)
     rounds = _rounds(prepared, prepared.models[True], defence)
-    weights = jax.jit(rounds.init_lock)(random_keys(config).init)
+    weights = jax.jit(draw_jointly(rounds.init_lock))(random_keys(config).init)
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 
 

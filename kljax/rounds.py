@@ -32,6 +32,7 @@ from kljax.clients import (
 )
 from kljax.data import check_local_batches
 from kljax.defences import Defence
+from kljax.drawing import draw_jointly
 from kljax.mapping import Layout, Timing, sum_clients
 from kljax.randomness import derive_rng
 from kljax.typing import Array, LockWeights, Model, Private, Public, PyTree, Rng, Stats
@@ -151,7 +152,7 @@ def federated_rounds(
         if count < 1:
             raise ValueError(f"count must be at least 1 client, got {count!r}")
         rng_clients = derive_rng(rng, PURPOSES, "clients")
-        lock = jax.jit(init_lock)(rng)
+        lock = jax.jit(draw_jointly(init_lock))(rng)
 
         @jax.jit
         def secret(client: Array) -> PyTree:

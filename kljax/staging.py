@@ -18,6 +18,7 @@ from kljax.arms import Arm, Sites
 from kljax.attacks import Insertion, Protocol
 from kljax.config import LeakConfig
 from kljax.defences import Defence
+from kljax.drawing import draw_jointly
 from kljax.memory import check_fits
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network
@@ -325,7 +326,7 @@ def _draw_network(
             source = source._replace(index=jnp.zeros_like(source.index))
         # What was measured is data: studies of other seeds share the compilation.
         modified = _with(model, insertion, image_shape, source.survey)
-        return modified.init(draw_rng(source, "weights"))
+        return draw_jointly(modified.init)(draw_rng(source, "weights"))
 
     return draw
 
@@ -334,7 +335,7 @@ def _draw_defence(defence: Defence) -> Callable[..., PyTree]:
     """Makes ``(Source, (params, stats)) -> (public, Private)``."""
 
     def draw(source: Source, network: tuple[Params, Stats]) -> PyTree:
-        return defence.init(draw_rng(source, "defence"), network[0])
+        return draw_jointly(defence.init)(draw_rng(source, "defence"), network[0])
 
     return draw
 

@@ -21,6 +21,7 @@ from kljax.clients import ClientState
 from kljax.config import TrainConfig
 from kljax.config.checks import check_text
 from kljax.defences import unit_gates
+from kljax.drawing import draw_jointly
 from kljax.journal import Row
 from kljax.models import site_widths
 from kljax.preparation import (
@@ -313,7 +314,7 @@ def _evaluate(
         return found
     keys, public = random_keys(prepared.config), prepared.public
     size = 0 if public is None else len(public)
-    initial = jax.device_get(jax.jit(setup.rounds.init_lock)(keys.init))
+    initial = jax.device_get(jax.jit(draw_jointly(setup.rounds.init_lock))(keys.init))
     accuracy = evaluation.evaluate(
         setup.model,
         setup.defence,

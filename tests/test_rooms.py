@@ -26,6 +26,7 @@ FOUNDATION = {
     "provenance": set(),
     "compilation": set(),
     "rollcall": set(),
+    "drawing": {"typing"},
     "convolution": {"typing"},
     "losses": {"typing"},
     "keylock": {"typing"},
@@ -40,7 +41,15 @@ FOUNDATION = {
     "models": {"typing", "trees", "randomness", "convolution", "surgery", "chain"},
     "defences": {"typing", "keylock"},
     "clients": {"typing", "randomness", "losses", "defences", "threat"},
-    "rounds": {"typing", "randomness", "data", "clients", "defences", "mapping"},
+    "rounds": {
+        "typing",
+        "randomness",
+        "drawing",
+        "data",
+        "clients",
+        "defences",
+        "mapping",
+    },
     "algorithms": {"typing", "keylock", "clients", "defences", "rounds"},
     "evaluation": {"typing", "registry", "losses", "defences"},
     # On the other side of the wall: no client, no defence, no network.
@@ -97,6 +106,7 @@ RESERVED = {
         "mapping/clients.py",
         "attacks/attack.py",  # restarts of one attack
         "attacks/pooling.py",  # uploads of one client
+        "drawing.py",  # random keys
         "scoring.py",  # finished reconstructions, on their way into rows
     },
     "pmap": set(),

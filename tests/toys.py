@@ -140,3 +140,19 @@ def check_refused(build, message: str) -> None:
     """Checks that a network, ``rngs -> module``, cannot be built, and why."""
     with pytest.raises(ValueError, match=message):
         build(nnx.Rngs(0))
+
+
+def equations(function, *args) -> list:
+    """Lists the equations of a program, and of those inside it."""
+
+    def walk(program):
+        for equation in program.eqns:
+            yield equation
+            for leaf in jax.tree.leaves(
+                list(equation.params.values()),
+                is_leaf=lambda leaf: hasattr(leaf, "eqns"),
+            ):
+                if hasattr(leaf, "eqns"):
+                    yield from walk(getattr(leaf, "jaxpr", leaf))
+
+    return list(walk(jax.make_jaxpr(function)(*args).jaxpr))
