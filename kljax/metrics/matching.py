@@ -38,8 +38,7 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
     flat_guesses = guesses.reshape(len(guesses), -1).astype(np.float64)
     flat_truths = truths.reshape(len(truths), -1).astype(np.float64)
     finite = np.isfinite(flat_guesses).all(axis=1)
-    clipped = np.clip(np.where(finite[:, None], flat_guesses, 0.0), 0.0, 1.0)
-    cost = cdist(flat_truths, clipped, "sqeuclidean")
+    cost = cdist(flat_truths, np.clip(flat_guesses, 0.0, 1.0), "sqeuclidean")
     # One cost for every truth: then a broken guess has no say in the pairing.
     cost[:, ~finite] = flat_truths.shape[1]
     return linear_sum_assignment(cost)[1]

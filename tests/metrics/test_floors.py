@@ -181,6 +181,7 @@ def test_an_index_of_another_data_set_is_refused(images, reference):
         ((np.zeros((2, 8, 8, 1)), [0], [0, 1]), ValueError, "labels have shape"),
         ((np.zeros((2, 8, 8, 1)), [0, 0], [0]), ValueError, "indices have shape"),
         ((np.zeros((2, 8, 8, 1)), [0, 0], [4, 4]), ValueError, "index 4 occurs"),
+        ((np.zeros((3, 8, 8, 1)), [0, 0, 0], [9, 2, 9]), ValueError, "index 9 occurs"),
         ((np.zeros((1, 8, 8, 1), np.uint8), [0], [0]), TypeError, "uint8"),
     ],
 )
