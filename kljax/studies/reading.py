@@ -104,6 +104,12 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     if missing:
         what = f"it lacks {', '.join(sorted(missing))}"
         raise DamagedFile(path, what, remedy=REMEDY)
+    if found is not None:
+        shapes = {name: found[name].shape for name in KEPT}
+        images, truths, victim = shapes.values()
+        if len(images) != 5 or images != truths or victim != images[:1]:
+            what = f"its arrays do not belong together: {shapes}"
+            raise DamagedFile(path, what, remedy=REMEDY)
     return found
 
 

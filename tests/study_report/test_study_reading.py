@@ -157,6 +157,12 @@ def test_reconstructions(tmp_path):
     assert found["images"].shape == found["truths"].shape == (2, 1, 16, 16, 3)
     np.testing.assert_array_equal(found["victim"], [0, 1])
     path = folder / "reconstructions" / f"{cell['id']}.npz"
+    content = path.read_bytes()
+    for changes in ({"victim": np.arange(3)}, {"truths": found["truths"][:1]}):
+        np.savez(path, **found | changes)
+        with pytest.raises(ValueError, match="arrays do not belong together"):
+            studies.read_reconstructions(study, cell["id"])
+    path.write_bytes(content)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(
         ValueError, match=f"{cell['id']}.npz is damaged: it holds no arrays"
