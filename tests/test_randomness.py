@@ -23,7 +23,7 @@ from kljax.algorithms import fedavg, new_private_key
 from kljax.augmentation import crop_and_flip
 from kljax.clients import Batches
 from kljax.config import LeakConfig
-from kljax.defences import chain, gaussian_noise, keylock
+from kljax.defences import at_update, chain, gaussian_noise, keylock
 from kljax.keylock import key_lock
 from kljax.losses import cross_entropy
 from kljax.mapping import Layout, map_victims
@@ -75,6 +75,7 @@ def test_fixed_draws_are_no_studys():
 @functools.cache
 def everything_random():
     """Rounds with a lock renewed, augmentation, dropout and noise."""
+    noise = gaussian_noise(0.01)
     lock = key_lock(("norm1", "norm2"), (5, 4), size=7)
     model = from_nnx(
         lambda rngs: DroppingBehindNorms(CLASSES, image_shape=SHAPE, rngs=rngs)
@@ -83,7 +84,7 @@ def everything_random():
         model,
         cross_entropy,
         optax.sgd(0.1),
-        defence=chain(keylock(lock), gaussian_noise(0.01), gaussian_noise(0.01)),
+        defence=chain(keylock(lock), noise, noise, at_update(noise)),
         local={"renew": new_private_key(lock), "augment": crop_and_flip(1)},
         layout=Layout("loop"),
     )
@@ -123,9 +124,9 @@ def test_no_draw_of_rounds_is_made_twice():
     assert init.used_twice() == lock.used_twice() == []
     assert len(lock.keys) == 8 and lock.keys < private.keys
     assert len(private.keys - lock.keys) == CLIENTS
-    # Two draws for a shift, one for a reflection, two for masks in every step; noise on
-    # every leaf, twice; a private key.
-    each = STEPS * (2 + 1 + 2) + 2 * leaves + 1
+    # In every step two for a shift, one for a reflection, two for masks, and noise on
+    # every leaf, twice; noise on the update; a private key.
+    each = STEPS * (2 + 1 + 2 + 2 * leaves) + leaves + 1
     for one in played:
         assert one.used_twice() == []
         assert len(one.draws) == sum(one.draws.values()) == CLIENTS * each
@@ -211,11 +212,14 @@ def without_fixed(drawn):
 
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_no_draw_of_a_captured_client_is_made_twice(tmp_path, upload):
-    begin(tmp_path / "run", **RANDOM_ROUNDS)
+    # Behind noise in each step, an update is trained once more without it, from the
+    # same draws.
+    arm = LOCKED if upload == "gradient" else LOCKED.replace("=", "@update=")
+    begin(tmp_path / "run", **RANDOM_ROUNDS | {"arms": (arm,)})
     config = study(
         tmp_path / "run",
         **UPLOADS[upload],
-        arms=(f"{LOCKED}/regress_private_key",),
+        arms=(f"{arm}/regress_private_key",),
         attack="matching",
         steps=2,
     )
@@ -224,5 +228,5 @@ def test_no_draw_of_a_captured_client_is_made_twice(tmp_path, upload):
     steps = config.local_steps or 1
     # In each step two for a shift, one for a reflection, and two masks; the private
     # key, and noise on the six public leaves, twice; the attack's images and its key.
-    each = 5 * steps + 1 + 2 * 6 + 2
+    each = (2 + 1 + 2) * steps + 1 + 2 * 6 + 2
     assert len(without_fixed(drawn)) == config.victims * each
