@@ -12,6 +12,7 @@ from victims import digits
 
 from kljax.attacks import UNKNOWN
 from kljax.attacks.labels import CONDITIONS, RULES, find_rule, recovered, rule_holds
+from kljax.attacks.labels.conditions import few_classes_pull
 from kljax.defences import none
 from kljax.diagnosis import label_rule_holds
 from kljax.losses import cross_entropy
@@ -214,6 +215,16 @@ def test_too_many_negative_classes_are_said(rule, examples, negative):
         bias = np.where(np.arange(CLASSES) < count, -1.0, 0.5)
         view = with_bias(bias)
         assert bool(CONDITIONS[rule].holds(here, view)) == (count in negative)
+
+
+def test_negative_classes_are_counted_by_columns_without_a_bias():
+    """Each has entries of both signs; the sums alone tell."""
+    here = ground("relu", examples=2, rule="wainakh_simple")
+    for count in range(4):
+        sums = np.where(np.arange(CLASSES) < count, -1.0, 0.5)
+        kernel = np.stack([sums + 3, *(30 * [0 * sums]), 0 * sums - 3])
+        view = View(None, {}, Public({"fc/kernel": kernel}), *(5 * [None]))
+        assert bool(few_classes_pull(here, view)) == (count in (1, 2))
 
 
 def smoothed(logits, targets):
