@@ -236,13 +236,23 @@ def hinge(logits, targets):
     return jnp.mean(jnp.sum(jnp.maximum(0.0, 1 + logits - true), axis=-1))
 
 
+def flat(logits, targets):
+    return 0.0 * cross_entropy(logits, targets)
+
+
 def sigmoids(logits, targets):
     return jnp.mean(jnp.sum(jnp.logaddexp(0.0, logits) - logits * targets, axis=-1))
 
 
 @pytest.mark.parametrize(
     ("loss", "holds"),
-    [(cross_entropy, True), (sigmoids, True), (hinge, True), (smoothed, False)],
+    [
+        (cross_entropy, True),
+        (sigmoids, True),
+        (hinge, True),
+        (smoothed, False),
+        (flat, False),
+    ],
 )
 def test_a_loss_that_pulls_other_classes_up_is_said(loss, holds):
     here = ground(SIGNED, loss=loss)
