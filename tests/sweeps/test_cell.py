@@ -149,6 +149,8 @@ def test_cells_survive_json(changes):
         ("keylock+norm-clipping=4/known", "keylock+norm-clipping=2/known", True),
         ("keylock+norm-clipping=4/known", "keylock+norm-clipping=4/unit", False),
         ("keylock+norm-clipping=4/known", "keylock/known", False),
+        ("gaussian-noise@update=1", "gaussian-noise@update=2", True),
+        ("gaussian-noise@update=1", "gaussian-noise=1", False),
         ("gaussian-noise=1+norm-clipping=1", "norm-clipping=1+gaussian-noise=1", False),
         ("none", "bn-control", False),
     ],
