@@ -5,6 +5,9 @@ split in one place and folded in another gives the same child twice, and a rando
 that is drawn from gives away its children's bits. So a key is either drawn from once,
 or it has children, and these have one kind of name each: purposes, by `derive_rng`; or
 indices (of clients, steps, victims, layers), by ``fold_in`` or one ``split``.
+
+That holds within a training and within a study. Both begin at the random key of their
+seed, so a training and a study that are to be independent take two seeds.
 """
 
 import jax
