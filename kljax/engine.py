@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import psutil
 
 from kljax import leakage, scoring
 from kljax.claim import claimed
@@ -22,6 +21,7 @@ from kljax.data import Dataset
 from kljax.files import DamagedFile
 from kljax.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
 from kljax.mapping import Layout, Timing, block_memory, fastest_layout, map_victims
+from kljax.memory import machine_memory
 from kljax.rollcall import ALONE, Place
 from kljax.scoring import Floors, Row
 from kljax.staging import Victims
@@ -359,7 +359,7 @@ def memory_budget() -> float:
         stats = device.memory_stats()
         if not stats or "bytes_limit" not in stats:
             # The processor's devices share the machine's memory.
-            return SHARE * psutil.virtual_memory().total
+            return SHARE * machine_memory()
         total += stats["bytes_limit"]
     return SHARE * total
 

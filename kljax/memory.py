@@ -5,19 +5,15 @@ compiler adds. So nothing is refused that could run; what is let through may sti
 too large, and fails where the memory is asked for.
 """
 
-import os
-
 import jax
+import psutil
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def machine_memory() -> float:
-    """Gives the bytes of the machine's memory; infinity where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no such question
-        return float("inf")
+    """Gives the bytes of the machine's memory."""
+    return psutil.virtual_memory().total
 
 
 def device_memory() -> float:
