@@ -161,7 +161,18 @@ def test_the_attacker_simulates_what_the_client_does_in_each_step(name):
         ({"augment": flipped}, None, False),
         ({"penalty": PENALTY}, None, False),
     ],
-    ids=str,
+    ids=(
+        "plain",
+        "noise in each step",
+        "pruning in each step",
+        "noise on the update",
+        "a penalty the attacker has",
+        "kept momentum",
+        "momentum begun anew",
+        "kept momentum and noise",
+        "augmentation",
+        "a penalty the attacker has not",
+    ),
 )
 def test_an_update_is_replayed_or_is_not(options, penalty, exact):
     defence = options.get("defence", LOCKED)
