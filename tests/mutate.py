@@ -41,7 +41,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 MODULES = (
     "kljax/attacks",
-    "kljax/clients.py",
+    "kljax/clients",
     "kljax/rounds.py",
     "kljax/metrics",
     "kljax/defences",
@@ -336,8 +336,8 @@ def defining(dotted: str, root: Path) -> str | None:
 def tests_by_module(root: Path) -> dict[str, list[str]]:
     """Ranks the test files of every module: by the share of their uses that is its.
 
-    A file named after the module comes first; after all that use it, those that use a
-    module which imports it.
+    A file named after the module comes first, then one named after the package, if it
+    uses the module; after all that use it, those that use a module which imports it.
     """
     tests = sorted((root / "tests").rglob("test_*.py"))
     of_tests = {p.relative_to(root).as_posix(): uses_of(p, root) for p in tests}
@@ -352,9 +352,11 @@ def tests_by_module(root: Path) -> dict[str, list[str]]:
     for module in of_modules:
         importers = {m for m, uses in of_modules.items() if uses[module]}
         named = f"test_{Path(module).stem}"
+        of_package = f"test_{Path(module).parent.name}"
         order = {
             test: (
                 Path(test).stem == named,
+                Path(test).stem == of_package and of_tests[test][module] > 0,
                 share(test, {module}),
                 share(test, importers),
             )

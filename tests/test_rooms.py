@@ -227,6 +227,6 @@ def test_a_forbidden_import_is_found(file, source):
     ),
 )
 def test_a_reserved_name_is_found(source):
-    assert len(misused("clients.py", ast.parse(source))) == 1
+    assert len(misused("clients/local.py", ast.parse(source))) == 1
     harmless = ast.parse("jax.random.split(rng)  # not vmap\n'vmap'")
-    assert misused("clients.py", harmless) == []
+    assert misused("clients/local.py", harmless) == []

@@ -1,4 +1,7 @@
-"""What a client does: its gradient, apart into what may leave and what may not."""
+"""Local training: the steps that a client makes on its own batches in one round.
+
+What goes in, stays with the client, leaves it and is said of it has a tuple each.
+"""
 
 import functools
 from collections.abc import Callable
@@ -6,19 +9,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from kljax.defences import (
-    SEND_ALL,
-    Context,
-    Defence,
-    step_transform,
-    without_release,
-)
-from kljax.losses import checked
+from kljax.clients.gradient import add_pull, local_gradient
+from kljax.defences import Context, Defence
 from kljax.randomness import derive_rng
-from kljax.threat import LocalSteps, Update
 from kljax.typing import (
     Array,
     Augment,
@@ -33,135 +28,10 @@ from kljax.typing import (
     Stats,
 )
 
-# What the random key of a step, or of a round of local training, is for.
-STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation")
+# What the random key of a round of local training is for.
 ROUND_PURPOSES = ("steps", "release", "renewal")
 # Of one step of a round.
 LOCAL_PURPOSES = ("augmentation", "gradient", "release")
-
-
-class Gradient(NamedTuple):
-    """The gradient of one step, before anything is released."""
-
-    public: Public
-    trainable: PyTree  # gradient of the lock weights: private
-    stats: Stats  # norm statistics after the step
-    loss: Array  # []
-    logits: Array  # [B, Kc]
-
-
-def local_gradient(
-    model: Model, loss: Loss, defence: Defence, *, train: bool
-) -> Callable[..., Gradient]:
-    """Makes the function that computes one client's gradient.
-
-    Args:
-      model: the network.
-      loss: ``(logits, targets) -> scalar``; see `kljax.losses.checked` for what is
-        refused.
-      defence: the client's defence; only its gates matter here.
-      train: whether norm layers use the batch's statistics (and dropout is on).
-
-    Returns:
-      ``(rng, public, stats, private, images [B, H, W, C], targets [B, Kc]) ->
-      Gradient``. The secret is never differentiated.
-    """
-
-    def gradient(
-        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
-    ) -> Gradient:
-        def objective(public: Public, trainable: PyTree):
-            gates = defence.gates(public.defence, Private(private.secret, trainable))
-            out = model.apply(
-                public.model, stats, images, gates=gates, train=train, rngs=rng
-            )
-            return checked(loss)(out.logits, targets), out
-
-        (value, out), grads = jax.value_and_grad(
-            objective, argnums=(0, 1), has_aux=True
-        )(public, private.trainable)
-        return Gradient(*grads, out.stats, value, out.logits)
-
-    return gradient
-
-
-def one_step(
-    model: Model,
-    loss: Loss,
-    defence: Defence,
-    *,
-    train: bool,
-    augment: Augment | None = None,
-    penalty: Penalty | None = None,
-    reset_optimiser: bool = False,
-    renew: Renew | None = None,
-) -> Callable[..., Update]:
-    """Makes the function that runs one client for one step and records all of it.
-
-    Args:
-      model, loss, defence: see `local_gradient`.
-      train: whether norm layers use the batch's statistics (and dropout is on).
-      augment, penalty, reset_optimiser, renew: of `local_training`, whose first step
-        this is; a gradient has no optimiser. The `Update` holds the images before an
-        augmentation.
-
-    Returns:
-      ``(rng, public, stats, private, images, targets, remembered=None) -> Update``:
-      everything that is true about this step, released gradient included.
-      `kljax.threat.observe` decides what of it anyone else gets to see. `remembered`
-      is what the release remembers of steps before (`Remembered.steps`).
-
-    Raises:
-      ValueError: for a defence that acts on the change of a whole local training.
-    """
-    del reset_optimiser
-    if defence.update != SEND_ALL:
-        raise ValueError(
-            "the defence acts on the whole change of a local training, and one step "
-            "sends a gradient: take one that acts on gradients"
-        )
-    gradient = local_gradient(model, loss, defence, train=train)
-
-    def step(
-        rng: Rng,
-        public: Public,
-        stats: Stats,
-        private: Private,
-        images,
-        targets,
-        remembered: PyTree | None = None,
-    ) -> Update:
-        if remembered is None:
-            remembered = defence.init_state(public)
-
-        def rng_of(purpose: str) -> Rng:
-            return derive_rng(rng, STEP_PURPOSES, purpose)
-
-        if renew is not None:
-            private = renew(rng_of("renewal"), private)
-        seen = images if augment is None else augment(rng_of("augmentation"), images)
-        grads = gradient(rng_of("gradient"), public, stats, private, seen, targets)
-        down = _with_pull(penalty, grads.public, public, public)
-        sent, _ = defence.release(
-            rng_of("release"),
-            remembered,
-            down,
-            Context(public, stats, seen, targets),
-        )
-        return Update(
-            public=public,
-            stats=stats,
-            sent=sent,
-            before_release=down,
-            new_stats=grads.stats,
-            images=images,
-            targets=targets,
-            private=private,
-            initial_lock_weights=private.trainable,
-            lock_grads=grads.trainable,
-        )
-
-    return step
 
 
 class Batches(NamedTuple):
@@ -286,9 +156,9 @@ def local_training(
         batches: Batches,
     ) -> tuple[Public, Upload, ClientState, Progress]:
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
-        num_classes = _num_classes(model, received, stats, batches.images[0])
+        num_classes = count_classes(model, received, stats, batches.images[0])
         one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes)
-        state = state._replace(private=_renewed(renew, rng, state.private))
+        state = state._replace(private=renew_private(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
 
         def step(carry, inputs):
@@ -309,7 +179,7 @@ def local_training(
             down, remembered = defence.release(
                 rng_of("release"),
                 remembered,
-                _with_pull(penalty, grads.public, public, received),
+                add_pull(penalty, grads.public, public, received),
                 Context(public, stats, images, targets),
             )
             moves, memory = next_move(
@@ -379,120 +249,14 @@ def next_move(
         ) from error
 
 
-class LocalUpdate(NamedTuple):
-    """One client's whole local training, for who studies what it gives away.
-
-    Attributes:
-      init: of the `LocalTraining` that it is made of.
-      run: ``(rng, round [], Public, stats, ClientState, images [n, H, W, C], labels
-        [n]) -> Update``.
-    """
-
-    init: Callable[[Public, Private], ClientState]
-    run: Callable[..., Update]
-
-
-def local_update(
-    model: Model,
-    loss: Loss,
-    defence: Defence,
-    optimiser: LocalOptimiser,
-    *,
-    steps: int,
-    batch: int,
-    **options,
-) -> LocalUpdate:
-    """Makes the function that trains one client and records all of it.
-
-    The n examples are cut into batches of B in order; after the last batch comes the
-    first again, until T steps are made.
-
-    Args:
-      model, loss, defence, optimiser: see `local_training`.
-      steps: T.
-      batch: B; it divides the number of examples.
-      options: of `local_training`. Under an augmentation, what was trained on is not
-        what the `Update` says.
-
-    Returns:
-      The pair of functions. The `Update` holds the private part that the client takes
-      its first step with, also as the lock weights of round 0: whoever knows better
-      replaces them.
-
-    Raises:
-      ValueError: for T or B below 1, and from ``run`` if B does not divide n.
-    """
-    if min(steps, batch) < 1:
-        raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
-    renew = options.pop("renew", None)
-    training = local_training(model, loss, defence, optimiser, **options)
-    bare = local_training(model, loss, without_release(defence), optimiser, **options)
-
-    def run(
-        rng: Rng,
-        number: Array,
-        received: Public,
-        stats: Stats,
-        state: ClientState,
-        images: Array,
-        labels: Array,
-    ) -> Update:
-        examples = images.shape[0]
-        if examples % batch:
-            raise ValueError(
-                f"batch={batch} does not divide the {examples} examples of the update"
-            )
-        order = np.arange(steps * batch) % examples
-        batches = Batches(
-            images[order].reshape(steps, batch, *images.shape[1:]),
-            labels[order].reshape(steps, batch),
-            jnp.ones(steps, bool),
-        )
-        state = state._replace(private=_renewed(renew, rng, state.private))
-        delta, upload, kept, _ = training.record(
-            rng, number, received, stats, state, batches
-        )
-        if step_transform(defence) != SEND_ALL:
-            # The same draws: what a release consumes is nobody else's.
-            forgetful = state._replace(release=Remembered((), ()))
-            delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
-        before = state.private.trainable
-        return Update(
-            public=received,
-            stats=stats,
-            sent=upload.delta,
-            before_release=delta,
-            new_stats=upload.stats,
-            images=images,
-            targets=jax.nn.one_hot(
-                labels, _num_classes(model, received, stats, batches.images[0])
-            ),
-            private=state.private,
-            initial_lock_weights=before,
-            lock_grads=jax.tree.map(jnp.subtract, kept.private.trainable, before),
-            local=LocalSteps(steps, batch),
-        )
-
-    return LocalUpdate(training.init, run)
-
-
-def _renewed(renew: Renew | None, rng: Rng, private: Private) -> Private:
+def renew_private(renew: Renew | None, rng: Rng, private: Private) -> Private:
     """Gives the private part of a client at the first step of a round."""
     if renew is None:
         return private
     return renew(derive_rng(rng, ROUND_PURPOSES, "renewal"), private)
 
 
-def _with_pull(
-    penalty: Penalty | None, grads: Public, now: Public, received: Public
-) -> Public:
-    """Adds the gradient of a penalty to that of the loss."""
-    if penalty is None:
-        return grads
-    return jax.tree.map(jnp.add, grads, jax.grad(penalty)(now, received))
-
-
-def _num_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:
+def count_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:
     """Asks the network for its number of classes, without computing anything."""
     logits = jax.eval_shape(
         lambda: model.apply(public.model, stats, images, train=False).logits
