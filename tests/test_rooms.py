@@ -17,6 +17,7 @@ HOUSE = Path(kljax.__file__).parent
 FOUNDATION = {
     "typing": set(),
     "trees": {"typing"},
+    "dependence": {"typing"},
     "randomness": {"typing"},
     "registry": set(),
     "files": set(),
@@ -38,7 +39,14 @@ FOUNDATION = {
     "metrics": {"typing"},
     "chain": {"typing", "convolution"},
     "surgery": {"typing", "convolution"},
-    "models": {"typing", "trees", "randomness", "convolution", "surgery", "chain"},
+    "models": {
+        "typing",
+        "dependence",
+        "randomness",
+        "convolution",
+        "surgery",
+        "chain",
+    },
     "defences": {"typing", "keylock"},
     "clients": {"typing", "randomness", "losses", "defences", "threat"},
     "rounds": {
@@ -56,6 +64,7 @@ FOUNDATION = {
     "attacks": {
         "typing",
         "trees",
+        "dependence",
         "randomness",
         "registry",
         "threat",

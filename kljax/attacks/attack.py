@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kljax.attacks.dependence import trace_dependence
 from kljax.chain import Layer
+from kljax.dependence import trace_dependence
 from kljax.threat import ThreatModel, View
 from kljax.trees import named
 from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng

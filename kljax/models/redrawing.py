@@ -2,9 +2,9 @@
 
 import jax
 
+from kljax.dependence import trace_dependence
 from kljax.models.initialisers import Initialiser
 from kljax.randomness import derive_rng
-from kljax.trees import follows
 from kljax.typing import Model, Params, Path, Rng, Stats
 
 PURPOSES = ("network", "weights")
@@ -40,6 +40,6 @@ def redrawn(model: Model, initialiser: Initialiser) -> Model:
 
 def drawn_parameters(model: Model) -> tuple[Path, ...]:
     """Lists the parameters of layers that draw any of theirs, sorted."""
-    params, _ = follows(model.init, jax.random.key(0))
+    params, _ = trace_dependence(model.init, jax.random.key(0)).outputs
     layers = {name.rpartition("/")[0] for name, drawn in params.items() if drawn}
     return tuple(sorted(name for name in params if name.rpartition("/")[0] in layers))

@@ -20,8 +20,10 @@ from toys import (
 )
 
 from kljax.attacks import LOCKS, Protocol, live_channels
+from kljax.attacks.presets.statistical import DRAWN_LOCKS
 from kljax.clients import one_step
 from kljax.defences import keylock
+from kljax.dependence import trace_dependence
 from kljax.losses import cross_entropy
 from kljax.threat import STRATEGY, observe
 from kljax.typing import Gate, Public
@@ -65,6 +67,14 @@ def assert_close(found, expected, rtol=1e-6):
 def test_the_table_is_that_of_the_threat_model():
     # What peeling needs is more than this toy has: test_peeling.py.
     assert set(LOCKS) == {*LEAST, "peel"} == set(STRATEGY["lock"])
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_locks_that_start_from_a_draw_are_listed(name):
+    """Whether restarts of a preset that draws no image differ is settled by that."""
+    update = locked_update(2)
+    drawn = trace_dependence(lambda rng: begin(name, rng, update)[:2], RNG)
+    assert drawn.on_argument == (name in DRAWN_LOCKS)
 
 
 @pytest.mark.parametrize("name", LEAST)

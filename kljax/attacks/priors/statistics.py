@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior, Setting
 from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
+from kljax.dependence import trace_dependence
 from kljax.randomness import fixed_rng
 from kljax.threat import View
-from kljax.trees import follows
 from kljax.typing import Array, Path, Stats
 
 
@@ -120,8 +120,8 @@ def batch_statistics(
         else:
             (mine, _, kept), _ = jax.lax.scan(go, carry, jnp.arange(steps))
         total = jnp.zeros(())
-        for name, old in mine.items():
-            apart = (old - view.new_stats[name]) / (1 - kept[name])
+        for name, value in mine.items():
+            apart = (value - view.new_stats[name]) / (1 - kept[name])
             factor = emphasis.get(name.rpartition("/")[0], 1.0)
             total += factor * root(jnp.sum(apart**2))
         return weight * total
@@ -141,7 +141,7 @@ def _moving(setting: Setting, layers: list[Path]) -> list[Path]:
         rng = fixed_rng("dropout")
         return setting.model.apply(params, stats, images, train=True, rngs=rng).stats
 
-    found = follows(updated, images, *setting.shapes())
+    found = trace_dependence(updated, images, *setting.shapes()).outputs
     moving = [layer for layer in layers if found[f"{layer}/mean"]]
     if layers and not moving:
         raise ValueError(
