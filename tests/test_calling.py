@@ -283,5 +283,5 @@ def test_an_optimiser_that_needs_the_loss_is_refused(method):
         return training.run(RNG, 0, public, stats, state, batches)
 
     jax.eval_shape(lambda: run(optax.adamw(0.1)))
-    with pytest.raises(ValueError, match=r"by a gradient alone.*optax\.sgd"):
+    with pytest.raises(ValueError, match=r"a gradient alone \(TypeError.*optax\.sgd"):
         jax.eval_shape(lambda: run(method))

@@ -237,15 +237,16 @@ def next_move(
     """Asks an optimiser for its move and its next state, given a gradient.
 
     Raises:
-      ValueError: for an optimiser that a gradient is not enough for.
+      ValueError: where the optimiser fails, such as one that a gradient is not enough
+        for.
     """
     try:
         return optimiser.update(grads, state, now)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "the optimiser cannot move by a gradient alone: what looks at the loss "
-            "itself, such as optax.lbfgs, has no place in a training; take one like "
-            f"optax.sgd or optax.adam ({type(error).__name__}: {error})"
+            f"the optimiser fails, given a gradient alone ({type(error).__name__}: "
+            f"{error}); what looks at the loss itself, such as optax.lbfgs, has no "
+            "place in a training: take one like optax.sgd or optax.adam"
         ) from error
 
 
