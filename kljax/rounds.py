@@ -224,7 +224,7 @@ def federated_rounds(
             batches, examples = fetch(ids)
             examples = np.asarray(examples, np.float32)
             _check_examples(ids, batches, examples)
-            check_local_batches(*batches, num_classes(batches.images.shape[3:]), ids)
+            check_local_batches(*batches, num_classes, ids)
             mine = jax.tree.map(lambda x: x[ids], states)
             return ids.astype(np.int32), mine, batches, examples
 

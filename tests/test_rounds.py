@@ -404,6 +404,7 @@ def test_a_client_that_turns_nan_is_excluded_and_named():
         (lambda b: b._replace(images=np.uint8(b.images)), TypeError, "uint8.*by 255"),
         (lambda b: b._replace(labels=b.labels * 1.0), TypeError, "labels .*float64"),
         (lambda b: b._replace(labels=b.labels[..., None]), ValueError, "4, 1.*T, B"),
+        (lambda b: b._replace(images=b.images[:, :, 0]), ValueError, "2, 1.*T, B"),
     ],
 )
 def test_what_no_client_may_train_on_is_refused_by_client_and_value(

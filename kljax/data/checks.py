@@ -4,6 +4,7 @@ Every refusal names the culprit: the batch, the row and the value, and what woul
 """
 
 import operator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -82,7 +83,9 @@ def check_batch(
     return images, labels
 
 
-def check_local_batches(images, labels, valid, num_classes: int, clients) -> None:
+def check_local_batches(
+    images, labels, valid, num_classes: Callable[[tuple[int, ...]], int], clients
+) -> None:
     """Refuses what clients must not train on, as `check_batch` does what is attacked.
 
     NaN and constant images pass: rounds have a rule for clients that turn NaN, and
@@ -90,9 +93,9 @@ def check_local_batches(images, labels, valid, num_classes: int, clients) -> Non
 
     Args:
       images: [n, T, B, H, W, C] floating point in [0, 1].
-      labels: [n, T, B] integers in [0, num_classes).
+      labels: [n, T, B] integers in [0, Kc).
       valid: [n, T] bool; what padding holds does not matter.
-      num_classes: number of classes.
+      num_classes: ``[H, W, C] of one image -> Kc``, asked once the shapes are right.
       clients: [n] what error messages call the clients.
 
     Raises:
@@ -119,12 +122,13 @@ def check_local_batches(images, labels, valid, num_classes: int, clients) -> Non
             f"{images.shape}, {labels.shape} and {valid.shape}; give [n, T, B, H, W, "
             "C], [n, T, B] and [n, T]"
         )
-    wrong = valid[..., None] & ((labels < 0) | (labels >= num_classes))
+    classes = num_classes(images.shape[3:])
+    wrong = valid[..., None] & ((labels < 0) | (labels >= classes))
     if wrong.any():
         n, t, b = np.argwhere(wrong)[0]
         raise ValueError(
             f"client {clients[n]} has label {labels[n, t, b]} (step {t}); labels must "
-            f"lie in [0, {num_classes})"
+            f"lie in [0, {classes})"
         )
     # One quick look at all of it, padding included: of NaN neither is true.
     if images.min() >= 0 and images.max() <= 1:
