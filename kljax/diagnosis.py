@@ -70,7 +70,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         return Diagnosis(nothing, nothing, live, error, jnp.asarray(False), holds)
     objective = preset.objective(setting)
     if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
-        # Who has no lock weights of his own cannot compare their gradients.
+        # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)
     simulated, observed = replay(setting, setting.gates)(view, truth)
@@ -93,11 +93,11 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
 def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
     """Tells whether the attacker with the truth replays what was done before release.
 
-    He replays the client's step, or its steps, at its own images, targets and private
-    part. Where that gives the gradient, or the change, as it was before release, the
-    loss at the truth is the release's doing: noise, pruning. Where it does not (another
-    norm mode, dropout masks, momentum from before, ...), that loss is the replay's own
-    error, and no match.
+    The attacker replays the client's step, or steps, at the client's own images,
+    targets and private part. Where that gives the gradient, or the change, as it was
+    before release, the loss at the truth is the release's doing: noise, pruning. Where
+    it does not (another norm mode, dropout masks, momentum from before, ...), that loss
+    is the replay's own error, and no match.
 
     Two forms of one computation differ by rounding. A tensor is the same here if its
     error is at most `kljax.metrics.RESOLUTION` of its norm: an error that counts as

@@ -77,7 +77,7 @@ def _read(name: Any, values: dict[int, Any]) -> Any:
 def _written_out(program: Any, scope: dict, values: dict) -> Iterator[Equation]:
     """Lists the equations of a program, and in place of a call those of what it calls.
 
-    Names of what is not computed yet are negative.
+    Every value has a name in `values`; it is None there until it is computed.
     """
     for equation in program.eqns:
         inputs = tuple(_name(v, scope) for v in equation.invars)
