@@ -3,6 +3,7 @@
 import subprocess
 
 import mutate
+import mutations
 import pytest
 
 SUMS = b'''"""Sums - and * more."""
@@ -49,7 +50,7 @@ CHANGES = {
 
 
 def test_every_kind_of_change_and_no_other():
-    found = mutate.mutations_of("kljax/sums.py", SUMS)
+    found = mutations.mutations_of("kljax/sums.py", SUMS)
     assert {(m.before, m.after) for m in found} == CHANGES
     for mutation in found:
         changed = bytearray(SUMS)
@@ -63,7 +64,7 @@ def test_every_kind_of_change_and_no_other():
 
 def test_a_mutation_is_the_same_wherever_its_line_moves():
     def ids(source):
-        found = mutate.mutations_of("kljax/sums.py", source)
+        found = mutations.mutations_of("kljax/sums.py", source)
         assert len({mutation.id for mutation in found}) == len(found)
         return [mutation.id for mutation in found]
 
@@ -74,10 +75,10 @@ def test_a_mutation_is_the_same_wherever_its_line_moves():
 
 
 def test_a_larger_sample_begins_with_a_smaller_one():
-    every = mutate.mutations_of("kljax/sums.py", SUMS)
-    few, more = (mutate.sample(every, count, 0) for count in (4, 9))
+    every = mutations.mutations_of("kljax/sums.py", SUMS)
+    few, more = (mutations.sample(every, count, 0) for count in (4, 9))
     assert more[:4] == few and len(set(more)) == 9
-    assert mutate.sample(every, 4, 0) == few != mutate.sample(every, 4, 1)
+    assert mutations.sample(every, 4, 0) == few != mutations.sample(every, 4, 1)
 
 
 def test_the_tests_of_a_module_come_first():
@@ -90,7 +91,7 @@ def test_the_tests_of_a_module_come_first():
         "kljax/rounds.py": "tests/test_rounds.py",
     }
     assert {module: ranked[module][0] for module in first} == first
-    paths = {m.path for m in mutate.list_mutations(mutate.ROOT, mutate.MODULES)}
+    paths = {m.path for m in mutations.list_mutations(mutate.ROOT, mutate.MODULES)}
     assert all(ranked[path] for path in paths)
 
 
@@ -147,7 +148,7 @@ def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
     wrong = repository / "tests" / "test_sums.py"
     wrong.write_text(wrong.read_text().replace("== 3", "== 4"))
     judge = mutate.Judge(repository, limit=60)
-    (mutation, *_) = mutate.list_mutations(repository, ["kljax/sums.py"])
+    (mutation, *_) = mutations.list_mutations(repository, ["kljax/sums.py"])
     assert judge.judge(mutation)["result"] == "broken"
     late = mutate.run_tests(repository, ["tests/test_late.py"], limit=1)
     assert late.result == "late" and late.seconds < 30
