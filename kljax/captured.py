@@ -295,7 +295,7 @@ def _sizes(config: LeakConfig, run: TrainConfig, count: int) -> dict[str, int]:
             f"local_steps={steps} are not local_epochs={config.local_epochs} times a "
             "whole number of batches"
         )
-    # Whoever makes more steps than he has batches begins again.
+    # A client that makes more steps than it has batches begins again.
     in_epoch = steps // config.local_epochs if config.local_epochs else steps
     examples = min(in_epoch, count // batch) * batch
     if config.examples not in (default(LeakConfig, "examples"), examples):

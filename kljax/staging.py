@@ -130,9 +130,9 @@ def sources(config: LeakConfig, victims: Victims, survey: PyTree = ()) -> Source
 def survey_public(
     config: LeakConfig, dataset: data.Dataset, insertion: Insertion | None
 ) -> PyTree:
-    """Measures what a malicious server knows of images before he sees a client's.
+    """Measures what a malicious server knows of images before it sees a client's.
 
-    He has public ones: at most `kljax.ground.PUBLIC` of the same dataset, and no more
+    It has public ones: at most `kljax.ground.PUBLIC` of the same dataset, and no more
     than half of it, none of which is a victim's.
 
     Raises:

@@ -25,7 +25,7 @@ KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "attacker_norm": ("train", "eval"),
     # gradient: of one step; update: of several local steps; average: over clients
     "upload": ("gradient", "update", "average"),
-    # malicious: sends a network of his own making, not the one agreed on
+    # malicious: sends a network of its own making, not the one agreed on
     "server": ("honest", "malicious"),
 }
 
@@ -71,7 +71,7 @@ class Knowledge:
       upload: ``gradient`` of one step, ``update`` after several (trained minus
         received parameters), or ``average`` over several clients.
       server: ``honest`` (follows the protocol, and only looks) or ``malicious`` (may
-        send a network that he has modified). The paper's threat model is the first.
+        send a network that it has modified). The paper's threat model is the first.
       examples: number of distinct examples in the upload.
 
     Raises:
@@ -163,7 +163,7 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
     sides; the gradient of one step on one example; an honest server.
 
     Args:
-      strategy: what he does.
+      strategy: what the attacker does.
       facts: fields of `Knowledge` to set otherwise; they win over what the strategy
         would need, so that a contradiction raises.
 

@@ -54,7 +54,7 @@ def test_a_kept_private_key_is_kept(tmp_path, upload):
 def test_the_attacked_client_augments_as_the_run_does(tmp_path, upload):
     begin(tmp_path / "run", augment="crop_flip")
     _, losses = attacked(tmp_path / "run", upload)
-    assert np.all(losses > 1e-2)  # nobody replays draws that he does not know
+    assert np.all(losses > 1e-2)  # nobody replays draws that they do not know
 
 
 def test_a_gradient_is_of_the_augmented_image(tmp_path):

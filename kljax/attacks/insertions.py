@@ -23,7 +23,7 @@ class Insertion(NamedTuple):
 
     Attributes:
       survey: ``images [P, H, W, C] -> statistics``, small arrays: what the server must
-        know of images before he sees any client's. He measures it on public ones.
+        know of images before it sees any client's, measured on public ones.
       insert: ``(Model, image_shape, statistics) -> Model``. Paths, parameters and
         statistics of the network stay, parameters of the module are added. Nothing
         but ``init`` looks at the statistics.

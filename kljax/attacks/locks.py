@@ -1,4 +1,4 @@
-"""Locks: what the attacker does about the gates he cannot see.
+"""Locks: what the attacker does about the gates it cannot see.
 
 One factory per strategy of `kljax.threat.STRATEGY`. Each takes the `Setting` and
 gives the unknown part of the candidate and the function that makes gates of it. None

@@ -18,7 +18,7 @@ def gaussian_noise(std: float | Array) -> Defence:
     """Adds independent noise N(0, std^2) to every entry of the gradient.
 
     Without clipping and accounting this is not differential privacy. An attacker who
-    knows `std` gains nothing by it under a squared distance: his simulation is the
+    knows `std` gains nothing by it under a squared distance: its simulation is the
     noise-free gradient.
 
     Args:

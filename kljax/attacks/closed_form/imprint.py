@@ -55,7 +55,7 @@ def imprint(
 ) -> Attack:
     """Makes the attack; a closed form has no optimiser, no steps and no restarts.
 
-    The server does not see which bins hold one image. He takes every bin with a
+    The server does not see which bins hold one image. It takes every bin with a
     gradient, the B largest of them, and believes that each is an image: several images
     of one bin come out as one mixture of them, and are lost. What is missing of B is
     grey. Of an update of several steps the images are read approximately, as long as

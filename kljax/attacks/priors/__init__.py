@@ -1,4 +1,4 @@
-"""Priors: what the attacker believes about images before he sees a gradient."""
+"""Priors: what the attacker believes about images before it sees a gradient."""
 
 from kljax.attacks.priors.feature import feature, refuse_feature, with_feature
 from kljax.attacks.priors.order import order_invariance, random_convolution
