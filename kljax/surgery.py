@@ -272,6 +272,12 @@ def refuse_nested(sites: list[Path]) -> None:
                 )
 
 
+def describe(error: Exception) -> str:
+    """Writes an exception of somebody else's code on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"
+
+
 @contextlib.contextmanager
 def layers_named(
     name: str, images: Array, path_of: Callable[[Any], Path | None]
@@ -299,6 +305,5 @@ def layers_named(
             raise
         at = f"layer {path!r} of {name}" if path else name
         raise ValueError(
-            f"{at} fails on images of shape {images.shape}: "
-            f"{type(error).__name__}: {error}"
+            f"{at} fails on images of shape {images.shape}: {describe(error)}"
         ) from error

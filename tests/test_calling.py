@@ -201,6 +201,18 @@ def test_a_dense_layer_names_itself_when_sizes_differ():
         run(linen, random_images(2, 8, 4, 3))
 
 
+def test_a_layer_that_looks_at_values_is_named_in_one_line():
+    class Branching(nnx.Linear):
+        def __call__(self, x):
+            y = super().__call__(foreign.flat(x))
+            return y if y.sum() > 0 else -y
+
+    model = from_nnx(lambda rngs: nnx.Sequential(Branching(192, CLASSES, rngs=rngs)))
+    with pytest.raises(ValueError, match="'layers/0' of .*TracerBool") as refused:
+        jax.eval_shape(lambda: run(model)[0].logits)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "network", (LeNet, ConvNet, Dense, CNN6, VGG, VisionTransformer)
 )

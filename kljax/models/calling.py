@@ -101,9 +101,3 @@ def check_shape(images: Array, image_shape: tuple[int, ...]) -> None:
             f"images of shape {images.shape}, expected [B, H, W, C] of the network's "
             f"image_shape {image_shape}"
         )
-
-
-def describe(error: Exception) -> str:
-    """Writes an exception of somebody else's code on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"

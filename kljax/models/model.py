@@ -15,8 +15,15 @@ import jax
 from flax import linen, nnx
 
 from kljax.convolution import fastest_convolution
-from kljax.models.calling import Call, check_output, describe, find_call
-from kljax.surgery import FAILURES, dress, hold_arrays, layers_named, module_paths
+from kljax.models.calling import Call, check_output, find_call
+from kljax.surgery import (
+    FAILURES,
+    describe,
+    dress,
+    hold_arrays,
+    layers_named,
+    module_paths,
+)
 from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
 
 GROUPS = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)  # how a network is split
