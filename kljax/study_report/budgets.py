@@ -7,7 +7,7 @@ import numpy as np
 
 from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
-from kljax.study_report.estimates import Estimate, by_victim, estimate, mean_difference
+from kljax.study_report.estimates import Estimate, by_image, estimate, mean_difference
 from kljax.study_report.pools import Pool
 from kljax.study_report.readings import direction, read_differences
 from kljax.study_report.successes import HEADER, success_entries, success_record
@@ -141,8 +141,8 @@ def _gain(before: Spent, after: Spent, axis: str, value: str) -> Interval | None
             cell["id"]: tuple(v for a, v in cell["point"].items() if a != axis)
             for cell in spent.pool.cells
         }
-        rows = by_victim(spent.pool.rows, name)
-        return {(at[cell], victim): n for (cell, victim), n in rows.items()}
+        rows = by_image(spent.pool, spent.pool.rows, name)
+        return {(at[cell], *image): n for (cell, *image), n in rows.items()}
 
     old, new = read(before, value), read(after, value)
     groups = read(after, "group")

@@ -9,7 +9,7 @@ import numpy as np
 
 from kljax.metrics import Interval
 from kljax.study_report.axes import Axis, arm_axis
-from kljax.study_report.estimates import by_victim, mean_difference, with_interval
+from kljax.study_report.estimates import by_image, mean_difference, with_interval
 from kljax.study_report.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.study_report.pools import Pool
 from kljax.study_report.tables import Entry, Table
@@ -116,8 +116,8 @@ def _compare(
 
     def read(pool: Pool, name: str) -> dict[tuple, float]:
         return {
-            (repetition[cell], victim): number
-            for (cell, victim), number in by_victim(pool.rows, name).items()
+            (repetition[cell], *image): number
+            for (cell, *image), number in by_image(pool, pool.rows, name).items()
         }
 
     succeeded = [read(pool, "success") for pool in (first, second)]
@@ -157,8 +157,8 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
     best = None
     for name, rows in pool.floors.items():
         of_floor = {
-            (repetition[cell], victim): number
-            for (cell, victim), number in by_victim(rows, "success").items()
+            (repetition[cell], *image): number
+            for (cell, *image), number in by_image(pool, rows, "success").items()
         }
         rate = np.mean([n for v, n in of_floor.items() if v in wanted] or [math.nan])
         if math.isfinite(rate) and (best is None or rate > best[1]):

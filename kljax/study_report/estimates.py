@@ -8,11 +8,19 @@ import pyarrow
 
 from kljax import metrics
 from kljax.metrics import Interval
-from kljax.study_report.pools import Pool
+from kljax.study_report.pools import Pool, with_several
 from kljax.study_report.values import VALUES, is_rate, numbers, written
 
 NOTHING = float("nan")
 UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
+
+
+class Image(NamedTuple):
+    """What a row is of; rows are paired if they agree in all of it but the cell."""
+
+    cell: str
+    victim: int
+    of_upload: bool  # the means over an upload, see `with_several`
 
 
 class Beside(NamedTuple):
@@ -166,22 +174,21 @@ def _finite_mean(rows: pyarrow.Table, value: str) -> float:
 
 
 def _excess(pool: Pool, floor: str, value: str) -> Interval:
-    of_floor = by_victim(pool.floors[floor], value)
-    of_attack = by_victim(pool.rows, value)
-    group_of = dict(
-        zip(_victims(pool.rows), pool.rows["group"].to_pylist(), strict=True)
-    )
+    of_floor = by_image(pool, pool.floors[floor], value)
+    of_attack = by_image(pool, pool.rows, value)
+    group_of = by_image(pool, pool.rows, "group")
     both = [victim for victim in of_attack if victim in of_floor]
     differences = np.array([of_attack[v] - of_floor[v] for v in both])
     groups = np.array([group_of[v] for v in both])
     return mean_difference(value, VALUES[value].leaks * differences, groups)
 
 
-def by_victim(rows: pyarrow.Table, value: str) -> dict[tuple[str, int], float]:
-    """Reads a value by cell and victim."""
-    return dict(zip(_victims(rows), numbers(rows, value).tolist(), strict=True))
-
-
-def _victims(rows: pyarrow.Table) -> list[tuple[str, int]]:
-    pair = rows["cell"].to_pylist(), rows["victim"].to_pylist()
-    return list(zip(*pair, strict=True))
+def by_image(pool: Pool, rows: pyarrow.Table, value: str) -> dict[Image, float]:
+    """Reads a value of some of a pool's rows, by what each is of."""
+    several = with_several(pool.cells)
+    columns = (rows[name].to_pylist() for name in ("cell", "victim", "example"))
+    images = [
+        Image(cell, victim, example is None and cell in several)
+        for cell, victim, example in zip(*columns, strict=True)
+    ]
+    return dict(zip(images, numbers(rows, value).tolist(), strict=True))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kljax.study_report.axes import Arrangement
-from kljax.study_report.pools import Pool
+from kljax.study_report.pools import Pool, with_several
 from kljax.study_report.tables import Line
 from kljax.study_report.tradeoffs import Run, unpaired
 from kljax.study_report.values import VALUES
@@ -70,13 +70,7 @@ def _of_older_rows(lines: list[Line]) -> list[str]:
     """Says what the rows of older versions of kljax mean."""
     notes, older, means = [], 0, 0
     for line in lines:
-        # An update's number of examples is settled when it is run.
-        several = {
-            cell["id"]
-            for cell in line.pool.cells
-            if cell["config"].get("examples", 1) > 1
-            or cell["config"].get("upload") == "update"
-        }
+        several = with_several(line.pool.cells)
         columns = (line.pool.rows[name].to_pylist() for name in ("cell", "example"))
         found = [c for c, example in zip(*columns, strict=True) if example is None]
         older += len(found)
@@ -91,7 +85,8 @@ def _of_older_rows(lines: list[Line]) -> list[str]:
         notes.append(
             f"{counted(means, 'row')} of an older kljax, each of which has the means "
             "over the examples of an upload; an image that was recovered among others "
-            "that were not does not show in them."
+            "that were not does not show in them. They are not paired with rows of one "
+            "image."
         )
     return notes
 

@@ -1,6 +1,6 @@
 """Pools: rows that are averaged, of cells that differ in repetitions alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +97,20 @@ def make_pools(
             )
         )
     return pools
+
+
+def with_several(cells: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Finds the cells, by id, whose uploads are of several examples.
+
+    Before schema version 4 their rows are means over these.
+    """
+    return {
+        cell["id"]
+        for cell in cells
+        # An update's number of examples is settled when it is run.
+        if cell["config"].get("examples", 1) > 1
+        or cell["config"].get("upload") == "update"
+    }
 
 
 Places = dict[str, list[int]]  # id of a cell -> places of its rows

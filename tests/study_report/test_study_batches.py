@@ -134,3 +134,25 @@ def test_rows_of_older_versions_are_read_as_means_and_said_to_be(tmp_path):
     study = studies.read(folder)
     assert studies.missing_cells(study) == []
     assert make_contents(study).points.records[1]["images"] == 5
+
+
+def test_the_means_of_an_upload_are_not_paired_with_one_image(tmp_path):
+    """An older row has the number of the first image, and the scores of all."""
+    folder = made_studies.make_folder(tmp_path / "study", AXES, FIXED)
+    first, second = studies.read(folder).manifest["cells"]
+    old = {"example": None, "upload": None, "schema_version": 3}
+    rows = made_studies.attack_rows(first, [0.5, 0.9], **old)
+    made_studies.write_part(folder, "old", first, rows)
+    made_studies.write_part(folder, "new", second, upload_rows(second, SSIM))
+    contents = make_contents(studies.read(folder))
+    assert contents.comparisons is None
+    assert "not paired with rows of one image" in " ".join(contents.notes)
+    # Of one example both are of the same image.
+    folder = made_studies.make_folder(tmp_path / "lone", AXES, {"victims": 2})
+    first, second = studies.read(folder).manifest["cells"]
+    rows = made_studies.attack_rows(first, [0.5, 0.9], **old)
+    made_studies.write_part(folder, "old", first, rows)
+    rows = made_studies.attack_rows(second, [0.5, 0.9])
+    made_studies.write_part(folder, "new", second, rows)
+    (record,) = make_contents(studies.read(folder)).comparisons.records
+    assert record["pairs"] == 2
