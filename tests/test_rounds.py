@@ -12,7 +12,7 @@ from studies import quick_compilation
 from toys import LOCK, Toy, random_images, toy_model
 
 from kljax.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
-from kljax.clients import Batches, local_gradient, local_training
+from kljax.clients import Batches, Progress, local_gradient, local_training
 from kljax.defences import (
     at_update,
     gaussian_noise,
@@ -24,7 +24,7 @@ from kljax.keylock import key_lock
 from kljax.losses import cross_entropy, squared_error
 from kljax.mapping import Layout
 from kljax.models import from_nnx
-from kljax.rounds import NonFiniteClient, federated_rounds, nbytes
+from kljax.rounds import NonFiniteClient, _collected, federated_rounds, nbytes
 from kljax.typing import Private, Public
 
 RNG = jax.random.key(11)
@@ -221,6 +221,40 @@ def test_fedavg_by_hand():
     uniform = product(weighting="uniform")
     weight, _ = weight_after(uniform, pixels(1.0, 0.5, examples=[3, 1]), count=1)
     assert weight == pytest.approx((0.5 + 0.875) / 2)
+
+
+def test_measures_are_weighted_as_clients_are():
+    """Losses at the start: .5 for the pixel 1, .125 for .5; one class, so all right."""
+    data = pixels(1.0, 0.5, examples=[3, 1])
+    _, (info,) = weight_after(product(), data, count=1)
+    assert info.loss == pytest.approx((3 * 0.5 + 0.125) / 4)
+    assert info.accuracy == pytest.approx(1.0)
+    _, (info,) = weight_after(product(weighting="uniform"), data, count=1)
+    assert info.loss == pytest.approx((0.5 + 0.125) / 2)
+    np.testing.assert_allclose(info.progress.loss, [0.5, 0.125])
+
+
+def test_what_servers_keep_is_theirs_from_round_to_round():
+    # Round 1: the aggregate is -.5: 1 -> .5. Round 2: -.25, and half of the first
+    # one again: .5 -> 0.
+    kept = product(server_optimiser=optax.sgd(1.0, momentum=0.5))
+    assert weight_after(kept, pixels(1.0), count=2)[0] == pytest.approx(0.0)
+
+
+def test_statistics_are_averaged_as_weights_are():
+    rounds = locked(Layout("loop"))
+    data, ids = client_data(clients=2), np.arange(2)
+    server = rounds.init(RNG)
+    alone = []
+    for n in ids:
+        states = rounds.init_clients(RNG, server, 2)
+        one, _ = rounds.run_round(RNG, server, states, ids[n : n + 1], fetch_from(data))
+        alone.append(jax.device_get(trainable(one)))
+    states = rounds.init_clients(RNG, server, 2)
+    both, _ = rounds.run_round(RNG, server, states, ids, fetch_from(data))
+    # One and two examples.
+    expected = jax.tree.map(lambda a, b: (a + 2 * b) / 3, *alone)
+    assert_close(jax.device_get(trainable(both)), expected)
 
 
 def test_server_optimiser_by_hand():
@@ -447,6 +481,36 @@ def test_a_client_that_turns_nan_can_stop_the_run():
         exclude.run_round(RNG, server, states, ids[3:4], fetch_from(poisoned()))
 
 
+def test_progress_is_in_the_order_of_the_cohort_and_nan_for_others():
+    """Client 7 is another process's."""
+    seen = [
+        (
+            np.array([4]),
+            (),
+            Progress(np.array([0.4]), np.array([4]), np.array([False])),
+        ),
+        (
+            np.array([2, 9]),
+            (),
+            Progress(np.array([0.2, 0.9]), np.array([2, 9]), np.array([True, False])),
+        ),
+    ]
+    found = _collected(np.array([9, 7, 2, 4]), seen)
+    np.testing.assert_array_equal(found.loss, [0.9, np.nan, 0.2, 0.4])
+    np.testing.assert_array_equal(found.accuracy, [9, np.nan, 2, 4])
+    np.testing.assert_array_equal(found.finite, [False, True, True, False])
+
+
+def test_clients_without_a_state_are_as_many_as_you_like():
+    data = pixels(1.0, 0.5)
+    rounds = product()
+    server = rounds.init(RNG)
+    states = rounds.init_clients(RNG, server, 1)
+    assert not jax.tree.leaves(states)
+    server, info = rounds.run_round(RNG, server, states, np.arange(2), fetch_from(data))
+    assert info.clients.tolist() == [0, 1]
+
+
 def test_bad_cohorts_are_refused():
     rounds = locked(Layout("loop"))
     server = rounds.init(RNG)
@@ -456,6 +520,8 @@ def test_bad_cohorts_are_refused():
     for cohort, error, words in (
         ([], ValueError, "empty"),
         ([5], IndexError, "client 5 .* there are 5"),
+        ([2, -1], IndexError, "client -1 .* there are 5"),
+        ([[0, 1]], TypeError, "whole numbers"),
         ([1, 1], ValueError, r"repeated .*\[1, 1\]"),
         ([0.5], TypeError, "whole numbers"),
     ):
@@ -466,6 +532,12 @@ def test_bad_cohorts_are_refused():
     examples[2] = 0
     with pytest.raises(ValueError, match="client 2 has no examples"):
         run(np.arange(CLIENTS), fetch_from((batches, examples)))
+    batches, examples = client_data()
+    batches.valid[3] = False
+    with pytest.raises(ValueError, match="client 3 has no examples"):
+        run(np.arange(CLIENTS), fetch_from((batches, examples)))
+    batches.valid[3, 1] = True  # one step is enough
+    run(np.arange(CLIENTS), fetch_from((batches, examples)))
     with pytest.raises(ValueError, match="at least 1 client, got 0"):
         rounds.init_clients(RNG, server, 0)
     for options, words in (

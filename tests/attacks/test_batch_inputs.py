@@ -113,3 +113,44 @@ def test_levenberg_marquardt_is_down_the_valley():
     assert cost < 1e-18
     x, cost = levenberg_marquardt(misfit, np.array([np.nan, 1.0]), 5)
     assert np.isnan(cost)
+
+
+def valley(x):
+    return np.array([1 - x[0], 10 * (x[1] - x[0] ** 2), 0.3 * x[0] * x[1]])
+
+
+def slope_of_valley(x):
+    return np.array([[-1, 0], [-20 * x[0], 10], [0.3 * x[1], 0.3 * x[0]]])
+
+
+@pytest.mark.parametrize("moves", (1, 2, 3, 6, 12))
+def test_levenberg_marquardt_moves_like_the_textbooks(moves):
+    """Damped by the diagonal, a fifth after a success and threefold after a failure."""
+    x, damping, refused = np.array([-1.2, 2.0]), 1e-3, 0
+    cost = np.sum(valley(x) ** 2)
+    for _ in range(moves):
+        slope = slope_of_valley(x)
+        square = slope.T @ slope
+        damped = square + damping * np.diag(np.diag(square))
+        new = x - np.linalg.solve(damped, slope.T @ valley(x))
+        if np.sum(valley(new) ** 2) < cost:
+            x, cost, damping = new, np.sum(valley(new) ** 2), damping / 5
+        else:
+            damping, refused = 3 * damping, refused + 1
+    found, lowest = levenberg_marquardt(
+        lambda x: jax.numpy.stack(
+            [1 - x[0], 10 * (x[1] - x[0] ** 2), 0.3 * x[0] * x[1]]
+        ),
+        np.array([-1.2, 2.0]),
+        moves,
+    )
+    np.testing.assert_allclose(found, x, rtol=1e-7)
+    np.testing.assert_allclose(lowest, cost, rtol=1e-7)
+    assert (refused > 0) == (moves > 1)
+
+
+def test_a_flat_direction_is_not_moved_along():
+    """Where nothing depends on an unknown, the damping alone keeps it in place."""
+    x, cost = levenberg_marquardt(lambda x: x[:1] - 3, np.array([0.0, 7.0]), 20)
+    np.testing.assert_allclose(x, [3, 7], atol=1e-9)
+    assert cost < 1e-15

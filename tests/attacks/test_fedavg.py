@@ -275,6 +275,34 @@ def test_the_order_is_the_best_of_all():
     assert sorted(broken.tolist()) == [0, 1, 2, 3]
 
 
+def test_one_broken_guess_leaves_the_others_in_order():
+    truths = random_images(4, 3)
+    order = np.array([2, 0, 3, 1])
+    guesses = truths[order] + 0.01
+    guesses[1] = np.nan
+    found = quick_jit(best_order)(guesses, truths)
+    np.testing.assert_array_equal(found, np.argsort(order))
+
+
+def test_images_are_compared_as_they_are_shown():
+    """Clipped to [0, 1]: white is white, however far beyond."""
+    truths = np.array([[1.0], [0.5]], np.float32)
+    guesses = np.array([[0.6], [9.0]], np.float32)
+    assert quick_jit(best_order)(guesses, truths).tolist() == [1, 0]
+    guesses = np.array([[-9.0], [0.5]], np.float32)
+    truths = np.array([[0.45], [0.0]], np.float32)
+    assert quick_jit(best_order)(guesses, truths).tolist() == [1, 0]
+
+
+def test_an_exact_guess_counts_100_decibels():
+    """Three pixels in a row, s apart: one pair exact, or both by one step."""
+    s = 3.5e-10**0.5
+    truths = np.array([[s], [0.0]], np.float32)
+    guesses = np.array([[s], [2 * s]], np.float32)
+    # 1e-10 (4 s^2 + 1e-10) = 1.5e-19 < (s^2 + 1e-10)^2 = 2.0e-19
+    assert quick_jit(best_order)(guesses, truths).tolist() == [0, 1]
+
+
 # --- the objective ---------------------------------------------------------------
 
 

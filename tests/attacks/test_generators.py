@@ -69,6 +69,43 @@ def test_the_image_branch_is_torchs():
     assert np.std(images) > 0.1
 
 
+def test_faint_maps_are_held_back_by_the_epsilon():
+    """One block by loops, of maps whose variance is of the order of 1e-5."""
+    generator = np.random.default_rng(1)
+    drawn = generator.normal(size=(2, 3)), generator.normal(size=(3, 4, 4, 4))
+    noise, first = (x.astype(np.float32) for x in drawn)
+    first *= 3e-3
+    kernel = generator.normal(size=(3, 3, 2, 2)).astype(np.float32)
+    block = {
+        "kernel": kernel,
+        "scale": np.float32([2, 3]),
+        "bias": np.float32([0.5, 1]),
+    }
+    images = image_branch(
+        {
+            "first": {"kernel": first, "bias": np.zeros(4, np.float32)},
+            "blocks": [block],
+        },
+        noise,
+    )
+
+    def gated(x):
+        half = x.shape[-1] // 2
+        return x[..., :half] / (1 + np.exp(-x[..., half:]))
+
+    x = gated(np.einsum("bi,ihwc->bhwc", noise, first).astype(np.float64))
+    x = np.pad(x.repeat(2, axis=1).repeat(2, axis=2), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((2, 8, 8, 2))
+    for i, j in np.ndindex(3, 3):
+        out += x[:, i : i + 8, j : j + 8] @ kernel[i, j]
+    for c in range(2):
+        variance = np.var(out[..., c])
+        assert 1e-6 < variance < 1e-3
+        out[..., c] = (out[..., c] - np.mean(out[..., c])) / (variance + 1e-5) ** 0.5
+    expected = 1 / (1 + np.exp(-gated(out * block["scale"] + block["bias"])))
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
 def test_the_label_branch_is_torchs():
     dense = {
         "kernel": np.float32(0.3 * formula((4, INPUTS), 8).T),
@@ -158,6 +195,21 @@ def test_weights_are_drawn_as_in_torch():
         assert 0.9 * fan**-0.5 < np.max(np.abs(leaf)) <= fan**-0.5
     np.testing.assert_array_equal(free["blocks"][1]["scale"], 1)
     np.testing.assert_array_equal(free["blocks"][1]["bias"], 0)
+
+
+def test_noise_weights_and_layers_are_drawn_apart():
+    """Nothing that is drawn is what something else begins with."""
+    free, noise = quick_jit(lambda rng: generated_images(ground(32)).start(rng, None))(
+        RNG
+    )
+    drawn = [free["first"]["kernel"], free["first"]["bias"], noise]
+    drawn += [block["kernel"] for block in free["blocks"]]
+    starts = [np.ravel(leaf)[:6] / np.std(leaf) for leaf in drawn]
+    for n, one in enumerate(starts):
+        for other in starts[:n]:
+            assert np.min(np.abs(one - other)) > 1e-4
+    assert abs(np.mean(noise)) < 0.3 and abs(np.std(noise) - 1) < 0.2
+    assert np.min(free["first"]["kernel"]) < 0 < np.max(free["first"]["kernel"])
 
 
 def test_generated_labels_are_shares():

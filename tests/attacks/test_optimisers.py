@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import quick_jit
 
 from kljax.attacks import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.optimisers import make_optimiser
@@ -89,6 +90,38 @@ def test_lbfgs_torch_moves_like_torch(name):
     np.testing.assert_allclose(
         points[ends], GOLDENS[f"{name}/iterates"], rtol=1e-6, atol=1e-8
     )
+
+
+def test_a_call_ends_where_a_direction_does_not_descend():
+    """torch breaks off, and the next call has all its moves and evaluations again.
+
+    A slope of 1, then 1e-5 with a curvature of 1: its direction is -1e-5, and g'd is
+    -1e-10, which is not enough.
+    """
+    optimiser = lbfgs_torch(max_iter=3, max_eval=3)
+    evaluate = quick_jit(optimiser.step)
+    with jax.enable_x64(True):
+        x = jnp.array([0.0])
+        state, seen = optimiser.init(x), []
+        for value, slope in ((5.0, 1.0), (4.0, 1e-5), (3.0, 1.0), (2.0, 1.0)):
+            x, state = evaluate(x, state, jnp.array(value), jnp.array([slope]))
+            seen.append((float(x[0]), int(state.inner)))
+    assert seen[0] == (-1.0, 1)
+    # It stays, and nothing of the call is left.
+    assert seen[1] == (-1.0, 0)
+    assert seen[2][0] < -1.0 and seen[2][1] == 1 and seen[3][1] == 2
+
+
+def test_of_torchs_twenty_moves_each_has_a_quarter_more_evaluations():
+    """Its defaults: with max_eval 25 the count of moves ends a call first."""
+    optimiser = lbfgs_torch()
+    evaluate = quick_jit(optimiser.step)
+    x = jnp.array([0.0])
+    state, inner = optimiser.init(x), []
+    for step in range(22):
+        x, state = evaluate(x, state, jnp.array(-float(step)), jnp.array([1.0]))
+        inner.append(int(state.inner))
+    assert inner == [*range(1, 20), 0, 1, 2]
 
 
 def valley(x):

@@ -1,0 +1,96 @@
+"""Dropout in what an attacker replays: one fixed guess for each local step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from toys import (
+    CLASSES,
+    IMAGE_SHAPE,
+    quick_jit,
+    random_images,
+    random_weights,
+    setting,
+    threat,
+)
+
+from kljax.attacks import Candidate
+from kljax.attacks.simulation import averaged_steps, local_steps, one_step
+from kljax.defences import none
+from kljax.losses import cross_entropy
+from kljax.models import from_nnx
+from kljax.randomness import fixed_rng
+from kljax.threat import View
+from kljax.typing import Private, Public
+
+RATE, EXAMPLES, STEPS = 0.5, 2, 2
+MODES = {"victim_norm": "train", "attacker_norm": "train", "examples": EXAMPLES}
+
+
+class Dropping(nnx.Module):
+    """Half of the pixels, and a classifier."""
+
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.fc = nnx.Linear(4, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        return self.fc(self.dropout(images.reshape(images.shape[0], -1)))
+
+
+MODEL = from_nnx(Dropping)
+IMAGES = random_images(EXAMPLES, *IMAGE_SHAPE)
+TARGETS = np.eye(CLASSES, dtype=np.float32)[:EXAMPLES]
+
+
+def gradient(params, images, targets, index):
+    """Gives the gradient of one step under the guess for it."""
+
+    def loss(params):
+        rng = jax.random.fold_in(fixed_rng("dropout"), index)
+        out = MODEL.apply(params, {}, images, train=True, rngs=rng)
+        return cross_entropy(out.logits, targets)
+
+    return jax.grad(loss)(params)
+
+
+def by_hand(kind, params):
+    if kind == "one step":
+        return gradient(params, IMAGES, TARGETS, 0)
+    now = params
+    for step in range(STEPS):
+        rows = slice(step, step + 1) if kind == "local steps" else slice(None)
+        grads = gradient(now, IMAGES[rows], TARGETS[rows], step)
+        now = jax.tree.map(lambda w, g: w - RATE * g, now, grads)
+    return jax.tree.map(jnp.subtract, now, params)
+
+
+def simulation(kind):
+    upload = "gradient" if kind == "one step" else "update"
+    here = setting(threat(**MODES, upload=upload), none(), model=MODEL)
+    if kind == "one step":
+        return one_step(here, here.gates)
+    options = {"optimiser": optax.sgd(RATE), "steps": STEPS}
+    if kind == "local steps":
+        return local_steps(here, here.gates, batch=1, **options)
+    return averaged_steps(here, here.gates, every=1, **options)
+
+
+@pytest.mark.parametrize("kind", ("one step", "local steps", "averaged steps"))
+def test_each_step_has_its_own_mask_and_always_the_same(kind):
+    """A change is not divided by anything, where nobody gives it a unit."""
+    params, stats = random_weights(MODEL)
+    view = View(Public(params), stats, Public(params), *(5 * [None]))
+    candidate = Candidate(IMAGES, TARGETS, Private())
+    simulate = quick_jit(lambda view: simulation(kind)(view, candidate)[0])
+    found, expected = (
+        simulate(view).model,
+        quick_jit(lambda p: by_hand(kind, p))(params),
+    )
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-6)
+    others = [gradient(params, IMAGES, TARGETS, n)["fc/kernel"] for n in range(2)]
+    assert not np.allclose(*others)
