@@ -16,6 +16,7 @@ from kljax import checkpoint, cli, engine, journal, preparation, studies
 from kljax.config import TrainConfig
 from kljax.files import DamagedFile
 from kljax.mapping import Layout, Timing
+from kljax.run_folder import LeftOut
 from kljax.studies.failures import write_failure
 from kljax.studies.manifest import cells_of, plan, read_manifest
 from kljax.studies.merging import merge_studies
@@ -327,6 +328,19 @@ def test_a_damaged_state_costs_no_older_one(run, tmp_path):
         seen = []
         train(RUN, folder, on_round=seen.append)
     assert [row["round"] for row in seen] == [1]
+
+
+def test_a_finished_run_without_its_metrics_is_summarised(run, tmp_path):
+    """As the error about them says: what they had is lost, and nothing else."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for name in ("summary.json", "metrics.csv"):
+        (folder / name).unlink()
+    with quick_compilation(), pytest.warns(LeftOut, match="metrics.csv is lost"):
+        summary = train(RUN, folder).summary
+    whole = journal.read_summary(run)
+    assert journal.read_summary(folder)["accuracy"] == whole["accuracy"]
+    assert summary["throughput"]["clients_per_s"] == 0
 
 
 @pytest.mark.parametrize(

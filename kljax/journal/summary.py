@@ -72,12 +72,17 @@ def summarise(
       accuracy: by arm, what `kljax.evaluation.evaluate` says.
     """
     run_s = sum(row["run_s"] for row in rows)
+
+    def per_second(column: str) -> float:
+        # Without ``metrics.csv`` there may be no row, and no second, either.
+        return sum(row[column] for row in rows) / run_s if run_s else 0.0
+
     return {
         "schema_version": SCHEMA_VERSION,
         "accuracy": accuracy,
         "throughput": {
-            "clients_per_s": sum(row["clients"] for row in rows) / run_s,
-            "examples_per_s": sum(row["examples"] for row in rows) / run_s,
+            "clients_per_s": per_second("clients"),
+            "examples_per_s": per_second("examples"),
             "compile_s": sum(row["compile_s"] for row in rows),
             "run_s": run_s,
             "device": device(),
@@ -90,6 +95,8 @@ def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> Non
     """Writes picture, table and summary; the summary last, it marks the end."""
     aside = folder / ".curves.png"
     with optional("curves.png"):
+        if not rows:
+            raise ValueError("metrics.csv is lost, and all rounds were run before")
         figures.draw_curves(rows, aside)
         os.replace(aside, folder / "curves.png")
     write_text(folder / "summary.md", markdown(summary))

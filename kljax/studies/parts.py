@@ -135,6 +135,6 @@ def _sound_part(folder: Path, name: str, axes: Sequence[str]) -> Part | None:
     except DamagedFile:
         part = None
     if part is None or not part.pieces:
-        path.rename(path.with_name(f"{path.name}.corrupt"))
+        path.replace(path.with_name(f"{path.name}.corrupt"))
         return None
     return part
