@@ -251,8 +251,8 @@ def describe(config: LeakConfig) -> str:
         )
     return (
         f"client {config.client} of run {config.from_run}, at the state before round "
-        f"{config.round}, uploads {sent}; it trains as the run says, augmentation and "
-        "fresh private keys included"
+        f"{config.round}, uploads {sent}; it trains as the run says, with "
+        "augmentation and fresh private keys where the run has them"
     )
 
 

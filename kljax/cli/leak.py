@@ -96,9 +96,11 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     for header, lines in report.brief_tables(summary):
         console.print()
         console.print(printed_table(header, lines))
-    for line in report.upload_lines(summary):
-        say(console, line, wrap=True)
     console.print()
+    if lines := report.upload_lines(summary):
+        for line in lines:
+            say(console, line, wrap=True)
+        console.print()
     reading = report.READING.replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
     console.print()
