@@ -6,8 +6,8 @@
 
 What: LeNet on digits, one example per gradient, float64. Per arm the Jacobian of the
 upload with respect to what the attacker does not know, at the truth: the pixels, and
-behind a lock whose private key he lacks its gates (scales and shifts; no scales of dead
-channels, which he sees). Singular values say what is determined: rank is what rounding
+behind a lock whose private key it lacks its gates (scales and shifts; no scales of dead
+channels, which it sees). Singular values say what is determined: rank is what rounding
 leaves, in the arithmetic of the calculation (float64) and in that of an upload
 (float32); the condition is the largest singular value over the smallest within float64
 rank. Directions: |J d| / |d| over the largest singular value, for d = the image

@@ -167,7 +167,7 @@ draw(
 # ## The lock, and an attacker who guesses
 #
 # Now the key-lock on LeNet's first norm layer. The published evaluation has this
-# attacker: he knows the lock weights, makes up a private key, and believes it.
+# attacker: it knows the lock weights, makes up a private key, and believes it.
 
 # %%
 guessing = dataclasses.replace(config, arms=("keylock/fixed_random",))
@@ -177,9 +177,9 @@ draw({"truth": truths, "keylock/fixed_random": images_of(guessed, guessing.arms[
 
 # %% [markdown]
 # If you see noise here, do not stop. A picture of noise shows that *this attacker*
-# failed. Did the lock hide the image, or did he search in a wrong network? His own loss
-# tells. If it stays far above the dashed line he never matched the gradient, and can
-# see that he did not: a reason to try something else.
+# failed. Did the lock hide the image, or did it search in a wrong network? Its own loss
+# tells. If it stays far above the dashed line it never matched the gradient, and can
+# see that it did not: a reason to try something else.
 
 # %%
 draw_losses(guessed, "keylock/fixed_random")

@@ -287,7 +287,7 @@ result = kljax.leak(config)
 rows = kljax.score_rows(result)
 
 # %% [markdown]
-# Before any result: who is the attacker? Every arm declares what he knows, and gets no
+# Before any result: who is the attacker? Every arm declares what it knows, and gets no
 # more than that.
 
 # %%

@@ -409,7 +409,7 @@ def squared_norm(grads):
 
 
 def test_the_truth_matches_what_the_attacker_can_simulate(revealed):
-    # Also under pruning and clipping, which he repeats, and behind a lock: the truth
+    # Also under pruning and clipping, which it repeats, and behind a lock: the truth
     # has the right private key, whatever the strategy.
     arms = arms_of(revealed)
     for name in arms.keys() - UNMATCHED:

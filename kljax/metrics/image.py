@@ -166,7 +166,7 @@ def score(guess: ArrayLike, truth: ArrayLike) -> dict[str, jax.Array]:
     normalises its input (batch norm over one image) hides brightness and contrast
     from the gradient; a guess may then be right up to an affine map, which plain ssim
     punishes. Stretching the guess is what an attacker can do and publish without the
-    truth, so the number is one he reaches. Stretching the truth too would grade
+    truth, so the number is one it reaches. Stretching the truth too would grade
     against an image nobody has, and lift low-contrast victims. The price: an exact
     guess of a truth that does not span [0, 1] scores below 1 here. Read it beside
     ssim, never instead. *_affine_oracle says what the best rescaling could give.

@@ -78,7 +78,7 @@ class Progress(NamedTuple):
         if self.illegal:
             text += (
                 f" {counted(self.illegal, 'cell')} left out, whose attacker would know "
-                "too little for what he does."
+                "too little for what it does."
             )
         return text
 
@@ -92,7 +92,7 @@ class Contents(NamedTuple):
       progress: how far the study is.
       facts: what all cells share, in words.
       varied: axis -> labels.
-      threats: who, and sentences about him.
+      threats: who, and sentences about them.
       pivots: the value by rows and columns.
       points: everything about every point.
       notes: what to know about these numbers.

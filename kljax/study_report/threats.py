@@ -1,4 +1,4 @@
-"""Threat models in words: who attacks, what he sees, knows and does."""
+"""Threat models in words: who attacks, what it sees, knows and does."""
 
 import dataclasses
 import itertools
@@ -16,71 +16,71 @@ EVERY = "every attacker"
 # field of kljax.threat.Knowledge -> value -> what that means
 KNOWS: dict[str, dict[str, str]] = {
     "upload": {
-        "gradient": "He sees the network and the gradient of one step",
-        "update": "He sees the network before and after a local training",
-        "average": "He sees the average upload of several clients",
+        "gradient": "It sees the network and the gradient of one step",
+        "update": "It sees the network before and after a local training",
+        "average": "It sees the average upload of several clients",
     },
     "private_key": {
-        "known": "He knows the private key.",
-        "hidden": "The private key is hidden from him.",
+        "known": "It knows the private key.",
+        "hidden": "The private key is hidden from it.",
     },
     "lock_weights": {
-        "known": "He knows the lock weights.",
-        "initial": "He knows the lock weights of the first round; the client's have "
+        "known": "It knows the lock weights.",
+        "initial": "It knows the lock weights of the first round; the client's have "
         "moved on.",
-        "hidden": "The lock weights are hidden from him.",
+        "hidden": "The lock weights are hidden from it.",
     },
     "lock_grads": {
         "hidden": "Gradients of the lock weights are not shared.",
         "shared": "Gradients of the lock weights are shared.",
     },
     "labels": {
-        "known": "He knows the labels.",
-        "hidden": "The labels are hidden from him.",
+        "known": "It knows the labels.",
+        "hidden": "The labels are hidden from it.",
     },
     "stats": {
-        "visible": "He sees the norm statistics of the upload.",
-        "hidden": "The norm statistics of the upload are hidden from him.",
+        "visible": "It sees the norm statistics of the upload.",
+        "hidden": "The norm statistics of the upload are hidden from it.",
     },
     "victim_norm": {
         "train": "The victim's norm layers are in train mode.",
         "eval": "The victim's norm layers use their running statistics.",
     },
     "attacker_norm": {
-        "train": "In his replay, norm layers are in train mode.",
-        "eval": "In his replay, norm layers use their running statistics.",
+        "train": "In its replay, norm layers are in train mode.",
+        "eval": "In its replay, norm layers use their running statistics.",
     },
     "server": {
-        "honest": "He sends the network that was agreed on, and only looks.",
-        "malicious": "He sends a network that he has modified.",
+        "honest": "It sends the network that was agreed on, and only looks.",
+        "malicious": "It sends a network that it has modified.",
     },
 }
-# field of kljax.threat.Strategy -> value -> what he does
+# field of kljax.threat.Strategy -> value -> what it does
 DOES: dict[str, dict[str, str]] = {
     "lock": {
-        "unit": "He replays the network without a lock's gates.",
-        "known": "He replays the network with the true gates, which the private key "
-        "and the lock weights give him.",
-        "extract": "He computes the private key from the shared gradients of the lock "
+        "unit": "It replays the network without a lock's gates.",
+        "known": "It replays the network with the true gates, which the private key "
+        "and the lock weights give it.",
+        "extract": "It computes the private key from the shared gradients of the lock "
         "weights.",
-        "fixed_random": "He guesses a private key at random, and believes his guess.",
-        "fixed_mean": "He puts the mean private key in place of the true one, and "
+        "fixed_random": "It guesses a private key at random, and believes its guess.",
+        "fixed_mean": "It puts the mean private key in place of the true one, and "
         "believes it.",
-        "regress_private_key": "He optimises a private key along with the image.",
-        "regress_gates": "He optimises two numbers per gated channel along with the "
+        "regress_private_key": "It optimises a private key along with the image.",
+        "regress_gates": "It optimises two numbers per gated channel along with the "
         "image, and needs neither private key nor lock weights.",
-        "peel": "He solves for what the layers above the lock were fed, reads the "
+        "peel": "It solves for what the layers above the lock were fed, reads the "
         "gates off what came out of the lock, and believes them.",
     },
     "labels": {
-        "given": "He is given the labels.",
-        "joint": "He optimises the labels along with the image.",
-        "recovered": "He reads the labels off the gradient of the last layer.",
+        "given": "It is given the labels.",
+        "joint": "It optimises the labels along with the image.",
+        "recovered": "It reads the labels off the gradient of the last layer.",
     },
 }
 # What can be said of an arm with a lock only; and what is said of one without.
 OF_LOCKS = ("private_key", "lock_weights", "lock_grads")
-UNLOCKED = "There is no lock. He replays what the client does, as far as it is public."
+UNLOCKED = "There is no lock. It replays what the client does, as far as it is public."
 
 
 def threat_facts(config: LeakConfig) -> dict[str, str]:
@@ -133,7 +133,7 @@ def threat_models(pools: Sequence[Pool]) -> list[tuple[str, list[str]]]:
     Configurations that this kljax cannot read are said to be such.
 
     Returns:
-      Who, and sentences about him.
+      Who, and sentences about them.
     """
     points, models, unread = [], [], {}
     for pool in pools:

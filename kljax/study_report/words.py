@@ -63,6 +63,6 @@ SPENDING = (
 )
 CHOOSING = (
     "Best, median and worst by the attacker's own loss, never by likeness to the "
-    "truth, which he does not have. Of an upload of several images the first are "
-    "shown, each with its own score."
+    "truth, which the attacker does not have. Of an upload of several images the first "
+    "are shown, each with its own score."
 )

@@ -23,7 +23,7 @@ class Grid(NamedTuple):
       cells: in the order of the axes, the last one fastest.
       excluded: how many cells the exclusions of the file left out.
       illegal: how many more were left out because their attacker knows too little for
-        his strategy (`kljax.threat.IllegalThreat`).
+        its strategy (`kljax.threat.IllegalThreat`).
     """
 
     cells: tuple[Cell, ...]
@@ -75,7 +75,7 @@ def expand(sweep: Sweep) -> Grid:
     if not cells:
         raise ValueError(
             f"no cell is left: {excluded} are excluded, {illegal} have an attacker who "
-            "knows too little for his strategy"
+            "knows too little for its strategy"
         )
     return Grid(tuple(cells.values()), excluded, illegal)
 

@@ -20,7 +20,7 @@ from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat
 
 
 def is_legal(config: LeakConfig) -> bool:
-    """Tells whether the attacker of a cell knows enough for what he does.
+    """Tells whether the attacker of a cell knows enough for what it does.
 
     Raises:
       ValueError: for a name that does not exist, with the nearest one that does, and

@@ -103,7 +103,7 @@ def test_as_many_examples_as_classes_are_refused():
 
 
 def test_levenberg_marquardt_is_down_the_valley():
-    """Rosenbrock's, from his start; and a start that is NaN stays where it is."""
+    """Rosenbrock's, from its usual start; and a start that is NaN stays where it is."""
 
     def misfit(x):
         return jax.numpy.stack([1 - x[0], 10 * (x[1] - x[0] ** 2)])

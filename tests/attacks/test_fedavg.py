@@ -495,7 +495,7 @@ def test_where_the_order_is_another_only_full_many_finds_the_images():
         believer(variant)(shuffled) for variant in ("full", "full_many")
     )
     assert right < SOLVED < wrong and right < wrong / 4
-    # And the attacker can tell, by his own loss.
+    # And the attacker can tell, by its own loss.
     assert matched < unmatched / 10
 
 

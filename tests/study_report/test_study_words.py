@@ -26,24 +26,24 @@ def test_there_are_words_for_everything():
 
 def test_words_say_what_is_known_and_what_is_not():
     words = " ".join(threat_words(LeakConfig(arms=("keylock/regress_gates",))))
-    assert "The private key is hidden from him." in words
-    assert "The lock weights are hidden from him." in words
+    assert "The private key is hidden from it." in words
+    assert "The lock weights are hidden from it." in words
     assert "the gradient of one step on 1 example per victim" in words
     known = " ".join(threat_words(LeakConfig(arms=("keylock/known",), examples=4)))
-    assert "He knows the private key." in known
+    assert "It knows the private key." in known
     assert "on 4 examples per victim" in known
 
 
 def test_an_arm_without_a_lock_has_no_words_about_one():
     words = " ".join(threat_words(LeakConfig(arms=("none",), labels="joint")))
     assert "private key" not in words and "There is no lock." in words
-    assert "He optimises the labels along with the image." in words
+    assert "It optimises the labels along with the image." in words
 
 
 def test_facts_of_the_cell_win():
     config = LeakConfig(arms=("none",), threat=("stats=visible",), weights="shared")
     words = " ".join(threat_words(config))
-    assert "He sees the norm statistics of the upload." in words
+    assert "It sees the norm statistics of the upload." in words
     assert "the same for all victims" in words
 
 
@@ -56,7 +56,7 @@ def test_a_client_of_a_training():
 
 def test_a_users_attack_need_not_be_here():
     words = threat_words(LeakConfig(arms=("none",), attack="nowhere.at:all"))
-    assert "He reads the labels off the gradient of the last layer." in words
+    assert "It reads the labels off the gradient of the last layer." in words
 
 
 def test_one_cell_has_one_arm():
