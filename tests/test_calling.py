@@ -135,6 +135,15 @@ def test_an_argument_that_cannot_be_guessed_is_asked_for():
         from_nnx(lambda rngs: foreign.Configured(5))
 
 
+@pytest.mark.parametrize("name", ("phase", "is_test", "eval_mode", "enable_training"))
+def test_a_mode_by_another_name_is_not_left_at_its_default(name):
+    class Named(foreign.Standardising):
+        exec(f"def __call__(self, images, {name}=0): return self.head(images)")
+
+    with pytest.raises(ValueError, match=rf"Named\.__call__ needs {name}.*call=lambda"):
+        from_nnx(Named)
+
+
 def test_a_linen_network_is_told_its_mode_by_its_own_word():
     model = from_linen(foreign.LinenModed(), IMAGE_SHAPE)
     rngs = {"dropout": RNG}

@@ -21,6 +21,9 @@ EVALUATION = (
     "evaluate",
     "is_eval",
 )
+# Names and words of names that speak of a mode, in values that are not known.
+MODES = ("mode", "phase")
+WORDS = {"train", "training", "eval", "evaluation", "test", "testing", "deterministic"}
 CALL = "__call__"
 HOW = "call=lambda network, images, train: network(images, ...)"
 
@@ -29,11 +32,12 @@ def find_call(kind: type) -> Call:
     """Finds out how networks of a class are called, from their signature.
 
     Every argument whose name is in `TRAIN` or `EVALUATION` is passed the mode; others
-    that have a default are left at it.
+    that have a default are left at it. An argument that speaks of the mode by another
+    name is refused: at its default the network would stay in one mode.
 
     Raises:
-      ValueError: if the class takes no images, or an argument without a default whose
-        value cannot be guessed.
+      ValueError: if the class takes no images, or an argument whose value cannot be
+        guessed: it has no default, or its name is of `MODES` or has one of `WORDS`.
     """
     name = kind.__name__
     # Not by getattr, which finds the metaclass's, by which a class makes instances.
@@ -53,7 +57,11 @@ def find_call(kind: type) -> Call:
         )
     others = [a for a in arguments[1:] if a.kind not in variadic]
     modes = {a.name: a.name in TRAIN for a in others if a.name in TRAIN + EVALUATION}
-    unknown = [a.name for a in others if a.name not in modes and a.default is a.empty]
+    unknown = [
+        a.name
+        for a in others
+        if a.name not in modes and (a.default is a.empty or _speaks_of_mode(a.name))
+    ]
     if unknown:
         raise ValueError(
             f"{name}.__call__ needs {', '.join(unknown)}, which cannot be guessed: "
@@ -65,6 +73,10 @@ def find_call(kind: type) -> Call:
         return network(images, **told)
 
     return call
+
+
+def _speaks_of_mode(argument: str) -> bool:
+    return argument in MODES or bool(WORDS & {*argument.lower().split("_")})
 
 
 def check_output(name: str, images: Array, output: Any) -> Array:
