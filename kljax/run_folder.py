@@ -19,6 +19,9 @@ from kljax.files import write_text
 RESERVED = ".reserved"  # keeps room on the disk for what is to be written
 MOST_ROOM = 2**28  # bytes to keep; whether more is asked for in earnest shows later
 
+# What file systems say that cannot take room but by writing.
+UNKNOWN_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
 
 class LeftOut(UserWarning):
     """An optional part of a result is missing, and the rest is not."""
@@ -194,12 +197,15 @@ def _remove_empty(folders: list[Path]) -> None:
 def _reserve(path: Path, size: int) -> None:
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
-        else:
-            for start in range(0, size, 2**20):
-                file.write(bytes(min(2**20, size - start)))
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                return os.posix_fallocate(file.fileno(), 0, max(1, size))
+            except OSError as error:
+                if error.errno not in UNKNOWN_CALL:
+                    raise
+        for start in range(0, size, 2**20):
+            file.write(bytes(min(2**20, size - start)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _rename_free(aside: Path, folder: Path) -> Path:

@@ -96,6 +96,21 @@ def test_a_result_has_its_room_on_the_disk_from_the_beginning(tmp_path):
         assert not kept.exists()
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_only_writes_keeps_room_all_the_same(
+    tmp_path, monkeypatch, number
+):
+    def unknown(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    with claim(tmp_path / "run", 3 * 2**20 + 1) as claimed:
+        kept = claimed.aside / run_folder.RESERVED
+        assert kept.stat().st_size == 3 * 2**20 + 1
+        claimed.write_first(TEXTS)
+    assert names(tmp_path / "run") == sorted(TEXTS)
+
+
 def test_a_size_out_of_reason_is_left_to_whoever_knows_why(tmp_path):
     with claim(tmp_path / "run", room=2**60) as claimed:
         (kept,) = claimed.aside.iterdir()
