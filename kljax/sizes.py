@@ -31,7 +31,8 @@ def check_attack(
 ) -> None:
     """Refuses an attack on an arm that surely does not fit.
 
-    A victim has its network, its lock and its images, P + L + I. Each restart of a
+    A victim has its network, its lock and its images, P + L + I, but that all
+    victims of a run are one client, with one lock. Each restart of a
     search has a candidate, its gradient and the gradient that it would upload,
     2 I + P.
 
@@ -50,19 +51,19 @@ def check_attack(
     held = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
     images = 4 * config.examples * math.prod(image_shape)
     network, lock = nbytes(params), nbytes(held)
-    each = network + lock + images
-    if searched:
-        each += config.restarts * (2 * images + network)
+    if config.from_run is not None:
+        lock = 0  # there once, as it was when the run was trained
+    search = config.restarts * (2 * images + network) if searched else 0
     parts = {
         "private_key_size or the number of sites": lock,
         "image_size, or take a smaller model": network,
         "image_size or examples": images,
-        "restarts": each - network - lock - images,
+        "restarts": search,
     }
     _check_block(
         layout or Layout("loop"),
         config.victims,
-        each,
+        network + lock + images + search,
         f"victims of arm {arm.name!r}",
         _largest(parts),
     )

@@ -1,5 +1,7 @@
 """Sizes: what surely does not fit is refused before it is asked for, with numbers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -68,7 +70,7 @@ def test_an_absurd_training_is_refused_with_the_option_to_lower(
 
 
 def test_the_estimate_of_an_attack_is_what_must_be_there(monkeypatch):
-    """Worked out by hand: 192-24-10 weights, an 8x8x3 image, a lock of 16 numbers."""
+    """Worked out by hand: 192-64-10 weights, an 8x8x3 image, a private key of 16."""
     asked = []
     monkeypatch.setattr(
         sizes, "check_fits", lambda needed, what, *_: asked.append((needed, what))
@@ -76,10 +78,7 @@ def test_the_estimate_of_an_attack_is_what_must_be_there(monkeypatch):
     config = tiny(arms=("keylock/known",), sites=("layers/0",), restarts=5)
     (job,) = leakage.prepare(config).jobs
     network = 4 * (192 * 64 + 64 + 64 * 10 + 10)
-    params = jax.eval_shape(job.staged.model.init, jax.random.key(0))
-    network = sizes.nbytes(params)
-    width = job.setting.sites[0][1]
-    lock = 4 * (16 + 2 * (16 * width + width))
+    lock = 4 * (16 + 2 * (16 * 64 + 64))
     image = 4 * 8 * 8 * 3
     each = network + lock + image + 5 * (2 * image + network)
     assert asked[0] == (each, "1 victim of arm 'keylock/known'")
@@ -95,6 +94,13 @@ def test_the_estimate_of_an_attack_is_what_must_be_there(monkeypatch):
     )
     block = -(-3 // jax.local_device_count()) * jax.local_device_count()
     assert asked[0][0] == block * (network + lock + image)
+    # All victims of a run are one client, and have one lock.
+    asked.clear()
+    captured = dataclasses.replace(config, from_run="run")
+    sizes.check_attack(
+        captured, job.staged.arm, job.staged.model, (8, 8, 3), searched=False
+    )
+    assert asked[0][0] == network + image
 
 
 def test_a_size_is_counted_over_all_leaves():
