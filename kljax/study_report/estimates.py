@@ -128,7 +128,8 @@ def mean_difference(
     differences, groups = differences[finite], groups[finite]
     if not len(differences):
         return UNKNOWN
-    if not VALUES[value].rate or np.ptp(differences) > 0:
+    of_a_rate = VALUES[value].rate and np.all(np.isin(differences, (-1, 0, 1)))
+    if not of_a_rate or np.ptp(differences) > 0:
         return metrics.cluster_bootstrap(differences, groups)
     count, mean = len(np.unique(groups)), float(differences[0])
     bounds = metrics.wilson(int(abs(mean)) * count, count)

@@ -171,6 +171,11 @@ def test_equal_differences_of_what_is_no_rate_are_not_known(value, difference):
     assert math.isnan(found.low) and math.isnan(found.high) and found.groups == 10
 
 
+def test_half_is_no_difference_of_a_rate():
+    found = mean_difference("success", np.full(10, 0.5), np.arange(10))
+    assert found.estimate == 0.5 and math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_the_mean_of_no_difference_is_not_known():
     for differences in (np.zeros(0), np.array([math.nan, math.inf])):
         found = mean_difference("ssim", differences, np.arange(len(differences)))
