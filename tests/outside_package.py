@@ -211,6 +211,17 @@ def half_gradient():
     return defences.none()._replace(release=release)
 
 
+def fading():
+    """Makes a defence that sends ever less, and remembers how often it has sent."""
+
+    def release(rng, count, grads, context):
+        return jax.tree.map(lambda g: g / (1.0 + count), grads), count + 1.0
+
+    return defences.none()._replace(
+        release=release, init_state=lambda grads: jnp.zeros(())
+    )
+
+
 def gates_alone():
     """Makes a defence that changes nothing of what is sent."""
     return defences.none()._replace(gates=lambda public, private: {})

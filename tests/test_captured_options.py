@@ -1,12 +1,14 @@
 """Options of a run that change a client's round are those of its attacked client."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from begun_runs import UPLOADS, begin, study
 from studies import quick_compilation
 
-from kljax import leakage, preparation, staging
+from kljax import checkpoint, leakage, preparation, staging
 from kljax.clients import STEP_PURPOSES, local_gradient
 from kljax.leakage import leak
 from kljax.randomness import derive_rng
@@ -84,6 +86,22 @@ def test_a_gradient_is_of_the_augmented_image(tmp_path):
             expected.public.model["fc/kernel"],
             atol=1e-6,
         )
+
+
+def test_a_release_goes_on_with_what_the_client_remembers(tmp_path):
+    arm, sent = "outside_package:fading", []
+    for name, count in (("new", 0.0), ("later", 3.0)):
+        _, server, clients = begin(tmp_path / name, arms=(arm,))
+        assert not np.any(clients.release.steps)
+        remembered = clients.release._replace(steps=clients.release.steps + count)
+        shutil.rmtree(tmp_path / name / arm)
+        kept = clients._replace(release=remembered)
+        checkpoint.save(tmp_path / name / arm, server, kept, (0,))
+        (found,) = leak(study(tmp_path / name, arms=(arm,), attack=REVEAL)).arms
+        sent.append(found.attacked.reconstruction.info["view"].grads)
+    jax.tree.map(
+        lambda new, later: np.testing.assert_allclose(new, 4 * later, rtol=1e-5), *sent
+    )
 
 
 @pytest.mark.parametrize("upload", UPLOADS)
