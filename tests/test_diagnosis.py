@@ -45,15 +45,15 @@ EXAMPLES = STEPS * BATCH // 2  # gone through twice
 PENALTY = proximal(0.5)
 LOCKED = keylock(LOCK)
 NOISY = chain(LOCKED, gaussian_noise(0.5))
-UPDATE = threat(
-    "known",
-    private_key="known",
-    lock_weights="known",
-    victim_norm="train",
-    attacker_norm="train",
-    upload="update",
-    examples=EXAMPLES,
-)
+FACTS = {
+    "private_key": "known",
+    "lock_weights": "known",
+    "victim_norm": "train",
+    "attacker_norm": "train",
+    "upload": "update",
+    "examples": EXAMPLES,
+}
+UPDATE = threat("known", **FACTS)
 
 
 def optimiser():
@@ -177,6 +177,12 @@ def test_the_attacker_simulates_what_the_client_does_in_each_step(name):
 def test_an_update_is_replayed_or_is_not(options, penalty, exact):
     defence = options.get("defence", LOCKED)
     assert replays(trained(**options), defence=defence, penalty=penalty) is exact
+
+
+def test_lock_weights_trained_under_noise_are_no_error_of_the_replay():
+    """What a client shares of its lock has followed the noisy steps."""
+    declared = threat("known", lock_grads="shared", **FACTS)
+    assert replays(trained(NOISY), declared, defence=NOISY)
 
 
 def test_another_private_key_is_another_client():
