@@ -6,9 +6,11 @@ listed here as saying nothing of it; so a field that comes later separates until
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from kljax.arms import KINDS
 from kljax.config import SPEED_OPTIONS, LeakConfig, TrainConfig
 
 # What neither says of a network: which of its defences, which repetition, where.
@@ -90,12 +92,20 @@ OF_TRAINING = frozenset(
         "keep_rounds",
     }
 )
+# What makes gates, and says nothing of an arm without; sites say where its norm is.
+OF_GATES = frozenset({"lock_init", "lock_activation", "private_key_size", "chained"})
 # What a training measures and keeps, and does not depend on.
 KEPT = frozenset({"evaluate_every", "save_every", "keep_rounds"})
 
 
+def is_gated(arm: str) -> bool:
+    """Tells whether an arm, as it is written, may have gates; a user's own may."""
+    name = re.split(r"[+=@/]", arm, maxsplit=1)[0]
+    return name not in KINDS or KINDS[name].gated
+
+
 def network_differences(
-    attacked: Mapping[str, Any], trained: Mapping[str, Any]
+    attacked: Mapping[str, Any], trained: Mapping[str, Any], gated: bool = True
 ) -> list[str]:
     """Lists where an attacked network and a trained one are not the same.
 
@@ -104,12 +114,14 @@ def network_differences(
     Args:
       attacked: configuration of a cell, as JSON has it.
       trained: configuration of a run, as JSON has it.
+      gated: whether the arm has gates, see `is_gated`.
 
     Returns:
       Of each field that differs, its name and both values in words.
     """
-    left = {k: v for k, v in attacked.items() if k not in NEITHER | OF_ATTACK}
-    right = {k: v for k, v in trained.items() if k not in NEITHER | OF_TRAINING}
+    neither = NEITHER if gated else NEITHER | OF_GATES
+    left = {k: v for k, v in attacked.items() if k not in neither | OF_ATTACK}
+    right = {k: v for k, v in trained.items() if k not in neither | OF_TRAINING}
     found = []
     for name in dict.fromkeys((*left, *right)):
         # A study is older than options that it does not have.

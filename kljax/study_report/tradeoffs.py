@@ -9,7 +9,7 @@ from kljax import journal
 from kljax.captured import trained_name
 from kljax.study_report.axes import Axis, arm_axis
 from kljax.study_report.estimates import Estimate, estimate, sample_deviation
-from kljax.study_report.pairing import network_differences, training_of
+from kljax.study_report.pairing import is_gated, network_differences, training_of
 from kljax.study_report.pools import Pool
 from kljax.study_report.successes import HEADER, success_entries, success_record
 from kljax.study_report.tables import Entry, Table, at_words
@@ -135,12 +135,13 @@ def unpaired(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:
 
 def _why_apart(run: Run, pool: Pool) -> list[str]:
     """Says why a training tells nothing of what was attacked; nothing if it does."""
-    if _defence(pool) not in run.accuracy:
+    defence = _defence(pool)
+    if defence not in run.accuracy:
         return ["it did not train this arm"]
     cells = [cell["config"] for cell in pool.cells]
     attacked = {config.get("from_run") for config in cells} - {None}
     if not attacked:
-        return network_differences(cells[0], run.config)
+        return network_differences(cells[0], run.config, is_gated(defence))
     if any(Path(path).resolve() == run.folder.resolve() for path in attacked):
         return []
     return [f"attacked was {', '.join(sorted(attacked))}"]

@@ -14,6 +14,7 @@ from kljax.study_report.budgets import budgets_table, make_curves
 from kljax.study_report.pairing import (
     NEITHER,
     OF_ATTACK,
+    OF_GATES,
     OF_TRAINING,
     network_differences,
 )
@@ -258,21 +259,44 @@ def test_every_field_separates_unless_it_is_known_to_say_nothing():
 
 @pytest.mark.parametrize("name", [*OTHER, *OTHER_NETWORK])
 def test_another_network_is_not_paired(tmp_path, name):
-    axes = {"arm": {"none": {"arm": "none"}}}
+    axes = {"arm": {"lock": {"arm": "keylock/known"}}}
     pools, axes = pools_of(tmp_path, axes, lambda config: 1)
     other = {**OTHER, **OTHER_NETWORK}[name]
     runs = read_runs(
         [
-            write_run(tmp_path / "same", {"none": 0.9}),
-            write_run(tmp_path / "other", {"none": 0.8}, more={name: other}),
+            write_run(tmp_path / "same", {"keylock": 0.9}),
+            write_run(tmp_path / "other", {"keylock": 0.8}, more={name: other}),
         ]
     )
     (found,) = make_tradeoffs(pools, axes, runs)
     assert found.runs == ("same",)
     assert make_tradeoffs(pools, axes, runs[1:]) == []
     (words,) = unpaired(pools, runs[1:])
-    assert words.startswith(f"none (other: {name} is ") and repr(other) in words
+    assert words.startswith(f"keylock (other: {name} is ") and repr(other) in words
     assert unpaired(pools, runs) == []
+
+
+@pytest.mark.parametrize(
+    ("arm", "gated"),
+    [
+        ("none", False),
+        ("bn-control+gaussian-noise=0.1", False),
+        ("gaussian-noise@update=0.1", False),
+        ("plaintext-gates", True),
+        ("keylock+gaussian-noise=0.1/known", True),
+        ("mine:defence", True),
+    ],
+)
+def test_a_lock_separates_no_networks_without_gates(tmp_path, arm, gated):
+    """Where a private key is shorter, the arm without one is what it was."""
+    axes = {"arm": {"one": {"arm": arm}}}
+    pools, axes = pools_of(tmp_path, axes, lambda config: 1)
+    trained = {arm.partition("/")[0]: 0.9}
+    for name in OF_GATES:
+        more = {name: OTHER[name]}
+        run = write_run(tmp_path / name, trained, more=more)
+        found = make_tradeoffs(pools, axes, read_runs([run]))
+        assert len(found) == (not gated), name
 
 
 def test_a_field_of_another_version_separates(tmp_path):
