@@ -273,6 +273,44 @@ def test_the_readout_is_the_papers_loop():
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("rank", ("bias", "weight"))
+def test_the_largest_bins_are_read_by_whatever_ranks_them(rank):
+    """Four bins by hand, of which three are read; the last is rounding."""
+    images = np.full((4, math.prod(IMAGE_SHAPE)), 0.5)
+    images[:, 0] = 0.1, 0.2, 0.3, 0.4
+    biases = np.array([0.5, -2.0, 1.0, 0.9e-6 * 2])
+    images[0] *= 1.9
+    images[2] *= 0.3
+    kernels = images * biases[:, None]
+    # A row is the sum of the bins from its bound on.
+    rows = np.cumsum(kernels[::-1], axis=0)[::-1], np.cumsum(biases[::-1])[::-1]
+    truth = update(bins=4)
+    sent = truth.sent.model | {
+        KERNEL: rows[0].T.astype(np.float32),
+        BIAS: rows[1].astype(np.float32),
+    }
+    found = compiled(examples=3, rank=rank, bins=4)(
+        truth._replace(
+            sent=Public(sent), images=truth.images[:3], targets=truth.targets[:3]
+        )
+    )
+    order = {"bias": [1, 2, 0], "weight": [1, 0, 2]}[rank]
+    assert found.info["bins"].tolist() == order and found.info["bins_read"] == 3
+    for image, n in zip(found.images, order, strict=True):
+        np.testing.assert_allclose(np.ravel(image), images[n], rtol=2e-5, atol=1e-5)
+    assert found.loss < 1e-9
+
+
+def test_bins_above_rounding_are_read():
+    truth = update(bins=4)
+    for share, read in ((0.8e-6, 1), (1.5e-6, 2)):
+        bias = np.float32([1, share, share, share])
+        kernel = np.full((math.prod(IMAGE_SHAPE), 4), 0.3, np.float32) * bias[None]
+        sent = Public(truth.sent.model | {KERNEL: kernel, BIAS: bias})
+        found = compiled(bins=4)(truth._replace(sent=sent))
+        assert found.info["bins_read"] == read
+
+
 def test_as_many_are_alone_as_expected():
     generator = np.random.default_rng(0)
     for examples, bins in ((8, 64), (64, 64), (2, 4)):
@@ -330,6 +368,25 @@ def test_the_bounds_are_quantiles_of_what_was_measured():
     measured = insertions.imprint().survey(public_images())
     expected = [means.mean() + means.std() * x for x in standard().survey(None)]
     np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "bin"),
+    [(-20, 0), (-0.7, 0), (-0.6, 1), (0.1, 2), (0.7, 2), (20, 2)],
+)
+def test_one_shot_takes_the_bounds_of_the_bin_that_holds_its_target(target, bin):
+    """Of quarters, in deviations; the topmost bin has no upper bound to read it by."""
+    quarters = [-10, statistics.NormalDist().inv_cdf(0.25), 0, -1]
+    quarters[3] = -quarters[1]
+    found = insertions.imprint(4, target=target, known=(0.3, 0.1)).survey(None)
+    expected = 0.3 + 0.1 * np.array(quarters[bin : bin + 2])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_slowest_wave_is_no_wave():
+    """Mode 0 has the size that the paper's code gives it."""
+    dct = insertions.MEASUREMENTS["dct"]((2, 3, 1), 0)
+    np.testing.assert_allclose(dct, np.full(6, 4 * 0.33 / 6), rtol=1e-6)
 
 
 def test_the_directions_are_the_papers():

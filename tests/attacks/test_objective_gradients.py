@@ -209,3 +209,16 @@ def test_nothing_pulls_where_nothing_is_apart(name):
     value, slopes = distance(name)(OBSERVED, OBSERVED)
     assert value == 0
     np.testing.assert_array_equal(numbers_of(slopes), 0)
+
+
+@pytest.mark.parametrize("name", ("cosine_per_tensor", "balanced_l2"))
+@pytest.mark.parametrize("share", (0.8, 1.25))
+def test_a_millionth_of_the_whole_is_where_rounding_ends(name, share):
+    observed = OBSERVED.astype(np.float64)
+    rest = np.delete(observed, slice(12, 15))
+    faint = observed[12:15] / np.linalg.norm(observed[12:15])
+    observed[12:15] = share * 1e-6 * np.linalg.norm(rest) * faint
+    assert len(not_rounding(tensors(observed))) == (5 if share > 1 else 4)
+    value, _ = distance(name)(SIMULATED, observed.astype(np.float32))
+    expected = PLAIN[name](tensors(SIMULATED.astype(np.float64)), tensors(observed))
+    np.testing.assert_allclose(value, expected, rtol=1e-4)

@@ -21,6 +21,7 @@ from kljax.attacks import (
     LABELS,
     LOCKS,
     Candidate,
+    Unknown,
     Unknowns,
     no_prior,
     normal,
@@ -144,6 +145,33 @@ def test_one_lock_and_the_images_of_all_uploads():
     assert parts[1].shape == (UPLOADS * EXAMPLES, CLASSES)
     assert parts[2]["norm"].scale.shape == (3,)
     np.testing.assert_array_equal(parts[0][EXAMPLES], first[1, 0])
+
+
+def test_parts_are_started_projected_and_put_together_one_upload_after_the_other():
+    """With parts that give away what they are given."""
+
+    def start(rng, view):
+        return (view, jax.random.uniform(rng)), view + 0.5
+
+    def decode(free, fixed):
+        return free[0] * jax.numpy.ones((EXAMPLES, 1)) + fixed
+
+    part = Unknown(start, decode, lambda free: (free[0] - 7, free[1]))
+    images, targets, lock = pooled(
+        Unknowns(part, part, part), None, None, None, uploads=UPLOADS
+    )[0]
+    views = np.array([1.0, 2.0, 3.0], np.float32)
+    for each in (images, targets):
+        free, fixed = each.start(RNG, views)
+        np.testing.assert_array_equal(free[0], views)
+        assert len(set(np.asarray(free[1]).tolist())) == UPLOADS
+        np.testing.assert_array_equal(each.project(free)[0], views - 7)
+        values = np.repeat(2 * views + 0.5, EXAMPLES)[:, None]
+        np.testing.assert_array_equal(each.decode(free, fixed), values)
+    # One lock, of the first upload, with the random key as it is.
+    free, fixed = lock.start(RNG, views)
+    assert free[0] == 1 and fixed == 1.5 and free[1] == jax.random.uniform(RNG)
+    assert lock.decode(free, fixed).shape == (EXAMPLES, 1)
 
 
 def test_the_attack_on_a_pool_returns_all_its_images():
