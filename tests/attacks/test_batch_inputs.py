@@ -55,6 +55,53 @@ def test_inputs_are_found_and_how_sure_they_are(loss, labels, seed):
     np.testing.assert_allclose(found.signals.mean, signals, atol=1e-5)
 
 
+@pytest.mark.parametrize("noise", (0.0, 1e-4))
+def test_how_sure_it_is_follows_from_the_slopes_at_what_was_found(noise):
+    """Its formula with derivatives by differences, entry by entry."""
+    _, sent = batch((4, 7))
+    disturb = np.random.default_rng(1).standard_normal(sent[0].shape)
+    sent = (sent[0] + noise * disturb, *sent[1:])
+    found = find[cross_entropy](*sent)
+    kernel_grad, bias_grad, kernel, bias, targets = sent
+    grads = np.concatenate([kernel_grad, bias_grad[None]])
+    basis = np.linalg.svd(grads, full_matrices=False)[0][:, :2]
+    logits_of = basis.T @ np.concatenate([kernel, bias[None]])
+    seen = basis.T @ grads
+    mixing = np.concatenate([found.inputs.mean, np.ones((2, 1))], axis=1) @ basis
+
+    def signals(mixing):
+        powers = np.exp(mixing @ logits_of)
+        return (powers / powers.sum(axis=1, keepdims=True) - targets) / 2
+
+    def misfit(mixing):
+        missed = (mixing.T @ signals(mixing) - seen) / np.abs(seen).max()
+        return np.concatenate([missed.ravel(), mixing @ basis[-1] - 1])
+
+    def slopes(function, step=1e-6):
+        away = [step * np.eye(4)[n].reshape(2, 2) for n in range(4)]
+        pairs = [(function(mixing + by), function(mixing - by)) for by in away]
+        return np.stack([np.ravel(a - b) for a, b in pairs], axis=1) / (2 * step)
+
+    rounding, slope = 2.0**-24, slopes(misfit)
+    left = np.sum(misfit(mixing) ** 2) / (2 * (CLASSES + 1 - 2))
+    spread = (rounding**2 + left) * np.linalg.inv(slope.T @ slope)
+    inverse = np.linalg.pinv(signals(mixing))
+    for i, f in np.ndindex(2, WIDTH):
+        own = spread[2 * i : 2 * i + 2, 2 * i : 2 * i + 2]
+        doubt = basis[f] @ own @ basis[f]
+        doubt += sum((rounding * grads[f, c] * inverse[c, i]) ** 2 for c in range(10))
+        np.testing.assert_allclose(found.inputs.variance[i, f], doubt, rtol=1e-3)
+    by_mixing = slopes(signals).reshape(2, CLASSES, 4)
+    for i, c in np.ndindex(2, CLASSES):
+        doubt = by_mixing[i, c] @ spread @ by_mixing[i, c]
+        doubt += (rounding * found.signals.mean[i, c]) ** 2
+        np.testing.assert_allclose(found.signals.variance[i, c], doubt, rtol=1e-3)
+    missed = basis @ mixing.T @ signals(mixing) - grads
+    share = np.sum(missed**2) / np.sum(grads**2)
+    # An input's last one is exact here, and nearly so there.
+    np.testing.assert_allclose(found.residual, share, rtol=1e-2)
+
+
 def test_examples_of_one_label_come_in_any_order():
     labels = (2, 2, 6)
     truth, sent = batch(labels)

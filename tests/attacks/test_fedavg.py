@@ -286,12 +286,11 @@ def test_one_broken_guess_leaves_the_others_in_order():
 
 def test_images_are_compared_as_they_are_shown():
     """Clipped to [0, 1]: white is white, however far beyond."""
-    truths = np.array([[1.0], [0.5]], np.float32)
-    guesses = np.array([[0.6], [9.0]], np.float32)
-    assert quick_jit(best_order)(guesses, truths).tolist() == [1, 0]
-    guesses = np.array([[-9.0], [0.5]], np.float32)
-    truths = np.array([[0.45], [0.0]], np.float32)
-    assert quick_jit(best_order)(guesses, truths).tolist() == [1, 0]
+    for black in (0.0, 1.0):  # and the same in negative
+        truths = np.abs(black - np.array([[1.0], [0.5]], np.float32))
+        guesses = black + (1 - 2 * black) * np.array([[0.9], [1.2]], np.float32)
+        # As it is, 1.2 would be too far from white: .01 x .49 < .04 x .16
+        assert quick_jit(best_order)(guesses, truths).tolist() == [1, 0]
 
 
 def test_an_exact_guess_counts_100_decibels():
