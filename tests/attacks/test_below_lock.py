@@ -1,15 +1,18 @@
 """Peeling to the end: the image of a locked network, where it can be and where not."""
 
 import functools
+import importlib
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from poison import differences, poisoned
 from toys import quick_jit, setting, threat
 
 from kljax import LeakConfig, leak
+from kljax.attacks.closed_form.below_lock import Below
 from kljax.attacks.presets import peeled_image
 from kljax.clients import one_step
 from kljax.defences import keylock
@@ -19,6 +22,11 @@ from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.threat import observe
 from kljax.typing import Private, Public
 
+# The packages have functions of these names.
+closed_peeling, presets_peeling = (
+    importlib.import_module(f"kljax.attacks.{package}.peeling")
+    for package in ("closed_form", "presets")
+)
 SHAPE, KEY_SIZE = (16, 16, 3), 16
 TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
 FACTS = {
@@ -166,6 +174,56 @@ def test_signs_of_scales_are_found_up_to_one_for_all(seed):
     np.testing.assert_allclose(relative, np.sign(relative[0]), rtol=5e-2)
     assert likeness(known, image) > 0.95
     assert np.sign(relative[0]) * likeness(found, image) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("strategy", "signed", "told"),
+    [
+        ("known", False, [0.0]),
+        ("unit", False, [0.0]),
+        ("peel", False, [1e-5]),
+        ("peel", True, [1e-5, 1e-5]),  # for the signs, too
+    ],
+)
+def test_the_epsilon_is_told_where_scales_were_peeled(
+    strategy, signed, told, monkeypatch
+):
+    """A scale that is known is right, and one that was peeled leaves it out."""
+    seen = []
+
+    def spied(step, place, gate, grad, kernel, epsilon):
+        seen.append(epsilon)
+        nothing = jnp.zeros(kernel.shape[-1], kernel.dtype)
+        return Below(jnp.zeros(SHAPE, kernel.dtype), nothing, jnp.asarray(0.25))
+
+    monkeypatch.setattr(presets_peeling, "solve_below", spied)
+    monkeypatch.setattr(closed_peeling, "solve_below", spied)
+    here = ground(strategy, signed=signed)
+    view = jax.eval_shape(lambda: observed(strategy, signed))
+    found = jax.eval_shape(
+        lambda view: peeled_image(here)(jax.random.key(1), view), view
+    )
+    assert seen == told and found.images.shape == (1, *SHAPE)
+
+
+def observed(strategy, signed):
+    """What the server sees of a client, for its shapes."""
+    model, lock = made(signed=signed)
+    step = one_step(model, cross_entropy, keylock(lock), train=True)
+    rng = jax.random.key(0)
+    params, stats = model.init(rng)
+    private = Private(lock.private_key(rng), lock.init(rng))
+    update = step(
+        rng, Public(params), stats, private, jnp.zeros((1, *SHAPE)), jnp.zeros((1, 10))
+    )
+    return observe(ground(strategy, signed=signed).threat, update)
+
+
+def test_its_loss_is_the_mean_of_the_layers_shares():
+    _, found = attacked("fixed_random")
+    residuals = found.info["residuals"]
+    assert set(residuals) == {"conv1", "conv2", "conv3"}
+    np.testing.assert_allclose(found.loss, np.mean([*residuals.values()]), rtol=1e-5)
 
 
 def test_a_dense_network_is_peeled_without_a_lock_and_refused_with_one():

@@ -12,6 +12,7 @@ from kljax.attacks.closed_form.transformer import (
     Sent,
     find_patches,
     find_tokens,
+    folded,
     patch_gates,
 )
 from kljax.attacks.closed_form.walk import Place, Step, undo
@@ -191,3 +192,12 @@ def test_patches_are_those_nearest_to_grey(pixels):
         error = kernel.T @ away - embedded
         missed, whole = missed + error @ error, whole + embedded @ embedded
     np.testing.assert_allclose(share, missed / whole, atol=1e-12)
+
+
+def test_patches_tile_an_image_row_by_row():
+    patches = np.arange(6 * 12).reshape(6, 12)
+    image = folded(patches, (4, 6, 3), 2)
+    for n, patch in enumerate(patches):
+        top, left = 2 * (n // 3), 2 * (n % 3)
+        cut = image[top : top + 2, left : left + 2]
+        np.testing.assert_array_equal(np.ravel(cut), patch)

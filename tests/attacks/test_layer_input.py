@@ -20,6 +20,8 @@ GENERATOR = np.random.default_rng(3)
 LAYERS = {
     "strided": (Layer("c", convolution(2, 1)), (3, 3, 2, 3), (5, 4, 2), (3, 2, 3)),
     "wide": (Layer("c", convolution(1, 2)), (5, 5, 2, 1), (4, 4, 2), (4, 4, 1)),
+    # One equation of the gradient for nine positions.
+    "narrow": (Layer("c", convolution(1, 0)), (1, 1, 2, 1), (3, 3, 2), (3, 3, 1)),
     "dense": (Layer("d", dense), (6, 4), (6,), (4,)),
 }
 
