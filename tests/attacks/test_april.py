@@ -5,6 +5,7 @@ float32 gives 75 to 110; noise, a shortcut and wrong gates leave less than 15.
 """
 
 import functools
+import importlib
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,17 @@ from poison import differences, hidden, poisoned
 from studies import study
 from toys import quick_jit, random_images, setting, threat
 
-from kljax.attacks import LOCKS, Protocol, Reconstruction, patch_peeling
+from kljax.attacks import (
+    LOCKS,
+    Candidate,
+    Protocol,
+    Reconstruction,
+    cosine,
+    lbfgs,
+    patch_peeling,
+    squared_l2,
+    total_variation,
+)
 from kljax.attacks.presets import april, april_optimisation
 from kljax.attacks.presets.april import april_objective
 from kljax.clients import local_update, one_step
@@ -465,6 +476,52 @@ def test_the_objective_adds_the_angle_of_the_position_embedding():
         for pair in both:  # with and without lock gradients
             np.testing.assert_allclose(ours(*pair), expected + alpha * angle, rtol=1e-5)
         np.testing.assert_allclose(ours(one, one), 0, atol=1e-6)
+
+
+def test_the_variant_is_matching_but_for_its_objective(monkeypatch):
+    module = importlib.import_module("kljax.attacks.presets.april")
+    monkeypatch.setattr(module, "gradient_matching", lambda setting, **parts: parts)
+    parts = april_optimisation(ground(), steps=3, restarts=2)
+    assert parts["steps"] == 3 and parts["restarts"] == 2
+    drawn = parts["start"](jax.random.key(0), (4000,))
+    assert abs(np.mean(drawn) - 0.5) < 0.01 and abs(np.std(drawn) - 0.1) < 0.005
+    candidate = Candidate(random_images(2, *SHAPE), None, None)
+    own, matching = (
+        prior(None, candidate, 0.0)
+        for prior in (parts["prior"], total_variation(0.01, relative=True))
+    )
+    np.testing.assert_allclose(own, matching, rtol=1e-6)
+    generator = np.random.default_rng(1)
+    one, other = (
+        Public({"positions": np.float32(generator.standard_normal(6))}) for _ in "12"
+    )
+    distance = squared_l2()(one, other) + cosine()(one, other)
+    np.testing.assert_allclose(parts["objective"](one, other), distance, rtol=1e-5)
+    # Guarded: no trial but an accepted one is where it goes on from.
+    free = (np.ones(3, np.float32), (), ())
+    assert jax.tree.structure(parts["optimiser"].init(free)) == jax.tree.structure(
+        lbfgs().init(free)
+    )
+
+
+def test_directions_below_rounding_are_cut_off(monkeypatch):
+    """5e-6 of the longest, unless it is said."""
+    module, seen = importlib.import_module("kljax.attacks.presets.april"), []
+    find = module.find_tokens
+
+    def spied(sent, known, gate, cutoff):
+        seen.append(cutoff)
+        return find(sent, known, gate, cutoff)
+
+    monkeypatch.setattr(module, "find_tokens", spied)
+    here, truth = ground(), victim(0)
+    view = observe(here.threat, truth.update)
+    for options in ({}, {"cutoff": 1e-3}):
+        attack = april(here, **options)
+        jax.eval_shape(
+            lambda view, attack=attack: attack(jax.random.key(1), view), view
+        )
+    assert seen == [5e-6, 1e-3]
 
 
 def test_a_network_without_positions_is_refused():

@@ -204,6 +204,39 @@ def test_regressed_gates_start_at_the_mean_of_what_locks_have():
     np.testing.assert_allclose(gates["norm"].shift, [2.0] * 3, rtol=1e-6)
 
 
+def test_a_stranger_whose_channels_are_all_dead_says_nothing_of_scales():
+    def draw_gates(rng):
+        gate = Gate(np.zeros(3), np.array([1.0, 2.0, 6.0]))
+        return {"norm": gate, "fc": gate}
+
+    lock, free, fixed = regression(draw_gates=draw_gates)
+    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    np.testing.assert_allclose(gates["norm"].scale, [1.0] * 3)
+    np.testing.assert_allclose(gates["norm"].shift, [3.0] * 3)
+
+
+@pytest.mark.parametrize("signed", (False, True))
+def test_strangers_are_sixteen_and_each_draws_for_itself(signed):
+    def draw_gates(rng):
+        scale, shift = jax.random.normal(rng, (2, 3))
+        gate = Gate(scale if signed else abs(scale), shift)
+        return {"norm": gate, "fc": gate}
+
+    strangers = [
+        draw_gates(rng)["norm"]
+        for rng in jax.random.split(jax.random.fold_in(RNG, 0), 16)
+    ]
+    lock, free, fixed = regression(draw_gates=draw_gates)
+    gate = lock.gates((), lock.unknown.decode(free, fixed))["norm"]
+    scales, shifts = (np.stack(parts) for parts in zip(*strangers, strict=True))
+    unit = np.mean(np.abs(scales))
+    expected = scales[0] if signed else np.full(3, unit)
+    np.testing.assert_allclose(gate.scale, expected, rtol=1e-5)
+    np.testing.assert_allclose(gate.shift, np.full(3, np.mean(shifts)), rtol=1e-5)
+    # Shifts are measured in the mean size of scales.
+    np.testing.assert_allclose(free["norm"].shift, np.mean(shifts) / unit, rtol=1e-5)
+
+
 def test_regressed_scales_have_signs_where_those_of_locks_have():
     def draw_gates(rng):
         gate = Gate(np.array([2.0, -4.0, 0.0]), np.array([1.0, 2.0, 3.0]))
