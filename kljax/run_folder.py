@@ -13,10 +13,10 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from kljax.files import write_text
 
-RESERVED = ".reserved"  # keeps room on the disk for what is to be written
 MOST_ROOM = 2**28  # bytes to keep; whether more is asked for in earnest shows later
 
 # What file systems say that cannot take room but by writing.
@@ -63,10 +63,13 @@ class RunFolder:
     Attributes:
       folder: its name; another one once it is written if the name was taken meanwhile.
       aside: where to write.
+      room: file without a name that keeps room on the disk until something is written;
+        it is gone with the process, however that ends.
     """
 
     def __init__(self, folder: Path, aside: Path):
         self.folder, self.aside = folder, aside
+        self.room: IO[bytes] | None = None
 
     def write_first(self, texts: Mapping[str, str]) -> None:
         """Writes what must not be lost, before anything else.
@@ -85,8 +88,13 @@ class RunFolder:
         except OSError as error:
             raise _rescued(self.folder, texts, error) from error
 
+    def _keep_room(self, size: int) -> None:
+        self.room = tempfile.TemporaryFile(dir=self.aside)
+        _reserve(self.room, size)
+
     def _free_room(self) -> None:
-        (self.aside / RESERVED).unlink(missing_ok=True)
+        if self.room is not None:
+            self.room.close()
 
     def _publish(self) -> None:
         self._free_room()
@@ -149,7 +157,7 @@ def claim(folder: Path, room: int = 2**20) -> Iterator[RunFolder]:
     claimed = RunFolder(folder, aside)
     try:
         try:
-            _reserve(aside / RESERVED, min(room, MOST_ROOM))
+            claimed._keep_room(min(room, MOST_ROOM))
         except OSError as error:
             raise _unwritable(folder, error) from error
         yield claimed
@@ -194,18 +202,17 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _reserve(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                return os.posix_fallocate(file.fileno(), 0, max(1, size))
-            except OSError as error:
-                if error.errno not in UNKNOWN_CALL:
-                    raise
-        for start in range(0, size, 2**20):
-            file.write(bytes(min(2**20, size - start)))
-        file.flush()
-        os.fsync(file.fileno())
+def _reserve(file: IO[bytes], size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file.fileno(), 0, max(1, size))
+        except OSError as error:
+            if error.errno not in UNKNOWN_CALL:
+                raise
+    for start in range(0, size, 2**20):
+        file.write(bytes(min(2**20, size - start)))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _rename_free(aside: Path, folder: Path) -> Path:

@@ -90,10 +90,11 @@ def test_a_full_disk_is_said_before_the_work(tmp_path):
 
 def test_a_result_has_its_room_on_the_disk_from_the_beginning(tmp_path):
     with claim(tmp_path / "run", room=2**16) as claimed:
-        (kept,) = claimed.aside.iterdir()
-        assert kept.stat().st_blocks * 512 >= 2**16
+        assert os.fstat(claimed.room.fileno()).st_blocks * 512 >= 2**16
+        # Nothing of it is left behind by a process that is killed.
+        assert names(claimed.aside) == []
         claimed.write_first(TEXTS)
-        assert not kept.exists()
+        assert claimed.room.closed
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
@@ -105,16 +106,14 @@ def test_a_file_system_that_only_writes_keeps_room_all_the_same(
 
     monkeypatch.setattr(os, "posix_fallocate", unknown)
     with claim(tmp_path / "run", 3 * 2**20 + 1) as claimed:
-        kept = claimed.aside / run_folder.RESERVED
-        assert kept.stat().st_size == 3 * 2**20 + 1
+        assert os.fstat(claimed.room.fileno()).st_size == 3 * 2**20 + 1
         claimed.write_first(TEXTS)
     assert names(tmp_path / "run") == sorted(TEXTS)
 
 
 def test_a_size_out_of_reason_is_left_to_whoever_knows_why(tmp_path):
     with claim(tmp_path / "run", room=2**60) as claimed:
-        (kept,) = claimed.aside.iterdir()
-        assert kept.stat().st_size == run_folder.MOST_ROOM
+        assert os.fstat(claimed.room.fileno()).st_size == run_folder.MOST_ROOM
 
 
 def test_work_that_fails_before_anything_is_written_leaves_nothing(tmp_path):
