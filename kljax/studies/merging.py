@@ -46,7 +46,7 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
     rows = [_rows_by_cell(study) for study in studies]
     manifest = _joined(out.name, manifests, sweep, cells)
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    aside = Path(tempfile.mkdtemp(prefix=".kljax-", dir=out.parent))
     try:
         write_json(aside / "manifest.json", manifest)
         source = {cell.id: _better(cell, rows) for cell in cells}
