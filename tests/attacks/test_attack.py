@@ -342,26 +342,39 @@ def test_an_all_zero_upload_is_a_reported_failure(rng):
     assert not bool(found.finite)
 
 
+def broken_at(first, end):
+    """Gives iterates that are 0, and infinite from the first to before the end."""
+
+    def step(free, count, value, grads):
+        count += 1
+        far = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), free)
+        near = jax.tree.map(jnp.zeros_like, free)
+        bad = (count >= first) & (count < end)
+        return jax.tree.map(lambda a, b: jnp.where(bad, a, b), far, near), count
+
+    return Optimiser(lambda free: jnp.array(0), step)
+
+
 def test_a_trial_that_overflows_does_not_break_a_search(rng):
     """A line search may step too far once, and come back; what ends broken is broken.
 
     A third of the steps before the end, and at the end.
     """
-
-    def at(broken):
-        def step(free, count, value, grads):
-            count += 1
-            far = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), free)
-            near = jax.tree.map(jnp.zeros_like, free)
-            bad = (count >= broken[0]) & (count < broken[1])
-            return jax.tree.map(lambda a, b: jnp.where(bad, a, b), far, near), count
-
-        return Optimiser(lambda free: jnp.array(0), step)
-
     for points in (1, 4):
-        assert bool(attack(optimiser=at((8, 12)), points=points)(rng, VIEW).finite)
-        broken = attack(optimiser=at((12, 99)), points=points)
+        once = attack(optimiser=broken_at(8, 12), points=points)
+        assert bool(once(rng, VIEW).finite)
+        broken = attack(optimiser=broken_at(12, 99), points=points)
         assert not bool(broken(rng, VIEW).finite)
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "sound"),
+    [(60, 58, True), (60, 57, False), (10, 10, True), (10, 9, False)],
+)
+def test_the_end_of_a_search_is_its_last_twentieth(rng, steps, first, sound):
+    """Of 60 steps the last three, of which one is enough; of ten the last."""
+    found = attack(optimiser=broken_at(first, 99), steps=steps, points=1)(rng, VIEW)
+    assert bool(found.finite) == sound
 
 
 @pytest.mark.parametrize("shape", [(1,), (2, 2), (3,)])

@@ -392,6 +392,15 @@ def test_an_order_is_drawn_where_batches_make_one():
         orders.append(np.argmax(targets, axis=-1).tolist())
     assert len({tuple(order) for order in orders}) > 1
     assert len({tuple(sorted(order)) for order in orders}) == 1
+    # In one batch of all an order has no meaning, and none is drawn.
+    examples = here.threat.knowledge.examples
+    whole = here._replace(
+        protocol=here.protocol._replace(batch=examples), label_rule="bias_corrected"
+    )
+    start = quick_jit(LABELS["recovered"](whole).start)
+    one, other = (start(jax.random.key(seed), view)[1] for seed in range(2))
+    np.testing.assert_array_equal(one, other)
+    assert sorted(np.argmax(one, axis=-1)) == sorted(orders[0])
 
 
 # --- by name ---------------------------------------------------------------------
