@@ -339,6 +339,27 @@ def test_what_is_released_is_what_is_averaged():
     assert abs(first - 0.5) > 1e-3
 
 
+def test_every_client_and_every_round_has_noise_of_its_own():
+    """At rate 0 what moves the weight is noise; another seed draws otherwise."""
+    still = product(optimiser=optax.sgd(0.0), defence=at_update(gaussian_noise(1.0)))
+    data = pixels(1.0, 1.0)
+
+    def drawn(rng, clients):
+        server = still.init(RNG)
+        states = still.init_clients(RNG, server, 2)
+        places = [1.0]
+        for client in clients:
+            ids = np.array([client])
+            server, _ = still.run_round(rng, server, states, ids, fetch_from(data))
+            places.append(float(server.public.model["fc/kernel"][0, 0]))
+        return np.diff(places).tolist()
+
+    first, second = drawn(RNG, [0, 0]), drawn(RNG, [1, 1])
+    other = drawn(jax.random.key(12), [0, 0])
+    assert len({round(noise, 4) for noise in first + second + other}) == 6
+    assert drawn(RNG, [0]) == first[:1]
+
+
 # --- padding ----------------------------------------------------------------------
 
 

@@ -146,6 +146,22 @@ def test_the_solution_is_that_of_all_equations(case):
     np.testing.assert_allclose(found.residual, residual, rtol=1e-5)
 
 
+def test_a_scale_is_taken_for_right_unless_it_is_said():
+    generator = np.random.default_rng(1)
+    value, above = (
+        Estimate(generator.uniform(0.2, 0.8, (1, *OUT)), np.full((1, *OUT), 1e-12))
+        for _ in range(2)
+    )
+    gate = Gate(np.ones(FEATURES), np.zeros(FEATURES))
+    kernel, grad = generator.normal(size=(2, *KERNEL))
+    place = Place(value, above)
+    unsaid = quick_jit(lambda: solve_below(STEP, place, gate, grad, kernel))()
+    right = solving(value, above, gate, grad, kernel, 0.0)
+    wrong = solving(value, above, gate, grad, kernel, 1.0)
+    np.testing.assert_allclose(unsaid.image, right.image, atol=1e-6)
+    assert np.max(np.abs(wrong.image - right.image)) > 1e-3
+
+
 @quick_jit
 def solving(value, above, gate, grad, kernel, epsilon):
     place = Place(Estimate(*value), Estimate(*above))
