@@ -1,5 +1,6 @@
 """The gallery of a study: truths, their best floor and reconstructions in a picture."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from kljax.leakage import LeakResult
 from kljax.scoring import Row, floor_images, matched_images
 
 PREFIX = "floor/"
+WIDEST = 20  # characters below a picture
 
 
 def draw_gallery(
@@ -39,9 +41,15 @@ def draw_gallery(
             axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel(caption, fontsize=7, labelpad=1)
+            # Names are no formulas, whatever signs are in them.
+            axis.set_xlabel(caption, fontsize=7, labelpad=1, parse_math=False)
         line[0].set_ylabel(
-            name.replace("/", "/\n"), rotation=0, ha="right", va="center", fontsize=8
+            name.replace("/", "/\n"),
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+            parse_math=False,
         )
     figure.savefig(path, dpi=120)
 
@@ -70,6 +78,7 @@ def _lines(
 
     truths, labels = first(victims.images), first(victims.labels)
     captions = [f"class {n}" if names is None else str(names[n]) for n in labels]
+    captions = [textwrap.fill(caption, WIDEST) for caption in captions]
     places = [divmod(n, examples) for n in range(len(truths))]
     if examples > 1:
         where = [f"upload {victims.uploads[n]}, image {e}" for n, e in places]

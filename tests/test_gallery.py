@@ -1,5 +1,7 @@
 """The gallery of a run: every picture as it is scored, with its own caption below."""
 
+import dataclasses
+
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -78,6 +80,29 @@ def test_classes_are_named_and_the_best_floor_is_beside_them(drawn):
 def test_classes_without_names_have_their_numbers(drawn):
     lines = drawn(pretended(tiny(victims=2, data=f"{__name__}:grey"), close))
     assert {caption for _, caption in lines["truth"]} <= {"class 0", "class 1"}
+
+
+def named(shape):
+    """Gives images of two classes whose names are awkward to write."""
+    names = ("costs $1 or \\foo$ or more", "a name of more words than fit")
+    return dataclasses.replace(grey(shape), class_names=names)
+
+
+def test_names_are_written_as_they_are_and_below_their_own_picture(tmp_path, drawn):
+    result = pretended(tiny(victims=4, data=f"{__name__}:named"), close)
+    expected = {
+        0: "costs $1 or \\foo$ or\nmore",
+        1: "a name of more words\nthan fit",
+    }
+    captions = [caption for _, caption in drawn(result)["truth"]]
+    assert captions == [expected[n] for n in result.victims.labels[:, 0]]
+    assert set(captions) == {*expected.values()}
+
+
+def test_a_name_that_is_no_formula_costs_no_picture(tmp_path):
+    result = pretended(tiny(victims=4, data=f"{__name__}:named"), close)
+    draw_gallery(result, scored(result), tmp_path / "gallery.png")
+    assert (tmp_path / "gallery.png").stat().st_size > 1000
 
 
 def test_images_of_a_batch_have_a_picture_and_a_score_each(drawn):
