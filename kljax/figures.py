@@ -133,16 +133,23 @@ def _explain(figure, axis, colours: np.ndarray, names: list[str]) -> None:
     classes = len(colours)
     if classes <= NAMED_CLASSES:
         handles = [Patch(color=c, label=n) for c, n in zip(colours, names, strict=True)]
-        figure.legend(
+        legend = figure.legend(
             handles=handles, loc="outside right upper", fontsize=8, frameon=False
         )
+        write_plainly(legend)
         return
     norm = BoundaryNorm(np.arange(classes + 1) - 0.5, classes)
     scale = ScalarMappable(norm, ListedColormap(colours))
     ticks = np.linspace(0, classes - 1, 6).astype(int)
     bar = figure.colorbar(scale, ax=axis, label="class", ticks=ticks)
     bar.minorticks_off()
-    bar.ax.set_yticklabels([names[tick] for tick in ticks])
+    bar.ax.set_yticklabels([names[tick] for tick in ticks], parse_math=False)
+
+
+def write_plainly(legend) -> None:
+    """Writes the names of a legend as they are: none is a formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
@@ -192,7 +199,10 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-    figure.legend(loc="outside upper center", ncols=min(len(arms), 4), frameon=False)
+    legend = figure.legend(
+        loc="outside upper center", ncols=min(len(arms), 4), frameon=False
+    )
+    write_plainly(legend)
     figure.savefig(path, dpi=120)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from kljax.data import dirichlet, iid
-from kljax.figures import draw_partition, label_counts
+from kljax.figures import draw_curves, draw_partition, label_counts
 
 
 def pixels(path):
@@ -61,6 +61,17 @@ def test_names_of_classes_are_shown(tmp_path):
     draw_partition(parts, labels, 3, ordinary)
     draw_partition(parts, labels, 3, named, class_names=("shirt", "shoe", "bag"))
     assert np.abs(pixels(ordinary) - pixels(named)).max() > 100
+
+
+@pytest.mark.parametrize("classes", (2, 30))
+def test_names_are_no_formulas(classes, tmp_path):
+    labels = np.arange(90) % classes
+    names = (r"from $\foo$",) * classes
+    parts = dirichlet(labels, 2, 0, alpha=5)
+    draw_partition(parts, labels, classes, tmp_path / "parts.png", class_names=names)
+    row = {"arm": names[0], "round": 0, "loss": 1.0, "excluded": ()}
+    row |= {"train_accuracy": 0.5, "test_accuracy": None}
+    draw_curves([row], tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from kljax.figures import write_plainly
+
 WIDTH = 3.4  # inches of one panel
 HEIGHT = 2.7
 ACROSS = 3  # panels side by side
@@ -136,7 +138,7 @@ def _svg(panels: dict[str, Any], arms, draw: Draw, theme: dict[str, Any]) -> byt
         axes = figure.subplots(down, across, squeeze=False).flat
         for axis, (title, panel) in zip(axes, panels.items(), strict=False):
             draw(panel, style, axis)
-            axis.set_title(title, fontsize=9, loc="left")
+            axis.set_title(title, fontsize=9, loc="left", parse_math=False)
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25, linewidth=0.6)
         for axis in list(axes)[len(panels) :]:
@@ -156,7 +158,7 @@ def _explain(figure, beside: bool) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        figure.legend(
+        legend = figure.legend(
             found.values(),
             found.keys(),
             loc="outside right upper" if beside else "outside lower left",
@@ -164,3 +166,4 @@ def _explain(figure, beside: bool) -> None:
             fontsize=8,
             frameon=False,
         )
+        write_plainly(legend)
