@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kljax.typing import PyTree
 
@@ -17,7 +18,7 @@ class Dependence(NamedTuple):
     Attributes:
       outputs: a tree like the function's, of bools: which leaves follow from the first
         argument. What is not called but repeated or chosen (a scan, a conditional)
-        passes on whatever it is handed.
+        passes on whatever it is handed. A product with a literal 0 passes nothing on.
       on_axes: names of the mapped axes over which the function reduces.
     """
 
@@ -63,6 +64,13 @@ def _followers(program: Any, inputs: list[bool]) -> list[bool]:
         if equation.primitive.name in CALLS and inner is not None:
             outputs = _followers(getattr(inner, "jaxpr", inner), marks)
         else:
-            outputs = [any(marks)] * len(equation.outvars)
+            passed = any(marks) and not _is_nothing(equation)
+            outputs = [passed] * len(equation.outvars)
         marked |= {v for v, mark in zip(equation.outvars, outputs, strict=True) if mark}
     return [is_marked(v) for v in program.outvars]
+
+
+def _is_nothing(equation: Any) -> bool:
+    """Tells whether an equation is a product with a literal 0."""
+    literals = [v.val for v in equation.invars if hasattr(v, "val")]
+    return equation.primitive.name == "mul" and not all(map(np.any, literals))

@@ -133,10 +133,20 @@ class Frozen(Small):
         return self.fc(x.reshape(x.shape[0], -1))
 
 
+class Unmoved(Small):
+    """Keeps its running statistics by a momentum of 1."""
+
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.norm.momentum = 1.0
+
+
 def test_norms_that_keep_their_statistics_say_nothing():
     with pytest.raises(ValueError, match="norm layers norm, other keep their running"):
         build = functools.partial(Frozen, both=True)
         prior_of(ground(DECLARED, model=from_nnx(build)))
+    with pytest.raises(ValueError, match="norm layers norm keep their running"):
+        prior_of(ground(DECLARED, model=from_nnx(Unmoved)))
     half = from_nnx(functools.partial(Frozen, both=False))
     params, stats = random_weights(half)
     seen = update(2, train=True)
