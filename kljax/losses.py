@@ -58,6 +58,11 @@ def checked(loss: Loss) -> Loss:
                 f"the loss {name!r} fails on {shapes}: targets are probabilities "
                 f"[B, Kc], not integer labels ({type(e).__name__}: {e})"
             ) from e
+        # A tuple, say of the loss and something else, has no shape.
+        if not jax.tree_util.all_leaves([value]):
+            raise ValueError(
+                f"the loss {name!r} gives {type(value).__name__}, expected one number"
+            )
         if jnp.shape(value) != ():
             raise ValueError(
                 f"the loss {name!r} gives shape {jnp.shape(value)}, expected one "

@@ -260,6 +260,7 @@ LOSSES = {
         optax.softmax_cross_entropy,
         r"'softmax_cross_entropy' gives shape \(2,\).*mean over",
     ),
+    "more than the loss": (lambda a, b: (a.sum(), a), "gives tuple, expected one nu"),
 }
 
 
