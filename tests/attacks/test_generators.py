@@ -208,12 +208,14 @@ def test_noise_weights_and_layers_are_drawn_apart():
     for n, one in enumerate(starts):
         for other in starts[:n]:
             assert np.min(np.abs(one - other)) > 1e-4
+    assert noise.shape == (2, 128)
     assert abs(np.mean(noise)) < 0.3 and abs(np.std(noise) - 1) < 0.2
     assert np.min(free["first"]["kernel"]) < 0 < np.max(free["first"]["kernel"])
 
 
 def test_generated_labels_are_shares():
     free, noise = generated_labels(ground(16)).start(RNG, None)
+    assert noise.shape == (2, 128)  # GRNN's code
     labels = generated_labels(ground(16)).decode(free, noise)
     assert labels.shape == (2, 3)
     np.testing.assert_allclose(np.sum(labels, axis=-1), 1, rtol=1e-5)

@@ -102,6 +102,26 @@ def test_depths_follow_the_forward_pass_not_the_names():
     ]
 
 
+class Idle(nnx.Module):
+    """One layer is used twice, and another one never."""
+
+    def __init__(self, rngs):
+        self.b, self.a, self.idle, self.c = (
+            nnx.Linear(4, 4, rngs=rngs) for _ in range(4)
+        )
+
+    def __call__(self, images):
+        x = self.c(self.b(images.reshape(images.shape[0], -1)))
+        return self.a(self.b(x))
+
+
+def test_tensors_count_where_they_are_used_first_and_last_where_never():
+    found = depths_of(setting(threat(), none(), model=from_nnx(Idle), num_classes=4))
+    in_order = [f"{layer}/{part}" for layer in "bca" for part in ("kernel", "bias")]
+    assert sorted(found, key=found.get) == [*in_order, "idle/bias", "idle/kernel"]
+    assert sorted(found.values()) == [*range(8)]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
