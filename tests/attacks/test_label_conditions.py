@@ -146,6 +146,29 @@ def test_what_holds_is_said_to(name):
     assert np.all(found == labels) and np.all(holds)
 
 
+@pytest.mark.parametrize(
+    ("signs", "told"),
+    [
+        ([1, -1, 1, 1], True),
+        ([1, -1, -1, 1], False),
+        ([1, 1, 1, 1], False),
+        ([1, -1, 1, 0], True),  # what is zero is of every sign
+    ],
+)
+def test_one_negative_sum_of_columns_of_one_sign_is_told(signs, told):
+    """Without a bias; in three features, of which the weights are by hand."""
+    kernel = np.outer([3.0, 1.0, 2.0], signs) * [0.1, 1.0, 0.2, 0.3]
+
+    def holds(kernel):
+        view = View(None, None, Public({"fc/kernel": kernel}), *(5 * [None]))
+        return bool(CONDITIONS["idlg"].holds(ground("relu"), view))
+
+    assert holds(kernel) == told
+    mixed = kernel.copy()
+    mixed[1, 0] *= -1  # the sum of the column stays positive
+    assert not holds(mixed)
+
+
 def test_signs_are_a_slow_loop():
     """All pairs of columns by NumPy, some of zeros; sums where no column is alone."""
     generator, told = np.random.default_rng(0), 0
