@@ -389,6 +389,19 @@ def test_what_cannot_be_peeled_is_refused(name, declared, changes, message):
         peeling(ground(name, declared, **changes))
 
 
+@pytest.mark.parametrize(("classes", "most"), [(10, 8), (20, 8), (8, 7), (5, 4)])
+def test_as_many_examples_as_can_be_are_taken_and_one_more_is_not(classes, most):
+    """Eight for the work's sake, and fewer than there are classes."""
+
+    def make(examples):
+        declared = threat("peel", "given", examples=examples, labels="known", **TRAIN)
+        return peeling(ground("lenet", declared, num_classes=classes))
+
+    make(most)
+    with pytest.raises(ValueError, match=f"at most {most} examples"):
+        make(most + 1)
+
+
 def test_a_norm_above_the_lock_is_refused():
     lockable = ("norm1", "norm2")
     model = from_nnx(
