@@ -101,7 +101,7 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"labels": "guessed"}, "labels='guessed'.*'given', 'joint', 'recovered'"),
         ({"sites": ("layers",)}, "no module at 'layers'"),
-        ({"convolution": "fft"}, "unknown convolution 'fft'"),
+        ({"convolution": "fft"}, "convolution must be .* got 'fft'"),
         ({"classifier": "layers/9"}, "classifier 'layers/9'.*'dense'.*fc, layers/0"),
         # Sites
         ({"sites": ("layer/0",)}, "no module at 'layer/0' .did you mean 'layers/0'"),
@@ -130,7 +130,7 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         ({"threat": ("upload=average",)}, "upload=average"),
         ({"examples": 2, "label_rule": "idlg"}, "'idlg' needs examples=1"),
         # Victims
-        ({"victims": 1798}, "1798 victims, dataset 'digits' has 1797"),
+        ({"victims": 1798}, "victims=1798 .* dataset 'digits' has 1797"),
         ({"victims": 900, "examples": 2, "labels": "given"}, "'digits' has 1797"),
         ({"data": "outside_package:ramps", "victims": 7}, "'ramps' has 6"),
         ({"data": "outside_package:nan_image"}, "image 4 of .*'broken' holds NaN"),

@@ -661,6 +661,8 @@ def _arm(name):
     return prepared, preparation.arm_rounds(prepared, name).rounds
 
 
+# Orbax's threads talk to an event loop that its own error has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
     tmp_path, capsys, monkeypatch
 ):
