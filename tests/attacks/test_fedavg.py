@@ -195,10 +195,15 @@ def test_what_is_no_variant_or_no_epoch_is_refused():
     for variant in ("full_many", "none_epoch"):
         with pytest.raises(ValueError, match="no whole number of epochs"):
             fedavg(broken, setting.gates, variant)
-    with pytest.raises(ValueError, match="every must divide steps"):
-        averaged_steps(
-            setting, setting.gates, optimiser=optax.sgd(1.0), steps=4, every=3
-        )
+    for sizes in ((4, 3), (0, 1), (4, 0)):
+        with pytest.raises(ValueError, match="every must divide steps"):
+            averaging(setting, *sizes)
+    averaging(setting, 1, 1)
+
+
+def averaging(setting, steps, every):
+    options = {"optimiser": optax.sgd(1.0), "steps": steps, "every": every}
+    return averaged_steps(setting, setting.gates, **options)
 
 
 # --- priors ----------------------------------------------------------------------

@@ -447,6 +447,16 @@ def test_bad_options_are_refused(options, message):
         insertions.imprint(**options)
 
 
+def test_the_least_that_is_enough_is_taken():
+    assert insertions.imprint(1, known=(0.0, 1.0)).survey(None).tolist() == [-10]
+    two = insertions.imprint(2, target=0.1, known=(0.0, 1.0)).survey(None)
+    np.testing.assert_allclose(two, [-10, 0], atol=1e-7)
+    pair = np.stack([np.full((8, 8, 1), 0.2), np.full((8, 8, 1), 0.6)])
+    # A mean of .4 and a deviation of .2, of two alone.
+    found = insertions.imprint(2).survey(pair)
+    np.testing.assert_allclose(found, [0.4 - 2, 0.4], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -58,6 +58,7 @@ def test_tag_by_hand():
     assert tag(0.5)(A, B) == 22 + 0.5 * 8
     np.testing.assert_array_equal(slopes(tag(0.5), A, B), [6.5, -4.5, 6.5])
     assert tag(0.5, scaled(squared_l2(), 2.0))(A, B) == 22 + 22
+    assert tag(0)(A, B) == 22
     with pytest.raises(ValueError, match="alpha must be >= 0, got -1"):
         tag(-1)
 

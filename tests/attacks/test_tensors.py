@@ -47,6 +47,7 @@ SQUARED = squared_l2()
         (first(DEPTHS, 9), 1 + 4 + 9 + 16),
         (last(DEPTHS, 1), 9),
         (largest(2), 16 + 1),
+        (largest(1), 16),
         (mask({"a": True, "b": False, "c": True, "d": False}), 1 + 9),
         (linear(DEPTHS), 4 + 0.75 * 16 + 0.5 * 1 + 0.25 * 9),
         (exponential(DEPTHS, 0.5), 4 + 0.5 * 16 + 0.25 * 1 + 0.125 * 9),
