@@ -1,5 +1,6 @@
 """What a classifier was fed, for each example of a batch."""
 
+import functools
 import itertools
 
 import jax
@@ -7,7 +8,11 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.attacks.closed_form.features import batch_inputs, levenberg_marquardt
+from kljax.attacks.closed_form.features import (
+    batch_inputs,
+    classifier_inputs,
+    levenberg_marquardt,
+)
 from kljax.losses import cross_entropy, squared_error
 
 WIDTH, CLASSES = 48, 10
@@ -100,6 +105,19 @@ def test_how_sure_it_is_follows_from_the_slopes_at_what_was_found(noise):
     share = np.sum(missed**2) / np.sum(grads**2)
     # An input's last one is exact here, and nearly so there.
     np.testing.assert_allclose(found.residual, share, rtol=1e-2)
+
+
+def test_it_is_computed_in_float64_whatever_it_is_given():
+    _, sent = batch((4, 7))
+    exact = find[cross_entropy](*sent).inputs.mean
+    with jax.enable_x64(False):
+        arrays = [np.float32(array) for array in sent]
+        found = quick_jit(functools.partial(classifier_inputs, loss=cross_entropy))(
+            *arrays
+        )
+        assert found.inputs.mean.dtype == np.float32
+        assert found.residual < 1e-11  # far below what float32 leaves
+    np.testing.assert_allclose(found.inputs.mean, exact, rtol=1e-6, atol=1e-6)
 
 
 def test_examples_of_one_label_come_in_any_order():

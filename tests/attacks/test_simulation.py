@@ -30,6 +30,7 @@ from kljax.attacks import (
     squared_l2,
 )
 from kljax.attacks.presets import dlg, matching
+from kljax.attacks.simulation import moved
 from kljax.clients import local_update, one_step
 from kljax.defences import keylock, none, norm_clipping, plaintext_gates
 from kljax.losses import cross_entropy
@@ -228,6 +229,20 @@ def test_guessed_gates_stay_what_they_are():
         ),
     )
     assert_alike(*simulate(update_of(descent=still), lock=gates))
+
+
+@pytest.mark.parametrize("gradient", (0.0, 1.0))
+def test_what_one_and_the_same_gradient_moves_is_a_loop(gradient):
+    protocol = Protocol(DESCENT, steps=3, batch=1, learning_rate=RATE)
+    start = (Public({"w": np.float32([1.0, -2.0])}), np.float32([[4.0]]))
+    public, lock = moved(protocol, start, gradient)
+    for found, first in ((public.model["w"], start[0].model["w"]), (lock, start[1])):
+        now, memory = first.astype(np.float64), 0.0
+        for _ in range(3):
+            decayed = gradient + 5e-2 * now
+            memory = decayed + 0.9 * memory
+            now = now - RATE * (decayed + 0.9 * memory)
+        np.testing.assert_allclose(found, now - first, rtol=1e-4)
 
 
 # --- its derivative --------------------------------------------------------------
