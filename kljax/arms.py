@@ -309,7 +309,7 @@ def _strength(text: str, name: str, kind: _Kind, strength: str) -> float | None:
         value = math.nan
     if not abs(value) <= LARGEST:
         raise ValueError(
-            f"arm {text!r}: the strength of {name} must be a number of float32, got "
+            f"arm {text!r}: the strength of {name} must be a finite number, got "
             f"{strength!r}"
         )
     return value

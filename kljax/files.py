@@ -128,7 +128,7 @@ def read_json(path: Path, kind: Any = Any, *, remedy: str = "restore it") -> Any
     except (ValueError, RecursionError) as error:  # a number, a nesting without end
         raise DamagedFile(path, f"it is no JSON ({error})", remedy=remedy) from None
     if content is None:  # or it would pass for a file that is not there
-        raise DamagedFile(path, "expected anything but null", remedy=remedy)
+        raise DamagedFile(path, "it holds null, and nothing else", remedy=remedy)
     converted(content, kind, path, remedy=remedy)
     return content
 

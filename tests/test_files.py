@@ -54,7 +54,7 @@ class Found(TypedDict):
         (b"", r"at line 1, column 1: it is no JSON \(Expecting value\)"),
         (b'{"name": "a",\n "num', "at line 2, column 2: it is no JSON"),
         (b"[]", "damaged: expected `object`, got `array`"),
-        (b"null", "damaged: expected anything but null"),
+        (b"null", "damaged: it holds null, and nothing else"),
         (b'{"name": "a"}', "missing required field `numbers`"),
         (b'{"name": "a", "numbers": [1, "2"]}', r"at numbers\[1\]: expected `int`"),
         ('{"name": "a"}'.encode("utf-16"), "at byte 0: it is not UTF-8"),
