@@ -168,7 +168,8 @@ def reads_of_run(folder):
         journal.read_summary(folder)
         journal.check_rows(folder, journal.read_rows(folder), "none", RUN.rounds)
         journal.read_accuracy(folder / "none")
-        checkpoint.restore(folder / "none", RUN.rounds, server, clients)
+        for number in (*RUN.keep_rounds, RUN.rounds):
+            checkpoint.restore(folder / "none", number, server, clients)
 
     return go_on, lambda: journal.read_config(folder)
 

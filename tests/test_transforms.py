@@ -343,7 +343,10 @@ def test_an_arm_says_what_it_acts_on():
         ("none@update", "'none@update': only what changes each gradient"),
         ("keylock@update+gaussian-noise", "'keylock@update': only what changes"),
         ("gaussian-nose@update=1", "did you mean 'gaussian-noise'"),
-        ("gaussian-noise=1@update", "strength of gaussian-noise must be a number"),
+        (
+            "gaussian-noise=1@update",
+            "strength of gaussian-noise must be a finite number",
+        ),
         ("gaussian-noise@update=-1", "std must be >= 0"),
     ],
 )
