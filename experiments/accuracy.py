@@ -38,9 +38,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 from tabulate import tabulate
 
-from kljax import evaluation, journal
-from kljax.config import TrainConfig
-from kljax.training import train
+from kljax.federated import evaluation
+from kljax.studies import run_folder
+from kljax.studies.config import TrainConfig
+from kljax.studies.training import train
 
 PAPER_FACTOR = 1.0048  # printed x this = true: the last batch counts as full there
 
@@ -151,8 +152,8 @@ def run(name: str, out: Path, seeds: int, **changes) -> list[dict]:
     for seed in range(seeds):
         folder = out / name / str(seed)
         config = dataclasses.replace(PRESETS[name].config, seed=seed, **changes)
-        journal.check_same(folder, config)
-        summary = journal.read_summary(folder) if folder.exists() else None
+        run_folder.check_same(folder, config)
+        summary = run_folder.read_summary(folder) if folder.exists() else None
         if summary is None:
             summary = train(config, folder, on_round=_said(name, seed)).summary
         found.append(summary["accuracy"])

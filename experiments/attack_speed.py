@@ -21,14 +21,14 @@ from table import entry, layout_title, on_gpu, ranking, turns
 from torch_peer import PARAMETERS, TorchPeer, fastest
 from torch_peer import Setting as PeerSetting
 
-from kljax import data, defences, losses, metrics
+from kljax import data, defences, metrics
 from kljax.attacks import Setting, lbfgs_torch, normal, squared_l2
 from kljax.attacks.presets import gradient_matching
-from kljax.clients import local_gradient
-from kljax.mapping import Layout, map_victims
-from kljax.models import LeNet, from_nnx, uniform
+from kljax.core.types import Private, Public
+from kljax.federated.clients import local_gradient
+from kljax.models import LeNet, from_nnx, losses, uniform
+from kljax.parallel import Layout, map_victims
 from kljax.threat import Strategy, View, least_knowledge
-from kljax.typing import Private, Public
 
 ITERATIONS = 500  # of a complete attack
 SHAPE, CLASSES = (32, 32, 3), 10

@@ -20,14 +20,14 @@ from memory import Watch
 from peak import matmul_peak, product_flops
 from table import entry, layout_title, on_gpu, ranking, turns
 
-from kljax import data, defences, losses
-from kljax.algorithms import fedavg, fedkl
-from kljax.clients import Batches, local_gradient
-from kljax.keylock import key_lock
-from kljax.mapping import Layout, fastest_layout
-from kljax.models import LeNet, from_nnx, resnet20, site_widths
-from kljax.rounds import nbytes
-from kljax.typing import Private, Public
+from kljax import data, defences
+from kljax.core.types import Private, Public
+from kljax.defences.lock import key_lock
+from kljax.federated.algorithms import fedavg, fedkl
+from kljax.federated.clients import Batches, local_gradient
+from kljax.federated.rounds import nbytes
+from kljax.models import LeNet, from_nnx, losses, resnet20, site_widths
+from kljax.parallel import Layout, fastest_layout
 
 SHAPE, CLASSES = (32, 32, 3), 10
 RATE = 0.05  # of the clients' plain SGD

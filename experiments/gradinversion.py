@@ -7,9 +7,9 @@ What: the preset `gradinversion` on LeNet with a batch norm after each convoluti
 train mode, photographs at 16x16, labels given; the preset as it is, without its
 statistics, without its group, without both, and with a group of a hundred times the
 weight. All arms have the same victims, weights, starts and evaluations. Scores are
-those of `kljax.scoring`, means over victims with intervals that draw photographs (of
-each victim's first example); floors are made without any gradient. Loss: the squared
-distance of gradients, without its weight and without priors, median.
+those of `kljax.studies.scoring`, means over victims with intervals that draw
+photographs (of each victim's first example); floors are made without any gradient.
+Loss: the squared distance of gradients, without its weight and without priors, median.
 
 The weights are the preset's but for that of the distance, which is for longer gradients
 there; it is chosen with ``--arms full --matching 1 10 100 --seed 1000 --victims 8``, on
@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 from kljax import LeakConfig, leak, metrics, score_rows
 from kljax.attacks.presets import PRESETS
-from kljax.report import summarise
+from kljax.studies.leak_report import summarise
 
 GROUP = 0.01  # the preset's
 ARMS = {

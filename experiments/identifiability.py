@@ -45,10 +45,10 @@ from kljax.attacks import (
 )
 from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import balanced_l2
-from kljax.leakage import inputs_of, prepare
-from kljax.staging import draw_rng, sources
+from kljax.core.types import Gate
+from kljax.studies.builder.victim_setup import draw_rng, sources
+from kljax.studies.leakage import inputs_of, prepare
 from kljax.threat import observe
-from kljax.typing import Gate
 
 ARMS = (
     "none",

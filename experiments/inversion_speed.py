@@ -18,7 +18,7 @@ from inversion_peer import PEERS, InversionPeer, fastest
 from peak import matmul_peak, product_flops
 from table import entry, layout_title, on_gpu, ranking, turns
 
-from kljax import data, defences, losses
+from kljax import data, defences
 from kljax.attacks import (
     Candidate,
     Protocol,
@@ -36,10 +36,10 @@ from kljax.attacks.generators import (
 from kljax.attacks.objectives import l2_norm
 from kljax.attacks.optimisers import rmsprop
 from kljax.attacks.priors import squared_variation
-from kljax.mapping import Layout, map_victims
-from kljax.models import NETWORKS, from_nnx
+from kljax.core.types import Private, Public
+from kljax.models import NETWORKS, from_nnx, losses
+from kljax.parallel import Layout, map_victims
 from kljax.threat import Strategy, View, least_knowledge
-from kljax.typing import Private, Public
 
 SHAPE, CLASSES = (32, 32, 3), 10
 RATE, VARIATION, GRNN_VARIATION = 0.1, 1e-4, 1e-3

@@ -33,15 +33,17 @@ import numpy as np
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
-from kljax import captured, journal, metrics  # noqa: E402
+from kljax import metrics  # noqa: E402
 from kljax.attacks import Reconstruction  # noqa: E402
 from kljax.attacks.labels import RULES  # noqa: E402
 from kljax.attacks.labels.catalogue import OF_ONE_EXAMPLE  # noqa: E402
 from kljax.attacks.presets import PRESETS  # noqa: E402
 from kljax.attacks.presets.catalogue import of_user  # noqa: E402
-from kljax.config import LeakConfig  # noqa: E402
-from kljax.leakage import leak  # noqa: E402
-from kljax.sweeps import make_cell  # noqa: E402
+from kljax.studies import run_folder  # noqa: E402
+from kljax.studies.builder import from_run  # noqa: E402
+from kljax.studies.config import LeakConfig  # noqa: E402
+from kljax.studies.leakage import leak  # noqa: E402
+from kljax.studies.sweeps import make_cell  # noqa: E402
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Local steps, how often each example is used, examples in a step.
@@ -101,7 +103,7 @@ def reader(samples):
 
 def cells_of(folder, options):
     """Lists (title, [(name of the line, configuration)]) of one run."""
-    run = journal.read_config(Path(folder))
+    run = run_folder.read_config(Path(folder))
     attack = {"attack": f"labels of {options.samples}", "victims": options.victims}
     ran = {"from_run": str(folder), "arms": ("none",), **attack}
     drawn = {
@@ -127,7 +129,7 @@ def cells_of(folder, options):
     for number, words in ((0, "untrained"), (run.rounds, f"after {run.rounds} rounds")):
         lines = []
         for steps, epochs, batch in UPDATES:
-            config = captured.settle(
+            config = from_run.settle(
                 LeakConfig(
                     **ran,
                     round=number,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 
-from kljax import captured, journal
-from kljax.config import LeakConfig
+from kljax.studies import run_folder
+from kljax.studies.builder import from_run
+from kljax.studies.config import LeakConfig
 
 
 def main():
@@ -30,15 +31,15 @@ def main():
 
 def counts(run, arm, number):
     """Counts ``scales+shifts of channels`` for every client of a run."""
-    config = journal.read_config(Path(run))
+    config = run_folder.read_config(Path(run))
     number = config.rounds if number is None else number
     found = []
     for client in range(config.clients):
         study = LeakConfig(
             from_run=run, round=number, client=client, arms=(f"{arm}/known",)
         )
-        seen = captured.capture(captured.settle(study))
-        state = captured.capture_arm(seen, arm)
+        seen = from_run.capture(from_run.settle(study))
+        state = from_run.capture_arm(seen, arm)
         defence = seen.prepared.arms[arm].defence
         gates = defence.gates(state.public.defence, state.client.private)
         leaves = jax.tree.leaves(gates)

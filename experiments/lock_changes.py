@@ -20,8 +20,8 @@ from pathlib import Path
 from accuracy import FASHION
 from tabulate import tabulate
 
-from kljax import journal
-from kljax.training import train
+from kljax.studies import run_folder
+from kljax.studies.training import train
 
 CHANGES = {
     "paper": {},
@@ -97,8 +97,8 @@ def accuracy(name, folder, **changes):
     config = dataclasses.replace(FASHION, **options)
     summary = None
     if folder.exists():
-        journal.check_same(folder, config)
-        summary = journal.read_summary(folder)
+        run_folder.check_same(folder, config)
+        summary = run_folder.read_summary(folder)
     if summary is None:
         summary = train(config, folder).summary
     return [summary["accuracy"][arm] for arm in config.arms]

@@ -33,8 +33,8 @@ from table import turns
 from tabulate import tabulate
 
 from kljax.attacks import Candidate, cosine, total_variation
-from kljax.mapping import Layout, block_memory, map_victims
-from kljax.typing import Private
+from kljax.core.types import Private
+from kljax.parallel import Layout, block_memory, map_victims
 
 # Chunks are those that are fastest in the order that kljax has.
 WORK = {

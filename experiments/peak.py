@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from kljax.mapping import Layout, map_victims
+from kljax.parallel import Layout, map_victims
 
 # Rows and columns of what is multiplied: a large square, and two of the sizes in which
 # convolutions are products, at which some processors are faster.

@@ -22,7 +22,7 @@ import numpy as np
 from kljax import LeakConfig, leak
 from kljax.attacks import Reconstruction
 from kljax.attacks.locks import peel
-from kljax.typing import Private
+from kljax.core.types import Private
 
 COLUMNS = (
     "init",

@@ -5,7 +5,7 @@
 
 What: clients with one lock each upload U gradients, of different examples at different
 public weights (untrained ones, fresh for each upload), and
-`kljax.attacks.presets.gate_regression` attacks them together, LeNet on digits. The same
+`kljax.attacks.presets.unknown_gates` attacks them together, LeNet on digits. The same
 number of evaluations per upload for every U. The scores are of the first upload alone,
 which every U has in common. Gate error: of all scales and shifts of live channels,
 relative to their length.
@@ -19,8 +19,8 @@ import numpy as np
 
 from kljax import LeakConfig, metrics
 from kljax.attacks.presets import gate_regression
-from kljax.leakage import prepare
-from kljax.staging import draw_rng, sources
+from kljax.studies.builder.victim_setup import draw_rng, sources
+from kljax.studies.leakage import prepare
 from kljax.threat import observe
 
 HEAD = ("arm", "uploads", "loss median", "SSIM", "SSIM affine", "gate error median")

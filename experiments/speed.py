@@ -28,8 +28,8 @@ Names:
                     seconds to the first finished chunk, with a cold and a warm cache
   sweep-4096        the same with 4,096 attacks, once
 Only when named, candidates against each other:
-  convolution       the formulations of `kljax.convolution` and the layouts of
-                    `kljax.mapping` for attacks; in evaluations/s
+  convolution       the formulations of `kljax.models.convolution` and the layouts of
+                    `kljax.parallel` for attacks; in evaluations/s
   layouts-NAME      the same for one of ig-resnet20, ig-convnet64, fedavg-inversion
   fl-layouts        the same for the two rounds of LeNet; in examples/s
 
@@ -69,7 +69,7 @@ import inversion_speed
 import sweep_speed
 from table import show
 
-from kljax.mapping import fastest_layout
+from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES

@@ -37,13 +37,13 @@ from pathlib import Path
 from published import beside_paper
 from tabulate import tabulate
 
-from kljax import studies
-from kljax.files import read_json, write_json, write_text
-from kljax.studies.failures import read_failures
-from kljax.studies.manifest import open_study
-from kljax.study_report.contents import make_contents
-from kljax.study_report.tables import Table
-from kljax.sweeps import expand, read_sweep
+from kljax.core.files import read_json, write_json, write_text
+from kljax.studies import store
+from kljax.studies.reports.contents import make_contents
+from kljax.studies.reports.tables import Table
+from kljax.studies.store.failures import read_failures
+from kljax.studies.store.manifest import open_study
+from kljax.studies.sweeps import expand, read_sweep
 
 NOISY = "keylock+gaussian-noise=0.001"
 # Who is set against whom, on the same victims: one thing differs.
@@ -161,7 +161,7 @@ def tables(part: Path, out: Path) -> str:
             # would stand in the way of a part that is changed before it is run.
             folder, read = Path(empty), read_sweep(part)
             open_study(folder, read, expand(read))
-        study = studies.read(folder)
+        study = store.read(folder)
         contents = make_contents(study, value=VALUE)
     hours = spent(out).get(part.stem, 0.0) / 3600
     texts = [

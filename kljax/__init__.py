@@ -6,23 +6,13 @@ crosses the wire; an attack makes images of it. `train` and `leak` do all of tha
 many clients and many victims, and say what it was worth.
 """
 
-from kljax import (
-    attacks,
-    data,
-    defences,
-    evaluation,
-    losses,
-    metrics,
-    studies,
-    study_report,
-)
-from kljax.algorithms import fedavg, fedkl, fedprox
-from kljax.clients import Batches, local_training
-from kljax.config import LeakConfig, TrainConfig
-from kljax.engine import sweep
-from kljax.keylock import KeyLock, key_lock
-from kljax.leakage import LeakResult, leak
-from kljax.mapping import Layout, map_victims, sum_clients
+from kljax import attacks, data, defences, metrics
+from kljax.core.types import Gate, Model, Output, Private, Public
+from kljax.defences.lock import KeyLock, key_lock
+from kljax.federated import evaluation
+from kljax.federated.algorithms import fedavg, fedkl, fedprox
+from kljax.federated.clients import Batches, local_training
+from kljax.federated.rounds import Rounds, federated_rounds
 from kljax.models import (
     VGG,
     Dense,
@@ -30,12 +20,18 @@ from kljax.models import (
     Network,
     ResNet,
     from_nnx,
+    losses,
     normalised,
     site_widths,
 )
-from kljax.rounds import Rounds, federated_rounds
-from kljax.scoring import floor_images, score_rows
-from kljax.surgery import find_sites
+from kljax.models.gating import find_sites
+from kljax.parallel import Layout, map_victims, sum_clients
+from kljax.studies import reports, store
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.leakage import LeakResult, leak
+from kljax.studies.scoring import floor_images, score_rows
+from kljax.studies.sweeps.running import sweep
+from kljax.studies.training import TrainResult, train
 from kljax.threat import (
     Knowledge,
     Strategy,
@@ -45,8 +41,6 @@ from kljax.threat import (
     least_knowledge,
     observe,
 )
-from kljax.training import TrainResult, train
-from kljax.typing import Gate, Model, Output, Private, Public
 
 __all__ = [
     # Networks
@@ -104,6 +98,12 @@ __all__ = [
     "metrics",
     # Many of them
     "sweep",
-    "studies",
-    "study_report",
+    "store",
+    "reports",
 ]
+
+
+def __getattr__(name: str):
+    if name == "study_report":
+        raise AttributeError("kljax.study_report is kljax.reports now")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

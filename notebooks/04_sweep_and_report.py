@@ -53,9 +53,9 @@ import numpy as np
 from IPython.display import SVG, Markdown, display
 
 import kljax
-from kljax import engine, studies, study_report
-from kljax.studies.manifest import open_study
-from kljax.sweeps import expand, groups, read_sweep
+from kljax.studies import reports, store
+from kljax.studies.store.manifest import open_study
+from kljax.studies.sweeps import expand, groups, read_sweep, running
 
 TINY = "KLJAX_TINY" in os.environ  # the tests' small settings
 LAYOUT = kljax.Layout("chunked", 2) if TINY else None  # None: the fastest
@@ -157,7 +157,7 @@ def start():
     """Runs what is not finished of the sweep file."""
     sweep = read_sweep(file)
     manifest = open_study(folder, sweep, expand(sweep))
-    did = engine.run_study(folder, manifest, layout=LAYOUT, on_chunk=say)
+    did = running.run_study(folder, manifest, layout=LAYOUT, on_chunk=say)
     print(
         f"{did.attacks} attacks, {did.compilations} compilations: "
         f"{did.compile_s:.0f} s compiling, {did.run_s:.0f} s attacking"
@@ -194,8 +194,8 @@ start()
 # was made without any gradient, on the same victim.
 
 # %%
-study = studies.read(folder)
-print(f"{study.rows.num_rows} rows; still missing: {studies.missing_cells(study)}")
+study = store.read(folder)
+print(f"{study.rows.num_rows} rows; still missing: {store.missing_cells(study)}")
 print(", ".join(study.rows.column_names), end="\n\n")
 means = study.rows.group_by(["arm", "axis_budget"]).aggregate(
     [("victim", "count"), ("ssim", "mean")]
@@ -218,7 +218,7 @@ for row in sorted(means.to_pylist(), key=lambda row: row["ssim_mean"]):
 # Two of its sections:
 
 # %%
-page = study_report.write_report(study)
+page = reports.write_report(study)
 print("written:", ", ".join(sorted(path.name for path in page.parent.iterdir())))
 
 
@@ -302,7 +302,7 @@ display(section("## Arms on the same victims"))
 
 # %%
 cells = [cell for cell in study.manifest["cells"] if cell["point"]["seed"] == "0"]
-kept = {cell["id"]: studies.read_reconstructions(study, cell["id"]) for cell in cells}
+kept = {cell["id"]: store.read_reconstructions(study, cell["id"]) for cell in cells}
 rows = {(row["cell"], row["arm"], row["victim"]): row for row in study.rows.to_pylist()}
 
 # The floors are made again, of the same images as when they were scored.

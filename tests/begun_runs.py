@@ -2,9 +2,12 @@
 
 import dataclasses
 
-from kljax import checkpoint, files, journal, preparation
-from kljax.config import LeakConfig, TrainConfig
-from kljax.mapping import Layout
+from kljax.core import files
+from kljax.federated import checkpoints
+from kljax.parallel import Layout
+from kljax.studies import run_folder
+from kljax.studies.builder import run_setup
+from kljax.studies.config import LeakConfig, TrainConfig
 
 RUN = TrainConfig(
     model="dense",
@@ -29,15 +32,15 @@ UPLOADS = {
 
 def begin(folder, **changes):
     """Writes the folder of `RUN`; gives all that it holds, as it was made."""
-    prepared = preparation.prepare(dataclasses.replace(RUN, **changes))
+    prepared = run_setup.prepare(dataclasses.replace(RUN, **changes))
     (arm,) = prepared.arms
-    server, clients = preparation.start(
-        prepared, preparation.arm_rounds(prepared, arm).rounds
+    server, clients = run_setup.start(
+        prepared, run_setup.arm_rounds(prepared, arm).rounds
     )
     folder.mkdir()
-    described = journal.describe(prepared.config, prepared.train.licence)
+    described = run_folder.describe(prepared.config, prepared.train.licence)
     files.write_json(folder / "config.json", described)
-    checkpoint.save(folder / arm, server, clients, (0,))
+    checkpoints.save(folder / arm, server, clients, (0,))
     return prepared, server, clients
 
 

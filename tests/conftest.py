@@ -28,7 +28,7 @@ def rng():
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """Lets no study begin: whatever is refused is refused before."""
-    from kljax import leakage
+    from kljax.studies import leakage
 
     def begun(*args, **kwargs):
         raise AssertionError("the study has begun")

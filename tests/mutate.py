@@ -12,9 +12,10 @@ anew.
 
 Of 50 mutations of ``kljax/metrics`` and ``kljax/defences`` that were read, 7 change
 nothing that can be seen, and 40 of the other 43 were killed (93 %); the 3 that survived
-have tests now. Of the first 27 of seed 1 of ``kljax/attacks``, ``kljax/clients`` and
-``kljax/rounds.py``, 1 changes memory alone, and 21 of the other 26 were killed (81 %);
-the 5 that survived have tests now, and are killed. A rate after its survivors are
+have tests now. Of the first 27 of seed 1 of ``kljax/attacks``,
+``kljax/federated/clients`` and ``kljax/federated/rounds.py``, 1 changes memory alone,
+and 21 of the other 26 were killed (81 %); the 5 that survived have tests now, and are
+killed. A rate after its survivors are
 mended says nothing of others: a new seed does.
 
 No kept tool does this here. mutmut forks a process in which JAX has threads. cosmic-ray
@@ -43,8 +44,8 @@ from mutations import Mutation, list_mutations, sample
 ROOT = Path(__file__).parents[1]
 MODULES = (
     "kljax/attacks",
-    "kljax/clients",
-    "kljax/rounds.py",
+    "kljax/federated/clients",
+    "kljax/federated/rounds.py",
     "kljax/metrics",
     "kljax/defences",
 )

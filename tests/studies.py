@@ -6,25 +6,19 @@ import functools
 import jax
 import numpy as np
 
-from kljax import (
-    arms,
-    clients,
-    defences,
-    leakage,
-    losses,
-    metrics,
-    scoring,
-    staging,
-    threat,
-)
+from kljax import defences, metrics, threat
 from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import matching
-from kljax.config import LeakConfig
-from kljax.keylock import key_lock
-from kljax.mapping import Layout, Timing
-from kljax.models import Dense, from_nnx
-from kljax.typing import Private, Public
+from kljax.core.types import Private, Public
+from kljax.defences import arms
+from kljax.defences.lock import key_lock
+from kljax.federated import clients
+from kljax.models import Dense, from_nnx, losses
+from kljax.parallel import Layout, Timing
+from kljax.studies import leakage, scoring
+from kljax.studies.builder import victim_setup
+from kljax.studies.config import LeakConfig
 
 TINY = {
     "model": "dense",
@@ -171,8 +165,8 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
         ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error``,
         ``replay_is_exact``, ``label_rule_holds`` [N], ``info``.
     """
-    dataset = staging.load_dataset(config)
-    victims = staging.choose_victims(config, dataset)
+    dataset = victim_setup.load_dataset(config)
+    victims = victim_setup.choose_victims(config, dataset)
     each = np.ones(config.victims, np.float32)
     results = []
     for text in config.arms:

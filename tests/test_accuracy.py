@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from studies import quick_compilation
 
-from kljax.config import TrainConfig
+from kljax.studies.config import TrainConfig
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "accuracy.py"
 

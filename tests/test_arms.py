@@ -7,11 +7,11 @@ import outside_package
 import pytest
 from studies import sites_of
 
-from kljax.arms import KINDS, parse_arm
 from kljax.attacks import LOCKS
+from kljax.core.types import Public
 from kljax.defences import Context, Defence
+from kljax.defences.arms import KINDS, parse_arm
 from kljax.threat import STRATEGY
-from kljax.typing import Public
 
 SITES = sites_of("layers/0")
 GRADS = Public({"w": jnp.array([3.0, -4.0, 0.1, 0.2, -0.3])})

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from toys import random_images
 
-from kljax.augmentation import AUGMENTATIONS, crop_and_flip
+from kljax.data.augmentation import AUGMENTATIONS, crop_and_flip
 
 PADDING = 2
 SIDES = 2 * PADDING + 1

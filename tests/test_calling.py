@@ -10,9 +10,9 @@ from flax import nnx
 from foreign_networks import CLASSES, IMAGE_SHAPE
 from toys import random_images, random_weights
 
-from kljax.clients import Batches, local_gradient, local_training
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import cross_entropy
+from kljax.federated.clients import Batches, local_gradient, local_training
 from kljax.models import (
     CNN6,
     VGG,
@@ -23,7 +23,7 @@ from kljax.models import (
     from_linen,
     from_nnx,
 )
-from kljax.typing import Private, Public
+from kljax.models.losses import cross_entropy
 
 IMAGES = random_images(2, *IMAGE_SHAPE)
 TARGETS = np.eye(CLASSES, dtype=np.float32)[[1, 4]]

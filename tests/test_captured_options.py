@@ -8,10 +8,12 @@ import pytest
 from begun_runs import UPLOADS, begin, study
 from studies import quick_compilation
 
-from kljax import checkpoint, leakage, preparation, staging
-from kljax.clients import STEP_PURPOSES, local_gradient
-from kljax.leakage import leak
-from kljax.randomness import derive_rng
+from kljax.core.randomness import derive_rng
+from kljax.federated import checkpoints
+from kljax.federated.clients import STEP_PURPOSES, local_gradient
+from kljax.studies import leakage
+from kljax.studies.builder import run_setup, victim_setup
+from kljax.studies.leakage import leak
 
 REVEAL = "outside_package:measured_reveal"  # answers with the view, and measures
 KNOWN = {"arms": ("keylock/known",), "attack": REVEAL}
@@ -63,13 +65,13 @@ def test_a_gradient_is_of_the_augmented_image(tmp_path):
     prepared, server, clients = begin(tmp_path / "run", augment="crop_flip")
     result = leak(study(tmp_path / "run", **KNOWN))
     view = result.arms[0].attacked.reconstruction.info["view"]
-    made = preparation.arm_rounds(prepared, "keylock")
+    made = run_setup.arm_rounds(prepared, "keylock")
     gradient = local_gradient(made.model, prepared.loss, made.defence, train=True)
-    source = staging.sources(result.config, result.victims)
-    augment = preparation.local_options(prepared)["augment"]
+    source = victim_setup.sources(result.config, result.victims)
+    augment = run_setup.local_options(prepared)["augment"]
     for n in range(2):
         mine = jax.tree.map(lambda x, n=n: x[n], source)
-        rng = staging.draw_rng(mine, "step")
+        rng = victim_setup.draw_rng(mine, "step")
         images = augment(
             derive_rng(rng, STEP_PURPOSES, "augmentation"), result.victims.images[n]
         )
@@ -96,7 +98,7 @@ def test_a_release_goes_on_with_what_the_client_remembers(tmp_path):
         remembered = clients.release._replace(steps=clients.release.steps + count)
         shutil.rmtree(tmp_path / name / arm)
         kept = clients._replace(release=remembered)
-        checkpoint.save(tmp_path / name / arm, server, kept, (0,))
+        checkpoints.save(tmp_path / name / arm, server, kept, (0,))
         (found,) = leak(study(tmp_path / name, arms=(arm,), attack=REVEAL)).arms
         sent.append(found.attacked.reconstruction.info["view"].grads)
     jax.tree.map(
@@ -109,9 +111,9 @@ def test_an_option_that_a_client_cannot_take_is_never_left_out(
     tmp_path, upload, monkeypatch
 ):
     begin(tmp_path / "run")
-    given = preparation.local_options
+    given = run_setup.local_options
     monkeypatch.setattr(
-        preparation, "local_options", lambda prepared: given(prepared) | {"novel": 1}
+        run_setup, "local_options", lambda prepared: given(prepared) | {"novel": 1}
     )
     config = study(tmp_path / "run", **KNOWN, **UPLOADS[upload])
     with pytest.raises(TypeError, match="novel"):

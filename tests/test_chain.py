@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from toys import random_images, random_weights
 
-from kljax.chain import SIGMOID, leaky_relu
 from kljax.models import NETWORKS, from_nnx
+from kljax.models.chain import SIGMOID, leaky_relu
 
 CHAINED = [name for name, network in NETWORKS.items() if network.chain]
 SHAPE = (16, 16, 3)

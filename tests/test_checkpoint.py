@@ -8,12 +8,12 @@ import test_rounds
 from studies import quick_compilation
 from toys import LOCK, toy_model
 
-from kljax import checkpoint
-from kljax.algorithms import fedkl
-from kljax.clients import ClientState
-from kljax.losses import cross_entropy
-from kljax.rounds import ServerState
-from kljax.typing import Private, Public
+from kljax.core.types import Private, Public
+from kljax.federated import checkpoints
+from kljax.federated.algorithms import fedkl
+from kljax.federated.clients import ClientState
+from kljax.federated.rounds import ServerState
+from kljax.models.losses import cross_entropy
 
 
 def server(number=0, value=1.0):
@@ -37,76 +37,76 @@ def assert_same(one, other):
 
 
 def test_states_come_back_bit_by_bit_and_can_be_written_in_place(tmp_path):
-    checkpoint.save(tmp_path, server(3, 0.1), clients(0.7))
-    assert checkpoint.saved(tmp_path) == [3]
-    read = checkpoint.restore(tmp_path, 3, server(), clients())
+    checkpoints.save(tmp_path, server(3, 0.1), clients(0.7))
+    assert checkpoints.saved(tmp_path) == [3]
+    read = checkpoints.restore(tmp_path, 3, server(), clients())
     assert_same(read, (server(3, 0.1), clients(0.7)))
     read[1].private.secret[0] = 5
     shapes = jax.eval_shape(lambda: (server(), clients()))
     assert_same(
-        checkpoint.restore(tmp_path, 3, *shapes), (server(3, 0.1), clients(0.7))
+        checkpoints.restore(tmp_path, 3, *shapes), (server(3, 0.1), clients(0.7))
     )
 
 
 def test_clients_without_anything_of_their_own(tmp_path):
     nothing = ClientState(Private(), (), ())
-    checkpoint.save(tmp_path, server(1), nothing)
-    assert_same(checkpoint.restore_clients(tmp_path, 1, nothing), nothing)
+    checkpoints.save(tmp_path, server(1), nothing)
+    assert_same(checkpoints.restore_clients(tmp_path, 1, nothing), nothing)
 
 
 def test_older_rounds_are_removed_unless_kept(tmp_path):
     for number in range(5):
-        checkpoint.save(tmp_path, server(number), clients(), keep=(0, 2))
-    assert checkpoint.saved(tmp_path) == [0, 2, 4]
-    checkpoint.save(tmp_path, server(4, 9.0), clients(), keep=(0, 2))
-    read = checkpoint.restore_server(tmp_path, 4, server())
+        checkpoints.save(tmp_path, server(number), clients(), keep=(0, 2))
+    assert checkpoints.saved(tmp_path) == [0, 2, 4]
+    checkpoints.save(tmp_path, server(4, 9.0), clients(), keep=(0, 2))
+    read = checkpoints.restore_server(tmp_path, 4, server())
     assert_same(read, server(4, 9.0))
-    for part in checkpoint.PARTS:
+    for part in checkpoints.PARTS:
         names = {path.name for path in (tmp_path / part).iterdir()}
         assert names == {"0", "2", "4"}
 
 
 def test_a_round_counts_once_it_is_in_both(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, server(1), clients(), keep=(9,))
-    write = checkpoint._write
+    checkpoints.save(tmp_path, server(1), clients(), keep=(9,))
+    write = checkpoints._write
 
     def cut_off(path, tree):
         if path.parent.name == "server":
             raise KeyboardInterrupt
         write(path, tree)
 
-    monkeypatch.setattr(checkpoint, "_write", cut_off)
+    monkeypatch.setattr(checkpoints, "_write", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, server(2), clients(), keep=(9,))
+        checkpoints.save(tmp_path, server(2), clients(), keep=(9,))
     assert (tmp_path / "clients" / "2").is_dir()
-    assert checkpoint.saved(tmp_path) == [1]
+    assert checkpoints.saved(tmp_path) == [1]
     # What a killed writer or remover leaves lying about.
-    for name in ("2.orbax-checkpoint-tmp", "0" + checkpoint.ASIDE):
+    for name in ("2.orbax-checkpoint-tmp", "0" + checkpoints.ASIDE):
         (tmp_path / "server" / name).mkdir()
-    assert checkpoint.saved(tmp_path) == [1]
-    checkpoint.prune(tmp_path, 1)
-    for part in checkpoint.PARTS:
+    assert checkpoints.saved(tmp_path) == [1]
+    checkpoints.prune(tmp_path, 1)
+    for part in checkpoints.PARTS:
         assert [path.name for path in (tmp_path / part).iterdir()] == ["1"]
     monkeypatch.undo()
-    checkpoint.save(tmp_path, server(2), clients())
-    assert checkpoint.saved(tmp_path) == [2]
+    checkpoints.save(tmp_path, server(2), clients())
+    assert checkpoints.saved(tmp_path) == [2]
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    checkpoint.save(tmp_path, server(1), clients())
+    checkpoints.save(tmp_path, server(1), clients())
     with pytest.raises(FileNotFoundError, match="round 4 .* there are 1"):
-        checkpoint.restore(tmp_path, 4, server(), clients())
+        checkpoints.restore(tmp_path, 4, server(), clients())
     with pytest.raises(FileNotFoundError, match="there are none"):
-        checkpoint.restore(tmp_path / "nowhere", 4, server(), clients())
+        checkpoints.restore(tmp_path / "nowhere", 4, server(), clients())
     other = server()._replace(stats={"norm/var": np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match="missing .*norm/var.*unknown .*norm/mean"):
-        checkpoint.restore_server(tmp_path, 1, other)
+        checkpoints.restore_server(tmp_path, 1, other)
     wider = server()._replace(stats={"norm/mean": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=r"norm/mean' is float32\(2,\) there, .*\(3,"):
-        checkpoint.restore_server(tmp_path, 1, wider)
+        checkpoints.restore_server(tmp_path, 1, wider)
     precise = server()._replace(stats={"norm/mean": np.zeros(2)})
     with pytest.raises(ValueError, match="float32.* there, float64"):
-        checkpoint.restore_server(tmp_path, 1, precise)
+        checkpoints.restore_server(tmp_path, 1, precise)
 
 
 def test_the_servers_folder_holds_no_secret(tmp_path):
@@ -120,8 +120,8 @@ def test_the_servers_folder_holds_no_secret(tmp_path):
         fetch = test_rounds.fetch_from(data)
         state, _ = rounds.run_round(jax.random.key(0), state, mine, np.arange(3), fetch)
     state = jax.device_get(state)
-    checkpoint.save(tmp_path, state, mine)
-    with checkpoint._checkpointer() as reader:
+    checkpoints.save(tmp_path, state, mine)
+    with checkpoints._checkpointer() as reader:
         stored = reader.restore((tmp_path / "server" / "1").resolve())
         theirs = reader.restore((tmp_path / "clients" / "1").resolve())
     assert "public/model/fc/kernel" in stored

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from kljax import files
-from kljax.claim import claimed
+from kljax.core import files
+from kljax.core.claims import claimed
 
 HOLD = """
 import pathlib, sys
-from kljax.claim import claimed
+from kljax.core.claims import claimed
 with claimed(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
     print("held", flush=True)
     sys.stdin.read()

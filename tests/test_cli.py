@@ -13,11 +13,13 @@ import jax
 import pytest
 from studies import quick_compilation
 
-from kljax import cli, data, metrics, progress, report, run_folder, scoring
+from kljax import cli, data, metrics
 from kljax.attacks import LOCKS
-from kljax.cli import printing
-from kljax.config import LeakConfig
+from kljax.cli import printing, progress
+from kljax.core import folders
 from kljax.metrics import FLOORS
+from kljax.studies import leak_report, scoring
+from kljax.studies.config import LeakConfig
 
 FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}
 TINY = (
@@ -244,7 +246,7 @@ def test_optional_parts_that_fail_are_named_and_cost_no_row(
     def fail(*_):
         raise RuntimeError("out of paint")
 
-    monkeypatch.setattr(report, "draw_gallery", fail)
+    monkeypatch.setattr(leak_report, "draw_gallery", fail)
     data = ["--data", "outside_package:ramps_of_2_channels"]
     assert cli.main([*TINY, *REVEAL, *data, "--out", "[/x]"]) == 0
     printed, errors = capsys.readouterr()
@@ -264,7 +266,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_one_line_and_a_rescue(
     def full(path, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_folder, "write_text", full)
+    monkeypatch.setattr(folders, "write_text", full)
     assert cli.main([*TINY, *REVEAL, "--out", "deep/run"]) == 2
     printed, errors = capsys.readouterr()
     (line,) = errors.splitlines()

@@ -19,7 +19,7 @@ from toys import (
 )
 
 from kljax.attacks import private_key_from_lock_grads
-from kljax.clients import local_gradient, one_step
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import (
     chain,
     gates_of,
@@ -28,9 +28,9 @@ from kljax.defences import (
     norm_clipping,
     plaintext_gates,
 )
-from kljax.keylock import key_lock
-from kljax.losses import LOSSES, cross_entropy, squared_error
-from kljax.typing import Gate, Private, Public
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import local_gradient, one_step
+from kljax.models.losses import LOSSES, cross_entropy, squared_error
 
 RNG = jax.random.key(5)
 IMAGES = random_images(2, *IMAGE_SHAPE)

@@ -6,7 +6,7 @@ import sys
 
 SCRIPT = """
 import jax, jax.numpy as jnp
-from kljax.compilation import use_cache
+from kljax.parallel.compilation import use_cache
 print(use_cache())
 jax.jit(lambda x: jnp.linalg.inv(x @ x.T + jnp.eye(20)))(jnp.ones((20, 20)))
 """

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from toys import quick_jit
 
-from kljax import convolution as forms
-from kljax.convolution import (
+from kljax.models import convolution as forms
+from kljax.models.convolution import (
     CHANNELS_LAST,
     CONVOLUTIONS,
     fastest_convolution,

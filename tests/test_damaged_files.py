@@ -12,17 +12,21 @@ import orbax.checkpoint
 import pytest
 from studies import quick_compilation
 
-from kljax import checkpoint, cli, engine, journal, preparation, studies
-from kljax.config import TrainConfig
-from kljax.files import DamagedFile
-from kljax.mapping import Layout, Timing
-from kljax.run_folder import LeftOut
-from kljax.studies.failures import write_failure
-from kljax.studies.manifest import cells_of, plan, read_manifest
-from kljax.studies.merging import merge_studies
-from kljax.studies.parts import pieces_in, read_part
-from kljax.study_report import write_report
-from kljax.training import train
+from kljax import cli
+from kljax.core.files import DamagedFile
+from kljax.core.folders import LeftOut
+from kljax.federated import checkpoints
+from kljax.parallel import Layout, Timing
+from kljax.studies import run_folder, store
+from kljax.studies.builder import run_setup
+from kljax.studies.config import TrainConfig
+from kljax.studies.reports import write_report
+from kljax.studies.store.failures import write_failure
+from kljax.studies.store.manifest import cells_of, plan, read_manifest
+from kljax.studies.store.merging import merge_studies
+from kljax.studies.store.parts import pieces_in, read_part
+from kljax.studies.sweeps import running
+from kljax.studies.training import train
 
 sys.path.insert(0, str(Path(__file__).parent / "sweeps"))
 
@@ -150,7 +154,9 @@ def study(tmp_path_factory):
     place = tmp_path_factory.mktemp("damaged")
     (place / "sweep.toml").write_text(SWEEP)
     with small.quick():
-        engine.sweep(place / "sweep.toml", place / "study", part=4, layout=small.LAYOUT)
+        running.sweep(
+            place / "sweep.toml", place / "study", part=4, layout=small.LAYOUT
+        )
     shutil.copytree(place / "study", place / "other")
     cell = cells_of(read_manifest(place / "study"))[0]
     write_failure(place / "study", cell, ValueError("a bad day"))
@@ -159,38 +165,38 @@ def study(tmp_path_factory):
 
 def reads_of_run(folder):
     """Makes what reads a run again: to go on with it, attack it or report it."""
-    prepared = preparation.prepare(RUN)
-    rounds = preparation.arm_rounds(prepared, "none").rounds
-    server, clients = preparation.start(prepared, rounds)
+    prepared = run_setup.prepare(RUN)
+    rounds = run_setup.arm_rounds(prepared, "none").rounds
+    server, clients = run_setup.start(prepared, rounds)
 
     def go_on():
-        journal.check_same(folder, RUN)
-        journal.read_summary(folder)
-        journal.check_rows(folder, journal.read_rows(folder), "none", RUN.rounds)
-        journal.read_accuracy(folder / "none")
+        run_folder.check_same(folder, RUN)
+        run_folder.read_summary(folder)
+        run_folder.check_rows(folder, run_folder.read_rows(folder), "none", RUN.rounds)
+        run_folder.read_accuracy(folder / "none")
         for number in (*RUN.keep_rounds, RUN.rounds):
-            checkpoint.restore(folder / "none", number, server, clients)
+            checkpoints.restore(folder / "none", number, server, clients)
 
-    return go_on, lambda: journal.read_config(folder)
+    return go_on, lambda: run_folder.read_config(folder)
 
 
 def reads_of_study(folder, monkeypatch):
     """Makes what reads a study again: to go on with it, report it or merge it."""
 
     def nothing(runner, chunk, failed):
-        return engine._Done({}, {}, Timing(0.0, 0.0, 0), {})
+        return running._Done({}, {}, Timing(0.0, 0.0, 0), {})
 
-    monkeypatch.setattr(engine._Runner, "run", nothing)
+    monkeypatch.setattr(running._Runner, "run", nothing)
 
     def go_on():
-        engine.sweep(folder.parent / "sweep.toml", folder, layout=small.LAYOUT)
+        running.sweep(folder.parent / "sweep.toml", folder, layout=small.LAYOUT)
 
     def report():
-        study = studies.read(folder)
+        study = store.read(folder)
         for cell in study.manifest["cells"]:
-            studies.read_reconstructions(study, cell["id"])
+            store.read_reconstructions(study, cell["id"])
         for group in plan(study.manifest):
-            engine.read_layout(folder, group.name)
+            running.read_layout(folder, group.name)
 
     def merge():
         out = folder.parent / "merged"
@@ -293,8 +299,8 @@ def test_a_flipped_bit_of_a_part_changes_no_row(study):
 def test_a_flipped_bit_of_a_state_changes_no_number(tmp_path):
     """Not everything on the disk is under a checksum of the library's."""
     tree = {"public/a": np.arange(1000, dtype=np.float32)}
-    checkpoint._write(tmp_path / "1", tree)
-    arrays = checkpoint._arrays(tmp_path / "1")
+    checkpoints._write(tmp_path / "1", tree)
+    arrays = checkpoints._arrays(tmp_path / "1")
     assert arrays.keys() == tree.keys()
     with pytest.MonkeyPatch.context() as patch:
         restore = orbax.checkpoint.Checkpointer.restore
@@ -307,7 +313,7 @@ def test_a_flipped_bit_of_a_state_changes_no_number(tmp_path):
 
         patch.setattr(orbax.checkpoint.Checkpointer, "restore", changed)
         with pytest.raises(DamagedFile, match="not those that were written"):
-            checkpoint._arrays(tmp_path / "1")
+            checkpoints._arrays(tmp_path / "1")
 
 
 def test_a_damaged_state_costs_no_older_one(run, tmp_path):
@@ -339,8 +345,8 @@ def test_a_finished_run_without_its_metrics_is_summarised(run, tmp_path):
         (folder / name).unlink()
     with quick_compilation(), pytest.warns(LeftOut, match="metrics.csv is lost"):
         summary = train(RUN, folder).summary
-    whole = journal.read_summary(run)
-    assert journal.read_summary(folder)["accuracy"] == whole["accuracy"]
+    whole = run_folder.read_summary(run)
+    assert run_folder.read_summary(folder)["accuracy"] == whole["accuracy"]
     assert summary["throughput"]["clients_per_s"] == 0
 
 
@@ -360,8 +366,8 @@ def test_metrics_that_are_damaged_say_where(run, tmp_path, change, message):
     lines = (run / "metrics.csv").read_text().splitlines()
     (tmp_path / "metrics.csv").write_text("\n".join(change(lines)))
     with pytest.raises(DamagedFile, match=message):
-        rows = journal.read_rows(tmp_path)
-        journal.check_rows(tmp_path, rows, "none", RUN.rounds)
+        rows = run_folder.read_rows(tmp_path)
+        run_folder.check_rows(tmp_path, rows, "none", RUN.rounds)
 
 
 def test_an_option_of_another_version_is_no_default(run, tmp_path):
@@ -369,8 +375,8 @@ def test_an_option_of_another_version_is_no_default(run, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(config.replace('"rounds"', '"roundz"'))
     with pytest.raises(ValueError, match="config.json: unknown option 'roundz'"):
-        journal.read_config(tmp_path)
-    assert journal.read_config(tmp_path, newer_ok=True).rounds == 20
+        run_folder.read_config(tmp_path)
+    assert run_folder.read_config(tmp_path, newer_ok=True).rounds == 20
 
 
 @pytest.mark.parametrize(
@@ -398,9 +404,9 @@ def test_a_name_that_is_no_text_is_refused_before_anything_is_made(study, tmp_pa
     name = tmp_path / NO_TEXT
     for make in (
         lambda: train(RUN, name),
-        lambda: engine.sweep(study.parent / "sweep.toml", name),
+        lambda: running.sweep(study.parent / "sweep.toml", name),
         lambda: merge_studies(study, study.parent / "other", name),
-        lambda: write_report(studies.read(study), name),
+        lambda: write_report(store.read(study), name),
     ):
         with pytest.raises(ValueError, match="is no text in UTF-8"):
             make()
@@ -414,7 +420,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_first_round(tmp_path):
         train(config, tmp_path / "run", on_round=pytest.fail)
     for make in (
         lambda: train(RUN, tmp_path / ("x" * 300)),
-        lambda: engine.sweep(tmp_path / "sweep.toml", tmp_path / ("x" * 300)),
+        lambda: running.sweep(tmp_path / "sweep.toml", tmp_path / ("x" * 300)),
     ):
         (tmp_path / "sweep.toml").write_text(SWEEP)
         with pytest.raises(OSError, match="File name too long"):

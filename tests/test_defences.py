@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from kljax import defences
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import (
     Context,
     chain,
@@ -21,8 +22,7 @@ from kljax.defences import (
     plaintext_gates,
     unit_gates,
 )
-from kljax.keylock import key_lock
-from kljax.typing import Gate, Private, Public
+from kljax.defences.lock import key_lock
 
 RNG = jax.random.key(11)
 LOCK = key_lock(("b", "a"), (3, 2), size=4)

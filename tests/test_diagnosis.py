@@ -21,9 +21,8 @@ from toys import (
     toy_model,
 )
 
-from kljax.algorithms import proximal
 from kljax.attacks import Candidate, Protocol, replay
-from kljax.clients import local_update
+from kljax.core.types import Private, Public
 from kljax.defences import (
     Defence,
     at_update,
@@ -34,11 +33,12 @@ from kljax.defences import (
     none,
     norm_clipping,
 )
-from kljax.diagnosis import replay_is_exact
-from kljax.losses import cross_entropy
+from kljax.federated.algorithms import proximal
+from kljax.federated.clients import local_update
 from kljax.models import LeNet, from_nnx, resnet20
+from kljax.models.losses import cross_entropy
+from kljax.studies.diagnosis import replay_is_exact
 from kljax.threat import Update, observe
-from kljax.typing import Private, Public
 
 STEPS, BATCH, RATE = 4, 2, 0.1
 EXAMPLES = STEPS * BATCH // 2  # gone through twice

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from toys import equations, quick_jit
 
-from kljax import drawing
-from kljax.drawing import draw_jointly
-from kljax.keylock import key_lock
+from kljax.core import drawing
+from kljax.core.drawing import draw_jointly
+from kljax.defences.lock import key_lock
 from kljax.models import NETWORKS, Dense, from_nnx, uniform
 
 RNG = jax.random.key(3)

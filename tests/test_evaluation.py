@@ -11,7 +11,7 @@ import pytest
 from studies import quick_compilation
 from toys import CLASSES, IMAGE_SHAPE, SITES, WIDTHS, Toy, quick_jit, random_weights
 
-from kljax import evaluation
+from kljax.core.types import Gate, Model, Output, Private, Public
 from kljax.defences import (
     chain,
     gaussian_noise,
@@ -20,7 +20,9 @@ from kljax.defences import (
     plaintext_gates,
     unit_gates,
 )
-from kljax.evaluation import (
+from kljax.defences.lock import key_lock
+from kljax.federated import evaluation
+from kljax.federated.evaluation import (
     TESTS,
     Examples,
     Insider,
@@ -33,11 +35,9 @@ from kljax.evaluation import (
     refit,
     refitting,
 )
-from kljax.evaluation.accuracy import count_right, in_batches
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy, squared_error
+from kljax.federated.evaluation.correctness import count_right, in_batches
 from kljax.models import from_nnx
-from kljax.typing import Gate, Model, Output, Private, Public
+from kljax.models.losses import cross_entropy, squared_error
 
 RNG = jax.random.key(11)
 

@@ -21,16 +21,16 @@ from toys import (
     toy_model,
 )
 
-from kljax import leakage, report
 from kljax.attacks import LOCKS, Candidate, feature, no_prior
 from kljax.attacks.presets import PRESETS
 from kljax.attacks.priors import squared_variation, with_feature
-from kljax.clients import one_step
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
-from kljax.diagnosis import feature_error
+from kljax.federated.clients import one_step
 from kljax.models import from_nnx
+from kljax.studies import leak_report, leakage
+from kljax.studies.diagnosis import feature_error
 from kljax.threat import Strategy, least_knowledge, observe
-from kljax.typing import Gate, Private, Public
 
 DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
@@ -64,9 +64,9 @@ def test_no_lock_hides_it_and_a_changed_gradient_does(finished):
     for arm in ("none", "keylock/unit"):
         assert max(errors(rows, arm)) < 1e-5
     assert min(errors(rows, "gaussian-noise=0.1")) > 0.01
-    summary = report.summarise(result, rows)
+    summary = leak_report.summarise(result, rows)
     assert summary["arms"]["keylock/unit"]["feature_error"] < 1e-5
-    header, lines = report.table(summary)
+    header, lines = leak_report.table(summary)
     column = header.index("feature error")
     shown = {line[0]: line[column] for line in lines}
     assert float(shown["none"]) < 1e-5 and shown["floor: grey"] == "-"

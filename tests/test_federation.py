@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from studies import quick_compilation
 
-from kljax.mapping import Layout, fastest_layout, sum_clients
+from kljax.parallel import Layout, fastest_layout, sum_clients
 
 HERE = str(pathlib.Path(__file__).parent)
 
@@ -136,7 +136,7 @@ out, process, address = sys.argv[1:]
 jax.config.update("jax_default_matmul_precision", "highest")
 if address:
     jax.distributed.initialize(address, num_processes=2, process_id=int(process))
-from kljax.mapping import Layout
+from kljax.parallel import Layout
 from studies import quick_compilation
 import test_rounds
 with quick_compilation():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from kljax.data import dirichlet, iid
-from kljax.figures import draw_curves, draw_partition, label_counts
+from kljax.studies.figures import draw_curves, draw_partition, label_counts
 
 
 def pixels(path):

@@ -11,8 +11,8 @@ from typing import TypedDict
 import pytest
 
 import kljax
-from kljax import files
-from kljax.config import TrainConfig
+from kljax.core import files
+from kljax.studies.config import TrainConfig
 
 
 def test_json_comes_back_with_null_for_what_is_no_number(tmp_path):
@@ -99,7 +99,10 @@ def leaves_encoding_to_the_locale(call):
     name, count = ast.unparse(call.func).split(".")[-1], len(call.args)
     if any(option.arg == "encoding" for option in call.keywords):
         return False
-    if name in ("read_text", "write_text"):  # those of kljax.files take a path more
+    if name in (
+        "read_text",
+        "write_text",
+    ):  # those of kljax.core.files take a path more
         return count == (name == "write_text")
     words = [ast.literal_eval(a) for a in call.args if isinstance(a, ast.Constant)]
     binary = any(isinstance(word, str) and "b" in word for word in words)

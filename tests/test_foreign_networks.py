@@ -15,12 +15,12 @@ from foreign_networks import (
 )
 from toys import quick_jit, random_images, random_weights
 
-from kljax.clients import local_gradient
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import local_gradient
 from kljax.models import from_nnx, site_widths
-from kljax.typing import Gate, Private, Public
+from kljax.models.losses import cross_entropy
 
 
 class Foreign(NamedTuple):

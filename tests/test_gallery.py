@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from studies import close, pretended, scored, tiny, wrong
 
-from kljax import scoring
 from kljax.data import Dataset
-from kljax.gallery import displayed, draw_gallery
+from kljax.studies import scoring
+from kljax.studies.gallery import displayed, draw_gallery
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ import hostile
 import pytest
 from studies import TINY
 
-from kljax import cli, engine, leakage, probe, rollcall, training
-from kljax.config import LeakConfig, TrainConfig
-from kljax.config.checks import shown
-from kljax.mapping import Layout
+from kljax import cli
+from kljax.core.checks import shown
+from kljax.parallel import Layout, processes
+from kljax.studies import leakage, training
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.sweeps import estimate, running
 
 TRAINING = {
     "model": "dense",
@@ -45,8 +47,8 @@ def nothing_is_computed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(leakage, "map_victims", begin)
     monkeypatch.setattr(training, "start", begin)
-    monkeypatch.setattr(engine, "sweep", begin)
-    monkeypatch.setattr(probe, "probe", begin)
+    monkeypatch.setattr(running, "sweep", begin)
+    monkeypatch.setattr(estimate, "estimate_sweep", begin)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     pathlib.Path("file").write_text("a file")
@@ -164,7 +166,7 @@ def test_no_command_is_a_trap(capsys, monkeypatch):
     def begin(*_, **__):
         raise Begun
 
-    monkeypatch.setattr(rollcall.jax.distributed, "initialize", begin)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", begin)
     pathlib.Path("few.toml").write_text(
         "[fixed]\nmodel = 'dense'\nvictims = 2\n[axes]\narm = ['none']\n"
     )
@@ -190,6 +192,6 @@ def test_no_command_is_a_trap(capsys, monkeypatch):
 def test_a_place_out_of_range_is_refused_before_anybody_is_waited_for(place):
     processes, process = place
     with pytest.raises(ValueError, match="process(es)? must be from .* to .*, got"):
-        rollcall.roll_call("localhost:1", processes, process)
+        processes.roll_call("localhost:1", processes, process)
     with pytest.raises(ValueError, match="coordinator must be HOST:PORT"):
-        rollcall.roll_call("localhost", 2, 1)
+        processes.roll_call("localhost", 2, 1)

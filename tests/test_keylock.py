@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.keylock import ACTIVATIONS, PRIVATE_KEY_SIZE, key_lock
+from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE, key_lock
 
 # Not in alphabetical order: a chain that sorted its sites would be another chain.
 SITES = ("stem", "blocks/1", "blocks/0")

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from studies import finished, quick_compilation, scored, study, tiny
 
-from kljax import data, ground, leakage, scoring, staging
+from kljax import data
 from kljax.attacks import cosine, squared_l2
-from kljax.config import LeakConfig
-from kljax.config.leak import WHOLE
-from kljax.diagnosis import weakest_tensor
-from kljax.keylock import key_lock
-from kljax.leakage import leak
-from kljax.mapping import Layout
-from kljax.typing import Public
+from kljax.core.types import Public
+from kljax.defences.lock import key_lock
+from kljax.parallel import Layout
+from kljax.studies import leakage, scoring
+from kljax.studies.builder import task, victim_setup
+from kljax.studies.config import LeakConfig
+from kljax.studies.config.leak import WHOLE
+from kljax.studies.diagnosis import weakest_tensor
+from kljax.studies.leakage import leak
 
 # Attacks that answer with what they were shown, see outside_package.py.
 REVEAL = "outside_package:reveal"
@@ -258,7 +260,7 @@ def test_a_victim_does_not_depend_on_how_many_there_are(revealed):
 def test_another_seed_is_another_study():
     digits = data.load("digits", shape=(8, 8, 3))
     chosen = [
-        staging.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
+        victim_setup.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
         for seed in (0, 1)
     ]
     assert set(chosen[0]) != set(chosen[1])
@@ -280,13 +282,13 @@ def test_another_seed_is_another_study():
 
 def source_of(seed, index):
     rng_data = jax.random.key_data(jax.random.key(seed))
-    return staging.Source(index, rng_data)
+    return victim_setup.Source(index, rng_data)
 
 
 def test_what_is_drawn_for_one_purpose_says_nothing_of_another():
     drawn = {
         np.asarray(
-            jax.random.key_data(staging.draw_rng(source_of(seed, index), purpose))
+            jax.random.key_data(victim_setup.draw_rng(source_of(seed, index), purpose))
         ).tobytes()
         for seed in (0, 1)
         for index in (0, 1, 2)
@@ -358,7 +360,7 @@ def test_a_lock_sits_where_it_is_told(
         seen.append(list(zip(paths, widths, strict=True)))
         return key_lock(paths, widths, **options)
 
-    monkeypatch.setattr(ground, "key_lock", recorded)
+    monkeypatch.setattr(task, "key_lock", recorded)
     with pytest.raises(AssertionError, match="the study has begun"):
         leak(tiny(model=model, sites=sites, arms=("bn-control", "keylock/known")))
     assert seen == [list(expected.items())]

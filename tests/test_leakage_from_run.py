@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 from studies import quick_compilation, scored
 
-from kljax import (
-    captured,
-    checkpoint,
-    cli,
-    data,
-    metrics,
-    preparation,
-    scoring,
-    training,
-)
-from kljax.config import LeakConfig, TrainConfig
-from kljax.leakage import leak
-from kljax.mapping import Layout
+from kljax import cli, data, metrics
+from kljax.federated import checkpoints
+from kljax.parallel import Layout
+from kljax.studies import scoring, training
+from kljax.studies.builder import from_run, run_setup
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.leakage import leak
 
 RATE = 0.05
 RUN = TrainConfig(
@@ -86,16 +80,16 @@ def views(result):
 @functools.cache
 def beginning(arm):
     """The states that the run began with, and the lock weights that were drawn."""
-    prepared = preparation.prepare(RUN)
-    rounds = preparation.arm_rounds(prepared, arm).rounds
-    lock_weights = jax.jit(rounds.init_lock)(preparation.random_keys(RUN).init)
-    return preparation.start(prepared, rounds), lock_weights
+    prepared = run_setup.prepare(RUN)
+    rounds = run_setup.arm_rounds(prepared, arm).rounds
+    lock_weights = jax.jit(rounds.init_lock)(run_setup.random_keys(RUN).init)
+    return run_setup.start(prepared, rounds), lock_weights
 
 
 def states(folder, arm, number):
     """The states as the run kept them, and the lock weights that the server drew."""
     start, lock_weights = beginning(arm)
-    kept = checkpoint.restore(pathlib.Path(folder) / arm, number, *start)
+    kept = checkpoints.restore(pathlib.Path(folder) / arm, number, *start)
     return *kept, lock_weights
 
 
@@ -167,7 +161,7 @@ def test_the_lock_has_moved_on_after_round_0(gradients):
 
 
 def test_victims_are_the_clients_own(gradients, folder):
-    prepared = preparation.prepare(RUN)
+    prepared = run_setup.prepare(RUN)
     result = gradients[0]
     chosen = result.victims.indices.ravel()
     assert set(chosen) <= set(prepared.partition[CLIENT].tolist())
@@ -176,7 +170,7 @@ def test_victims_are_the_clients_own(gradients, folder):
     np.testing.assert_array_equal(result.victims.labels[:, 0], labels)
     groups = prepared.train.groups_of(chosen)
     np.testing.assert_array_equal(result.victims.groups, groups)
-    other = captured.capture(captured.settle(study(folder, client=2)))
+    other = from_run.capture(from_run.settle(study(folder, client=2)))
     assert not set(other.own) & set(prepared.partition[CLIENT].tolist())
 
 
@@ -195,7 +189,7 @@ def test_the_victim_of_a_row_is_found_in_the_dataset_that_the_row_names(gradient
 def test_a_study_says_what_it_took_from_the_run(gradients, folder):
     for number, result in enumerate(gradients):
         config = result.config
-        for name in captured.SETTLED:
+        for name in from_run.SETTLED:
             assert getattr(config, name) == getattr(RUN, name), name
         assert (config.round, config.client, config.from_run) == (
             number,
@@ -203,7 +197,7 @@ def test_a_study_says_what_it_took_from_the_run(gradients, folder):
             folder,
         )
         assert config.weights == "shared"
-        assert captured.settle(config) == config
+        assert from_run.settle(config) == config
         rows = scoring.score_rows(result)
         assert {row["weights"] for row in rows} == {"shared"}
         assert {row["model"] for row in rows} == {"dense"}
@@ -251,8 +245,8 @@ def test_a_momentum_from_before_is_the_clients_secret(folder):
 def test_the_rate_of_the_round_is_replayed(folder):
     """It drops in round 1, and changes are measured in it."""
     found = [
-        captured.capture(
-            captured.settle(study(folder, **UPDATE, round=number))
+        from_run.capture(
+            from_run.settle(study(folder, **UPDATE, round=number))
         ).protocol
         for number in (0, 1)
     ]
@@ -272,9 +266,9 @@ def test_the_rate_of_the_round_is_replayed(folder):
     ],
 )
 def test_sizes_of_an_update(folder, changes, sizes):
-    config = captured.settle(study(folder, upload="update", **changes))
+    config = from_run.settle(study(folder, upload="update", **changes))
     assert (config.local_steps, config.batch, config.examples) == sizes
-    assert captured.settle(config) == config
+    assert from_run.settle(config) == config
 
 
 # --- what is refused -------------------------------------------------------------
@@ -315,7 +309,7 @@ def test_contradictions_are_refused_by_name(folder, nothing_runs, changes, messa
 
 
 def test_what_the_run_has_may_be_repeated(folder, nothing_runs):
-    same = {name: getattr(RUN, name) for name in captured.SETTLED}
+    same = {name: getattr(RUN, name) for name in from_run.SETTLED}
     with pytest.raises(AssertionError, match="the study has begun"):
         leak(study(folder, **same, split="train", arms=("keylock/unit", "none")))
 
@@ -397,7 +391,7 @@ def test_a_round_is_attacked_from_the_command_line(folder, capsys):
     # A study can be repeated from what its folder says.
     names = {field.name for field in dataclasses.fields(LeakConfig)}
     again = LeakConfig(**{k: v for k, v in config.items() if k in names})
-    assert captured.settle(again) == again
+    assert from_run.settle(again) == again
 
 
 def test_an_update_is_attacked_from_the_command_line(folder, capsys):

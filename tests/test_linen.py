@@ -8,12 +8,12 @@ from flax import linen as nn
 from toys import CLASSES, quick_jit, random_images, random_private, random_weights
 
 from kljax.attacks import private_key_from_lock_grads
-from kljax.clients import local_gradient
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import local_gradient
 from kljax.models import from_linen, site_widths
-from kljax.typing import Gate, Private, Public
+from kljax.models.losses import cross_entropy
 
 SHAPE = (2, 2, 1)
 IMAGES = random_images(3, *SHAPE)

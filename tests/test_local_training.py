@@ -16,17 +16,17 @@ from toys import (
     toy_model,
 )
 
-from kljax.clients import (
+from kljax.core.types import Private, Public
+from kljax.defences import at_update, chain, keylock, none, norm_clipping
+from kljax.federated.clients import (
     Batches,
     local_gradient,
     local_training,
     local_update,
     one_step,
 )
-from kljax.defences import at_update, chain, keylock, none, norm_clipping
-from kljax.losses import cross_entropy
+from kljax.models.losses import cross_entropy
 from kljax.threat import LocalSteps
-from kljax.typing import Private, Public
 
 RNG, NUMBER, STEPS, BATCH = jax.random.key(9), 2, 4, 2
 VALID = np.array([True, True, False, True])

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from studies import quick_compilation, scored, study, tiny
 
-from kljax import captured, leakage, metrics, report, training
+from kljax import metrics
 from kljax.attacks.closed_form import expected_singletons
 from kljax.attacks.presets import PRESETS, Preset
-from kljax.config import LeakConfig, TrainConfig
-from kljax.leakage import declare
-from kljax.mapping import Layout
-from kljax.sweeps.legality import is_legal
+from kljax.parallel import Layout
+from kljax.studies import leak_report, leakage, training
+from kljax.studies.builder import from_run
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.leakage import declare
+from kljax.studies.sweeps.legality import is_legal
 from kljax.threat import IllegalThreat
 
 EXAMPLES = 8
@@ -59,7 +61,7 @@ def test_images_that_lie_open_are_recovered_whatever_becomes_of_the_others():
     result = study(**IMPRINT | {"examples": 32}, victims=2)
     rows = scored(result)
     mine = rows_of(rows, "none")
-    summary = report.summarise(result, rows)
+    summary = leak_report.summarise(result, rows)
     arm = summary["arms"]["none"]
     assert arm["ssim"] < summary["floors"]["class_mean"]["ssim"]
     open_ = [row for row in mine if row["psnr"] > 47.08]
@@ -70,23 +72,23 @@ def test_images_that_lie_open_are_recovered_whatever_becomes_of_the_others():
     ]
     assert arm["recovered_of_uploads"] == counts and min(counts) >= 10
     assert arm["recovered_rate"] == pytest.approx(sum(counts) / 64)
-    (line,) = report.upload_lines(summary)
+    (line,) = leak_report.upload_lines(summary)
     assert f"none: recovered {min(counts)} to {max(counts)} (mean" in line
     assert "of the 32 images of an upload" in line and "lower bound" in line
-    assert line in report.markdown(result, summary)
+    assert line in leak_report.markdown(result, summary)
 
 
 def test_a_study_says_that_the_server_is_malicious(finished):
     result, rows = finished
-    (knows, *_) = report.threat_lines(result)
+    (knows, *_) = leak_report.threat_lines(result)
     assert "server=malicious" in knows and f"examples={EXAMPLES}" in knows
-    summary = report.summarise(result, rows)
-    header, lines = report.table(summary)
+    summary = leak_report.summarise(result, rows)
+    header, lines = leak_report.table(summary)
     assert "bins read" in header
     assert summary["arms"]["none"]["bins_read"] > EXAMPLES / 2
     honest = study(victims=1)
-    assert "server=honest" in report.threat_lines(honest)[0]
-    header, _ = report.table(report.summarise(honest, scored(honest)))
+    assert "server=honest" in leak_report.threat_lines(honest)[0]
+    header, _ = leak_report.table(leak_report.summarise(honest, scored(honest)))
     assert "bins read" not in header
 
 
@@ -229,12 +231,12 @@ def test_what_a_run_cannot_give_is_refused(folder, monkeypatch):
     update = {"upload": "update", "victims": 1, "local_steps": 2, "examples": 1}
     with pytest.raises(ValueError, match="attack upload='gradient'"):
         leakage.prepare(of_run(folder, **update))
-    capture = captured.capture
+    capture = from_run.capture
 
     def without_public(config):
         found = capture(config)
         return found._replace(prepared=found.prepared._replace(public=None))
 
-    monkeypatch.setattr(captured, "capture", without_public)
+    monkeypatch.setattr(from_run, "capture", without_public)
     with pytest.raises(ValueError, match="has none .public_examples of kljax train"):
         leakage.prepare(of_run(folder))

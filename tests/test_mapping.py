@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from studies import lone_attack, lone_victims, quick_compilation
 
-from kljax import leakage, scoring
-from kljax.config import LeakConfig
-from kljax.mapping import LAYOUTS, Layout, map_victims
+from kljax.parallel import LAYOUTS, Layout, map_victims
+from kljax.studies import leakage, scoring
+from kljax.studies.config import LeakConfig
 
 # For five victims: blocks that they do not fill, but for vmap and loop.
 EVERY_LAYOUT = (
@@ -81,7 +81,7 @@ EIGHT_DEVICES = """
 import sys
 import jax, numpy as np
 jax.config.update("jax_default_matmul_precision", "highest")
-from kljax.mapping import Layout
+from kljax.parallel import Layout
 from test_mapping import run
 from studies import quick_compilation
 assert jax.local_device_count() == 8, jax.devices()

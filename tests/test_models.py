@@ -8,7 +8,6 @@ from flax import nnx
 from jax import lax
 from toys import quick_jit, random_images, random_weights
 
-from kljax.losses import cross_entropy
 from kljax.models import (
     VGG,
     Dense,
@@ -18,6 +17,7 @@ from kljax.models import (
     site_widths,
     uniform,
 )
+from kljax.models.losses import cross_entropy
 
 
 class Frequency(nnx.Variable):

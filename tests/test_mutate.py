@@ -87,8 +87,8 @@ def test_the_tests_of_a_module_come_first():
         "kljax/metrics/intervals.py": "tests/metrics/test_intervals.py",
         "kljax/attacks/objectives.py": "tests/attacks/test_objectives.py",
         "kljax/defences/noise.py": "tests/test_defences.py",
-        "kljax/clients/gradient.py": "tests/test_clients.py",
-        "kljax/rounds.py": "tests/test_rounds.py",
+        "kljax/federated/clients/gradient.py": "tests/test_clients.py",
+        "kljax/federated/rounds.py": "tests/test_rounds.py",
     }
     assert {module: ranked[module][0] for module in first} == first
     paths = {m.path for m in mutations.list_mutations(mutate.ROOT, mutate.MODULES)}

@@ -9,10 +9,11 @@ import outside_package
 import pytest
 from flax import nnx
 
-from kljax import ground, leakage, preparation
-from kljax.config import LeakConfig, TrainConfig
 from kljax.models import from_nnx, redrawn, uniform
 from kljax.models.redrawing import drawn_parameters
+from kljax.studies import leakage
+from kljax.studies.builder import run_setup, task
+from kljax.studies.config import LeakConfig, TrainConfig
 
 LEAK = functools.partial(
     LeakConfig,
@@ -29,7 +30,7 @@ TRAIN = functools.partial(
 )
 JOBS = {
     "leak": lambda model: leakage.prepare(LEAK(model=model)),
-    "train": lambda model: preparation.prepare(TRAIN(model=model)),
+    "train": lambda model: run_setup.prepare(TRAIN(model=model)),
 }
 IN_EACH_JOB = pytest.mark.parametrize("prepare", JOBS.values(), ids=JOBS)
 
@@ -61,9 +62,9 @@ def weights(model, rng=0):
 
 def made(**options):
     config = LEAK(model="outside_package:Trained", **options)
-    dataset = ground.load_dataset(config, None)
-    network = ground.find_network(config)
-    return ground.make_model(config, network, dataset, norm=False)
+    dataset = task.load_dataset(config, None)
+    network = task.find_network(config)
+    return task.make_model(config, network, dataset, norm=False)
 
 
 def test_init_draws_the_weights_of_a_users_network():
@@ -115,9 +116,9 @@ def test_what_is_drawn_is_seen_through_calls():
 
 def test_built_in_networks_are_drawn_as_they_were():
     config = LEAK(model="dense", init=0.25)
-    dataset = ground.load_dataset(config, None)
-    network = ground.find_network(config)
-    model = ground.make_model(config, network, dataset, norm=False)
+    dataset = task.load_dataset(config, None)
+    network = task.find_network(config)
+    model = task.make_model(config, network, dataset, norm=False)
     by_hand = from_nnx(
         lambda rngs: network.factory(
             2, image_shape=(8, 8, 3), initialiser=uniform(0.25), rngs=rngs

@@ -12,12 +12,12 @@ import optax
 import pytest
 
 from kljax.attacks import lbfgs_torch, squared_l2
-from kljax.clients import Batches, local_training
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import Batches, local_training
 from kljax.models import LeNet, from_nnx
-from kljax.typing import Gate, Private, Public
+from kljax.models.losses import cross_entropy
 
 FOLDER = Path(__file__).parent / "goldens"
 LENET, NORM, LOCK, DLG, LBFGS, LOCAL = (

@@ -17,18 +17,19 @@ from recorded_draws import name, recorded_draws
 from studies import quick_compilation
 from toys import random_images
 
-from kljax import leakage, preparation, staging, training
-from kljax import rounds as rounds_
-from kljax.algorithms import fedavg, new_private_key
-from kljax.augmentation import crop_and_flip
-from kljax.clients import Batches
-from kljax.config import LeakConfig
+from kljax.core.randomness import FIXED, derive_rng, fixed_rng
+from kljax.data.augmentation import crop_and_flip
 from kljax.defences import at_update, chain, gaussian_noise, keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
-from kljax.mapping import Layout, map_victims
+from kljax.defences.lock import key_lock
+from kljax.federated import rounds as rounds_
+from kljax.federated.algorithms import fedavg, new_private_key
+from kljax.federated.clients import Batches
 from kljax.models import from_nnx
-from kljax.randomness import FIXED, derive_rng, fixed_rng
+from kljax.models.losses import cross_entropy
+from kljax.parallel import Layout, map_victims
+from kljax.studies import leakage, training
+from kljax.studies.builder import run_setup, victim_setup
+from kljax.studies.config import LeakConfig
 
 SHAPE, CLASSES = (4, 4, 1), 3
 CLIENTS, STEPS, BATCH, ROUNDS = 3, 2, 2, 3
@@ -65,7 +66,9 @@ def test_a_new_purpose_changes_none_before_it():
 def test_fixed_draws_are_no_studys():
     fixed = {name(fixed_rng(purpose)) for purpose in FIXED}
     root = jax.random.key(0)
-    families = {name(derive_rng(root, staging.PURPOSES, p)) for p in staging.PURPOSES}
+    families = {
+        name(derive_rng(root, victim_setup.PURPOSES, p)) for p in victim_setup.PURPOSES
+    }
     assert len(fixed) == len(FIXED) and not fixed & families
 
 
@@ -152,7 +155,7 @@ def test_no_draw_of_a_training_is_made_twice():
     with recorded_draws() as seen:
         training.train(config)
         drawn = seen.take()
-    keys = preparation.random_keys(config)
+    keys = run_setup.random_keys(config)
     private_keys = derive_rng(keys.init, rounds_.PURPOSES, "clients")
     alike = (
         derive_rng(keys.init, rounds_.PURPOSES, "defence"),

@@ -5,12 +5,12 @@ import types
 import outside_package
 import pytest
 
-from kljax import data, losses
-from kljax.arms import KINDS
+from kljax import data
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import PRESETS
-from kljax.models import NETWORKS
-from kljax.registry import nearest, resolve, unknown_name
+from kljax.core.registry import nearest, resolve, unknown_name
+from kljax.defences.arms import KINDS
+from kljax.models import NETWORKS, losses
 
 # Every table of names that a study looks something up in.
 TABLES = {

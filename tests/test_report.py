@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 from studies import close, finished, pretended, scored, tiny, wrong
 
-from kljax import metrics, provenance, report, scoring
-from kljax.config import LeakConfig
-from kljax.mapping import Layout
+from kljax import metrics
+from kljax.core import provenance
+from kljax.core.folders import LeftOut
 from kljax.metrics import FLOORS, OUTCOMES
-from kljax.run_folder import LeftOut
-from kljax.scoring import COLUMNS
+from kljax.parallel import Layout
+from kljax.studies import leak_report, scoring
+from kljax.studies.config import LeakConfig
+from kljax.studies.scoring import COLUMNS
 
 # The keys that the first version promises; later versions may add some.
 TOP = {"schema_version", "arms", "floors", "throughput", "config"}
@@ -59,7 +61,7 @@ def strict_json(path):
 
 
 def write(folder, result, rows):
-    report.write_run(folder, result, rows, report.summarise(result, rows))
+    leak_report.write_run(folder, result, rows, leak_report.summarise(result, rows))
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +187,11 @@ def test_throughput_is_evaluations_and_attacks_over_running_time(summary):
 
 def test_restarts_are_evaluations_of_one_attack():
     result = pretended(tiny(restarts=3, steps=10), close)
-    speed = report.summarise(result, scored(result))["throughput"]
+    speed = leak_report.summarise(result, scored(result))["throughput"]
     assert speed["evaluations_per_s"] == pytest.approx(3 * 3 * 10 / 0.5)
     assert speed["attacks_per_hour"] == pytest.approx(3600 * 3 / 0.5)
     uncounted = pretended(tiny(), close, info={})
-    speed = report.summarise(uncounted, scored(uncounted))["throughput"]
+    speed = leak_report.summarise(uncounted, scored(uncounted))["throughput"]
     assert (speed["evaluations_per_s"], speed["attacks_per_hour"]) == (
         0,
         3600 * 3 / 0.5,
@@ -206,7 +208,7 @@ def test_images_of_one_upload_are_one_cluster_and_one_attack():
     config = tiny(victims=3, examples=4)
     result = pretended(config, half)
     rows = scored(result)
-    summary = report.summarise(result, rows)
+    summary = leak_report.summarise(result, rows)
     arm = summary["arms"]["none"]
     assert (arm["n"], arm["recovered_rate"]) == (12, 5 / 12)
     assert arm["recovered_of_uploads"] == [4, 1, 0]
@@ -217,13 +219,13 @@ def test_images_of_one_upload_are_one_cluster_and_one_attack():
     assert arm["success_high"] - arm["success_low"] > high - low
     assert summary["throughput"]["attacks_per_hour"] == pytest.approx(3600 * 3 / 0.5)
     assert summary["throughput"]["evaluations_per_s"] == pytest.approx(3 * 4 / 0.5)
-    (line,) = report.upload_lines(summary)
+    (line,) = leak_report.upload_lines(summary)
     assert line == (
         "none: recovered 0 to 4 (mean 1.7) of the 4 images of an upload, 0 to 4 (mean "
         "2.0) with those up to brightness and contrast; a lower bound of what leaked"
     )
     single = pretended(tiny(), close)
-    assert report.upload_lines(report.summarise(single, scored(single))) == []
+    assert leak_report.upload_lines(leak_report.summarise(single, scored(single))) == []
 
 
 def test_crops_of_one_photograph_are_not_independent():
@@ -235,13 +237,13 @@ def test_crops_of_one_photograph_are_not_independent():
     config = tiny(data="photos", victims=16)
     result = pretended(config, half)
     assert len(set(result.victims.groups)) < 16
-    arm = report.summarise(result, scored(result))["arms"]["none"]
+    arm = leak_report.summarise(result, scored(result))["arms"]["none"]
     assert arm["success_rate"] == 0.5
     assert arm["success_interval"] == "cluster_bootstrap"
     assert 0 <= arm["success_low"] < 0.5 < arm["success_high"] <= 1
     # The same successes of victims that stand for themselves.
     digits = pretended(tiny(victims=16), half)
-    arm = report.summarise(digits, scored(digits))["arms"]["none"]
+    arm = leak_report.summarise(digits, scored(digits))["arms"]["none"]
     assert arm["success_interval"] == "wilson"
     assert (arm["success_low"], arm["success_high"]) == pytest.approx(wilson(8, 16))
 
@@ -255,9 +257,9 @@ def test_an_interval_that_is_not_known_reads_so():
     result = pretended(tiny(victims=4), half)
     # One photograph shows no spread between photographs.
     rows = [row | {"group": 0} for row in scored(result)]
-    summary = report.summarise(result, rows)
+    summary = leak_report.summarise(result, rows)
     assert summary["arms"]["none"]["success_interval"] == "none"
-    header, lines = report.table(summary)
+    header, lines = leak_report.table(summary)
     (place,) = [n for n, name in enumerate(header) if name.startswith("SSIM >= .6")]
     assert lines[0][place] == "50% [?]"
 
@@ -283,7 +285,7 @@ def test_means_leave_out_what_is_not_finite_and_say_how_many():
 
     result = pretended(tiny(), guesses)
     rows = scored(result)
-    arm = report.summarise(result, rows)["arms"]["none"]
+    arm = leak_report.summarise(result, rows)["arms"]["none"]
     psnr = [row["psnr"] for row in rows if row["arm"] == "none"]
     assert arm["psnr"] == pytest.approx((psnr[0] + psnr[2]) / 2)
     assert (arm["n"], arm["n_diverged"]) == (3, 1)
@@ -354,7 +356,7 @@ def test_the_markdown_has_arms_floors_and_how_to_read_them(folder, summary):
 
 def test_threat_models_say_once_what_all_arms_share():
     result, _ = finished()
-    lines = report.threat_lines(result)
+    lines = leak_report.threat_lines(result)
     facts = "\n".join(lines)
     assert lines[0].startswith("attacker knows, in every arm: ")
     for fact in ("labels=hidden", "victim_norm=train", "examples=1"):
@@ -364,13 +366,13 @@ def test_threat_models_say_once_what_all_arms_share():
     assert "private_key=known" in known and "lock=known" in known
     assert len(lines) == 2 + 4
     # One arm shares everything with itself.
-    alone = report.threat_lines(result._replace(arms=result.arms[:1]))
+    alone = leak_report.threat_lines(result._replace(arms=result.arms[:1]))
     assert len(alone) == 2 and "lock=unit" in alone[1]
 
 
 def test_all_of_a_threat_model_is_in_what_is_printed():
     result, _ = finished()
-    shared, *own = report.threat_lines(result)
+    shared, *own = leak_report.threat_lines(result)
     for arm in result.arms:
         mine = next(line for line in own if line.startswith(f"{arm.arm.name}: "))
         for name in type(arm.threat.knowledge).__dataclass_fields__:
@@ -379,7 +381,7 @@ def test_all_of_a_threat_model_is_in_what_is_printed():
 
 
 def test_brief_tables_part_arms_from_floors(summary):
-    (header, arms), (floor_header, floors) = report.brief_tables(summary)
+    (header, arms), (floor_header, floors) = leak_report.brief_tables(summary)
     assert [line[0] for line in arms] == list(summary["arms"])
     assert [line[0] for line in floors] == list(FLOORS)
     assert header[0] == "arm" and len(header) == 8
@@ -414,7 +416,7 @@ def test_the_gallery_shows_the_first_victims_only(tmp_path):
     for victims in (2, 8, 20):
         result = pretended(tiny(victims=victims), wrong)
         path = tmp_path / f"{victims}.png"
-        report.draw_gallery(result, scored(result), path)
+        leak_report.draw_gallery(result, scored(result), path)
         with Image.open(path) as picture:
             sizes.append(picture.size)
     assert sizes[0][0] < sizes[1][0]
@@ -430,7 +432,7 @@ def test_a_failure_leaves_no_run_folder_and_loses_no_row(tmp_path, monkeypatch, 
         raise error("out of paint")
 
     result, rows = finished()
-    monkeypatch.setattr(report, "markdown", fail)
+    monkeypatch.setattr(leak_report, "markdown", fail)
     with pytest.raises(error, match="out of paint") as failure:
         write(tmp_path / "run", result, rows)
     (kept,) = tmp_path.iterdir()
@@ -449,7 +451,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_and_named(tmp_path, monkeypa
         raise RuntimeError("out of paint")
 
     result, rows = finished()
-    monkeypatch.setattr(report, "draw_gallery", fail)
+    monkeypatch.setattr(leak_report, "draw_gallery", fail)
     with pytest.warns(LeftOut, match="gallery.png is left out: out of paint"):
         write(tmp_path / "run", result, rows)
     folder = tmp_path / "run"

@@ -21,8 +21,8 @@ from by_hand import (
 from jax.flatten_util import ravel_pytree
 from toys import check_refused, quick_jit, random_images, random_weights
 
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.core.types import Gate
+from kljax.defences.lock import key_lock
 from kljax.models import (
     NETWORKS,
     ResNet,
@@ -35,7 +35,7 @@ from kljax.models import (
     site_widths,
     uniform,
 )
-from kljax.typing import Gate
+from kljax.models.losses import cross_entropy
 
 WIDTHS = (4, 24)
 GROUPS = {4: 1, 24: 2}  # of 4 and of 12 channels: the most that divide, up to 16

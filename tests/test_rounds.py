@@ -11,8 +11,7 @@ from flax import nnx
 from studies import quick_compilation
 from toys import LOCK, Toy, random_images, toy_model
 
-from kljax.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
-from kljax.clients import Batches, Progress, local_gradient, local_training
+from kljax.core.types import Private, Public
 from kljax.defences import (
     at_update,
     gaussian_noise,
@@ -20,12 +19,13 @@ from kljax.defences import (
     none,
     norm_clipping,
 )
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy, squared_error
-from kljax.mapping import Layout
+from kljax.defences.lock import key_lock
+from kljax.federated.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
+from kljax.federated.clients import Batches, Progress, local_gradient, local_training
+from kljax.federated.rounds import NonFiniteClient, _collected, federated_rounds, nbytes
 from kljax.models import from_nnx
-from kljax.rounds import NonFiniteClient, _collected, federated_rounds, nbytes
-from kljax.typing import Private, Public
+from kljax.models.losses import cross_entropy, squared_error
+from kljax.parallel import Layout
 
 RNG = jax.random.key(11)
 CLIENTS, STEPS, BATCH = 5, 3, 4

@@ -8,8 +8,8 @@ import tempfile
 
 import pytest
 
-from kljax import run_folder
-from kljax.run_folder import NotWritten, claim
+from kljax.core import folders
+from kljax.core.folders import NotWritten, claim
 
 TEXTS = {"config.json": "{}", "rows.csv": "a,b\r\n1,2\r\n"}
 
@@ -113,7 +113,7 @@ def test_a_file_system_that_only_writes_keeps_room_all_the_same(
 
 def test_a_size_out_of_reason_is_left_to_whoever_knows_why(tmp_path):
     with claim(tmp_path / "run", room=2**60) as claimed:
-        assert os.fstat(claimed.room.fileno()).st_size == run_folder.MOST_ROOM
+        assert os.fstat(claimed.room.fileno()).st_size == folders.MOST_ROOM
 
 
 def test_work_that_fails_before_anything_is_written_leaves_nothing(tmp_path):
@@ -145,14 +145,14 @@ def test_a_folder_that_appeared_meanwhile_is_not_touched(tmp_path, content):
 def test_what_does_not_fit_in_the_end_is_rescued(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
-    write = run_folder.write_text
+    write = folders.write_text
 
     def full(path, text):
         if path.name == "rows.csv" and "elsewhere" not in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, text)
 
-    monkeypatch.setattr(run_folder, "write_text", full)
+    monkeypatch.setattr(folders, "write_text", full)
     with pytest.raises(NotWritten, match="No space left.* were rescued to") as failure:
         with claim(tmp_path / "run") as claimed:
             claimed.write_first(TEXTS)

@@ -7,10 +7,11 @@ import pytest
 from skimage.metrics import structural_similarity
 from studies import close, finished, pretended, scored, tiny, wrong
 
-from kljax import data, metrics, report, scoring
+from kljax import data, metrics
 from kljax.data import Dataset
 from kljax.metrics import FLOORS, OUTCOMES
-from kljax.scoring import COLUMNS, SCHEMA_VERSION, matched_images
+from kljax.studies import leak_report, scoring
+from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION, matched_images
 
 OF_AN_ATTACK = (
     "lock_strategy",
@@ -453,8 +454,8 @@ def test_rows_say_where_the_label_rule_does_not_hold():
     rows = scored(result)
     said = [row["label_rule_holds"] for row in rows_of(rows, "none")]
     assert said == [True, False, None]
-    summary = report.summarise(result, rows)
-    header, lines = report.table(summary)
+    summary = leak_report.summarise(result, rows)
+    header, lines = leak_report.table(summary)
     assert lines[0][header.index("label rule holds")] == "50%"
 
 

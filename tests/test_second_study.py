@@ -9,9 +9,10 @@ from begun_runs import begin, study
 from flax import nnx
 from studies import quick_compilation
 
-from kljax import captured, data, ground, preparation
-from kljax.config import LeakConfig, TrainConfig
-from kljax.leakage import leak
+from kljax import data
+from kljax.studies.builder import from_run, run_setup, task
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.leakage import leak
 
 REVEAL = {"attack": "outside_package:reveal", "arms": ("keylock/known",)}
 CHANGING = {"data": "outside_package:changing", "clients": 1}
@@ -56,15 +57,15 @@ def test_redefined_data_are_those_of_the_second_run(tmp_path, monkeypatch, uploa
 def test_one_function_that_gives_other_data_is_asked_again(tmp_path, monkeypatch):
     images = define(monkeypatch, 1)
     begin(tmp_path / "a", **CHANGING)
-    before = captured.capture(settled(tmp_path / "a")).prepared
+    before = from_run.capture(settled(tmp_path / "a")).prepared
     images[:] = define(monkeypatch, 2)  # the same array: the first run's data change
     begin(tmp_path / "b", **CHANGING)
-    after = captured.capture(settled(tmp_path / "b")).prepared
+    after = from_run.capture(settled(tmp_path / "b")).prepared
     assert after is not before
 
 
 def settled(folder):
-    return captured.settle(study(folder, client=0, arms=("keylock/known",)))
+    return from_run.settle(study(folder, client=0, arms=("keylock/known",)))
 
 
 @pytest.mark.parametrize(
@@ -81,11 +82,11 @@ def test_redefined_parts_are_those_of_the_second_study(
     monkeypatch.setattr(outside_package, "redefined", original[field], raising=False)
     options = {field: "outside_package:redefined", "arms": ("none",)}
     begin(tmp_path / "a", **options)
-    config = captured.settle(study(tmp_path / "a", arms=("none",)))
-    before = captured.capture(config).prepared
-    assert captured.capture(config).prepared is before  # not twice for nothing
+    config = from_run.settle(study(tmp_path / "a", arms=("none",)))
+    before = from_run.capture(config).prepared
+    assert from_run.capture(config).prepared is before  # not twice for nothing
     monkeypatch.setattr(outside_package, "redefined", value)
-    after = captured.capture(config).prepared
+    after = from_run.capture(config).prepared
     assert after is not before
     if field == "loss":
         assert (before.loss, after.loss) == (original[field], value)
@@ -102,11 +103,11 @@ class _Wide(nnx.Module):
 def test_a_folder_written_anew_is_read_anew(tmp_path):
     config = study(tmp_path / "run", arms=("keylock/known",))
     begin(tmp_path / "run")
-    before = captured.capture(captured.settle(config)).prepared
-    assert captured.capture(captured.settle(config)).prepared is before
+    before = from_run.capture(from_run.settle(config)).prepared
+    assert from_run.capture(from_run.settle(config)).prepared is before
     (tmp_path / "run").rename(tmp_path / "old")
     begin(tmp_path / "run", seed=1)
-    after = captured.capture(captured.settle(config)).prepared
+    after = from_run.capture(from_run.settle(config)).prepared
     assert after.config.seed == 1
     assert not np.array_equal(after.partition[1], before.partition[1])
 
@@ -116,15 +117,15 @@ def test_other_files_under_one_name_are_loaded(monkeypatch):
     monkeypatch.setattr(data, "stamp", lambda name, data_dir: tuple(files))
     loaded = []
     monkeypatch.setattr(data, "load", lambda name, **_: loaded.append(name) or name)
-    ground._load.cache_clear()
+    task._load.cache_clear()
     config = TrainConfig(data="mnist")
     for _ in range(2):
-        ground.load_dataset(config, "train")
+        task.load_dataset(config, "train")
     assert loaded == ["mnist"]
     files[0] = ("a", 3, 2)
-    ground.load_dataset(config, "train")
+    task.load_dataset(config, "train")
     assert loaded == ["mnist", "mnist"]
-    ground._load.cache_clear()
+    task._load.cache_clear()
 
 
 def test_a_module_that_was_reloaded_counts(tmp_path, monkeypatch):
@@ -134,16 +135,16 @@ def test_a_module_that_was_reloaded_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     file.write_text(source.format(8))
     config = LeakConfig(data="edited:ramps", image_size=8)
-    assert len(ground.load_dataset(config, None)) == 8
+    assert len(task.load_dataset(config, None)) == 8
     file.write_text(source.format(10))  # of another length: no stale bytecode
     importlib.reload(importlib.import_module("edited"))
-    assert len(ground.load_dataset(config, None)) == 10
+    assert len(task.load_dataset(config, None)) == 10
 
 
 def test_training_itself_prepares_anew(monkeypatch):
     config = TrainConfig(**CHANGING, image_size=8, public_examples=0, arms=("none",))
     for seed in (1, 2):
         images = define(monkeypatch, seed)
-        train = preparation.prepare(config).train
+        train = run_setup.prepare(config).train
         found, _ = train.fetch(np.arange(len(train)))
         assert all(np.any(np.all(one == images, axis=(1, 2, 3))) for one in found)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from studies import TINY, tiny
 
-from kljax import data, leakage, memory, sizes, training
-from kljax.config import LeakConfig, TrainConfig
+from kljax import data
+from kljax.core import memory
 from kljax.data.catalogue import SIZES
-from kljax.mapping import Layout
+from kljax.parallel import Layout
+from kljax.studies import leakage, training
+from kljax.studies.builder import sizes
+from kljax.studies.config import LeakConfig, TrainConfig
 
 ABSURD = {
     "image_size": ({"image_size": 100_000}, "image_size"),

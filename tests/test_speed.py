@@ -21,7 +21,7 @@ import federated_speed  # noqa: E402
 import table  # noqa: E402
 from federated_speed import Work, agreement, averaging, by_name  # noqa: E402
 
-from kljax.mapping import Layout  # noqa: E402
+from kljax.parallel import Layout  # noqa: E402
 
 WORK = Work("lenet", clients=3, steps=2, batch=2, checked=2, tolerance=1e-4)
 PEERS = {"torch": "torch-sequential-2-processes", "fedjax": "fedjax"}

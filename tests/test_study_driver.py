@@ -17,7 +17,7 @@ import lock_changes  # noqa: E402
 import study  # noqa: E402
 from published import TABLE_6, beside_paper  # noqa: E402
 
-from kljax.sweeps import expand, read_sweep  # noqa: E402
+from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
 
 PART = """# A tiny part.
 # Nothing is learnt from it.

@@ -12,10 +12,10 @@ from flax import nnx
 from jax import lax
 from toys import quick_jit, random_images, random_weights
 
-from kljax import convolution as convolutions
+from kljax.core.types import Gate
 from kljax.models import LeNet, from_nnx, site_widths, uniform
-from kljax.surgery import find_sites
-from kljax.typing import Gate
+from kljax.models import convolution as convolutions
+from kljax.models.gating import find_sites
 
 WIDTH = 3
 X = random_images(2, WIDTH)

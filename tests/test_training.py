@@ -21,25 +21,19 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 
-from kljax import (
-    checkpoint,
-    claim,
-    cli,
-    evaluation,
-    figures,
-    files,
-    journal,
-    preparation,
-    training,
-)
-from kljax.arms import parse_training_arm
-from kljax.config import TrainConfig
-from kljax.figures import draw_curves
-from kljax.mapping import Layout
-from kljax.rounds import NonFiniteClient
-from kljax.training import train
-from kljax.trees import named
-from kljax.typing import Private
+from kljax import cli
+from kljax.core import claims, files
+from kljax.core.trees import named
+from kljax.core.types import Private
+from kljax.defences.arms import parse_training_arm
+from kljax.federated import checkpoints, evaluation
+from kljax.federated.rounds import NonFiniteClient
+from kljax.parallel import Layout
+from kljax.studies import figures, run_folder, training
+from kljax.studies.builder import run_setup
+from kljax.studies.config import TrainConfig
+from kljax.studies.figures import draw_curves
+from kljax.studies.training import train
 
 TINY = {
     "model": "dense",
@@ -129,7 +123,7 @@ def stored(result, folder, name="keylock"):
     """Reads the states at the end of a run's arm."""
     arm = result.arms[name]
     rounds = result.prepared.config.rounds
-    return checkpoint.restore(folder / name, rounds, arm.server, arm.clients)
+    return checkpoints.restore(folder / name, rounds, arm.server, arm.clients)
 
 
 # --- what comes out ---------------------------------------------------------------
@@ -137,18 +131,18 @@ def stored(result, folder, name="keylock"):
 
 def test_every_arm_gets_the_mean_start_of_the_lock(whole):
     prepared = whole[0].prepared
-    setup = preparation.arm_rounds(prepared, "keylock")
-    lock = setup.rounds.init_lock(preparation.random_keys(prepared.config).init)
+    setup = run_setup.arm_rounds(prepared, "keylock")
+    lock = setup.rounds.init_lock(run_setup.random_keys(prepared.config).init)
     mean = Private(jnp.full(prepared.config.private_key_size, 0.5), lock)
     chex.assert_trees_all_close(
-        preparation.mean_gates(prepared), setup.defence.gates((), mean)
+        run_setup.mean_gates(prepared), setup.defence.gates((), mean)
     )
 
 
 def test_a_run_learns_and_writes_its_folder(whole):
     (result, folder), arms = whole, ARMS
     assert {path.name for path in folder.iterdir()} == FILES | set(arms)
-    rows = journal.read_rows(folder)
+    rows = run_folder.read_rows(folder)
     assert rows == result.rows
     assert [(row["arm"], row["round"]) for row in rows] == [
         (arm, number) for arm in arms for number in range(4)
@@ -158,7 +152,7 @@ def test_a_run_learns_and_writes_its_folder(whole):
         assert own[-1]["loss"] < 0.7 * own[0]["loss"]
         assert own[-1]["test_accuracy"] > 0.2  # twice chance
         # The last round's state and the kept ones; the checkpoint at 2 is gone.
-        assert checkpoint.saved(folder / arm) == [0, 1, 3, 4]
+        assert checkpoints.saved(folder / arm) == [0, 1, 3, 4]
 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(result.summary))
@@ -190,7 +184,7 @@ def test_a_run_learns_and_writes_its_folder(whole):
 
     config_there = json.loads((folder / "config.json").read_text())
     assert config_there == summary["config"]
-    assert journal.read_config(folder) == whole_config()
+    assert run_folder.read_config(folder) == whole_config()
     assert "jax" in config_there["versions"] and "Handwritten" in str(config_there)
     text = (folder / "summary.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| own "))
@@ -201,20 +195,20 @@ def test_a_run_learns_and_writes_its_folder(whole):
 def test_a_kept_round_is_the_state_before_that_round(whole):
     """Replayed with what the preparation makes of the configuration alone."""
     result, folder = whole
-    config, prepared = whole_config(), preparation.prepare(whole_config())
-    rounds = preparation.arm_rounds(prepared, "keylock").rounds
-    server, clients = like = preparation.start(prepared, rounds)
+    config, prepared = whole_config(), run_setup.prepare(whole_config())
+    rounds = run_setup.arm_rounds(prepared, "keylock").rounds
+    server, clients = like = run_setup.start(prepared, rounds)
     for number in range(4):
         assert int(server.round) == number
         if number in config.keep_rounds:
-            kept = checkpoint.restore(folder / "keylock", number, *like)
+            kept = checkpoints.restore(folder / "keylock", number, *like)
             assert_same(kept, (server, clients))
         server, _ = rounds.run_round(
-            preparation.random_keys(config).rounds,
+            run_setup.random_keys(config).rounds,
             server,
             clients,
-            preparation.cohort_of(config, number),
-            preparation.batches_of(prepared, number),
+            run_setup.cohort_of(config, number),
+            run_setup.batches_of(prepared, number),
         )
         server = jax.device_get(server)
     assert_same((server, clients), states(result)["keylock"])
@@ -222,18 +216,18 @@ def test_a_kept_round_is_the_state_before_that_round(whole):
 
 
 def test_arms_start_alike_and_train_on_the_same_batches():
-    prepared = preparation.prepare(tiny(arms=ARMS))
+    prepared = run_setup.prepare(tiny(arms=ARMS))
     starts = [
-        preparation.start(prepared, preparation.arm_rounds(prepared, name).rounds)[0]
+        run_setup.start(prepared, run_setup.arm_rounds(prepared, name).rounds)[0]
         for name in ARMS
     ]
     assert_same(starts[0].public.model, starts[1].public.model)
-    fetch = preparation.batches_of(prepared, 1)
+    fetch = run_setup.batches_of(prepared, 1)
     batches, examples = fetch(np.arange(3))
     assert batches.images.shape == (3, 8, 8, 8, 8, 3)
     alone, _ = fetch(np.array([2]))
     assert_same(jax.tree.map(lambda x: x[2], batches), _first(alone))
-    other, _ = preparation.batches_of(prepared, 2)(np.array([2]))
+    other, _ = run_setup.batches_of(prepared, 2)(np.array([2]))
     assert not np.array_equal(other.images, alone.images)
     assert examples.tolist() == [len(own) for own in prepared.partition]
     assert sum(examples) == 200 and len(prepared.test) == 50
@@ -244,7 +238,7 @@ def _first(tree):
 
 
 def test_train_test_and_public_examples_share_nothing():
-    prepared = preparation.prepare(
+    prepared = run_setup.prepare(
         tiny(examples=None, test_examples=None, public_examples=None)
     )
     parts = (prepared.train, prepared.test, prepared.public)
@@ -284,23 +278,23 @@ def test_every_option_is_heard(tmp_path):
     assert measured == [False, False, True, True]  # the last one always
     prepared = result.prepared
     # 29, 57 and 114 examples in batches of 8, twice, nine at most.
-    counts = [preparation.local_steps(config, len(own)) for own in prepared.partition]
+    counts = [run_setup.local_steps(config, len(own)) for own in prepared.partition]
     assert counts == [6, 9, 9] and prepared.steps == 9
-    cohorts = [preparation.cohort_of(config, number) for number in range(4)]
+    cohorts = [run_setup.cohort_of(config, number) for number in range(4)]
     for row, cohort in zip(result.rows, cohorts, strict=True):
         assert row["examples"] == 8 * sum(counts[client] for client in cohort)
     server = result.arms[config.arms[0]].server
     assert np.all(np.isfinite(server.public.model["fc/kernel"]))
     assert jax.tree.leaves(server.optimiser)  # the server's momentum
-    start = preparation.start(
-        prepared, preparation.arm_rounds(prepared, config.arms[0]).rounds
+    start = run_setup.start(
+        prepared, run_setup.arm_rounds(prepared, config.arms[0]).rounds
     )
     assert np.abs(start[0].public.model["fc/kernel"]).max() <= 0.1
 
 
 def test_the_learning_rate_drops_by_round():
     config = tiny(momentum=0.0, weight_decay=0.0, drops=(2, 3), drop_factor=0.5)
-    method = preparation.local_optimiser(config)
+    method = run_setup.local_optimiser(config)
 
     def move(number):
         optimiser = method(jnp.int32(number))
@@ -308,13 +302,13 @@ def test_the_learning_rate_drops_by_round():
 
     moves = [float(move(number)) for number in range(5)]
     assert moves == pytest.approx([-0.3, -0.3, -0.15, -0.075, -0.075])
-    steady = preparation.local_optimiser(tiny())
+    steady = run_setup.local_optimiser(tiny())
     assert isinstance(steady, optax.GradientTransformation)
 
 
 def test_weight_decay_enters_the_gradient_before_momentum():
     config = tiny(weight_decay=0.5, nesterov=False)
-    optimiser = preparation.local_optimiser(config)
+    optimiser = run_setup.local_optimiser(config)
     state = optimiser.init(2.0)
     first, state = optimiser.update(1.0, state, 2.0)
     assert float(first) == pytest.approx(-0.3 * (1 + 0.5 * 2))
@@ -342,11 +336,11 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_parameters(whole, tmp_path):
     with pytest.raises(CutOff):
         train(whole_config(), folder, on_round=cut_off_at("keylock", 2))
     # The state before round 3 was saved, and then it was cut off.
-    assert checkpoint.saved(folder / "keylock") == [0, 1, 3]
-    for part in checkpoint.PARTS:  # as if before
+    assert checkpoints.saved(folder / "keylock") == [0, 1, 3]
+    for part in checkpoints.PARTS:  # as if before
         shutil.rmtree(folder / "keylock" / part / "3")
-    assert journal.read_summary(folder) is None
-    assert len(journal.read_rows(folder)) == 4 + 3
+    assert run_folder.read_summary(folder) is None
+    assert len(run_folder.read_rows(folder)) == 4 + 3
     begun = []
     # A speed option may change on the way.
     again = whole_config(convolution="lax")
@@ -355,7 +349,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_parameters(whole, tmp_path):
     assert begun[1].private_bytes > 3 * 4 * (16 + 2 * 17 * 64)
     for name in ARMS:
         assert_same(states(result)[name], states(expected)[name])
-        assert checkpoint.saved(folder / name) == [0, 1, 3, 4]
+        assert checkpoints.saved(folder / name) == [0, 1, 3, 4]
         assert_same(stored(result, folder, name), states(expected)[name])
     assert measured(result) == measured(expected)
     assert result.summary["accuracy"] == expected.summary["accuracy"]
@@ -379,8 +373,8 @@ sys.path[:0] = [sys.argv[1]]
 from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 from test_training import killable
-from kljax.training import train
-from kljax.trees import named
+from kljax.studies.training import train
+from kljax.core.trees import named
 
 jax.config.update("jax_default_matmul_precision", "highest")
 with quick_compilation():
@@ -398,7 +392,7 @@ def in_a_process(folder):
 
 
 def rounds_written(folder):
-    return len(journal.read_rows(folder)) if folder.exists() else 0
+    return len(run_folder.read_rows(folder)) if folder.exists() else 0
 
 
 @pytest.mark.slow
@@ -421,33 +415,33 @@ def test_a_run_that_is_killed_goes_on_to_the_same_parameters(tmp_path):
     assert kills >= 2, reached  # otherwise nothing was tested
     assert in_a_process(cut).wait(300) == 0
 
-    prepared = preparation.prepare(killable())
-    like = preparation.start(
-        prepared, preparation.arm_rounds(prepared, "keylock").rounds
-    )
-    assert checkpoint.saved(cut / "keylock") == [7, 20, 60]
+    prepared = run_setup.prepare(killable())
+    like = run_setup.start(prepared, run_setup.arm_rounds(prepared, "keylock").rounds)
+    assert checkpoints.saved(cut / "keylock") == [7, 20, 60]
     for number in (7, 20, 60):
         one, other = (
-            checkpoint.restore(folder / "keylock", number, *like)
+            checkpoints.restore(folder / "keylock", number, *like)
             for folder in (whole, cut)
         )
         assert_same(one, other)
     timeless = [
         [{n: v for n, v in row.items() if not n.endswith("_s")} for row in rows]
-        for rows in map(journal.read_rows, (whole, cut))
+        for rows in map(run_folder.read_rows, (whole, cut))
     ]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 60
-    accuracies = [journal.read_summary(folder)["accuracy"] for folder in (whole, cut)]
+    accuracies = [
+        run_folder.read_summary(folder)["accuracy"] for folder in (whole, cut)
+    ]
     assert accuracies[0] == accuracies[1]
 
 
 def test_another_configuration_is_refused_with_its_differences(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    described = journal.describe(tiny(), "mine")
+    described = run_folder.describe(tiny(), "mine")
     files.write_json(folder / "config.json", described)
-    journal.check_same(folder, tiny())
-    journal.check_same(folder, tiny(layout=Layout("vmap"), convolution="lax"))
+    run_folder.check_same(folder, tiny())
+    run_folder.check_same(folder, tiny(layout=Layout("vmap"), convolution="lax"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(FileExistsError) as error:
         train(tiny(rounds=30, arms=("none",)), folder)
@@ -458,20 +452,20 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
     # A run of an older version, without the option: it was as it is by default.
     del described["proximal"]
     files.write_json(folder / "config.json", described)
-    journal.check_same(folder, tiny())
+    run_folder.check_same(folder, tiny())
     with pytest.raises(FileExistsError, match="proximal: 0.0 there, 0.5 here"):
-        journal.check_same(folder, tiny(proximal=0.5))
+        run_folder.check_same(folder, tiny(proximal=0.5))
     for content in ("{}", '{"job": "leak"}'):
         (folder / "config.json").write_text(content)
         with pytest.raises(FileExistsError, match="is no run of kljax train"):
-            journal.check_same(folder, tiny())
+            run_folder.check_same(folder, tiny())
     # Killed before its first file was whole, a run can begin again; what somebody else
     # has put there is left alone.
     (folder / "config.json").rename(folder / ".config.json")
-    journal.check_same(folder, tiny())
+    run_folder.check_same(folder, tiny())
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is no run of kljax train"):
-        journal.check_same(folder, tiny())
+        run_folder.check_same(folder, tiny())
 
 
 # --- trouble ----------------------------------------------------------------------
@@ -479,7 +473,7 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path):
 
 def poison(monkeypatch, client, number):
     """Gives a client an image of NaN in one round."""
-    batches_of = preparation.batches_of
+    batches_of = run_setup.batches_of
 
     def poisoned(prepared, now):
         fetch = batches_of(prepared, now)
@@ -502,7 +496,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepare", pytest.fail)
         folder.mkdir()
-        with claim.claimed(folder):
+        with claims.claimed(folder):
             assert cli.main([*OPTIONS, "--out", str(folder)]) == 2
             said = capsys.readouterr().err
             assert "another job is at work in" in said and f"{os.getpid()} on" in said
@@ -513,7 +507,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
 
         def faster(config):
             late.mkdir()
-            held.enter_context(claim.claimed(late))
+            held.enter_context(claims.claimed(late))
             return prepare(config)
 
         monkeypatch.setattr(training, "prepare", faster)
@@ -525,7 +519,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
 def test_a_client_that_turns_nan_is_left_out_and_named(monkeypatch, tmp_path, capsys):
     poison(monkeypatch, client=1, number=1)
     assert cli.main([*OPTIONS, "--out", "run"]) == 0
-    rows = journal.read_rows(tmp_path / "run")
+    rows = run_folder.read_rows(tmp_path / "run")
     assert [row["excluded"] for row in rows] == [(), (1,)]
     assert all(np.isfinite(row["loss"]) for row in rows)
     printed = capsys.readouterr().out
@@ -537,7 +531,7 @@ def test_a_client_that_turns_nan_can_stop_the_run(monkeypatch, tmp_path, capsys)
     config = tiny(on_nonfinite="stop", save_every=1)
     with pytest.raises(NonFiniteClient, match="round 1: .*1"):
         train(config, tmp_path / "run")
-    assert checkpoint.saved(tmp_path / "run" / "keylock") == [1]
+    assert checkpoints.saved(tmp_path / "run" / "keylock") == [1]
     stopped = cli.main([*OPTIONS, "--on-nonfinite", "stop", "--out", "other"])
     assert stopped == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -615,7 +609,7 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
 
 
 def test_a_training_arm_is_a_defence_and_no_strategy():
-    prepared = preparation.prepare(tiny())
+    prepared = run_setup.prepare(tiny())
     arm = parse_training_arm("keylock+norm-clipping=4", prepared.sites, {})
     assert arm.lock_strategy is None and arm.gated and arm.norm
     with pytest.raises(ValueError, match="drop '/'"):
@@ -632,13 +626,13 @@ def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
     printed, errors = capsys.readouterr()
     assert errors == ""
     folder = tmp_path / "here" / "run"
-    summary = journal.read_summary(folder)
+    summary = run_folder.read_summary(folder)
     lines = printed.splitlines()
-    states = named(preparation.start(*_arm("keylock"))[1])
+    states = named(run_setup.start(*_arm("keylock"))[1])
     size = sum(array.nbytes for array in states.values()) / 1e6
     assert f"keylock: what stays with the 3 clients takes {size:.1f} MB" in lines
     (line,) = [line for line in lines if line.startswith("keylock: round 2/2: loss ")]
-    accuracy = journal.read_rows(folder)[-1]["test_accuracy"]
+    accuracy = run_folder.read_rows(folder)[-1]["test_accuracy"]
     assert f"accuracy {accuracy:.1%}" in line
     assert "clients/s, ETA 0:00:00" in line
     (own,) = [line for line in lines if line.startswith("own ")]
@@ -657,8 +651,8 @@ def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
 
 
 def _arm(name):
-    prepared = preparation.prepare(tiny(arms=(name,)))
-    return prepared, preparation.arm_rounds(prepared, name).rounds
+    prepared = run_setup.prepare(tiny(arms=(name,)))
+    return prepared, run_setup.arm_rounds(prepared, name).rounds
 
 
 # Orbax's threads talk to an event loop that its own error has closed.
@@ -669,7 +663,7 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
     """Orbax writes by itself, and raises a ValueError of its own."""
     command = [*OPTIONS, "--save-every", "1", "--out", "run"]
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save, finished = checkpoint.save, []
+    save, finished = checkpoints.save, []
 
     def fill_up(*arguments):
         if finished:
@@ -677,7 +671,7 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
         save(*arguments)
         finished.append(arguments)
 
-    monkeypatch.setattr(checkpoint, "save", fill_up)
+    monkeypatch.setattr(checkpoints, "save", fill_up)
     try:
         assert cli.main(command) == 2
     finally:
@@ -686,15 +680,15 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
     assert "cannot write to 'run' ([Errno 27] File too large: 'run/none/" in line
     assert "make room there" in line and "go on from the last checkpoint" in line
     folder = tmp_path / "run" / "none"
-    assert checkpoint.saved(folder) == [1]
-    for part in checkpoint.PARTS:  # nothing half written takes room
+    assert checkpoints.saved(folder) == [1]
+    for part in checkpoints.PARTS:  # nothing half written takes room
         assert {path.name for path in (folder / part).iterdir()} <= {"1", "2"}
 
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert cli.main(command) == 0
     assert "resumed at round 1" in capsys.readouterr().out
-    assert len(journal.read_rows(tmp_path / "run")) == 2
+    assert len(run_folder.read_rows(tmp_path / "run")) == 2
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_stop_a_training(
@@ -709,7 +703,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_a_training(
     printed = capsys.readouterr().out
     for name in ("partition.png", "curves.png"):
         assert f"warning: {name} is left out: out of paint" in printed
-    assert journal.read_summary(tmp_path / "run") is not None
+    assert run_folder.read_summary(tmp_path / "run") is not None
 
 
 def test_tensorboard_is_written_or_explained(tmp_path, monkeypatch):

@@ -23,10 +23,7 @@ from toys import (
     toy_model,
 )
 
-from kljax import journal, leakage, training
-from kljax.arms import acts_on_release, parse_arm, parse_training_arm
-from kljax.clients import Batches, local_training, local_update, one_step
-from kljax.config import LeakConfig, TrainConfig
+from kljax.core.types import Private, Public
 from kljax.defences import (
     at_update,
     chain,
@@ -37,10 +34,13 @@ from kljax.defences import (
     norm_clipping,
     without_release,
 )
-from kljax.losses import cross_entropy
-from kljax.mapping import Layout
-from kljax.sweeps.legality import is_legal
-from kljax.typing import Private, Public
+from kljax.defences.arms import acts_on_release, parse_arm, parse_training_arm
+from kljax.federated.clients import Batches, local_training, local_update, one_step
+from kljax.models.losses import cross_entropy
+from kljax.parallel import Layout
+from kljax.studies import leakage, run_folder, training
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.sweeps.legality import is_legal
 
 STEPS, BATCH, RATE, MOMENTUM = 3, 2, 0.1, 0.9
 LOCKED = keylock(LOCK)
@@ -465,21 +465,21 @@ def test_what_acts_on_release_is_found():
 def test_an_older_run_is_refused_where_its_arms_mean_something_else(tmp_path, version):
     def write(arms, **changes):
         config = TrainConfig(arms=arms)
-        described = journal.describe(config, "none") | changes
+        described = run_folder.describe(config, "none") | changes
         if not changes:
             del described["schema_version"]
         (tmp_path / "config.json").write_text(json.dumps(described))
         return config
 
     config = write(("none", "keylock"), **version)
-    assert journal.read_config(tmp_path) == config
-    journal.check_same(tmp_path, config)
+    assert run_folder.read_config(tmp_path) == config
+    run_folder.check_same(tmp_path, config)
     config = write(("none", "keylock+gaussian-noise=0.1"), **version)
     message = "older kljax.*keylock.gaussian-noise=0.1 acted once .*@update"
     with pytest.raises(ValueError, match=message):
-        journal.read_config(tmp_path)
+        run_folder.read_config(tmp_path)
     with pytest.raises(ValueError, match=message):
-        journal.check_same(tmp_path, config)
-    config = write(config.arms, schema_version=journal.SCHEMA_VERSION)
-    assert journal.read_config(tmp_path) == config
-    journal.check_same(tmp_path, config)
+        run_folder.check_same(tmp_path, config)
+    config = write(config.arms, schema_version=run_folder.SCHEMA_VERSION)
+    assert run_folder.read_config(tmp_path) == config
+    run_folder.check_same(tmp_path, config)

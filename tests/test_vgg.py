@@ -16,8 +16,8 @@ from by_hand import (
 )
 from toys import check_refused, quick_jit, random_images, random_weights
 
+from kljax.core.types import Gate
 from kljax.models import NETWORKS, VGG, from_nnx
-from kljax.typing import Gate
 
 STAGES = ((1, 4), (2, 24))
 GROUPS = {4: 1, 24: 2}  # of 4 and of 12 channels: the most that divide, up to 16

@@ -6,8 +6,8 @@ import pytest
 from by_hand import parameter_count, parameter_shapes
 from toys import check_refused, quick_jit, random_images, random_weights
 
+from kljax.core.types import Gate
 from kljax.models import NETWORKS, VisionTransformer, from_nnx, site_widths, uniform
-from kljax.typing import Gate
 
 SMALL = {"image_shape": (4, 6, 2), "width": 6, "depth": 2, "heads": 2, "patch": 2}
 IMAGES = random_images(2, 4, 6, 2)

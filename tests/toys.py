@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 
 from kljax.attacks import Setting
-from kljax.clients import one_step
+from kljax.core.types import Model, Private, Public
 from kljax.defences import Defence, keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import one_step
 from kljax.models import from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import Knowledge, Strategy, ThreatModel, Update
-from kljax.typing import Model, Private, Public
 
 # For what runs once: code is generated faster, and is slower.
 quick_jit = functools.partial(

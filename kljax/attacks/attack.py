@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kljax.chain import Layer
-from kljax.dependence import trace_dependence
+from kljax.core.dependence import trace_dependence
+from kljax.core.trees import named
+from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
+from kljax.models.chain import Layer
 from kljax.threat import ThreatModel, View
-from kljax.trees import named
-from kljax.typing import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 
 
 class Protocol(NamedTuple):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from kljax.attacks.attack import Attack, Reconstruction, Unknown
+from kljax.core.types import Array, Rng
 from kljax.threat import View
-from kljax.typing import Array, Rng
 
 
 def repeated(unknown: Unknown, epochs: int) -> Unknown:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
-from kljax.convolution import CHANNELS_LAST, matmul_convolution
+from kljax.core.types import Array, PyTree, Rng
+from kljax.models.convolution import CHANNELS_LAST, matmul_convolution
 from kljax.threat import View
-from kljax.typing import Array, PyTree, Rng
 
 SMALLEST = 4  # side of the first map
 CHANNELS = 32  # of the last map but one

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from kljax.typing import Array, Model, Output, Params, PyTree, Stats
+from kljax.core.types import Array, Model, Output, Params, PyTree, Stats
 
 
 class Insertion(NamedTuple):
@@ -53,7 +53,7 @@ def imprint(
 
     Row i is active for images whose measurement is above the i-th of `bins` quantiles,
     so two neighbouring rows differ in the images of one bin alone
-    (`kljax.attacks.closed_form.imprint` reads them).
+    (`kljax.attacks.closed_form.imprint_reading` reads them).
 
     Args:
       bins: n, of equal mass.

@@ -19,8 +19,8 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.simulation import moved
+from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
-from kljax.typing import Array, Gate, Gates, Path, Private, Rng
 
 
 class Lock(NamedTuple):

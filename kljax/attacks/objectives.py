@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Objective
-from kljax.typing import Array, PyTree
+from kljax.core.types import Array, PyTree
 
 
 def _sum(fn, *trees: PyTree) -> Array:

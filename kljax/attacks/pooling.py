@@ -17,8 +17,8 @@ from kljax.attacks.attack import (
     Unknown,
     Unknowns,
 )
+from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
-from kljax.typing import Array, PyTree, Rng
 
 
 def pooled(

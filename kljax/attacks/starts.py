@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kljax.typing import Array, Rng
+from kljax.core.types import Array, Rng
 
 Start: TypeAlias = Callable[[Rng, tuple[int, ...]], Array]
 

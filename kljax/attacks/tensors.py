@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Objective, Setting
-from kljax.typing import Array, Params, Public, PyTree
+from kljax.core.types import Array, Params, Public, PyTree
 
 Weighting: TypeAlias = Callable[[Params], PyTree]
 Depths: TypeAlias = PyTree  # like the parameters: 0 for the tensor used first

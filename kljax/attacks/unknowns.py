@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
 from kljax.attacks.starts import Start
-from kljax.typing import Array, PyTree
+from kljax.core.types import Array, PyTree
 
 
 def pixels(setting: Setting, start: Start) -> Unknown:

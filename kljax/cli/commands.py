@@ -13,7 +13,7 @@ from kljax.cli.leak import Demo, Leak, run_demo, run_leak
 from kljax.cli.printing import open_console
 from kljax.cli.sweep import Merge, Report, Sweep, run_merge, run_report, run_sweep
 from kljax.cli.train import Train, run_train
-from kljax.config.checks import check_text
+from kljax.core.checks import check_text
 
 DESCRIPTION = "What can be recovered of private training data from shared gradients."
 RUNS = {

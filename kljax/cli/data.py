@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from kljax.cli.printing import say
-from kljax.registry import resolve
+from kljax.core.registry import resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from kljax.mapping import LAYOUTS, Layout, fastest_layout
+from kljax.parallel import LAYOUTS, Layout, fastest_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class LayoutOptions:
     Attributes:
       layout: not an option by itself.
       layout_kind: how the work is laid over the machine (speed only), see
-        `kljax.mapping.Layout`; None for what is fastest.
+        `kljax.parallel.Layout`; None for what is fastest.
       layout_chunk: how many victims or clients at once on each device, at most (speed
         only); None for what is fastest.
     """

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
-from kljax.config import LeakConfig
-from kljax.progress import LeakProgress
+from kljax.cli.progress import LeakProgress
+from kljax.studies.config import LeakConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,16 @@ class Demo:
 
 def run_leak(job: Leak, console: Console) -> None:
     """Runs a study, writes its folder and prints its table."""
-    from kljax import captured, leakage, report, run_folder, scoring
+    from kljax.core import folders
+    from kljax.studies import leak_report, leakage, scoring
+    from kljax.studies.builder import from_run
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     given = {name: getattr(job, name) for name in names}
-    config = captured.settle(LeakConfig(**given | job.layout_of("victims")))
-    with warnings_told(run_folder.LeftOut) as told:
-        with run_folder.claim(folder, report.room_of(config)) as claimed:
+    config = from_run.settle(LeakConfig(**given | job.layout_of("victims")))
+    with warnings_told(folders.LeftOut) as told:
+        with folders.claim(folder, leak_report.room_of(config)) as claimed:
             with LeakProgress(config, console) as progress:
                 result = leakage.leak(
                     config, on_arm=progress.on_arm, on_block=progress.on_block
@@ -61,10 +63,10 @@ def run_leak(job: Leak, console: Console) -> None:
                 progress.say("scoring")
                 rows = scoring.score_rows(result)
                 progress.say("done")
-            summary = report.summarise(result, rows) | {"warnings": [*told]}
+            summary = leak_report.summarise(result, rows) | {"warnings": [*told]}
             try:
                 # Before it is printed: a terminal that is gone costs nothing.
-                report.write_run(claimed, result, rows, summary)
+                leak_report.write_run(claimed, result, rows, summary)
             except OSError as error:
                 print_summary(result, summary, console)
                 for name, text in getattr(error, "texts", {}).items():
@@ -80,7 +82,7 @@ def run_leak(job: Leak, console: Console) -> None:
 
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     """Prints threat models, tables and speed of a finished study."""
-    from kljax import report
+    from kljax.studies import leak_report
 
     config, speed = result.config, summary["throughput"]
     of = f" of {config.examples} images" if config.examples > 1 else ""
@@ -91,17 +93,17 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         f"\n{config.model} on {config.data}: {config.victims} victims{of}, attack "
         f"{config.attack}{budget}\n"
     )
-    for line in report.threat_lines(result):
+    for line in leak_report.threat_lines(result):
         say(console, line, wrap=True)
-    for header, lines in report.brief_tables(summary):
+    for header, lines in leak_report.brief_tables(summary):
         console.print()
         console.print(printed_table(header, lines))
     console.print()
-    if lines := report.upload_lines(summary):
+    if lines := leak_report.upload_lines(summary):
         for line in lines:
             say(console, line, wrap=True)
         console.print()
-    reading = report.READING.replace("*", "").replace("`", "")
+    reading = leak_report.READING.replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
     console.print()
     console.print(

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
-from kljax.config.checks import check_number, check_whole, shown
-from kljax.progress import SweepProgress
-from kljax.rollcall import ALONE, Place, roll_call
-from kljax.run_folder import LeftOut
+from kljax.cli.progress import SweepProgress
+from kljax.core.checks import check_number, check_whole, shown
+from kljax.core.folders import LeftOut
+from kljax.parallel.processes import ALONE, Place, roll_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,9 @@ class Merge:
 
 def run_sweep(job: Sweep, console: Console) -> None:
     """Runs a sweep, or its share of it, and writes the report."""
-    from kljax import compilation, engine
-    from kljax.studies.failures import read_failures
+    from kljax.parallel import compilation
+    from kljax.studies.store.failures import read_failures
+    from kljax.studies.sweeps import running
 
     check_number(job, "probe")
     if job.memory is not None:
@@ -105,7 +106,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
     place = _place(job)
     try:
         with warnings_told(LeftOut) as told, SweepProgress(console, place) as progress:
-            done = engine.sweep(
+            done = running.sweep(
                 job.file,
                 folder,
                 part=job.part,
@@ -149,9 +150,9 @@ def _place(job: Sweep) -> Place:
 
 def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
     """Prints cells, compilations, victims, time and memory of a sweep."""
-    from kljax.probe import probe
-    from kljax.studies.manifest import cells_of, make_manifest
-    from kljax.sweeps import expand, read_sweep
+    from kljax.studies.store.manifest import cells_of, make_manifest
+    from kljax.studies.sweeps import expand, read_sweep
+    from kljax.studies.sweeps.estimate import estimate_sweep
 
     sweep = read_sweep(job.file)
     manifest = make_manifest(name, sweep, expand(sweep), job.part)
@@ -168,7 +169,7 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
         f"{victims} victims",
         highlight=False,
     )
-    found = probe(manifest, **job.layout_of("victims"), seconds=job.probe)
+    found = estimate_sweep(manifest, **job.layout_of("victims"), seconds=job.probe)
     groups, probed = found.groups
     compiling = datetime.timedelta(seconds=round(found.compile_s))
     running = datetime.timedelta(seconds=round(found.run_s))
@@ -182,10 +183,10 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
 
 def run_report(job: Report, console: Console) -> None:
     """Writes the report of a study."""
-    from kljax import studies, study_report
+    from kljax.studies import reports, store
 
-    page = study_report.write_report(
-        studies.read(job.study),
+    page = reports.write_report(
+        store.read(job.study),
         job.out or job.study / "report",
         rows=job.rows or None,
         columns=job.columns or None,
@@ -197,7 +198,7 @@ def run_report(job: Report, console: Console) -> None:
 
 def run_merge(job: Merge, console: Console) -> None:
     """Joins two studies."""
-    from kljax.studies.merging import merge_studies
+    from kljax.studies.store.merging import merge_studies
 
     merge_studies(job.first, job.second, job.out)
     say(console, f"written: {job.out}/")

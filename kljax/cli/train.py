@@ -9,9 +9,9 @@ from rich.console import Console
 
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
-from kljax.config import TrainConfig
-from kljax.progress import TrainProgress
-from kljax.run_folder import LeftOut
+from kljax.cli.progress import TrainProgress
+from kljax.core.folders import LeftOut
+from kljax.studies.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,15 @@ class Train(LayoutOptions, TrainConfig):
 
 def run_train(job: Train, console: Console) -> None:
     """Runs a training, or goes on with it, and prints its table."""
-    from kljax import journal, training
+    from kljax.studies import run_folder, training
 
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = job.out or Path("runs") / f"train-{stamp}"
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     given = {name: getattr(job, name) for name in names}
     config = TrainConfig(**given | job.layout_of("clients"))
-    journal.check_same(folder, config)
-    summary = journal.read_summary(folder)
+    run_folder.check_same(folder, config)
+    summary = run_folder.read_summary(folder)
     if summary is not None:
         say(console, f"this run is finished: {folder}/")
     else:
@@ -70,9 +70,9 @@ def run_train(job: Train, console: Console) -> None:
 
 def print_accuracy(summary: dict[str, Any], console: Console) -> None:
     """Prints accuracies and speed of a finished training."""
-    from kljax import journal
+    from kljax.studies import run_folder
 
-    header, lines = journal.table(summary)
+    header, lines = run_folder.table(summary)
     console.print("\naccuracy in %, mean ± standard deviation over clients and draws\n")
     console.print(printed_table(header, lines))
     speed = summary["throughput"]

@@ -13,8 +13,8 @@ from kljax.data.batches import (
 from kljax.data.catalogue import EMBEDDED, load, stamp
 from kljax.data.checks import check_batch, check_local_batches
 from kljax.data.dataset import Dataset, LazyColumn, select
-from kljax.data.holdout import holdout
-from kljax.data.partition import (
+from kljax.data.holdouts import holdout
+from kljax.data.partitioning import (
     PARTITIONS,
     Partition,
     by_size,
@@ -24,8 +24,8 @@ from kljax.data.partition import (
     shards,
 )
 from kljax.data.prepare import PREPARERS, prepare_fashion_mnist
-from kljax.data.resize import resize
-from kljax.data.subset import subset
+from kljax.data.resizing import resize
+from kljax.data.subsets import subset
 
 __all__ = [
     "load",

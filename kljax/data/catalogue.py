@@ -4,13 +4,13 @@ import difflib
 import math
 from collections.abc import Callable
 
+from kljax.core.memory import check_fits
 from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
 from kljax.data.photos import load_photos
-from kljax.data.resize import check_shape
+from kljax.data.resizing import check_shape
 from kljax.data.tfds import list_tfds, load_tfds
-from kljax.memory import check_fits
 
 # Data sets that need neither network nor preparation.
 EMBEDDED: dict[str, Callable[..., Dataset]] = {

@@ -65,7 +65,7 @@ class Dataset:
       untrained_only: True where the labels mean too little to train a network on.
       class_names: the names of the classes, or None.
       positions: [N] int64, where the examples are in the whole dataset that these are
-        a part of (`kljax.data.subset`), or None where they are all of it.
+        a part of (`kljax.data.subsets`), or None where they are all of it.
 
     Raises:
       ValueError: empty, unequal lengths, or anything `check_batch` refuses.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kljax.data.dataset import Dataset
-from kljax.data.resize import check_shape, resize
+from kljax.data.resizing import check_shape, resize
 
 LICENCE = (
     "Optical Recognition of Handwritten Digits, test set (E. Alpaydin and C. Kaynak, "

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from kljax.data.dataset import Dataset
-from kljax.data.resize import check_shape, resize
+from kljax.data.resizing import check_shape, resize
 
 SQUARES_PER_SIDE = 7
 MIN_DEVIATION = 0.08

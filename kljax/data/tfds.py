@@ -17,7 +17,7 @@ import numpy as np
 
 from kljax.data.dataset import Dataset, LazyColumn
 from kljax.data.prepare import PREPARERS
-from kljax.data.resize import check_shape, resize
+from kljax.data.resizing import check_shape, resize
 
 NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\d.*]+)?")  # dataset[/config][:version]
 RANDOM_ACCESS = "array_record"

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.core.types import Array, Public, Rng
 from kljax.defences.defence import (
     Context,
     Defence,
@@ -12,7 +13,6 @@ from kljax.defences.defence import (
     no_parts,
     no_state,
 )
-from kljax.typing import Array, Public, Rng
 
 
 def norm_clipping(bound: float | Array) -> Defence:

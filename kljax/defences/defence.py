@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from kljax.typing import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
+from kljax.core.types import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
 
 
 class Context(NamedTuple):

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from kljax.core.types import Gate, Gates, Params, Path, Private, Rng
 from kljax.defences.defence import SEND_ALL, Defence
-from kljax.keylock import KeyLock
-from kljax.typing import Gate, Gates, Params, Path, Private, Rng
+from kljax.defences.lock import KeyLock
 
 
 def keylock(lock: KeyLock) -> Defence:
@@ -17,7 +17,7 @@ def keylock(lock: KeyLock) -> Defence:
     neither they nor their gradients are part of what is sent. To someone without
     them (an empty ``Private()``) the network has unit gates.
 
-    Reference: FedKL; see `kljax.keylock`.
+    Reference: FedKL; see `kljax.defences.lock`.
     """
 
     def init(rng: Rng, params: Params):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from kljax.core.types import Array, Public, Rng
 from kljax.defences.defence import (
     Context,
     Defence,
@@ -11,7 +12,6 @@ from kljax.defences.defence import (
     no_parts,
     no_state,
 )
-from kljax.typing import Array, Public, Rng
 
 
 def magnitude_pruning(fraction: float | Array) -> Defence:

@@ -8,8 +8,8 @@ from kljax.models.initialisers import Initialiser, uniform
 from kljax.models.lenet import LeNet
 from kljax.models.linen import from_linen
 from kljax.models.model import feeding_layers, from_nnx, site_widths
+from kljax.models.norm_layers import NORMS
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
-from kljax.models.norms import NORMS
 from kljax.models.redrawing import redrawn
 from kljax.models.resnet import (
     ResNet,

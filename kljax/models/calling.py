@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from kljax.typing import Array
+from kljax.core.types import Array
 
 # (network, images [B, H, W, C], train) -> logits [B, Kc]
 Call: TypeAlias = Callable[[Any, Array, bool], Array]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from kljax.chain import Layer
+from kljax.core.types import Path
 from kljax.models import cnn6, convnet, dense, lenet, resnet, vgg, vit
-from kljax.typing import Path
+from kljax.models.chain import Layer
 
 
 class Network(NamedTuple):

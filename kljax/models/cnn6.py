@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from kljax.chain import Layer, convolution, dense, leaky_relu
+from kljax.core.types import Array
 from kljax.models.calling import check_shape
+from kljax.models.chain import Layer, convolution, dense, leaky_relu
 from kljax.models.initialisers import Initialiser, torch_uniform
-from kljax.typing import Array
 
 NEGATIVE_SLOPE = 0.2
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from kljax.core.types import Array, Path
 from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, torch_uniform
-from kljax.models.norms import norms
+from kljax.models.norm_layers import norms
 from kljax.models.vgg import Layer
-from kljax.typing import Array, Path
 
 MULTIPLES = (1, 2, 2, 4, 4, 4, 4, 4)  # of the width: channels of each convolution
 POOLED = (5, 7)  # a 3x3 max-pool with stride 3 follows these

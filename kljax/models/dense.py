@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import jax
 from flax import nnx
 
-from kljax.chain import SIGMOID, Layer, dense
+from kljax.core.types import Array
 from kljax.models.calling import check_shape
+from kljax.models.chain import SIGMOID, Layer, dense
 from kljax.models.initialisers import Initialiser
-from kljax.typing import Array
 
 # With the widths and the activation that are the default; a gate at the hidden layer
 # acts on the output of ``layers/0`` itself, there is no norm.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.typing import Array
+from kljax.core.types import Array
 
 Initialiser = Callable[..., Array]
 

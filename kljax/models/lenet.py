@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from kljax.chain import SIGMOID, Layer, convolution, dense
+from kljax.core.types import Array, Path
 from kljax.models.calling import check_shape
+from kljax.models.chain import SIGMOID, Layer, convolution, dense
 from kljax.models.initialisers import Initialiser, torch_uniform
-from kljax.models.norms import norms
-from kljax.typing import Array, Path
+from kljax.models.norm_layers import norms
 
 NORM_PATHS = ("norm1", "norm2", "norm3")
 

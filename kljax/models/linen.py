@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Stats
 from kljax.models.calling import Call, check_output, find_call
-from kljax.surgery import gated, layers_named, refuse_nested, unknown_path
-from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
+from kljax.models.gating import gated, layers_named, refuse_nested, unknown_path
 
 # Numbers the passes: tapped values travel in a collection, so that they come out of
 # nn.remat, and a pass has a collection of its own, because nn.jit caches by the names
@@ -33,7 +33,7 @@ def from_linen(
     """Turns a Linen module into a `Model`; the module itself is not edited.
 
     Convolutions stay as the module has them: Linen layers that are to use the fast
-    form take ``conv_general_dilated=kljax.convolution.fastest_convolution()``.
+    form take ``conv_general_dilated=kljax.models.convolution.fastest_convolution()``.
 
     Args:
       module: maps images [B, H, W, C] to logits [B, Kc].

@@ -3,7 +3,7 @@
 `from_nnx` splits a network into what is trained (params), what norm layers remember
 (stats) and the rest (constants, dropout's random state), all flat dictionaries
 ``{"conv1/kernel": array}``, and puts them together again inside each `apply`. Gates,
-taps and the fast convolution are put on there, by `kljax.surgery`.
+taps and the fast convolution are put on there, by `kljax.models.gating`.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
-from kljax.convolution import fastest_convolution
+from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Stats
 from kljax.models.calling import Call, check_output, find_call
-from kljax.surgery import (
+from kljax.models.convolution import fastest_convolution
+from kljax.models.gating import (
     FAILURES,
     describe,
     dress,
@@ -24,7 +25,6 @@ from kljax.surgery import (
     layers_named,
     module_paths,
 )
-from kljax.typing import Array, Gates, Model, Output, Params, Path, Rng, Stats
 
 GROUPS = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)  # how a network is split
 
@@ -41,7 +41,7 @@ def from_nnx(
       network: a builder ``nnx.Rngs -> network`` (such as a module class), or an
         instance, whose present (trained) values ``init`` then gives back whatever
         its ``rng``. The network maps images [B, H, W, C] to logits [B, Kc].
-      convolution: a speed option, see `kljax.convolution`.
+      convolution: a speed option, see `kljax.models.convolution`.
       call: ``(network, images, train) -> logits``, where more than images and mode has
         to be passed, or less be taken. None for ``network(images)``, with the mode in
         every argument of `kljax.models.calling.TRAIN` and ``EVALUATION`` that the

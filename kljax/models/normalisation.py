@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.typing import Array, Model, Output, Params, Stats
+from kljax.core.types import Array, Model, Output, Params, Stats
 
 
 class ChannelStatistics(NamedTuple):

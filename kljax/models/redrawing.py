@@ -2,10 +2,10 @@
 
 import jax
 
-from kljax.dependence import trace_dependence
+from kljax.core.dependence import trace_dependence
+from kljax.core.randomness import derive_rng
+from kljax.core.types import Model, Params, Path, Rng, Stats
 from kljax.models.initialisers import Initialiser
-from kljax.randomness import derive_rng
-from kljax.typing import Model, Params, Path, Rng, Stats
 
 PURPOSES = ("network", "weights")
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljax.core.types import Array, Path
 from kljax.models.initialisers import Initialiser, kaiming, torch_uniform
-from kljax.models.norms import Norms, norms
-from kljax.typing import Array, Path
+from kljax.models.norm_layers import Norms, norms
 
 Conv = Callable[..., nnx.Conv]  # (channels in, channels, window, stride)
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljax.core.types import Array, Path
 from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, kaiming, normal
-from kljax.models.norms import Norms, norms
-from kljax.typing import Array, Path
+from kljax.models.norm_layers import Norms, norms
 
 # (convolutions, channels) of each stage; a max-pool ends it
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljax.core.types import Array
 from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, normal
-from kljax.typing import Array
 
 WIDTH, DEPTH, HEADS, PATCH = 128, 2, 4, 4
 POSITION_STD = 0.02  # of class token and positions, as in the paper's code and timm

@@ -1,21 +1,12 @@
-"""Studies: the folder of a sweep.
+"""Studies: configurations, the jobs that they describe, and what is left of a job.
 
-``manifest.json`` says which cells there are, ``parts/`` holds a Parquet file for each
-chunk that is finished, ``failures/`` what cells raised, ``reconstructions/`` their
-images, where the sweep keeps them.
+`kljax.studies.leakage` attacks, `kljax.studies.training` trains, and
+`kljax.studies.sweeps` runs many leakage studies from one file. `kljax.studies.store`
+is the folder of a sweep, `kljax.studies.run_folder` that of a training, and
+`kljax.studies.reports` makes pages of them.
 """
 
-from kljax.studies.reading import (
-    FLOOR,
-    Study,
-    finished_victims,
-    missing_cells,
-    read,
-    read_reconstructions,
-)
-from kljax.studies.schema import part_schema
-
-__all__ = [
+_MOVED = (
     "Study",
     "read",
     "finished_victims",
@@ -23,4 +14,10 @@ __all__ = [
     "read_reconstructions",
     "part_schema",
     "FLOOR",
-]
+)
+
+
+def __getattr__(name: str):
+    if name in _MOVED:
+        raise AttributeError(f"kljax.studies.{name} is kljax.store.{name} now")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ MODULES = [
     importlib.import_module(f"kljax.attacks.presets.{name}")
     for name in (
         "federated",
-        "gate_regression",
+        "unknown_gates",
         "generative",
         "plain",
         "signed",

@@ -28,15 +28,15 @@ from kljax.attacks import (
     total_variation,
 )
 from kljax.attacks.presets import april, april_optimisation
-from kljax.attacks.presets.april import april_objective
-from kljax.clients import local_update, one_step
+from kljax.attacks.presets.vision_transformers import april_objective
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
-from kljax.keylock import ACTIVATIONS, key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import ACTIVATIONS, key_lock
+from kljax.federated.clients import local_update, one_step
 from kljax.models import LeNet, VisionTransformer, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.models.vit import Block
 from kljax.threat import STRATEGY, Strategy, View, least_knowledge, observe
-from kljax.typing import Gate, Private, Public
 
 PUBLISHED = 23.90
 SHAPE, CLASSES, WIDTH, HEADS, TOKENS = (8, 8, 3), 5, 32, 2, 17  # patches of 12 pixels
@@ -479,7 +479,7 @@ def test_the_objective_adds_the_angle_of_the_position_embedding():
 
 
 def test_the_variant_is_matching_but_for_its_objective(monkeypatch):
-    module = importlib.import_module("kljax.attacks.presets.april")
+    module = importlib.import_module("kljax.attacks.presets.vision_transformers")
     monkeypatch.setattr(module, "gradient_matching", lambda setting, **parts: parts)
     parts = april_optimisation(ground(), steps=3, restarts=2)
     assert parts["steps"] == 3 and parts["restarts"] == 2
@@ -506,7 +506,10 @@ def test_the_variant_is_matching_but_for_its_objective(monkeypatch):
 
 def test_directions_below_rounding_are_cut_off(monkeypatch):
     """5e-6 of the longest, unless it is said."""
-    module, seen = importlib.import_module("kljax.attacks.presets.april"), []
+    module, seen = (
+        importlib.import_module("kljax.attacks.presets.vision_transformers"),
+        [],
+    )
     find = module.find_tokens
 
     def spied(sent, known, gate, cutoff):

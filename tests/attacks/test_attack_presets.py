@@ -32,10 +32,10 @@ from victims import declare as threat_of
 
 from kljax.attacks import adam, presets
 from kljax.attacks.closed_form.transformer import VIT
-from kljax.config import LeakConfig
-from kljax.leakage import declare
 from kljax.metrics import relative_leakage, ssim
-from kljax.sweeps.legality import is_legal
+from kljax.studies.config import LeakConfig
+from kljax.studies.leakage import declare
+from kljax.studies.sweeps.legality import is_legal
 from kljax.threat import IllegalThreat
 
 GREY = 0.14

@@ -13,7 +13,7 @@ from kljax.attacks.closed_form.features import (
     classifier_inputs,
     levenberg_marquardt,
 )
-from kljax.losses import cross_entropy, squared_error
+from kljax.models.losses import cross_entropy, squared_error
 
 WIDTH, CLASSES = 48, 10
 DISTINCT = ((4, 7), (0, 3, 5, 9), (0, 1, 2, 3, 4, 5, 6, 8))

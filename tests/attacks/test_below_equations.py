@@ -12,9 +12,9 @@ from kljax.attacks.closed_form import below_lock
 from kljax.attacks.closed_form.below_lock import solve_below
 from kljax.attacks.closed_form.layer_input import Estimate
 from kljax.attacks.closed_form.walk import Place, Step
-from kljax.chain import SIGMOID, Layer, convolution
-from kljax.models.norms import batch_norm
-from kljax.typing import Gate
+from kljax.core.types import Gate
+from kljax.models.chain import SIGMOID, Layer, convolution
+from kljax.models.norm_layers import batch_norm
 
 SHAPE, KERNEL, OUT = (5, 4, 2), (3, 2, 2, 4), (3, 3, 4)
 STEP = Step(Layer("c", convolution(2, 1), SIGMOID), SHAPE, KERNEL, None)

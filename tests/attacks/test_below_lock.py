@@ -1,7 +1,6 @@
 """Peeling to the end: the image of a locked network, where it can be and where not."""
 
 import functools
-import importlib
 import itertools
 
 import jax
@@ -12,21 +11,18 @@ from poison import differences, poisoned
 from toys import quick_jit, setting, threat
 
 from kljax import LeakConfig, leak
+from kljax.attacks.closed_form import gate_peeling as closed_peeling
 from kljax.attacks.closed_form.below_lock import Below
 from kljax.attacks.presets import peeled_image
-from kljax.clients import one_step
+from kljax.attacks.presets import peeling as presets_peeling
+from kljax.core.types import Private, Public
 from kljax.defences import keylock
-from kljax.keylock import ACTIVATIONS, key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import ACTIVATIONS, key_lock
+from kljax.federated.clients import one_step
 from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import observe
-from kljax.typing import Private, Public
 
-# The packages have functions of these names.
-closed_peeling, presets_peeling = (
-    importlib.import_module(f"kljax.attacks.{package}.peeling")
-    for package in ("closed_form", "presets")
-)
 SHAPE, KEY_SIZE = (16, 16, 3), 16
 TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
 FACTS = {

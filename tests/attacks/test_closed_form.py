@@ -15,12 +15,12 @@ from toys import (
 from victims import drowned, filled
 
 from kljax.attacks import dense_input, dense_layer, private_key_from_lock_grads
-from kljax.clients import one_step
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import LOSSES, cross_entropy
+from kljax.federated.clients import one_step
 from kljax.models import Dense, from_nnx
+from kljax.models.losses import LOSSES, cross_entropy
 from kljax.threat import observe
-from kljax.typing import Private, Public
 
 GENERATOR = np.random.default_rng(0)
 INPUTS = GENERATOR.standard_normal((3, 6)).astype(np.float32)  # [B, F]

@@ -18,12 +18,12 @@ from toys import (
 
 from kljax.attacks import Candidate
 from kljax.attacks.simulation import averaged_steps, local_steps, one_step
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import cross_entropy
 from kljax.models import from_nnx
-from kljax.randomness import fixed_rng
+from kljax.models.losses import cross_entropy
 from kljax.threat import View
-from kljax.typing import Private, Public
 
 RATE, EXAMPLES, STEPS = 0.5, 2, 2
 MODES = {"victim_norm": "train", "attacker_norm": "train", "examples": EXAMPLES}

@@ -31,13 +31,13 @@ from kljax.attacks.priors import (
     random_convolution,
 )
 from kljax.attacks.simulation import VARIANTS, averaged_steps, epochs_of, fedavg
-from kljax.clients import Batches, local_training, local_update
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import cross_entropy
+from kljax.federated.clients import Batches, local_training, local_update
 from kljax.metrics.matching import assign
 from kljax.models import Dense, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import View, observe
-from kljax.typing import Private, Public
 
 # Four images, twice through, two at a time.
 EXAMPLES, STEPS, BATCH, EPOCHS, RATE = 4, 4, 2, 2, 0.05

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
+from kljax.attacks.closed_form.gate_peeling import _by_gradient, _by_moments
 from kljax.attacks.closed_form.layer_input import Estimate, through
-from kljax.attacks.closed_form.peeling import _by_gradient, _by_moments
 from kljax.attacks.closed_form.transformer import (
     Known,
     Sent,
@@ -16,8 +16,8 @@ from kljax.attacks.closed_form.transformer import (
     patch_gates,
 )
 from kljax.attacks.closed_form.walk import Place, Step, undo
-from kljax.chain import SIGMOID, Layer, convolution, dense
-from kljax.typing import Gate
+from kljax.core.types import Gate
+from kljax.models.chain import SIGMOID, Layer, convolution, dense
 
 ROUNDING = 2.0**-24  # float32, relative
 GENERATOR = np.random.default_rng(8)

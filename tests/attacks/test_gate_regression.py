@@ -19,9 +19,9 @@ from toys import (
 from kljax.attacks import Candidate, feature, no_prior, scheduled
 from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.presets import gate_regression
+from kljax.core.types import Private
 from kljax.defences import keylock
 from kljax.threat import observe
-from kljax.typing import Private
 
 DEFENCE = keylock(LOCK)
 RNG = jax.random.key(5)

@@ -24,13 +24,13 @@ from kljax.attacks import Protocol, insertions
 from kljax.attacks.closed_form import binned, expected_singletons, imprint
 from kljax.attacks.insertions import BIAS, KERNEL
 from kljax.attacks.presets import PRESETS
-from kljax.clients import local_update, one_step
+from kljax.core.types import Private, Public
 from kljax.defences import keylock, none
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import local_update, one_step
 from kljax.metrics import assign
+from kljax.models.losses import cross_entropy
 from kljax.threat import observe
-from kljax.typing import Private, Public
 
 EXAMPLES = 8
 REFERENCE = 47.08  # dB

@@ -13,13 +13,13 @@ from victims import digits
 from kljax.attacks import UNKNOWN
 from kljax.attacks.labels import CONDITIONS, RULES, find_rule, recovered, rule_holds
 from kljax.attacks.labels.conditions import few_classes_pull
+from kljax.core.types import Public
 from kljax.defences import none
-from kljax.diagnosis import label_rule_holds
-from kljax.losses import cross_entropy
 from kljax.models import CNN6, from_nnx
 from kljax.models.initialisers import uniform
+from kljax.models.losses import cross_entropy
+from kljax.studies.diagnosis import label_rule_holds
 from kljax.threat import View
-from kljax.typing import Public
 
 SHAPE, CLASSES = (8, 8, 1), 10
 

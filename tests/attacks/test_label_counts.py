@@ -14,7 +14,7 @@ from toys import quick_jit
 
 from kljax.attacks.labels import counts, counts_bias
 
-MODULE = importlib.import_module("kljax.attacks.labels.counts")
+MODULE = importlib.import_module("kljax.attacks.labels.label_counts")
 RATE, EXAMPLES, SAMPLES = 0.05, 8, 230  # rounded up to 300
 
 

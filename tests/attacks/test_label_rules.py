@@ -30,14 +30,14 @@ from kljax.attacks.labels import (
     spread,
     yin,
 )
-from kljax.clients import local_update
-from kljax.config.leak import LabelRule
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import cross_entropy
+from kljax.federated.clients import local_update
 from kljax.metrics import multiset_accuracy
 from kljax.models import CNN6, Dense, from_nnx
+from kljax.models.losses import cross_entropy
+from kljax.studies.config.leak import LabelRule
 from kljax.threat import View, observe
-from kljax.typing import Private, Public
 
 CLASSES, FEATURES = 10, 6
 # Of one step, without a look at the network.

@@ -9,10 +9,10 @@ from toys import CLASSES, locked_update, quick_jit, setting, threat
 from kljax.attacks import LABELS, UNKNOWN, idlg
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.presets import matching
+from kljax.core.types import Public
 from kljax.defences import none
-from kljax.losses import cross_entropy
+from kljax.models.losses import cross_entropy
 from kljax.threat import STRATEGY, View, observe
-from kljax.typing import Public
 
 RNG = jax.random.key(2)
 

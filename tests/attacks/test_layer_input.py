@@ -13,7 +13,7 @@ from kljax.attacks.closed_form.layer_input import (
     pairing,
     solve,
 )
-from kljax.chain import Layer, convolution, dense
+from kljax.models.chain import Layer, convolution, dense
 
 GENERATOR = np.random.default_rng(3)
 # name -> layer, kernel shape, input shape, output shape

@@ -21,12 +21,12 @@ from toys import (
 
 from kljax.attacks import LOCKS, Protocol, live_channels
 from kljax.attacks.presets.statistical import DRAWN_LOCKS
-from kljax.clients import one_step
+from kljax.core.dependence import trace_dependence
+from kljax.core.types import Gate, Public
 from kljax.defences import keylock
-from kljax.dependence import trace_dependence
-from kljax.losses import cross_entropy
+from kljax.federated.clients import one_step
+from kljax.models.losses import cross_entropy
 from kljax.threat import STRATEGY, observe
-from kljax.typing import Gate, Public
 
 DEFENCE = keylock(LOCK)
 RNG = jax.random.key(8)

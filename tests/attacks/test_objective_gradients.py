@@ -25,8 +25,8 @@ from kljax.attacks.tensors import (
     mask,
     weighted,
 )
+from kljax.core.types import Public
 from kljax.defences import none
-from kljax.typing import Public
 
 # In forward order, which is not that of the names; last what a defence adds.
 SHAPES = {

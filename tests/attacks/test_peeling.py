@@ -10,13 +10,13 @@ import pytest
 from toys import quick_jit, random_images, setting, threat
 
 from kljax.attacks import Peeled, Protocol, lock_of, peeling, pooled_gates
-from kljax.clients import one_step
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import one_step
 from kljax.models import CNN6, NETWORKS, Dense, LeNet, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import View, observe
-from kljax.typing import Gate, Private, Public
 
 SHAPE = (16, 16, 3)
 SITES = {"lenet": ("norm1", 12), "deep": ("norm2", 12), "dense": ("layers/0", 64)}

@@ -32,11 +32,11 @@ from kljax.attacks import (
     total_variation,
 )
 from kljax.attacks.presets import gate_regression
-from kljax.clients import one_step
+from kljax.core.types import Public
 from kljax.defences import keylock
-from kljax.losses import cross_entropy
+from kljax.federated.clients import one_step
+from kljax.models.losses import cross_entropy
 from kljax.threat import observe
-from kljax.typing import Public
 
 DEFENCE = keylock(LOCK)
 RNG = jax.random.key(3)

@@ -20,8 +20,8 @@ from victims import IMAGE_SHAPE, digits, update
 from kljax.attacks import RESTARTS, Candidate
 from kljax.attacks.presets import PRESETS, federated
 from kljax.attacks.priors import order_invariance, random_convolution
+from kljax.core.types import Public
 from kljax.threat import observe
-from kljax.typing import Public
 
 # --- priors ----------------------------------------------------------------------
 

@@ -24,13 +24,13 @@ from toys import (
 
 from kljax.attacks import LOCKS, Protocol
 from kljax.attacks.presets import PRESETS
-from kljax.clients import local_update, one_step
+from kljax.core.types import Public
 from kljax.defences import keylock
-from kljax.keylock import key_lock
-from kljax.losses import cross_entropy
+from kljax.defences.lock import key_lock
+from kljax.federated.clients import local_update, one_step
 from kljax.models import NETWORKS, Dense, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import STRATEGY, IllegalThreat, Strategy, least_knowledge, observe
-from kljax.typing import Public
 
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.

@@ -11,7 +11,7 @@ from kljax.attacks import Candidate, Protocol
 from kljax.attacks.locks import regress_gates
 from kljax.attacks.priors import batch_statistics
 from kljax.defences import none
-from kljax.keylock import key_lock
+from kljax.defences.lock import key_lock
 from kljax.threat import observe
 
 

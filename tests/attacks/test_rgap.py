@@ -10,13 +10,13 @@ from toys import quick_jit, random_images, setting, threat
 from victims import filled
 
 from kljax.attacks import UNKNOWN, rgap
-from kljax.clients import one_step
+from kljax.core.types import Private, Public
 from kljax.defences import none
-from kljax.losses import cross_entropy, squared_error
+from kljax.federated.clients import one_step
 from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.models.cnn6 import Window, chain
+from kljax.models.losses import cross_entropy, squared_error
 from kljax.threat import observe
-from kljax.typing import Private, Public
 
 SHAPE = (8, 8, 3)
 # cnn6's first layers; every layer has more equations than unknowns.

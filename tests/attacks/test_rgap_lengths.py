@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.attacks.closed_form.rgap import _below, _first, _implausibility, _signals
+from kljax.attacks.closed_form.recursion import (
+    _below,
+    _first,
+    _implausibility,
+    _signals,
+)
 
 lengths = quick_jit(_signals)
 

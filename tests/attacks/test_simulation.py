@@ -20,7 +20,6 @@ from toys import (
     toy_model,
 )
 
-from kljax.algorithms import proximal
 from kljax.attacks import (
     Candidate,
     Protocol,
@@ -31,12 +30,13 @@ from kljax.attacks import (
 )
 from kljax.attacks.presets import dlg, matching
 from kljax.attacks.simulation import moved
-from kljax.clients import local_update, one_step
+from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none, norm_clipping, plaintext_gates
-from kljax.losses import cross_entropy
+from kljax.federated.algorithms import proximal
+from kljax.federated.clients import local_update, one_step
 from kljax.models import Dense, from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import observe
-from kljax.typing import Gate, Private, Public
 
 # As FedKL trains, but faster.
 RATE = 0.05

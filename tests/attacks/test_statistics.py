@@ -14,9 +14,9 @@ from victims import CHANNELS, SITE, Small, digits, ground, update
 
 from kljax.attacks import Candidate, Protocol
 from kljax.attacks.priors import batch_statistics
+from kljax.core.types import Gate
 from kljax.models import Dense, from_nnx
 from kljax.threat import observe
-from kljax.typing import Gate
 
 KNOWN = {"stats": "visible", "labels": "known", "victim_norm": "train"}
 

@@ -18,9 +18,9 @@ from kljax.attacks.tensors import (
     mask,
     weighted,
 )
+from kljax.core.types import Public
 from kljax.defences import none
 from kljax.models import from_nnx
-from kljax.typing import Public
 
 # Squared distances 1, 4, 9 and 16; the defence's and the lock's are 100 and 10,000.
 OBSERVED = Public({"a": 5.0, "b": 4.0, "c": 0.5, "d": -6.0}, {"gate": 2.0})

@@ -24,10 +24,10 @@ from kljax.attacks.closed_form.walk import (
     steps_of,
     undo,
 )
-from kljax.chain import SIGMOID, Layer, convolution, dense, leaky_relu
 from kljax.defences import none
-from kljax.losses import cross_entropy
 from kljax.models import NETWORKS, LeNet, from_nnx
+from kljax.models.chain import SIGMOID, Layer, convolution, dense, leaky_relu
+from kljax.models.losses import cross_entropy
 
 ROUNDING = 2.0**-24  # float32, relative
 GENERATOR = np.random.default_rng(5)

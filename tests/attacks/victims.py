@@ -16,12 +16,12 @@ from sklearn.datasets import load_digits
 from toys import quick_jit, random_weights, threat
 
 from kljax.attacks import Attack, Reconstruction, Setting
-from kljax.clients import one_step
+from kljax.core.types import Private, Public
 from kljax.defences import Defence, none
-from kljax.losses import cross_entropy
+from kljax.federated.clients import one_step
 from kljax.models import from_nnx
+from kljax.models.losses import cross_entropy
 from kljax.threat import ThreatModel, Update, observe
-from kljax.typing import Private, Public
 
 IMAGE_SHAPE = (8, 8, 1)
 CLASSES = 10

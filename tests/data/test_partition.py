@@ -293,5 +293,7 @@ def test_alpha_must_be_a_number():
 
 
 def test_the_example_of_the_module_runs():
-    results = doctest.testmod(sys.modules["kljax.data.partition"])  # not the function
+    results = doctest.testmod(
+        sys.modules["kljax.data.partitioning"]
+    )  # not the function
     assert results.attempted > 0 and results.failed == 0

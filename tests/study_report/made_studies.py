@@ -15,9 +15,10 @@ import pyarrow
 import pyarrow.parquet
 from sklearn.datasets import load_digits
 
-from kljax import metrics, studies
-from kljax.config import LeakConfig
-from kljax.scoring import COLUMNS, SCHEMA_VERSION
+from kljax import metrics
+from kljax.studies import store
+from kljax.studies.config import LeakConfig
+from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION
 
 ARMS = (
     "none",
@@ -115,7 +116,7 @@ def write_part(folder: Path, name: str, cell, rows) -> None:
     for row in rows:
         line = {"group": row["victim"], "success": row["ssim"] >= 0.6} | row
         lines.append(place | common | line)
-    schema = studies.part_schema(manifest["axes"])
+    schema = store.part_schema(manifest["axes"])
     (folder / "parts").mkdir(exist_ok=True)
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(lines, schema=schema),

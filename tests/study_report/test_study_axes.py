@@ -3,7 +3,7 @@
 import made_studies
 import pytest
 
-from kljax.study_report.axes import arm_axis, arrange, axes_of, point_of
+from kljax.studies.reports.axes import arm_axis, arrange, axes_of, point_of
 
 AXES = made_studies.AXES
 

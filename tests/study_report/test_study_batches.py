@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kljax import studies
-from kljax.study_report.contents import make_contents
+from kljax.studies import store
+from kljax.studies.reports.contents import make_contents
 
 AXES = {
     "arm": {arm: {"arm": arm} for arm in ("none", "bn-control")},
@@ -44,7 +44,7 @@ def upload_rows(cell, ssim, loss=LOSS, **more):
 @pytest.fixture
 def folder(tmp_path):
     folder = made_studies.make_folder(tmp_path / "study", AXES, FIXED)
-    for number, cell in enumerate(studies.read(folder).manifest["cells"]):
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
         rows = upload_rows(cell, SSIM)
         floors = [
             row | {"arm": "floor/class_mean", "ssim": 0.7, "outcome": None}
@@ -55,9 +55,9 @@ def folder(tmp_path):
 
 
 def test_shares_are_of_images_and_victims_are_uploads(folder):
-    study = studies.read(folder)
-    assert set(studies.finished_victims(study).values()) == {2}
-    assert studies.missing_cells(study) == []
+    study = store.read(folder)
+    assert set(store.finished_victims(study).values()) == {2}
+    assert store.missing_cells(study) == []
     contents = make_contents(study)
     assert "2 of 2 cells finished, 4 victims attacked." in contents.progress.text()
     for line, record in zip(
@@ -77,13 +77,13 @@ def test_shares_are_of_images_and_victims_are_uploads(folder):
 
 
 def test_arms_are_compared_image_by_image_within_their_uploads(folder):
-    (record,) = make_contents(studies.read(folder)).comparisons.records
+    (record,) = make_contents(store.read(folder)).comparisons.records
     assert (record["pairs"], record["groups"]) == (8, 2)
     assert record["arm_success"] == record["minus_success"] == 5 / 8
 
 
 def test_a_picture_has_its_own_score_below_it(folder):
-    study = studies.read(folder)
+    study = store.read(folder)
     cell = study.manifest["cells"][0]
     generator = np.random.default_rng(0)
     images, truths = (generator.random((2, 4, 8, 8, 3)) for _ in range(2))
@@ -112,15 +112,15 @@ def test_a_picture_has_its_own_score_below_it(folder):
 
 def test_rows_of_older_versions_are_read_as_means_and_said_to_be(tmp_path):
     folder = made_studies.make_folder(tmp_path / "study", AXES, FIXED)
-    cells = studies.read(folder).manifest["cells"]
+    cells = store.read(folder).manifest["cells"]
     old = {"example": None, "upload": None, "schema_version": 3}
     for number, cell in enumerate(cells):
         rows = made_studies.attack_rows(cell, [0.5, 0.9], loss=LOSS, mse=0.01, **old)
         made_studies.write_part(folder, str(number), cell, rows[: 2 - number])
     made_studies.write_reconstructions(folder, cells[0], rows)
-    study = studies.read(folder)
-    assert list(studies.finished_victims(study).values()) == [2, 1]
-    assert [cell["id"] for cell in studies.missing_cells(study)] == [cells[1]["id"]]
+    study = store.read(folder)
+    assert list(store.finished_victims(study).values()) == [2, 1]
+    assert [cell["id"] for cell in store.missing_cells(study)] == [cells[1]["id"]]
     contents = make_contents(study)
     assert [record["victims"] for record in contents.points.records] == [2, 1]
     assert "leaked" not in contents.points.records[0]["reads_as"]
@@ -131,28 +131,28 @@ def test_rows_of_older_versions_are_read_as_means_and_said_to_be(tmp_path):
     # What is missing comes in rows of today, beside those of then.
     rest = [row for row in upload_rows(cells[1], SSIM) if row["upload"] == 1]
     made_studies.write_part(folder, "rest", cells[1], rest)
-    study = studies.read(folder)
-    assert studies.missing_cells(study) == []
+    study = store.read(folder)
+    assert store.missing_cells(study) == []
     assert make_contents(study).points.records[1]["images"] == 5
 
 
 def test_the_means_of_an_upload_are_not_paired_with_one_image(tmp_path):
     """An older row has the number of the first image, and the scores of all."""
     folder = made_studies.make_folder(tmp_path / "study", AXES, FIXED)
-    first, second = studies.read(folder).manifest["cells"]
+    first, second = store.read(folder).manifest["cells"]
     old = {"example": None, "upload": None, "schema_version": 3}
     rows = made_studies.attack_rows(first, [0.5, 0.9], **old)
     made_studies.write_part(folder, "old", first, rows)
     made_studies.write_part(folder, "new", second, upload_rows(second, SSIM))
-    contents = make_contents(studies.read(folder))
+    contents = make_contents(store.read(folder))
     assert contents.comparisons is None
     assert "not paired with rows of one image" in " ".join(contents.notes)
     # Of one example both are of the same image.
     folder = made_studies.make_folder(tmp_path / "lone", AXES, {"victims": 2})
-    first, second = studies.read(folder).manifest["cells"]
+    first, second = store.read(folder).manifest["cells"]
     rows = made_studies.attack_rows(first, [0.5, 0.9], **old)
     made_studies.write_part(folder, "old", first, rows)
     rows = made_studies.attack_rows(second, [0.5, 0.9])
     made_studies.write_part(folder, "new", second, rows)
-    (record,) = make_contents(studies.read(folder)).comparisons.records
+    (record,) = make_contents(store.read(folder)).comparisons.records
     assert record["pairs"] == 2

@@ -9,14 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kljax import studies
-from kljax.study_report.axes import axes_of
-from kljax.study_report.comparisons import (
-    compare_arms,
-    comparisons_table,
-)
-from kljax.study_report.p_values import holm, mcnemar, p_text, sign_flips
-from kljax.study_report.pools import make_pools
+from kljax.studies import store
+from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.comparisons import compare_arms, comparisons_table
+from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
+from kljax.studies.reports.pools import make_pools
 
 ARMS = {arm: {"arm": arm} for arm in ("none", "bn-control", "keylock/known")}
 AXES = {"arm": ARMS, "seed": {"0": {"seed": 0}, "1": {"seed": 1}}}
@@ -25,7 +22,7 @@ AXES = {"arm": ARMS, "seed": {"0": {"seed": 0}, "1": {"seed": 1}}}
 def compared(tmp_path, ssim, axes=AXES, value="ssim", victims=4, **more):
     """Compares arms; `ssim` gives the rows of each cell by (arm, seed)."""
     folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": victims})
-    cells = studies.read(folder).manifest["cells"]
+    cells = store.read(folder).manifest["cells"]
     for number, cell in enumerate(cells):
         config = cell["config"]
         found = ssim(config["arms"][0], config["seed"])
@@ -34,7 +31,7 @@ def compared(tmp_path, ssim, axes=AXES, value="ssim", victims=4, **more):
             rows = made_studies.attack_rows(cell, found, group=groups, **more)
             rows += made_studies.floor_rows([0.7, *[0.1] * len(found)][: len(found)])
             made_studies.write_part(folder, str(number), cell, rows)
-    study = studies.read(folder)
+    study = store.read(folder)
     axes = axes_of(study.manifest)
     pooled = [axis.name for axis in axes.values() if axis.repeats]
     return compare_arms(make_pools(study, axes, pooled), axes, value)

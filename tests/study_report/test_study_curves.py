@@ -7,19 +7,19 @@ import made_studies
 import numpy as np
 import pytest
 
-from kljax import studies
-from kljax.config import LeakConfig, TrainConfig
-from kljax.study_report.axes import axes_of
-from kljax.study_report.budgets import budgets_table, make_curves
-from kljax.study_report.pairing import (
+from kljax.studies import store
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.budgets import budgets_table, make_curves
+from kljax.studies.reports.pairing import (
     NEITHER,
     OF_ATTACK,
     OF_GATES,
     OF_TRAINING,
     network_differences,
 )
-from kljax.study_report.pools import make_pools
-from kljax.study_report.tradeoffs import (
+from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.tradeoffs import (
     make_tradeoffs,
     read_runs,
     tradeoffs_table,
@@ -39,7 +39,7 @@ def pools_of(tmp_path, axes, succeed, fixed=None, victims=4):
     """Pools a study of which the first `succeed(config)` victims succeed."""
     fixed = {"victims": victims} | (fixed or {})
     folder = made_studies.make_folder(tmp_path / "study", axes, fixed)
-    for number, cell in enumerate(studies.read(folder).manifest["cells"]):
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
         count = succeed(cell["config"])
         if count is None:
             continue
@@ -47,7 +47,7 @@ def pools_of(tmp_path, axes, succeed, fixed=None, victims=4):
         rows = made_studies.attack_rows(cell, ssim)
         rows += made_studies.floor_rows([0.7] + [0.1] * (victims - 1))
         made_studies.write_part(folder, str(number), cell, rows)
-    study = studies.read(folder)
+    study = store.read(folder)
     axes = axes_of(study.manifest)
     return make_pools(study, axes, []), axes
 
@@ -96,10 +96,10 @@ def curve_of(tmp_path, before, after):
     axes = {"arm": {"none": {"arm": "none"}}, "steps": {}}
     axes["steps"] = {str(n): {"steps": n} for n in (100, 200)}
     folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": 12})
-    cells = studies.read(folder).manifest["cells"]
+    cells = store.read(folder).manifest["cells"]
     for number, (cell, rows) in enumerate(zip(cells, (before, after), strict=True)):
         made_studies.write_part(folder, str(number), cell, rows(cell))
-    study = studies.read(folder)
+    study = store.read(folder)
     axes = axes_of(study.manifest)
     (curve,) = make_curves(make_pools(study, axes, []), axes)
     return curve

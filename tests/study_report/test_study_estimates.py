@@ -6,17 +6,17 @@ import made_studies
 import numpy as np
 import pytest
 
-from kljax import studies
 from kljax.metrics import Interval
-from kljax.study_report.axes import axes_of
-from kljax.study_report.estimates import estimate, mean_difference
-from kljax.study_report.page import rate_marks
-from kljax.study_report.plots import interval_lengths
-from kljax.study_report.pools import make_pools
-from kljax.study_report.readings import direction, read_differences
-from kljax.study_report.tables import make_line
-from kljax.study_report.values import VALUES, check_value, numbers, written
-from kljax.study_report.verdicts import count_outcomes, verdict
+from kljax.studies import store
+from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.estimates import estimate, mean_difference
+from kljax.studies.reports.page import rate_marks
+from kljax.studies.reports.plots import interval_lengths
+from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.readings import direction, read_differences
+from kljax.studies.reports.tables import make_line
+from kljax.studies.reports.values import VALUES, check_value, numbers, written
+from kljax.studies.reports.verdicts import count_outcomes, verdict
 
 SEEDS = {"0": {"seed": 0}, "1": {"seed": 1}}
 NONE = {"arm": {"none": {"arm": "none"}}, "seed": SEEDS}
@@ -25,10 +25,10 @@ NONE = {"arm": {"none": {"arm": "none"}}, "seed": SEEDS}
 def pool_of(tmp_path, *parts, victims=4):
     """Pools two cells, to each of which some rows are given."""
     folder = made_studies.make_folder(tmp_path / "study", NONE, {"victims": victims})
-    cells = studies.read(folder).manifest["cells"]
+    cells = store.read(folder).manifest["cells"]
     for number, (cell, rows) in enumerate(zip(cells, parts, strict=False)):
         made_studies.write_part(folder, str(number), cell, rows(cell))
-    study = studies.read(folder)
+    study = store.read(folder)
     (pool,) = make_pools(study, axes_of(study.manifest), ["seed"])
     return pool
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kljax import studies
-from kljax.study_report.axes import axes_of
-from kljax.study_report.gallery import LARGEST, make_gallery, to_png
-from kljax.study_report.pools import make_pools
+from kljax.studies import store
+from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.gallery import LARGEST, make_gallery, to_png
+from kljax.studies.reports.pools import make_pools
 
 AXES = {
     "arm": {"none": {"arm": "none"}},
@@ -19,13 +19,13 @@ AXES = {
 
 
 def gallery_of(folder):
-    study = studies.read(folder)
+    study = store.read(folder)
     return make_gallery(study, make_pools(study, axes_of(study.manifest), ["seed"]))
 
 
 def made(tmp_path, losses, ssim, keep=(0, 1)):
     folder = made_studies.make_folder(tmp_path / "study", AXES, {"victims": 3})
-    cells = studies.read(folder).manifest["cells"]
+    cells = store.read(folder).manifest["cells"]
     for number, cell in enumerate(cells):
         rows = made_studies.attack_rows(
             cell, ssim[number], loss=losses[number], mse=0.01, label=5
@@ -58,7 +58,7 @@ def test_best_median_and_worst_are_told_by_the_loss(tmp_path):
 def test_pictures_are_those_of_the_victim(tmp_path):
     folder = made(tmp_path, [[1.0, 2.0, 3.0]] * 2, [[0.1, 0.2, 0.3]] * 2, keep=(1,))
     (row,) = gallery_of(folder).rows
-    cell = studies.read(folder).manifest["cells"][1]["id"]
+    cell = store.read(folder).manifest["cells"][1]["id"]
     kept = np.load(folder / "reconstructions" / f"{cell}.npz")
     for shown, place in zip(row.shown, (0, 1, 2), strict=True):
         assert shown.victim == kept["victim"][place] and shown.label == 5

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kljax import studies
-from kljax.study_report import write_report
+from kljax.studies import store
+from kljax.studies.reports import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -99,7 +99,7 @@ def browse(path, *options):
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "study"
     made_studies.make_study(folder, "partial", axes=AXES)
-    return write_report(studies.read(folder))
+    return write_report(store.read(folder))
 
 
 def asked(page, width):

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from kljax import studies
-from kljax.scoring import COLUMNS
-from kljax.studies.schema import TYPES
+from kljax.studies import store
+from kljax.studies.scoring import COLUMNS
+from kljax.studies.store.schema import TYPES
 
 ONE = {"arm": {"none": {"arm": "none"}}, "seed": {"0": {"seed": 0}, "1": {"seed": 1}}}
 
@@ -30,16 +30,16 @@ def cells_of(folder):
 
 def test_every_column_of_a_row_has_a_type():
     assert set(COLUMNS) <= set(TYPES)
-    schema = studies.part_schema(["arm", "a b"])
+    schema = store.part_schema(["arm", "a b"])
     assert schema.names == ["cell", "axis_arm", "axis_a b", *COLUMNS]
     assert {str(schema.field(n).type) for n in schema.names[:3]} == {"string"}
 
 
 def test_an_empty_study(tmp_path):
-    study = studies.read(folder_with(tmp_path))
+    study = store.read(folder_with(tmp_path))
     assert len(study.rows) == 0 and study.rows.schema.names[0] == "cell"
     assert study.failures == []
-    assert [c["id"] for c in studies.missing_cells(study)] == [
+    assert [c["id"] for c in store.missing_cells(study)] == [
         c["id"] for c in study.manifest["cells"]
     ]
 
@@ -51,9 +51,9 @@ def test_a_partial_study(tmp_path):
         folder, "c", first, made_studies.floor_rows([0.5, 0.5, 0.5])
     )
     made_studies.write_failure(folder, second)
-    study = studies.read(folder)
-    assert studies.finished_victims(study) == {first["id"]: 3, second["id"]: 2}
-    assert [cell["id"] for cell in studies.missing_cells(study)] == [second["id"]]
+    study = store.read(folder)
+    assert store.finished_victims(study) == {first["id"]: 3, second["id"]: 2}
+    assert [cell["id"] for cell in store.missing_cells(study)] == [second["id"]]
     assert [failure["cell"] for failure in study.failures] == [second["id"]]
     # Floors are rows, and nobody's attack.
     assert len(study.rows) == 8
@@ -61,7 +61,7 @@ def test_a_partial_study(tmp_path):
 
 def test_rows_that_are_there_twice_count_once(tmp_path):
     folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2]), ("b", 0, [0.9, 0.9, 0.3]))
-    study = studies.read(folder)
+    study = store.read(folder)
     assert study.rows["ssim"].to_pylist() == [0.1, 0.2, 0.3]
 
 
@@ -70,7 +70,7 @@ def test_rows_of_unknown_cells_are_left_out(tmp_path):
     stranger = cells_of(folder)[0] | {"id": "0" * 12}
     rows = made_studies.attack_rows(stranger, [0.5])
     made_studies.write_part(folder, "b", stranger, rows)
-    assert len(studies.read(folder).rows) == 1
+    assert len(store.read(folder).rows) == 1
 
 
 def test_work_in_hand_is_not_read(tmp_path):
@@ -79,7 +79,7 @@ def test_work_in_hand_is_not_read(tmp_path):
     (folder / "parts" / "c.parquet.corrupt").write_bytes(b"moved aside")
     (folder / "failures").mkdir()
     (folder / "failures" / ".x.json").write_text("{")
-    study = studies.read(folder)
+    study = store.read(folder)
     assert len(study.rows) == 1 and study.failures == []
 
 
@@ -91,15 +91,15 @@ def test_columns_that_came_later_are_null(tmp_path):
         "gone", pyarrow.array([1, 2])
     )
     pyarrow.parquet.write_table(older, path)
-    study = studies.read(folder)
+    study = store.read(folder)
     assert study.rows["live_channels"].to_pylist() == [None, None]
-    assert study.rows.schema.names == studies.part_schema(ONE).names
+    assert study.rows.schema.names == store.part_schema(ONE).names
 
 
 def test_a_folder_named_like_a_column(tmp_path):
     folder = folder_with(tmp_path, ("a", 0, [0.1]))
     renamed = folder.rename(tmp_path / "ssim=7")
-    assert studies.read(renamed).rows["ssim"].to_pylist() == [0.1]
+    assert store.read(renamed).rows["ssim"].to_pylist() == [0.1]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_broken_files_are_named(tmp_path, file, content, message):
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        studies.read(folder)
+        store.read(folder)
 
 
 def test_a_part_of_the_wrong_type_is_named(tmp_path):
@@ -138,22 +138,22 @@ def test_a_part_of_the_wrong_type_is_named(tmp_path):
     wrong = part.set_column(place, "ssim", pyarrow.array(["good"]))
     pyarrow.parquet.write_table(wrong, path)
     with pytest.raises(ValueError, match="a.parquet is damaged: it is no part"):
-        studies.read(folder)
+        store.read(folder)
 
 
 def test_no_study_at_all(tmp_path):
     with pytest.raises(FileNotFoundError, match="no manifest.json"):
-        studies.read(tmp_path)
+        store.read(tmp_path)
 
 
 def test_reconstructions(tmp_path):
     folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2, 0.3]))
     cell = cells_of(folder)[0]
-    study = studies.read(folder)
-    assert studies.read_reconstructions(study, cell["id"]) is None
+    study = store.read(folder)
+    assert store.read_reconstructions(study, cell["id"]) is None
     rows = made_studies.attack_rows(cell, [0.1, 0.2], mse=0.01)
     made_studies.write_reconstructions(folder, cell, rows)
-    found = studies.read_reconstructions(study, cell["id"])
+    found = store.read_reconstructions(study, cell["id"])
     assert found["images"].shape == found["truths"].shape == (2, 1, 16, 16, 3)
     np.testing.assert_array_equal(found["victim"], [0, 1])
     path = folder / "reconstructions" / f"{cell['id']}.npz"
@@ -161,10 +161,10 @@ def test_reconstructions(tmp_path):
     for changes in ({"victim": np.arange(3)}, {"truths": found["truths"][:1]}):
         np.savez(path, **found | changes)
         with pytest.raises(ValueError, match="arrays do not belong together"):
-            studies.read_reconstructions(study, cell["id"])
+            store.read_reconstructions(study, cell["id"])
     path.write_bytes(content)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(
         ValueError, match=f"{cell['id']}.npz is damaged: it holds no arrays"
     ):
-        studies.read_reconstructions(study, cell["id"])
+        store.read_reconstructions(study, cell["id"])

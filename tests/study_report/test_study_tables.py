@@ -6,11 +6,11 @@ import io
 import made_studies
 import pytest
 
-from kljax import studies
-from kljax.study_report.axes import arrange, axes_of
-from kljax.study_report.contents import make_contents
-from kljax.study_report.pools import make_pools
-from kljax.study_report.tables import make_line, pivot_tables, points_table, to_csv
+from kljax.studies import store
+from kljax.studies.reports.axes import arrange, axes_of
+from kljax.studies.reports.contents import make_contents
+from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.tables import make_line, pivot_tables, points_table, to_csv
 
 AXES = {
     "arm": {arm: {"arm": arm} for arm in ("none", "keylock/known")},
@@ -43,7 +43,7 @@ def study(tmp_path_factory):
         rows = made_studies.attack_rows(cell, [mean - 0.01, mean + 0.01], psnr=20.0)
         rows += made_studies.floor_rows([0.25, 0.35], psnr=10.0)
         made_studies.write_part(folder, str(number), cell, rows)
-    return studies.read(folder)
+    return store.read(folder)
 
 
 def pivots_of(study, **chosen):
@@ -180,12 +180,12 @@ def test_notes_about_one_network_and_several_devices(tmp_path):
     axes = {"arm": {"none": {"arm": "none"}}, "seed": AXES["seed"]}
     fixed = {"victims": 3, "weights": "shared"}
     folder = made_studies.make_folder(tmp_path / "study", axes, fixed)
-    for number, cell in enumerate(studies.read(folder).manifest["cells"]):
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
         rows = made_studies.attack_rows(
             cell, [0.1, float("nan"), 0.3], device=f"gpu {number}"
         )
         made_studies.write_part(folder, str(number), cell, rows)
-    notes = " ".join(make_contents(studies.read(folder)).notes)
+    notes = " ".join(make_contents(store.read(folder)).notes)
     assert "Victims of one repetition share a network." in notes
     assert "network of its own" not in notes
     assert "several devices: gpu 0, gpu 1" in notes

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kljax import studies
-from kljax.config import LeakConfig
-from kljax.study_report import threat_words
-from kljax.study_report.axes import axes_of
-from kljax.study_report.pools import make_pools
-from kljax.study_report.sweep_file import sweep_to_toml
-from kljax.study_report.threats import DOES, KNOWS, threat_models
+from kljax.studies import store
+from kljax.studies.config import LeakConfig
+from kljax.studies.reports import threat_words
+from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.sweep_file import sweep_to_toml
+from kljax.studies.reports.threats import DOES, KNOWS, threat_models
 from kljax.threat import KNOWLEDGE, STRATEGY
 
 
@@ -68,7 +68,7 @@ def models_of(tmp_path, axes, change=lambda cell: cell):
     folder = made_studies.make_folder(
         tmp_path / "study", axes, cells=[*map(change, made_studies.make_cells(axes))]
     )
-    study = studies.read(folder)
+    study = store.read(folder)
     return threat_models(make_pools(study, axes_of(study.manifest), ["seed"]))
 
 

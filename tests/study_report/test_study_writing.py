@@ -9,8 +9,8 @@ import tomllib
 import made_studies
 import pytest
 
-from kljax import studies
-from kljax.study_report import write_report, writing
+from kljax.studies import store
+from kljax.studies.reports import write_report, writing
 
 SMALL = {
     "arm": {arm: {"arm": arm} for arm in made_studies.ARMS[:3]},
@@ -59,7 +59,7 @@ def reported(request, tmp_path_factory):
     """A study in each state, and the folder of its report."""
     folder = tmp_path_factory.mktemp(request.param) / "a study"
     made_studies.make_study(folder, request.param, axes=SMALL)
-    page = write_report(studies.read(folder))
+    page = write_report(store.read(folder))
     assert page == folder / "report" / "report.html"
     return request.param, folder, page.parent
 
@@ -153,16 +153,16 @@ def test_every_rate_stands_beside_its_floor(reported):
 
 def test_a_study_without_cells(tmp_path):
     folder = made_studies.make_folder(tmp_path / "none", {}, {}, [])
-    page = write_report(studies.read(folder))
+    page = write_report(store.read(folder))
     assert "The study has no cells." in Page(page.read_text()).words
 
 
 def test_a_failure_made_good_is_none(tmp_path):
     axes = {"arm": {"none": {"arm": "none"}}}
     folder = made_studies.make_study(tmp_path / "study", "finished", axes=axes)
-    (cell,) = studies.read(folder).manifest["cells"]
+    (cell,) = store.read(folder).manifest["cells"]
     made_studies.write_failure(folder, cell)
-    words = Page(write_report(studies.read(folder)).read_text()).words
+    words = Page(write_report(store.read(folder)).read_text()).words
     assert "1 of 1 cell finished" in words and "Failures" not in words
 
 
@@ -170,7 +170,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     axes = {"arm": {"none": {"arm": "none"}}}
     folder = made_studies.make_study(tmp_path / "study", "finished", axes=axes)
     out = tmp_path / "out"
-    write_report(studies.read(folder), out)
+    write_report(store.read(folder), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def broken(contents):
@@ -178,19 +178,19 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing, "to_page", broken)
     with pytest.raises(RuntimeError, match="no page"):
-        write_report(studies.read(folder), out, value="psnr")
+        write_report(store.read(folder), out, value="psnr")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_what_an_earlier_report_had_and_this_one_has_not_goes(tmp_path):
     axes = SMALL | {"attack": made_studies.AXES["attack"]}
     folder = made_studies.make_study(tmp_path / "study", "empty", axes=axes)
-    out = write_report(studies.read(folder)).parent
+    out = write_report(store.read(folder)).parent
     assert (out / "table-2.csv").exists()
     (out / "budgets.svg").write_text("of an earlier time")
     (out / "notes.csv").write_text("mine")
     (out / "table-of-mine.csv").write_text("mine")
-    write_report(studies.read(folder), rows=["arm", "attack"])
+    write_report(store.read(folder), rows=["arm", "attack"])
     assert not (out / "table-2.csv").exists() and (out / "table.csv").exists()
     assert not (out / "budgets.svg").exists()
     assert (out / "notes.csv").exists() and (out / "table-of-mine.csv").exists()
@@ -206,7 +206,7 @@ def test_what_an_earlier_report_had_and_this_one_has_not_goes(tmp_path):
 def test_nothing_is_written_for_what_does_not_exist(tmp_path, options, message):
     folder = made_studies.make_study(tmp_path / "study", "empty", axes=SMALL)
     with pytest.raises(ValueError, match=message):
-        write_report(studies.read(folder), **options)
+        write_report(store.read(folder), **options)
     assert not (folder / "report").exists()
 
 
@@ -216,7 +216,7 @@ def test_a_run_beside_the_study(tmp_path):
     axes = {"arm": {arm: {"arm": arm} for arm in made_studies.ARMS}}
     folder = made_studies.make_study(tmp_path / "study", "finished", axes=axes)
     run = write_run(tmp_path / "run", {"none": 0.87, "keylock": 0.86})
-    page = write_report(studies.read(folder), runs=[run])
+    page = write_report(store.read(folder), runs=[run])
     assert (page.parent / "tradeoffs.svg").exists()
     words = Page(page.read_text()).words
     assert "Privacy against accuracy" in words and "87.0%" in words

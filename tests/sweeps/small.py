@@ -15,10 +15,11 @@ import pyarrow.parquet
 from jax.experimental.compilation_cache import compilation_cache
 from studies import quick_compilation
 
-from kljax import engine, leakage, metrics
-from kljax.mapping import Layout
-from kljax.studies.manifest import open_study
-from kljax.sweeps import expand, parse_sweep
+from kljax import metrics
+from kljax.parallel import Layout
+from kljax.studies import leakage
+from kljax.studies.store.manifest import open_study
+from kljax.studies.sweeps import expand, parse_sweep, running
 
 FILE = """
 [fixed]
@@ -88,7 +89,7 @@ def run(folder, sweep=None, *, part=PART, **options):
     options = {"layout": LAYOUT} | options
     with quick():
         manifest = open_study(folder, sweep, expand(sweep), part=part)
-        return engine.run_study(folder, manifest, **options)
+        return running.run_study(folder, manifest, **options)
 
 
 def seed_1_raises(monkeypatch, error):

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import TINY
 
-from kljax import leakage
-from kljax.arms import KINDS
-from kljax.config import LeakConfig
-from kljax.mapping import Layout
-from kljax.sweeps import (
+from kljax.defences.arms import KINDS
+from kljax.parallel import Layout
+from kljax.studies import leakage
+from kljax.studies.config import LeakConfig
+from kljax.studies.sweeps import (
     cell_from_json,
     cell_to_json,
     groups,
@@ -23,7 +23,7 @@ from kljax.sweeps import (
     make_cell,
     signature,
 )
-from kljax.sweeps.fields import FIELDS
+from kljax.studies.sweeps.fields import FIELDS
 
 
 def cell(**changes):

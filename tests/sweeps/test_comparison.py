@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kljax.config import LeakConfig
-from kljax.sweeps import (
+from kljax.studies.config import LeakConfig
+from kljax.studies.sweeps import (
     Cell,
     cell_from_json,
     cell_to_json,

@@ -15,20 +15,22 @@ import small
 from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
 from studies import close, pretended, tiny
 
-from kljax import cli, engine, leakage, scoring, staging, studies
-from kljax.config import LeakConfig
-from kljax.mapping import Layout
-from kljax.probe import probe
-from kljax.studies import images, layouts
-from kljax.studies.failures import command_of, read_failures, write_failure
-from kljax.studies.manifest import (
+from kljax import cli
+from kljax.parallel import Layout
+from kljax.studies import leakage, scoring, store
+from kljax.studies.builder import victim_setup
+from kljax.studies.config import LeakConfig
+from kljax.studies.store import images, layouts
+from kljax.studies.store.failures import command_of, read_failures, write_failure
+from kljax.studies.store.manifest import (
     cells_of,
     make_manifest,
     open_study,
     plan,
     read_manifest,
 )
-from kljax.sweeps import expand, parse_sweep
+from kljax.studies.sweeps import expand, parse_sweep, running
+from kljax.studies.sweeps.estimate import estimate_sweep
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_more_victims_seeds_and_step_sizes_compile_nothing_more(tmp_path):
 
 def test_a_cell_is_the_study_of_its_configuration(whole):
     folder, _, _ = whole
-    rows = studies.read(folder).rows.to_pylist()
+    rows = store.read(folder).rows.to_pylist()
     for cell in (cells_of(read_manifest(folder))[n] for n in (0, 5, 11)):
         with small.quick():
             alone = scoring.score_rows(
@@ -91,7 +93,7 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
     assert run(folder, mixed).failed == ()
     manifest = read_manifest(folder)
     assert [len(group.cells) for group in plan(manifest)] == [2, 2]
-    rows = studies.read(folder).rows.to_pylist()
+    rows = store.read(folder).rows.to_pylist()
     for cell in cells_of(manifest):
         mine = [row for row in rows if row["cell"] == cell.id]
         found = [row["bins_read"] for row in mine if row["arm"] == cell.config.arms[0]]
@@ -112,12 +114,12 @@ def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
     report = run(folder, batches, part=2, on_chunk=seen.append)
     assert report.attacks == 6  # uploads, not images
     assert [done.attacks for done in seen] == [2, 2, 2]
-    study = studies.read(folder)
-    assert set(studies.finished_victims(study).values()) == {3}
-    assert studies.missing_cells(study) == []
+    study = store.read(folder)
+    assert set(store.finished_victims(study).values()) == {3}
+    assert store.missing_cells(study) == []
     for cell in cells_of(study.manifest):
-        dataset = staging.load_dataset(cell.config)
-        victims = staging.choose_victims(cell.config, dataset)
+        dataset = victim_setup.load_dataset(cell.config)
+        victims = victim_setup.choose_victims(cell.config, dataset)
         mine = [row for row in study.rows.to_pylist() if row["cell"] == cell.id]
         arms = {row["arm"] for row in mine}
         assert len(arms) == 7
@@ -131,14 +133,14 @@ def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
                 ("group", np.repeat(victims.groups, 2)),
             ):
                 assert [row[column] for row in found] == expected.tolist()
-        kept = studies.read_reconstructions(study, cell.id)
+        kept = store.read_reconstructions(study, cell.id)
         assert kept["victim"].tolist() == victims.indices[:, 0].tolist()
     # What is lost is missing, and made again.
     whole = parts(folder)
     sorted((folder / "parts").iterdir())[1].unlink()
-    left = studies.read(folder)
-    assert list(studies.finished_victims(left).values()) == [2, 2]
-    assert len(studies.missing_cells(left)) == 2
+    left = store.read(folder)
+    assert list(store.finished_victims(left).values()) == [2, 2]
+    assert len(store.missing_cells(left)) == 2
     run(folder, batches, part=2)
     assert parts(folder) == whole
 
@@ -166,7 +168,7 @@ def test_a_corrupted_part_is_put_aside_and_made_again(whole, tmp_path):
     content = torn.read_bytes()
     torn.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=torn.name):
-        studies.read(other)
+        store.read(other)
     run(other)
     assert parts(other) == parts(folder)
     assert torn.with_name(f"{torn.name}.corrupt").exists()
@@ -174,9 +176,9 @@ def test_a_corrupted_part_is_put_aside_and_made_again(whole, tmp_path):
 
 def test_reconstructions_are_one_file_per_cell(whole):
     folder, _, _ = whole
-    study = studies.read(folder)
+    study = store.read(folder)
     for cell in study.manifest["cells"]:
-        found = studies.read_reconstructions(study, cell["id"])
+        found = store.read_reconstructions(study, cell["id"])
         assert found["images"].shape == found["truths"].shape == (5, 1, 8, 8, 3)
         assert len(set(found["victim"].tolist())) == 5
     assert {p.suffix for p in (folder / "reconstructions").iterdir()} == {".npz"}
@@ -193,8 +195,8 @@ def test_a_cell_that_raises_is_recorded_and_stops_no_other(tmp_path):
     report = run(folder, sweep_of(axes=BROKEN))
     failures = read_failures(folder)
     assert len(failures) == len(report.failed) == 12
-    study = studies.read(folder)
-    missing = {cell["id"] for cell in studies.missing_cells(study)}
+    study = store.read(folder)
+    missing = {cell["id"] for cell in store.missing_cells(study)}
     assert missing == {failure["cell"] for failure in failures}
     assert all("broke on purpose" in failure["error"] for failure in failures)
     assert "outside_package.py" in failures[0]["traceback"]
@@ -255,7 +257,7 @@ def test_a_dataset_that_is_not_there_is_a_failure_of_its_cells(tmp_path):
     for failure in read_failures(tmp_path / "study"):
         assert failure["point"]["data"] == "mnist"
         assert "tfds build mnist" in failure["error"]
-    missing = studies.missing_cells(studies.read(tmp_path / "study"))
+    missing = store.missing_cells(store.read(tmp_path / "study"))
     assert {cell["point"]["data"] for cell in missing} == {"mnist"}
 
 
@@ -266,10 +268,10 @@ def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
     assert len(run(folder, sweep).failed) == 3
     monkeypatch.undo()
     assert not run(folder, sweep).failed  # nothing was tried
-    assert len(studies.missing_cells(studies.read(folder))) == 3
+    assert len(store.missing_cells(store.read(folder))) == 3
     assert run(folder, sweep, retry_failed=True).attacks
     assert read_failures(folder) == []
-    assert not studies.missing_cells(studies.read(folder))
+    assert not store.missing_cells(store.read(folder))
     run(tmp_path / "lucky", sweep)
     assert parts(folder) == parts(tmp_path / "lucky")
 
@@ -323,7 +325,7 @@ def test_images_that_a_chunk_found_before_stay(tmp_path):
 def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
     tmp_path, monkeypatch
 ):
-    score, mapped, calls = scoring.score, engine.map_victims, []
+    score, mapped, calls = scoring.score, running.map_victims, []
 
     def scoring_one(result, floors):
         if result.config.seed == 1:
@@ -335,13 +337,13 @@ def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
         return mapped(*args, **options)
 
     monkeypatch.setattr(scoring, "score", scoring_one)
-    monkeypatch.setattr(engine, "map_victims", counted)
+    monkeypatch.setattr(running, "map_victims", counted)
     report = run(tmp_path / "study", sweep_of(axes=ONE, victims=3))
     assert len(calls) == 1
     (failure,) = read_failures(tmp_path / "study")
     assert report.failed == (failure["cell"],) and "no score" in failure["error"]
     assert report.attacks == 3
-    rows = studies.read(tmp_path / "study").rows.to_pylist()
+    rows = store.read(tmp_path / "study").rows.to_pylist()
     assert {row["seed"] for row in rows} == {0}
 
 
@@ -355,7 +357,7 @@ def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
     ),
 )
 def test_floors_are_shared_by_the_same_victims_alone(changes):
-    floors = engine._Floors()
+    floors = running._Floors()
     for change in changes:
         config = tiny(**{"victims": 4} | change)
         result = pretended(config, close)
@@ -396,7 +398,7 @@ def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
     seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     run(tmp_path / "once", sweep)
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "write_failure", killed)
+        patched.setattr(running, "write_failure", killed)
         with pytest.raises(KeyboardInterrupt):
             run(folder, sweep)
     assert len(parts(folder)) == 1 and read_failures(folder) == []
@@ -415,7 +417,7 @@ def test_a_corrupted_part_of_a_failed_cell_is_put_aside(tmp_path, monkeypatch):
     (cell,) = expand(sweep).cells
     write_failure(folder, cell, RuntimeError("a bad day"))
     run(folder, sweep, on_chunk=pytest.fail)  # a failed cell is not tried again
-    assert studies.read(folder).rows.num_rows == 0
+    assert store.read(folder).rows.num_rows == 0
     assert [p.name for p in (folder / "parts").iterdir()] == [f"{path.name}.corrupt"]
 
 
@@ -431,7 +433,7 @@ def test_a_sweep_that_adds_cells_extends_the_study(tmp_path):
     after = parts(folder)
     assert {name: after[name] for name in before} == before
     assert sum(done.attacks for done in seen) == 3 * 2 * 5
-    assert not studies.missing_cells(studies.read(folder))
+    assert not store.missing_cells(store.read(folder))
 
 
 @pytest.mark.parametrize(
@@ -544,10 +546,10 @@ def test_eight_devices_give_the_same_rows(whole, tmp_path):
     )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    eight = studies.read(tmp_path / "eight")
+    eight = store.read(tmp_path / "eight")
     assert eight.manifest["local_devices"] == 8
     for row, other in zip(
-        eight.rows.to_pylist(), studies.read(whole[0]).rows.to_pylist(), strict=True
+        eight.rows.to_pylist(), store.read(whole[0]).rows.to_pylist(), strict=True
     ):
         for name, value in row.items():
             if isinstance(value, float):
@@ -580,7 +582,7 @@ def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
 
 def test_the_engine_refuses_a_process_that_there_is_not(tmp_path):
     with pytest.raises(ValueError, match="process 2 is not one of 2"):
-        engine.run_study(tmp_path, {}, process=2, processes=2)
+        running.run_study(tmp_path, {}, process=2, processes=2)
 
 
 # --- the command line -------------------------------------------------------------
@@ -606,7 +608,7 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
     assert "60/60 victims, cells 12/12" in said and "ETA 0:00:00" in said
     assert "60 attacks, 6 compilations" in said
     assert (study / "report" / "report.html").exists()
-    assert not studies.missing_cells(studies.read(study))
+    assert not store.missing_cells(store.read(study))
     with small.quick():
         changed = FILE.replace("steps = 4", "steps = 5")
         (tmp_path / "few.toml").write_text(changed)
@@ -641,6 +643,8 @@ def test_the_steps_of_a_closed_form_cost_nothing(attack):
         content = {"fixed": fixed | {"steps": steps}, "axes": {"arm": ["none"]}}
         swept = parse_sweep(content)
         with small.quick():
-            found = probe(make_manifest("few", swept, expand(swept)), layout=LAYOUT)
+            found = estimate_sweep(
+                make_manifest("few", swept, expand(swept)), layout=LAYOUT
+            )
         took.append(found.run_s)
     assert (took[1] > 100 * took[0]) == (attack == "matching")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kljax import data
-from kljax.config import LeakConfig
-from kljax.studies.manifest import make_manifest
-from kljax.sweeps import (
+from kljax.studies.config import LeakConfig
+from kljax.studies.store.manifest import make_manifest
+from kljax.studies.sweeps import (
     SweepOptions,
     expand,
     parse_sweep,

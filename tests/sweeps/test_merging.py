@@ -3,10 +3,10 @@
 import pytest
 from small import parts, run, sweep_of
 
-from kljax import studies
-from kljax.studies.manifest import open_study, read_manifest
-from kljax.studies.merging import merge_studies
-from kljax.sweeps import expand, parse_sweep
+from kljax.studies import store
+from kljax.studies.store.manifest import open_study, read_manifest
+from kljax.studies.store.merging import merge_studies
+from kljax.studies.sweeps import expand, parse_sweep
 
 KEPT = {"reconstructions": True}
 AXES = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
@@ -21,7 +21,7 @@ def first(tmp_path_factory):
 
 def by_cell(folder):
     rows = {}
-    for row in studies.read(folder).rows.to_pylist():
+    for row in store.read(folder).rows.to_pylist():
         rows[row["cell"], row["arm"], row["victim"]] = row
     return rows
 
@@ -31,10 +31,10 @@ def test_two_studies_are_merged(first, tmp_path):
     both = tmp_path / ("b" * 255)  # as long as file systems have names
     run(second, sweep_of(axes=AXES | {"seed": [1, 2]}, options=KEPT))
     merge_studies(first, second, both)
-    study = studies.read(both)
+    study = store.read(both)
     assert len(study.manifest["cells"]) == 3
     assert study.manifest["axes"]["seed"] == ["0", "1", "2"]
-    assert not studies.missing_cells(study)
+    assert not store.missing_cells(study)
     assert by_cell(both) == by_cell(second) | by_cell(first)
     assert len(list((both / "reconstructions").iterdir())) == 3
     with pytest.raises(FileExistsError):
@@ -59,7 +59,7 @@ def test_batches_are_merged_with_all_of_their_images(tmp_path):
     merge_studies(tmp_path / "one", tmp_path / "two", both)
     assert by_cell(both) == by_cell(tmp_path / "one") | by_cell(tmp_path / "two")
     assert len(by_cell(both)) == 2 * 3 * 2 * 7
-    assert not studies.missing_cells(studies.read(both))
+    assert not store.missing_cells(store.read(both))
     before = parts(both)
     run(both, parse_sweep(read_manifest(both)["sweep"]), part=2, on_chunk=pytest.fail)
     assert parts(both) == before
@@ -70,10 +70,10 @@ def test_what_is_finished_in_neither_is_missing_and_can_be_finished(first, tmp_p
     sweep = sweep_of(axes=AXES | {"seed": [1, 2]}, options=KEPT)
     open_study(second, sweep, expand(sweep), part=8)  # and nothing is run
     merge_studies(second, first, both)
-    study = studies.read(both)
-    assert [cell["point"]["seed"] for cell in studies.missing_cells(study)] == ["2"]
+    study = store.read(both)
+    assert [cell["point"]["seed"] for cell in store.missing_cells(study)] == ["2"]
     assert run(both, parse_sweep(study.manifest["sweep"])).attacks
-    assert not studies.missing_cells(studies.read(both))
+    assert not store.missing_cells(store.read(both))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import time
 import pytest
 from small import FILE, command, parts, run, seed_1_raises, sweep_of
 
-from kljax import engine, studies
-from kljax.claim import claimed
-from kljax.mapping import Layout
-from kljax.rollcall import Place
-from kljax.studies.failures import read_failures, write_failure
-from kljax.studies.layouts import keep_layout, read_layout
-from kljax.studies.manifest import open_study, plan, read_manifest
-from kljax.sweeps import expand
+from kljax.core.claims import claimed
+from kljax.parallel import Layout
+from kljax.parallel.processes import Place
+from kljax.studies import store
+from kljax.studies.store.failures import read_failures, write_failure
+from kljax.studies.store.layouts import keep_layout, read_layout
+from kljax.studies.store.manifest import open_study, plan, read_manifest
+from kljax.studies.sweeps import expand, running
 
 AXES = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
 KEPT = {"reconstructions": True}
@@ -93,7 +93,7 @@ def test_whoever_is_refused_has_not_extended_the_study(tmp_path):
     before = (folder / "manifest.json").read_bytes()
     with claimed(folder, 0, 2):
         with pytest.raises(FileExistsError, match="another job is at work"):
-            engine.sweep(file, folder, place=Place(0, 1))
+            running.sweep(file, folder, place=Place(0, 1))
     assert (folder / "manifest.json").read_bytes() == before
 
 
@@ -163,13 +163,13 @@ def test_images_of_a_cell_that_failed_in_one_chunk_are_not_lost(tmp_path, monkey
     run(folder, sweep, process=0, processes=2)  # chunks 0 and 2
     seed_1_raises(monkeypatch, RuntimeError("a bad day"))
     run(folder, sweep, process=1, processes=2)  # the end of one cell, half of the other
-    study = studies.read(folder)
-    assert len(studies.read_reconstructions(study, good.id)["victim"]) == 12
-    assert studies.read_reconstructions(study, bad.id) is None
+    study = store.read(folder)
+    assert len(store.read_reconstructions(study, good.id)["victim"]) == 12
+    assert store.read_reconstructions(study, bad.id) is None
     monkeypatch.undo()
     assert run(folder, sweep, retry_failed=True).attacks == 4  # of that cell alone
-    found = studies.read_reconstructions(study, bad.id)
-    rows = studies.read(folder).rows.to_pylist()
+    found = store.read_reconstructions(study, bad.id)
+    rows = store.read(folder).rows.to_pylist()
     assert found["victim"].tolist() == [
         row["victim"] for row in rows if (row["cell"], row["arm"]) == (bad.id, "none")
     ]

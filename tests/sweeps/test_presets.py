@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kljax import cli
-from kljax.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict
+from kljax.studies.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict
 
 PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
 

@@ -6,13 +6,13 @@ from kljax.attacks.closed_form.dense import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.closed_form.features import Features, classifier_inputs
-from kljax.attacks.closed_form.imprint import (
+from kljax.attacks.closed_form.gate_peeling import Peeled, peeling, pooled_gates
+from kljax.attacks.closed_form.imprint_reading import (
     binned,
     expected_singletons,
     imprint,
 )
-from kljax.attacks.closed_form.peeling import Peeled, peeling, pooled_gates
-from kljax.attacks.closed_form.rgap import rgap
+from kljax.attacks.closed_form.recursion import rgap
 from kljax.attacks.closed_form.transformer import (
     Transformer,
     missing_paths,

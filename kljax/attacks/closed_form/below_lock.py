@@ -34,7 +34,7 @@ from kljax.attacks.closed_form.walk import (
     as_rows,
     undo,
 )
-from kljax.typing import Array, Gate
+from kljax.core.types import Array, Gate
 
 # Of natural images in [0, 1]: mean, deviation, correlation of neighbours and colours.
 CENTRE, SPREAD, NEIGHBOURS, COLOURS = 0.5, 0.3, 0.95, 0.9

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Attack, Reconstruction, Setting
 from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_bias
 from kljax.attacks.labels import idlg
+from kljax.core.types import Array, LockWeights, PrivateKey, Rng
 from kljax.threat import View
-from kljax.typing import Array, LockWeights, PrivateKey, Rng
 
 
 def dense_input(kernel_grad: Array, bias_grad: Array) -> Array:

@@ -25,7 +25,7 @@ from kljax.attacks.closed_form.layer_input import (
     one_at_a_time,
     to_float64,
 )
-from kljax.typing import Array, Loss
+from kljax.core.types import Array, Loss
 
 STARTS, MOVES = 12, 60
 MOST = 8  # examples that are worth the work, which grows with their sixth power

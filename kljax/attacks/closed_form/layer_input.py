@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.chain import Layer
-from kljax.typing import Array, PyTree
+from kljax.core.types import Array, PyTree
+from kljax.models.chain import Layer
 
 ROUNDING = 2.0**-24  # float32: what the client computed with, relative
 

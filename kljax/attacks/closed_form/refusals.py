@@ -4,7 +4,7 @@ Each raises a `ValueError` that names the attack, while the attack is being made
 """
 
 from kljax.attacks.attack import Setting
-from kljax.typing import Path
+from kljax.core.types import Path
 
 
 def refuse_batches(setting: Setting, attack: str) -> None:

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
+from kljax.attacks.closed_form.gate_peeling import Peeled
 from kljax.attacks.closed_form.layer_input import ROUNDING
-from kljax.attacks.closed_form.peeling import Peeled
 from kljax.attacks.closed_form.refusals import refuse_batches
+from kljax.core.types import Array, Gate, Params
 from kljax.threat import View
-from kljax.typing import Array, Gate, Params
 
 PROJECTIONS = ("query", "key", "value")
 GREY = 0.5  # what no equation determines is taken from a grey image

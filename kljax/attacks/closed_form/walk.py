@@ -20,8 +20,8 @@ from kljax.attacks.closed_form.layer_input import (
     solve,
     through,
 )
-from kljax.chain import Activation, Layer
-from kljax.typing import Array, Loss, Params, Path
+from kljax.core.types import Array, Loss, Params, Path
+from kljax.models.chain import Activation, Layer
 
 TINY = float(np.finfo(np.float32).tiny)
 IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]

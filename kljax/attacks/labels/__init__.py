@@ -13,7 +13,7 @@ from kljax.attacks.labels.catalogue import (
 )
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.attacks.labels.conditions import CONDITIONS, Condition
-from kljax.attacks.labels.counts import counts, counts_bias
+from kljax.attacks.labels.label_counts import counts, counts_bias
 from kljax.attacks.labels.rules import (
     bias_corrected,
     ggl,

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from kljax.attacks.attack import Setting
-from kljax.attacks.labels import counts as counting
+from kljax.attacks.labels import label_counts as counting
 from kljax.attacks.labels import rules
 from kljax.attacks.labels.conditions import CONDITIONS, pulls_the_true_class_alone
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 Rule: TypeAlias = Callable[[Setting, View], Array]  # -> labels [B] int32
 

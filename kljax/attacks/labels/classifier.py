@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.simulation import moved
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 
 class ClassifierGrads(NamedTuple):

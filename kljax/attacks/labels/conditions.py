@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import classifier_grads
 from kljax.attacks.labels.rules import columns_of_one_sign, columns_unlike_all_others
-from kljax.randomness import fixed_rng
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 PROBES = 100  # inputs from N(0, 1) on which features are looked at
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import UNKNOWN, Setting
 from kljax.attacks.labels.classifier import classifier_grads
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 
 def idlg(setting: Setting, view: View) -> Array:

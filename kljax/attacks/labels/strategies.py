@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown, labels_of
 from kljax.attacks.labels.catalogue import find_rule
+from kljax.core.types import Array, Rng
 from kljax.threat import View
-from kljax.typing import Array, Rng
 
 
 def given(setting: Setting) -> Unknown:

@@ -16,7 +16,7 @@ from kljax.attacks.optimisers.first_order import (
     rmsprop,
     sign_adam,
 )
-from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
+from kljax.attacks.optimisers.quasi_newton import lbfgs, lbfgs_torch
 
 __all__ = [
     "OPTIMISERS",

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from kljax.attacks.attack import Optimiser
 from kljax.attacks.optimisers.first_order import adam, rmsprop, sign_adam
-from kljax.attacks.optimisers.lbfgs import lbfgs, lbfgs_torch
-from kljax.registry import resolve
-from kljax.typing import Array
+from kljax.attacks.optimisers.quasi_newton import lbfgs, lbfgs_torch
+from kljax.core.registry import resolve
+from kljax.core.types import Array
 
 OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
     "lbfgs": lbfgs,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.attacks.attack import Optimiser
-from kljax.typing import Array, PyTree
+from kljax.core.types import Array, PyTree
 
 
 def from_optax(

@@ -5,15 +5,15 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 `Preset.labels` is the one the attack is known for.
 """
 
-from kljax.attacks.presets.april import april, april_optimisation
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
-from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
+from kljax.attacks.presets.unknown_gates import gate_regression
+from kljax.attacks.presets.vision_transformers import april, april_optimisation
 
 __all__ = [
     "PRESETS",

@@ -10,13 +10,7 @@ from kljax.attacks.attack import Attack, Objective, Setting
 from kljax.attacks.closed_form import imprint, rgap
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import balanced_l2, cosine, squared_l2
-from kljax.attacks.presets.april import (
-    april,
-    april_objective,
-    april_optimisation,
-)
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
-from kljax.attacks.presets.gate_regression import gate_regression
 from kljax.attacks.presets.generative import grnn
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
@@ -27,7 +21,13 @@ from kljax.attacks.presets.statistical import (
     gradinversion,
     gradinversion_objective,
 )
-from kljax.registry import check_callable, resolve
+from kljax.attacks.presets.unknown_gates import gate_regression
+from kljax.attacks.presets.vision_transformers import (
+    april,
+    april_objective,
+    april_optimisation,
+)
+from kljax.core.registry import check_callable, resolve
 
 
 class Preset(NamedTuple):

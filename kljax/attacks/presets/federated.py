@@ -32,9 +32,9 @@ from kljax.attacks.priors import (
 )
 from kljax.attacks.simulation import epochs_of, fedavg
 from kljax.attacks.tensors import Depths, depths_of, exponential, weighted
+from kljax.core.trees import named
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.trees import named
-from kljax.typing import Array
 
 FEDAVG_VARIATION = 1e-6  # notebook "Recovery from Weight Updates", as its 8,000 steps
 

@@ -19,8 +19,8 @@ from kljax.attacks.labels import settled_labels
 from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
+from kljax.core.types import Gate, Params, Path, Rng
 from kljax.threat import View
-from kljax.typing import Gate, Params, Path, Rng
 
 
 def peeled_image(

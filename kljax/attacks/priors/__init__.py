@@ -1,6 +1,6 @@
 """Priors: what the attacker believes about images before it sees a gradient."""
 
-from kljax.attacks.priors.feature import feature, refuse_feature, with_feature
+from kljax.attacks.priors.classifier_input import feature, refuse_feature, with_feature
 from kljax.attacks.priors.order import order_invariance, random_convolution
 from kljax.attacks.priors.size import box_violation, group_consistency, image_norm
 from kljax.attacks.priors.statistics import batch_statistics

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Prior
 from kljax.attacks.priors.sums import check_weight
-from kljax.convolution import CHANNELS_LAST
+from kljax.core.types import Array
+from kljax.models.convolution import CHANNELS_LAST
 from kljax.threat import View
-from kljax.typing import Array
 
 REDUCTIONS = {"l2_mean": jnp.mean, "l2_max": jnp.max}
 

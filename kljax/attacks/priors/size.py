@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from kljax.attacks.attack import RESTARTS, Candidate, Prior
 from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 
 def image_norm(weight: float, *, per_pixel: bool = False) -> Prior:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior, Setting
 from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
-from kljax.dependence import trace_dependence
-from kljax.randomness import fixed_rng
+from kljax.core.dependence import trace_dependence
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array, Path, Stats
 from kljax.threat import View
-from kljax.typing import Array, Path, Stats
 
 
 def batch_statistics(

@@ -1,8 +1,8 @@
 """Sums of priors, and weights that fall."""
 
 from kljax.attacks.attack import Candidate, Prior
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 
 def added(*priors: Prior) -> Prior:

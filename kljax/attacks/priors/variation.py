@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Candidate, Prior
 from kljax.attacks.objectives import absolute, root
 from kljax.attacks.priors.sums import check_weight
+from kljax.core.types import Array
 from kljax.threat import View
-from kljax.typing import Array
 
 
 def total_variation(weight: float, *, relative: bool) -> Prior:

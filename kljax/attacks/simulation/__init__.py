@@ -1,11 +1,6 @@
 """Simulations: the upload that a candidate would have given."""
 
-from kljax.attacks.simulation.fedavg import (
-    VARIANTS,
-    averaged_steps,
-    epochs_of,
-    fedavg,
-)
+from kljax.attacks.simulation.replays import VARIANTS, averaged_steps, epochs_of, fedavg
 from kljax.attacks.simulation.steps import local_steps, moved, one_step, replay
 
 __all__ = [

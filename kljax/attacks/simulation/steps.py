@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from kljax.attacks.attack import Candidate, Protocol, Setting, Simulation
-from kljax.randomness import fixed_rng
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array, Private, Public, PyTree
 from kljax.threat import View
-from kljax.typing import Array, Private, Public, PyTree
 
 
 def replay(setting: Setting, gates: Callable[..., Any]) -> Simulation:

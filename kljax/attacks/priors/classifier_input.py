@@ -1,0 +1,88 @@
+"""The classifier's input, which its gradient gives away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Candidate, Prior, Setting, no_prior
+from kljax.attacks.closed_form.dense import dense_input
+from kljax.attacks.priors.sums import added, check_weight
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array
+from kljax.threat import View
+
+
+def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior:
+    """Adds ``weight * |h(x) - h*|^2``, h being what the classifier is fed.
+
+    For one example h* follows from the classifier's gradient in closed form, below
+    any lock or not. A gradient of zeros in the classifier gives NaN.
+
+    Args:
+      setting: the ground; one example per gradient.
+      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      weight: 0 or more.
+
+    Raises:
+      ValueError: for a negative weight, several examples, an update of several steps,
+        or a classifier without a bias.
+
+    Reference: breaching (Geiping et al.), its feature regulariser.
+    """
+    check_weight(weight)
+    knowledge = setting.threat.knowledge
+    if (knowledge.examples, knowledge.upload) != (1, "gradient"):
+        raise ValueError(
+            "the classifier's input is exact for one example in the gradient of one "
+            f"step, the threat model says examples={knowledge.examples} and "
+            f"upload={knowledge.upload!r}"
+        )
+    params, _ = setting.shapes()
+    kernel, bias = (f"{setting.classifier}/{name}" for name in ("kernel", "bias"))
+    if bias not in params:
+        raise ValueError(f"classifier {setting.classifier!r} has no bias to divide by")
+    tap = f"{setting.classifier}:input"
+
+    def prior(view: View, candidate: Candidate, progress: Array) -> Array:
+        del progress
+        wanted = dense_input(view.grads.model[kernel], view.grads.model[bias])
+        out = setting.model.apply(
+            view.public.model,
+            view.stats,
+            candidate.images,
+            gates=gates(view.public.defence, candidate.lock),
+            taps=(tap,),
+            train=knowledge.attacker_norm == "train",
+            # The victim's dropout masks are unknown: one fixed guess.
+            rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
+        )
+        return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
+
+    return prior
+
+
+def with_feature(setting: Setting, gates: Callable[..., Any], *priors: Prior) -> Prior:
+    """Adds up an attack's own priors, and `feature` if the setting gives it a weight.
+
+    Args:
+      setting: its ``features`` is the weight.
+      gates: of the lock strategy.
+      priors: the attack's own.
+
+    Raises:
+      ValueError: as `feature`, where there is a weight.
+    """
+    if setting.features:
+        priors = (*priors, feature(setting, gates, setting.features))
+    return added(*priors) if priors else no_prior
+
+
+def refuse_feature(setting: Setting, attack: str) -> None:
+    """Refuses a weight where there is no objective to add a term to."""
+    if setting.features:
+        raise ValueError(
+            f"{attack} has no objective that features={setting.features!r} could be a "
+            "term of: leave it out"
+        )

@@ -1,0 +1,50 @@
+"""Random keys: one way to derive from each.
+
+``fold_in(rng, i)`` is ``split(rng, n)[i]`` in JAX, whatever n. A random key that is
+split in one place and folded in another gives the same child twice, and a random key
+that is drawn from gives away its children's bits. So a key is either drawn from once,
+or it has children, and these have one kind of name each: purposes, by `derive_rng`; or
+indices (of clients, steps, victims, layers), by ``fold_in`` or one ``split``.
+
+That holds within a training and within a study. Both begin at the random key of their
+seed, so a training and a study that are to be independent take two seeds.
+"""
+
+import jax
+
+from kljax.core.types import Rng
+
+# Of what attacks draw alike in every study, whatever its seed.
+FIXED = (
+    "dropout",
+    "label rule",
+    "lock signs",
+    "diagnosis",
+    "feature signs",
+    "slopes of the loss",
+)
+LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
+
+
+def derive_rng(rng: Rng, purposes: tuple[str, ...], purpose: str) -> Rng:
+    """Derives the random key of one purpose.
+
+    Args:
+      rng: used for nothing but these purposes.
+      purposes: all of them, in an order that is kept: a new one goes to the end, and
+        changes no draw of the others.
+      purpose: one of them.
+    """
+    return jax.random.fold_in(rng, purposes.index(purpose))
+
+
+def fixed_rng(purpose: str) -> Rng:
+    """Makes the random key of a draw that is the same in every study.
+
+    An attacker's guesses at dropout masks, say: they are no unknowns, and replays of
+    one step share them. No random key that a seed gives is among them.
+
+    Args:
+      purpose: one of `FIXED`.
+    """
+    return derive_rng(jax.random.fold_in(jax.random.key(0), LAST), FIXED, purpose)

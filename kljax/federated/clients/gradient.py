@@ -1,0 +1,165 @@
+"""One gradient of a client, and one step with everything that is true about it.
+
+Taken apart into what may leave and what may not: a `Gradient` before any release, and
+the `Update` of a step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljax.core.randomness import derive_rng
+from kljax.core.types import (
+    Array,
+    Augment,
+    Loss,
+    Model,
+    Penalty,
+    Private,
+    Public,
+    PyTree,
+    Renew,
+    Rng,
+    Stats,
+)
+from kljax.defences import SEND_ALL, Context, Defence
+from kljax.models.losses import checked
+from kljax.threat import Update
+
+# What the random key of a step is for.
+STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation")
+
+
+class Gradient(NamedTuple):
+    """The gradient of one step, before anything is released."""
+
+    public: Public
+    trainable: PyTree  # gradient of the lock weights: private
+    stats: Stats  # norm statistics after the step
+    loss: Array  # []
+    logits: Array  # [B, Kc]
+
+
+def local_gradient(
+    model: Model, loss: Loss, defence: Defence, *, train: bool
+) -> Callable[..., Gradient]:
+    """Makes the function that computes one client's gradient.
+
+    Args:
+      model: the network.
+      loss: ``(logits, targets) -> scalar``; see `kljax.losses.checked` for what is
+        refused.
+      defence: the client's defence; only its gates matter here.
+      train: whether norm layers use the batch's statistics (and dropout is on).
+
+    Returns:
+      ``(rng, public, stats, private, images [B, H, W, C], targets [B, Kc]) ->
+      Gradient``. The secret is never differentiated.
+    """
+
+    def gradient(
+        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
+    ) -> Gradient:
+        def objective(public: Public, trainable: PyTree):
+            gates = defence.gates(public.defence, Private(private.secret, trainable))
+            out = model.apply(
+                public.model, stats, images, gates=gates, train=train, rngs=rng
+            )
+            return checked(loss)(out.logits, targets), out
+
+        (value, out), grads = jax.value_and_grad(
+            objective, argnums=(0, 1), has_aux=True
+        )(public, private.trainable)
+        return Gradient(*grads, out.stats, value, out.logits)
+
+    return gradient
+
+
+def one_step(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    *,
+    train: bool,
+    augment: Augment | None = None,
+    penalty: Penalty | None = None,
+    reset_optimiser: bool = False,
+    renew: Renew | None = None,
+) -> Callable[..., Update]:
+    """Makes the function that runs one client for one step and records all of it.
+
+    Args:
+      model, loss, defence: see `local_gradient`.
+      train: whether norm layers use the batch's statistics (and dropout is on).
+      augment, penalty, reset_optimiser, renew: of `local_training`, whose first step
+        this is; a gradient has no optimiser. The `Update` holds the images before an
+        augmentation.
+
+    Returns:
+      ``(rng, public, stats, private, images, targets, remembered=None) -> Update``:
+      everything that is true about this step, released gradient included.
+      `kljax.threat.observe` decides what of it anyone else gets to see. `remembered`
+      is what the release remembers of steps before (`Remembered.steps`).
+
+    Raises:
+      ValueError: for a defence that acts on the change of a whole local training.
+    """
+    del reset_optimiser
+    if defence.update != SEND_ALL:
+        raise ValueError(
+            "the defence acts on the whole change of a local training, and one step "
+            "sends a gradient: take one that acts on gradients"
+        )
+    gradient = local_gradient(model, loss, defence, train=train)
+
+    def step(
+        rng: Rng,
+        public: Public,
+        stats: Stats,
+        private: Private,
+        images,
+        targets,
+        remembered: PyTree | None = None,
+    ) -> Update:
+        if remembered is None:
+            remembered = defence.init_state(public)
+
+        def rng_of(purpose: str) -> Rng:
+            return derive_rng(rng, STEP_PURPOSES, purpose)
+
+        if renew is not None:
+            private = renew(rng_of("renewal"), private)
+        seen = images if augment is None else augment(rng_of("augmentation"), images)
+        grads = gradient(rng_of("gradient"), public, stats, private, seen, targets)
+        down = add_pull(penalty, grads.public, public, public)
+        sent, _ = defence.release(
+            rng_of("release"),
+            remembered,
+            down,
+            Context(public, stats, seen, targets),
+        )
+        return Update(
+            public=public,
+            stats=stats,
+            sent=sent,
+            before_release=down,
+            new_stats=grads.stats,
+            images=images,
+            targets=targets,
+            private=private,
+            initial_lock_weights=private.trainable,
+            lock_grads=grads.trainable,
+        )
+
+    return step
+
+
+def add_pull(
+    penalty: Penalty | None, grads: Public, now: Public, received: Public
+) -> Public:
+    """Adds the gradient of a penalty to that of the loss."""
+    if penalty is None:
+        return grads
+    return jax.tree.map(jnp.add, grads, jax.grad(penalty)(now, received))

@@ -1,0 +1,271 @@
+"""Local training: the steps that a client makes on its own batches in one round.
+
+What goes in, stays with the client, leaves it and is said of it has a tuple each.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kljax.core.randomness import derive_rng
+from kljax.core.types import (
+    Array,
+    Augment,
+    Loss,
+    Model,
+    Penalty,
+    Private,
+    Public,
+    PyTree,
+    Renew,
+    Rng,
+    Stats,
+)
+from kljax.defences import Context, Defence
+from kljax.federated.clients.gradient import add_pull, local_gradient
+
+# What the random key of a round of local training is for.
+ROUND_PURPOSES = ("steps", "release", "renewal")
+# Of one step of a round.
+LOCAL_PURPOSES = ("augmentation", "gradient", "release")
+
+
+class Batches(NamedTuple):
+    """What one client trains on in one round."""
+
+    images: Array  # [T, B, H, W, C] in [0, 1]
+    labels: Array  # [T, B] int32
+    valid: Array  # [T] bool: false for steps that only pad a small client
+
+
+class Remembered(NamedTuple):
+    """What the releases of a defence remember."""
+
+    steps: PyTree  # of each gradient
+    update: PyTree  # of the whole change
+
+
+class ClientState(NamedTuple):
+    """What stays with a client from round to round; never uploaded."""
+
+    private: Private
+    optimiser: PyTree  # optax's state over (Public, Private.trainable)
+    release: Remembered
+
+
+class Upload(NamedTuple):
+    """All that leaves a client after local training."""
+
+    delta: Public  # released: trained minus received
+    stats: Stats  # norm statistics after the last valid step
+
+
+class Progress(NamedTuple):
+    """How local training went; for humans."""
+
+    loss: Array  # [] mean over valid steps, NaN without any
+    accuracy: Array  # [] share of examples right before the step that used them
+    finite: Array  # [] bool: everything uploaded and kept is finite
+
+
+class LocalTraining(NamedTuple):
+    """Local training of one client as two pure functions.
+
+    Attributes:
+      init: ``(Public, Private) -> ClientState``, before the first round.
+      run: ``(rng, round [], Public, stats, ClientState, Batches) -> (Upload,
+        ClientState, Progress)``.
+      record: the same with the change before anything was done to the whole of it,
+        which comes first; for who studies what a release hides.
+    """
+
+    init: Callable[[Public, Private], ClientState]
+    run: Callable[..., tuple[Upload, ClientState, Progress]]
+    record: Callable[..., tuple[Public, Upload, ClientState, Progress]]
+
+
+# A method, or the method of round r: that is how a schedule counts rounds.
+LocalOptimiser = (
+    optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
+)
+
+
+def local_training(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    optimiser: LocalOptimiser,
+    *,
+    augment: Augment | None = None,
+    penalty: Penalty | None = None,
+    reset_optimiser: bool = False,
+    renew: Renew | None = None,
+) -> LocalTraining:
+    """Makes the local training of one client: T steps on its own batches.
+
+    Public parameters and trainable private ones are trained together by one
+    optimiser, as in the official code of FedKL; only the public part is released.
+
+    Args:
+      model: the network, trained with norm layers and dropout in train mode.
+      loss: ``(logits, targets [B, Kc]) -> scalar``.
+      defence: its gates act in every step, and so does its release: on the public
+        gradient, a penalty's pull included, before the optimiser. What it does to an
+        update it does once, to the whole change.
+      optimiser: an optax transformation, or a function that makes one from the number
+        of the round [] (int32, from 0), for schedules that count rounds. Schedules
+        inside a transformation count the client's own steps. Methods that evaluate
+        the loss themselves (`optax.lbfgs`) are refused by ``run``.
+      augment: ``(rng, images [B, H, W, C]) -> images``, before each step.
+      penalty: ``(Public now, Public received) -> scalar``, added to the loss; it sees
+        no private part (FedProx's proximal term).
+      reset_optimiser: whether the optimiser starts anew in every round; kept from
+        round to round otherwise, as in FedKL.
+      renew: ``(rng, Private) -> Private``, before the first step of every round: what
+        a client draws anew, such as its private key.
+
+    Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
+    equals the unpadded one (a release of the update that looks at the images in its
+    `Context` sees the padding, too); step t draws its randomness from (rng, t).
+
+    Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
+    Decentralized Data" (AISTATS 2017); FedKL, utils/Client.py.
+    """
+    fixed = isinstance(optimiser, optax.GradientTransformation)
+    method = (lambda number: optimiser) if fixed else optimiser
+
+    gradient = local_gradient(model, loss, defence, train=True)
+
+    def init(public: Public, private: Private) -> ClientState:
+        state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
+        remembered = Remembered(
+            defence.init_state(public), defence.update.init_state(public)
+        )
+        return ClientState(private, state, remembered)
+
+    def record(
+        rng: Rng,
+        number: Array,
+        received: Public,
+        stats: Stats,
+        state: ClientState,
+        batches: Batches,
+    ) -> tuple[Public, Upload, ClientState, Progress]:
+        rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
+        num_classes = count_classes(model, received, stats, batches.images[0])
+        one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes)
+        state = state._replace(private=renew_private(renew, rng, state.private))
+        secret, descent = state.private.secret, method(number)
+
+        def step(carry, inputs):
+            (public, trainable), stats, memory, remembered, tally = carry
+            index, images, labels = inputs
+            rng_local = jax.random.fold_in(rng_steps, index)
+
+            def rng_of(purpose: str) -> Rng:
+                return derive_rng(rng_local, LOCAL_PURPOSES, purpose)
+
+            if augment is not None:
+                images = augment(rng_of("augmentation"), images)
+            private = Private(secret, trainable)
+            targets = one_hot(labels)
+            grads = gradient(
+                rng_of("gradient"), public, stats, private, images, targets
+            )
+            down, remembered = defence.release(
+                rng_of("release"),
+                remembered,
+                add_pull(penalty, grads.public, public, received),
+                Context(public, stats, images, targets),
+            )
+            moves, memory = next_move(
+                descent, (down, grads.trainable), memory, (public, trainable)
+            )
+            trained = optax.apply_updates((public, trainable), moves)
+            right = jnp.mean(jnp.argmax(grads.logits, axis=-1) == labels)
+            tally = tally + jnp.stack([grads.loss, right, 1.0])
+            return trained, grads.stats, memory, remembered, tally
+
+        def maybe(carry, inputs):
+            valid, *inputs = inputs
+            # Under a batch both branches are computed and one is chosen; in a loop
+            # the padding costs nothing.
+            return jax.lax.cond(
+                valid, lambda carry: step(carry, inputs), lambda carry: carry, carry
+            ), None
+
+        start = (received, state.private.trainable)
+        memory = descent.init(start) if reset_optimiser else state.optimiser
+        indices = jnp.arange(batches.labels.shape[0])
+        (trained, new_stats, memory, remembered, tally), _ = jax.lax.scan(
+            maybe,
+            (start, stats, memory, state.release.steps, jnp.zeros(3)),
+            (batches.valid, indices, batches.images, batches.labels),
+        )
+        public, trainable = trained
+        delta = jax.tree.map(jnp.subtract, public, received)
+        images, labels = batches.images, batches.labels
+        sent, of_update = defence.update.release(
+            derive_rng(rng, ROUND_PURPOSES, "release"),
+            state.release.update,
+            delta,
+            Context(
+                received,
+                stats,
+                images.reshape(-1, *images.shape[2:]),
+                one_hot(labels.reshape(-1)),
+            ),
+        )
+        upload = Upload(sent, new_stats)
+        kept = ClientState(
+            Private(secret, trainable), memory, Remembered(remembered, of_update)
+        )
+        total, right, steps = tally
+        progress = Progress(total / steps, right / steps, _finite((upload, kept)))
+        return delta, upload, kept, progress
+
+    return LocalTraining(init, lambda *args: record(*args)[1:], record)
+
+
+def next_move(
+    optimiser: optax.GradientTransformation, grads: PyTree, state: PyTree, now: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Asks an optimiser for its move and its next state, given a gradient.
+
+    Raises:
+      ValueError: where the optimiser fails, such as one that a gradient is not enough
+        for.
+    """
+    try:
+        return optimiser.update(grads, state, now)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the optimiser fails, given a gradient alone ({type(error).__name__}: "
+            f"{error}); what looks at the loss itself, such as optax.lbfgs, has no "
+            "place in a training: take one like optax.sgd or optax.adam"
+        ) from error
+
+
+def renew_private(renew: Renew | None, rng: Rng, private: Private) -> Private:
+    """Gives the private part of a client at the first step of a round."""
+    if renew is None:
+        return private
+    return renew(derive_rng(rng, ROUND_PURPOSES, "renewal"), private)
+
+
+def count_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:
+    """Asks the network for its number of classes, without computing anything."""
+    logits = jax.eval_shape(
+        lambda: model.apply(public.model, stats, images, train=False).logits
+    )
+    return logits.shape[-1]
+
+
+def _finite(tree: PyTree) -> Array:
+    """Tells whether every floating-point number of a tree is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -1,0 +1,118 @@
+"""A whole local training as one recorded update, for who studies what it gives away."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax.core.types import Array, Loss, Model, Private, Public, Rng, Stats
+from kljax.defences import SEND_ALL, Defence, step_transform, without_release
+from kljax.federated.clients.local import (
+    Batches,
+    ClientState,
+    LocalOptimiser,
+    Remembered,
+    count_classes,
+    local_training,
+    renew_private,
+)
+from kljax.threat import LocalSteps, Update
+
+
+class LocalUpdate(NamedTuple):
+    """One client's whole local training, for who studies what it gives away.
+
+    Attributes:
+      init: of the `LocalTraining` that it is made of.
+      run: ``(rng, round [], Public, stats, ClientState, images [n, H, W, C], labels
+        [n]) -> Update``.
+    """
+
+    init: Callable[[Public, Private], ClientState]
+    run: Callable[..., Update]
+
+
+def local_update(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    optimiser: LocalOptimiser,
+    *,
+    steps: int,
+    batch: int,
+    **options,
+) -> LocalUpdate:
+    """Makes the function that trains one client and records all of it.
+
+    The n examples are cut into batches of B in order; after the last batch comes the
+    first again, until T steps are made.
+
+    Args:
+      model, loss, defence, optimiser: see `local_training`.
+      steps: T.
+      batch: B; it divides the number of examples.
+      options: of `local_training`. Under an augmentation, what was trained on is not
+        what the `Update` says.
+
+    Returns:
+      The pair of functions. The `Update` holds the private part that the client takes
+      its first step with, also as the lock weights of round 0: whoever knows better
+      replaces them.
+
+    Raises:
+      ValueError: for T or B below 1, and from ``run`` if B does not divide n.
+    """
+    if min(steps, batch) < 1:
+        raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
+    renew = options.pop("renew", None)
+    training = local_training(model, loss, defence, optimiser, **options)
+    bare = local_training(model, loss, without_release(defence), optimiser, **options)
+
+    def run(
+        rng: Rng,
+        number: Array,
+        received: Public,
+        stats: Stats,
+        state: ClientState,
+        images: Array,
+        labels: Array,
+    ) -> Update:
+        examples = images.shape[0]
+        if examples % batch:
+            raise ValueError(
+                f"batch={batch} does not divide the {examples} examples of the update"
+            )
+        order = np.arange(steps * batch) % examples
+        batches = Batches(
+            images[order].reshape(steps, batch, *images.shape[1:]),
+            labels[order].reshape(steps, batch),
+            jnp.ones(steps, bool),
+        )
+        state = state._replace(private=renew_private(renew, rng, state.private))
+        delta, upload, kept, _ = training.record(
+            rng, number, received, stats, state, batches
+        )
+        if step_transform(defence) != SEND_ALL:
+            # The same draws: what a release consumes is nobody else's.
+            forgetful = state._replace(release=Remembered((), ()))
+            delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
+        before = state.private.trainable
+        return Update(
+            public=received,
+            stats=stats,
+            sent=upload.delta,
+            before_release=delta,
+            new_stats=upload.stats,
+            images=images,
+            targets=jax.nn.one_hot(
+                labels, count_classes(model, received, stats, batches.images[0])
+            ),
+            private=state.private,
+            initial_lock_weights=before,
+            lock_grads=jax.tree.map(jnp.subtract, kept.private.trainable, before),
+            local=LocalSteps(steps, batch),
+        )
+
+    return LocalUpdate(training.init, run)

@@ -1,0 +1,319 @@
+"""Rounds of federated learning: broadcast, local training, aggregation.
+
+`federated_rounds` puts one client's `LocalTraining` and one server optimiser together.
+The server holds a `ServerState`; what a client keeps is a `ClientState`, and the states
+of all clients are one tree of NumPy arrays with a leading axis [N], on the host: a
+client's lock weights and optimiser are 98 KB and more, and only a block of clients is
+ever on the devices.
+
+The aggregate of a round is ``sum_c w_c delta_c / sum_c w_c`` over the clients c whose
+upload is finite: sums first, one division last. Norm statistics are aggregated by the
+same rule: the running means, and the running variances, are averaged with the same
+weights (as in the official code, which averages every entry of the state dict; the
+variance between clients' means is not added).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kljax.core.drawing import draw_jointly
+from kljax.core.randomness import derive_rng
+from kljax.core.types import (
+    Array,
+    LockWeights,
+    Model,
+    Private,
+    Public,
+    PyTree,
+    Rng,
+    Stats,
+)
+from kljax.data import check_local_batches
+from kljax.defences import Defence
+from kljax.federated.clients import (
+    Batches,
+    ClientState,
+    LocalTraining,
+    Progress,
+    Upload,
+    next_move,
+)
+from kljax.parallel import Layout, Timing, sum_clients
+
+# What the random key of `Rounds` is for; all four functions may have the same.
+PURPOSES = ("network", "defence", "clients", "rounds")
+
+
+class ServerState(NamedTuple):
+    """All that the server holds between rounds; no private part of any client."""
+
+    public: Public
+    stats: Stats
+    optimiser: PyTree  # optax's state over Public
+    round: Array  # [] int32: how many rounds are finished
+
+
+class RoundInfo(NamedTuple):
+    """How a round went; for humans."""
+
+    clients: np.ndarray  # [n] the cohort
+    loss: float  # mean over the clients averaged, weighted as they are
+    accuracy: float  # the same, of examples right in the step that used them
+    excluded: np.ndarray  # [m] clients of this process left out as not finite
+    progress: Progress  # per client [n], of this process; NaN for others
+    timing: Timing
+
+
+class NonFiniteClient(FloatingPointError):
+    """A client whose update is not finite, where that stops the run."""
+
+
+# clients' ids [b] -> their Batches and examples [b], with a leading axis [b]
+Fetch = Callable[[np.ndarray], tuple[Batches, np.ndarray]]
+
+
+class Rounds(NamedTuple):
+    """Federated learning as four functions.
+
+    They may be given the same random key: each takes what is its own of it.
+
+    Attributes:
+      init: ``rng -> ServerState``.
+      init_lock: ``rng -> lock weights`` that all clients start from; the server draws
+        them, so it knows them. From the same rng as `init`.
+      init_clients: ``(rng, ServerState, count) -> ClientState`` of NumPy arrays with a
+        leading axis [count]. From the same rng as `init`.
+      run_round: ``(rng, ServerState, ClientState [N], cohort [n], fetch,
+        on_block=None) -> (ServerState, RoundInfo)``. The rows of the cohort in the
+        states of the clients are written in place, at the end of a round that went
+        well; a client that turned non-finite keeps its old row.
+    """
+
+    init: Callable[[Rng], ServerState]
+    init_lock: Callable[[Rng], LockWeights]
+    init_clients: Callable[[Rng, ServerState, int], ClientState]
+    run_round: Callable[..., tuple[ServerState, RoundInfo]]
+
+
+def federated_rounds(
+    model: Model,
+    defence: Defence,
+    training: LocalTraining,
+    *,
+    server_optimiser: optax.GradientTransformation | None = None,
+    weighting: Literal["examples", "uniform"] = "examples",
+    on_nonfinite: Literal["exclude", "stop"] = "exclude",
+    layout: Layout | None = None,
+) -> Rounds:
+    """Composes rounds.
+
+    Args:
+      model: draws the network's first parameters.
+      defence: draws the public and the private parts of a defence.
+      training: what a client does, see `kljax.local_training`.
+      server_optimiser: applied to minus the aggregate as if it were a gradient; None
+        is ``optax.sgd(1.0)``, which adds the aggregate: FedAvg.
+      weighting: a client counts as many times as it has examples, or once.
+      on_nonfinite: a client with a NaN or infinity in what it uploads or keeps is
+        excluded (and named in `RoundInfo.excluded`), or stops the run. It is never
+        averaged in.
+      layout: how clients are laid over the machine (speed only).
+
+    Raises:
+      ValueError: for an unknown weighting or rule; and from ``run_round``, before a
+        client of the block trains, for images outside [0, 1] and labels that are no
+        class (`kljax.data.check_local_batches`, which raises TypeErrors, too).
+      NonFiniteClient: from ``run_round``, naming the clients: under ``stop``, or when
+        nobody is left. The states are then those before the round.
+
+    Reference: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), for the
+    server optimiser.
+    """
+    if weighting not in ("examples", "uniform"):
+        raise ValueError(
+            f"weighting must be 'examples' or 'uniform', got {weighting!r}"
+        )
+    if on_nonfinite not in ("exclude", "stop"):
+        raise ValueError(
+            f"on_nonfinite must be 'exclude' or 'stop', got {on_nonfinite!r}"
+        )
+    server_optimiser = server_optimiser or optax.sgd(1.0)
+
+    def init(rng: Rng) -> ServerState:
+        params, stats = model.init(derive_rng(rng, PURPOSES, "network"))
+        rng_defence = derive_rng(rng, PURPOSES, "defence")
+        public = Public(params, defence.init(rng_defence, params)[0])
+        state = server_optimiser.init(public)
+        return ServerState(public, stats, state, jnp.zeros((), jnp.int32))
+
+    def init_lock(rng: Rng) -> LockWeights:
+        params, _ = model.init(derive_rng(rng, PURPOSES, "network"))
+        rng_defence = derive_rng(rng, PURPOSES, "defence")
+        return defence.init(rng_defence, params)[1].trainable
+
+    def init_clients(rng: Rng, server: ServerState, count: int) -> ClientState:
+        if count < 1:
+            raise ValueError(f"count must be at least 1 client, got {count!r}")
+        rng_clients = derive_rng(rng, PURPOSES, "clients")
+        lock = jax.jit(draw_jointly(init_lock))(rng)
+
+        @jax.jit
+        def secret(client: Array) -> PyTree:
+            rng_client = jax.random.fold_in(rng_clients, client)
+            return defence.init(rng_client, server.public.model)[1].secret
+
+        # Everybody starts alike but for the secret (FedKL, methods/FedKL.py).
+        start = jax.jit(training.init)(server.public, Private(secret(0), lock))
+        states = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], count, 0), start)
+        for client in range(count):
+            _write(states.private.secret, client, jax.device_get(secret(client)))
+        return states
+
+    def one_client(shared, client, state: ClientState, batches: Batches, examples):
+        rng_data, server = shared
+        rng = jax.random.wrap_key_data(rng_data)
+        upload, kept, progress = training.run(
+            jax.random.fold_in(rng, client),
+            server.round,
+            server.public,
+            server.stats,
+            state,
+            batches,
+        )
+        weight = jnp.where(weighting == "examples", examples, 1.0)
+        weight = jnp.where(progress.finite, weight, 0.0)
+
+        def counted(x: Array) -> Array:
+            # A choice and not a product: NaN times zero is NaN.
+            return jnp.where(progress.finite, weight * x, 0.0)
+
+        measures = (upload, progress.loss, progress.accuracy)
+        broken = jnp.where(progress.finite, 0, 1)
+        return (weight, broken, jax.tree.map(counted, measures)), (kept, progress)
+
+    run_clients = sum_clients(one_client, layout)
+
+    @jax.jit
+    def finish(server: ServerState, weight: Array, total: Upload) -> ServerState:
+        mean = jax.tree.map(lambda x: x / weight, total)
+        downhill = jax.tree.map(jnp.negative, mean.delta)
+        moves, state = next_move(
+            server_optimiser, downhill, server.optimiser, server.public
+        )
+        public = optax.apply_updates(server.public, moves)
+        return ServerState(public, mean.stats, state, server.round + 1)
+
+    @functools.cache
+    def num_classes(image_shape: tuple[int, ...]) -> int:
+        def logits() -> Array:
+            params, stats = model.init(jax.random.key(0))
+            images = jnp.zeros((1, *image_shape))
+            return model.apply(params, stats, images, train=False).logits
+
+        return jax.eval_shape(logits).shape[-1]
+
+    def run_round(
+        rng: Rng,
+        server: ServerState,
+        states: ClientState,
+        cohort: np.ndarray,
+        fetch: Fetch,
+        on_block: Callable[[int], Any] | None = None,
+    ) -> tuple[ServerState, RoundInfo]:
+        cohort = _checked(cohort, states)
+        kept: list[tuple[np.ndarray, ClientState, Progress]] = []
+
+        def rows(ids: np.ndarray):
+            batches, examples = fetch(ids)
+            examples = np.asarray(examples, np.float32)
+            _check_examples(ids, batches, examples)
+            check_local_batches(*batches, num_classes, ids)
+            mine = jax.tree.map(lambda x: x[ids], states)
+            return ids.astype(np.int32), mine, batches, examples
+
+        def keep(ids: np.ndarray, result) -> None:
+            kept.append((ids, *result))
+
+        rng_rounds = derive_rng(rng, PURPOSES, "rounds")
+        rng_round = jax.random.fold_in(rng_rounds, server.round)
+        host = jax.device_get((jax.random.key_data(rng_round), server))
+        (weight, failed, (total, loss, accuracy)), timing = run_clients(
+            host, cohort, rows, keep, on_block
+        )
+        progress = _collected(cohort, kept)
+        broken = cohort[~progress.finite]
+        if failed and (on_nonfinite == "stop" or not weight > 0):
+            raise NonFiniteClient(
+                f"round {int(server.round)}: {failed} clients of the cohort "
+                f"({broken.tolist()} in this process) turned non-finite (NaN or "
+                "infinity in what they upload or keep); lower the learning rate, or "
+                "see their data"
+            )
+        server = finish(server, weight, total)
+        for ids, state, seen in kept:
+            fine = np.flatnonzero(seen.finite)
+            _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
+        means = float(loss / weight), float(accuracy / weight)
+        return server, RoundInfo(cohort, *means, broken, progress, timing)
+
+    return Rounds(init, init_lock, init_clients, run_round)
+
+
+def nbytes(states: ClientState) -> int:
+    """Counts the bytes that the states of all clients take on the host."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+
+
+def _write(states: PyTree, rows, values: PyTree) -> None:
+    def write(old, new):
+        old[rows] = new
+
+    jax.tree.map(write, states, values)
+
+
+def _collected(cohort: np.ndarray, kept: list) -> Progress:
+    """Puts the progress of blocks together, in the order of the cohort."""
+    place = {client: n for n, client in enumerate(cohort.tolist())}
+    progress = Progress(
+        np.full(len(cohort), np.nan),
+        np.full(len(cohort), np.nan),
+        np.ones(len(cohort), bool),
+    )
+    for ids, _, seen in kept:
+        rows = [place[client] for client in ids.tolist()]
+        _write(progress, rows, seen)
+    return progress
+
+
+def _checked(cohort: np.ndarray, states: ClientState) -> np.ndarray:
+    cohort = np.asarray(cohort)
+    kept = jax.tree.leaves(states)
+    # Clients without any state (plain SGD, no defence) are as many as you like.
+    count = len(kept[0]) if kept else np.inf
+    if cohort.ndim != 1 or not np.issubdtype(cohort.dtype, np.integer):
+        raise TypeError(f"the cohort must be whole numbers [n], got {cohort!r}")
+    if not len(cohort):
+        raise ValueError("the cohort is empty: a round needs a client")
+    outside = cohort[(cohort < 0) | (cohort >= count)]
+    if len(outside):
+        raise IndexError(
+            f"client {outside[0]} of the cohort does not exist: there are {count}"
+        )
+    if len(np.unique(cohort)) < len(cohort):
+        raise ValueError(f"clients are repeated in the cohort {cohort.tolist()}")
+    return cohort
+
+
+def _check_examples(ids: np.ndarray, batches: Batches, examples: np.ndarray) -> None:
+    empty = ids[~(examples > 0) | ~np.any(batches.valid, axis=1)]
+    if len(empty):
+        raise ValueError(
+            f"client {empty[0]} has no examples: leave it out of the cohort, or give "
+            "it some"
+        )

@@ -1,0 +1,268 @@
+"""Convolution as slices and matrix products, a drop-in for `lax.conv`.
+
+Why: an attack differentiates a gradient, and it does so for many victims at once,
+each with weights of its own. Under `vmap` every weight gradient of `lax.conv` then
+becomes a grouped convolution, which XLA runs many times slower than the batched
+matrix product that it is. Patches are gathered in two stages, columns first and rows
+second, because kh + kw slices compile and run faster than kh * kw.
+
+Wide 3x3 convolutions of large images have a form with a quarter of the multiplications,
+Winograd's (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
+F(4x4, 3x3)). It is as linear in images and kernels as the plain form, so gradients of
+gradients have no more multiplications either.
+
+Which form is fastest depends on backend and size, so the form is a *speed option*:
+it never changes results beyond rounding (`tests/test_convolution.py`), and
+`experiments/speed.py --only convolution layouts-ig-convnet64` measures the candidates.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kljax.core.types import Array
+
+Convolution: TypeAlias = Callable[..., Array]
+
+# Of images, kernel and result: the layout of Flax.
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
+# Winograd's algorithm with the points 0, 1, -1, 2, -2 and infinity: a tile of 6 inputs
+# and 3 weights are mapped to 6 numbers each, whose products are mapped to 4 outputs.
+INPUTS = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+WEIGHTS = (
+    np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]])
+    / 24
+)
+OUTPUTS = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)
+# From here on fewer multiplications pay for the mapping of tiles.
+WIDE, LARGE = 64, 1024
+
+
+def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length: int):
+    """Lists `count` shifted views of `x`, each `length` long, along `axis`.
+
+    View j holds the entries ``j * dilation + stride * i``. A stride is taken by
+    splitting the axis into (position, phase): contiguous slices, and no interior
+    padding in the derivative, which XLA's CPU backend is slow at.
+    """
+    reach = (count - 1) * dilation + stride * length
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        # Cut or filled up to whole strides; what is filled in is never read.
+        [
+            (0, -(-reach // stride) * stride - n if i == axis else 0, 0)
+            for i, n in enumerate(x.shape)
+        ],
+    )
+    x = x.reshape(*x.shape[:axis], -1, stride, *x.shape[axis + 1 :])
+    views = []
+    for offset in range(0, count * dilation, dilation):
+        start, phase = divmod(offset, stride)
+        view = lax.slice_in_dim(x, start, start + length, axis=axis)
+        views.append(lax.index_in_dim(view, phase, axis + 1, keepdims=False))
+    return views
+
+
+def drop_in(convolve: Callable[..., Array]) -> Convolution:
+    """Gives a form of convolution the arguments of `lax.conv_general_dilated`.
+
+    In the layout of `nnx.Conv`: images [B, H, W, C], kernel [kh, kw, C, F], result
+    [B, h, w, F]. What forms do not cover (other ranks and layouts, groups, input
+    dilation, negative padding, results without pixels) is passed on to
+    `lax.conv_general_dilated`.
+
+    Args:
+      convolve: ``(padded images, kernel, strides, dilation, product) -> result``, with
+        `product` as `lax.dot_general` without its last options.
+
+    Returns:
+      The convolution. It raises what `lax.conv_general_dilated` raises: TypeError or
+      ValueError, such as for a kernel of another number of channels.
+    """
+
+    def convolution(
+        images: Array,
+        kernel: Array,
+        window_strides,
+        padding,
+        lhs_dilation=None,
+        rhs_dilation=None,
+        dimension_numbers=None,
+        feature_group_count: int = 1,
+        batch_group_count: int = 1,
+        precision=None,
+        preferred_element_type=None,
+        out_sharding=None,
+    ) -> Array:
+        general = functools.partial(
+            lax.conv_general_dilated,
+            window_strides=window_strides,
+            padding=padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            out_sharding=out_sharding,
+        )
+        # Shapes alone, while tracing. Reshaping would hide that channels differ.
+        shape = jax.eval_shape(general, images, kernel).shape
+        covered = (
+            images.ndim == 4
+            and _channels_last(images, kernel, dimension_numbers)
+            and feature_group_count == 1
+            and batch_group_count == 1
+            and all(d == 1 for d in lhs_dilation or ())
+            and (
+                isinstance(padding, str)
+                or all(p >= 0 for pair in padding for p in pair)
+            )
+            and math.prod(shape)
+        )
+        if not covered:
+            return general(images, kernel)
+        dilation = rhs_dilation or (1, 1)
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(
+                images.shape[1:3], extents(kernel, dilation), window_strides, padding
+            )
+        product = functools.partial(
+            lax.dot_general,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+        x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        return convolve(x, kernel, window_strides, dilation, product)
+
+    convolution.__name__, convolution.__doc__ = convolve.__name__, convolve.__doc__
+    return convolution
+
+
+def extents(kernel: Array, dilation) -> tuple[int, int]:
+    """Computes rows and columns of an image that one output sees."""
+    sizes = zip(kernel.shape[:2], dilation, strict=True)
+    height, width = ((size - 1) * d + 1 for size, d in sizes)
+    return height, width
+
+
+def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
+    """Convolves as slices, joined in two stages, and one product."""
+    height, width, channels, features = kernel.shape
+    (sh, sw), (dh, dw) = strides, dilation
+    tall, wide = extents(kernel, dilation)
+    rows, columns = (x.shape[1] - tall) // sh + 1, (x.shape[2] - wide) // sw + 1
+    x = jnp.concatenate(windows(x, 2, width, sw, dw, columns), axis=-1)
+    x = jnp.concatenate(windows(x, 1, height, sh, dh, rows), axis=-1)
+    # Both contracted over their last axis: the weight gradient is then a product that
+    # XLA's CPU backend is 1.5 times faster at.
+    return product(
+        x.reshape(len(x) * rows * columns, height * width * channels),
+        kernel.reshape(height * width * channels, features).T,
+        (((1,), (1,)), ((), ())),
+    ).reshape(len(x), rows, columns, features)
+
+
+def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
+    """Convolves wide 3x3 kernels and large images by Winograd's F(4x4, 3x3).
+
+    The rest (other kernels, strides or dilations, fewer than `WIDE` channels on either
+    side, fewer than `LARGE` output pixels) is `patches_times_kernel`. Rounding errors
+    are larger than there (`tests/test_convolution.py` has bounds).
+    """
+    *window, channels, features = kernel.shape
+    count, rows, columns = len(x), x.shape[1] - 2, x.shape[2] - 2
+    chosen = (
+        window == [3, 3]
+        and all(n == 1 for n in (*strides, *dilation))
+        and min(channels, features) >= WIDE
+        and rows * columns >= LARGE
+    )
+    if not chosen:
+        return patches_times_kernel(x, kernel, strides, dilation, product)
+    step, size = OUTPUTS.shape
+    down, across = -(-rows // step), -(-columns // step)
+    x = combined(INPUTS, windows(x, 2, size, step, 1, across), 0)
+    x = combined(INPUTS, windows(x, 2, size, step, 1, down), 0)
+    w = combined(WEIGHTS, list(kernel), 0)
+    w = combined(WEIGHTS, [w[:, i] for i in range(3)], 1)
+    # One product for each of the size * size numbers of a tile.
+    y = product(
+        x.reshape(size**2, count * down * across, channels),
+        w.reshape(size**2, channels, features),
+        (((2,), (1,)), ((0,), (0,))),
+    ).reshape(size, size, count, down, across, features)
+    y = combined(OUTPUTS, list(y), 3)
+    y = combined(OUTPUTS, list(y), 4)
+    y = y.reshape(count, step * down, step * across, features)
+    return y[:, :rows, :columns]
+
+
+def combined(matrix: np.ndarray, views: list[Array], axis: int) -> Array:
+    """Stacks linear combinations of `views`, a row of `matrix` each, along `axis`."""
+    rows = (
+        [float(c) * view for c, view in zip(row, views, strict=True) if c]
+        for row in matrix
+    )
+    return jnp.stack([sum(terms[1:], terms[0]) for terms in rows], axis)
+
+
+def _channels_last(images: Array, kernel: Array, dimension_numbers) -> bool:
+    shapes = images.shape, kernel.shape
+    given = lax.conv_dimension_numbers(*shapes, dimension_numbers)
+    return given == lax.conv_dimension_numbers(*shapes, CHANNELS_LAST)
+
+
+def lax_convolution(*args, **kwargs) -> Array:
+    """Convolves by XLA's own operator: `lax.conv_general_dilated`, unchanged."""
+    return lax.conv_general_dilated(*args, **kwargs)
+
+
+matmul_convolution = drop_in(patches_times_kernel)
+winograd_convolution = drop_in(tiles_times_kernel)
+
+CONVOLUTIONS: dict[str, Convolution] = {
+    "matmul": matmul_convolution,
+    "winograd": winograd_convolution,
+    "lax": lax_convolution,
+}
+
+
+def fastest_convolution(name: str = "auto") -> Convolution:
+    """Chooses a convolution by name; ``auto`` is the measured best of this backend.
+
+    Raises:
+      ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
+    """
+    if name == "auto":
+        # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU
+        # (experiments/speed.md). Deeper networks were not compared on a GPU; on a TPU
+        # it is a guess. Winograd's form is faster on the ConvNet and was slower on
+        # ResNet-18, for a reason not found, so it has to be asked for.
+        name = "matmul"
+    if name not in CONVOLUTIONS:
+        raise ValueError(
+            f"unknown convolution {name!r}: choose 'auto' or one of "
+            f"{', '.join(map(repr, CONVOLUTIONS))}"
+        )
+    return CONVOLUTIONS[name]

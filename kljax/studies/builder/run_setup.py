@@ -1,0 +1,258 @@
+"""Preparation: from a configuration of a training to all that it names.
+
+Everything here is a function of the configuration alone, so that whoever goes on with a
+run, or attacks a state of it, gets the network, defence, clients and batches that made
+it. Everything random follows from (seed, round, client).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kljax import data
+from kljax.core.drawing import draw_jointly
+from kljax.core.randomness import derive_rng
+from kljax.core.registry import call_named, check_callable, resolve
+from kljax.core.types import Gates, Loss, Model, Rng
+from kljax.data.augmentation import AUGMENTATIONS
+from kljax.defences import Defence, arms, keylock
+from kljax.defences.arms import Arm, Sites
+from kljax.federated.algorithms import fedavg, new_private_key, proximal
+from kljax.federated.clients import Batches, ClientState, LocalOptimiser
+from kljax.federated.rounds import Fetch, Rounds, ServerState
+from kljax.models import FEDKL_STATISTICS, losses, normalised
+from kljax.studies.builder import task
+from kljax.studies.config import TrainConfig
+
+
+class Prepared(NamedTuple):
+    """What all arms of a run share."""
+
+    config: TrainConfig
+    train: data.Dataset  # the examples of all clients
+    test: data.Dataset
+    public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
+    partition: data.Partition  # of each client: indices into `train`
+    steps: int  # T: local steps of the largest client; others are padded
+    sites: Sites
+    models: dict[bool, Model]  # without and with the norm layers of a lock
+    arms: dict[str, Arm]
+    loss: Loss
+
+
+class ArmRounds(NamedTuple):
+    """What one arm of a run is made of."""
+
+    model: Model
+    defence: Defence
+    rounds: Rounds
+
+
+class Keys(NamedTuple):
+    """The random keys of a run, the same for every arm."""
+
+    init: Rng  # of Rounds.init, init_lock and init_clients
+    rounds: Rng  # of Rounds.run_round
+    evaluation: Rng
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Loads data and deals them out, makes networks and arms; a function of `config`.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit.
+    """
+    train, test, public = task.load_split(config)
+    labels = train.labels[np.arange(len(train))]
+    partition = data.partition(config.partition, labels, config.clients, config.seed)
+    steps = max(local_steps(config, len(own)) for own in partition)
+    network = task.find_network(config)
+    statistics = resolve(
+        "normalisation", config.normalise, {"none": None, **FEDKL_STATISTICS}
+    )
+    if statistics is not None and not isinstance(statistics, tuple):
+        raise ValueError(
+            f"normalisation {config.normalise!r} is no tuple (mean, std), but "
+            f"{type(statistics).__name__}"
+        )
+    models = {}
+    for norm in (False, True):
+        model = task.make_model(config, network, train, norm=norm)
+        models[norm] = normalised(model, *statistics) if statistics else model
+    task.check_classes(config, models[False], train)
+    sites = task.find_sites(config, network, train)
+    made: dict[str, Defence] = {}
+    parsed = {text: arms.parse_training_arm(text, sites, made) for text in config.arms}
+    for arm in parsed.values():
+        task.check_norm(config, network, arm)
+    loss = resolve("loss", config.loss, losses.LOSSES)
+    check_callable("loss", config.loss, loss)
+    prepared = Prepared(
+        config, train, test, public, partition, steps, sites, models, parsed, loss
+    )
+    for name in parsed:
+        arm_rounds(prepared, name)  # a typo in an optimiser costs nothing
+    return prepared
+
+
+def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
+    """Makes network, defence and rounds of an arm.
+
+    Raises:
+      ValueError: for an unknown optimiser or augmentation.
+    """
+    arm = prepared.arms[name]
+    model = prepared.models[arm.norm]
+    return ArmRounds(model, arm.defence, _rounds(prepared, model, arm.defence))
+
+
+def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
+    config = prepared.config
+    return fedavg(
+        model,
+        prepared.loss,
+        local_optimiser(config),
+        defence=defence,
+        local=local_options(prepared),
+        server_optimiser=optax.sgd(
+            config.server_learning_rate, config.server_momentum or None
+        ),
+        weighting=config.weighting,
+        on_nonfinite=config.on_nonfinite,
+        layout=config.layout,
+    )
+
+
+def local_options(prepared: Prepared) -> dict[str, Any]:
+    """Makes the options of `kljax.local_training` that a run settles.
+
+    All that makes a client's round what it is, beside network, loss, defence and
+    optimiser. Whoever trains, and whoever attacks a client of the run, takes them from
+    here: one that either could not take would be a TypeError.
+
+    Raises:
+      ValueError: for an unknown augmentation.
+    """
+    config, lock = prepared.config, prepared.sites.lock
+    augment = resolve("augmentation", config.augment, AUGMENTATIONS)
+    if augment is not None:
+        check_callable("augmentation", config.augment, augment)
+    return {
+        "renew": new_private_key(lock) if config.fresh_private_keys else None,
+        "augment": augment,
+        "penalty": proximal(config.proximal) if config.proximal else None,
+        "reset_optimiser": config.reset_optimiser,
+    }
+
+
+def random_keys(config: TrainConfig) -> Keys:
+    """Makes the random keys of a run."""
+    rng = jax.random.key(config.seed)
+    return Keys(*(derive_rng(rng, Keys._fields, field) for field in Keys._fields))
+
+
+def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]:
+    """Draws the states before the first round."""
+    rng = random_keys(prepared.config).init
+    server = jax.device_get(jax.jit(draw_jointly(rounds.init))(rng))
+    return server, rounds.init_clients(rng, server, prepared.config.clients)
+
+
+def mean_gates(prepared: Prepared) -> Gates:
+    """Makes what an outsider who expects a lock may start from, in any arm.
+
+    Those are the gates of the constant private key 0.5, the mean of all keys, through
+    the lock weights that the server gives to everybody before the first round.
+    """
+    config, lock = prepared.config, prepared.sites.lock
+    defence = keylock(lock)
+    rounds = _rounds(prepared, prepared.models[True], defence)
+    weights = jax.jit(draw_jointly(rounds.init_lock))(random_keys(config).init)
+    return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
+
+
+def _sgd(config: TrainConfig, rate) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(rate, config.momentum or None, config.nesterov),
+    )
+
+
+def _adam(config: TrainConfig, rate) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(rate))
+
+
+# Weight decay enters the gradient before anything else, as in PyTorch.
+OPTIMISERS = {"sgd": _sgd, "adam": _adam}
+
+
+def local_optimiser(config: TrainConfig) -> LocalOptimiser:
+    """Makes the optimiser of the clients, by round if its learning rate drops.
+
+    Raises:
+      ValueError: for an unknown name, or a user's function that gives none.
+    """
+    make = resolve("optimiser", config.optimiser, OPTIMISERS)
+    own = config.optimiser not in OPTIMISERS
+
+    def at(rate) -> optax.GradientTransformation:
+        if own:
+            return call_named("optimiser", config.optimiser, make, rate)
+        return make(config, rate)
+
+    if not isinstance(at(config.learning_rate), optax.GradientTransformation):
+        raise ValueError(
+            f"optimiser {config.optimiser!r} gave no optax.GradientTransformation"
+        )
+    if not config.drops:
+        return at(config.learning_rate)
+
+    def of_round(number) -> optax.GradientTransformation:
+        dropped = jnp.sum(number >= jnp.array(config.drops))
+        return at(config.learning_rate * config.drop_factor**dropped)
+
+    return of_round
+
+
+# --- what a round trains on ------------------------------------------------------
+
+
+def local_steps(config: TrainConfig, count: int) -> int:
+    """Counts the local steps of a client with `count` examples."""
+    return data.local_steps(
+        count, config.batch, config.local_epochs, steps=config.local_steps
+    )
+
+
+def cohort_of(config: TrainConfig, number: int) -> np.ndarray:
+    """Draws the clients [n] of a round."""
+    size = config.cohort or config.clients
+    return data.cohort(config.seed, number, config.clients, size)
+
+
+def batches_of(prepared: Prepared, number: int) -> Fetch:
+    """Makes the function that reads the batches of clients in a round."""
+    config = prepared.config
+
+    def fetch(ids: np.ndarray) -> tuple[Batches, np.ndarray]:
+        drawn = [
+            data.local_batches(
+                prepared.partition[client],
+                batch=config.batch,
+                epochs=config.local_epochs,
+                steps=config.local_steps,
+                seed=config.seed,
+                round=number,
+                client=int(client),
+            )
+            for client in ids
+        ]
+        indices, valid = data.stacked(drawn, prepared.steps)
+        images, labels = data.fetch_batches(prepared.train, indices)
+        counts = [len(prepared.partition[client]) for client in ids]
+        return Batches(images, labels, valid), np.array(counts, np.float32)
+
+    return fetch

@@ -1,0 +1,228 @@
+"""The ground of a study: what its configuration names, and all its arms stand on.
+
+Every arm of a study has the same dataset, and the same network but for the norm layers
+that a key-lock brings along.
+"""
+
+import functools
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax import data
+from kljax.core.registry import call_named, resolve
+from kljax.core.types import Array, Model, Rng
+from kljax.defences.arms import Arm, Sites
+from kljax.defences.lock import ACTIVATIONS, key_lock
+from kljax.models import (
+    NETWORKS,
+    Network,
+    from_nnx,
+    redrawn,
+    site_widths,
+    uniform,
+)
+from kljax.studies.config import LeakConfig, TrainConfig
+
+Config = LeakConfig | TrainConfig
+
+TEST_SHARE = 0.2  # held out of a dataset without splits
+PUBLIC = 1000  # examples that outsiders re-fit gates on: the most that a test wants
+
+
+class Split(NamedTuple):
+    """The examples of a training; no two parts share any."""
+
+    train: data.Dataset  # of all clients
+    test: data.Dataset
+    public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
+
+
+def load_dataset(config: Config, split: str | None) -> data.Dataset:
+    """Loads a dataset, by its name or by a user's function ``shape -> Dataset``.
+
+    Args:
+      config: names it.
+      split: for datasets which have any; None for the dataset's own choice.
+
+    Raises:
+      ValueError: an unknown name, and what `kljax.data.load` raises.
+    """
+    shape = (config.image_size, config.image_size, 3)
+    if ":" not in config.data:
+        files = data.stamp(config.data, config.data_dir)
+        return _load(config.data, shape, split, config.data_dir, files)
+    make = resolve("dataset", config.data, data.EMBEDDED)
+    dataset = call_named("dataset", config.data, make, shape)
+    if not isinstance(dataset, data.Dataset):
+        raise ValueError(
+            f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "
+            "kljax.data.Dataset"
+        )
+    return dataset
+
+
+@functools.lru_cache(maxsize=8)
+def _load(
+    name: str, shape, split: str | None, data_dir: str | None, files
+) -> data.Dataset:
+    """Loads a dataset; a sweep asks for the same one in every cell.
+
+    A user's function is called anew each time: what it gives may have changed.
+    """
+    del files  # part of the cache's index: other files under the same name are others
+    return data.load(name, shape=shape, split=split, data_dir=data_dir)
+
+
+def load_split(config: TrainConfig) -> Split:
+    """Loads what clients train on, what models are tested on, and what is public.
+
+    Raises:
+      ValueError: an unknown name or split, labels not worth training on, too few
+        examples, and what `kljax.data.load` raises.
+    """
+    if config.data in data.EMBEDDED or ":" in config.data:
+        if (config.train_split, config.test_split) != ("train", "test"):
+            raise ValueError(
+                f"dataset {config.data!r} has no splits: leave train_split and "
+                "test_split out"
+            )
+        whole = tested = load_dataset(config, None)
+        if whole.untrained_only:
+            raise ValueError(
+                f"the labels of dataset {config.data!r} mean too little to train on: "
+                "take another"
+            )
+        ours, test = data.holdout(whole, config.seed, TEST_SHARE)
+    else:
+        whole = load_dataset(config, config.train_split)
+        tested = load_dataset(config, config.test_split)
+        ours, test = np.arange(len(whole)), np.arange(len(tested))
+    count = config.public_examples
+    if count is None:
+        count = min(PUBLIC, len(ours) // 10)
+    left = max(len(ours) - count, 0)
+    if left < config.clients:
+        raise ValueError(
+            f"dataset {config.data!r} has {len(ours)} training examples; {count} "
+            f"public ones leave {left} for {config.clients} clients"
+        )
+    ours = _shuffled(whole, ours, config.seed)
+    test = _shuffled(tested, test, config.seed)[: config.test_examples]
+    public = data.subset(whole, np.sort(ours[:count])) if count else None
+    train = data.subset(whole, np.sort(ours[count:][: config.examples]))
+    return Split(train, data.subset(tested, np.sort(test)), public)
+
+
+def _shuffled(dataset: data.Dataset, indices: np.ndarray, seed: int) -> np.ndarray:
+    order = data.select(dataset, len(dataset), seed)
+    return order[np.isin(order, indices)]
+
+
+def find_network(config: Config) -> Network:
+    """Finds the network, with the sites that the study locks.
+
+    Raises:
+      ValueError: an unknown name, and for what cannot be called as a factory is.
+    """
+    found = resolve("model", config.model, NETWORKS)
+    if not isinstance(found, Network):  # a user's factory
+        _check_factory(config.model, found)
+        found = Network(found, (), "fc")
+    single, every = found.sites, found.all_sites
+    named = {(): single, ("single",): single, ("all",): every}
+    return found._replace(sites=named.get(config.sites, config.sites))
+
+
+def _check_factory(name: str, found: Any) -> None:
+    wanted = "(num_classes, *, image_shape, rngs) -> flax.nnx.Module"
+    if not callable(found):
+        raise ValueError(
+            f"model {name!r} is {found!r}, expected a function or class {wanted}"
+        )
+    try:
+        inspect.signature(found).bind(1, image_shape=(), rngs=None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be called as {wanted}: {error}"
+        ) from error
+
+
+def make_model(
+    config: Config, network: Network, dataset: data.Dataset, *, norm: bool
+) -> Model:
+    """Makes the network of an arm, with or without the norm layers of a lock.
+
+    Raises:
+      ValueError: for a user's network that cannot be built, or is none.
+    """
+    options: dict[str, Any] = {"image_shape": dataset.shape}
+    # A user's network without a switch is used as it is, in every arm alike.
+    if network.accepts("lockable"):
+        options["lockable"] = network.sites if norm else ()
+    draws = network.accepts("initialiser")
+    if config.init and draws:
+        options["initialiser"] = uniform(config.init)
+
+    def build(rngs):
+        return network.factory(dataset.num_classes, rngs=rngs, **options)
+
+    try:
+        model = from_nnx(build, convolution=config.convolution)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {config.model!r}: {error}") from error
+    if config.init and not draws:
+        model = redrawn(model, uniform(config.init))
+    return model
+
+
+def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
+    """Compares the logits of a network with the classes, without computing anything.
+
+    Raises:
+      ValueError: for another number of logits than one per class.
+    """
+
+    def logits(rng: Rng) -> Array:
+        images = jnp.zeros((1, *dataset.shape))
+        return model.apply(*model.init(rng), images, train=False).logits
+
+    shape = jax.eval_shape(logits, jax.random.key(0)).shape
+    if shape != (1, dataset.num_classes):
+        raise ValueError(
+            f"model {config.model!r} gives logits of shape {shape} for one image, and "
+            f"dataset {config.data!r} has {dataset.num_classes} classes: expected one "
+            f"logit per class, shape (1, {dataset.num_classes})"
+        )
+
+
+def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites:
+    """Finds the layers to lock, and makes their lock.
+
+    Raises:
+      ValueError: for a site that the network has not.
+    """
+    model = make_model(config, network, dataset, norm=True)
+    widths = site_widths(model, network.sites, dataset.shape)
+    lock = key_lock(
+        network.sites,
+        widths,
+        size=config.private_key_size,
+        chained=config.chained,
+        limit=config.lock_init or None,
+        activation=ACTIVATIONS[config.lock_activation],
+    )
+    return Sites(network.sites, widths, lock)
+
+
+def check_norm(config: Config, network: Network, arm: Arm) -> None:
+    """Refuses a control of the norm alone on a network without a switch for it."""
+    if arm.norm and not arm.gated and not network.accepts("lockable"):
+        raise ValueError(
+            f"arm {arm.name!r} needs a network with an argument lockable; "
+            f"{config.model!r} has none and is the same in every arm: leave this one "
+            "out of the arms"
+        )

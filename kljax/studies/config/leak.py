@@ -1,0 +1,206 @@
+"""The configuration of a leakage study."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from kljax.core.checks import (
+    check_arms,
+    check_kinds,
+    check_number,
+    check_precision,
+    check_whole,
+    given,
+)
+from kljax.defences.lock import PRIVATE_KEY_SIZE
+from kljax.metrics.image import SSIM_WINDOW
+from kljax.parallel import Layout, fastest_layout
+from kljax.studies.config.freezing import freeze
+
+ARMS = (
+    "none",
+    "bn-control",
+    "plaintext-gates-as-lock",
+    "keylock/known",
+    "keylock/regress_gates",
+    "keylock/fixed_random",
+)
+
+# Least values of the whole numbers of a study.
+WHOLE = {
+    "victims": 1,
+    "examples": 1,
+    "restarts": 1,
+    "steps": 1,
+    "seed": 0,
+    "private_key_size": 1,
+    "image_size": SSIM_WINDOW,
+}
+# What makes sense only for a state of a run, and the least values.
+FROM_RUN = {
+    "round": 0,
+    "client": 0,
+    "local_steps": 1,
+    "local_epochs": 1,
+    "batch": 1,
+}
+LabelRule = Literal[
+    "auto",
+    "idlg",
+    "opposite_sign",
+    "ggl",
+    "yin",
+    "bias_corrected",
+    "wainakh_simple",
+    "counts",
+    "counts_bias",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeakConfig:
+    """All that is needed to repeat a leakage study.
+
+    Wherever a model, dataset, attack or defence is named, ``package.module:function``
+    names one of your own.
+
+    Attributes:
+      model: network under attack: lenet, dense, convnet64, resnet20, resnet32,
+        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
+      data: dataset the victims come from: digits, photos, or any prepared TFDS set.
+      arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
+        see `kljax.defences.arms`. A transform acts on each gradient, as
+        TRANSFORM@update once on the whole update.
+      attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
+        tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
+        ig-fedavg, fedavg-inversion, rgap, peeling, april-optimisation or april; of a
+        malicious server imprint or imprint-one-shot.
+      optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
+        or rmsprop.
+      step_size: of the optimiser, which must be named and take one (all but lbfgs
+        do); None for its default.
+      labels: label strategy instead of the preset's: given, joint or recovered.
+      label_rule: how labels are recovered: auto is idlg for one example, and
+        opposite_sign where the classifier has no bias; for several bias_corrected, or
+        counts of an update; and yin for more examples than classes.
+      features: weight of the classifier's input as a term of the attack's objective:
+        one example's is in the classifier's gradient, lock or none; 0.1 in breaching.
+      threat: facts about the wire as ``field=value``, instead of the least that each
+        arm's strategy needs (see `kljax.threat.least_knowledge`).
+      victims: number of victims.
+      examples: examples in each victim's gradient.
+      restarts: independent starts of each attack; the lowest own loss wins.
+      steps: evaluations per restart.
+      seed: of everything random.
+      weights: fresh network weights for each victim, or the same shared ones.
+      init: network weights from U(-init, init), 0.5 as in DLG and FedKL's attack
+        tests; 0 leaves the network its own initialiser. What a network of your own
+        does not draw (norm layers, trained weights) stays.
+      lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
+        FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
+      lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
+        or signed, which is none and lets gates be negative.
+      private_key_size: length of the private key.
+      sites: paths to lock, in chain order; nothing or ``single`` for the network's
+        own, ``all`` for every norm that the paper's chained lock gates.
+      chained: whether each site is fed by the gates of the one before.
+      classifier: path of the last dense layer instead of the network's own.
+      loss: training loss of the clients.
+      image_size: side of the square images.
+      split: dataset split, for datasets which have any.
+      data_dir: where prepared datasets lie.
+      precision: matmul precision. It changes results: fast matmuls of recent
+        accelerators would put a floor under the loss that looks like a defence.
+      layout: how victims are laid over devices (speed only).
+      convolution: auto, matmul, winograd or lax (speed only).
+      from_run: folder of a run of ``kljax train`` to attack a client of, or None for
+        networks that are drawn afresh. Model, data, sites, lock, initialisers and
+        loss are then the run's, and the arms are, if left out, all of its arms.
+      round: attack at the state that was kept before this round.
+      client: attack this client, on examples of its own.
+      upload: ``gradient`` of one step, or the ``update`` of a whole local training,
+        where each victim is one update.
+      local_steps: of each update; None for as many as the client makes in the run.
+      local_epochs: how often each update goes through its examples, in the same order;
+        None for once, or more where the client would run out of examples.
+      batch: examples in each local step; None for the run's.
+      client_optimiser: what the client's optimiser starts an update from: ``kept``
+        from earlier rounds as in the run, of which the attacker knows nothing, or
+        ``fresh``, which favours the attacker.
+    """
+
+    model: str = "lenet"
+    data: str = "digits"
+    arms: tuple[str, ...] = ARMS
+    attack: str = "matching"
+    optimiser: str | None = None
+    step_size: float | None = None
+    labels: str | None = None
+    label_rule: LabelRule = "auto"
+    features: float = 0.0
+    threat: tuple[str, ...] = ()
+    victims: int = 16
+    examples: int = 1
+    restarts: int = 1
+    steps: int = 2000
+    seed: int = 0
+    weights: Literal["fresh", "shared"] = "fresh"
+    init: float = 0.5
+    lock_init: float = 0.0
+    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
+    private_key_size: int = PRIVATE_KEY_SIZE
+    sites: tuple[str, ...] = ()
+    chained: bool = False
+    classifier: str | None = None
+    loss: str = "cross_entropy"
+    image_size: int = 32
+    split: str | None = None
+    data_dir: str | None = None
+    precision: str = "highest"
+    layout: Layout = dataclasses.field(
+        default_factory=functools.partial(fastest_layout, "victims")
+    )
+    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
+    from_run: str | None = None
+    round: int = 0
+    client: int = 0
+    upload: Literal["gradient", "update"] = "gradient"
+    local_steps: int | None = None
+    local_epochs: int | None = None
+    batch: int | None = None
+    client_optimiser: Literal["kept", "fresh"] = "kept"
+
+    def __post_init__(self):
+        freeze(self, ("arms", "threat", "sites"))
+        check_kinds(self)
+        check_whole(self, WHOLE)
+        check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})
+        _check_needs(self)
+        check_precision(self.precision)
+        check_arms(self.arms)
+        for name in ("init", "lock_init", "features"):
+            check_number(self, name)
+        if self.step_size is not None:
+            check_number(self, "step_size", positive=True)
+            if self.optimiser is None:
+                raise ValueError(
+                    f"step_size={self.step_size!r} needs an optimiser: name the one "
+                    "whose step size it is"
+                )
+
+
+def _check_needs(config: LeakConfig) -> None:
+    """Refuses options that say nothing without a run, or without an update."""
+    of_updates = ("local_steps", "local_epochs", "batch", "client_optimiser")
+    for name in ("round", "client", "upload", *of_updates):
+        if config.from_run is None and given(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} needs from_run, the run whose "
+                "client is attacked"
+            )
+    for name in of_updates:
+        if config.upload != "update" and given(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} needs upload='update': a gradient "
+                "is that of one step"
+            )

@@ -1,0 +1,197 @@
+"""The configuration of a federated training."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from kljax.core.checks import (
+    check_arms,
+    check_kinds,
+    check_number,
+    check_precision,
+    check_rounds,
+    check_whole,
+)
+from kljax.defences.lock import PRIVATE_KEY_SIZE
+from kljax.metrics.image import SSIM_WINDOW
+from kljax.parallel import Layout, fastest_layout
+from kljax.studies.config.freezing import freeze
+
+TRAINING_ARMS = ("none", "bn-control", "plaintext-gates", "keylock")
+
+# The same of training; every state of it can be attacked, so images are as large.
+TRAINING_WHOLE = {
+    "clients": 1,
+    "cohort": 0,
+    "rounds": 1,
+    "batch": 1,
+    "local_epochs": 1,
+    "evaluate_every": 1,
+    "save_every": 1,
+    "seed": 0,
+    "private_key_size": 1,
+    "image_size": SSIM_WINDOW,
+}
+TRAINING_WHOLE_OR_NONE = {
+    "local_steps": 1,
+    "examples": 1,
+    "test_examples": 1,
+    "public_examples": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All that is needed to repeat a federated training.
+
+    Wherever a model, dataset, defence, optimiser, augmentation or loss is named,
+    ``package.module:function`` names one of your own. Defaults are the paper's where
+    it has them (FedKL, config.json), but for the number of rounds (200 there) and the
+    weighting.
+
+    Attributes:
+      model: network to train: lenet, dense, convnet64, resnet20, resnet32,
+        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
+      data: dataset: digits, or any prepared TFDS set.
+      arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
+        `kljax.defences.arms`; trained one after another from the same weights. A
+        transform acts on the gradient of each local step, as TRANSFORM@update once on
+        the whole update.
+      clients: number of clients (the paper's is 3).
+      cohort: clients drawn for each round; 0 for all.
+      rounds: rounds to train.
+      batch: examples in a batch.
+      local_epochs: how often a client goes through its examples in one round.
+      local_steps: at most so many local steps in one round; None for whole epochs.
+      partition: who holds which example: iid (the paper's), dirichlet=ALPHA,
+        shards[=PER_CLIENT] or by-size=SIZES.
+      optimiser: of the clients: sgd, adam, or your own function of the learning rate.
+      learning_rate: of the clients.
+      momentum: of sgd.
+      nesterov: whether sgd's momentum is Nesterov's.
+      weight_decay: added to the gradient, of sgd and adam, lock weights included.
+      drops: rounds from which on the learning rate is multiplied by drop_factor once
+        more; 60 120 160 in the paper's 200 rounds.
+      drop_factor: see drops.
+      server_learning_rate: of the server's sgd; 1 adds the aggregate (FedAvg).
+      server_momentum: of the server's sgd.
+      proximal: FedProx's mu, which holds clients near what they received; 0 is FedAvg.
+      weighting: a client counts by its examples, or is one of many, uniform, as in the
+        official code.
+      reset_optimiser: whether clients forget their momentum after each round; kept in
+        the official code.
+      on_nonfinite: whether a client that turns NaN or infinite is left out of the
+        round's aggregate and named, or stops the run.
+      augment: none, or crop_flip (pad 4, crop, flip), the paper's for CIFAR.
+      normalise: none, or cifar10 or cifar100: the statistics that the official code
+        gives each of them.
+      loss: training loss of the clients.
+      examples: at most so many training examples, of all clients together; None for
+        all.
+      test_examples: at most so many test examples; None for all.
+      public_examples: training examples that no client gets, on which an outsider
+        re-fits gates; None for 1000, or a tenth of the training examples where that is
+        less.
+      train_split: split to train on, for datasets which have any.
+      test_split: split to test on; imagenet2012 needs validation. A dataset without
+        splits has a fifth of its examples held out.
+      data_dir: where prepared datasets lie.
+      image_size: side of the square images.
+      sites: paths to lock, in chain order; nothing or ``single`` for the network's
+        own, ``all`` for every norm that the paper's chained lock gates.
+      chained: whether each site is fed by the gates of the one before.
+      private_key_size: length of the private key.
+      init: network weights from U(-init, init); 0 leaves the network its own
+        initialiser. What a network of your own does not draw (norm layers, trained
+        weights) stays.
+      lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
+        FedKL trains.
+      lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
+        or signed, which is none and lets gates be negative.
+      fresh_private_keys: whether clients draw their private key anew in every round;
+        one for all rounds otherwise, as in the paper.
+      evaluate_every: rounds between two measurements of test accuracy.
+      save_every: rounds between two checkpoints.
+      keep_rounds: rounds whose starting states are kept, to attack them later: R is
+        the state before round R, 0 the start, and the number of rounds the end.
+      seed: of everything random.
+      precision: matmul precision; it changes results.
+      layout: how clients are laid over devices (speed only).
+      convolution: auto, matmul, winograd or lax (speed only).
+    """
+
+    model: str = "lenet"
+    data: str = "digits"
+    arms: tuple[str, ...] = TRAINING_ARMS
+    clients: int = 3
+    cohort: int = 0
+    rounds: int = 20
+    batch: int = 64
+    local_epochs: int = 1
+    local_steps: int | None = None
+    partition: str = "iid"
+    optimiser: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    drops: tuple[int, ...] = ()
+    drop_factor: float = 0.2
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.0
+    proximal: float = 0.0
+    weighting: Literal["examples", "uniform"] = "examples"
+    reset_optimiser: bool = False
+    on_nonfinite: Literal["exclude", "stop"] = "exclude"
+    augment: str = "none"
+    normalise: str = "none"
+    loss: str = "cross_entropy"
+    examples: int | None = None
+    test_examples: int | None = None
+    public_examples: int | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    data_dir: str | None = None
+    image_size: int = 32
+    sites: tuple[str, ...] = ()
+    chained: bool = False
+    private_key_size: int = PRIVATE_KEY_SIZE
+    init: float = 0.0
+    lock_init: float = 0.0
+    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
+    fresh_private_keys: bool = False
+    evaluate_every: int = 1
+    save_every: int = 10
+    keep_rounds: tuple[int, ...] = ()
+    seed: int = 0
+    precision: str = "highest"
+    layout: Layout = dataclasses.field(
+        default_factory=functools.partial(fastest_layout, "clients")
+    )
+    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
+
+    def __post_init__(self):
+        freeze(self, ("arms", "sites", "drops", "keep_rounds"))
+        check_kinds(self)
+        check_whole(self, TRAINING_WHOLE)
+        given = {
+            name: least
+            for name, least in TRAINING_WHOLE_OR_NONE.items()
+            if getattr(self, name) is not None
+        }
+        check_whole(self, given)
+        if self.cohort > self.clients:
+            raise ValueError(
+                f"cohort is {self.cohort}, and there are {self.clients} clients: draw "
+                "at most as many, or 0 for all"
+            )
+        check_precision(self.precision)
+        check_arms(self.arms)
+        for name in ("weight_decay", "proximal", "init", "lock_init"):
+            check_number(self, name)
+        for name in ("learning_rate", "drop_factor", "server_learning_rate"):
+            check_number(self, name, positive=True)
+        for name in ("momentum", "server_momentum"):
+            check_number(self, name, below=1)
+        for name, most in (("drops", None), ("keep_rounds", self.rounds)):
+            check_rounds(name, getattr(self, name), most)

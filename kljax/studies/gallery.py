@@ -1,0 +1,111 @@
+"""The gallery of a study: truths, their best floor and reconstructions in a picture."""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from kljax.studies.leakage import LeakResult
+from kljax.studies.scoring import Row, floor_images, matched_images
+
+PREFIX = "floor/"
+WIDEST = 20  # characters below a picture
+
+
+def draw_gallery(
+    result: LeakResult, rows: list[Row], path: Path, most: int = 8
+) -> None:
+    """Draws one line per arm, and one column per private image, with its own scores.
+
+    The first images are shown, not the best, as they are scored: clipped to [0, 1]. Of
+    the floors the one with the highest mean SSIM is shown.
+
+    Args:
+      result: the study.
+      rows: its scores, see `kljax.studies.scoring.score_rows`.
+      path: the picture to write; its ending says the format.
+      most: columns at most.
+    """
+    # Imported here: the library does not need a plotting stack to run an attack.
+    import matplotlib.figure
+
+    lines = _lines(result, rows, most)
+    shown = len(lines[0][1])
+    figure = matplotlib.figure.Figure(
+        figsize=(1.15 * shown + 2.2, 1.3 * len(lines)), layout="constrained"
+    )
+    axes = figure.subplots(len(lines), shown, squeeze=False)
+    for line, (name, images, captions) in zip(axes, lines, strict=True):
+        for axis, image, caption in zip(line, images, captions, strict=True):
+            # Grey on the same scale for all: by itself each would be stretched.
+            axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            # Names are no formulas, whatever signs are in them.
+            axis.set_xlabel(caption, fontsize=7, labelpad=1, parse_math=False)
+        line[0].set_ylabel(
+            name.replace("/", "/\n"),
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+            parse_math=False,
+        )
+    figure.savefig(path, dpi=120)
+
+
+def displayed(image: np.ndarray) -> np.ndarray:
+    """Makes an image [H, W, C] fit to be shown: clipped to [0, 1], NaN black.
+
+    Returns:
+      [H, W, 3] float32 of three channels, which are colours; [H, W] of any other
+      number, whose mean is shown in grey.
+    """
+    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
+    return pixels if pixels.shape[-1] == 3 else pixels.mean(axis=-1)
+
+
+def _lines(
+    result: LeakResult, rows: list[Row], most: int
+) -> list[tuple[str, np.ndarray, list[str]]]:
+    """Lists names, images [n, H, W, C] and captions of what is drawn."""
+    victims, names = result.victims, result.dataset.class_names
+    examples = victims.labels.shape[1]
+    uploads = -(-most // examples)  # no more of them than the columns need
+
+    def first(values: np.ndarray) -> np.ndarray:
+        return values[:uploads].reshape(-1, *values.shape[2:])[:most]
+
+    truths, labels = first(victims.images), first(victims.labels)
+    captions = [f"class {n}" if names is None else str(names[n]) for n in labels]
+    captions = [textwrap.fill(caption, WIDEST) for caption in captions]
+    places = [divmod(n, examples) for n in range(len(truths))]
+    if examples > 1:
+        where = [f"upload {victims.uploads[n]}, image {e}" for n, e in places]
+        captions = ["\n".join(words) for words in zip(captions, where, strict=True)]
+    at = {(row["arm"], row["upload"], row["example"]): row for row in rows}
+
+    def scores(arm: str) -> list[str]:
+        own = (at[arm, int(victims.uploads[n]), e]["ssim"] for n, e in places)
+        return [f"SSIM {ssim:.2f}" for ssim in own]
+
+    lines = [("truth", truths, captions)]
+    floors = floor_images(
+        result.dataset, truths, labels, first(victims.indices), result.config.seed
+    )
+    best = _best_floor(rows, set.intersection(*map(set, floors)))
+    found = np.stack([made[best] for made in floors])
+    lines.append((PREFIX + best, found, scores(PREFIX + best)))
+    for arm in result.arms:
+        name = arm.arm.name
+        lines.append((name, first(matched_images(arm, victims)), scores(name)))
+    return lines
+
+
+def _best_floor(rows: list[Row], names: set[str]) -> str:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        name = row["arm"].removeprefix(PREFIX)
+        if row["arm"].startswith(PREFIX) and name in names:
+            found.setdefault(name, []).append(row["ssim"])
+    return max(found, key=lambda name: np.mean(found[name]))

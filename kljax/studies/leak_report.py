@@ -1,0 +1,377 @@
+"""Reports: from rows to a table, a summary, a picture and a run folder.
+
+A run folder appears whole or not at all, see `kljax.core.folders`.
+"""
+
+import csv
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from kljax import metrics
+from kljax.core.files import json_text, write_json, write_text
+from kljax.core.folders import RunFolder, claim, optional
+from kljax.core.provenance import collect_provenance, device
+from kljax.studies.builder import from_run
+from kljax.studies.config import LeakConfig
+from kljax.studies.gallery import draw_gallery
+from kljax.studies.leakage import LeakResult
+from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION, Row
+
+MEANS = (
+    "psnr",
+    "ssim",
+    "ssim_minmax",
+    "ssim_affine_oracle",
+    "lpips_alex",
+    "lpips_vgg",
+    "rmse255",
+    "psnr_fedkl",
+    "label_accuracy",
+    "label_multiset_accuracy",
+    "matching_loss",
+    "matching_loss_at_truth",
+    "live_channels",
+    "feature_error",
+    "bins_read",
+    "label_rule_holds",
+)
+
+
+def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
+    """Summarises the rows of a study, as written to ``summary.json``.
+
+    Means are over images whose value is finite, None where there is none.
+    ``success_low`` and ``success_high`` are the 95 % interval of the success rate:
+    Wilson's where each image stands for itself, by bootstrap over groups otherwise;
+    NaN where it cannot be told. Images of one upload are a group, and
+    ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
+    each upload have that outcome, where uploads have several.
+    """
+    arms = {
+        name: _summary_of([row for row in rows if row["arm"] == name])
+        for name in dict.fromkeys(row["arm"] for row in rows)
+    }
+    # What an attack spent on an upload is said in each of the upload's rows.
+    first = [row for row in rows if row["attack"] is not None and not row["example"]]
+    evaluations = sum(row["evaluations"] or 0 for row in first)
+    compile_s = sum(arm.timing.compile_s for arm in result.arms)
+    run_s = sum(arm.timing.run_s for arm in result.arms)
+    prefix = "floor/"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "arms": {k: v for k, v in arms.items() if not k.startswith(prefix)},
+        "floors": {
+            k.removeprefix(prefix): v for k, v in arms.items() if k.startswith(prefix)
+        },
+        "throughput": {
+            "evaluations_per_s": evaluations / run_s,
+            "attacks_per_hour": 3600 * len(first) / run_s,
+            "compile_s": compile_s,
+            "run_s": run_s,
+            "device": device(),
+            "victims": len(result.victims.labels),
+        },
+        "config": describe(result),
+    }
+
+
+def _summary_of(rows: list[Row]) -> dict[str, Any]:
+    summary: dict[str, Any] = {"n": len(rows)}
+    outcomes = [row["outcome"] for row in rows if row["outcome"]]
+    if outcomes:
+        summary["n_diverged"] = outcomes.count("diverged")
+        summary["outcomes"] = {o: outcomes.count(o) for o in metrics.OUTCOMES}
+        summary["recovered_rate"] = outcomes.count("recovered") / len(rows)
+        if any(row["example"] for row in rows):
+            for name in ("recovered", "recovered_affine"):
+                summary[f"{name}_of_uploads"] = _count_by_upload(rows, name)
+    for name in MEANS:
+        values = np.array([row[name] for row in rows if row[name] is not None], float)
+        if not len(values):
+            continue  # does not apply to this arm
+        values = values[np.isfinite(values)]
+        summary[name] = float(values.mean()) if len(values) else None
+    interval = metrics.interval(
+        [row["success"] for row in rows], [row["group"] for row in rows], rate=True
+    )
+    summary["success_rate"] = interval.estimate
+    summary["success_low"], summary["success_high"] = interval.low, interval.high
+    summary["success_interval"] = interval.method
+    return summary
+
+
+def _count_by_upload(rows: list[Row], outcome: str) -> list[int]:
+    counts = dict.fromkeys((row["upload"] for row in rows), 0)
+    for row in rows:
+        counts[row["upload"]] += row["outcome"] == outcome
+    return list(counts.values())
+
+
+def describe(result: LeakResult) -> dict[str, Any]:
+    """Says all that is needed to repeat a study, as written to ``config.json``."""
+    config = dataclasses.asdict(result.config)
+    return config | {
+        "threat_models": {
+            arm.arm.name: {
+                "knowledge": dataclasses.asdict(arm.threat.knowledge),
+                "strategy": dataclasses.asdict(arm.threat.strategy),
+            }
+            for arm in result.arms
+        },
+        "compilations": {a.arm.name: a.timing.compilations for a in result.arms},
+        "data_licence": result.dataset.licence,
+        **collect_provenance(),
+    }
+
+
+TABLE = {
+    "n": "images",
+    "recovered_rate": "recovered",
+    "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
+    "success_rate": "SSIM >= .6 [95 %]",
+    "ssim": "SSIM",
+    "ssim_minmax": "SSIM min-max",
+    "ssim_affine_oracle": "SSIM affine oracle",
+    "psnr": "PSNR dB",
+    "lpips_alex": "LPIPS Alex",
+    "label_accuracy": "label",
+    "matching_loss": "matching loss",
+    "live_channels": "live channels",
+    "feature_error": "feature error",
+    "bins_read": "bins read",
+    "label_rule_holds": "label rule holds",
+}
+# Left out where no arm has it.
+OF_SOME = ("bins_read", "label_rule_holds")
+
+
+def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lays the summary out as a header and rows of text: arms, then floors."""
+    lines = [(name, arm) for name, arm in summary["arms"].items()]
+    lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
+    shown = [c for c in TABLE if c not in OF_SOME or any(c in arm for _, arm in lines)]
+    return ["arm", *(TABLE[column] for column in shown)], [
+        [name, *(_cell(column, arm) for column in shown)] for name, arm in lines
+    ]
+
+
+def upload_lines(summary: dict[str, Any]) -> list[str]:
+    """Says how many images of each upload each arm lost; none for single examples."""
+    examples = summary["config"]["examples"]
+    lines = []
+    for name, arm in summary["arms"].items():
+        if "recovered_of_uploads" not in arm:
+            continue
+        counts = np.array([arm["recovered_of_uploads"]])
+        text = (
+            f"{name}: recovered {_span(counts)} of the {examples} images of an upload"
+        )
+        affine = counts + [arm["recovered_affine_of_uploads"]]
+        if (affine != counts).any():
+            text += f", {_span(affine)} with those up to brightness and contrast"
+        lines.append(f"{text}; a lower bound of what leaked")
+    return lines
+
+
+def _span(counts: np.ndarray) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high} (mean {counts.mean():.1f})"
+
+
+# What fits 80 columns of a terminal; `summary.md` has the rest.
+BRIEF = {
+    "recovered_rate": "reco-\nvered",
+    "ssim": "SSIM",
+    "ssim_affine_oracle": "SSIM\naffine\noracle",
+    "psnr": "PSNR\ndB",
+    "outcomes": "recovered_\naffine/\nunsolved/\nambiguous/\ndiverged",
+    "label_accuracy": "label",
+    "success_rate": "SSIM >= .6\n[95 %]",
+    "bins_read": "bins\nread",
+}
+
+
+def brief_tables(
+    summary: dict[str, Any],
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Lays the summary out for a terminal: (header, rows) of arms, then of floors."""
+    tables = []
+    for kind, lines in (("arm", summary["arms"]), ("floor", summary["floors"])):
+        shown = [c for c in BRIEF if any(c in line for line in lines.values())]
+        rows = [
+            [name, *(_cell(c, line).replace(" / ", "/") for c in shown)]
+            for name, line in lines.items()
+        ]
+        tables.append(([kind, *(BRIEF[c] for c in shown)], rows))
+    return tables
+
+
+def threat_lines(result: LeakResult) -> list[str]:
+    """Writes the threat models down: first what all arms share, then the rest.
+
+    A study of a run begins with who is attacked, and when.
+    """
+    facts = {
+        arm.arm.name: {
+            "knows": dataclasses.asdict(arm.threat.knowledge),
+            "does": dataclasses.asdict(arm.threat.strategy),
+        }
+        for arm in result.arms
+    }
+    models = list(facts.values())
+    lines = []
+    if result.config.from_run is not None:
+        lines.append(from_run.describe(result.config))
+    for verb in ("knows", "does"):
+        shared = {
+            name: value
+            for name, value in models[0][verb].items()
+            if all(model[verb][name] == value for model in models)
+        }
+        if shared:
+            lines.append(f"attacker {verb}, in every arm: {_facts(shared)}")
+        for model in models:
+            model[verb] = {k: v for k, v in model[verb].items() if k not in shared}
+    for name, model in facts.items():
+        own = [f"{verb} {_facts(model[verb])}" for verb in model if model[verb]]
+        if own:
+            lines.append(f"{name}: {'; '.join(own)}")
+    return lines
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _cell(column: str, arm: dict[str, Any]) -> str:
+    value = arm.get(column)
+    if value is None:
+        return "-"
+    if column == "outcomes":
+        return " / ".join(str(value[o]) for o in metrics.OUTCOMES if o != "recovered")
+    if column == "success_rate":
+        low, high = 100 * arm["success_low"], 100 * arm["success_high"]
+        bounds = f"{low:.0f}-{high:.0f}" if math.isfinite(low) else "?"
+        return f"{value:.0%} [{bounds}]"
+    if column in (
+        "recovered_rate",
+        "label_accuracy",
+        "label_multiset_accuracy",
+        "label_rule_holds",
+    ):
+        return f"{value:.0%}"
+    if column in ("matching_loss", "feature_error"):
+        return f"{value:.1e}"
+    return str(value) if isinstance(value, int) else f"{value:.{_digits(column)}f}"
+
+
+def _digits(column: str) -> int:
+    return {"psnr": 1, "live_channels": 1, "bins_read": 1}.get(column, 3)
+
+
+READING = """\
+How to read it. *recovered*: SSIM >= .6 and at most half the squared error of the best
+floor. *recovered_affine*: the same after the best brightness and contrast per channel,
+of the image and of its floors; a norm in train mode hides those of a single example.
+*unsolved*: the attack did not match the gradient, which says nothing for a defence.
+*ambiguous*: the gradient is matched and the image is wrong, whatever its contrast; that
+is evidence for a defence only where the undefended arm of the same cell is recovered.
+Floors are images made without any gradient; a success rate below its floor's proves
+nothing. Means hide spread: `rows.csv` has every image. *feature error*: how far the
+classifier's input is from what its gradient says, lock or none. *label rule holds*:
+uploads on which the rule that labels were recovered by can be believed, as far as they
+show; elsewhere labels are guesses. A key-lock's `known` arm is not the undefended arm:
+dead ReLU channels and saturated sigmoids make inversion hard even for someone who has
+the private key, and that is difficulty, not secrecy."""
+
+
+def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
+    """Writes the study down as Markdown: table, reading aid, threat models."""
+    header, lines = table(summary)
+    config, speed = result.config, summary["throughput"]
+    models = "\n".join(f"- {line}" for line in threat_lines(result))
+    uploads = "".join(f"- {line}\n" for line in upload_lines(summary))
+    uploads = f"\n{uploads}" if uploads else ""
+    # Closed forms evaluate nothing, whatever number they were offered.
+    budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
+    budget = budget if speed["evaluations_per_s"] else ""
+    return f"""\
+# Leakage of `{config.model}` on `{config.data}`
+
+{speed["victims"]} victims, {config.examples} example(s) per upload, attack
+`{config.attack}`{budget},
+{config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
+
+{tabulate(lines, header, tablefmt="github", disable_numparse=True)}
+{uploads}
+{READING}
+
+Throughput: {speed["evaluations_per_s"]:.0f} evaluations/s,
+{speed["attacks_per_hour"]:.0f} attacks/h on {speed["device"]}
+({speed["run_s"]:.1f} s running, {speed["compile_s"]:.1f} s compiling).
+
+Threat models:
+
+{models}
+
+Images: {result.dataset.licence}
+{_warning_lines(summary)}"""
+
+
+def _warning_lines(summary: dict[str, Any]) -> str:
+    return "".join(f"\nWarning: {words}\n" for words in summary.get("warnings", ()))
+
+
+def write_run(
+    folder: Path | RunFolder,
+    result: LeakResult,
+    rows: list[Row],
+    summary: dict[str, Any],
+) -> None:
+    """Writes a run folder: config, rows, summary, picture.
+
+    Configuration and rows come first. A picture that cannot be drawn is left out, with
+    a warning, which the summary names, too.
+
+    Args:
+      folder: a new one, or one that was claimed before the work.
+      result, rows, summary: of the study.
+
+    Raises:
+      FileExistsError: if `folder` is there already; nothing is touched.
+      OSError: if it cannot be written; configuration and rows are rescued elsewhere,
+        and the error says where.
+    """
+    if not isinstance(folder, RunFolder):
+        with claim(folder) as claimed:
+            return write_run(claimed, result, rows, summary)
+    config = json_text(summary["config"])
+    folder.write_first({"config.json": config, "rows.csv": _csv_text(rows)})
+    picture = folder.aside / "gallery.png"
+    with optional("gallery.png") as left_out:
+        draw_gallery(result, rows, picture)
+    if left_out:
+        picture.unlink(missing_ok=True)
+        summary = summary | {"warnings": [*summary.get("warnings", ()), *left_out]}
+    write_text(folder.aside / "summary.md", markdown(result, summary))
+    write_json(folder.aside / "summary.json", summary)
+
+
+def room_of(config: LeakConfig) -> int:
+    """Estimates the bytes of a run folder, from above but for very long names."""
+    rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
+    return 2**20 + 1000 * rows
+
+
+def _csv_text(rows: list[Row]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,385 @@
+"""The main job: victims, their uploads under several arms, and the attack on each.
+
+`leak` runs what a `kljax.LeakConfig` says. Networks and private keys are drawn first,
+or captured from a run of `kljax train`; then one compiled function per arm takes a
+victim from its upload through the boundary to its reconstruction.
+`kljax.studies.scoring` and `kljax.studies.leak_report` take over from there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax import data, threat
+from kljax.attacks import (
+    Attack,
+    Reconstruction,
+    Setting,
+)
+from kljax.attacks.optimisers import make_optimiser
+from kljax.attacks.presets import Preset, find_preset
+from kljax.core.drawing import draw_jointly
+from kljax.core.registry import call_named
+from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
+from kljax.defences.arms import Arm, check_upload, parse_arm
+from kljax.models import Network, feeding_layers
+from kljax.parallel import Layout, Timing, map_victims
+from kljax.studies.builder import from_run, task
+from kljax.studies.builder.sizes import check_attack
+from kljax.studies.builder.victim_setup import (
+    Dials,
+    Source,
+    Stage,
+    Staged,
+    Victims,
+    choose_victims,
+    dials,
+    draw_rng,
+    set_stage,
+    sources,
+    survey_public,
+)
+from kljax.studies.config import LeakConfig
+from kljax.studies.diagnosis import diagnose
+
+
+class Attacked(NamedTuple):
+    """What the compiled function says of one victim."""
+
+    reconstruction: Reconstruction
+    loss_at_truth: Array  # [], see `kljax.studies.diagnosis.Diagnosis`
+    loss_scale: Array  # []
+    live_channels: Array  # []
+    feature_error: Array  # []
+    replay_is_exact: Array  # [] bool
+    label_rule_holds: Array  # []
+
+
+class ArmResult(NamedTuple):
+    """One arm, all victims."""
+
+    arm: Arm
+    threat: threat.ThreatModel
+    attacked: Attacked  # with a leading axis [N]
+    timing: Timing
+
+
+class Job(NamedTuple):
+    """One arm, ready to be attacked."""
+
+    staged: Staged
+    threat: threat.ThreatModel
+    fn: Callable[..., Attacked]  # of one victim; see `one_victim`
+    setting: Setting  # the ground that the attack is built on
+
+
+class Prepared(NamedTuple):
+    """A study, ready to run."""
+
+    config: LeakConfig  # settled
+    stage: Stage
+    jobs: list[Job]
+
+
+class LeakResult(NamedTuple):
+    """A finished study."""
+
+    config: LeakConfig
+    dataset: data.Dataset
+    victims: Victims
+    arms: list[ArmResult]
+
+
+def leak(
+    config: LeakConfig,
+    *,
+    on_arm: Callable[[str], Any] = lambda name: None,
+    on_block: Callable[[int], Any] | None = None,
+) -> LeakResult:
+    """Attacks every victim under every arm.
+
+    Args:
+      config: the study.
+      on_arm: called with each arm's name before it begins.
+      on_block: called with the number of victims of this arm finished so far.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit,
+        before anything is computed.
+    """
+    study = prepare(config)
+    config, victims, results = study.config, study.stage.victims, []
+    for job in study.jobs:
+        _check_size(config, job.staged, study.stage, config.layout)
+    with jax.default_matmul_precision(config.precision):
+        for job in study.jobs:
+            arm, draws = job.staged.arm, job.staged.draws
+            on_arm(arm.name)
+            run = map_victims(job.fn, config.layout, draws=draws, on_block=on_block)
+            attacked, timing = run(*inputs_of(config, job, victims))
+            results.append(ArmResult(arm, job.threat, attacked, timing))
+    return LeakResult(config, study.stage.dataset, victims, results)
+
+
+def prepare(config: LeakConfig) -> Prepared:
+    """Makes all that a study names, and runs nothing.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit.
+    """
+    config = from_run.settle(config)
+    network = task.find_network(config)
+    preset = find_preset(config.attack)
+    stage = set_stage(config, network, preset.inserts)
+    classifier = _classifier(config, network, stage.dataset)
+    jobs, made, functions = [], {}, {}
+    for text in config.arms:
+        arm = parse_arm(text, stage.sites, made)
+        task.check_norm(config, network, arm)
+        check_upload(arm, config.upload)
+        declared = declare(config, arm.lock_strategy, preset)
+        staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
+        _check_size(config, staged, stage)
+        setting = Setting(
+            model=staged.model,
+            loss=stage.loss,
+            gates=arm.defence.gates,
+            simulate=arm.defence.simulate,
+            simulate_update=arm.defence.update.simulate,
+            image_shape=stage.dataset.shape,
+            num_classes=stage.dataset.num_classes,
+            classifier=classifier,
+            sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
+            threat=declared,
+            protocol=stage.protocol,
+            # Behind an inserted module the chain does not begin with the image.
+            chain=network.chain if preset.inserts is None else (),
+            label_rule=config.label_rule,
+            feeds=_feeds(arm, staged, stage),
+            draw_gates=_draw_gates(stage) if arm.gated else None,
+            features=config.features,
+        )
+        if stage.protocol is not None:
+            _check_simulated(arm, setting)
+        _build(config, setting, preset, config.step_size)  # a typo costs nothing
+        # Arms that differ in strengths alone share a function, and its compilation.
+        kind = arm.skeleton, arm.lock_strategy
+        if kind not in functions:
+            functions[kind] = one_victim(config, setting, staged, preset)
+        jobs.append(Job(staged, declared, functions[kind], setting))
+    return Prepared(config, stage, jobs)
+
+
+def _check_size(
+    config: LeakConfig, staged: Staged, stage: Stage, layout: Layout | None = None
+) -> None:
+    searched = find_preset(config.attack).objective is not None
+    shape = stage.dataset.shape
+    check_attack(
+        config, staged.arm, staged.model, shape, searched=searched, layout=layout
+    )
+
+
+def prepare_again(study: Prepared, config: LeakConfig) -> Prepared:
+    """Prepares a study that differs in data alone from one that is prepared already.
+
+    Args:
+      study: with one arm.
+      config: of another seed, number of victims, strength or step size; everything
+        else is the same (`kljax.studies.sweeps.signature`).
+
+    Returns:
+      What `prepare` gives, but with the functions of `study`, which are compiled.
+    """
+    (first,) = study.jobs
+    if config.from_run is not None:  # states of arms of other strengths are others
+        study = prepare(config)
+        (job,) = study.jobs
+        staged = job.staged._replace(draws=first.staged.draws)
+        return study._replace(jobs=[job._replace(staged=staged, fn=first.fn)])
+    stage = study.stage
+    arm = parse_arm(config.arms[0], stage.sites, {})
+    survey = survey_public(config, stage.dataset, find_preset(config.attack).inserts)
+    job = first._replace(staged=first.staged._replace(arm=arm, survey=survey))
+    stage = stage._replace(victims=choose_victims(config, stage.dataset))
+    return Prepared(config, stage, [job])
+
+
+def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, ...]:
+    """Makes the arguments of the function of a job, with a leading axis [N].
+
+    They begin with what the draws of the job make the rest from, or with what is the
+    same for all victims.
+    """
+    count = len(victims.labels)
+    same = jax.tree.map(
+        lambda x: np.broadcast_to(x, (count, *np.shape(x))), job.staged.same
+    )
+    return (
+        *same,
+        sources(config, victims, job.staged.survey),
+        dials(config, job.staged.arm, count),
+        victims.images,
+        victims.labels,
+    )
+
+
+def one_victim(
+    config: LeakConfig, setting: Setting, staged: Staged, preset: Preset
+) -> Callable[..., Attacked]:
+    """Makes the function of one victim.
+
+    Returns:
+      ``(network, held, Source, Dials, images, labels) -> Attacked``.
+    """
+    arm = staged.arm
+
+    def run(
+        network: tuple[Params, Stats],
+        held: PyTree,
+        source: Source,
+        dialled: Dials,
+        images: Array,
+        labels: Array,
+    ) -> Attacked:
+        # Strengths are data: the defence is made of this victim's.
+        defence = arm.make(dialled.strengths)
+        mine = setting._replace(
+            gates=defence.gates,
+            simulate=defence.simulate,
+            simulate_update=defence.update.simulate,
+        )
+        attack = _build(config, mine, preset, dialled.step_size)
+        update = staged.client(
+            draw_rng(source, "step"), defence, network, held, images, labels
+        )
+        view = threat.observe(setting.threat, update)
+        reconstruction = attack(draw_rng(source, "attack"), view)
+
+        # On this side of the wall.
+        found = diagnose(mine, preset, update, view)
+        return Attacked(reconstruction, *found)
+
+    return run
+
+
+def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], ...]:
+    """Finds the layers below the gates, for strategies that look there."""
+    if arm.lock_strategy != "regress_gates":
+        return ()
+    return feeding_layers(staged.model, stage.sites.paths, stage.dataset.shape)
+
+
+def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
+    """Makes what draws the gates of a stranger's lock, as all locks are initialised."""
+    lock = stage.sites.lock
+
+    def draw(rng: Rng) -> Gates:
+        rng_weights, rng_private_key = jax.random.split(rng)
+        return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
+
+    return draw_jointly(draw)
+
+
+def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> Attack:
+    optimiser = None
+    if config.optimiser is not None:
+        optimiser = make_optimiser(config.optimiser, step_size)
+    options = {"steps": config.steps, "restarts": config.restarts}
+    return call_named(
+        "attack", config.attack, preset.build, setting, optimiser, **options
+    )
+
+
+def _check_simulated(arm: Arm, setting: Setting) -> None:
+    """Refuses a defence that nobody can simulate in a step whose gradient is unseen."""
+
+    def simulate(params: Params) -> Public:
+        public, _ = arm.defence.init(jax.random.key(0), params)
+        return arm.defence.simulate(Public(params, public), None)
+
+    try:
+        jax.eval_shape(simulate, setting.shapes()[0])
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(
+            f"arm {arm.name!r}: what its defence does to the gradient of a local step "
+            "cannot be simulated, since the attacker sees the whole change alone: "
+            f"simulate(grads, None) raises {type(error).__name__}. Give the defence a "
+            "simulate that takes None, or let it act on the whole, as NAME@update"
+        ) from error
+
+
+def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:
+    """Checks the network's logits, and the layer from which labels are read."""
+    path = config.classifier or network.classifier
+    model = task.make_model(config, network, dataset, norm=False)
+    task.check_classes(config, model, dataset)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    if f"{path}/kernel" not in params:
+        layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
+        raise ValueError(
+            f"classifier {path!r} is no layer with a kernel of {config.model!r}; "
+            f"those are {', '.join(layers)}"
+        )
+    return path
+
+
+def declare(
+    config: LeakConfig, lock_strategy: str, preset: Preset
+) -> threat.ThreatModel:
+    """Declares the threat model of an arm: the least knowledge that it needs.
+
+    Args:
+      config: of the study.
+      lock_strategy: of the arm.
+      preset: the attack: its label strategy, in place of which the study may have
+        another, and what it needs to know.
+
+    Raises:
+      IllegalThreat: for knowledge too small for the strategy or the attack.
+      ValueError: for a fact that does not exist or contradicts the study.
+    """
+    strategy = threat.Strategy(
+        lock=lock_strategy, labels=config.labels or preset.labels
+    )
+    if config.label_rule != "auto" and strategy.labels != "recovered":
+        raise ValueError(
+            f"label_rule={config.label_rule!r} needs labels='recovered', and they are "
+            f"{strategy.labels!r} here"
+        )
+    facts: dict[str, Any] = dict(preset.needs)
+    facts |= {"examples": config.examples, "upload": config.upload}
+    needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())
+    if config.from_run is not None and "initial" in needed:
+        # After round 0 the client has moved on, and the server has not seen it.
+        facts["lock_weights"] = "initial"
+    for fact in config.threat:
+        field, equals, value = fact.partition("=")
+        if not equals:
+            raise ValueError(f"threat fact {fact!r}: write it as field=value")
+        if field == "examples":
+            raise ValueError("threat fact 'examples': set the option examples instead")
+        if field == "upload" and value != config.upload:
+            raise ValueError(
+                f"threat fact {fact!r}: victims of this study upload what the option "
+                f"upload says, upload={config.upload}"
+            )
+        if (field, value, config.upload) == ("victim_norm", "eval", "update"):
+            raise ValueError(
+                f"threat fact {fact!r}: local training runs norm layers in train mode"
+            )
+        facts[field] = value
+    declared = threat.least_knowledge(strategy, **facts)
+    needs = dict(preset.needs)
+    if preset.inserts is not None:  # a user's preset may have forgotten to say so
+        needs["server"] = "malicious"
+    for field, value in needs.items():
+        have = getattr(declared.knowledge, field)
+        if have != value:
+            raise threat.IllegalThreat(
+                f"attack {config.attack!r} needs {field}={value!r}, but the threat "
+                f"model says {field}={have!r}"
+            )
+    return declared

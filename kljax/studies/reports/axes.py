@@ -1,0 +1,131 @@
+"""The axes of a study: what each one changes, and which become rows and columns."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kljax.core.registry import nearest
+
+ARM = "arm"
+# What changes from one repetition to the next: another seed, on another network of the
+# same making, perhaps.
+REPEATED = frozenset({"seed", "from_run"})
+BUDGET = frozenset({"steps", "restarts"})
+
+
+class Axis(NamedTuple):
+    """An axis of a study.
+
+    Attributes:
+      name: as in the sweep file.
+      labels: of its points, in order.
+      fields: that its points set.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    fields: frozenset[str]
+
+    @property
+    def repeats(self) -> bool:
+        """Tells whether its points are repetitions: they set the seed and, at most,
+        the run that the network comes from. Those are pooled."""
+        return "seed" in self.fields and self.fields <= REPEATED
+
+    @property
+    def budgets(self) -> bool:
+        """Tells whether its points set how long an attack may try, and no more."""
+        return bool(self.fields) and self.fields <= BUDGET
+
+
+def axes_of(manifest: dict[str, Any]) -> dict[str, Axis]:
+    """Lists the axes of a study; an axis ``arm`` of one point where none sets it."""
+    swept = manifest.get("sweep", {}).get("axes", {})
+    axes = {
+        name: Axis(name, tuple(labels), _fields(name, swept.get(name)))
+        for name, labels in manifest["axes"].items()
+    }
+    if not any(ARM in axis.fields for axis in axes.values()) and ARM not in axes:
+        arms = dict.fromkeys(cell["config"]["arms"][0] for cell in manifest["cells"])
+        axes = {ARM: Axis(ARM, tuple(arms), frozenset({ARM}))} | axes
+    return axes
+
+
+def arm_axis(axes: dict[str, Axis]) -> Axis:
+    """Finds the axis that sets the arm."""
+    return next(axis for axis in axes.values() if ARM in axis.fields)
+
+
+def point_of(cell: dict[str, Any], axes: dict[str, Axis]) -> dict[str, str]:
+    """Says where a cell of the manifest stands, on every axis."""
+    fixed = {ARM: cell["config"]["arms"][0]} if ARM in axes else {}
+    return {name: (fixed | cell["point"])[name] for name in axes}
+
+
+def _fields(name: str, points: Any) -> frozenset[str]:
+    """Collects the fields that the points of an axis set; a list is of one field."""
+    if isinstance(points, dict):
+        return frozenset(field for fields in points.values() for field in fields)
+    return frozenset({name})
+
+
+class Arrangement(NamedTuple):
+    """Which axes become what in a table.
+
+    Attributes:
+      rows, columns: axes whose points, combined, are the lines and the columns.
+      slices: axes of which each combination of points gets a table of its own, so
+        that nothing unlike is averaged.
+      pooled: axes of repetitions, over which is averaged.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    slices: tuple[str, ...]
+    pooled: tuple[str, ...]
+
+
+def arrange(
+    axes: dict[str, Axis],
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Arrangement:
+    """Chooses what becomes of each axis.
+
+    Args:
+      axes: of the study.
+      rows: axes whose points become lines; None for the one that sets the arm.
+      columns: axes whose points become columns; None for the one with most points
+        (two at least) that is neither a row nor an axis of repetitions.
+
+    Raises:
+      ValueError: for an axis that does not exist (with the nearest that does), or that
+        is named twice.
+    """
+    for name in (*(rows or ()), *(columns or ())):
+        if name not in axes:
+            raise ValueError(
+                f"the study has no axis {name!r}{nearest(name, axes)}; it has "
+                f"{', '.join(axes)}"
+            )
+    if rows is None:
+        arm = arm_axis(axes).name
+        rows = [] if arm in (columns or ()) else [arm]
+    if columns is None:
+        free = [
+            axis
+            for axis in axes.values()
+            if axis.name not in rows and not axis.repeats and len(axis.labels) > 1
+        ]
+        longest = max(free, key=lambda axis: len(axis.labels), default=None)
+        columns = [longest.name] if longest else []
+    chosen = [*rows, *columns]
+    for name in chosen:
+        if chosen.count(name) > 1:
+            raise ValueError(f"axis {name!r} is named more than once: {chosen}")
+    left = [axis for axis in axes.values() if axis.name not in chosen]
+    return Arrangement(
+        tuple(rows),
+        tuple(columns),
+        tuple(axis.name for axis in left if not axis.repeats),
+        tuple(axis.name for axis in left if axis.repeats),
+    )

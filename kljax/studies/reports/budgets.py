@@ -1,0 +1,222 @@
+"""Budgets: success against the evaluations that an attack may spend."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax.metrics import Interval
+from kljax.studies.reports.axes import Axis, arm_axis
+from kljax.studies.reports.estimates import (
+    Estimate,
+    by_image,
+    estimate,
+    mean_difference,
+)
+from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.readings import direction, read_differences
+from kljax.studies.reports.successes import HEADER, success_entries, success_record
+from kljax.studies.reports.tables import Entry, Table, at_words
+from kljax.studies.reports.values import VALUES, known
+from kljax.studies.reports.verdicts import Outcomes, count_outcomes
+
+RISING = {
+    1: "still rising",
+    -1: "falling",
+    0: "no rise beyond chance",
+    None: "whether it rises is not known",
+}
+
+
+class Spent(NamedTuple):
+    """One point of a curve."""
+
+    label: str  # of the point on the axis
+    restarts: int
+    steps: int
+    pool: Pool
+    success: Estimate
+    ssim: Estimate
+    outcomes: Outcomes
+
+    @property
+    def evaluations(self) -> int:
+        return self.restarts * self.steps
+
+
+class Curve(NamedTuple):
+    """Pools that differ in their budget alone, the smallest first.
+
+    Attributes:
+      axis: that sets the budget.
+      arm: point of the axis that sets the arm.
+      point: where all of them stand on the remaining axes.
+      points: two at least, with rows.
+      doubling: from which point to the last it is asked what the last doubling of the
+        budget brought: the largest of at most half of the last; None if there is none.
+      gain: how much success rose from there to the last, on the same victims.
+      ssim_gain: how much SSIM rose; NaN throughout where no victim has both.
+    """
+
+    axis: str
+    arm: str
+    point: dict[str, str]
+    points: tuple[Spent, ...]
+    doubling: Spent | None
+    gain: Interval | None
+    ssim_gain: Interval | None
+
+    @property
+    def name(self) -> str:
+        return at_words({"": self.arm, **self.point}).removeprefix("=")
+
+    def reads(self) -> str:
+        """Says whether the attack had finished."""
+        if self.doubling is None:
+            return "no budget is twice another: it cannot be said whether success rises"
+        last, before = self.points[-1].evaluations, self.doubling.evaluations
+        step = f"from {before:,} to {last:,} evaluations"
+        if self.gain is None:
+            return f"{step}: not known, no victim has spent both"
+        gains = {VALUES["ssim"].words: self.ssim_gain, "success": self.gain}
+        told = read_differences(gains, RISING)
+        if told == RISING[1]:
+            told += ", so the last rate is a lower bound"
+        elif 1 in map(direction, gains.values()):
+            told += "; the last scores are lower bounds"
+        share, ssim = self.gain.estimate, self.ssim_gain.estimate
+        step += f": {100 * share:+.0f} points"
+        if np.isfinite(ssim):
+            step += f", SSIM {ssim:+.3f}"
+        return f"{step}; {told}"
+
+
+def make_curves(pools: Sequence[Pool], axes: dict[str, Axis]) -> list[Curve]:
+    """Finds the curves of every axis that sets ``steps`` or ``restarts`` alone."""
+    curves = []
+    for axis in axes.values():
+        if not axis.budgets:
+            continue
+        together: dict[tuple[str, ...], list[Pool]] = {}
+        for pool in pools:
+            if axis.name in pool.point and len(pool.rows):
+                others = tuple(v for a, v in pool.point.items() if a != axis.name)
+                together.setdefault(others, []).append(pool)
+        found = (_curve(members, axis, axes) for members in together.values())
+        curves += [curve for curve in found if curve is not None]
+    return curves
+
+
+def _curve(pools: list[Pool], axis: Axis, axes: dict[str, Axis]) -> Curve | None:
+    points = sorted(
+        (_spent(pool, axis) for pool in pools), key=lambda spent: spent.evaluations
+    )
+    if points[0].evaluations == points[-1].evaluations:
+        return None
+    last = points[-1]
+    halves = [p for p in points if 2 * p.evaluations <= last.evaluations]
+    doubling = halves[-1] if halves else None
+    arm = arm_axis(axes).name
+    rest = {a: b for a, b in pools[0].point.items() if a not in (arm, axis.name)}
+    gains = (
+        _gain(doubling, last, axis.name, value) if doubling else None
+        for value in ("success", "ssim")
+    )
+    return Curve(axis.name, pools[0].point[arm], rest, tuple(points), doubling, *gains)
+
+
+def _spent(pool: Pool, axis: Axis) -> Spent:
+    config = pool.cells[0]["config"]
+    return Spent(
+        pool.point[axis.name],
+        config["restarts"],
+        config["steps"],
+        pool,
+        estimate(pool, "success"),
+        estimate(pool, "ssim"),
+        count_outcomes(pool),
+    )
+
+
+def _gain(before: Spent, after: Spent, axis: str, value: str) -> Interval | None:
+    """Estimates the paired difference; None if no victim has spent both."""
+
+    def read(spent: Spent, name: str) -> dict[tuple, float]:
+        at = {
+            cell["id"]: tuple(v for a, v in cell["point"].items() if a != axis)
+            for cell in spent.pool.cells
+        }
+        rows = by_image(spent.pool, spent.pool.rows, name)
+        return {(at[cell], *image): n for (cell, *image), n in rows.items()}
+
+    old, new = read(before, value), read(after, value)
+    groups = read(after, "group")
+    both = [victim for victim in new if victim in old]
+    if not both:
+        return None
+    return mean_difference(
+        value,
+        np.array([new[victim] - old[victim] for victim in both]),
+        np.array([groups[victim] for victim in both]),
+    )
+
+
+def budgets_table(curves: Sequence[Curve]) -> Table:
+    """Tables all points of all curves."""
+    rest = tuple(dict.fromkeys(axis for curve in curves for axis in curve.point))
+    header = (
+        "arm",
+        *rest,
+        "budget",
+        "evaluations",
+        *HEADER,
+    )
+    places = [(curve, spent) for curve in curves for spent in curve.points]
+    lines = [
+        (
+            Entry(curve.arm),
+            *(Entry(curve.point.get(axis, "-")) for axis in rest),
+            Entry(f"{curve.axis}={spent.label}"),
+            Entry(
+                f"{spent.restarts} x {spent.steps:,} = {spent.evaluations:,}",
+                spent.evaluations,
+            ),
+            *success_entries(spent.success, spent.ssim, spent.outcomes),
+        )
+        for curve, spent in places
+    ]
+    return Table(
+        "budgets",
+        "Success against evaluations",
+        header,
+        lines,
+        [_record(curve, spent, rest) for curve, spent in places],
+    )
+
+
+def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
+    record: dict[str, Any] = {"arm": curve.arm}
+    record |= {axis: curve.point.get(axis) for axis in rest}
+    record |= {
+        "axis": curve.axis,
+        "label": spent.label,
+        "restarts": spent.restarts,
+        "steps": spent.steps,
+        "evaluations": spent.evaluations,
+        **success_record(spent.success, spent.ssim),
+    }
+    gain = curve.gain if spent is curve.points[-1] and curve.gain else None
+    ssim = curve.ssim_gain
+    return (
+        record
+        | spent.outcomes._asdict()
+        | {
+            "gain_from": curve.doubling.evaluations if gain else None,
+            "gain": known(gain.estimate) if gain else None,
+            "gain_low": known(gain.low) if gain else None,
+            "gain_high": known(gain.high) if gain else None,
+            "ssim_gain": known(ssim.estimate) if gain else None,
+            "ssim_gain_low": known(ssim.low) if gain else None,
+            "ssim_gain_high": known(ssim.high) if gain else None,
+        }
+    )

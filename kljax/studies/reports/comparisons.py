@@ -1,0 +1,275 @@
+"""Comparisons: arms against each other on the same victims."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax.metrics import Interval
+from kljax.studies.reports.axes import Axis, arm_axis
+from kljax.studies.reports.estimates import by_image, mean_difference, with_interval
+from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
+from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.tables import Entry, Table
+from kljax.studies.reports.values import VALUES, known, written
+
+# Fields that say who the victims are; arms that differ in one of them share none.
+WHO = {
+    "data",
+    "split",
+    "data_dir",
+    "image_size",
+    "examples",
+    "seed",
+    "from_run",
+    "client",
+    "batch",
+    "local_steps",
+    "local_epochs",
+}
+
+
+class Comparison(NamedTuple):
+    """Two arms on the victims that both attacked, all else being equal.
+
+    Attributes:
+      first, second: points of the axis that sets the arm; differences are second minus
+        first.
+      point: where both stand on the other axes.
+      pairs: victims in both.
+      groups: that they fall into.
+      difference: of the means of the value, with the 95 % interval of a bootstrap of
+        pairs over groups; NaN throughout if no pair has finite values.
+      difference_p: two-sided p-value for equal values, see `sign_flips`; NaN if no pair
+        has finite values.
+      difference_p_holm: adjusted for the number of comparisons by Holm's method.
+      left_out: pairs of which a value is not finite.
+      successes: of the pairs, in the first and in the second.
+      floor: successes of the floor that succeeds most on these victims, and its name;
+        None if there are no floors.
+      only: pairs in which only the first, and only the second, succeeds.
+      success_p: exact two-sided p-value for equal success rates, see `mcnemar`. It is 1
+        where both always succeed, whatever their scores.
+      success_p_holm: adjusted as `difference_p_holm`.
+      unsolved: pairs whose gradient was not matched, in the first and in the second.
+    """
+
+    first: str
+    second: str
+    point: dict[str, str]
+    pairs: int
+    groups: int
+    difference: Interval
+    difference_p: float
+    difference_p_holm: float
+    left_out: int
+    successes: tuple[int, int]
+    floor: tuple[str, float] | None
+    only: tuple[int, int]
+    success_p: float
+    success_p_holm: float
+    unsolved: tuple[int, int]
+
+
+def compare_arms(
+    pools: Sequence[Pool], axes: dict[str, Axis], value: str
+) -> list[Comparison]:
+    """Compares every two arms at every point of the other axes.
+
+    Pairs are the same victim of the same seed. Nothing is compared where the axis of
+    the arms says who the victims are, too.
+    """
+    arms = arm_axis(axes)
+    if arms.fields & WHO:
+        return []
+    together: dict[tuple[str, ...], list[Pool]] = {}
+    for pool in pools:
+        others = tuple(v for axis, v in pool.point.items() if axis != arms.name)
+        together.setdefault(others, []).append(pool)
+    found = []
+    for members in together.values():
+        members = [pool for pool in members if len(pool.rows)]
+        for first, second in itertools.combinations(members, 2):
+            compared = _compare(first, second, axes, arms.name, value)
+            if compared is not None:
+                found.append(compared)
+    of_values = holm([comparison.difference_p for comparison in found])
+    of_success = holm([comparison.success_p for comparison in found])
+    return [
+        comparison._replace(difference_p_holm=value_p, success_p_holm=success_p)
+        for comparison, value_p, success_p in zip(
+            found, of_values, of_success, strict=True
+        )
+    ]
+
+
+def _compare(
+    first: Pool, second: Pool, axes: dict[str, Axis], arm: str, value: str
+) -> Comparison | None:
+    # Cells of one repetition stand at the same point but for the arm.
+    repetition = {
+        cell["id"]: tuple(v for axis, v in cell["point"].items() if axis != arm)
+        for cell in (*first.cells, *second.cells)
+    }
+
+    def read(pool: Pool, name: str) -> dict[tuple, float]:
+        return {
+            (repetition[cell], *image): number
+            for (cell, *image), number in by_image(pool, pool.rows, name).items()
+        }
+
+    succeeded = [read(pool, "success") for pool in (first, second)]
+    both = [victim for victim in succeeded[0] if victim in succeeded[1]]
+    if not both:
+        return None
+    found_groups = read(first, "group")
+    groups = np.array([found_groups[victim] for victim in both])
+    success = np.array([[of[victim] for victim in both] for of in succeeded]) == 1
+    values = [read(pool, value) for pool in (first, second)]
+    differences = np.array([values[1][v] - values[0][v] for v in both])
+    unsolved = [read(pool, "unsolved") for pool in (first, second)]
+    return Comparison(
+        first=first.point[arm],
+        second=second.point[arm],
+        point={axis: label for axis, label in first.point.items() if axis != arm},
+        pairs=len(both),
+        groups=len(np.unique(groups)),
+        difference=mean_difference(value, differences, groups),
+        difference_p=sign_flips(differences, groups),
+        difference_p_holm=math.nan,
+        left_out=int((~np.isfinite(differences)).sum()),
+        successes=(int(success[0].sum()), int(success[1].sum())),
+        floor=_floor(first, both, repetition),
+        only=(
+            int((success[0] & ~success[1]).sum()),
+            int((success[1] & ~success[0]).sum()),
+        ),
+        success_p=mcnemar(success[0], success[1], groups),
+        success_p_holm=math.nan,
+        unsolved=tuple(sum(of[v] == 1 for v in both) for of in unsolved),
+    )
+
+
+def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None:
+    wanted = set(both)
+    best = None
+    for name, rows in pool.floors.items():
+        of_floor = {
+            (repetition[cell], *image): number
+            for (cell, *image), number in by_image(pool, rows, "success").items()
+        }
+        rate = np.mean([n for v, n in of_floor.items() if v in wanted] or [math.nan])
+        if math.isfinite(rate) and (best is None or rate > best[1]):
+            best = name, float(rate)
+    return best
+
+
+def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
+    """Tables all comparisons."""
+    axes = tuple(found[0].point) if found else ()
+    words = VALUES[value].words
+    header = (
+        *axes,
+        "arm",
+        "minus",
+        "pairs",
+        f"{words}, difference [95 %]",
+        *_p_header(words, len(found)),
+        "SSIM >= .6: arm / minus",
+        "only arm / only minus",
+        *([] if value == "success" else _p_header("SSIM >= .6", len(found))),
+        "unsolved: arm / minus",
+    )
+    return Table(
+        "comparisons",
+        f"Arms on the same victims: {len(found)} comparisons",
+        header,
+        [_entries(comparison, value) for comparison in found],
+        [_record(comparison, value, len(found)) for comparison in found],
+    )
+
+
+def _p_header(words: str, count: int) -> list[str]:
+    return [f"{words}: p", f"{words}: p, Holm of {count}"]
+
+
+def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
+    return (
+        *map(Entry, found.point.values()),
+        Entry(found.second),
+        Entry(found.first),
+        Entry(_pairs(found), found.pairs),
+        Entry(_difference(found, value), known(found.difference.estimate)),
+        *_p_entries(found.difference_p, found.difference_p_holm),
+        Entry(_rates(found), found.successes[1]),
+        Entry(f"{found.only[1]} / {found.only[0]}", found.only[1]),
+        *(
+            []
+            if value == "success"
+            else _p_entries(found.success_p, found.success_p_holm)
+        ),
+        Entry(f"{found.unsolved[1]} / {found.unsolved[0]}", found.unsolved[1]),
+    )
+
+
+def _p_entries(*ps: float) -> list[Entry]:
+    return [Entry(p_text(p), known(p)) for p in ps]
+
+
+def _pairs(found: Comparison) -> str:
+    texts = [str(found.pairs)]
+    if found.groups != found.pairs:
+        texts.append(f"in {found.groups} groups")
+    if found.left_out:
+        texts.append(f"{found.left_out} left out")
+    return "\n".join(texts)
+
+
+def _difference(found: Comparison, value: str) -> str:
+    if not math.isfinite(found.difference.estimate):
+        return "-"
+    return with_interval(value, found.difference, _signed)
+
+
+def _signed(value: str, number: float) -> str:
+    if VALUES[value].is_share:
+        return f"{100 * number:+.0f}"
+    return format(number, f"+{VALUES[value].form}")
+
+
+def _rates(found: Comparison) -> str:
+    first, second = (written("success", n / found.pairs) for n in found.successes)
+    if found.floor is None:
+        return f"{second} / {first}"
+    name, rate = found.floor
+    return f"{second} / {first}\nfloor {written('success', rate)} ({name})"
+
+
+def _record(found: Comparison, value: str, count: int) -> dict[str, Any]:
+    return dict(found.point) | {
+        "arm": found.second,
+        "minus": found.first,
+        "pairs": found.pairs,
+        "groups": found.groups,
+        "value": value,
+        "difference": known(found.difference.estimate),
+        "low": known(found.difference.low),
+        "high": known(found.difference.high),
+        "interval": found.difference.method,
+        "left_out": found.left_out,
+        "arm_success": found.successes[1] / found.pairs,
+        "minus_success": found.successes[0] / found.pairs,
+        "floor": found.floor[0] if found.floor else None,
+        "floor_success": found.floor[1] if found.floor else None,
+        "only_arm": found.only[1],
+        "only_minus": found.only[0],
+        "difference_p": known(found.difference_p),
+        "difference_p_holm": known(found.difference_p_holm),
+        "success_p": found.success_p,
+        "success_p_holm": found.success_p_holm,
+        "comparisons": count,
+        "arm_unsolved": found.unsolved[1],
+        "minus_unsolved": found.unsolved[0],
+    }

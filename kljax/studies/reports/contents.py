@@ -1,0 +1,232 @@
+"""Contents: all that a report says, before it is laid out as Markdown or as a page."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kljax.studies import store
+from kljax.studies.reports.axes import arrange, axes_of
+from kljax.studies.reports.budgets import budgets_table, make_curves
+from kljax.studies.reports.comparisons import compare_arms, comparisons_table
+from kljax.studies.reports.figures import Figure
+from kljax.studies.reports.gallery import Gallery, make_gallery
+from kljax.studies.reports.notes import counted, result_notes, tradeoff_notes
+from kljax.studies.reports.plots import draw_budgets, draw_distributions, draw_tradeoffs
+from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.sweep_file import sweep_to_toml
+from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
+from kljax.studies.reports.threats import threat_models
+from kljax.studies.reports.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
+from kljax.studies.reports.values import check_value
+from kljax.studies.store import Study
+
+# Fields of a configuration that say what was studied.
+FACTS = (
+    "model",
+    "data",
+    "arms",
+    "attack",
+    "optimiser",
+    "victims",
+    "examples",
+    "upload",
+    "restarts",
+    "steps",
+    "weights",
+    "init",
+    "seed",
+    "image_size",
+    "precision",
+)
+
+
+class Progress(NamedTuple):
+    """How far a study is, in cells."""
+
+    cells: int
+    finished: int
+    failed: int
+    partial: int
+    victims: int  # attacked so far
+    excluded: int
+    illegal: int
+
+    def text(self) -> str:
+        """Writes it in a sentence or two."""
+        if not self.cells:
+            return "The study has no cells."
+        if not self.victims and not self.failed:
+            text = f"Nothing is finished yet, of {counted(self.cells, 'cell')}."
+        else:
+            text = (
+                f"{self.finished} of {counted(self.cells, 'cell')} finished, "
+                f"{counted(self.victims, 'victim')} attacked."
+            )
+        parts = [
+            f"{self.partial} begun" if self.partial else "",
+            f"{self.failed} failed" if self.failed else "",
+        ]
+        if any(parts):
+            text += f" Of the others, {' and '.join(filter(None, parts))}."
+        if self.excluded:
+            text += f" The sweep file excludes {counted(self.excluded, 'cell')}."
+        if self.illegal:
+            text += (
+                f" {counted(self.illegal, 'cell')} left out, whose attacker would know "
+                "too little for what it does."
+            )
+        return text
+
+
+class Contents(NamedTuple):
+    """A report.
+
+    Attributes:
+      name: of the study.
+      value: that tables are about.
+      progress: how far the study is.
+      facts: what all cells share, in words.
+      varied: axis -> labels.
+      threats: who, and sentences about them.
+      pivots: the value by rows and columns.
+      points: everything about every point.
+      notes: what to know about these numbers.
+      distributions: figure; None where there is nothing to draw.
+      comparisons: of arms on the same victims; None if there are none.
+      budgets, budget_figure, budget_words: success against budget.
+      tradeoffs, tradeoff_figure, tradeoff_notes: success against accuracy.
+      gallery: reconstructions.
+      failures: of cells that are not finished.
+      sweep: the sweep file.
+      commands: that repeat study and report.
+      versions: package -> version.
+      device: that the manifest was made on.
+    """
+
+    name: str
+    value: str
+    progress: Progress
+    facts: dict[str, str]
+    varied: dict[str, tuple[str, ...]]
+    threats: list[tuple[str, list[str]]]
+    pivots: list[Table]
+    points: Table
+    notes: list[str]
+    distributions: Figure | None
+    comparisons: Table | None
+    budgets: Table | None
+    budget_figure: Figure | None
+    budget_words: list[tuple[str, str]]
+    tradeoffs: Table | None
+    tradeoff_figure: Figure | None
+    tradeoff_notes: list[str]
+    gallery: Gallery
+    failures: list[dict[str, Any]]
+    sweep: str
+    commands: list[str]
+    versions: dict[str, str]
+    device: str
+
+    @property
+    def tables(self) -> list[Table]:
+        """Lists all tables, for their files."""
+        others = (self.comparisons, self.budgets, self.tradeoffs)
+        return [*self.pivots, self.points, *(t for t in others if t is not None)]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Lists all figures, for their files."""
+        found = (self.distributions, self.budget_figure, self.tradeoff_figure)
+        return [figure for figure in found if figure is not None]
+
+
+def make_contents(
+    study: Study,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    value: str = "ssim",
+    runs: Sequence[Path | str] = (),
+) -> Contents:
+    """Computes all that a report says; see `kljax.studies.reports.write_report`."""
+    check_value(value)
+    axes = axes_of(study.manifest)
+    arrangement = arrange(axes, rows, columns)
+    trainings = read_runs(runs)
+    pools = make_pools(study, axes, arrangement.pooled)
+    lines = [make_line(pool, value) for pool in pools]
+    compared = compare_arms(pools, axes, value)
+    curves = make_curves(pools, axes)
+    tradeoffs = make_tradeoffs(pools, axes, trainings)
+    open_failures = _open_failures(study)
+    manifest = study.manifest
+    return Contents(
+        name=manifest.get("name", study.folder.name),
+        value=value,
+        progress=_progress(study, open_failures),
+        facts=_facts(manifest["cells"]),
+        varied={a.name: a.labels for a in axes.values() if len(a.labels) > 1},
+        threats=threat_models(pools),
+        pivots=pivot_tables(lines, axes, arrangement, value),
+        points=points_table(lines, value),
+        notes=result_notes(lines, arrangement, value),
+        distributions=draw_distributions(pools, axes, value),
+        comparisons=comparisons_table(compared, value) if compared else None,
+        budgets=budgets_table(curves) if curves else None,
+        budget_figure=draw_budgets(curves, axes),
+        budget_words=[(curve.name, curve.reads()) for curve in curves],
+        tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
+        tradeoff_figure=draw_tradeoffs(tradeoffs, axes),
+        tradeoff_notes=tradeoff_notes(pools, trainings),
+        gallery=make_gallery(study, pools),
+        failures=open_failures,
+        sweep=sweep_to_toml(manifest.get("sweep", {})),
+        commands=_commands(study, rows, columns, value, runs),
+        versions=manifest.get("versions", {}),
+        device=str(manifest.get("device", "not known")),
+    )
+
+
+def _open_failures(study: Study) -> list[dict[str, Any]]:
+    """Lists the failures that no later success has made good."""
+    missing = {cell["id"] for cell in store.missing_cells(study)}
+    return [failure for failure in study.failures if failure["cell"] in missing]
+
+
+def _progress(study: Study, failures: list[dict[str, Any]]) -> Progress:
+    have = store.finished_victims(study)
+    missing = {cell["id"] for cell in store.missing_cells(study)}
+    failed = {failure["cell"] for failure in failures}
+    return Progress(
+        cells=len(have),
+        finished=len(have) - len(missing),
+        failed=len(failed),
+        partial=sum(1 for cell in missing - failed if have[cell]),
+        victims=sum(have.values()),
+        excluded=study.manifest.get("excluded", 0),
+        illegal=study.manifest.get("illegal", 0),
+    )
+
+
+def _facts(cells: list[dict[str, Any]]) -> dict[str, str]:
+    """Lists the options that all cells share and that are set."""
+    facts = {}
+    for name in FACTS:
+        values = [cell["config"].get(name) for cell in cells]
+        if values and values[0] is not None and all(v == values[0] for v in values):
+            listed = isinstance(values[0], (list, tuple))
+            facts[name] = ", ".join(values[0]) if listed else str(values[0])
+    return facts
+
+
+def _commands(study: Study, rows, columns, value: str, runs) -> list[str]:
+    words = ["kljax", "report", study.folder.name]
+    for option, given in (("--rows", rows), ("--columns", columns)):
+        words += [option, *given] if given else []
+    words += ["--value", value] if value != "ssim" else []
+    words += ["--runs", *map(str, runs)] if runs else []
+    return [
+        shlex.join(["kljax", "sweep", "sweep.toml", "--out", study.folder.name]),
+        shlex.join(words),
+    ]

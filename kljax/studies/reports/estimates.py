@@ -1,0 +1,195 @@
+"""Estimates: the mean of a pool, how sure it is, and the floor beside it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow
+
+from kljax import metrics
+from kljax.metrics import Interval
+from kljax.studies.reports.pools import Pool, with_several
+from kljax.studies.reports.values import VALUES, is_rate, numbers, written
+
+NOTHING = float("nan")
+UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
+
+
+class Image(NamedTuple):
+    """What a row is of; rows are paired if they agree in all of it but the cell."""
+
+    cell: str
+    victim: int
+    of_upload: bool  # the means over an upload, see `with_several`
+
+
+class Beside(NamedTuple):
+    """The floor that leaks most, by its mean over the same victims.
+
+    Attributes:
+      name: of the floor.
+      mean: of the same value.
+      excess: how much more the attack leaks than the floor on the same victims; below
+        0 it leaks less. The sign is turned for values of which less leaks more.
+    """
+
+    name: str
+    mean: float
+    excess: Interval
+
+
+class Estimate(NamedTuple):
+    """The mean of a value over a pool.
+
+    Attributes:
+      value: name of the value.
+      interval: mean with its 95 % interval, see `kljax.metrics.interval`; NaN
+        throughout if there is nothing to average.
+      n: victims behind it.
+      left_out: victims whose value is not finite, or that have none.
+      deviation: sample standard deviation over victims; NaN for fewer than two.
+      spread: sample standard deviation of the means of repetitions; NaN for fewer
+        than two.
+      repetitions: that have a mean.
+      floor: None where floors have no such value, or it does not tell what leaks.
+    """
+
+    value: str
+    interval: Interval
+    n: int
+    left_out: int
+    deviation: float
+    spread: float
+    repetitions: int
+    floor: Beside | None
+
+    @property
+    def mean(self) -> float:
+        return self.interval.estimate
+
+    def text(self) -> str:
+        """Writes mean and interval: ``0.557 [0.490, 0.620]``."""
+        if not self.n:
+            return "-"
+        return with_interval(self.value, self.interval)
+
+    def floor_text(self) -> str:
+        """Writes the floor: ``0.596 (class_mean)``."""
+        if self.floor is None:
+            return "-"
+        return f"{written(self.value, self.floor.mean)} ({self.floor.name})"
+
+    def spread_text(self) -> str:
+        """Writes the spread over repetitions: ``± 0.012 (3)``."""
+        if not np.isfinite(self.spread):
+            return "-"
+        return f"± {signed_less(self.value, self.spread)} ({self.repetitions})"
+
+
+def estimate(pool: Pool, value: str) -> Estimate:
+    """Estimates the mean of a value over all victims of a pool."""
+    found = numbers(pool.rows, value)
+    finite = np.isfinite(found)
+    kept = found[finite]
+    groups = pool.rows["group"].to_numpy()[finite]
+    cells = pool.rows["cell"].to_numpy(zero_copy_only=False)[finite]
+    means = [kept[cells == cell].mean() for cell in dict.fromkeys(cells)]
+    return Estimate(
+        value,
+        metrics.interval(kept, groups, rate=is_rate(pool.rows, value))
+        if len(kept)
+        else UNKNOWN,
+        len(kept),
+        int((~finite).sum()),
+        sample_deviation(kept),
+        sample_deviation(means),
+        len(means),
+        _floor(pool, value),
+    )
+
+
+def sample_deviation(values) -> float:
+    """Computes the standard deviation with n - 1; NaN for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else NOTHING
+
+
+def mean_difference(
+    value: str, differences: np.ndarray, groups: np.ndarray
+) -> Interval:
+    """Estimates the mean of paired differences by bootstrap over groups.
+
+    Differences that are not finite are left out. Equal differences show no spread, and
+    a bootstrap of them would claim certainty. Of a rate, differences which are all 1
+    (or -1) have Wilson's interval for their share, each group counted once; if all are
+    0, their mean is within what Wilson allows for none, on either side. Of other
+    values, and for one group, low and high are NaN; so is the mean of nothing.
+    """
+    finite = np.isfinite(differences)
+    differences, groups = differences[finite], groups[finite]
+    if not len(differences):
+        return UNKNOWN
+    of_a_rate = VALUES[value].rate and np.all(np.isin(differences, (-1, 0, 1)))
+    if not of_a_rate or np.ptp(differences) > 0:
+        return metrics.cluster_bootstrap(differences, groups)
+    count, mean = len(np.unique(groups)), float(differences[0])
+    bounds = metrics.wilson(int(abs(mean)) * count, count)
+    low, high = (bounds.low, bounds.high) if mean else (-bounds.high, bounds.high)
+    if mean < 0:
+        low, high = -high, -low
+    return Interval(mean, low, high, "wilson_on_groups", count)
+
+
+def with_interval(
+    value: str, interval: Interval, write: Callable[[str, float], str] = written
+) -> str:
+    """Writes a mean and its interval, which may be unknown."""
+    mean = write(value, interval.estimate)
+    if not np.isfinite(interval.low):
+        return f"{mean} [?]"
+    return f"{mean} [{write(value, interval.low)}, {write(value, interval.high)}]"
+
+
+def signed_less(value: str, number: float) -> str:
+    """Writes a width: in points (of a hundred) where the value is a share."""
+    if VALUES[value].is_share:
+        return f"{100 * number:.0f} points"
+    return written(value, number)
+
+
+def _floor(pool: Pool, value: str) -> Beside | None:
+    leaks = VALUES[value].leaks
+    if not leaks:
+        return None
+    means = {name: _finite_mean(rows, value) for name, rows in pool.floors.items()}
+    means = {name: mean for name, mean in means.items() if np.isfinite(mean)}
+    if not means:
+        return None
+    best = max(means, key=lambda name: leaks * means[name])
+    return Beside(best, means[best], _excess(pool, best, value))
+
+
+def _finite_mean(rows: pyarrow.Table, value: str) -> float:
+    found = numbers(rows, value)
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if len(found) else NOTHING
+
+
+def _excess(pool: Pool, floor: str, value: str) -> Interval:
+    of_floor = by_image(pool, pool.floors[floor], value)
+    of_attack = by_image(pool, pool.rows, value)
+    group_of = by_image(pool, pool.rows, "group")
+    both = [victim for victim in of_attack if victim in of_floor]
+    differences = np.array([of_attack[v] - of_floor[v] for v in both])
+    groups = np.array([group_of[v] for v in both])
+    return mean_difference(value, VALUES[value].leaks * differences, groups)
+
+
+def by_image(pool: Pool, rows: pyarrow.Table, value: str) -> dict[Image, float]:
+    """Reads a value of some of a pool's rows, by what each is of."""
+    several = with_several(pool.cells)
+    columns = (rows[name].to_pylist() for name in ("cell", "victim", "example"))
+    images = [
+        Image(cell, victim, example is None and cell in several)
+        for cell, victim, example in zip(*columns, strict=True)
+    ]
+    return dict(zip(images, numbers(rows, value).tolist(), strict=True))

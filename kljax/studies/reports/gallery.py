@@ -1,0 +1,164 @@
+"""The gallery: reconstructions beside the truth, chosen as the attacker would.
+
+Best, median and worst are told by the matching loss, which the attacker sees. Chosen by
+likeness to the truth, the first would show what only a lucky owner of the truth knows.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax.studies import store
+from kljax.studies.gallery import displayed
+from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.tables import at_words
+from kljax.studies.reports.values import known
+from kljax.studies.store import Study
+
+RANKS = ("best", "median", "worst")
+LARGEST = 128  # pixels of a side in the page
+MOST = 60  # pools that are shown
+IMAGES = 8  # of one upload
+
+
+class Shown(NamedTuple):
+    """One image.
+
+    Attributes:
+      rank: best, median or worst of its pool, by the attacker's own loss; which of how
+        many images of the upload it is, if there are several.
+      victim: index in the dataset.
+      label: its class.
+      loss: matching loss of the upload.
+      score: SSIM of this image, in words.
+      outcome: see `kljax.metrics.outcome`.
+      truth, guess: PNG.
+    """
+
+    rank: str
+    victim: int
+    label: int
+    loss: float
+    score: str
+    outcome: str
+    truth: bytes
+    guess: bytes
+
+
+class Row(NamedTuple):
+    """A pool in the gallery.
+
+    Attributes:
+      name: where the pool stands.
+      shown: images of one to three victims.
+      victims: of how many uploads they are the best, median and worst.
+      left_out: victims whose loss is not finite.
+    """
+
+    name: str
+    shown: tuple[Shown, ...]
+    victims: int
+    left_out: int
+
+
+class Gallery(NamedTuple):
+    """All rows, and how many pools were left out to keep the page small."""
+
+    rows: tuple[Row, ...]
+    left_out: int
+
+
+def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
+    """Chooses and draws victims of every pool whose reconstructions were kept."""
+    rows = []
+    left_out = 0
+    for pool in pools:
+        kept = [
+            cell["id"]
+            for cell in pool.cells
+            if (study.folder / "reconstructions" / f"{cell['id']}.npz").exists()
+        ]
+        if not kept or not len(pool.rows):
+            continue
+        if len(rows) == MOST:
+            left_out += 1
+            continue
+        row = _row(study, pool, kept)
+        if row is not None:
+            rows.append(row)
+    return Gallery(tuple(rows), left_out)
+
+
+def _row(study: Study, pool: Pool, kept: list[str]) -> Row | None:
+    images = {cell: store.read_reconstructions(study, cell) for cell in kept}
+    places = {
+        (cell, int(victim)): place
+        for cell, arrays in images.items()
+        for place, victim in enumerate(arrays["victim"])
+    }
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in pool.rows.to_pylist():
+        place = row["upload"]
+        if row["example"] is None:  # a row of before there were uploads
+            place = places.get((row["cell"], row["victim"]))
+        if row["cell"] in images and place is not None:
+            found.setdefault((row["cell"], place), []).append(row)
+    sound = [
+        (*where, rows)
+        for where, rows in found.items()
+        if known(rows[0]["matching_loss"]) is not None
+    ]
+    if not sound:
+        return None
+    # Among equals the victim's number decides.
+    order = ("matching_loss", "cell", "victim")
+    sound.sort(key=lambda upload: [upload[-1][0][column] for column in order])
+    shown = []
+    for number in dict.fromkeys(_ranked(len(sound)).values()):
+        rank = " and ".join(r for r, p in _ranked(len(sound)).items() if p == number)
+        cell, place, rows = sound[number]
+        pictures = {name: images[cell][name][place] for name in ("truths", "images")}
+        shown += [_shown(rank, row, pictures) for row in rows[:IMAGES]]
+    return Row(at_words(pool.point), tuple(shown), len(sound), len(found) - len(sound))
+
+
+def _ranked(count: int) -> dict[str, int]:
+    """Says which place of `count` sorted ones is best, median (the lower) and worst."""
+    return dict(zip(RANKS, (0, (count - 1) // 2, count - 1), strict=True))
+
+
+def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
+    examples, example = len(pictures["truths"]), row["example"]
+    score = (
+        "no finite SSIM" if known(row["ssim"]) is None else f"SSIM {row['ssim']:.2f}"
+    )
+    if examples > 1:
+        # An older row has the means of all, and no score of this image.
+        score = f"mean of {examples}: {score}" if example is None else score
+        rank = f"{rank}, image {(example or 0) + 1} of {examples}"
+    return Shown(
+        rank,
+        row["victim"],
+        row["label"],
+        row["matching_loss"],
+        score,
+        row["outcome"],
+        *(to_png(pictures[name][example or 0]) for name in ("truths", "images")),
+    )
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """Writes an image [H, W, C] as PNG: clipped to [0, 1] as it is scored, NaN black.
+
+    Three channels are colours; of any other number the mean is shown in grey. Large
+    images are made smaller.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(np.round(255 * displayed(image)).astype(np.uint8))
+    picture.thumbnail((LARGEST, LARGEST))
+    png = io.BytesIO()
+    picture.save(png, "png", optimize=True)
+    return png.getvalue()

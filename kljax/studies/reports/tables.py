@@ -1,0 +1,310 @@
+"""Tables: of all points of a study, and of a value by rows and columns."""
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kljax import metrics
+from kljax.studies.reports.axes import Arrangement, Axis
+from kljax.studies.reports.estimates import Estimate, estimate
+from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.values import VALUES, known, numbers, written
+from kljax.studies.reports.verdicts import Outcomes, count_outcomes, verdict
+
+# Means beside the value that was asked for, where there are any.
+ALSO = (
+    "ssim",
+    "ssim_affine_oracle",
+    "psnr",
+    "lpips_alex",
+    "label_accuracy",
+    "feature_error",
+    "bins_read",
+)
+
+
+class Entry(NamedTuple):
+    """One place of a table.
+
+    Attributes:
+      text: what is read; several lines, the first one matters most.
+      number: what it is sorted by; None for text.
+      drawn: name of the drawing beside it in the page, and what it is of.
+    """
+
+    text: str
+    number: float | None = None
+    drawn: tuple[str, Any] | None = None
+
+
+class Table(NamedTuple):
+    """A table, for people (`header`, `lines`) and for programs (`records`).
+
+    Attributes:
+      name: of its file, without ending.
+      title: what it shows.
+      header: names of the columns.
+      lines: as many entries each.
+      records: rows of the CSV file, all with the same columns.
+    """
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    lines: list[tuple[Entry, ...]]
+    records: list[dict[str, Any]]
+
+
+class Line(NamedTuple):
+    """A pool with everything that is said of it."""
+
+    pool: Pool
+    value: Estimate
+    success: Estimate
+    outcomes: Outcomes
+    reads: str
+    means: dict[str, Estimate]
+
+
+def make_line(pool: Pool, value: str) -> Line:
+    """Estimates everything that tables say of a pool."""
+    found = {name: estimate(pool, name) for name in {"ssim", "success", value}}
+    return Line(
+        pool,
+        found[value],
+        found["success"],
+        count_outcomes(pool),
+        verdict(pool, found["ssim"], found["success"]),
+        {
+            name: found.get(name) or estimate(pool, name)
+            for name in ALSO
+            if name != value and math.isfinite(_any(pool, name))
+        },
+    )
+
+
+def points_table(lines: Sequence[Line], value: str) -> Table:
+    """Tables every point of the study, whatever its rows and columns."""
+    axes = tuple(lines[0].pool.point) if lines else ()
+    also = [name for name in ALSO if any(name in line.means for line in lines)]
+    asked = () if value == "success" else (f"{VALUES[value].words} [95 %]",)
+    header = (
+        *axes,
+        "victims",
+        f"{VALUES['success'].words} [95 %]",
+        *asked,
+        " / ".join(Outcomes._fields),
+        "reads as",
+        *(VALUES[name].words for name in also),
+    )
+    return Table(
+        "points",
+        f"Every point, over {_pooled_words(lines)}",
+        header,
+        [_entries(line, value, also) for line in lines],
+        [_record(line, value, also) for line in lines],
+    )
+
+
+def _entries(line: Line, value: str, also: list[str]) -> tuple[Entry, ...]:
+    pool, success = line.pool, line.success
+    counts = line.outcomes.text() if len(pool.rows) else "-"
+    return (
+        *(Entry(label) for label in pool.point.values()),
+        Entry(victims_text(pool), pool.attacked),
+        Entry(_with_floor(success), known(success.mean), ("rate", success)),
+        *([] if value == "success" else [_asked(line.value)]),
+        Entry(counts, line.outcomes.recovered, ("outcomes", line.outcomes)),
+        Entry(line.reads),
+        *(
+            Entry(written(name, line.means[name].mean), line.means[name].mean)
+            if name in line.means
+            else Entry("-")
+            for name in also
+        ),
+    )
+
+
+def _asked(found: Estimate) -> Entry:
+    return Entry(_with_floor(found), known(found.mean))
+
+
+def _with_floor(found: Estimate) -> str:
+    """Writes an estimate, its floor and its spread, a line each."""
+    texts = [found.text()]
+    if found.floor:
+        texts.append(f"floor {found.floor_text()}")
+    if math.isfinite(found.spread):
+        texts.append(found.spread_text())
+    if found.left_out and found.n:
+        texts.append(f"{found.left_out} left out")
+    return "\n".join(texts)
+
+
+def victims_text(pool: Pool) -> str:
+    """Writes how many victims there are, of how many to come, and their images."""
+    have = pool.attacked
+    text = str(have)
+    if pool.state != "finished":
+        text = f"{have} of {pool.expected}, {pool.state}"
+    images = len(pool.rows)
+    return text if images == have else f"{text}\n{images} images"
+
+
+def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
+    pool = line.pool
+    record: dict[str, Any] = dict(pool.point)
+    record |= {
+        "state": pool.state,
+        "cells": len(pool.cells),
+        "victims": pool.attacked,
+        "victims_expected": pool.expected,
+        "images": len(pool.rows),
+        **_columns(line.success),
+    }
+    if value != "success":
+        record |= _columns(line.value)
+    record |= line.outcomes._asdict()
+    for name in also:
+        found = line.means.get(name)
+        record[f"{name}_mean"] = None if found is None else known(found.mean)
+    return record | {"reads_as": line.reads}
+
+
+def _columns(found: Estimate) -> dict[str, Any]:
+    name, floor = found.value, found.floor
+    excess = floor.excess if floor else None
+    return {
+        f"{name}_mean": known(found.mean),
+        f"{name}_low": known(found.interval.low),
+        f"{name}_high": known(found.interval.high),
+        f"{name}_interval": found.interval.method if found.n else None,
+        f"{name}_groups": found.interval.groups,
+        f"{name}_n": found.n,
+        f"{name}_left_out": found.left_out,
+        f"{name}_deviation": known(found.deviation),
+        f"{name}_spread": known(found.spread),
+        f"{name}_repetitions": found.repetitions,
+        f"{name}_floor": floor.name if floor else None,
+        f"{name}_floor_mean": floor.mean if floor else None,
+        f"{name}_excess": known(excess.estimate) if excess else None,
+        f"{name}_excess_low": known(excess.low) if excess else None,
+        f"{name}_excess_high": known(excess.high) if excess else None,
+    }
+
+
+def pivot_tables(
+    lines: Sequence[Line], axes: dict[str, Axis], arrangement: Arrangement, value: str
+) -> list[Table]:
+    """Tables a value by the chosen rows and columns, one table per slice."""
+    sliced: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        at = tuple(line.pool.point[axis] for axis in arrangement.slices)
+        sliced.setdefault(at, []).append(line)
+    tables = []
+    for number, (at, members) in enumerate(sliced.items(), 1):
+        where = at_words(dict(zip(arrangement.slices, at, strict=True)))
+        title = f"{VALUES[value].words} by {' and '.join(_shown(arrangement))}"
+        tables.append(
+            _pivot(
+                f"table-{number}" if len(sliced) > 1 else "table",
+                f"{title}, at {where}" if where else title,
+                members,
+                axes,
+                arrangement,
+                value,
+            )
+        )
+    return tables
+
+
+def _shown(arrangement: Arrangement) -> list[str]:
+    sides = (arrangement.rows, arrangement.columns)
+    return [", ".join(side) for side in sides if side] or ["nothing"]
+
+
+def _pivot(
+    name: str,
+    title: str,
+    members: list[Line],
+    axes: dict[str, Axis],
+    arrangement: Arrangement,
+    value: str,
+) -> Table:
+    rows, columns = arrangement.rows, arrangement.columns
+    at = {(_labels(line, rows), _labels(line, columns)): line for line in members}
+    heads = [c for c in _combined(axes, columns) if any(key[1] == c for key in at)]
+    lines, records = [], []
+    for labels in _combined(axes, rows):
+        if not any(key[0] == labels for key in at):
+            continue
+        found = [at.get((labels, head)) for head in heads]
+        lines.append((*map(Entry, labels), *map(pivot_entry, found)))
+        record: dict[str, Any] = dict(zip(rows, labels, strict=True))
+        for head, line in zip(heads, found, strict=True):
+            record |= _wide(head, line, value)
+        records.append(record)
+    words = [" ".join(head) or VALUES[value].words for head in heads]
+    return Table(name, title, (*rows, *words), lines, records)
+
+
+def pivot_entry(line: Line | None) -> Entry:
+    """Writes one place of a pivot: the mean, its floor, the spread, the outcomes."""
+    if line is None:
+        return Entry("no cell")
+    if not len(line.pool.rows):
+        return Entry(line.pool.state)
+    texts = [_with_floor(line.value), line.outcomes.text()]
+    if line.pool.state != "finished":
+        texts.append(victims_text(line.pool))
+    drawn = ("outcomes", line.outcomes)
+    return Entry("\n".join(texts), known(line.value.mean), drawn)
+
+
+def _wide(head: tuple[str, ...], line: Line | None, value: str) -> dict[str, Any]:
+    """Makes the CSV columns of one column of a pivot."""
+    place = " ".join(head)
+    names = ("mean", "low", "high", "spread", "floor", "floor_mean", "left_out")
+    columns = _columns(line.value) if line else {}
+    found = {name: columns.get(f"{value}_{name}") for name in names}
+    found["victims"] = line.pool.attacked if line else None
+    counts = line.outcomes._asdict() if line else dict.fromkeys(metrics.OUTCOMES)
+    return {f"{place} {name}".strip(): kept for name, kept in (found | counts).items()}
+
+
+def _labels(line: Line, axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line.pool.point[axis] for axis in axes)
+
+
+def _combined(axes: dict[str, Axis], names: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(itertools.product(*(axes[name].labels for name in names)))
+
+
+def at_words(point: dict[str, str]) -> str:
+    """Writes a point for people: ``attack=dlg, budget=long``."""
+    return ", ".join(f"{axis}={label}" for axis, label in point.items())
+
+
+def _pooled_words(lines: Sequence[Line]) -> str:
+    most = max((len(line.pool.cells) for line in lines), default=1)
+    return "all its victims" if most == 1 else f"up to {most} repetitions"
+
+
+def _any(pool: Pool, name: str) -> float:
+    """Finds a finite value of this name; NaN if there is none."""
+    found = numbers(pool.rows, name)
+    finite = found[[math.isfinite(number) for number in found]]
+    return float(finite[0]) if len(finite) else math.nan
+
+
+def to_csv(table: Table) -> str:
+    """Writes the records of a table; what is not known is empty."""
+    text = io.StringIO(newline="")
+    if table.records:
+        writer = csv.DictWriter(text, list(table.records[0]))
+        writer.writeheader()
+        writer.writerows(table.records)
+    return text.getvalue()

@@ -1,0 +1,99 @@
+"""Verdicts: how a pool reads, in words that claim no more than its rows show."""
+
+import collections
+from typing import NamedTuple
+
+from kljax.studies.reports.estimates import Estimate
+from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.readings import read_differences
+from kljax.studies.reports.values import VALUES
+
+BESIDE_FLOOR = {
+    1: "above its floor",
+    -1: "below its floor",
+    0: "not told apart from its floor",
+    None: "difference from its floor not known",
+}
+
+
+class Outcomes(NamedTuple):
+    """How many images came out how; see `kljax.metrics.outcome`."""
+
+    recovered: int
+    recovered_affine: int
+    unsolved: int
+    ambiguous: int
+    diverged: int
+
+    def text(self) -> str:
+        """Writes the counts, in that order."""
+        return " / ".join(map(str, self))
+
+
+def count_outcomes(pool: Pool) -> Outcomes:
+    """Counts the outcomes of a pool."""
+    found = pool.rows["outcome"].to_pylist()
+    return Outcomes(*(found.count(name) for name in Outcomes._fields))
+
+
+def verdict(pool: Pool, *scores: Estimate) -> str:
+    """Says how to read a pool.
+
+    Whether a score is above its floor is told by the interval of the paired difference
+    on the same victims; where that is not known, it is said. An attack that did not
+    match the gradient is never counted for a defence.
+
+    Args:
+      pool: the rows.
+      scores: estimates of scores of this pool, such as ``ssim`` and ``success``. A rate
+        alone hides what is above the floor where both always succeed, or never.
+    """
+    n = len(pool.rows)
+    if not n:
+        return f"{pool.state[0].upper()}{pool.state[1:]}."
+    found = count_outcomes(pool)
+    beside = {
+        VALUES[score.value].words: score.floor.excess for score in scores if score.floor
+    }
+    told = read_differences(beside, BESIDE_FLOOR) if beside else ""
+    parts = [f"{told[0].upper()}{told[1:]}."] if told else []
+    told = _counted(
+        n,
+        {
+            "recovered": found.recovered,
+            "recovered up to contrast": found.recovered_affine,
+            "ambiguous": found.ambiguous,
+        },
+    )
+    if told:
+        parts.append(f"{told}.")
+    told = _counted(n, {"unsolved": found.unsolved, "diverged": found.diverged})
+    if told:
+        parts.append(f"{told}: no sign of protection.")
+    if n > pool.attacked:
+        parts.append(_of_uploads(pool))
+    if pool.state != "finished":
+        parts.append(f"Only {pool.attacked} of {pool.expected} victims so far.")
+    return " ".join(parts)
+
+
+def _of_uploads(pool: Pool) -> str:
+    """Says how many images of each upload are recovered, contrast or not."""
+    columns = (pool.rows[name].to_pylist() for name in ("cell", "upload", "outcome"))
+    images: collections.Counter = collections.Counter()
+    recovered: collections.Counter = collections.Counter()
+    for cell, upload, outcome in zip(*columns, strict=True):
+        images[cell, upload] += 1
+        recovered[cell, upload] += outcome in ("recovered", "recovered_affine")
+    low, high = (pick(recovered.values()) for pick in (min, max))
+    span = str(low) if low == high else f"{low} to {high}"
+    of = " or ".join(map(str, sorted(set(images.values()))))
+    return f"Of each upload's {of} images at least {span} leaked."
+
+
+def _counted(n: int, counts: dict[str, int]) -> str:
+    return " and ".join(
+        f"All {n} {name}" if count == n else f"{count} of {n} {name}"
+        for name, count in counts.items()
+        if count
+    )

@@ -1,0 +1,154 @@
+"""The end of a run: ``accuracy.json``, ``summary.json``, ``summary.md``, the curves."""
+
+import os
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tabulate import tabulate
+
+from kljax.core.files import read_json, write_json, write_text
+from kljax.core.folders import optional
+from kljax.core.provenance import device
+from kljax.federated import evaluation
+from kljax.studies import figures
+from kljax.studies.run_folder.configuration import SCHEMA_VERSION
+from kljax.studies.run_folder.rows import Row
+
+REMAKE = "remove it and run the training again: it is made anew from the checkpoints"
+
+
+class Accuracy(TypedDict):
+    """What one test of one arm says, as `kljax.evaluation.evaluate` writes it."""
+
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+class Throughput(TypedDict):
+    """What a run took."""
+
+    clients_per_s: float
+    examples_per_s: float
+    compile_s: float
+    run_s: float
+    device: str
+
+
+class Summary(TypedDict):
+    """What ``summary.json`` holds."""
+
+    accuracy: dict[str, dict[str, Accuracy]]  # by arm and test
+    throughput: Throughput
+    config: dict[str, Any]
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Reads the summary of a finished run; None if it is not finished.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    return read_json(folder / "summary.json", Summary, remedy=REMAKE)
+
+
+def read_accuracy(folder: Path) -> dict[str, Accuracy] | None:
+    """Reads what the tests of an arm said; None if they have not been made.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    path = folder / "accuracy.json"
+    return read_json(path, dict[str, Accuracy], remedy=REMAKE)
+
+
+def summarise(
+    config: dict[str, Any], rows: list[Row], accuracy: dict[str, Any]
+) -> dict[str, Any]:
+    """Summarises a finished run, as written to ``summary.json``.
+
+    Args:
+      config: what `describe` says.
+      rows: of all arms.
+      accuracy: by arm, what `kljax.evaluation.evaluate` says.
+    """
+    run_s = sum(row["run_s"] for row in rows)
+
+    def per_second(column: str) -> float:
+        # Without ``metrics.csv`` there may be no row, and no second, either.
+        return sum(row[column] for row in rows) / run_s if run_s else 0.0
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "accuracy": accuracy,
+        "throughput": {
+            "clients_per_s": per_second("clients"),
+            "examples_per_s": per_second("examples"),
+            "compile_s": sum(row["compile_s"] for row in rows),
+            "run_s": run_s,
+            "device": device(),
+        },
+        "config": config,
+    }
+
+
+def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> None:
+    """Writes picture, table and summary; the summary last, it marks the end."""
+    aside = folder / ".curves.png"
+    with optional("curves.png"):
+        if not rows:
+            raise ValueError("metrics.csv is lost, and all rounds were run before")
+        figures.draw_curves(rows, aside)
+        os.replace(aside, folder / "curves.png")
+    write_text(folder / "summary.md", markdown(summary))
+    write_json(folder / "summary.json", summary)
+
+
+def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lays the accuracies out: one line per test, one column per arm, in per cent."""
+    accuracy = summary["accuracy"]
+    header = ["test", *accuracy]
+    lines = [
+        [test, *(_cell(of_arm.get(test)) for of_arm in accuracy.values())]
+        for test in evaluation.TESTS
+        if any(test in of_arm for of_arm in accuracy.values())
+    ]
+    return header, lines
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    mean = f"{100 * found['mean']:.1f}"
+    several = len(found["values"]) > 1
+    return f"{mean} ± {100 * found['std']:.1f}" if several else mean
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Writes the summary down as Markdown."""
+    config, speed = summary["config"], summary["throughput"]
+    header, lines = table(summary)
+    words = "\n".join(
+        f"- `{line[0]}`: {evaluation.TESTS[line[0]].words}" for line in lines
+    )
+    cohort = config["cohort"] or "all"
+    return f"""\
+# Federated training of `{config["model"]}` on `{config["data"]}`
+
+{config["clients"]} clients ({cohort} in each round), partition `{config["partition"]}`,
+{config["rounds"]} rounds, batch {config["batch"]}, seed {config["seed"]}, matmul
+precision `{config["precision"]}`.
+
+Accuracy on test examples in %: mean ± sample standard deviation over clients and random
+draws, one number where there is only one. A test without a meaning for an arm is `-`.
+
+{tabulate(lines, header, tablefmt="github", disable_numparse=True)}
+
+{words}
+
+Throughput: {speed["clients_per_s"]:.2f} clients/s, {speed["examples_per_s"]:.0f}
+examples/s on {speed["device"]} ({speed["run_s"]:.1f} s running,
+{speed["compile_s"]:.1f} s compiling; without evaluation).
+
+Images: {config["data_licence"]}
+"""

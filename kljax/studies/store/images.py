@@ -1,0 +1,137 @@
+"""Images of a study: truths and reconstructions, one array file per cell.
+
+A chunk leaves those of its victims in a file of its own; when all chunks of a cell are
+there, they become the cell's file.
+"""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kljax.core.claims import alone
+from kljax.core.files import DamagedFile, brief, write_bytes
+from kljax.studies.store.manifest import Chunk, Group
+
+REMEDY = "remove it and the part of the same name, and run the sweep again"
+
+
+class Images(NamedTuple):
+    """Images of some victims of one cell."""
+
+    first: int  # place of the first of them in the cell
+    images: np.ndarray  # [n, B, H, W, C], in the order of the truths
+    truths: np.ndarray  # [n, B, H, W, C]
+    victims: np.ndarray  # [n] index in the dataset of each one's first example
+
+
+def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:
+    """Writes what a chunk found, by id of the cell; whole or not at all.
+
+    Images of other cells that the chunk found before stay.
+    """
+    arrays = {
+        f"{cell}/{field}": value
+        for cell, some in found.items()
+        for field, value in some._asdict().items()
+    }
+    with _alone(folder):
+        path = _chunk(folder, chunk)
+        _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
+
+
+def collect(folder: Path, groups: Iterable[Group]) -> None:
+    """Makes the files of all cells whose chunks are there.
+
+    The file of a chunk is removed when all of its cells have theirs; until then it may
+    hold the only images of a cell that failed in another chunk.
+    """
+    with _alone(folder):
+        left = [chunk for group in groups for chunk in _collect(folder, group)]
+        if not left:
+            shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _collect(folder: Path, group: Group) -> list[Chunk]:
+    """Makes the files of a group; returns the chunks that are still needed."""
+    chunks: dict[str, list[Path]] = {}
+    for chunk in group.chunks:
+        for piece in chunk.pieces:
+            chunks.setdefault(piece.cell.id, []).append(_chunk(folder, chunk.name))
+    needed = set()
+    for cell, paths in chunks.items():
+        target = folder / "reconstructions" / f"{cell}.npz"
+        if not target.exists() and not _join(target, cell, paths):
+            needed.add(cell)
+    left = []
+    for chunk in group.chunks:
+        if needed.isdisjoint(piece.cell.id for piece in chunk.pieces):
+            _chunk(folder, chunk.name).unlink(missing_ok=True)
+        else:
+            left.append(chunk)
+    return left
+
+
+def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
+    """Writes the file of a cell; False if images of it are missing."""
+    parts = []
+    for path in paths:
+        found = read_arrays(path, remedy=REMEDY) or {}
+        names = [f"{cell}/{name}" for name in Images._fields]
+        if not set(names) <= found.keys():  # it is not there, or failed in this chunk
+            return False
+        parts.append(Images(*(found[name] for name in names)))
+    parts.sort(key=lambda part: int(part.first))
+    _save(
+        target,
+        {
+            "images": np.concatenate([part.images for part in parts]),
+            "truths": np.concatenate([part.truths for part in parts]),
+            "victim": np.concatenate([part.victims for part in parts]),
+        },
+    )
+    return True
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    # What one process has collected it removes, while others may still be writing.
+    return alone(folder / ".reconstructions.lock")
+
+
+def _chunk(folder: Path, name: str) -> Path:
+    return _aside(folder) / f"{name}.npz"
+
+
+def _aside(folder: Path) -> Path:
+    return folder / "reconstructions" / ".chunks"
+
+
+def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
+    """Reads a file of arrays; None if it is not there.
+
+    Raises:
+      DamagedFile: if it is not what was written.
+    """
+    try:
+        # Opened here: np.load leaves the file of a broken archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise
+    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
+    except Exception as error:
+        what = f"it holds no arrays ({brief(error)})"
+        raise DamagedFile(path, what, remedy=remedy) from error
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())

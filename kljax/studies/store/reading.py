@@ -1,0 +1,131 @@
+"""Reading of a study, however far it is: none of it done, some, or all.
+
+A study is read as it lies there, while others may be writing to it: every file in it is
+whole, and hidden files are somebody's work in hand.
+"""
+
+import collections
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+
+from kljax.core.files import DamagedFile
+from kljax.studies.store.failures import read_failures
+from kljax.studies.store.images import read_arrays
+from kljax.studies.store.manifest import read_manifest
+from kljax.studies.store.parts import read_part
+from kljax.studies.store.schema import part_schema
+
+FLOOR = "floor/"  # before the name of a floor in the column `arm`
+REMEDY = (
+    "remove it; its images are made again if the parts of its cell are removed, too"
+)
+KEPT = ("images", "truths", "victim")  # arrays of a cell's reconstructions
+
+
+class Study(NamedTuple):
+    """A study, read.
+
+    Attributes:
+      folder: where it is.
+      manifest: what ``manifest.json`` says: ``axes`` {axis: [labels]}, ``cells``
+        [{id, point, config}], ``sweep``, ``versions``, ``device`` and the rest.
+      rows: of all parts, see `part_schema`, as they were written: up to schema
+        version 3 one per upload (``example`` is null there), since then one per
+        image. Those of arms ``floor/NAME`` score what is reached without any gradient
+        on that cell's victims.
+      failures: of cells that raised: ``cell``, ``point``, ``error``, ``traceback``,
+        and the ``command`` that reruns it.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: pyarrow.Table
+    failures: list[dict[str, Any]]
+
+
+def read(folder: Path | str) -> Study:
+    """Reads a study.
+
+    Rows of cells that the manifest does not have are left out, and so is a row that is
+    there twice (the one of the part that comes first by name counts).
+
+    Raises:
+      FileNotFoundError: if there is no ``manifest.json``.
+      DamagedFile: for a file that is not what was written; it is named.
+      ValueError: for a study of a newer kljax.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    return Study(folder, manifest, _rows(folder, manifest), read_failures(folder))
+
+
+def finished_victims(study: Study) -> dict[str, int]:
+    """Counts the victims of every cell whose attack is finished, by id of the cell.
+
+    A victim is an upload, however many rows its examples have. A cell is missing for
+    as long as it has fewer than its configuration's ``victims``.
+    """
+    columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "example"))
+    counted = collections.Counter(
+        cell
+        for cell, arm, example in zip(*columns, strict=True)
+        if not example and not arm.startswith(FLOOR)
+    )
+    return {cell["id"]: counted[cell["id"]] for cell in study.manifest["cells"]}
+
+
+def missing_cells(study: Study) -> list[dict[str, Any]]:
+    """Lists the cells of the manifest which have not all of their rows."""
+    finished = finished_victims(study)
+    return [
+        cell
+        for cell in study.manifest["cells"]
+        if finished[cell["id"]] < cell["config"]["victims"]
+    ]
+
+
+def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | None:
+    """Reads the reconstructed images of a cell; None if they were not kept.
+
+    Returns:
+      ``images`` and ``truths`` [N, B, H, W, C] in the same order, that of the uploads
+      (column ``upload`` of the rows, from 0); ``victim`` [N] index in the dataset of
+      each upload's first example.
+
+    Raises:
+      DamagedFile: if they are not what was written.
+    """
+    path = study.folder / "reconstructions" / f"{cell}.npz"
+    found = read_arrays(path, remedy=REMEDY)
+    missing = set(KEPT) - found.keys() if found is not None else None
+    if missing:
+        what = f"it lacks {', '.join(sorted(missing))}"
+        raise DamagedFile(path, what, remedy=REMEDY)
+    if found is not None:
+        shapes = {name: found[name].shape for name in KEPT}
+        images, truths, victim = shapes.values()
+        if len(images) != 5 or images != truths or victim != images[:1]:
+            what = f"its arrays do not belong together: {shapes}"
+            raise DamagedFile(path, what, remedy=REMEDY)
+    return found
+
+
+def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
+    schema = part_schema(manifest["axes"])
+    # What begins with a dot is not finished.
+    paths = sorted((folder / "parts").glob("[!.]*.parquet"))
+    parts = [read_part(path, manifest["axes"]).rows for path in paths]
+    # One piece: picking rows out of a table of many is slow.
+    rows = pyarrow.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+    known = {cell["id"] for cell in manifest["cells"]}
+    seen = set()
+    columns = (rows[name].to_pylist() for name in ("cell", "arm", "victim"))
+    kept = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        if row[0] in known and row not in seen:
+            seen.add(row)
+            kept.append(number)
+    return rows if len(kept) == len(rows) else rows.take(kept)

@@ -1,0 +1,109 @@
+"""What a sweep will take, estimated by a few seconds of it."""
+
+import dataclasses
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax.parallel import Layout, block_memory, fastest_layout, map_victims
+from kljax.studies import leakage
+from kljax.studies.leakage import inputs_of
+from kljax.studies.store.manifest import Group, plan
+
+SECONDS = 60.0  # what a probe may take
+STEPS = 5  # evaluations per restart that are run and timed
+
+
+class Estimate(NamedTuple):
+    """What a sweep will take on this machine, roughly.
+
+    Attributes:
+      groups: how many groups compile together, and how many of them were probed.
+      compilations: programs to compile, draws of networks and defences included.
+      compile_s: seconds to compile them, without a warm cache.
+      run_s: seconds to run all victims; scoring and reports not included.
+      memory: bytes of the largest block that was probed, all local devices together.
+    """
+
+    groups: tuple[int, int]
+    compilations: int
+    compile_s: float
+    run_s: float
+    memory: int
+
+
+class _Probed(NamedTuple):
+    per_victim: float  # seconds, of a closed form; 0 for a search
+    per_evaluation: float  # seconds, one victim; 0 for a closed form
+    compile_s: float
+    programs: int
+    memory: int
+
+
+def estimate_sweep(
+    manifest: dict[str, Any], *, layout: Layout | None = None, seconds: float = SECONDS
+) -> Estimate:
+    """Estimates what a sweep takes: compiles and runs a few steps of its groups.
+
+    Groups that the seconds do not suffice for count as the mean of those probed. The
+    time of an evaluation is that of a short attack. An attack that reports no
+    evaluations, a closed form, takes the same time whatever the steps.
+
+    Args:
+      manifest: of the study, which need not be written.
+      layout: how victims are laid over the machine; None for `fastest_layout`.
+      seconds: after which no further group is probed; the first always is.
+
+    Raises:
+      ValueError: for anything in a cell that does not exist or does not fit.
+    """
+    groups = plan(manifest)
+    layout = layout or fastest_layout("victims")
+    start, probed = time.perf_counter(), []
+    for group in groups:
+        if probed and time.perf_counter() - start > seconds:
+            break
+        probed.append(_probe(group, layout))
+    mean = _Probed(*(float(np.mean(column)) for column in zip(*probed, strict=True)))
+    run_s, padded = 0.0, probed + [mean] * (len(groups) - len(probed))
+    for group, one in zip(groups, padded, strict=True):
+        for cell in group.cells:
+            spent = cell.config.steps * cell.config.restarts
+            seconds_each = one.per_victim + spent * one.per_evaluation
+            run_s += cell.config.victims * seconds_each
+    return Estimate(
+        (len(groups), len(probed)),
+        round(sum(one.programs for one in padded)),
+        sum(one.compile_s for one in padded),
+        run_s,
+        max(one.memory for one in probed),
+    )
+
+
+def _probe(group: Group, layout: Layout) -> _Probed:
+    config = group.cells[0].config
+    steps = min(STEPS, config.steps)
+    devices = jax.local_device_count() if layout.spread else 1
+    # One block of real victims, as many as there are.
+    count = min(config.victims, layout.chunk * devices)
+    study = leakage.prepare(dataclasses.replace(config, steps=steps, victims=count))
+    (job,) = study.jobs
+    inputs = inputs_of(study.config, job, study.stage.victims)
+    with jax.default_matmul_precision(config.precision):
+        memory, spent = block_memory(job.fn, layout, inputs, draws=job.staged.draws)
+        run = map_victims(job.fn, layout, draws=job.staged.draws, full=True)
+        attacked, first = run(*inputs)
+        _, again = run(*inputs)
+    # A block is full, however few there are.
+    each = again.run_s / (layout.chunk * devices)
+    counted = attacked.reconstruction.info.get("evaluations")
+    searches = counted is None or bool(np.any(counted))
+    return _Probed(
+        0.0 if searches else each,
+        each / (steps * config.restarts) if searches else 0.0,
+        spent.compile_s + first.compile_s,
+        1 + len(job.staged.draws),
+        memory * devices,
+    )

@@ -1,0 +1,122 @@
+"""The tally of a sweep: what a process has done so far, and in all."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kljax.parallel import Timing
+from kljax.studies.scoring import Row
+from kljax.studies.store.manifest import Chunk, Group
+
+
+class Finished(NamedTuple):
+    """A chunk that is done, for people who watch.
+
+    Attributes:
+      chunk: its name.
+      point: where its first cell stands.
+      others: how many more cells are in it.
+      victims, all_victims: done by this process so far, and in all.
+      cells, all_cells: of which all chunks of this process are done, and in all.
+      attacks: in this chunk.
+      loss: median of the matching losses of its first cell, NaN if there is none.
+      timing: of this chunk.
+      failed: cells that failed in it.
+    """
+
+    chunk: str
+    point: dict[str, str]
+    others: int
+    victims: int
+    all_victims: int
+    cells: int
+    all_cells: int
+    attacks: int
+    loss: float
+    timing: Timing
+    failed: tuple[str, ...]
+
+
+class Report(NamedTuple):
+    """What a process did."""
+
+    attacks: int
+    compilations: int
+    compile_s: float
+    run_s: float
+    failed: tuple[str, ...]
+
+
+class Tally:
+    """Counts what is done, for people who watch and for the end."""
+
+    def __init__(self, work: list[tuple[Group, list[Chunk]]]):
+        self._left: dict[str, int] = {}
+        self._all_victims = 0
+        for _, chunks in work:
+            for chunk in chunks:
+                for piece in chunk.pieces:
+                    cell = piece.cell.id
+                    self._left[cell] = self._left.get(cell, 0) + 1
+                    self._all_victims += piece.end - piece.first
+        self._all_cells = len(self._left)
+        self._victims = self._attacks = self._compilations = 0
+        self._compile_s = self._run_s = 0.0
+        self._failed: list[str] = []
+
+    def add(
+        self,
+        chunk: Chunk,
+        rows: Mapping[str, Sequence[Row]],
+        timing: Timing,
+        failed: tuple[str, ...],
+    ) -> Finished:
+        """Counts a chunk that is done.
+
+        Args:
+          chunk: all of it.
+          rows: that are new, by `Piece.name`.
+          timing: of this chunk.
+          failed: ids of the cells that failed in it.
+        """
+        for piece in chunk.pieces:
+            self._left[piece.cell.id] -= 1
+        first = chunk.pieces[0].cell
+        losses = [
+            row["matching_loss"]
+            for row in rows.get(chunk.pieces[0].name, ())
+            if row["matching_loss"] is not None
+        ]
+        # An attack on several examples has a row for each.
+        new = [row for some in rows.values() for row in some if not row["example"]]
+        attacks = sum(1 for row in new if row["attack"] is not None)
+        self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
+        self._attacks += attacks
+        self._compilations += timing.compilations
+        self._compile_s += timing.compile_s
+        self._run_s += timing.run_s
+        self._failed += failed
+        return Finished(
+            chunk.name,
+            first.point,
+            len(chunk.pieces) - 1,
+            self._victims,
+            self._all_victims,
+            sum(1 for left in self._left.values() if not left),
+            self._all_cells,
+            attacks,
+            float(np.median(losses)) if losses else float("nan"),
+            timing,
+            failed,
+        )
+
+    def report(self) -> Report:
+        """Says what was done since the start."""
+        return Report(
+            self._attacks,
+            self._compilations,
+            self._compile_s,
+            self._run_s,
+            tuple(self._failed),
+        )

@@ -1,0 +1,341 @@
+"""The training job: federated rounds under several arms, and what the models can do.
+
+`train` runs what a `kljax.TrainConfig` says: arm after arm from the same weights, on
+the same batches, by what `kljax.studies.builder.run_setup` makes of it. A run that was
+killed goes on from its last checkpoint to the very parameters of an uninterrupted one.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax.core import files
+from kljax.core.checks import check_text
+from kljax.core.claims import claimed
+from kljax.core.drawing import draw_jointly
+from kljax.core.folders import optional
+from kljax.core.types import Gates
+from kljax.defences import unit_gates
+from kljax.federated import checkpoints, evaluation
+from kljax.federated.clients import ClientState
+from kljax.federated.rounds import RoundInfo, ServerState, nbytes
+from kljax.models import site_widths
+from kljax.studies import figures, run_folder
+from kljax.studies.builder.run_setup import (
+    ArmRounds,
+    Prepared,
+    arm_rounds,
+    batches_of,
+    cohort_of,
+    local_steps,
+    mean_gates,
+    prepare,
+    random_keys,
+    start,
+)
+from kljax.studies.builder.sizes import check_training
+from kljax.studies.config import TrainConfig
+from kljax.studies.run_folder import Row
+
+# What a disk says that is full, gone or read only.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+WATCHED = 3  # clients whose accuracy is measured while training
+
+
+class ArmBegun(NamedTuple):
+    """An arm that is about to be trained."""
+
+    name: str
+    round: int  # 0, or the round it is resumed from
+    private_bytes: int  # that the states of all clients take on the host
+
+
+class TrainedArm(NamedTuple):
+    """An arm at the end of its rounds."""
+
+    server: ServerState
+    clients: ClientState  # NumPy arrays with a leading axis [N]
+    accuracy: dict[str, dict[str, Any]]  # by test, see `kljax.evaluation.evaluate`
+
+
+class TrainResult(NamedTuple):
+    """A finished run."""
+
+    prepared: Prepared
+    arms: dict[str, TrainedArm]
+    rows: list[Row]  # of ``metrics.csv``
+    summary: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    folder: Path | None = None,
+    *,
+    tensorboard: bool = False,
+    on_arm: Callable[[ArmBegun], Any] = lambda begun: None,
+    on_round: Callable[[Row], Any] = lambda row: None,
+) -> TrainResult:
+    """Trains every arm, and measures what each model can do.
+
+    With a folder, states and metrics are written as they come, and a run that was cut
+    off goes on where it was: to the same parameters, bit by bit, with the same speed
+    options on the same devices. One process alone runs it, and holds a claim on the
+    folder (`kljax.core.claims`) while it does.
+
+    Args:
+      config: the run.
+      folder: run folder to make, or to go on with; None writes nothing.
+      tensorboard: whether to write ``tensorboard/`` in it, too.
+      on_arm: called before an arm begins.
+      on_round: called with the row of every finished round.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit, before
+        anything is computed or written.
+      FileExistsError: if `folder` is of another configuration or of something else, or
+        if another process trains in it.
+      ImportError: for `tensorboard` without tensorboardX.
+      DamagedFile: for a file of the folder that is not what was written.
+      OSError: for a disk that is full or cannot be written; nothing written before is
+        lost.
+      kljax.federated.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"train is for one process, and there are {jax.process_count()}: run "
+            "kljax.Rounds yourself, whose layouts use the devices of all"
+        )
+    if folder is not None:
+        check_text("folder", str(folder))
+        run_folder.check_same(folder, config)
+    boards = run_folder.boards(folder) if tensorboard else None
+    with contextlib.ExitStack() as held:
+        there = folder is not None and folder.exists()
+        if there:
+            _claim(folder, config, held)
+        prepared = prepare(config)
+        check_training(prepared)
+        # What is wrong in the configuration leaves no folder.
+        if folder is not None and not there:
+            folder.mkdir(parents=True, exist_ok=True)
+            _claim(folder, config, held)
+        if folder is not None:
+            for name in config.arms:  # too long a name is refused here
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(folder / name)
+        try:
+            return _train(prepared, folder, boards, on_arm, on_round)
+        except OSError as error:
+            if folder is None or error.errno not in DISK:
+                raise
+            raise OSError(
+                f"the training cannot write to {str(folder)!r} ({error}): what it has "
+                "written so far is whole and stays; make room there, and the same "
+                "configuration and folder go on from the last checkpoint"
+            ) from error
+
+
+def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
+    held.enter_context(claimed(folder))
+    # Another process may have been faster.
+    run_folder.check_same(folder, config)
+
+
+def _train(
+    prepared: Prepared,
+    folder: Path | None,
+    boards: Callable | None,
+    on_arm: Callable[[ArmBegun], Any],
+    on_round: Callable[[Row], Any],
+) -> TrainResult:
+    config = prepared.config
+    described = run_folder.describe(config, prepared.train.licence)
+    rows: list[Row] = []
+    if folder is not None:
+        rows = [r for r in run_folder.read_rows(folder) if r["arm"] in config.arms]
+        _begin(folder, prepared, described)
+    trained = {}
+    with jax.default_matmul_precision(config.precision):
+        for name in config.arms:
+            place = None if folder is None else folder / name
+            trained[name] = _train_arm(
+                prepared, name, place, rows, boards, on_arm, on_round
+            )
+    accuracy = {name: arm.accuracy for name, arm in trained.items()}
+    summary = run_folder.summarise(described, rows, accuracy)
+    if folder is not None:
+        run_folder.write_summary(folder, summary, rows)
+    return TrainResult(prepared, trained, rows, summary)
+
+
+def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
+    if not (folder / "config.json").exists():
+        files.write_json(folder / "config.json", described)
+    dataset = prepared.train
+    with optional("partition.png"):
+        figures.draw_partition(
+            prepared.partition,
+            dataset.labels[np.arange(len(dataset))],
+            dataset.num_classes,
+            folder / "partition.png",
+            dataset.class_names,
+        )
+
+
+def _train_arm(
+    prepared: Prepared,
+    name: str,
+    place: Path | None,
+    rows: list[Row],
+    boards: Callable | None,
+    on_arm: Callable[[ArmBegun], Any],
+    on_round: Callable[[Row], Any],
+) -> TrainedArm:
+    config, keys = prepared.config, random_keys(prepared.config)
+    setup = arm_rounds(prepared, name)
+    rounds = setup.rounds
+    server, clients = start(prepared, rounds)
+    first = 0
+    if place is not None:
+        first = max(checkpoints.saved(place), default=0)
+        run_folder.check_rows(place.parent, rows, name, first)
+        if first:
+            server, clients = checkpoints.restore(place, first, server, clients)
+        # Not before this one is read: if it is damaged, an older one may do.
+        checkpoints.prune(place, first, config.keep_rounds)
+        if not first and 0 in config.keep_rounds:
+            checkpoints.save(place, server, clients, config.keep_rounds)
+    # What was measured after the checkpoint is measured again.
+    rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
+    board = None if boards is None else boards(name, first)
+    unit = _unit_gates(prepared, name)
+    on_arm(ArmBegun(name, first, nbytes(clients)))
+    test = evaluation.Examples(*prepared.test.fetch(np.arange(len(prepared.test))))
+    for number in range(first, config.rounds):
+        server, info = rounds.run_round(
+            keys.rounds,
+            server,
+            clients,
+            cohort_of(config, number),
+            batches_of(prepared, number),
+        )
+        done = number + 1
+        measured = done % config.evaluate_every == 0 or done == config.rounds
+        accuracy = (
+            _test_accuracy(setup, server, clients, unit, test) if measured else None
+        )
+        rows.append(_row(prepared, name, number, info, accuracy))
+        if place is not None:
+            run_folder.write_rows(place.parent, rows)
+            due = done % config.save_every == 0 or done in config.keep_rounds
+            if due or done == config.rounds:
+                checkpoints.save(place, server, clients, config.keep_rounds)
+        if board is not None:
+            run_folder.write_board(board, rows[-1])
+        on_round(rows[-1])
+    if board is not None:
+        board.close()
+    accuracy = _evaluate(prepared, setup, server, clients, unit, test, place)
+    return TrainedArm(jax.device_get(server), clients, accuracy)
+
+
+def _row(
+    prepared: Prepared, name: str, number: int, info: RoundInfo, accuracy: float | None
+) -> Row:
+    config = prepared.config
+    steps = sum(
+        local_steps(config, len(prepared.partition[client])) for client in info.clients
+    )
+    return {
+        "schema_version": run_folder.SCHEMA_VERSION,
+        "arm": name,
+        "round": number,
+        "loss": info.loss,
+        "train_accuracy": info.accuracy,
+        "test_accuracy": accuracy,
+        "clients": len(info.clients),
+        "examples": steps * config.batch,
+        "excluded": tuple(info.excluded.tolist()),
+        "compile_s": info.timing.compile_s,
+        "run_s": info.timing.run_s,
+    }
+
+
+def _unit_gates(prepared: Prepared, name: str) -> Gates:
+    """Makes the gates that change nothing, of all sites that the arm's network has."""
+    sites = prepared.sites
+    model = prepared.models[prepared.arms[name].norm]
+    try:
+        site_widths(model, sites.paths, prepared.train.shape)
+    except ValueError:
+        return {}  # LeNet without a lock has no norm to gate
+    return unit_gates(sites.paths, sites.widths)(None, None)
+
+
+def _test_accuracy(
+    setup: ArmRounds,
+    server: ServerState,
+    clients: ClientState,
+    unit: Gates,
+    test: evaluation.Examples,
+) -> float:
+    """Measures the model with each client's own lock; the mean over three clients."""
+    leaves = jax.tree.leaves(clients.private)
+    count = len(leaves[0]) if leaves else 1
+    watched = min(count, WATCHED)
+    found = []
+    for n in range(watched):
+        private = jax.tree.map(lambda x, n=n: x[n * count // watched], clients.private)
+        gates = {**unit, **setup.defence.gates(server.public.defence, private)}
+        found.append(
+            evaluation.accuracy(
+                setup.model, server.public.model, server.stats, gates, *test
+            )
+        )
+    return float(np.mean(found))
+
+
+def _evaluate(
+    prepared: Prepared,
+    setup: ArmRounds,
+    server: ServerState,
+    clients: ClientState,
+    unit: Gates,
+    test: evaluation.Examples,
+    place: Path | None,
+) -> dict[str, dict[str, Any]]:
+    """Runs all tests on a trained model, or reads what they said before."""
+    found = None if place is None else run_folder.read_accuracy(place)
+    if found is not None:
+        return found
+    keys, public = random_keys(prepared.config), prepared.public
+    size = 0 if public is None else len(public)
+    initial = jax.device_get(jax.jit(draw_jointly(setup.rounds.init_lock))(keys.init))
+    accuracy = evaluation.evaluate(
+        setup.model,
+        setup.defence,
+        server.public,
+        server.stats,
+        clients.private,
+        unit_gates=unit,
+        test=test,
+        rng=keys.evaluation,
+        public_examples=(
+            None
+            if public is None
+            else evaluation.Examples(*public.fetch(np.arange(size)))
+        ),
+        initial_lock_weights=initial if jax.tree.leaves(initial) else None,
+        mean_gates=mean_gates(prepared) if unit else None,
+        loss=prepared.loss,
+        tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
+    )
+    if place is not None:
+        files.write_json(place / "accuracy.json", accuracy)
+    return accuracy

@@ -1,0 +1,111 @@
+"""Observation: what of a client's upload the server holds.
+
+A client's `Update` holds everything that is true about one step, or about several;
+`observe` turns it into the `View` that the server holds, in which whatever is hidden is
+*absent*, not masked. Attacks see views and nothing else.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from kljax.core.types import (
+    Array,
+    LockWeights,
+    Private,
+    PrivateKey,
+    Public,
+    PyTree,
+    Stats,
+)
+from kljax.threat.knowledge import ThreatModel
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class LocalSteps:
+    """How many local steps an update was made of; no array, so it survives jit.
+
+    Attributes:
+      steps: T.
+      batch: B examples in each.
+    """
+
+    steps: int
+    batch: int
+
+
+class Update(NamedTuple):
+    """All that is true about one client's upload. Stays with the client.
+
+    Letters: n distinct examples, B of them in one step. What is called a gradient
+    here is a change of the parameters, trained minus received, where `local` is there.
+    """
+
+    public: Public  # what the first step started from
+    stats: Stats
+    sent: Public  # the released gradient, or the released change
+    before_release: Public  # the same draws, and nothing done on release
+    new_stats: Stats
+    images: Array  # [n, H, W, C]
+    targets: Array  # [n, Kc]
+    private: Private  # before the first step
+    initial_lock_weights: LockWeights  # of round 0, as the server drew them
+    lock_grads: PyTree  # their gradient, or their change
+    local: LocalSteps | None = None  # None: the gradient of one step
+
+
+class View(NamedTuple):
+    """All that the server holds about one upload; what is hidden is None."""
+
+    public: Public
+    stats: Stats
+    grads: Public  # under upload=update: released parameters minus received ones
+    new_stats: Stats | None
+    targets: Array | None  # [n, Kc]
+    private_key: PrivateKey | None  # [K]
+    lock_weights: LockWeights | None
+    lock_grads: PyTree | None
+
+
+def observe(threat: ThreatModel, update: Update) -> View:
+    """Lets through the wall what the threat model grants, and nothing else.
+
+    Raises:
+      NotImplementedError: for upload=average, which is no one client's.
+      ValueError: if the update is not what the threat model declares: its number of
+        examples, one gradient or the change of several steps.
+    """
+    knows = threat.knowledge
+    recorded = "gradient" if update.local is None else "update"
+    if knows.upload == "average":
+        raise NotImplementedError(
+            "upload='average': an Update records one client, whose upload is "
+            f"{recorded!r}"
+        )
+    if knows.upload != recorded:
+        raise ValueError(
+            f"the threat model declares upload={knows.upload!r}, the update records "
+            f"upload={recorded!r}"
+        )
+    if update.images.shape[0] != knows.examples:
+        raise ValueError(
+            f"the threat model declares examples={knows.examples}, the update was "
+            f"made from {update.images.shape[0]}"
+        )
+    lock_weights = {
+        "known": update.private.trainable,
+        "initial": update.initial_lock_weights,
+        "hidden": None,
+    }[knows.lock_weights]
+    return View(
+        public=update.public,
+        stats=update.stats,
+        grads=update.sent,
+        new_stats=update.new_stats if knows.stats == "visible" else None,
+        targets=update.targets if knows.labels == "known" else None,
+        private_key=update.private.secret if knows.private_key == "known" else None,
+        lock_weights=lock_weights,
+        lock_grads=update.lock_grads if knows.lock_grads == "shared" else None,
+    )
