@@ -53,9 +53,7 @@ import numpy as np
 from IPython.display import SVG, Markdown, display
 
 import kljax
-from kljax.studies import reports, store
-from kljax.studies.store.manifest import open_study
-from kljax.studies.sweeps import expand, groups, read_sweep, running
+from kljax.studies.sweeps import expand, groups, read_sweep
 
 TINY = "KLJAX_TINY" in os.environ  # the tests' small settings
 LAYOUT = kljax.Layout("chunked", 2) if TINY else None  # None: the fastest
@@ -138,8 +136,8 @@ for number, members in enumerate(groups(grid.cells).values(), 1):
 # %% [markdown]
 # ## Running it
 #
-# `open_study` writes the manifest, or goes on with the one that is there. `run_study`
-# runs what is missing. Victims are done in *parts* of 64 at most; each part is on disk
+# `kljax.sweep` writes the manifest, or goes on with the one that is there, and runs
+# what is missing. Victims are done in *parts* of 64 at most. Each part is on disk
 # before the next one begins, and that is all that a kill can cost.
 
 
@@ -155,9 +153,7 @@ def say(done):
 
 def start():
     """Runs what is not finished of the sweep file."""
-    sweep = read_sweep(file)
-    manifest = open_study(folder, sweep, expand(sweep))
-    did = running.run_study(folder, manifest, layout=LAYOUT, on_chunk=say)
+    did = kljax.sweep(file, folder, layout=LAYOUT, on_chunk=say)
     print(
         f"{did.attacks} attacks, {did.compilations} compilations: "
         f"{did.compile_s:.0f} s compiling, {did.run_s:.0f} s attacking"
@@ -194,8 +190,8 @@ start()
 # was made without any gradient, on the same victim.
 
 # %%
-study = store.read(folder)
-print(f"{study.rows.num_rows} rows; still missing: {store.missing_cells(study)}")
+study = kljax.store.read(folder)
+print(f"{study.rows.num_rows} rows; still missing: {kljax.store.missing_cells(study)}")
 print(", ".join(study.rows.column_names), end="\n\n")
 means = study.rows.group_by(["arm", "axis_budget"]).aggregate(
     [("victim", "count"), ("ssim", "mean")]
@@ -218,7 +214,7 @@ for row in sorted(means.to_pylist(), key=lambda row: row["ssim_mean"]):
 # Two of its sections:
 
 # %%
-page = reports.write_report(study)
+page = kljax.reports.write_report(study)
 print("written:", ", ".join(sorted(path.name for path in page.parent.iterdir())))
 
 
@@ -302,7 +298,9 @@ display(section("## Arms on the same victims"))
 
 # %%
 cells = [cell for cell in study.manifest["cells"] if cell["point"]["seed"] == "0"]
-kept = {cell["id"]: store.read_reconstructions(study, cell["id"]) for cell in cells}
+kept = {
+    cell["id"]: kljax.store.read_reconstructions(study, cell["id"]) for cell in cells
+}
 rows = {(row["cell"], row["arm"], row["victim"]): row for row in study.rows.to_pylist()}
 
 # The floors are made again, of the same images as when they were scored.
