@@ -238,6 +238,48 @@ def test_a_batch_of_another_size_is_refused():
         observe(threat(examples=2), locked_update(1))
 
 
+def halves(update):
+    """Masks every second entry of everything that is sent."""
+
+    def every_second(leaf):
+        return (np.arange(leaf.size) % 2 == 0).reshape(leaf.shape)
+
+    return jax.tree.map(every_second, update.sent)
+
+
+def test_a_hidden_entry_is_nan_and_a_visible_one_is_what_was_sent():
+    update = locked_update(1)
+    masked = update._replace(visible=halves(update))
+    view = observe(threat(), masked)
+    assert view.visible is masked.visible
+    for seen, sent, mask in zip(
+        *map(jax.tree.leaves, (view.grads, update.sent, view.visible)), strict=True
+    ):
+        np.testing.assert_array_equal(np.isnan(seen), ~mask)
+        np.testing.assert_array_equal(seen[mask], np.asarray(sent)[mask])
+
+
+def test_a_mask_that_does_not_fit_is_named():
+    update = locked_update(1)
+    masks = halves(update)
+    bias = masks.model["fc/bias"]
+    for wrong, needs, got in (
+        (bias[:1], r"bool \(3,\)", r"bool \(1,\)"),
+        (bias.astype(np.float32), r"bool \(3,\)", r"float32 \(3,\)"),
+    ):
+        other = masks._replace(model={**masks.model, "fc/bias": wrong})
+        with pytest.raises(
+            ValueError, match=f"model/fc/bias.*needs {needs}, got {got}"
+        ):
+            observe(threat(), update._replace(visible=other))
+    more = masks._replace(model={**masks.model, "other": bias})
+    with pytest.raises(ValueError, match="model/other.*needs no mask, got bool"):
+        observe(threat(), update._replace(visible=more))
+    less = masks._replace(model={k: masks.model[k] for k in ("fc/bias",)})
+    with pytest.raises(ValueError, match="model/fc/kernel.*needs bool.*got none"):
+        observe(threat(), update._replace(visible=less))
+
+
 # --- the wall itself -------------------------------------------------------------
 
 

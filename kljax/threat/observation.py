@@ -1,15 +1,19 @@
 """Observation: what of a client's upload the server holds.
 
 A client's `Update` holds everything that is true about one step, or about several;
-`observe` turns it into the `View` that the server holds, in which whatever is hidden is
-*absent*, not masked. Attacks see views and nothing else.
+`observe` turns it into the `View` that the server holds. A part that is hidden is
+*absent*. Of an upload that is partly encrypted the server adds up everything and reads
+the rest: a hidden entry is NaN, and never a zero that could be read as a fact. Attacks
+see views and nothing else.
 """
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from kljax.core.trees import named
 from kljax.core.types import (
     Array,
     LockWeights,
@@ -54,19 +58,23 @@ class Update(NamedTuple):
     initial_lock_weights: LockWeights  # of round 0, as the server drew them
     lock_grads: PyTree  # their gradient, or their change
     local: LocalSteps | None = None  # None: the gradient of one step
+    visible: PyTree | None = None  # like sent, of bool: what can be read; None: all
 
 
 class View(NamedTuple):
-    """All that the server holds about one upload; what is hidden is None."""
+    """All that the server can read of one upload; a part that is hidden is None."""
 
     public: Public
     stats: Stats
-    grads: Public  # under upload=update: released parameters minus received ones
+    # Under upload=update: released parameters minus received ones. A hidden entry is
+    # NaN, so that whoever overlooks `visible` computes nothing.
+    grads: Public
     new_stats: Stats | None
     targets: Array | None  # [n, Kc]
     private_key: PrivateKey | None  # [K]
     lock_weights: LockWeights | None
     lock_grads: PyTree | None
+    visible: PyTree | None = None  # like grads, of bool; None: nothing is hidden
 
 
 def observe(threat: ThreatModel, update: Update) -> View:
@@ -75,7 +83,8 @@ def observe(threat: ThreatModel, update: Update) -> View:
     Raises:
       NotImplementedError: for upload=average, which is no one client's.
       ValueError: if the update is not what the threat model declares: its number of
-        examples, one gradient or the change of several steps.
+        examples, one gradient or the change of several steps; and for a mask that does
+        not fit what was sent.
     """
     knows = threat.knowledge
     recorded = "gradient" if update.local is None else "update"
@@ -102,10 +111,30 @@ def observe(threat: ThreatModel, update: Update) -> View:
     return View(
         public=update.public,
         stats=update.stats,
-        grads=update.sent,
+        grads=_readable(update.sent, update.visible),
         new_stats=update.new_stats if knows.stats == "visible" else None,
         targets=update.targets if knows.labels == "known" else None,
         private_key=update.private.secret if knows.private_key == "known" else None,
         lock_weights=lock_weights,
         lock_grads=update.lock_grads if knows.lock_grads == "shared" else None,
+        visible=update.visible,
     )
+
+
+def _readable(sent: Public, visible: PyTree | None) -> Public:
+    """Puts NaN in place of what is hidden."""
+    if visible is None:
+        return sent
+    values, masks = named(sent), named(visible)
+    for name in sorted(values.keys() | masks.keys()):
+        wanted = f"bool {jnp.shape(values[name])}" if name in values else "no mask"
+        given = "none"
+        if name in masks:
+            given = f"{masks[name].dtype} {jnp.shape(masks[name])}"
+        # Left alone, a mask of another shape would broadcast.
+        if wanted != given:
+            raise ValueError(
+                "the mask of what is visible does not fit what is sent: tensor "
+                f"{name!r} needs {wanted}, got {given}"
+            )
+    return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), sent, visible)
