@@ -79,6 +79,7 @@ def test_the_table_holds_every_factory():
     helpers |= {
         "unit_gates",
         "gates_of",
+        "everything",
         "at_update",
         "step_transform",
         "without_release",
@@ -341,3 +342,34 @@ def test_plaintext_gates_are_public_and_start_where_they_are_told():
     assert private == Private()
     assert_equal(matched, keylock(LOCK).gates(*keylock(LOCK).init(RNG, None)))
     assert np.any(flat(matched) != flat(unit))
+
+
+# --- what can be read ------------------------------------------------------------
+
+
+def hiding(*hidden):
+    """A defence of which the entries at `hidden` cannot be read."""
+
+    def visible(public, sent):
+        return jax.tree.map(
+            lambda leaf: jnp.ones(leaf.shape, bool).at[jnp.array(hidden)].set(False),
+            sent,
+        )
+
+    return defences.Defence(visible=visible)
+
+
+@ALL
+def test_all_of_what_is_sent_can_be_read(defence):
+    grads = gradient()
+    visible = defence.visible(grads, grads)
+    assert_equal(visible, jax.tree.map(lambda x: np.ones(x.shape, bool), grads))
+
+
+def test_what_one_of_a_chain_hides_is_hidden():
+    sent = {"a": jnp.zeros(5)}
+    defence = chain(hiding(0, 3), gaussian_noise(0.1), hiding(3, 4))
+    np.testing.assert_array_equal(
+        defence.visible(None, sent)["a"], [False, True, True, False, False]
+    )
+    assert chain(none(), gaussian_noise(0.1)).visible is none().visible

@@ -5,14 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import (
-    Context,
-    Defence,
-    known,
-    no_gates,
-    no_parts,
-    no_state,
-)
+from kljax.defences.defence import Context, Defence, known
 
 
 def norm_clipping(bound: float | Array) -> Defence:
@@ -47,4 +40,4 @@ def norm_clipping(bound: float | Array) -> Defence:
         del sent
         return clip(grads)
 
-    return Defence(no_parts, no_gates, release, simulate, no_state)
+    return Defence(release=release, simulate=simulate)

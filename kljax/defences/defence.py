@@ -7,10 +7,12 @@ it acts once, on the whole change that is uploaded after local training. Everyth
 written for one client.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from kljax.core.types import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
 
@@ -62,27 +64,6 @@ class Transform(NamedTuple):
 SEND_ALL = Transform(send_all, as_sent, no_state)
 
 
-class Defence(NamedTuple):
-    """A defence of one client.
-
-    Attributes:
-      init: ``(rng, params) -> (public, Private)``. ``public`` is uploaded and
-        aggregated like any parameter; gradients reach ``Private.trainable`` through
-        the gates, and never ``Private.secret``.
-      gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
-        gates that follow from public knowledge alone.
-      release, simulate, init_state: of each gradient, see `Transform`.
-      update: the same for the whole change of a local training, after its last step.
-    """
-
-    init: Callable[[Rng, Params], tuple[PyTree, Private]]
-    gates: Callable[[PyTree, Private], Gates]
-    release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
-    simulate: Callable[[Public, Public | None], Public]
-    init_state: Callable[[Public], PyTree]
-    update: Transform = SEND_ALL
-
-
 def no_parts(rng: Rng, params: Params) -> tuple[PyTree, Private]:
     """Starts a defence that has neither public nor private parts."""
     del rng, params
@@ -95,6 +76,37 @@ def no_gates(public: PyTree, private: Private) -> Gates:
     return {}
 
 
+def everything(public: Public, sent: Public) -> PyTree:
+    """Leaves all that is sent to be read."""
+    del public
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), sent)
+
+
+class Defence(NamedTuple):
+    """A defence of one client; what is not given by keyword does nothing.
+
+    Attributes:
+      init: ``(rng, params) -> (public, Private)``. ``public`` is uploaded and
+        aggregated like any parameter; gradients reach ``Private.trainable`` through
+        the gates, and never ``Private.secret``.
+      gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
+        gates that follow from public knowledge alone.
+      release, simulate, init_state: of each gradient, see `Transform`.
+      update: the same for the whole change of a local training, after its last step.
+      visible: ``(public, sent) -> tree like sent of bool arrays``: which entries of
+        what is sent a server can read. It aggregates the others all the same, as
+        under encryption. `public` is what the client received, a `Public`.
+    """
+
+    init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
+    gates: Callable[[PyTree, Private], Gates] = no_gates
+    release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
+    simulate: Callable[[Public, Public | None], Public] = as_sent
+    init_state: Callable[[Public], PyTree] = no_state
+    update: Transform = SEND_ALL
+    visible: Callable[[Public, Public], PyTree] = everything
+
+
 def known(strength: float | Array) -> bool:
     """Tells whether a strength can be looked at; under `jax.jit` it cannot."""
     return not isinstance(strength, jax.core.Tracer)
@@ -102,7 +114,7 @@ def known(strength: float | Array) -> bool:
 
 def none() -> Defence:
     """Makes the absence of a defence: plain federated learning."""
-    return Defence(no_parts, no_gates, *SEND_ALL)
+    return Defence()
 
 
 def at_update(defence: Defence) -> Defence:
@@ -134,7 +146,7 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     """Applies gradient transforms, in order, to what `first` releases.
 
     Those that act on the whole change of a local training do so in the same order,
-    after all steps.
+    after all steps. What one of them hides is hidden.
 
     Args:
       first: any defence.
@@ -152,7 +164,21 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     members = (first, *transforms)
     step = _in_order([step_transform(member) for member in members])
     update = _in_order([member.update for member in members])
-    return Defence(first.init, first.gates, *step, update)
+    return first._replace(
+        **step._asdict(), update=update, visible=_readable([m.visible for m in members])
+    )
+
+
+def _readable(members: list[Callable]) -> Callable[[Public, Public], PyTree]:
+    if all(member is everything for member in members):
+        return everything
+
+    def visible(public: Public, sent: Public) -> PyTree:
+        masks = [member(public, sent) for member in members]
+        both = functools.partial(jax.tree.map, jnp.logical_and)
+        return functools.reduce(both, masks)
+
+    return visible
 
 
 def _in_order(members: list[Transform]) -> Transform:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Gate, Gates, Params, Path, Private, Rng
-from kljax.defences.defence import SEND_ALL, Defence
+from kljax.defences.defence import Defence
 from kljax.defences.lock import KeyLock
 
 
@@ -32,7 +32,7 @@ def keylock(lock: KeyLock) -> Defence:
             return {}
         return lock.gates(private.trainable, private.secret)
 
-    return Defence(init, gates, *SEND_ALL)
+    return Defence(init=init, gates=gates)
 
 
 def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:
@@ -53,7 +53,7 @@ def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:
         del private
         return public
 
-    return Defence(init, gates, *SEND_ALL)
+    return Defence(init=init, gates=gates)
 
 
 def unit_gates(sites: tuple[Path, ...], widths: tuple[int, ...]):

@@ -3,15 +3,7 @@
 import jax
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import (
-    Context,
-    Defence,
-    as_sent,
-    known,
-    no_gates,
-    no_parts,
-    no_state,
-)
+from kljax.defences.defence import Context, Defence, known
 
 
 def gaussian_noise(std: float | Array) -> Defence:
@@ -42,4 +34,4 @@ def gaussian_noise(std: float | Array) -> Defence:
         ]
         return jax.tree.unflatten(tree, noisy), state
 
-    return Defence(no_parts, no_gates, release, as_sent, no_state)
+    return Defence(release=release)

@@ -4,14 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import (
-    Context,
-    Defence,
-    known,
-    no_gates,
-    no_parts,
-    no_state,
-)
+from kljax.defences.defence import Context, Defence, known
 
 
 def magnitude_pruning(fraction: float | Array) -> Defence:
@@ -48,4 +41,4 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
             return jax.tree.map(prune, grads)
         return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
 
-    return Defence(no_parts, no_gates, release, simulate, no_state)
+    return Defence(release=release, simulate=simulate)
