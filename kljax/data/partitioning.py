@@ -221,6 +221,17 @@ _VALUES = {
 }
 
 
+def notations() -> list[str]:
+    """Writes how each partition is written: ``dirichlet=0.3``, ``shards[=2]``."""
+    written = []
+    for name in PARTITIONS:
+        value = _VALUES.get(name)
+        example = f"={value.example}" if value else ""
+        optional = value and not value.required
+        written.append(f"{name}[{example}]" if optional else name + example)
+    return written
+
+
 def partition(
     text: str, labels, clients: int, seed: int, *, min_examples: int = 1
 ) -> Partition:

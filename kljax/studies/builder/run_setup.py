@@ -22,6 +22,7 @@ from kljax.defences import Defence, arms, keylock
 from kljax.defences.arms import Arm, Sites
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
+from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.rounds import Fetch, Rounds, ServerState
 from kljax.models import FEDKL_STATISTICS, losses, normalised
 from kljax.studies.builder import task
@@ -174,34 +175,24 @@ def mean_gates(prepared: Prepared) -> Gates:
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 
 
-def _sgd(config: TrainConfig, rate) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(rate, config.momentum or None, config.nesterov),
-    )
-
-
-def _adam(config: TrainConfig, rate) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(rate))
-
-
-# Weight decay enters the gradient before anything else, as in PyTorch.
-OPTIMISERS = {"sgd": _sgd, "adam": _adam}
-
-
 def local_optimiser(config: TrainConfig) -> LocalOptimiser:
     """Makes the optimiser of the clients, by round if its learning rate drops.
 
     Raises:
       ValueError: for an unknown name, or a user's function that gives none.
     """
-    make = resolve("optimiser", config.optimiser, OPTIMISERS)
-    own = config.optimiser not in OPTIMISERS
+    make = resolve("optimiser", config.optimiser, CLIENT_OPTIMISERS)
+    own = config.optimiser not in CLIENT_OPTIMISERS
 
     def at(rate) -> optax.GradientTransformation:
         if own:
             return call_named("optimiser", config.optimiser, make, rate)
-        return make(config, rate)
+        return make(
+            rate,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
 
     if not isinstance(at(config.learning_rate), optax.GradientTransformation):
         raise ValueError(

@@ -4,6 +4,10 @@ import dataclasses
 import functools
 from typing import Literal
 
+from kljax.attacks.labels.catalogue import RULES
+from kljax.attacks.labels.strategies import LABELS
+from kljax.attacks.optimisers.catalogue import OPTIMISERS, STEPPED
+from kljax.attacks.presets.catalogue import PRESETS
 from kljax.core.checks import (
     check_arms,
     check_kinds,
@@ -12,10 +16,17 @@ from kljax.core.checks import (
     check_whole,
     given,
 )
-from kljax.defences.lock import PRIVATE_KEY_SIZE
+from kljax.data.catalogue import EMBEDDED
+from kljax.defences.arms import KINDS as DEFENCES
+from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
+from kljax.models.catalogue import NETWORKS
+from kljax.models.convolution import CONVOLUTIONS
+from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
+from kljax.studies.config.listing import fill_lists
+from kljax.threat import STRATEGY
 
 ARMS = (
     "none",
@@ -44,19 +55,21 @@ FROM_RUN = {
     "local_epochs": 1,
     "batch": 1,
 }
-LabelRule = Literal[
-    "auto",
-    "idlg",
-    "opposite_sign",
-    "ggl",
-    "yin",
-    "bias_corrected",
-    "wainakh_simple",
-    "counts",
-    "counts_bias",
-]
+INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
 
 
+@fill_lists(
+    models=NETWORKS,
+    datasets=EMBEDDED,
+    defences=DEFENCES,
+    lock_strategies=STRATEGY["lock"],
+    attacks=(name for name in PRESETS if name not in INSERTING),
+    of_a_malicious_server=INSERTING,
+    optimisers=OPTIMISERS,
+    stepped=STEPPED,
+    labels=LABELS,
+    losses=LOSSES,
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakConfig:
     """All that is needed to repeat a leakage study.
@@ -65,21 +78,19 @@ class LeakConfig:
     names one of your own.
 
     Attributes:
-      model: network under attack: lenet, dense, convnet64, resnet20, resnet32,
-        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
-      data: dataset the victims come from: digits, photos, or any prepared TFDS set.
+      model: network under attack: {models}.
+      data: dataset the victims come from: {datasets}, or any prepared TFDS set.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.defences.arms`. A transform acts on each gradient, as
         TRANSFORM@update once on the whole update.
-      attack: preset in `kljax.attacks.presets`: matching, dlg, idlg,
-        tag, inverting-gradients, grnn, gradinversion, bn-updates, gate-regression,
-        ig-fedavg, fedavg-inversion, rgap, peeling, april-optimisation or april; of a
-        malicious server imprint or imprint-one-shot.
-      optimiser: instead of the preset's: lbfgs, lbfgs_torch, adam, sign_adam
-        or rmsprop.
-      step_size: of the optimiser, which must be named and take one (all but lbfgs
-        do); None for its default.
-      labels: label strategy instead of the preset's: given, joint or recovered.
+        DEFENCE and TRANSFORM: {defences}.
+        STRATEGY, what the attacker does about a key-lock: {lock_strategies}.
+      attack: preset in `kljax.attacks.presets`: {attacks};
+        of a malicious server: {of_a_malicious_server}.
+      optimiser: instead of the preset's: {optimisers}.
+      step_size: of the optimiser, which must be named, and be {stepped};
+        None for its default.
+      labels: label strategy instead of the preset's: {labels}.
       label_rule: how labels are recovered: auto is idlg for one example, and
         opposite_sign where the classifier has no bias; for several bias_corrected, or
         counts of an update; and yin for more examples than classes.
@@ -105,14 +116,14 @@ class LeakConfig:
         own, ``all`` for every norm that the paper's chained lock gates.
       chained: whether each site is fed by the gates of the one before.
       classifier: path of the last dense layer instead of the network's own.
-      loss: training loss of the clients.
+      loss: training loss of the clients: {losses}.
       image_size: side of the square images.
       split: dataset split, for datasets which have any.
       data_dir: where prepared datasets lie.
       precision: matmul precision. It changes results: fast matmuls of recent
         accelerators would put a floor under the loss that looks like a defence.
       layout: how victims are laid over devices (speed only).
-      convolution: auto, matmul, winograd or lax (speed only).
+      convolution: how convolutions are computed (speed only).
       from_run: folder of a run of ``kljax train`` to attack a client of, or None for
         networks that are drawn afresh. Model, data, sites, lock, initialisers and
         loss are then the run's, and the arms are, if left out, all of its arms.
@@ -136,7 +147,7 @@ class LeakConfig:
     optimiser: str | None = None
     step_size: float | None = None
     labels: str | None = None
-    label_rule: LabelRule = "auto"
+    label_rule: Literal["auto", *RULES] = "auto"
     features: float = 0.0
     threat: tuple[str, ...] = ()
     victims: int = 16
@@ -147,7 +158,7 @@ class LeakConfig:
     weights: Literal["fresh", "shared"] = "fresh"
     init: float = 0.5
     lock_init: float = 0.0
-    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
+    lock_activation: Literal[tuple(ACTIVATIONS)] = "relu"
     private_key_size: int = PRIVATE_KEY_SIZE
     sites: tuple[str, ...] = ()
     chained: bool = False
@@ -160,7 +171,7 @@ class LeakConfig:
     layout: Layout = dataclasses.field(
         default_factory=functools.partial(fastest_layout, "victims")
     )
-    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
+    convolution: Literal["auto", *CONVOLUTIONS] = "auto"
     from_run: str | None = None
     round: int = 0
     client: int = 0

@@ -12,10 +12,20 @@ from kljax.core.checks import (
     check_rounds,
     check_whole,
 )
-from kljax.defences.lock import PRIVATE_KEY_SIZE
+from kljax.data.augmentation import AUGMENTATIONS
+from kljax.data.catalogue import EMBEDDED
+from kljax.data.partitioning import notations
+from kljax.defences.arms import KINDS as DEFENCES
+from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
+from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.metrics.image import SSIM_WINDOW
+from kljax.models.catalogue import NETWORKS
+from kljax.models.convolution import CONVOLUTIONS
+from kljax.models.losses import LOSSES
+from kljax.models.normalisation import FEDKL_STATISTICS
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
+from kljax.studies.config.listing import fill_lists
 
 TRAINING_ARMS = ("none", "bn-control", "plaintext-gates", "keylock")
 
@@ -40,6 +50,16 @@ TRAINING_WHOLE_OR_NONE = {
 }
 
 
+@fill_lists(
+    models=NETWORKS,
+    datasets=EMBEDDED,
+    defences=DEFENCES,
+    partitions=notations(),
+    optimisers=CLIENT_OPTIMISERS,
+    augmentations=AUGMENTATIONS,
+    statistics=FEDKL_STATISTICS,
+    losses=LOSSES,
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All that is needed to repeat a federated training.
@@ -50,22 +70,22 @@ class TrainConfig:
     weighting.
 
     Attributes:
-      model: network to train: lenet, dense, convnet64, resnet20, resnet32,
-        resnet18, resnet34, resnet20-tanh, vgg16, cnn6 or vit.
-      data: dataset: digits, or any prepared TFDS set.
+      model: network to train: {models}.
+      data: dataset: {datasets}, or any prepared TFDS set.
+        Photos are refused, whose labels mean too little to train on.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
         `kljax.defences.arms`; trained one after another from the same weights. A
         transform acts on the gradient of each local step, as TRANSFORM@update once on
         the whole update.
+        DEFENCE and TRANSFORM: {defences}.
       clients: number of clients (the paper's is 3).
       cohort: clients drawn for each round; 0 for all.
       rounds: rounds to train.
       batch: examples in a batch.
       local_epochs: how often a client goes through its examples in one round.
       local_steps: at most so many local steps in one round; None for whole epochs.
-      partition: who holds which example: iid (the paper's), dirichlet=ALPHA,
-        shards[=PER_CLIENT] or by-size=SIZES.
-      optimiser: of the clients: sgd, adam, or your own function of the learning rate.
+      partition: who holds which example: {partitions}.
+      optimiser: of the clients: {optimisers}, or a function of the learning rate.
       learning_rate: of the clients.
       momentum: of sgd.
       nesterov: whether sgd's momentum is Nesterov's.
@@ -82,10 +102,11 @@ class TrainConfig:
         the official code.
       on_nonfinite: whether a client that turns NaN or infinite is left out of the
         round's aggregate and named, or stops the run.
-      augment: none, or crop_flip (pad 4, crop, flip), the paper's for CIFAR.
-      normalise: none, or cifar10 or cifar100: the statistics that the official code
-        gives each of them.
-      loss: training loss of the clients.
+      augment: of each batch: {augmentations}; crop_flip (pad 4, crop, flip) is
+        the paper's for CIFAR.
+      normalise: none, or the statistics that the official code gives a dataset:
+        {statistics}.
+      loss: training loss of the clients: {losses}.
       examples: at most so many training examples, of all clients together; None for
         all.
       test_examples: at most so many test examples; None for all.
@@ -117,7 +138,7 @@ class TrainConfig:
       seed: of everything random.
       precision: matmul precision; it changes results.
       layout: how clients are laid over devices (speed only).
-      convolution: auto, matmul, winograd or lax (speed only).
+      convolution: how convolutions are computed (speed only).
     """
 
     model: str = "lenet"
@@ -158,7 +179,7 @@ class TrainConfig:
     private_key_size: int = PRIVATE_KEY_SIZE
     init: float = 0.0
     lock_init: float = 0.0
-    lock_activation: Literal["relu", "sigmoid", "signed"] = "relu"
+    lock_activation: Literal[tuple(ACTIVATIONS)] = "relu"
     fresh_private_keys: bool = False
     evaluate_every: int = 1
     save_every: int = 10
@@ -168,7 +189,7 @@ class TrainConfig:
     layout: Layout = dataclasses.field(
         default_factory=functools.partial(fastest_layout, "clients")
     )
-    convolution: Literal["auto", "matmul", "winograd", "lax"] = "auto"
+    convolution: Literal["auto", *CONVOLUTIONS] = "auto"
 
     def __post_init__(self):
         freeze(self, ("arms", "sites", "drops", "keep_rounds"))
