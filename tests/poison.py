@@ -40,6 +40,7 @@ LEAVES = {
     "public": (lambda u, new: u._replace(public=new(u.public)), None),
     "stats": (lambda u, new: u._replace(stats=new(u.stats)), None),
     "sent": (lambda u, new: u._replace(sent=new(u.sent)), None),
+    "earlier": (lambda u, new: u._replace(earlier=new(u.earlier)), None),
 }
 
 

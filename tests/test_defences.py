@@ -101,7 +101,7 @@ def test_what_is_sent_has_structure_shape_and_dtype_of_the_gradient(defence):
     sent, new_state = jax.eval_shape(release)
     assert sent == jax.eval_shape(lambda: grads)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    simulated = jax.eval_shape(defence.simulate, grads, grads)
+    simulated = jax.eval_shape(defence.simulate, grads, grads, None)
     assert simulated == jax.eval_shape(lambda: grads)
 
 
@@ -109,7 +109,7 @@ def test_what_is_sent_has_structure_shape_and_dtype_of_the_gradient(defence):
 def test_simulation_at_the_truth_gives_what_was_sent(name):
     defence, grads = DEFENCES[name], gradient()
     sent = released(defence, grads)
-    simulated = defence.simulate(grads, sent)
+    simulated = defence.simulate(grads, sent, None)
     if name in NOISY:  # the noise is what the attacker cannot know
         assert np.std(flat(simulated) - flat(sent)) == pytest.approx(0.1, rel=0.5)
     else:
@@ -201,7 +201,7 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(scale):
 def test_clipping_a_zero_gradient_has_a_derivative():
     def length(scale):
         grads = {"a": scale * jnp.ones(3)}
-        sent = norm_clipping(0.5).simulate(grads, grads)
+        sent = norm_clipping(0.5).simulate(grads, grads, None)
         return jnp.sum(sent["a"])
 
     assert jax.grad(length)(0.0) == pytest.approx(3.0)
@@ -230,7 +230,7 @@ def test_pruning_drops_what_numpys_quantile_says(fraction):
 def test_pruning_shows_the_attacker_what_to_compare():
     sent = {"a": jnp.array([0.0, 3.0, 0.0, -4.0])}
     candidate = {"a": jnp.array([9.0, 1.0, -9.0, 0.5])}
-    simulated = magnitude_pruning(0.5).simulate(candidate, sent)
+    simulated = magnitude_pruning(0.5).simulate(candidate, sent, None)
     np.testing.assert_array_equal(simulated["a"], [0, 1, 0, 0.5])
 
 

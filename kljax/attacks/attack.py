@@ -45,9 +45,9 @@ class Protocol(NamedTuple):
     penalty: Callable[[Public, Public], Array] | None = None
 
 
-def as_sent(grads: PyTree, sent: PyTree | None) -> PyTree:
+def as_sent(grads: PyTree, sent: PyTree | None, earlier: PyTree | None) -> PyTree:
     """Assumes that a defence does nothing to what it sends."""
-    del sent
+    del sent, earlier
     return grads
 
 
@@ -58,8 +58,9 @@ class Setting(NamedTuple):
       model: the network.
       loss: the clients' training loss.
       gates: ``(public, Private) -> gates`` of the defence in force.
-      simulate: ``(grads, sent) -> grads``, what the attacker assumes the defence does
-        to a gradient; of a local step nobody sees what was sent, and it is None.
+      simulate: ``(grads, sent, earlier) -> grads``, what the attacker assumes the
+        defence does to a gradient, given what it sees (`View.grads`, `View.earlier`).
+        Of a local step nobody sees anything, and both are None.
       image_shape: [H, W, C] of one image.
       num_classes: Kc.
       classifier: path of the last dense layer, from which labels are read.

@@ -36,8 +36,8 @@ def norm_clipping(bound: float | Array) -> Defence:
         del rng, context
         return clip(grads), state
 
-    def simulate(grads: Public, sent: Public | None) -> Public:
-        del sent
+    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+        del sent, earlier
         return clip(grads)
 
     return Defence(release=release, simulate=simulate)

@@ -32,9 +32,9 @@ def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
     return grads, state
 
 
-def as_sent(grads: Public, sent: Public | None) -> Public:
+def as_sent(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
     """Assumes that the gradient was sent as it is."""
-    del sent
+    del sent, earlier
     return grads
 
 
@@ -50,14 +50,16 @@ class Transform(NamedTuple):
     Attributes:
       release: ``(rng, state, grads, Context) -> (sent, state)``. ``grads`` and
         ``sent`` are `Public` trees of the same structure, shapes and dtypes.
-      simulate: ``(grads, sent) -> grads``. What an attacker who knows the defence
-        assumes happened to its own candidate gradient, given what it saw; ``sent`` is
-        None for a step of local training, whose gradient nobody sees.
+      simulate: ``(grads, sent, earlier) -> grads``. What an attacker who knows the
+        defence assumes happened to its own candidate gradient, given what it saw.
+        ``sent`` is None for a step of local training, whose gradient nobody sees.
+        ``earlier`` is like ``sent`` with a leading axis [t], what the same client has
+        sent before, oldest first; None where the server has no record of it.
       init_state: ``grads -> state``, before the first release.
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
-    simulate: Callable[[Public, Public | None], Public]
+    simulate: Callable[[Public, Public | None, Public | None], Public]
     init_state: Callable[[Public], PyTree]
 
 
@@ -101,7 +103,7 @@ class Defence(NamedTuple):
     init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
     gates: Callable[[PyTree, Private], Gates] = no_gates
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
-    simulate: Callable[[Public, Public | None], Public] = as_sent
+    simulate: Callable[[Public, Public | None, Public | None], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
     update: Transform = SEND_ALL
     visible: Callable[[Public, Public], PyTree] = everything
@@ -195,9 +197,9 @@ def _in_order(members: list[Transform]) -> Transform:
             states.append(part)
         return grads, tuple(states)
 
-    def simulate(grads: Public, sent: Public | None) -> Public:
+    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
         for member in members:
-            grads = member.simulate(grads, sent)
+            grads = member.simulate(grads, sent, earlier)
         return grads
 
     def init_state(grads: Public):

@@ -36,7 +36,8 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         del rng, context
         return jax.tree.map(prune, grads), state
 
-    def simulate(grads: Public, sent: Public | None) -> Public:
+    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+        del earlier
         if sent is None:
             return jax.tree.map(prune, grads)
         return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)

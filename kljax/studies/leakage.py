@@ -298,7 +298,7 @@ def _check_simulated(arm: Arm, setting: Setting) -> None:
 
     def simulate(params: Params) -> Public:
         public, _ = arm.defence.init(jax.random.key(0), params)
-        return arm.defence.simulate(Public(params, public), None)
+        return arm.defence.simulate(Public(params, public), None, None)
 
     try:
         jax.eval_shape(simulate, setting.shapes()[0])
@@ -306,8 +306,9 @@ def _check_simulated(arm: Arm, setting: Setting) -> None:
         raise ValueError(
             f"arm {arm.name!r}: what its defence does to the gradient of a local step "
             "cannot be simulated, since the attacker sees the whole change alone: "
-            f"simulate(grads, None) raises {type(error).__name__}. Give the defence a "
-            "simulate that takes None, or let it act on the whole, as NAME@update"
+            f"simulate(grads, None, None) raises {type(error).__name__}. Give the "
+            "defence a simulate that takes None, or let it act on the whole, as "
+            "NAME@update"
         ) from error
 
 

@@ -59,6 +59,8 @@ class Update(NamedTuple):
     lock_grads: PyTree  # their gradient, or their change
     local: LocalSteps | None = None  # None: the gradient of one step
     visible: PyTree | None = None  # like sent, of bool: what can be read; None: all
+    # [t, ...] what the same client has sent before, oldest first; None: not recorded
+    earlier: Public | None = None
 
 
 class View(NamedTuple):
@@ -75,6 +77,8 @@ class View(NamedTuple):
     lock_weights: LockWeights | None
     lock_grads: PyTree | None
     visible: PyTree | None = None  # like grads, of bool; None: nothing is hidden
+    # [t, ...] like grads, oldest first; entries that are hidden now are hidden there
+    earlier: Public | None = None
 
 
 def observe(threat: ThreatModel, update: Update) -> View:
@@ -118,6 +122,7 @@ def observe(threat: ThreatModel, update: Update) -> View:
         lock_weights=lock_weights,
         lock_grads=update.lock_grads if knows.lock_grads == "shared" else None,
         visible=update.visible,
+        earlier=_readable_before(update.earlier, update.visible),
     )
 
 
@@ -138,3 +143,10 @@ def _readable(sent: Public, visible: PyTree | None) -> Public:
                 f"{name!r} needs {wanted}, got {given}"
             )
     return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), sent, visible)
+
+
+def _readable_before(earlier: Public | None, visible: PyTree | None) -> Public | None:
+    """Puts NaN in place of what is hidden of each earlier upload."""
+    if earlier is None or visible is None:
+        return earlier
+    return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), earlier, visible)

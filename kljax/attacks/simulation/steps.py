@@ -77,11 +77,11 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
         if not compared:
             grads = jax.grad(objective)(view.public, ())
-            return setting.simulate(grads, view.grads), view.grads
+            return setting.simulate(grads, view.grads, view.earlier), view.grads
         grads, lock_grads = jax.grad(objective, argnums=(0, 1))(
             view.public, lock.trainable
         )
-        simulated = (setting.simulate(grads, view.grads), lock_grads)
+        simulated = (setting.simulate(grads, view.grads, view.earlier), lock_grads)
         return simulated, (view.grads, view.lock_grads)
 
     return simulation
@@ -225,13 +225,13 @@ def local_replay(
         (grads, lock_grads), stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
             *now
         )
-        return (setting.simulate(grads, None), lock_grads), stats
+        return (setting.simulate(grads, None, None), lock_grads), stats
 
     start = (view.public, lock.trainable if trained_lock else ())
 
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
-        simulated = setting.simulate_update(change, view.grads)
+        simulated = setting.simulate_update(change, view.grads, view.earlier)
         observed = view.grads
         if trained_lock and view.lock_grads is not None:
             simulated = (simulated, lock_change)
