@@ -198,6 +198,13 @@ def test_clipping_bounds_the_norm_and_keeps_the_direction(scale):
     assert cosine == pytest.approx(1, abs=1e-6)
 
 
+def test_lengths_are_taken_as_a_millionth_and_more():
+    """What keeps the derivative finite counts where a gradient is as short."""
+    grads = {"a": 1e-6 * jnp.array([0.6, 0.8])}
+    sent = released(norm_clipping(1e-7), grads)["a"]
+    np.testing.assert_allclose(sent, 1e-7 / 2**0.5 * np.array([0.6, 0.8]), rtol=1e-4)
+
+
 def test_clipping_a_zero_gradient_has_a_derivative():
     def length(scale):
         grads = {"a": scale * jnp.ones(3)}

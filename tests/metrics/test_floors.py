@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -171,6 +173,28 @@ def test_an_index_of_another_data_set_is_refused(images, reference):
         floor_images(images[0], LABELS[0] + 1, 40, reference, seed=0)
     with pytest.raises(ValueError, match=r"the victim has shape \(8, 9, 1\)"):
         floor_images(images[0, ..., :1], 1, 40, reference, seed=0)
+
+
+@pytest.mark.parametrize(("away", "same"), [(0.8e-6, True), (1.25e-6, False)])
+def test_a_victim_is_the_references_up_to_a_millionth(away, same):
+    """Black, so that nothing is relative."""
+    reference = Reference(np.zeros((2, *SHAPE), np.float32), [0, 0], [3, 4])
+    victim = np.full(SHAPE, away, np.float32)
+    if same:
+        assert "class_mean" in floor_images(victim, 0, 4, reference, seed=0)
+    else:
+        with pytest.raises(ValueError, match="another example under index 4"):
+            floor_images(victim, 0, 4, reference, seed=0)
+
+
+def test_a_reference_is_what_it_was_and_short_to_show(reference):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        reference.labels = LABELS + 1
+    shown = repr(reference)
+    for name in ("class_sums", "class_counts", "positions"):
+        assert name not in shown
+    assert {reference: 1}[reference] == 1  # and is nobody else's equal
+    assert reference != Reference(reference.images, LABELS, INDICES)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,15 @@ def test_affine_fit_of_a_constant_channel_is_the_mean_of_the_truth():
     np.testing.assert_allclose(got[..., 0], truth[..., 0], atol=1e-5)
 
 
+def test_the_means_of_a_fit_do_not_drift():
+    """Of 50,000 nearly equal pixels, summed in float32."""
+    truth = np.random.default_rng(0).random((224, 224, 1)).astype(np.float32)
+    truth = np.float32(0.9) + np.float32(0.01) * truth
+    got = affine_fit(np.full_like(truth, 0.3), truth)
+    expected = truth.mean(dtype=np.float64)
+    np.testing.assert_allclose(got, expected, rtol=3e-7)
+
+
 def test_affine_fit_is_clipped():
     truth = jnp.zeros((8, 8, 1)).at[:4].set(1.0)
     guess = truth.at[0, 0, 0].set(2.0)

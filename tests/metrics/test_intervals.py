@@ -201,6 +201,21 @@ def test_groups_that_are_all_alike_claim_no_certainty(values, groups):
         assert math.isnan(got.low) and math.isnan(got.high) and got.method == "none"
 
 
+@pytest.mark.parametrize(
+    ("values", "alike"),
+    [
+        ([1 - 0.8e-9, 1 + 0.8e-9], True),
+        ([1 - 1.25e-9, 1 + 1.25e-9], False),
+        # About 0 nothing is relative.
+        ([-0.8e-15, 0.8e-15], True),
+        ([-1.25e-15, 1.25e-15], False),
+    ],
+)
+def test_means_are_alike_up_to_rounding(values, alike):
+    got = cluster_bootstrap(values, [0, 1])
+    assert (got.method == "none") == alike
+
+
 def slow_bootstrap(values, groups, confidence):
     """Works out the percentiles of the means of all resamples of groups, one by one."""
     members = [
