@@ -43,8 +43,11 @@ def network(name):
         build = functools.partial(
             CNN6, CLASSES, image_shape=SHAPE, initialiser=uniform(0.5)
         )
-    elif name == "one output":
-        build = functools.partial(Dense, activation=nnx.relu, bias=True, classes=1)
+    elif name.endswith(("output", "outputs")):
+        classes = {"one output": 1, "two outputs": 2}[name]
+        build = functools.partial(
+            Dense, activation=nnx.relu, bias=True, classes=classes
+        )
     else:
         kind, _, bias = name.partition(" ")
         activation = {"tanh": nnx.tanh, "relu": nnx.relu}[kind]
@@ -286,8 +289,11 @@ def test_a_loss_that_pulls_other_classes_up_is_said(loss, holds):
 def test_a_classifier_without_a_column_for_each_class_has_no_labels_to_recover():
     with pytest.raises(ValueError, match=r"'fc' has 1 column\(s\) for 10 classes"):
         recovered(ground("one output"))
+    with pytest.raises(ValueError, match=r"'fc' has 1 column\(s\) for 1 classes"):
+        recovered(ground("one output")._replace(num_classes=1))
     with pytest.raises(ValueError, match="'fc' has 10 column.* for 5 classes"):
         recovered(ground("relu")._replace(num_classes=5))
+    recovered(ground("two outputs")._replace(num_classes=2))  # are enough
 
 
 def test_a_diagnosis_says_whether_the_rule_holds():

@@ -12,6 +12,7 @@ import pytest
 from test_label_rules import LABEL_SETS, SHAPE, STEPS, client
 from toys import quick_jit
 
+from kljax.attacks import UNKNOWN
 from kljax.attacks.labels import counts, counts_bias
 
 MODULE = importlib.import_module("kljax.attacks.labels.label_counts")
@@ -96,3 +97,14 @@ def test_the_paper_estimates_on_three_thousand():
     """-label_samp of eth-sri/fedavg_leakage, and its interpolation over the steps."""
     assert counts.__kwdefaults__ == {"samples": 3000, "at": "interpolated"}
     assert counts_bias.__kwdefaults__ == counts.__kwdefaults__
+
+
+def test_a_network_that_says_nothing_on_noise_has_no_counts():
+    """Its softmax is NaN; the bias gradient, all else that is read, is as it was."""
+    here, view = client(LABEL_SETS[2], RATE)
+    read = quick_jit(functools.partial(counts_bias, here, samples=100, at="start"))
+    assert np.all(read(view) >= 0)
+    names = [name for name in view.public.model if not name.startswith("fc/")]
+    broken = {name: np.full_like(view.public.model[name], np.nan) for name in names}
+    public = view.public._replace(model=view.public.model | broken)
+    assert np.all(read(view._replace(public=public)) == UNKNOWN)

@@ -7,7 +7,7 @@ import pytest
 from toys import CLASSES, locked_update, quick_jit, setting, threat
 
 from kljax.attacks import LABELS, UNKNOWN, idlg
-from kljax.attacks.labels import settled_labels
+from kljax.attacks.labels import settled_labels, targets_of
 from kljax.attacks.presets import matching
 from kljax.core.types import Public
 from kljax.defences import none
@@ -75,6 +75,12 @@ def test_joint_are_optimised_probabilities():
     expected = np.exp(free) / np.exp(free).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(targets, expected, rtol=1e-5)
     assert np.all(begin("joint", jax.random.key(3), examples=2)[0] != free)
+
+
+def test_targets_of_a_label_that_is_unknown_are_nan():
+    """Class 0 is a class."""
+    found = targets_of(jnp.array([0, UNKNOWN, 2]), 3)
+    np.testing.assert_array_equal(found, [[1, 0, 0], 3 * [np.nan], [0, 0, 1]])
 
 
 def test_a_batch_cannot_be_recovered_by_idlg():
