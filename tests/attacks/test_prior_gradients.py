@@ -148,6 +148,22 @@ def test_a_prior_is_its_formula_and_so_is_its_gradient(name):
     assert_is_formula(value, slopes, lambda images: WEIGHT * formula(images), IMAGES)
 
 
+def test_the_faintest_contrast_is_held_back():
+    """Relative to 1e-4 and more: the root of what is added to the variance."""
+    name = "total_variation, relative"
+    faint = 1e-4 * IMAGES
+    value, _ = belief(name)(faint)
+    assert 0.3e-8 < np.var(faint[0]) < 3e-8
+    expected = WEIGHT * relative(faint.astype(np.float64))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_cyclic_variation_of_nothing_is_what_is_added_to_every_pixel():
+    value, slopes = belief("cyclic_variation")(np.full_like(IMAGES, 0.5))
+    np.testing.assert_allclose(value, WEIGHT * 3 * 4 * 2 * 1e-7, rtol=1e-5)
+    np.testing.assert_array_equal(slopes, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "level"),
     [

@@ -9,9 +9,13 @@ from toys import quick_jit
 from kljax.attacks import RESTARTS, Candidate, no_prior, total_variation
 from kljax.attacks.priors import (
     added,
+    box_violation,
+    cyclic_variation,
     diagonal_variation,
     group_consistency,
     image_norm,
+    order_invariance,
+    scheduled,
     squared_variation,
 )
 
@@ -113,6 +117,9 @@ MAKERS = {
     "diagonal": diagonal_variation,
     "norm": image_norm,
     "group": lambda weight: group_consistency(weight, after=0.0),
+    "cyclic": cyclic_variation,
+    "box": box_violation,
+    "order": lambda weight: order_invariance(weight, 1, "l2_mean"),
 }
 
 
@@ -121,6 +128,23 @@ MAKERS = {
 def test_an_impossible_weight_is_refused(make, weight):
     with pytest.raises(ValueError, match=f"weight must be >= 0, got {weight}"):
         make(weight)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "group"])
+def test_a_weight_of_zero_is_a_weight(name):
+    assert of(MAKERS[name](0.0), SMALL) == 0
+
+
+def test_a_weight_may_stay_and_may_not_rise_or_fall_to_nothing():
+    plain = squared_variation(0.1)
+    assert of(scheduled(plain, 1.0), SMALL) == of(plain, SMALL)
+    for end in (0.0, 1.001, -0.5, float("nan")):
+        with pytest.raises(ValueError, match="end must be above 0 and at most 1"):
+            scheduled(plain, end)
+
+
+def test_one_epoch_holds_the_images_of_itself():
+    assert of(order_invariance(1.0, 1, "l2_max"), SMALL) == 0
 
 
 @pytest.mark.parametrize("make", list(MAKERS.values())[1:4], ids=list(MAKERS)[1:4])

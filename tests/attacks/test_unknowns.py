@@ -85,3 +85,17 @@ def test_around_starts_at_a_given_image():
         around(np.zeros((3, 3, 1)))(RNG, shape)
     with pytest.raises(ValueError, match="std must be >= 0, got -1"):
         around(0.5, -1.0)
+
+
+@pytest.mark.parametrize("given", [(3,), (5, 1), (4, 1, 3), (1, 5, 1), (4, 5, 3)])
+def test_around_takes_what_broadcasts_to_one_image(given):
+    image = np.arange(np.prod(given), dtype=np.float32).reshape(given)
+    found = around(image)(RNG, (2, 4, 5, 3))
+    np.testing.assert_array_equal(found, np.broadcast_to(image, (2, 4, 5, 3)))
+
+
+@pytest.mark.parametrize("given", [(2,), (4, 2, 3), (2, 4, 5, 3), (1, 4, 5, 3)])
+def test_around_takes_no_batch_and_no_other_sides(given):
+    """A batch would broadcast, too."""
+    with pytest.raises(ValueError, match="expected .4, 5, 3."):
+        around(np.zeros(given))(RNG, (2, 4, 5, 3))
