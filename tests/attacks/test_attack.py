@@ -321,8 +321,9 @@ def test_losses_are_recorded_at_as_many_points_as_divide_the_steps(rng, steps, p
     assert found.info["losses"].shape == (points,)
 
 
-def test_an_all_nan_view_is_a_reported_failure(rng):
-    found = attack()(rng, VIEW * jnp.nan)
+@pytest.mark.parametrize("steps", (20, 1))
+def test_an_all_nan_view_is_a_reported_failure(rng, steps):
+    found = attack(steps=steps, points=1)(rng, VIEW * jnp.nan)
     assert not bool(found.finite)
     assert not np.isfinite(found.loss)
 

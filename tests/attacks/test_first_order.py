@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kljax.attacks.optimisers import sign_adam
+from kljax.attacks.optimisers import rmsprop, sign_adam
 from kljax.attacks.optimisers.first_order import cosine_adam, langevin
 
 
@@ -106,3 +106,22 @@ def test_noise_is_for_images_alone():
     assert np.any(plain[0] != noisy[0])
     np.testing.assert_array_equal(plain[1], noisy[1])
     np.testing.assert_array_equal(plain[2], noisy[2])
+
+
+@pytest.mark.parametrize("size", (1e-7, 3e-8))
+def test_rmsprop_adds_its_epsilon_to_the_root(size):
+    """torch's 1e-8, beside gradients whose root of squares, a tenth, is of that order.
+
+    With momentum the normalised steps add up: 1, then half of it and the new one.
+    """
+    free = (jnp.zeros(1), (), ())
+    optimiser = rmsprop(0.1, momentum=0.5)
+    state, places, square, speed, x = optimiser.init(free), [], 0.0, 0.0, 0.0
+    for _ in range(3):
+        free, state = optimiser.step(free, state, 0.0, (jnp.array([size]), (), ()))
+        square = 0.99 * square + 0.01 * size**2
+        speed = 0.5 * speed + size / (square**0.5 + 1e-8)
+        x -= 0.1 * speed
+        places.append(x)
+        np.testing.assert_allclose(free[0], [x], rtol=1e-4)
+    assert len(set(places)) == 3

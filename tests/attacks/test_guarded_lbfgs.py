@@ -156,3 +156,12 @@ def after(window, values, slopes=(1.0, 1.0, 1.0)):
 
 def test_a_gradient_that_is_not_finite_is_no_place_to_stay():
     assert after(1, (3.0, 1.0), (1.0, np.inf)).tolist() == [-0.25]
+
+
+@pytest.mark.parametrize(("bend", "kept"), [(0.8e-10, False), (1.25e-10, True)])
+def test_a_pair_must_curve_by_1e_10(bend, kept):
+    """torch's floor. A step of 1 along which the slope falls by so much, from 1."""
+    x = after(1, (3.0, 1.0), (1.0, 1.0 - bend))
+    # Newton's step, or the gradient's.
+    expected = -1 - (1 / bend if kept else 1.0)
+    np.testing.assert_allclose(x, [expected], rtol=1e-5)
