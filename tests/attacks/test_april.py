@@ -186,6 +186,7 @@ def test_the_image_is_found(seed):
     found = attacked(truth)
     assert psnr(found, truth) > 50 > PUBLISHED
     assert bool(found.finite) and found.loss < 1e-8
+    assert found.info["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [seed % CLASSES])
     np.testing.assert_allclose(found.info["tokens"], truth.tokens, atol=2e-3)
     assert np.all((found.images >= 0) & (found.images <= 1))
@@ -419,9 +420,14 @@ LENET = from_nnx(lambda rngs: LeNet(CLASSES, image_shape=SHAPE, rngs=rngs))
         ({"model": LENET}, "'vit'.* this network has no patch/kernel, .*positions"),
         ({"image_shape": (8, 16, 3)}, r"images of shape \(8, 16, 3\) have"),
         ({"image_shape": (8, 8, 1)}, r"have patches \(2, 2, 3, 32\)"),
+        # As many whole patches as positions, and a row or a column of pixels more.
+        ({"image_shape": (9, 8, 3)}, r"images of shape \(9, 8, 3\) have"),
+        ({"image_shape": (8, 9, 3)}, r"images of shape \(8, 9, 3\) have"),
         ({"threat": threat(examples=2)}, "one example, .* examples=2"),
         ({"threat": threat(upload="update")}, "upload='update'"),
         ({"threat": threat("regress_gates")}, "'regress_gates' optimises.*'peel'"),
+        ({"threat": threat("unit", "joint")}, "'joint' optimises"),
+        ({"features": 0.1}, "april has no objective that features=0.1"),
         (
             {"threat": threat("regress_private_key", lock_weights="known")},
             "'regress_private_key' optimises",

@@ -11,6 +11,7 @@ from toys import (
     random_weights,
     setting,
     threat,
+    toy_model,
 )
 from victims import drowned, filled
 
@@ -155,3 +156,16 @@ def test_what_is_hidden_cannot_change_a_reconstruction():
 def test_what_it_cannot_invert_is_refused(facts, layer, message):
     with pytest.raises(ValueError, match=message):
         dense_layer(setting(threat(**facts), none()), layer)
+
+
+def test_a_layer_without_a_bias_is_refused():
+    model = toy_model()
+
+    def init(rng):
+        params, stats = model.init(rng)
+        return {k: v for k, v in params.items() if k != "first/bias"}, stats
+
+    bare = setting(threat(), none(), model=model._replace(init=init))
+    with pytest.raises(ValueError, match="dense_layer needs a bias in .*'first'"):
+        dense_layer(bare, "first")
+    dense_layer(setting(threat(), none()), "first")

@@ -155,7 +155,7 @@ def test_training_the_generator_follows_torch():
 
 
 def ground(side=8, width=None):
-    shape = (side, width or side, 3)
+    shape = (side, side if width is None else width, 3)
     return setting(threat(examples=2), none(), image_shape=shape)
 
 
@@ -221,7 +221,7 @@ def test_generated_labels_are_shares():
     np.testing.assert_allclose(np.sum(labels, axis=-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sides", ((12, 12), (4, 4), (16, 32)))
+@pytest.mark.parametrize("sides", ((12, 12), (4, 4), (2, 2), (1, 1), (0, 0), (16, 32)))
 def test_images_that_no_doubling_reaches_are_refused(sides):
     with pytest.raises(ValueError, match=f"is {sides[0]} x {sides[1]}"):
         generated_images(ground(*sides))

@@ -110,6 +110,7 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
     single, occupied = alone(truth.images, network()[3])
     assert 4 <= single.sum() <= EXAMPLES
     found = compiled()(truth)
+    assert found.info["evaluations"] == 0
     reached = decibels(found, truth)
     assert np.all(reached[single] > REFERENCE)
     assert bool(found.finite)
@@ -383,6 +384,34 @@ def test_one_shot_takes_the_bounds_of_the_bin_that_holds_its_target(target, bin)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_the_one_shot_preset_aims_at_the_middle():
+    """The bin that the mean is in, of 64: a small step around it."""
+    low, high = PRESETS["imprint-one-shot"].inserts.survey(public_images())
+    means = public_images().reshape(500, -1).mean(axis=1)
+    step = statistics.NormalDist().inv_cdf(33 / 64) * means.std()
+    np.testing.assert_allclose([low, high], [means.mean() - step, means.mean()], 1e-4)
+
+
+def test_everybody_draws_the_same_random_direction():
+    """NumPy's old generator of seed 0, whose numbers are promised to stay."""
+    drawn = np.random.RandomState(0).standard_normal(2 * 3)
+    expected = (drawn - np.mean(drawn)) / np.std(drawn) / 6**0.5
+    found = insertions.MEASUREMENTS["random"]((2, 3, 1), 32)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("units", (9, 11))
+def test_ten_units_of_rounding_tell_images_apart(units):
+    """Two flat images: their means are so far from the middle."""
+    away = units * 2.0**-23 * np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
+    images = 0.5 + away + np.zeros((2, 8, 8, 1))
+    if units < 10:
+        with pytest.raises(ValueError, match="'mean' tells none of 2"):
+            insertions.imprint().survey(images)
+    else:
+        assert insertions.imprint().survey(images).shape == (64,)
+
+
 def test_the_slowest_wave_is_no_wave():
     """Mode 0 has the size that the paper's code gives it."""
     dct = insertions.MEASUREMENTS["dct"]((2, 3, 1), 0)
@@ -435,11 +464,16 @@ def test_the_layer_computes_what_it_says(connection):
         ({"bins": 0}, "bins must be an integer >= 1, got 0"),
         ({"bins": 1, "target": 0.0}, "bins must be an integer >= 2, got 1"),
         ({"bins": 2.0}, "bins must be an integer"),
+        ({"bins": True}, "bins must be an integer >= 1, got True"),
         ({"gain": 0.0}, "gain must be a positive number"),
+        ({"gain": math.inf}, "gain must be a positive number"),
+        ({"gain": math.nan}, "gain must be a positive number"),
         ({"measurement": "median"}, "measurement must be one of mean, random, dct"),
         ({"connection": "none"}, "connection must be one of linear, addition"),
         ({"distribution": "cauchy"}, "distribution must be one of normal, laplace"),
         ({"known": (0.5, 0.0)}, "known must be a mean and a positive"),
+        ({"known": (0.5, math.inf)}, "known must be a mean and a positive"),
+        ({"known": (math.nan, 0.2)}, "known must be a mean and a positive"),
     ],
 )
 def test_bad_options_are_refused(options, message):

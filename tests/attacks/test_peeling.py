@@ -271,6 +271,21 @@ def test_signs_are_those_of_the_first_upload_that_has_some():
     np.testing.assert_allclose(pooled.scale, scale, rtol=1e-6)
 
 
+def test_what_is_called_exact_is_so_up_to_rounding():
+    """The weights by hand: rounding of the number itself, and 1e-8 for what is 0."""
+    values = np.array([[0.0, 1.0], [1e-8, 1 + 2e-7]], np.float32)
+    deviation = np.array([[0, 0], [1e-8, 5e-8]], np.float32)
+    peeled = Peeled(
+        {"norm": Gate(values, values)}, {"norm": Gate(deviation, deviation)}, {}, {}
+    )
+    weights = 1 / (deviation.astype(float) ** 2 + (2.0**-24 * values) ** 2 + 1e-16)
+    expected = np.sum(weights * values, axis=0) / np.sum(weights, axis=0)
+    found = pooled_gates(peeled)["norm"]
+    for part in found:
+        np.testing.assert_allclose(part[0], expected[0], rtol=1e-4)
+        np.testing.assert_allclose(part[1] - 1, expected[1] - 1, atol=1.3e-7)
+
+
 def test_two_uploads_of_one_lock_are_better_weighted_than_plainly_averaged():
     """Where a channel is saturated in one of two images, the other one counts.
 
@@ -400,6 +415,30 @@ def test_as_many_examples_as_can_be_are_taken_and_one_more_is_not(classes, most)
     make(most)
     with pytest.raises(ValueError, match=f"at most {most} examples"):
         make(most + 1)
+
+
+def without(path):
+    """The dense network, which lacks one of its parameters."""
+    model, _ = made("dense")
+
+    def init(rng):
+        params, stats = model.init(rng)
+        return {name: leaf for name, leaf in params.items() if name != path}, stats
+
+    return model._replace(init=init)
+
+
+def test_a_dense_layer_is_peeled_by_its_bias():
+    with pytest.raises(ValueError, match="'peel' needs a bias in .*'layers/0'"):
+        peeling(ground("dense", model=without("layers/0/bias")))
+
+
+def test_one_example_needs_no_label():
+    """Nor a rule for one: nothing here has a column of the classifier per class."""
+    peeling(ground("dense", num_classes=7))
+    declared = threat("peel", examples=2, **TRAIN)
+    with pytest.raises(ValueError, match="'fc' has 10 column.* for 7 classes"):
+        peeling(ground("dense", declared, num_classes=7))
 
 
 def test_a_norm_above_the_lock_is_refused():

@@ -104,6 +104,7 @@ def test_the_image_is_found(name, classes, label, seed):
     psnr, found = attacked(name, classes, seed, label)
     assert psnr > 40
     assert found.finite and found.loss < 1e-9
+    assert found.info["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [label])
     for rank in found.info["ranks"].values():
         np.testing.assert_allclose(rank, 1, atol=1e-3)
@@ -166,6 +167,7 @@ def test_too_few_filters_are_seen_in_the_rank():
         ({"declared": threat("unit", "joint")}, "label strategy 'joint' optimises"),
         ({"draw_gates": lambda rng: {}}, "rgap knows no gates"),
         ({"loss": squared_error}, "without bias under cross-entropy alone; 'fc'"),
+        ({"features": 0.1}, "rgap has no objective that features=0.1"),
         (
             {"model": from_nnx(lambda r: LeNet(lockable=("norm1",), rngs=r))},
             "norm layers",

@@ -58,6 +58,22 @@ def test_every_length_listed_fits_and_the_clients_is_among_them(classes, seed):
         )
 
 
+@pytest.mark.parametrize("margin", (-4.6, 13.7))
+def test_the_longest_and_the_shortest_lengths_are_found(margin):
+    """Nearly sqrt(2), of a client that is sure and wrong; 1.6e-6, of one that is right.
+
+    Two classes: the derivative by the margin is -1 / (1 + e^m), and by each logit so
+    much, with either sign.
+    """
+    inputs = np.array([1.0, 0.5])
+    weights = np.array([[margin, 0.0], [0.0, 0.0]])
+    true = sent(inputs, weights, 0)
+    assert np.linalg.norm(true) == pytest.approx(2**0.5 / (1 + np.exp(margin)))
+    found = np.asarray(lengths(np.outer(inputs, true), weights))
+    distances = np.linalg.norm(found - true, axis=-1)
+    assert np.min(distances) < 1e-6 * np.linalg.norm(true)
+
+
 def test_of_two_lengths_that_fit_both_are_listed():
     """Two classes: u = -y / (1 + e^u) has two solutions (R-GAP, section 3.2)."""
     # The derivative by the margin m is -1 / (1 + e^m), and <g, W> is m times it.
