@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,6 @@ from kljax.federated.clients import local_update
 from kljax.metrics import multiset_accuracy
 from kljax.models import CNN6, Dense, from_nnx
 from kljax.models.losses import cross_entropy
-from kljax.studies.config.leak import LabelRule
 from kljax.threat import View, observe
 
 CLASSES, FEATURES = 10, 6
@@ -404,10 +402,6 @@ def test_an_order_is_drawn_where_batches_make_one():
 
 
 # --- by name ---------------------------------------------------------------------
-
-
-def test_the_configuration_knows_every_rule():
-    assert typing.get_args(LabelRule) == ("auto", *RULES)
 
 
 def test_auto_is_what_fits_the_upload():
