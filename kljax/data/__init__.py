@@ -10,9 +10,10 @@ from kljax.data.batches import (
     local_steps,
     stacked,
 )
-from kljax.data.catalogue import EMBEDDED, load, stamp
+from kljax.data.catalogue import EMBEDDED, has_splits, load, stamp
 from kljax.data.checks import check_batch, check_local_batches
 from kljax.data.dataset import Dataset, LazyColumn, select
+from kljax.data.files import is_path, load_path
 from kljax.data.holdouts import holdout
 from kljax.data.partitioning import (
     PARTITIONS,
@@ -30,6 +31,9 @@ from kljax.data.subsets import subset
 __all__ = [
     "load",
     "stamp",
+    "has_splits",
+    "is_path",
+    "load_path",
     "select",
     "subset",
     "holdout",

@@ -3,11 +3,13 @@
 import difflib
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from kljax.core.memory import check_fits
 from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
+from kljax.data.files import is_path, load_path, stamp_path
 from kljax.data.photos import load_photos
 from kljax.data.resizing import check_shape
 from kljax.data.tfds import list_tfds, load_tfds
@@ -31,26 +33,29 @@ def load(
     """Loads a data set by name.
 
     Args:
-      name: an embedded set (``"digits"``, ``"photos"``), or the TFDS name of a
-        prepared one (``"mnist"``, ``"cifar10"``, ``"fashion_mnist"``, ...).
+      name: an embedded set (one of `EMBEDDED`), a path (``"mine.npz"``, or
+        ``"./pictures"`` with a folder per class, see `kljax.data.files`), or the TFDS
+        name of a prepared set (``"mnist"``, ``"cifar10"``, ``"fashion_mnist"``, ...).
       shape: (H, W, C) of the images, C = 1 or 3.
-      split: TFDS split (None is ``"train"``); embedded sets have none.
+      split: TFDS split (None is ``"train"``); embedded sets and paths have none.
       data_dir: where TFDS keeps prepared sets (None is TFDS's own default); embedded
-        sets need none.
+        sets and paths need none.
 
     Raises:
       ValueError: an unknown name, with the nearest known one; a split asked of an
-        embedded set; and what `load_tfds` raises.
-      FileNotFoundError: a TFDS set that is not prepared, with the command to prepare
-        it.
+        embedded set or a path; and what `load_path` and `load_tfds` raise.
+      FileNotFoundError: no such path; a TFDS set that is not prepared, with the
+        command to prepare it.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a dataset is {name!r}; give a string")
+    if split is not None and not has_splits(name):
+        raise ValueError(
+            f"dataset {name!r} has no splits, and split is {split!r}; leave it out"
+        )
+    if is_path(name):
+        return load_path(name, shape)
     if name in EMBEDDED:
-        if split is not None:
-            raise ValueError(
-                f"dataset {name!r} has no splits, and split is {split!r}; leave it out"
-            )
         shape = check_shape(shape)
         needed = 2 * 4 * SIZES[name] * math.prod(shape)
         check_fits(needed, f"dataset {name!r} in shape {shape}", "image_size")
@@ -61,8 +66,15 @@ def load(
         raise ValueError(_unknown(name)) from error
 
 
+def has_splits(name: str) -> bool:
+    """Tells whether a dataset has splits: those of TFDS do."""
+    return not (name in EMBEDDED or is_path(name) or ":" in name)
+
+
 def stamp(name: str, data_dir: str | None = None) -> tuple[tuple[str, int, int], ...]:
-    """Says which files a data set is read from, see `kljax.data.tfds.stamp`."""
+    """Says which files a data set is read from: (path, mtime [ns], size) of each."""
+    if is_path(name):
+        return stamp_path(name)
     return () if name in EMBEDDED else tfds.stamp(name, data_dir)
 
 
@@ -70,7 +82,10 @@ def _unknown(name: str) -> str:
     known = [*EMBEDDED, *list_tfds()]
     near = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
+    if Path(name).is_dir():
+        guess = f"; if the folder of that name is meant, write './{name}'"
     return (
         f"unknown dataset {name!r}{guess}; embedded are {', '.join(EMBEDDED)}, and any "
-        "prepared TFDS set can be named, such as mnist, cifar10, fashion_mnist"
+        "prepared TFDS set can be named, such as mnist, cifar10, fashion_mnist, or a "
+        "path, such as mine.npz or ./pictures"
     )

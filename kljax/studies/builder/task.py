@@ -52,7 +52,7 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
       ValueError: an unknown name, and what `kljax.data.load` raises.
     """
     shape = (config.image_size, config.image_size, 3)
-    if ":" not in config.data:
+    if ":" not in config.data or data.is_path(config.data):
         files = data.stamp(config.data, config.data_dir)
         return _load(config.data, shape, split, config.data_dir, files)
     make = resolve("dataset", config.data, data.EMBEDDED)
@@ -84,7 +84,7 @@ def load_split(config: TrainConfig) -> Split:
       ValueError: an unknown name or split, labels not worth training on, too few
         examples, and what `kljax.data.load` raises.
     """
-    if config.data in data.EMBEDDED or ":" in config.data:
+    if not data.has_splits(config.data):
         if (config.train_split, config.test_split) != ("train", "test"):
             raise ValueError(
                 f"dataset {config.data!r} has no splits: leave train_split and "

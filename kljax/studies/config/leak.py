@@ -79,7 +79,8 @@ class LeakConfig:
 
     Attributes:
       model: network under attack: {models}.
-      data: dataset the victims come from: {datasets}, or any prepared TFDS set.
+      data: dataset the victims come from: {datasets}; any prepared TFDS set;
+        or a path to an .npz file or a folder of pictures, see `kljax.data.files`.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
         see `kljax.defences.arms`. A transform acts on each gradient, as
         TRANSFORM@update once on the whole update.

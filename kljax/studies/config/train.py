@@ -71,7 +71,8 @@ class TrainConfig:
 
     Attributes:
       model: network to train: {models}.
-      data: dataset: {datasets}, or any prepared TFDS set.
+      data: dataset: {datasets}; any prepared TFDS set;
+        or a path to an .npz file or a folder of pictures, see `kljax.data.files`.
         Photos are refused, whose labels mean too little to train on.
       arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
         `kljax.defences.arms`; trained one after another from the same weights. A

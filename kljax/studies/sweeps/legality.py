@@ -65,7 +65,7 @@ def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def _check_data(name: str, data_dir: str | None) -> None:
-    if ":" in name:
+    if ":" in name and not data.is_path(name):
         resolve("dataset", name, data.EMBEDDED)
     elif name not in data.EMBEDDED and name.partition("/")[0] not in _listed():
         # A set may have been prepared by code that TFDS does not list.

@@ -1,0 +1,191 @@
+"""Datasets from files of one's own: an ``.npz`` file, or a folder of pictures.
+
+An image is read, or brought to its shape, only when it is asked for.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kljax.data.dataset import Dataset, LazyColumn
+from kljax.data.resizing import check_shape, resize
+
+NPZ = ".npz"
+# How a path begins, unless it ends in .npz: TFDS names may hold a "/", too.
+STARTS = ("/", "./", "../", "~")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+PICTURES += (".pgm", ".ppm")
+GREY = ("1", "L", "LA")  # modes of Pillow
+UNSTATED = "not stated; whoever gave {path} knows"
+
+
+class ResizedImages(LazyColumn):
+    """Images of an array, brought to a shape when they are asked for."""
+
+    def __init__(self, images: np.ndarray, shape: tuple[int, int, int]):
+        self._images = images
+        self.shape = (len(images), *shape)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *self.shape[1:]), np.float32)
+        for row, index in enumerate(indices):
+            try:
+                images[row] = resize(self._images[index], self.shape[1:])
+            except ValueError as error:
+                raise ValueError(f"image {index}: {error}") from error
+        return images
+
+
+class PictureFiles(LazyColumn):
+    """Pictures of files, read and brought to a shape when they are asked for."""
+
+    def __init__(self, paths: list[Path], shape: tuple[int, int, int]):
+        self._paths = paths
+        self.shape = (len(paths), *shape)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *self.shape[1:]), np.float32)
+        for row, index in enumerate(indices):
+            images[row] = resize(_read_picture(self._paths[index]), self.shape[1:])
+        return images
+
+
+def is_path(name: str) -> bool:
+    """Tells whether the name of a dataset is meant as a path."""
+    return name.endswith(NPZ) or name.startswith(STARTS)
+
+
+def load_path(name: str, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
+    """Opens an ``.npz`` file, or a folder with a subfolder of pictures per class.
+
+    A file holds ``images`` [N, h, w] or [N, h, w, c] (c = 1 or 3; uint8, uint16, or
+    floating point in [0, 1]) and ``labels`` [N] (integers from 0), and may hold
+    ``class_names`` [Kc], ``groups`` [N] and ``licence``, see `Dataset`. In a folder,
+    classes are the subfolders in alphabetic order. Images are cropped at the centre to
+    the aspect ratio of `shape` and resized to it, as those of TFDS.
+
+    Args:
+      name: of the file or folder; ``~`` is the user's home.
+      shape: (H, W, C) of the images, C = 1 or 3.
+
+    Raises:
+      FileNotFoundError: if there is nothing of that name.
+      ValueError: for a file without these arrays, or with others than these shapes and
+        types; a folder without subfolders, or one without pictures; and, when it is
+        read, a picture that is none.
+    """
+    shape, path = check_shape(shape), Path(name).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"dataset {name!r}: there is no such file or folder (here is {Path.cwd()})"
+        )
+    if path.is_dir():
+        return _load_folder(name, path, shape)
+    if path.suffix != NPZ:
+        raise ValueError(
+            f"dataset {name!r} is neither a folder nor a file that ends in {NPZ}"
+        )
+    return _load_npz(name, path, shape)
+
+
+def stamp_path(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Says which files a path is read from: (path, mtime [ns], size) of each."""
+    path = Path(name).expanduser().resolve()
+    files = [path] if path.is_file() else [p for p in _below(path) if p.is_file()]
+    seen = ((str(file), file.stat()) for file in files)
+    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in seen)
+
+
+def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as opened:
+            arrays = {key: opened[key] for key in opened.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"dataset {name!r} is no sound {NPZ} file: {error}") from error
+    missing = [key for key in ("images", "labels") if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"dataset {name!r} has no array {missing[0]!r}; it has "
+            f"{', '.join(arrays) or 'none'}"
+        )
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim not in (3, 4):
+        raise ValueError(
+            f"dataset {name!r}: images has shape {images.shape}; give [N, h, w] or "
+            "[N, h, w, c]"
+        )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"dataset {name!r}: labels has shape {labels.shape} and type "
+            f"{labels.dtype}; give [N] integers"
+        )
+    names = arrays.get("class_names")
+    classes = int(labels.max(initial=-1)) + 1 if names is None else len(names)
+    classes = max(classes, 1)
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(outside):
+        raise ValueError(
+            f"dataset {name!r}: the label of example {outside[0]} is "
+            f"{labels[outside[0]]}, and labels must lie in [0, {classes})"
+        )
+    return Dataset(
+        name=name,
+        images=ResizedImages(images, shape),
+        labels=labels,
+        num_classes=classes,
+        groups=arrays.get("groups"),
+        licence=str(arrays.get("licence", UNSTATED.format(path=name))),
+        class_names=None if names is None else tuple(map(str, names)),
+    )
+
+
+def _load_folder(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
+    folders = [folder for folder in _below(path, deep=False) if folder.is_dir()]
+    if not folders:
+        raise ValueError(
+            f"dataset {name!r} has no subfolders: give it one of pictures per class"
+        )
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        pictures = [p for p in _below(folder) if p.suffix.lower() in PICTURES]
+        if not pictures:
+            raise ValueError(
+                f"dataset {name!r}: class folder {folder.name!r} has no pictures; "
+                f"they end in {', '.join(PICTURES)}"
+            )
+        paths += pictures
+        labels += [label] * len(pictures)
+    return Dataset(
+        name=name,
+        images=PictureFiles(paths, shape),
+        labels=np.asarray(labels),
+        num_classes=len(folders),
+        groups=None,
+        licence=UNSTATED.format(path=name),
+        class_names=tuple(folder.name for folder in folders),
+    )
+
+
+def _below(path: Path, deep: bool = True) -> list[Path]:
+    """Lists what is in a folder, in alphabetic order, but for hidden files."""
+    there = path.rglob("*") if deep else path.iterdir()
+    seen = (p for p in there if not any(n[0] == "." for n in p.relative_to(path).parts))
+    return sorted(seen)
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """Reads a picture: [h, w] grey or [h, w, 3] colour, turned as its camera says.
+
+    Raises:
+      ValueError: for what Pillow cannot read; the file is named.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):
+                return np.asarray(image).astype(np.uint16)
+            return np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from error
