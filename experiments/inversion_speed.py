@@ -36,6 +36,7 @@ from kljax.attacks.generators import (
 from kljax.attacks.objectives import l2_norm
 from kljax.attacks.optimisers import rmsprop
 from kljax.attacks.priors import squared_variation
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.models import NETWORKS, from_nnx, losses
 from kljax.parallel import Layout, map_victims
@@ -134,7 +135,7 @@ class Problem:
             loss=losses.cross_entropy,
             gates=none.gates,
             simulate=none.simulate,
-            image_shape=SHAPE,
+            inputs=images_of(SHAPE),
             num_classes=CLASSES,
             classifier=self.classifier,
             sites=(),

@@ -10,6 +10,7 @@ from kljax import defences, metrics, threat
 from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import matching
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import arms
 from kljax.defences.lock import key_lock
@@ -103,7 +104,7 @@ def lone_attack(**steps: int):
         gates=defence.gates,
         simulate=defence.simulate,
         simulate_update=defence.update.simulate,
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=10,
         classifier="fc",
         sites=(),

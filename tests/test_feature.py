@@ -24,6 +24,7 @@ from toys import (
 from kljax.attacks import LOCKS, Candidate, feature, no_prior
 from kljax.attacks.presets import PRESETS
 from kljax.attacks.priors import squared_variation, with_feature
+from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
 from kljax.federated.clients import one_step
@@ -207,7 +208,7 @@ def test_every_attack_that_searches_takes_it(name):
         return params, stats
 
     model = toy_model()._replace(apply=apply, init=init)
-    ground = setting(declared, DEFENCE, model=model, image_shape=(8, 8, 1))
+    ground = setting(declared, DEFENCE, model=model, inputs=images_of((8, 8, 1)))
     preset.build(ground, steps=1, restarts=2)
     with pytest.raises(ValueError, match="classifier's input is exact for one example"):
         preset.build(ground._replace(features=0.1), steps=1, restarts=2)

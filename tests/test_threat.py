@@ -21,8 +21,8 @@ from kljax.attacks import (
     iterative,
     lbfgs,
     normal,
-    pixels,
     replay,
+    searched,
     squared_l2,
 )
 from kljax.defences import keylock
@@ -346,7 +346,9 @@ def attack(name):
     lock = LOCKS[case.lock](ground)
     strike = iterative(
         Unknowns(
-            pixels(ground, normal(0.5, 0.1)), LABELS[case.labels](ground), lock.unknown
+            searched(ground, normal(0.5, 0.1)),
+            LABELS[case.labels](ground),
+            lock.unknown,
         ),
         replay(ground, lock.gates),
         squared_l2(),

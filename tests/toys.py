@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from kljax.attacks import Setting
+from kljax.core.inputs import images_of
 from kljax.core.types import Model, Private, Public
 from kljax.defences import Defence, keylock
 from kljax.defences.lock import key_lock
@@ -100,7 +101,7 @@ def setting(threat: ThreatModel, defence: Defence, **changes) -> Setting:
         gates=defence.gates,
         simulate=defence.simulate,
         simulate_update=defence.update.simulate,
-        image_shape=IMAGE_SHAPE,
+        inputs=images_of(IMAGE_SHAPE),
         num_classes=CLASSES,
         classifier="fc",
         sites=tuple(zip(SITES, WIDTHS, strict=True)),

@@ -44,7 +44,7 @@ from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
 from kljax.attacks.simulation import fedavg, local_steps, one_step, replay
 from kljax.attacks.starts import around, constant, normal
-from kljax.attacks.unknowns import boxed, decoded, pixels, upsampled
+from kljax.attacks.unknowns import boxed, decoded, searched, upsampled
 
 __all__ = [
     "Attack",
@@ -56,7 +56,7 @@ __all__ = [
     "Unknown",
     "Unknowns",
     "Candidate",
-    "pixels",
+    "searched",
     "boxed",
     "decoded",
     "upsampled",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.core.dependence import trace_dependence
+from kljax.core.inputs import InputSpec
 from kljax.core.trees import named
 from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 from kljax.models.chain import Layer
@@ -61,7 +62,7 @@ class Setting(NamedTuple):
       simulate: ``(grads, sent, earlier) -> grads``, what the attacker assumes the
         defence does to a gradient, given what it sees (`View.grads`, `View.earlier`).
         Of a local step nobody sees anything, and both are None.
-      image_shape: [H, W, C] of one image.
+      inputs: what the network takes in, and where it is looked for.
       num_classes: Kc.
       classifier: path of the last dense layer, from which labels are read.
       sites: (path, channels) of every gated layer, in chain order.
@@ -84,7 +85,7 @@ class Setting(NamedTuple):
     loss: Loss
     gates: Callable[..., Any]
     simulate: Callable[..., Any]
-    image_shape: tuple[int, int, int]
+    inputs: InputSpec
     num_classes: int
     classifier: str
     sites: tuple[tuple[Path, int], ...]
@@ -97,6 +98,19 @@ class Setting(NamedTuple):
     features: float = 0.0
     simulate_update: Callable[..., Any] = as_sent
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Gives [H, W, C] of one image, to what is made for images alone.
+
+        Raises:
+          ValueError: for inputs of another kind.
+        """
+        if self.inputs.kind != "image":
+            raise ValueError(
+                f"this attack looks for images, and the inputs are {self.inputs.kind}"
+            )
+        return self.inputs.shape
+
     def shapes(self) -> tuple[PyTree, PyTree]:
         """Finds shapes of the network's params and stats, {path: ShapeDtypeStruct}."""
         return jax.eval_shape(self.model.init, jax.random.key(0))
@@ -108,7 +122,7 @@ class Reconstruction(NamedTuple):
     The best candidate by the attacker's own loss, over iterates and restarts.
     """
 
-    images: Array  # [B, H, W, C]
+    images: Array  # [B, H, W, C], or inputs of another kind, as a dataset has them
     labels: Array  # [B] int32; `UNKNOWN` where nothing told them
     loss: Array  # [] matching loss of this candidate, without priors
     finite: Array  # [] bool: something was there to match, and the search did not break
@@ -121,7 +135,7 @@ Attack: TypeAlias = Callable[[Rng, View], Reconstruction]
 class Candidate(NamedTuple):
     """One guess at everything that the gradient depends on."""
 
-    images: Array  # [B, H, W, C]
+    images: Array  # [B, H, W, C], or what a network is fed in place of other inputs
     targets: Array  # [B, Kc]
     lock: PyTree  # a Private, or gates: whatever the lock strategy works with
 
@@ -133,11 +147,14 @@ class Unknown(NamedTuple):
       start: ``(rng, View) -> (free, fixed)``: what is optimised, and what is not.
       decode: ``(free, fixed) -> value`` of that part.
       project: ``free -> free``, after every move: back to what is allowed.
+      read: ``(value, fixed) -> value``, of what is found in the end: a token, where
+        embeddings were looked for.
     """
 
     start: Callable[[Rng, View], tuple[PyTree, PyTree]]
     decode: Callable[[PyTree, PyTree], PyTree]
     project: Callable[[PyTree], PyTree] = lambda free: free
+    read: Callable[[PyTree, PyTree], PyTree] = lambda value, fixed: value
 
 
 class Unknowns(NamedTuple):
@@ -304,6 +321,8 @@ def iterative(
             value = best.matching + prior(view, found, jnp.asarray(last))
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
+        parts = zip(unknowns, found, fixed, strict=True)
+        found = Candidate(*(part.read(value, known) for part, value, known in parts))
         return found, best, finite, losses
 
     def attack(rng: Rng, view: View) -> Reconstruction:

@@ -65,7 +65,7 @@ def depths_of(setting: Setting) -> Depths:
     keep the order of their names.
     """
     params, stats = setting.shapes()
-    images = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
+    images = setting.inputs.zeros(1)
 
     def logits(params, stats, images):
         return setting.model.apply(params, stats, images, train=False).logits

@@ -1,26 +1,35 @@
-"""Unknown images: what is optimised, and how it becomes an image."""
+"""Unknown inputs: what is optimised, and how it becomes an image, or a sentence."""
 
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting, Unknown
 from kljax.attacks.starts import Start
-from kljax.core.types import Array, PyTree
+from kljax.core.types import Array, Params, PyTree, Rng
+from kljax.threat import View
 
 
-def pixels(setting: Setting, start: Start) -> Unknown:
-    """Looks for the pixels themselves, unbounded."""
-    return decoded(setting, lambda images: images, setting.image_shape, start)
+def searched(setting: Setting, start: Start) -> Unknown:
+    """Looks in the search space of the inputs, unbounded: of images, for pixels."""
+    space, examples = setting.inputs.search, setting.threat.knowledge.examples
+
+    def begin(rng: Rng, view: View) -> tuple[Array, Params]:
+        params = view.public.model
+        return start(rng, (examples, *space.shape(params))), params
+
+    return Unknown(
+        start=begin,
+        decode=lambda free, params: space.decode(params, free),
+        read=lambda fed, params: space.read(params, fed),
+    )
 
 
-def boxed(unknown: Unknown) -> Unknown:
-    """Keeps what is optimised in [0, 1], where images are, after every move."""
+def boxed(setting: Setting, unknown: Unknown) -> Unknown:
+    """Keeps what is optimised where inputs can be, after every move."""
 
     def project(free: PyTree) -> PyTree:
-        inside = unknown.project(free)
-        return jax.tree.map(lambda x: jnp.clip(x, 0.0, 1.0), inside)
+        return jax.tree.map(setting.inputs.search.project, unknown.project(free))
 
     return unknown._replace(project=project)
 

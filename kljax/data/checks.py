@@ -1,4 +1,4 @@
-"""What labelled images must be before anything attacks them.
+"""What labelled inputs must be before anything attacks them.
 
 Every refusal names the culprit: the batch, the row and the value, and what would do.
 """
@@ -8,24 +8,34 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kljax.core.inputs import InputSpec, images_of, refuse_rows
+
 
 def check_batch(
-    images, labels, num_classes: int, *, name: str = "the batch", indices=None
+    images,
+    labels,
+    num_classes: int,
+    *,
+    name: str = "the batch",
+    indices=None,
+    inputs: InputSpec | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Checks labelled images and returns them with the types kljax works in.
+    """Checks labelled inputs and returns them with the types kljax works in.
 
     Args:
-      images: [n, H, W, C] floating point in [0, 1], no image constant.
+      images: [n, H, W, C] floating point in [0, 1] or 8-bit integers, no image
+        constant; or whatever `inputs` says.
       labels: [n] integers in [0, num_classes).
       num_classes: number of classes.
       name: what error messages call the batch.
       indices: [n] what error messages call its rows; 0 to n - 1 if None.
+      inputs: what the inputs are; None for images of their own shape.
 
     Returns:
-      images [n, H, W, C] float32, and labels [n] int32.
+      images [n, H, W, C] float32 (or as `inputs` has them), and labels [n] int32.
 
     Raises:
-      TypeError: images not floating point, or labels not integers.
+      TypeError: images neither floating point nor 8-bit, or labels not integers.
       ValueError: with the index of the first culprit, for
 
         ==================  ====================================================
@@ -39,45 +49,18 @@ def check_batch(
     """
     check_num_classes(num_classes, name)
     images = np.asarray(images)
-    if not np.issubdtype(images.dtype, np.floating):
-        raise TypeError(
-            f"images of {name} are {images.dtype}; give floating point in [0, 1] "
-            "(divide 8-bit images by 255)"
-        )
     if images.ndim and len(images) == 0:
-        raise ValueError(f"{name} is empty; give at least one image")
-    if images.ndim != 4:
-        raise ValueError(
-            f"images of {name} have shape {images.shape}; give [n, H, W, C], with "
-            "C = 1 for grey images"
-        )
+        raise ValueError(f"{name} is empty; give at least one example")
+    spec = images_of(images.shape[1:]) if inputs is None else inputs
+    rows = np.arange(len(images) if images.ndim else 0)
+    rows = rows if indices is None else np.asarray(indices)
+    images = spec.check(images, rows, name)
     labels = check_integers(labels, "labels", name)
     check_lengths(len(images), len(labels), name)
-    if images[0].size == 0:
-        raise ValueError(f"images of {name} have shape {images.shape}: no pixels")
-    rows = np.arange(len(images)) if indices is None else np.asarray(indices)
-
-    images = images.astype(np.float32, copy=False)
-    low = images.min(axis=(1, 2, 3))
-    high = images.max(axis=(1, 2, 3))
-    # min and max of an image that holds a NaN are NaN.
-    _refuse(np.isnan(low), rows, name, lambda i: "holds NaN")
-    _refuse(
-        (low < 0) | (high > 1),
-        rows,
-        name,
-        lambda i: f"spans [{low[i]:g}, {high[i]:g}]; values must lie in [0, 1]",
-    )
-    _refuse(
-        low == high,
-        rows,
-        name,
-        lambda i: f"is constant ({low[i]:g} everywhere, standard deviation 0)",
-    )
-    _refuse(
+    refuse_rows(
         (labels < 0) | (labels >= num_classes),
         rows,
-        name,
+        f"{'image' if spec.kind == 'image' else 'example'} {{}} of {name}",
         lambda i: f"has label {labels[i]}; labels must lie in [0, {num_classes})",
     )
     return images, labels
@@ -144,14 +127,6 @@ def check_local_batches(
         )
 
 
-def _refuse(culprits, rows, name, explain) -> None:
-    if culprits.any():
-        first = int(np.argmax(culprits))
-        more = int(culprits.sum()) - 1
-        also = f" (and {more} more)" if more else ""
-        raise ValueError(f"image {rows[first]} of {name} {explain(first)}{also}")
-
-
 def check_lengths(images: int, labels: int, name: str) -> None:
     """Refuses unequal numbers of images and labels, and none at all."""
     if images != labels:
@@ -159,7 +134,7 @@ def check_lengths(images: int, labels: int, name: str) -> None:
             f"{name} has {images} images and {labels} labels; give one label per image"
         )
     if images == 0:
-        raise ValueError(f"{name} is empty; give at least one image")
+        raise ValueError(f"{name} is empty; give at least one example")
 
 
 def check_num_classes(num_classes, name: str) -> None:

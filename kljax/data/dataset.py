@@ -1,8 +1,9 @@
-"""The one type the rest of kljax sees: named, checked, labelled images.
+"""The one type the rest of kljax sees: named, checked, labelled inputs.
 
 Letters: N examples in a dataset, n examples asked for, H W image sides, C channels.
 
-A `Dataset` holds two columns, images and labels. A column is a NumPy array, or a
+A `Dataset` holds two columns, images and labels, and an `InputSpec`, which says what
+stands in the first: images, or sentences. A column is a NumPy array, or a
 `LazyColumn` that reads only the rows asked for, so that a data set of ImageNet's size
 costs as much as the victims taken from it.
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from kljax.core.inputs import InputSpec, images_of
 from kljax.data.checks import (
     check_batch,
     check_integers,
@@ -49,14 +51,15 @@ class LazyColumn(abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Holds N labelled images and what a report has to say about them.
+    """Holds N labelled inputs and what a report has to say about them.
 
     Arrays are checked when the dataset is made (see `check_batch`) and kept as
     read-only views; a `LazyColumn` is checked row by row in `fetch`.
 
     Attributes:
       name: what error messages and reports call it.
-      images: [N, H, W, C] float32 in [0, 1].
+      images: [N, H, W, C] float32 in [0, 1], of any sides and number of channels,
+        kept as such where 8-bit integers are given; or whatever `inputs` says.
       labels: [N] int32 in [0, num_classes).
       num_classes: number of classes.
       groups: [N] int32, the cluster each example belongs to in a bootstrap (all crops
@@ -66,6 +69,7 @@ class Dataset:
       class_names: the names of the classes, or None.
       positions: [N] int64, where the examples are in the whole dataset that these are
         a part of (`kljax.data.subsets`), or None where they are all of it.
+      inputs: what stands in the column of images; images if None is given.
 
     Raises:
       ValueError: empty, unequal lengths, or anything `check_batch` refuses.
@@ -81,15 +85,20 @@ class Dataset:
     untrained_only: bool = False
     class_names: Sequence[str] | None = None
     positions: Any = None
+    inputs: InputSpec | None = None
 
     def __post_init__(self):
         whole = f"dataset {self.name!r}"
         images, labels = self.images, self.labels
+        if self.inputs is None:
+            object.__setattr__(self, "inputs", images_of(np.shape(images)[1:]))
         if isinstance(images, LazyColumn) or isinstance(labels, LazyColumn):
             check_num_classes(self.num_classes, whole)
             check_lengths(len(images), len(labels), whole)
         else:
-            images, labels = check_batch(images, labels, self.num_classes, name=whole)
+            images, labels = check_batch(
+                images, labels, self.num_classes, name=whole, inputs=self.inputs
+            )
         for field, column in (("images", images), ("labels", labels)):
             if not isinstance(column, LazyColumn):
                 column = _frozen(np.asarray(column))
@@ -120,8 +129,8 @@ class Dataset:
         return len(self.images)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Returns the shape (H, W, C) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """Returns the shape of one input: (H, W, C) of an image."""
         return tuple(self.images.shape[1:])
 
     def fetch(self, indices) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +140,8 @@ class Dataset:
           indices: [n] integers in [0, N); n may be 0.
 
         Returns:
-          images [n, H, W, C] float32 in [0, 1], and labels [n] int32.
+          images [n, H, W, C] float32 in [0, 1], or as `inputs` has them, and labels
+          [n] int32.
 
         Raises:
           IndexError: an index outside the dataset.
@@ -143,7 +153,7 @@ class Dataset:
             self.labels, LazyColumn
         )
         if not len(indices):  # nothing to check, but of the same types
-            return images.astype(np.float32), labels.astype(np.int32)
+            return images.astype(self.inputs.dtype), labels.astype(np.int32)
         if lazy:
             images, labels = check_batch(
                 images,
@@ -151,6 +161,7 @@ class Dataset:
                 self.num_classes,
                 name=f"dataset {self.name!r}",
                 indices=indices,
+                inputs=self.inputs,
             )
         return images, labels
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from flax import linen, nnx
 
+from kljax.core.inputs import InputSpec, zeros_of
 from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Stats
 from kljax.models.calling import Call, check_output, find_call
 from kljax.models.convolution import fastest_convolution
@@ -40,7 +41,8 @@ def from_nnx(
     Args:
       network: a builder ``nnx.Rngs -> network`` (such as a module class), or an
         instance, whose present (trained) values ``init`` then gives back whatever
-        its ``rng``. The network maps images [B, H, W, C] to logits [B, Kc].
+        its ``rng``. The network maps images [B, H, W, C], or another kind of input
+        (`kljax.core.inputs`), to logits [B, Kc].
       convolution: a speed option, see `kljax.models.convolution`.
       call: ``(network, images, train) -> logits``, where more than images and mode has
         to be passed, or less be taken. None for ``network(images)``, with the mode in
@@ -126,14 +128,14 @@ def from_nnx(
 
 
 def site_widths(
-    model: Model, sites: tuple[Path, ...], image_shape: tuple[int, ...]
+    model: Model, sites: tuple[Path, ...], inputs: InputSpec | tuple[int, ...]
 ) -> tuple[int, ...]:
     """Finds the number of channels at each site, without computing anything.
 
     Args:
       model: the network.
       sites: paths of the layers to be gated.
-      image_shape: shape [H, W, C] of one image.
+      inputs: what the network takes in; of images the shape [H, W, C] of one will do.
 
     Raises:
       ValueError: for an unknown, shared or scanned site.
@@ -141,7 +143,7 @@ def site_widths(
 
     def taps() -> dict[str, Array]:
         params, stats = model.init(jax.random.key(0))
-        images = jax.numpy.zeros((1, *image_shape))
+        images = zeros_of(inputs, 1)
         return model.apply(params, stats, images, taps=sites, train=False).taps
 
     shapes = jax.eval_shape(taps)
@@ -151,7 +153,7 @@ def site_widths(
 def feeding_layers(
     model: Model,
     sites: tuple[Path, ...],
-    image_shape: tuple[int, ...],
+    inputs: InputSpec | tuple[int, ...],
     *,
     train: bool = True,
 ) -> tuple[tuple[Path, Path], ...]:
@@ -163,7 +165,7 @@ def feeding_layers(
     Args:
       model: the network.
       sites: paths of the gated layers.
-      image_shape: shape [H, W, C] of one image.
+      inputs: what the network takes in; of images the shape [H, W, C] of one will do.
       train: norm mode of the pass that is looked at.
 
     Returns:
@@ -179,10 +181,14 @@ def feeding_layers(
 
     def look(names: list[Path]) -> None:
         def forward(params: Params, stats: Stats, rng: Rng) -> None:
-            images = jax.numpy.zeros((1, *image_shape))
-            inputs = [f"{site}:input" for site in behind]
+            below = [f"{site}:input" for site in behind]
             taps = model.apply(
-                params, stats, images, taps=(*names, *inputs), train=train, rngs=rng
+                params,
+                stats,
+                zeros_of(inputs, 1),
+                taps=(*names, *below),
+                train=train,
+                rngs=rng,
             ).taps
             # While a function is traced, the same value is the same object.
             for site in behind:

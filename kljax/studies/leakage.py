@@ -148,7 +148,7 @@ def prepare(config: LeakConfig) -> Prepared:
             gates=arm.defence.gates,
             simulate=arm.defence.simulate,
             simulate_update=arm.defence.update.simulate,
-            image_shape=stage.dataset.shape,
+            inputs=stage.dataset.inputs,
             num_classes=stage.dataset.num_classes,
             classifier=classifier,
             sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
@@ -269,7 +269,7 @@ def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], .
     """Finds the layers below the gates, for strategies that look there."""
     if arm.lock_strategy != "regress_gates":
         return ()
-    return feeding_layers(staged.model, stage.sites.paths, stage.dataset.shape)
+    return feeding_layers(staged.model, stage.sites.paths, stage.dataset.inputs)
 
 
 def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:

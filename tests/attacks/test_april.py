@@ -29,6 +29,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.presets import april, april_optimisation
 from kljax.attacks.presets.vision_transformers import april_objective
+from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
 from kljax.defences.lock import ACTIVATIONS, key_lock
@@ -87,7 +88,7 @@ def ground(strategy="unit", kind="vit", locked=False, **changes):
         threat(strategy, **facts),
         keylock(lock_of_size()) if locked or strategy != "unit" else none(),
         model=made(kind),
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=CLASSES,
         sites=(("patch", WIDTH),),
     )
@@ -418,11 +419,11 @@ LENET = from_nnx(lambda rngs: LeNet(CLASSES, image_shape=SHAPE, rngs=rngs))
     ("changes", "message"),
     [
         ({"model": LENET}, "'vit'.* this network has no patch/kernel, .*positions"),
-        ({"image_shape": (8, 16, 3)}, r"images of shape \(8, 16, 3\) have"),
-        ({"image_shape": (8, 8, 1)}, r"have patches \(2, 2, 3, 32\)"),
+        ({"inputs": images_of((8, 16, 3))}, r"images of shape \(8, 16, 3\) have"),
+        ({"inputs": images_of((8, 8, 1))}, r"have patches \(2, 2, 3, 32\)"),
         # As many whole patches as positions, and a row or a column of pixels more.
-        ({"image_shape": (9, 8, 3)}, r"images of shape \(9, 8, 3\) have"),
-        ({"image_shape": (8, 9, 3)}, r"images of shape \(8, 9, 3\) have"),
+        ({"inputs": images_of((9, 8, 3))}, r"images of shape \(9, 8, 3\) have"),
+        ({"inputs": images_of((8, 9, 3))}, r"images of shape \(8, 9, 3\) have"),
         ({"threat": threat(examples=2)}, "one example, .* examples=2"),
         ({"threat": threat(upload="update")}, "upload='update'"),
         ({"threat": threat("regress_gates")}, "'regress_gates' optimises.*'peel'"),

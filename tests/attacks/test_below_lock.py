@@ -15,6 +15,7 @@ from kljax.attacks.closed_form import gate_peeling as closed_peeling
 from kljax.attacks.closed_form.below_lock import Below
 from kljax.attacks.presets import peeled_image
 from kljax.attacks.presets import peeling as presets_peeling
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import keylock
 from kljax.defences.lock import ACTIVATIONS, key_lock
@@ -53,7 +54,7 @@ def ground(strategy="unit", norm="norm1", signed=False, **changes):
         threat(strategy, **TRAIN, **FACTS[strategy]),
         keylock(lock),
         model=model,
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=10,
         sites=(("norm1", 12),),
         chain=NETWORKS["lenet"].chain,

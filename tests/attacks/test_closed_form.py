@@ -16,6 +16,7 @@ from toys import (
 from victims import drowned, filled
 
 from kljax.attacks import dense_input, dense_layer, private_key_from_lock_grads
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import none
 from kljax.federated.clients import one_step
@@ -92,7 +93,7 @@ def attacked(
             model_threat,
             none(),
             model=model,
-            image_shape=IMAGE_SHAPE,
+            inputs=images_of(IMAGE_SHAPE),
             num_classes=CLASSES,
             sites=(),
         ),

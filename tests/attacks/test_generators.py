@@ -17,6 +17,7 @@ from kljax.attacks.generators import (
 )
 from kljax.attacks.optimisers import rmsprop
 from kljax.attacks.priors import squared_variation
+from kljax.core.inputs import images_of
 from kljax.defences import none
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "grnn.npz")
@@ -156,7 +157,7 @@ def test_training_the_generator_follows_torch():
 
 def ground(side=8, width=None):
     shape = (side, side if width is None else width, 3)
-    return setting(threat(examples=2), none(), image_shape=shape)
+    return setting(threat(examples=2), none(), inputs=images_of(shape))
 
 
 @pytest.mark.parametrize("side", (8, 32))

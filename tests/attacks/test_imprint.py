@@ -24,6 +24,7 @@ from kljax.attacks import Protocol, insertions
 from kljax.attacks.closed_form import binned, expected_singletons, imprint
 from kljax.attacks.insertions import BIAS, KERNEL
 from kljax.attacks.presets import PRESETS
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import keylock, none
 from kljax.defences.lock import key_lock
@@ -527,7 +528,7 @@ def test_a_network_that_has_an_imprint_gets_no_second():
             "no imprint .'imprint/kernel'. for images of shape .8, 8, 1.",
         ),
         (
-            lambda: imprint(ground()._replace(image_shape=(8, 8, 3))),
+            lambda: imprint(ground()._replace(inputs=images_of((8, 8, 3)))),
             "no imprint .* for images of shape .8, 8, 3.",
         ),
         (lambda: imprint(ground(), rank="size"), "rank must be bias or weight"),

@@ -13,6 +13,7 @@ from victims import digits
 from kljax.attacks import UNKNOWN
 from kljax.attacks.labels import CONDITIONS, RULES, find_rule, recovered, rule_holds
 from kljax.attacks.labels.conditions import few_classes_pull
+from kljax.core.inputs import images_of
 from kljax.core.types import Public
 from kljax.defences import none
 from kljax.models import CNN6, from_nnx
@@ -70,7 +71,7 @@ def ground(name, examples=1, rule="auto", **changes):
     return setting(
         threat("unit", examples=examples),
         none(),
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=CLASSES,
         sites=(),
         **changes,

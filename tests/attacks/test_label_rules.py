@@ -29,6 +29,7 @@ from kljax.attacks.labels import (
     spread,
     yin,
 )
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import none
 from kljax.federated.clients import local_update
@@ -45,7 +46,7 @@ CLOSED = ("ggl", "yin", "bias_corrected", "wainakh_simple")
 def ground(examples, rule="auto", **changes):
     declared = threat("unit", examples=examples)
     changes = {"num_classes": CLASSES, "label_rule": rule, "model": dense()} | changes
-    return setting(declared, none(), image_shape=SHAPE, sites=(), **changes)
+    return setting(declared, none(), inputs=images_of(SHAPE), sites=(), **changes)
 
 
 def view_of(kernel, bias):
@@ -271,7 +272,7 @@ def client(labels, rate, momentum=0.0, decay=0.0, batch=BATCH):
         declared,
         none(),
         model=model,
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=CLASSES,
         sites=(),
         classifier="fc",
@@ -419,7 +420,7 @@ def test_auto_is_what_fits_the_upload():
 
 def without_bias(examples, rule="auto"):
     model = from_nnx(lambda rngs: CNN6(CLASSES, image_shape=(8, 8, 1), rngs=rngs))
-    return ground(examples, rule)._replace(model=model, image_shape=(8, 8, 1))
+    return ground(examples, rule)._replace(model=model, inputs=images_of((8, 8, 1)))
 
 
 def test_a_classifier_without_a_bias_has_rules_of_its_own():

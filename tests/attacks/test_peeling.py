@@ -10,6 +10,7 @@ import pytest
 from toys import quick_jit, random_images, setting, threat
 
 from kljax.attacks import Peeled, Protocol, lock_of, peeling, pooled_gates
+from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock
 from kljax.defences.lock import key_lock
@@ -39,7 +40,7 @@ def ground(name, declared=None, **changes):
         declared or threat("peel", **TRAIN),
         keylock(lock),
         model=model,
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=10,
         sites=(SITES[name],),
         chain=NETWORKS["dense" if name == "dense" else "lenet"].chain,

@@ -25,9 +25,9 @@ from kljax.attacks import (
     Unknowns,
     no_prior,
     normal,
-    pixels,
     pooled,
     replay,
+    searched,
     squared_l2,
     total_variation,
 )
@@ -68,7 +68,7 @@ def composed(prior=no_prior, uploads=UPLOADS):
     lock = LOCKS["regress_gates"](GROUND)
     labels = LABELS["given"](GROUND)
     single = (
-        Unknowns(pixels(GROUND, normal(0.5, 0.1)), labels, lock.unknown),
+        Unknowns(searched(GROUND, normal(0.5, 0.1)), labels, lock.unknown),
         replay(GROUND, lock.gates),
         squared_l2(),
         prior,

@@ -24,6 +24,7 @@ from toys import (
 
 from kljax.attacks import LOCKS, Protocol
 from kljax.attacks.presets import PRESETS
+from kljax.core.inputs import images_of
 from kljax.core.types import Public
 from kljax.defences import keylock
 from kljax.defences.lock import key_lock
@@ -100,7 +101,7 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "strategy"), PAIRS)
 def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
     model = declare(name, strategy, **EVAL)
-    ground = setting(model, DEFENCE, model=shrunk(), image_shape=SHAPE)
+    ground = setting(model, DEFENCE, model=shrunk(), inputs=images_of(SHAPE))
     # Some compare restarts.
     check_steps(name, ground, locked_update(1), steps=1, restarts=2)
 
@@ -118,7 +119,9 @@ def test_an_illegal_pair_raises(strategy, fact):
 
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_peeling_a_network_that_is_no_chain_raises(name):
-    ground = setting(declare(name, "peel"), DEFENCE, model=shrunk(), image_shape=SHAPE)
+    ground = setting(
+        declare(name, "peel"), DEFENCE, model=shrunk(), inputs=images_of(SHAPE)
+    )
     with pytest.raises(ValueError, match="'peel' walks a chain of layers"):
         PRESETS[name].build(ground, steps=1, restarts=2)
 
@@ -141,7 +144,7 @@ def chained(model, **changes):
         model,
         keylock(CHAIN_LOCK),
         model=chain(),
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         sites=(SITE,),
         chain=NETWORKS["dense"].chain,
         **changes,
@@ -242,7 +245,7 @@ def several_steps():
 def test_a_legal_pair_makes_steps_on_an_update(name, strategy):
     model = declare(name, strategy, upload="update", examples=EXAMPLES)
     ground = setting(
-        model, DEFENCE, model=shrunk(), image_shape=SHAPE, protocol=PROTOCOL
+        model, DEFENCE, model=shrunk(), inputs=images_of(SHAPE), protocol=PROTOCOL
     )
     check_steps(name, ground, several_steps(), steps=2, restarts=1)
 

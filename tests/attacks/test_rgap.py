@@ -10,6 +10,7 @@ from toys import quick_jit, random_images, setting, threat
 from victims import filled
 
 from kljax.attacks import UNKNOWN, rgap
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import none
 from kljax.federated.clients import one_step
@@ -40,7 +41,7 @@ def ground(name="cnn", classes=2, declared=None, **changes):
         declared or threat(),
         none(),
         model=model,
-        image_shape=SHAPE,
+        inputs=images_of(SHAPE),
         num_classes=classes,
         sites=(),
         chain=layers,

@@ -30,6 +30,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.presets import dlg, matching
 from kljax.attacks.simulation import moved
+from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none, norm_clipping, plaintext_gates
 from kljax.federated.algorithms import proximal
@@ -404,7 +405,7 @@ def test_two_steps_on_a_dense_network_give_their_images_away():
         declared,
         none(),
         model=model,
-        image_shape=shape,
+        inputs=images_of(shape),
         sites=(),
         protocol=Protocol(descent, steps=2, batch=1, learning_rate=RATE),
     )

@@ -1,39 +1,44 @@
 """What is optimised in place of an image, and where the search begins."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toys import IMAGE_SHAPE, setting, threat
 
-from kljax.attacks import around, boxed, constant, decoded, normal, pixels, upsampled
+from kljax.attacks import around, boxed, constant, decoded, normal, searched, upsampled
+from kljax.core.inputs import images_of
+from kljax.core.types import Public
 from kljax.defences import none
 
 RNG = jax.random.key(6)
+VIEW = SimpleNamespace(public=Public({}))  # all that a search in pixels looks at
 
 
 def ground(image_shape=IMAGE_SHAPE, examples=2):
-    return setting(threat(examples=examples), none(), image_shape=image_shape)
+    return setting(threat(examples=examples), none(), inputs=images_of(image_shape))
 
 
 def begin(unknown, rng=RNG):
-    free, fixed = unknown.start(rng, None)
+    free, fixed = unknown.start(rng, VIEW)
     return free, unknown.decode(free, fixed)
 
 
 def test_pixels_are_the_image():
-    free, images = begin(pixels(ground(), normal(0.5, 0.1)))
+    free, images = begin(searched(ground(), normal(0.5, 0.1)))
     assert images.shape == (2, *IMAGE_SHAPE)
     np.testing.assert_array_equal(free, images)
-    outside = pixels(ground(), constant(7.0))
+    outside = searched(ground(), constant(7.0))
     assert np.all(begin(outside)[1] == 7)  # unbounded
 
 
 def test_boxed_unknowns_stay_where_images_are():
-    boxed_pixels = boxed(pixels(ground(), constant(7.0)))
+    boxed_pixels = boxed(ground(), searched(ground(), constant(7.0)))
     moved = np.array([-0.5, 0.25, 1.5])
     np.testing.assert_array_equal(boxed_pixels.project(moved), [0, 0.25, 1])
-    twice = boxed(boxed_pixels._replace(project=lambda x: x + 1))
+    twice = boxed(ground(), boxed_pixels._replace(project=lambda x: x + 1))
     np.testing.assert_array_equal(twice.project(moved), [0.5, 1, 1])
 
 

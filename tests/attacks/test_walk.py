@@ -24,6 +24,7 @@ from kljax.attacks.closed_form.walk import (
     steps_of,
     undo,
 )
+from kljax.core.inputs import images_of
 from kljax.defences import none
 from kljax.models import NETWORKS, LeNet, from_nnx
 from kljax.models.chain import SIGMOID, Layer, convolution, dense, leaky_relu
@@ -226,7 +227,11 @@ def test_steps_have_the_shapes_of_the_network():
     shape = (16, 16, 3)
     model = from_nnx(lambda rngs: LeNet(5, image_shape=shape, rngs=rngs))
     here = setting(
-        threat(), none(), model=model, image_shape=shape, chain=NETWORKS["lenet"].chain
+        threat(),
+        none(),
+        model=model,
+        inputs=images_of(shape),
+        chain=NETWORKS["lenet"].chain,
     )
     steps = steps_of(here)
     params, _ = here.shapes()

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from toys import quick_jit, random_weights, threat
 
 from kljax.attacks import Attack, Reconstruction, Setting
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import Defence, none
 from kljax.federated.clients import one_step
@@ -70,7 +71,7 @@ def ground(threat: ThreatModel, defence: Defence | None = None, **changes) -> Se
         gates=defence.gates,
         simulate=defence.simulate,
         simulate_update=defence.update.simulate,
-        image_shape=IMAGE_SHAPE,
+        inputs=images_of(IMAGE_SHAPE),
         num_classes=CLASSES,
         classifier="fc",
         sites=((SITE, CHANNELS),),

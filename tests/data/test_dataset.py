@@ -71,7 +71,8 @@ BAD_BATCHES = {  # what is wrong -> (images, labels, num_classes, error, message
     "empty": (ramp()[:0], [], 3, ValueError, "empty"),
     "empty list": ([], [], 3, ValueError, "empty"),
     "no pixels": (np.ones((4, 0, 2, 1)), [0, 1, 2, 0], 3, ValueError, "no pixels"),
-    "bytes": (np.full((4, 3, 2, 1), 9, "u1"), [0] * 4, 3, TypeError, "divide.*by 255"),
+    "integers": (np.full((4, 3, 2, 1), 9), [0] * 4, 3, TypeError, "int64.*uint8"),
+    "black bytes": (np.zeros((4, 3, 2, 1), "u1"), [0] * 4, 3, ValueError, "constant"),
     "one image": (ramp()[0], [0], 3, ValueError, r"\[n, H, W, C\]"),
     "no classes": (ramp(), [0] * 4, 0, ValueError, "num_classes.*1 or more"),
     "class list": (ramp(), [0] * 4, [1], TypeError, "num_classes.*integer"),
@@ -98,6 +99,20 @@ def test_check_batch_returns_the_types_of_kljax():
     images, labels = check_batch(ramp().astype(np.float64), [0, 1, 2, 0], 3)
     assert (images.dtype, labels.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(images, ramp())
+
+
+def test_images_of_8_bits_are_divided_by_255():
+    given = np.arange(2 * 3 * 4 * 1, dtype=np.uint8).reshape(2, 3, 4, 1) + 232
+    images, _ = check_batch(given, [0, 1], 3)
+    assert images.dtype == np.float32 and images.max() == 1
+    np.testing.assert_allclose(images * 255, given, atol=1e-4)
+    whole, lazy = (
+        toy(2, images=column, labels=[0, 1]).fetch([1, 0])[0]
+        for column in (given, Rows(given))
+    )
+    np.testing.assert_array_equal(whole, images[::-1])
+    np.testing.assert_array_equal(lazy, images[::-1])
+    assert toy(2, images=Rows(given), labels=[0, 1]).fetch([])[0].dtype == np.float32
 
 
 def test_the_ends_of_the_range_and_barely_varying_images_are_allowed():

@@ -84,7 +84,7 @@ def features_are_nowhere_negative(setting: Setting, view: View) -> Array:
     out = setting.model.apply(
         view.public.model,
         view.stats,
-        jax.random.normal(rng_images, (PROBES, *setting.image_shape)),
+        setting.inputs.draw(rng_images, PROBES),
         taps=(tap,),
         train=setting.threat.knowledge.attacker_norm == "train",
         rngs=rng_masks,

@@ -130,7 +130,7 @@ def _on_noise(
 
     def chunk(index: Array) -> tuple[Array, Array]:
         draw = jax.random.fold_in(rng, index)
-        images = jax.random.normal(draw, (CHUNK, *setting.image_shape))
+        images = setting.inputs.draw(draw, CHUNK)
         out = setting.model.apply(
             public.model,
             view.stats,

@@ -18,7 +18,7 @@ from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
-from kljax.attacks.unknowns import pixels
+from kljax.attacks.unknowns import searched
 
 
 def gradient_matching(
@@ -35,7 +35,7 @@ def gradient_matching(
     lock = lock_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
     return iterative(
-        Unknowns(pixels(setting, start), labels, lock.unknown),
+        Unknowns(searched(setting, start), labels, lock.unknown),
         replay(setting, lock.gates),
         objective or squared_l2(),
         optimiser,

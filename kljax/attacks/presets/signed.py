@@ -8,7 +8,7 @@ from kljax.attacks.optimisers import sign_adam
 from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
-from kljax.attacks.unknowns import boxed, pixels
+from kljax.attacks.unknowns import boxed, searched
 
 CLI_VARIATION = 1e-4  # 1e-6 in the code's notebooks on ConvNet64
 
@@ -36,7 +36,7 @@ def inverting_gradients(
     lock = lock_of(setting)
     return iterative(
         Unknowns(
-            boxed(pixels(setting, normal(0.5, 0.25))),
+            boxed(setting, searched(setting, normal(0.5, 0.25))),
             LABELS[setting.threat.strategy.labels](setting),
             lock.unknown,
         ),

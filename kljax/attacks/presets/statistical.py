@@ -24,7 +24,7 @@ from kljax.attacks.priors import (
 )
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import around, normal
-from kljax.attacks.unknowns import boxed, pixels
+from kljax.attacks.unknowns import boxed, searched
 
 # Weights of the distance. Half of the squared one in breaching; the paper's own are not
 # published in numbers.
@@ -90,7 +90,7 @@ def gradinversion(
         priors.append(group_consistency(group, after=group_after))
     return iterative(
         Unknowns(
-            boxed(pixels(setting, normal(0.5, 0.25))),
+            boxed(setting, searched(setting, normal(0.5, 0.25))),
             LABELS[setting.threat.strategy.labels](setting),
             lock.unknown,
         ),
@@ -151,7 +151,7 @@ def bn_updates(
     updated = setting.threat.knowledge.upload == "update"
     return iterative(
         Unknowns(
-            boxed(pixels(setting, around(prior_image, deviation))),
+            boxed(setting, searched(setting, around(prior_image, deviation))),
             LABELS[setting.threat.strategy.labels](setting),
             lock.unknown,
         ),

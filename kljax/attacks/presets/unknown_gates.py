@@ -19,7 +19,7 @@ from kljax.attacks.priors import (
 )
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
-from kljax.attacks.unknowns import pixels
+from kljax.attacks.unknowns import searched
 
 # Chosen on victims of their own by the attacker's own loss, but for the last weight of
 # the variation, settled with the scores known: experiments/gate_regression.md.
@@ -64,7 +64,7 @@ def gate_regression(
     if statistics and knowledge.stats == "visible":
         priors.append(batch_statistics(setting, lock.gates, statistics))
     parts = (
-        Unknowns(pixels(setting, normal(0.5, 0.1)), labels, lock.unknown),
+        Unknowns(searched(setting, normal(0.5, 0.1)), labels, lock.unknown),
         replay(setting, lock.gates),
         balanced_l2(),
         with_feature(setting, lock.gates, *priors),

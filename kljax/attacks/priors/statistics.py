@@ -135,7 +135,7 @@ def _moving(setting: Setting, layers: list[Path]) -> list[Path]:
     Raises:
       ValueError: where there are norm layers, and none of them does.
     """
-    images = jax.ShapeDtypeStruct((1, *setting.image_shape), jnp.float32)
+    images = setting.inputs.zeros(1)
 
     def updated(images: Array, params: Any, stats: Stats) -> Stats:
         rng = fixed_rng("dropout")

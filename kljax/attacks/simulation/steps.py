@@ -1,5 +1,6 @@
 """Steps: the client's own training, replayed at a candidate."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
       has lock weights of its own.
     """
     train = setting.threat.knowledge.attacker_norm == "train"
+    seen = functools.partial(explained, setting)
 
     def simulation(view: View, candidate: Candidate):
         lock = candidate.lock
@@ -77,14 +79,24 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
         if not compared:
             grads = jax.grad(objective)(view.public, ())
-            return setting.simulate(grads, view.grads, view.earlier), view.grads
+            simulated = setting.simulate(grads, view.grads, view.earlier)
+            return seen(simulated), seen(view.grads)
         grads, lock_grads = jax.grad(objective, argnums=(0, 1))(
             view.public, lock.trainable
         )
-        simulated = (setting.simulate(grads, view.grads, view.earlier), lock_grads)
-        return simulated, (view.grads, view.lock_grads)
+        simulated = setting.simulate(grads, view.grads, view.earlier)
+        return (seen(simulated), lock_grads), (seen(view.grads), view.lock_grads)
 
     return simulation
+
+
+def explained(setting: Setting, grads: Public) -> Public:
+    """Leaves out the tensors of which a candidate says nothing (`SearchSpace`)."""
+    missing = setting.inputs.search.unexplained
+    if not missing:
+        return grads
+    kept = {name: leaf for name, leaf in grads.model.items() if name not in missing}
+    return grads._replace(model=kept)
 
 
 def local_steps(
@@ -232,7 +244,7 @@ def local_replay(
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
         simulated = setting.simulate_update(change, view.grads, view.earlier)
-        observed = view.grads
+        simulated, observed = (explained(setting, x) for x in (simulated, view.grads))
         if trained_lock and view.lock_grads is not None:
             simulated = (simulated, lock_change)
             observed = (observed, view.lock_grads)

@@ -9,7 +9,6 @@ import inspect
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kljax import data
@@ -187,8 +186,8 @@ def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
     """
 
     def logits(rng: Rng) -> Array:
-        images = jnp.zeros((1, *dataset.shape))
-        return model.apply(*model.init(rng), images, train=False).logits
+        inputs = dataset.inputs.zeros(1)
+        return model.apply(*model.init(rng), inputs, train=False).logits
 
     shape = jax.eval_shape(logits, jax.random.key(0)).shape
     if shape != (1, dataset.num_classes):
@@ -206,7 +205,7 @@ def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites
       ValueError: for a site that the network has not.
     """
     model = make_model(config, network, dataset, norm=True)
-    widths = site_widths(model, network.sites, dataset.shape)
+    widths = site_widths(model, network.sites, dataset.inputs)
     lock = key_lock(
         network.sites,
         widths,

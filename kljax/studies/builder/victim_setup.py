@@ -366,7 +366,12 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     chosen = data.select(dataset, wanted, config.seed)
     images, labels = dataset.fetch(chosen)
     images, labels = data.check_batch(
-        images, labels, dataset.num_classes, name=dataset.name, indices=chosen
+        images,
+        labels,
+        dataset.num_classes,
+        name=dataset.name,
+        indices=chosen,
+        inputs=dataset.inputs,
     )
     indices = chosen.reshape(config.victims, config.examples)
     return Victims(
