@@ -14,7 +14,8 @@ Fair to all arms: within a part all have the same attack, evaluations, restarts,
 and random keys. Papers' attacks have their papers' numbers; what no paper says was
 chosen on other victims by the attacker's own loss (experiments/attack_settings.md,
 which also says what was not; gate_regression.md names one exception).
-Parts that attack trained clients need `kljax data prepare fashion_mnist` and
+Parts on Fashion-MNIST need `kljax data prepare fashion_mnist --from DIR`, where DIR
+holds its four IDX files. Parts that attack trained clients also need
 
     kljax train --model lenet --data DATA --clients 3 --rounds 20 --batch 16 \\
         --arms none bn-control plaintext-gates keylock --learning-rate 0.05 \\

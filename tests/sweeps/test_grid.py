@@ -205,7 +205,7 @@ def test_nothing_is_run_for_a_list_of_cells(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text(FILE)
     script = (
-        "import sys, jax; from kljax import sweeps\n"
+        "import sys, jax; from kljax.studies import sweeps\n"
         f"assert len(sweeps.expand(sweeps.read_sweep({str(path)!r})).cells) == 9\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         # This is refused as soon as JAX has looked for a device.
