@@ -12,7 +12,7 @@ from kljax.core.types import Private, Public
 from kljax.federated import checkpoints
 from kljax.federated.algorithms import fedkl
 from kljax.federated.clients import ClientState
-from kljax.federated.rounds import ServerState
+from kljax.federated.server import ServerState
 from kljax.models.losses import cross_entropy
 
 

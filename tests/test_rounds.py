@@ -509,11 +509,13 @@ def test_progress_is_in_the_order_of_the_cohort_and_nan_for_others():
             np.array([4]),
             (),
             Progress(np.array([0.4]), np.array([4]), np.array([False])),
+            (),
         ),
         (
             np.array([2, 9]),
             (),
             Progress(np.array([0.2, 0.9]), np.array([2, 9]), np.array([True, False])),
+            (),
         ),
     ]
     found = _collected(np.array([9, 7, 2, 4]), seen)

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -117,6 +118,43 @@ def call_named(kind: str, name: str, function: Any, /, *arguments, **options) ->
     except ValueError:  # what is not written in Python may not say what it takes
         pass
     return function(*arguments, **options)
+
+
+def make_named(
+    kind: str, text: str, table: Mapping[str, Callable[..., T]], *given
+) -> T:
+    """Calls what ``NAME[=NUMBER[,NUMBER...]]`` stands for with its numbers.
+
+    Args:
+      kind: what is being made, for errors.
+      text: what is written; NAME as in `resolve`.
+      table: the names of the library.
+      given: arguments before the numbers.
+
+    Returns:
+      What the function of that name gives; a number without a point is an integer.
+
+    Raises:
+      ValueError: for an unknown name, what is no finite number, and numbers that the
+        function does not take. What the function itself raises is its own.
+    """
+    name, equals, numbers = text.partition("=")
+    function = resolve(kind, name, table)
+    parts = numbers.split(",") if equals else []
+    values = [_number(kind, text, part) for part in parts]
+    return call_named(kind, name, function, *given, *values)
+
+
+def _number(kind: str, text: str, part: str) -> int | float:
+    with contextlib.suppress(ValueError):
+        return int(part)
+    try:
+        value = float(part)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{kind} {text!r}: {part!r} is no finite number")
+    return value
 
 
 def check_callable(kind: str, name: str, found: Any) -> Callable[..., Any]:

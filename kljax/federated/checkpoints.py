@@ -25,7 +25,7 @@ from kljax.core.files import DamagedFile, brief
 from kljax.core.trees import named
 from kljax.core.types import PyTree
 from kljax.federated.clients import ClientState
-from kljax.federated.rounds import ServerState
+from kljax.federated.server import ServerState
 
 Tree = TypeVar("Tree")
 

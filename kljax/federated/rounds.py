@@ -6,11 +6,12 @@ of all clients are one tree of NumPy arrays with a leading axis [N], on the host
 client's lock weights and optimiser are 98 KB and more, and only a block of clients is
 ever on the devices.
 
-The aggregate of a round is ``sum_c w_c delta_c / sum_c w_c`` over the clients c whose
-upload is finite: sums first, one division last. Norm statistics are aggregated by the
-same rule: the running means, and the running variances, are averaged with the same
-weights (as in the official code, which averages every entry of the state dict; the
-variance between clients' means is not added).
+The aggregate of a round is made by an `Aggregator`, of the clients whose upload is
+finite: unless another is given, ``sum_c w_c delta_c / sum_c w_c``, sums first, one
+division last. Norm statistics are aggregated by the same rule: the running means, and
+the running variances, are averaged with the same weights (as in the official code,
+which averages every entry of the state dict; the variance between clients' means is not
+added).
 """
 
 import functools
@@ -32,10 +33,10 @@ from kljax.core.types import (
     Public,
     PyTree,
     Rng,
-    Stats,
 )
 from kljax.data import check_local_batches
 from kljax.defences import Defence
+from kljax.federated.aggregation import Aggregator, mean
 from kljax.federated.clients import (
     Batches,
     ClientState,
@@ -44,19 +45,11 @@ from kljax.federated.clients import (
     Upload,
     next_move,
 )
-from kljax.parallel import Layout, Timing, sum_clients
+from kljax.federated.server import ServerState
+from kljax.parallel import Layout, Timing, gather_clients, sum_clients
 
 # What the random key of `Rounds` is for; all four functions may have the same.
 PURPOSES = ("network", "defence", "clients", "rounds")
-
-
-class ServerState(NamedTuple):
-    """All that the server holds between rounds; no private part of any client."""
-
-    public: Public
-    stats: Stats
-    optimiser: PyTree  # optax's state over Public
-    round: Array  # [] int32: how many rounds are finished
 
 
 class RoundInfo(NamedTuple):
@@ -106,6 +99,7 @@ def federated_rounds(
     defence: Defence,
     training: LocalTraining,
     *,
+    aggregator: Aggregator | None = None,
     server_optimiser: optax.GradientTransformation | None = None,
     weighting: Literal["examples", "uniform"] = "examples",
     on_nonfinite: Literal["exclude", "stop"] = "exclude",
@@ -117,9 +111,12 @@ def federated_rounds(
       model: draws the network's first parameters.
       defence: draws the public and the private parts of a defence.
       training: what a client does, see `kljax.local_training`.
+      aggregator: what the server makes of the uploads; None is
+        `kljax.federated.aggregation.mean`.
       server_optimiser: applied to minus the aggregate as if it were a gradient; None
         is ``optax.sgd(1.0)``, which adds the aggregate: FedAvg.
-      weighting: a client counts as many times as it has examples, or once.
+      weighting: a client counts as many times as it has examples, or once: in the loss
+        and accuracy of a round, and under an aggregator that uses weights.
       on_nonfinite: a client with a NaN or infinity in what it uploads or keeps is
         excluded (and named in `RoundInfo.excluded`), or stops the run. It is never
         averaged in.
@@ -128,9 +125,11 @@ def federated_rounds(
     Raises:
       ValueError: for an unknown weighting or rule; and from ``run_round``, before a
         client of the block trains, for images outside [0, 1] and labels that are no
-        class (`kljax.data.check_local_batches`, which raises TypeErrors, too).
+        class (`kljax.data.check_local_batches`, which raises TypeErrors, too), and for
+        a cohort smaller than the aggregator needs.
       NonFiniteClient: from ``run_round``, naming the clients: under ``stop``, or when
-        nobody is left. The states are then those before the round.
+        fewer are left than the aggregator needs. The states are then those before the
+        round.
 
     Reference: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), for the
     server optimiser.
@@ -144,13 +143,15 @@ def federated_rounds(
             f"on_nonfinite must be 'exclude' or 'stop', got {on_nonfinite!r}"
         )
     server_optimiser = server_optimiser or optax.sgd(1.0)
+    rule = aggregator or mean()
 
     def init(rng: Rng) -> ServerState:
         params, stats = model.init(derive_rng(rng, PURPOSES, "network"))
         rng_defence = derive_rng(rng, PURPOSES, "defence")
         public = Public(params, defence.init(rng_defence, params)[0])
         state = server_optimiser.init(public)
-        return ServerState(public, stats, state, jnp.zeros((), jnp.int32))
+        memory = rule.init(public, stats)
+        return ServerState(public, stats, state, jnp.zeros((), jnp.int32), memory)
 
     def init_lock(rng: Rng) -> LockWeights:
         params, _ = model.init(derive_rng(rng, PURPOSES, "network"))
@@ -190,24 +191,44 @@ def federated_rounds(
         weight = jnp.where(progress.finite, weight, 0.0)
 
         def counted(x: Array) -> Array:
-            # A choice and not a product: NaN times zero is NaN.
             return jnp.where(progress.finite, weight * x, 0.0)
 
-        measures = (upload, progress.loss, progress.accuracy)
+        part = rule.add(server, upload, weight)
+        measures = jax.tree.map(counted, (progress.loss, progress.accuracy))
         broken = jnp.where(progress.finite, 0, 1)
-        return (weight, broken, jax.tree.map(counted, measures)), (kept, progress)
+        if rule.gathers:
+            return (weight, broken, measures), (kept, progress, (weight, part))
+        # A choice and not a product: NaN times zero is NaN.
+        part = jax.tree.map(lambda x: jnp.where(progress.finite, x, 0), part)
+        return (weight, broken, measures, part), (kept, progress, ())
 
     run_clients = sum_clients(one_client, layout)
 
     @jax.jit
-    def finish(server: ServerState, weight: Array, total: Upload) -> ServerState:
-        mean = jax.tree.map(lambda x: x / weight, total)
-        downhill = jax.tree.map(jnp.negative, mean.delta)
+    def finish(server: ServerState, whole: PyTree, weight: Array) -> ServerState:
+        aggregate, memory = rule.finish(server, whole, weight)
+        downhill = jax.tree.map(jnp.negative, aggregate.delta)
         moves, state = next_move(
             server_optimiser, downhill, server.optimiser, server.public
         )
         public = optax.apply_updates(server.public, moves)
-        return ServerState(public, mean.stats, state, server.round + 1)
+        return ServerState(public, aggregate.stats, state, server.round + 1, memory)
+
+    def gathered(server: ServerState, kept: list) -> tuple[PyTree, np.ndarray]:
+        """Puts the uploads of all finite clients side by side [n], with weights [n]."""
+        upload = Upload(server.public, server.stats)
+        one = jax.eval_shape(rule.add, server, upload, jnp.zeros(()))
+        none = jax.tree.map(
+            lambda x: np.zeros((0, *x.shape), x.dtype), (jnp.zeros(()), one)
+        )
+        parts = [
+            (ids[seen.finite], jax.tree.map(lambda x, f=seen.finite: x[f], sent))
+            for ids, _, seen, sent in kept
+        ]
+        ids, rows = zip((np.zeros(0, int), none), *parts, strict=True)
+        rows = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+        _, (weights, uploads) = gather_clients(np.concatenate(ids), rows)
+        return uploads, weights
 
     @functools.cache
     def num_classes(image_shape: tuple[int, ...]) -> int:
@@ -227,7 +248,12 @@ def federated_rounds(
         on_block: Callable[[int], Any] | None = None,
     ) -> tuple[ServerState, RoundInfo]:
         cohort = _checked(cohort, states)
-        kept: list[tuple[np.ndarray, ClientState, Progress]] = []
+        if len(cohort) < rule.least:
+            raise ValueError(
+                f"{rule.name} needs {rule.least} clients in a round, the cohort has "
+                f"{len(cohort)}"
+            )
+        kept: list[tuple[np.ndarray, ClientState, Progress, PyTree]] = []
 
         def rows(ids: np.ndarray):
             batches, examples = fetch(ids)
@@ -243,20 +269,25 @@ def federated_rounds(
         rng_rounds = derive_rng(rng, PURPOSES, "rounds")
         rng_round = jax.random.fold_in(rng_rounds, server.round)
         host = jax.device_get((jax.random.key_data(rng_round), server))
-        (weight, failed, (total, loss, accuracy)), timing = run_clients(
+        (weight, failed, (loss, accuracy), *sums), timing = run_clients(
             host, cohort, rows, keep, on_block
         )
         progress = _collected(cohort, kept)
         broken = cohort[~progress.finite]
-        if failed and (on_nonfinite == "stop" or not weight > 0):
+        left = len(cohort) - failed
+        if failed and (on_nonfinite == "stop" or left < rule.least):
             raise NonFiniteClient(
                 f"round {int(server.round)}: {failed} clients of the cohort "
                 f"({broken.tolist()} in this process) turned non-finite (NaN or "
-                "infinity in what they upload or keep); lower the learning rate, or "
-                "see their data"
+                f"infinity in what they upload or keep), and {left} are left, of the "
+                f"{rule.least} that {rule.name} needs; lower the learning rate, or see "
+                "their data"
             )
-        server = finish(server, weight, total)
-        for ids, state, seen in kept:
+        if rule.gathers:
+            server = finish(server, *gathered(host[1], kept))
+        else:
+            server = finish(server, *sums, weight)
+        for ids, state, seen, _ in kept:
             fine = np.flatnonzero(seen.finite)
             _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
         means = float(loss / weight), float(accuracy / weight)
@@ -285,7 +316,7 @@ def _collected(cohort: np.ndarray, kept: list) -> Progress:
         np.full(len(cohort), np.nan),
         np.ones(len(cohort), bool),
     )
-    for ids, _, seen in kept:
+    for ids, _, seen, _ in kept:
         rows = [place[client] for client in ids.tolist()]
         _write(progress, rows, seen)
     return progress

@@ -8,7 +8,7 @@ a batch. All layouts work in blocks of equal size, so that one compilation serve
 number, memory stays flat, and a progress bar has something to show.
 """
 
-from kljax.parallel.client_axis import sum_clients
+from kljax.parallel.client_axis import gather_clients, sum_clients
 from kljax.parallel.layout import LAYOUTS, Layout, Timing, fastest_layout
 from kljax.parallel.victim_axis import block_memory, map_victims
 
@@ -20,4 +20,5 @@ __all__ = [
     "map_victims",
     "block_memory",
     "sum_clients",
+    "gather_clients",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljax.core.types import Array, PyTree
@@ -107,6 +108,36 @@ def sum_clients(
         return sums, Timing(compile_s, run_s, compilations)
 
     return summed
+
+
+def gather_clients(ids: np.ndarray, rows: PyTree) -> tuple[np.ndarray, PyTree]:
+    """Puts what clients of all processes have given side by side.
+
+    Every process calls it, be it with no client.
+
+    Args:
+      ids [m]: whole numbers that name the clients of this process, each once.
+      rows: trees of host arrays with a leading axis [m], of the same shapes and dtypes
+        in all processes but for that axis.
+
+    Returns:
+      All ids [n] in ascending order, and the rows [n] in theirs; the same in every
+      process, whatever the order and the process of a client.
+    """
+    ids = np.asarray(ids)
+    if jax.process_count() > 1:
+        counts = multihost_utils.process_allgather(np.asarray(len(ids)))
+        here = np.arange(max(counts)) < counts[:, None]
+
+        def gathered(x: np.ndarray) -> np.ndarray:
+            # Of one shape in all processes.
+            missing = [(0, max(counts) - len(x)), *[(0, 0)] * (np.ndim(x) - 1)]
+            every = multihost_utils.process_allgather(np.pad(np.asarray(x), missing))
+            return np.asarray(every)[here]
+
+        ids, rows = gathered(ids), jax.tree.map(gathered, rows)
+    order = np.argsort(ids)
+    return ids[order], jax.tree.map(lambda x: np.asarray(x)[order], rows)
 
 
 def _settle(waiting, keep, on_block) -> None:

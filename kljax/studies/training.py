@@ -24,7 +24,8 @@ from kljax.core.types import Gates
 from kljax.defences import unit_gates
 from kljax.federated import checkpoints, evaluation
 from kljax.federated.clients import ClientState
-from kljax.federated.rounds import RoundInfo, ServerState, nbytes
+from kljax.federated.rounds import RoundInfo, nbytes
+from kljax.federated.server import ServerState
 from kljax.models import site_widths
 from kljax.studies import figures, run_folder
 from kljax.studies.builder.run_setup import (

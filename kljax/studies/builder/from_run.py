@@ -24,7 +24,7 @@ from kljax.defences.arms import KINDS
 from kljax.federated import checkpoints
 from kljax.federated.algorithms import proximal
 from kljax.federated.clients import ClientState, local_training
-from kljax.federated.rounds import ServerState
+from kljax.federated.server import ServerState
 from kljax.studies import run_folder
 from kljax.studies.builder import run_setup
 from kljax.studies.builder.run_setup import Prepared

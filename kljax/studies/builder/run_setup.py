@@ -23,7 +23,8 @@ from kljax.defences.arms import Arm, Sites
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
-from kljax.federated.rounds import Fetch, Rounds, ServerState
+from kljax.federated.rounds import Fetch, Rounds
+from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, losses, normalised
 from kljax.studies.builder import task
 from kljax.studies.config import TrainConfig

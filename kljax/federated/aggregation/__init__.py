@@ -1,0 +1,23 @@
+"""Aggregation: what a server makes of the uploads of a round.
+
+A rule is an `Aggregator`; `AGGREGATORS` names those of kljax. Letters: n clients in a
+round, F attackers among them that a rule is to withstand.
+"""
+
+from kljax.federated.aggregation.aggregator import Aggregator
+from kljax.federated.aggregation.averaging import mean, norm_bounding
+from kljax.federated.aggregation.catalogue import AGGREGATORS, make_aggregator
+from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
+from kljax.federated.aggregation.selection import krum, multi_krum
+
+__all__ = [
+    "Aggregator",
+    "AGGREGATORS",
+    "make_aggregator",
+    "mean",
+    "norm_bounding",
+    "coordinate_median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+]

@@ -1,0 +1,66 @@
+"""Streaming rules: weighted sums over clients, divided last."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kljax.core.types import Array, PyTree
+from kljax.federated.aggregation.aggregator import Aggregator
+from kljax.federated.aggregation.options import check_bound
+from kljax.federated.clients import Upload
+from kljax.federated.server import ServerState
+
+
+def mean() -> Aggregator:
+    """Makes the weighted mean of uploads, ``sum_c w_c upload_c / sum_c w_c``.
+
+    Weights are used. One client can move the mean anywhere.
+
+    Reference: McMahan et al., AISTATS 2017, algorithm 1.
+    """
+
+    def add(server: ServerState, upload: Upload, weight: Array) -> Upload:
+        del server
+        return _scaled(upload, weight)
+
+    return Aggregator(_divide, add, name="mean")
+
+
+def norm_bounding(bound: float) -> Aggregator:
+    """Makes the weighted mean of uploads that are no longer than a bound.
+
+    A client's upload is one vector here: its change of the weights together with its
+    change of the norm statistics. A longer one is shortened to the bound,
+    ``change / max(1, |change| / bound)``, so that one client moves the mean by at most
+    its share of the bound.
+
+    Weights are used, as in the mean that is bounded.
+
+    Args:
+      bound: of the L2 norm of what a client changes; the paper's M.
+
+    Raises:
+      ValueError: for a bound that is not above 0.
+
+    Reference: Sun et al., "Can You Really Backdoor Federated Learning?" (2019),
+    section 4; it has networks without norm statistics.
+    """
+    check_bound("norm-bounding", bound)
+
+    def add(server: ServerState, upload: Upload, weight: Array) -> Upload:
+        stats = jax.tree.map(jnp.subtract, upload.stats, server.stats)
+        change = Upload(upload.delta, stats)
+        factor = 1 / jnp.maximum(1, optax.tree.norm(change) / bound)
+        delta, stats = _scaled(change, factor)
+        bounded = Upload(delta, jax.tree.map(jnp.add, server.stats, stats))
+        return _scaled(bounded, weight)
+
+    return Aggregator(_divide, add, name="norm-bounding")
+
+
+def _scaled(tree: PyTree, factor: Array) -> PyTree:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def _divide(server: ServerState, total: Upload, weight: Array) -> tuple[Upload, PyTree]:
+    return jax.tree.map(lambda x: x / weight, total), server.aggregator

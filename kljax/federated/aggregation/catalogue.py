@@ -1,0 +1,39 @@
+"""The rules of aggregation by name."""
+
+from collections.abc import Callable
+
+from kljax.core.registry import make_named
+from kljax.federated.aggregation.aggregator import Aggregator
+from kljax.federated.aggregation.averaging import mean, norm_bounding
+from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
+from kljax.federated.aggregation.selection import krum, multi_krum
+
+AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "mean": mean,
+    "median": coordinate_median,
+    "trimmed-mean": trimmed_mean,
+    "krum": krum,
+    "multi-krum": multi_krum,
+    "norm-bounding": norm_bounding,
+}
+
+
+def make_aggregator(text: str) -> Aggregator:
+    """Makes a rule from its name and its numbers, such as ``trimmed-mean=2``.
+
+    Args:
+      text: ``NAME[=NUMBER[,NUMBER...]]``; a name of `AGGREGATORS`, or
+        ``package.module:function`` for a function of the numbers that gives an
+        `Aggregator`.
+
+    Raises:
+      ValueError: for an unknown name, numbers that the rule does not take, and a
+        function that gives something else.
+    """
+    made = make_named("aggregator", text, AGGREGATORS)
+    if not isinstance(made, Aggregator):
+        raise ValueError(
+            f"aggregator {text!r} gave no kljax.federated.aggregation.Aggregator, but "
+            f"{type(made).__name__}"
+        )
+    return made
