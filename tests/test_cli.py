@@ -17,8 +17,8 @@ from kljax import cli, data, metrics
 from kljax.attacks import LOCKS
 from kljax.cli import printing, progress
 from kljax.core import folders
-from kljax.metrics import FLOORS
-from kljax.studies import leak_report, scoring
+from kljax.metrics import COLUMNS, FLOORS
+from kljax.studies import leak_report
 from kljax.studies.config import LeakConfig
 
 FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_one_line_and_a_rescue(
     (line,) = errors.splitlines()
     assert "'deep/run' could not be written" in line and "No space left" in line
     # Nowhere is room: what was computed is printed.
-    assert "rows.csv:" in printed and ",".join(scoring.COLUMNS) in printed
+    assert "rows.csv:" in printed and ",".join(COLUMNS) in printed
     assert list(tmp_path.iterdir()) == []
 
 

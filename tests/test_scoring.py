@@ -9,9 +9,9 @@ from studies import close, finished, pretended, scored, tiny, wrong
 
 from kljax import data, metrics
 from kljax.data import Dataset
-from kljax.metrics import FLOORS, OUTCOMES
+from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
 from kljax.studies import leak_report, scoring
-from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION, matched_images
+from kljax.studies.scoring import SCHEMA_VERSION, matched_images
 
 OF_AN_ATTACK = (
     "lock_strategy",
@@ -32,11 +32,10 @@ def rows_of(rows, arm):
 
 
 def test_rows_have_the_columns_of_the_schema():
-    assert len(set(COLUMNS)) == len(COLUMNS) == 46
     _, rows = finished()
     for row in rows:
-        assert tuple(row) == COLUMNS
-        assert row["schema_version"] == SCHEMA_VERSION == 4
+        assert tuple(row) == tuple(COLUMNS)
+        assert row["schema_version"] == SCHEMA_VERSION == 5
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():
@@ -70,6 +69,48 @@ def test_rows_say_what_was_done():
     assert strategies["keylock/regress_gates"] == "regress_gates"
 
 
+def test_rows_say_every_option():
+    """Of a floor those that say who the victims are, of an attack all of them."""
+    changes = {
+        "init": 0.25,
+        "lock_init": 0.5,
+        "lock_activation": "signed",
+        "private_key_size": 8,
+        "sites": ("layers/0",),
+        "threat": ("labels=known", "victim_norm=train"),
+        "features": 0.1,
+        "restarts": 2,
+        "step_size": 0.1,
+        "seed": 3,
+    }
+    rows = scored(pretended(tiny(**changes), close))
+    (none,) = {tuple(row[name] for name in changes) for row in rows_of(rows, "none")}
+    written = {"sites": "layers/0", "threat": "labels=known,victim_norm=train"}
+    assert none == tuple((changes | written).values())
+    of_attacks = {"features", "restarts", "step_size"}
+    for row in rows_of(rows, "floor/grey"):
+        for name, value in (changes | written).items():
+            assert row[name] == (None if name in of_attacks else value)
+    # What says nothing without a run, or where labels are given, is not there.
+    for row in rows:
+        assert row["upload_kind"] == "gradient" and row["from_run"] is None
+        for name in ("round", "client", "local_steps", "client_optimiser"):
+            assert row[name] is None
+        assert row["label_rule"] is None
+    _, rows = finished()
+    assert {row["label_rule"] for row in rows_of(rows, "none")} == {"auto"}
+    assert {row["label_rule"] for row in rows_of(rows, "floor/grey")} == {None}
+
+
+def test_rows_say_what_an_update_was_made_by():
+    of_run = {"from_run": "runs/some", "round": 2, "client": 1, "upload": "update"}
+    config = tiny(**of_run, local_steps=4, batch=3)
+    said = scoring._options(config, "all")
+    assert (said["from_run"], said["round"], said["client"]) == ("runs/some", 2, 1)
+    assert (said["upload_kind"], said["local_steps"], said["batch"]) == ("update", 4, 3)
+    assert said["client_optimiser"] == "kept" and said["local_epochs"] is None
+
+
 def test_rows_carry_the_losses_of_the_attack():
     result, rows = finished()
     for arm in result.arms:
@@ -79,6 +120,8 @@ def test_rows_carry_the_losses_of_the_attack():
             assert row["matching_loss_at_truth"] == attacked.loss_at_truth[n]
             floor = max(attacked.loss_at_truth[n], 1e-6 * attacked.loss_scale[n])
             assert row["matching_loss_floor"] == pytest.approx(floor)
+            assert row["matching_loss_scale"] == attacked.loss_scale[n]
+            assert row["matching_loss_degree"] == 2
             wanted = attacked.live_channels[n] if arm.arm.gated else None
             assert row["live_channels"] == wanted
             # The undefended attack is not far from done; noise sets a floor.
@@ -292,7 +335,8 @@ def test_scores_of_an_image_do_not_depend_on_its_upload():
     alone = pretended(tiny(victims=6, data="photos"), close)
     together = pretended(tiny(victims=2, examples=3, data="photos"), close)
     assert alone.victims.indices.ravel().tolist() == [*together.victims.indices.ravel()]
-    upload = ("upload", "example", "group", "label_multiset_accuracy", "evaluations")
+    upload = ("upload", "example", "examples", "group", "evaluations")
+    upload += ("label_multiset_accuracy",)
     for one, other in zip(scored(alone), scored(together), strict=True):
         assert {k: v for k, v in one.items() if k not in upload} == {
             k: v for k, v in other.items() if k not in upload

@@ -4,6 +4,8 @@ One image or one victim at a time; `jax.vmap` the functions of `image` over vict
 Images are [H, W, C], floating, in [0, 1].
 """
 
+from kljax.metrics.column_table import COLUMNS, OUTCOME_RATES, VALUES
+from kljax.metrics.columns import PLACES, Column, find_value
 from kljax.metrics.floors import (
     FLOORS,
     ORACLE_FLOORS,
@@ -64,6 +66,13 @@ __all__ = (
     "success",
     "loss_floor",
     "outcome",
+    # What is in the rows
+    "Column",
+    "COLUMNS",
+    "OUTCOME_RATES",
+    "VALUES",
+    "find_value",
+    "PLACES",
     # How sure a rate or mean over victims is
     "Interval",
     "wilson",

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,26 @@ from kljax import metrics
 from kljax.core.files import json_text, write_json, write_text
 from kljax.core.folders import RunFolder, claim, optional
 from kljax.core.provenance import collect_provenance, device
+from kljax.metrics import COLUMNS, Column
 from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
 from kljax.studies.leakage import LeakResult
-from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION, Row
+from kljax.studies.scoring import SCHEMA_VERSION, Row
 
-MEANS = (
-    "psnr",
-    "ssim",
-    "ssim_minmax",
-    "ssim_affine_oracle",
-    "lpips_alex",
-    "lpips_vgg",
-    "rmse255",
-    "psnr_fedkl",
-    "label_accuracy",
-    "label_multiset_accuracy",
-    "matching_loss",
-    "matching_loss_at_truth",
-    "live_channels",
-    "feature_error",
-    "bins_read",
-    "label_rule_holds",
-)
+# Heads of what a summary has beside the means of columns, and for a terminal.
+COUNTED = {
+    "n": "images",
+    "recovered_rate": "recovered",
+    "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
+    "success_rate": f"{COLUMNS['success'].heading} [95 %]",
+}
+BRIEFLY = {
+    "recovered_rate": "reco-\nvered",
+    "outcomes": "recovered_\naffine/\nunsolved/\nambiguous/\ndiverged",
+    "success_rate": f"{COLUMNS['success'].heading}\n[95 %]",
+}
+NARROW = 6  # letters in a line of a head, in a terminal
 
 
 def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
@@ -91,7 +88,10 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
         if any(row["example"] for row in rows):
             for name in ("recovered", "recovered_affine"):
                 summary[f"{name}_of_uploads"] = _count_by_upload(rows, name)
-    for name in MEANS:
+    for column in COLUMNS.values():
+        name = column.name
+        if not column.is_value or name == "success":  # which has its rate below
+            continue
         values = np.array([row[name] for row in rows if row[name] is not None], float)
         if not len(values):
             continue  # does not apply to this arm
@@ -130,35 +130,23 @@ def describe(result: LeakResult) -> dict[str, Any]:
     }
 
 
-TABLE = {
-    "n": "images",
-    "recovered_rate": "recovered",
-    "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
-    "success_rate": "SSIM >= .6 [95 %]",
-    "ssim": "SSIM",
-    "ssim_minmax": "SSIM min-max",
-    "ssim_affine_oracle": "SSIM affine oracle",
-    "psnr": "PSNR dB",
-    "lpips_alex": "LPIPS Alex",
-    "label_accuracy": "label",
-    "matching_loss": "matching loss",
-    "live_channels": "live channels",
-    "feature_error": "feature error",
-    "bins_read": "bins read",
-    "label_rule_holds": "label rule holds",
-}
-# Left out where no arm has it.
-OF_SOME = ("bins_read", "label_rule_holds")
-
-
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lays the summary out as a header and rows of text: arms, then floors."""
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
-    shown = [c for c in TABLE if c not in OF_SOME or any(c in arm for _, arm in lines)]
-    return ["arm", *(TABLE[column] for column in shown)], [
-        [name, *(_cell(column, arm) for column in shown)] for name, arm in lines
+    heads = COUNTED | {
+        column.name: column.heading
+        for column in _shown("summary")
+        if any(column.name in arm for _, arm in lines)
+    }
+    return ["arm", *heads.values()], [
+        [name, *(_cell(column, arm) for column in heads)] for name, arm in lines
     ]
+
+
+def _shown(place: str) -> list[Column]:
+    """Lists the columns whose means are tabled in a place."""
+    return [column for column in COLUMNS.values() if column.shown_in(place)]
 
 
 def upload_lines(summary: dict[str, Any]) -> list[str]:
@@ -184,32 +172,34 @@ def _span(counts: np.ndarray) -> str:
     return f"{low}" if low == high else f"{low} to {high} (mean {counts.mean():.1f})"
 
 
-# What fits 80 columns of a terminal; `summary.md` has the rest.
-BRIEF = {
-    "recovered_rate": "reco-\nvered",
-    "ssim": "SSIM",
-    "ssim_affine_oracle": "SSIM\naffine\noracle",
-    "psnr": "PSNR\ndB",
-    "outcomes": "recovered_\naffine/\nunsolved/\nambiguous/\ndiverged",
-    "label_accuracy": "label",
-    "success_rate": "SSIM >= .6\n[95 %]",
-    "bins_read": "bins\nread",
-}
-
-
 def brief_tables(
     summary: dict[str, Any],
 ) -> list[tuple[list[str], list[list[str]]]]:
-    """Lays the summary out for a terminal: (header, rows) of arms, then of floors."""
+    """Lays the summary out for a terminal: (header, rows) of arms, then of floors.
+
+    It fits 80 columns; ``summary.md`` has the rest.
+    """
+    scores, found = (
+        [c.name for c in _shown("terminal") if (c.rows == "all") == of_all]
+        for of_all in (True, False)
+    )
+    order = ["recovered_rate", *scores, "outcomes", *found, "success_rate"]
     tables = []
     for kind, lines in (("arm", summary["arms"]), ("floor", summary["floors"])):
-        shown = [c for c in BRIEF if any(c in line for line in lines.values())]
+        shown = [c for c in order if any(c in line for line in lines.values())]
         rows = [
             [name, *(_cell(c, line).replace(" / ", "/") for c in shown)]
             for name, line in lines.items()
         ]
-        tables.append(([kind, *(BRIEF[c] for c in shown)], rows))
+        tables.append(([kind, *map(_brief_head, shown)], rows))
     return tables
+
+
+def _brief_head(name: str) -> str:
+    if name in BRIEFLY:
+        return BRIEFLY[name]
+    words = textwrap.wrap(COLUMNS[name].heading, NARROW, break_long_words=False)
+    return "\n".join(words)
 
 
 def threat_lines(result: LeakResult) -> list[str]:
@@ -259,20 +249,9 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
         low, high = 100 * arm["success_low"], 100 * arm["success_high"]
         bounds = f"{low:.0f}-{high:.0f}" if math.isfinite(low) else "?"
         return f"{value:.0%} [{bounds}]"
-    if column in (
-        "recovered_rate",
-        "label_accuracy",
-        "label_multiset_accuracy",
-        "label_rule_holds",
-    ):
+    if column == "recovered_rate":
         return f"{value:.0%}"
-    if column in ("matching_loss", "feature_error"):
-        return f"{value:.1e}"
-    return str(value) if isinstance(value, int) else f"{value:.{_digits(column)}f}"
-
-
-def _digits(column: str) -> int:
-    return {"psnr": 1, "live_channels": 1, "bins_read": 1}.get(column, 3)
+    return str(value) if column == "n" else COLUMNS[column].written(value)
 
 
 READING = """\
@@ -366,7 +345,7 @@ def write_run(
 def room_of(config: LeakConfig) -> int:
     """Estimates the bytes of a run folder, from above but for very long names."""
     rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
-    return 2**20 + 1000 * rows
+    return 2**20 + 1500 * rows
 
 
 def _csv_text(rows: list[Row]) -> str:

@@ -1,10 +1,10 @@
 """Scores: from reconstructions to rows, one row per private image, arm and strategy.
 
-An upload of several examples has a row for each of them; what is known of the upload
-alone (losses, live channels, ...) is the same in all of them. The schema is versioned;
-later versions only add columns, but for `victim`, see `SCHEMA_VERSION`. A column that
-does not apply is None. Rows of arms ``floor/NAME`` score what is reached without any
-gradient.
+`kljax.metrics.COLUMNS` says what is in a row. An upload of several examples has a row
+for each of them; what is known of the upload alone (losses, live channels, ...) is the
+same in all of them. The schema is versioned; later versions only add columns, but for
+`victim`, see `SCHEMA_VERSION`. A column that does not apply is None. Rows of arms
+``floor/NAME`` score what is reached without any gradient.
 """
 
 import math
@@ -19,63 +19,15 @@ from kljax import metrics
 from kljax.attacks.presets import find_preset
 from kljax.core.folders import LeftOut, optional
 from kljax.data import Dataset, select
-from kljax.metrics import Reference, best_floor_mse
+from kljax.metrics import COLUMNS, Reference, best_floor_mse
 from kljax.studies.builder.victim_setup import Victims
+from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import ArmResult, LeakResult
 
 # Up to version 3 an upload of several examples was one row, with the means of their
-# scores, and `victim` and `label` were those of its first example.
-SCHEMA_VERSION = 4
-COLUMNS = (
-    "schema_version",
-    "arm",
-    "lock_strategy",
-    "label_strategy",
-    "model",
-    "data",
-    # Index of the image in the dataset that `data` names: of a captured run in the
-    # whole of what the run's training examples were taken from.
-    "victim",
-    "group",  # bootstrap cluster: that of the upload's first example
-    "label",
-    "label_guess",  # -1 where the upload says nothing of labels
-    "label_accuracy",  # 1 where the guess of this image is right, or 0
-    "weights",
-    "attack",
-    "optimiser",
-    "step_size",
-    "restarts",
-    "evaluations",  # None, as the three before, for closed forms, which make none
-    "seed",
-    "matmul_precision",
-    "device",
-    "mse",
-    "psnr",
-    "ssim",
-    "ssim_minmax",
-    "ssim_affine_oracle",
-    "psnr_affine_oracle",
-    "lpips_alex",
-    "lpips_vgg",
-    "rmse255",
-    "psnr_fedkl",
-    "success",  # SSIM >= 0.6
-    "floor_mse",  # of the best floor of this image
-    "matching_loss",
-    "matching_loss_at_truth",
-    "matching_loss_floor",
-    "outcome",
-    "live_channels",
-    "label_multiset_accuracy",  # of the upload, in whatever order they were found
-    "feature_error",  # of the classifier's input as its gradient says, relative
-    "bins_read",  # of the imprint: at most so many images lie open
-    "replay_is_exact",  # the true images replay to the upload before its release
-    "upload",  # number of the upload in the study, from 0
-    "example",  # place of the image in its upload, from 0
-    "mse_affine_oracle",
-    "floor_mse_affine",  # of the best floor of this image, after the affine fit
-    "label_rule_holds",  # whether its conditions do, as far as the upload shows
-)
+# scores, and `victim` and `label` were those of its first example. Since version 5 rows
+# say all options that change results.
+SCHEMA_VERSION = 5
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
 # Of images, in one call of the compiled function; and of the truths that are scored
@@ -200,6 +152,7 @@ def _arm_rows(
     # A user's attack need not count.
     spent, count = found.info.get("evaluations"), found.info.get("bins_read")
     degree = find_preset(result.config.attack).degree
+    labels = arm.threat.strategy.labels
     rows = []
     for n, order in enumerate(_orders(arm, victims)):
         live = int(attacked.live_channels[n])
@@ -214,22 +167,22 @@ def _arm_rows(
         # A closed form makes no evaluation, whatever number it was offered.
         searched = spent is None or int(spent[n]) > 0
         holds = float(attacked.label_rule_holds[n])
-        floor = (
-            metrics.loss_floor(reachable, float(attacked.loss_scale[n]), degree)
-            if measured
-            else None
-        )
-        of_upload = {
+        scale = float(attacked.loss_scale[n])
+        floor = metrics.loss_floor(reachable, scale, degree) if measured else None
+        of_upload = _options(result.config, "attack")
+        if searched:
+            of_upload |= _options(result.config, "search")
+        if labels != "recovered":
+            of_upload["label_rule"] = None
+        of_upload |= {
             "lock_strategy": arm.arm.lock_strategy,
-            "label_strategy": arm.threat.strategy.labels,
-            "attack": result.config.attack,
-            "optimiser": result.config.optimiser if searched else None,
-            "step_size": result.config.step_size if searched else None,
-            "restarts": result.config.restarts if searched else None,
+            "label_strategy": labels,
             "evaluations": int(spent[n]) if searched and spent is not None else None,
             "matching_loss": loss,
             "matching_loss_at_truth": at_truth if measured else None,
             "matching_loss_floor": floor,
+            "matching_loss_scale": scale if measured else None,
+            "matching_loss_degree": degree if measured else None,
             "live_channels": live if live or arm.arm.gated else None,
             "label_multiset_accuracy": metrics.multiset_accuracy(
                 found.labels[n], victims.labels[n]
@@ -264,18 +217,13 @@ def _arm_rows(
 def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) -> Row:
     config, victims = result.config, result.victims
     n, example = divmod(place, victims.labels.shape[1])
-    row: Row = dict.fromkeys(COLUMNS)
+    row: Row = dict.fromkeys(COLUMNS) | _options(config, "all")
     row |= {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
-        "model": config.model,
-        "data": config.data,
         "victim": int(result.dataset.positions_of(victims.indices[n, [example]])[0]),
         "group": int(victims.groups[n]),
         "label": int(victims.labels[n, example]),
-        "weights": config.weights,
-        "seed": config.seed,
-        "matmul_precision": config.precision,
         "device": jax.devices()[0].device_kind,
         "success": metrics.success(scores["ssim"]),
         "floor_mse": float(floors.best[place]),
@@ -284,6 +232,21 @@ def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) 
         "floor_mse_affine": float(floors.best_affine[place]),
     }
     return row | scores
+
+
+def _options(config: LeakConfig, rows: str) -> Row:
+    """Lists the options that are columns of ``all`` rows, or of those of an attack."""
+    unused = config.unused()
+    return {
+        column.name: _plain(getattr(config, column.option))
+        for column in COLUMNS.values()
+        if column.option and column.rows == rows and column.option not in unused
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Writes an option as one value: lists with commas, and an empty one as None."""
+    return (",".join(value) or None) if isinstance(value, tuple) else value
 
 
 def _at(scores: Scores, place: int) -> Row:

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from kljax import metrics
 from kljax.studies import store
 from kljax.studies.config import LeakConfig
-from kljax.studies.scoring import COLUMNS, SCHEMA_VERSION
+from kljax.studies.scoring import SCHEMA_VERSION
 
 ARMS = (
     "none",
@@ -99,7 +99,7 @@ def write_part(folder: Path, name: str, cell, rows) -> None:
     """Writes rows of one cell, of which only some columns are given."""
     manifest = json.loads((folder / "manifest.json").read_text())
     config = cell["config"]
-    common = dict.fromkeys(COLUMNS) | {
+    common = dict.fromkeys(metrics.COLUMNS) | {
         "schema_version": SCHEMA_VERSION,
         "example": 0,
         "model": config["model"],

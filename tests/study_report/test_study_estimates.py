@@ -6,7 +6,7 @@ import made_studies
 import numpy as np
 import pytest
 
-from kljax.metrics import Interval
+from kljax.metrics import VALUES, Interval, find_value
 from kljax.studies import store
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.estimates import estimate, mean_difference
@@ -15,7 +15,7 @@ from kljax.studies.reports.plots import interval_lengths
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.readings import direction, read_differences
 from kljax.studies.reports.tables import make_line
-from kljax.studies.reports.values import VALUES, check_value, numbers, written
+from kljax.studies.reports.values import numbers, written
 from kljax.studies.reports.verdicts import count_outcomes, verdict
 
 SEEDS = {"0": {"seed": 0}, "1": {"seed": 1}}
@@ -306,4 +306,4 @@ def test_every_value_can_be_read_and_written(pool):
 
 def test_an_unknown_value_is_refused():
     with pytest.raises(ValueError, match="unknown value 'sim' .did you mean 'ssim'"):
-        check_value("sim")
+        find_value("sim", VALUES)

@@ -1,16 +1,18 @@
 """Reading: whatever a study holds so far, and clear words about what is broken."""
 
 import json
+from pathlib import Path
 
 import made_studies
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+from kljax.metrics import COLUMNS
 from kljax.studies import store
-from kljax.studies.scoring import COLUMNS
-from kljax.studies.store.schema import TYPES
+from kljax.studies.scoring import SCHEMA_VERSION
 
+OLDER = Path(__file__).parents[1] / "goldens" / "version_4"
 ONE = {"arm": {"none": {"arm": "none"}}, "seed": {"0": {"seed": 0}, "1": {"seed": 1}}}
 
 
@@ -29,7 +31,6 @@ def cells_of(folder):
 
 
 def test_every_column_of_a_row_has_a_type():
-    assert set(COLUMNS) <= set(TYPES)
     schema = store.part_schema(["arm", "a b"])
     assert schema.names == ["cell", "axis_arm", "axis_a b", *COLUMNS]
     assert {str(schema.field(n).type) for n in schema.names[:3]} == {"string"}
@@ -94,6 +95,35 @@ def test_columns_that_came_later_are_null(tmp_path):
     study = store.read(folder)
     assert study.rows["live_channels"].to_pylist() == [None, None]
     assert study.rows.schema.names == store.part_schema(ONE).names
+
+
+def test_a_study_of_the_version_before_is_read():
+    """Written by version 4 of the rows, from goldens/version_4/sweep.toml."""
+    study = store.read(OLDER / "study")
+    rows = study.rows.to_pylist()
+    assert len(rows) == 2 * 2 * 2 * (6 + 1)  # cells, uploads, images, floors and arm
+    assert {row["schema_version"] for row in rows} == {4}
+    assert store.missing_cells(study) == []
+    (part, _) = sorted((OLDER / "study" / "parts").iterdir())
+    before = pyarrow.parquet.ParquetFile(part).read().to_pylist()
+    for row, old in zip(rows, before, strict=False):
+        assert row.items() >= old.items()
+        assert row.keys() - old.keys() >= {"label_rule", "init", "upload_kind"}
+        assert all(row[name] is None for name in row.keys() - old.keys())
+
+
+def test_a_study_of_a_newer_version_is_refused(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2]))
+    path = folder / "parts" / "a.parquet"
+    part = pyarrow.parquet.read_table(path)
+    place = part.column_names.index("schema_version")
+    newer = pyarrow.array([SCHEMA_VERSION + 1] * len(part), pyarrow.int32())
+    part = part.set_column(place, "schema_version", newer)
+    pyarrow.parquet.write_table(part, path)
+    with pytest.raises(
+        ValueError, match="a.parquet is of a newer kljax .*version 6.*5"
+    ):
+        store.read(folder)
 
 
 def test_a_folder_named_like_a_column(tmp_path):

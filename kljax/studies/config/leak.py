@@ -55,6 +55,8 @@ FROM_RUN = {
     "local_epochs": 1,
     "batch": 1,
 }
+OF_CAPTURED = ("round", "client")
+OF_UPDATES = ("local_steps", "local_epochs", "batch", "client_optimiser")
 INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
 
 
@@ -200,17 +202,21 @@ class LeakConfig:
                     "whose step size it is"
                 )
 
+    def unused(self) -> frozenset[str]:
+        """Names the options that say nothing here: of no run, or of no update."""
+        names = () if self.upload == "update" else OF_UPDATES
+        return frozenset(names if self.from_run else (*OF_CAPTURED, *OF_UPDATES))
+
 
 def _check_needs(config: LeakConfig) -> None:
     """Refuses options that say nothing without a run, or without an update."""
-    of_updates = ("local_steps", "local_epochs", "batch", "client_optimiser")
-    for name in ("round", "client", "upload", *of_updates):
+    for name in (*OF_CAPTURED, "upload", *OF_UPDATES):
         if config.from_run is None and given(config, name):
             raise ValueError(
                 f"{name}={getattr(config, name)!r} needs from_run, the run whose "
                 "client is attacked"
             )
-    for name in of_updates:
+    for name in OF_UPDATES:
         if config.upload != "update" and given(config, name):
             raise ValueError(
                 f"{name}={getattr(config, name)!r} needs upload='update': a gradient "

@@ -5,8 +5,8 @@ success rate stands beside its floor, and an attack that did not match its gradi
 never counts for a defence.
 """
 
+from kljax.metrics import VALUES
 from kljax.studies.reports.threats import threat_words
-from kljax.studies.reports.values import VALUES
 from kljax.studies.reports.writing import write_report
 
 __all__ = ["write_report", "threat_words", "VALUES"]

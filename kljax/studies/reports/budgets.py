@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kljax.metrics import Interval
+from kljax.metrics import VALUES, Interval
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.estimates import (
     Estimate,
@@ -17,7 +17,7 @@ from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import direction, read_differences
 from kljax.studies.reports.successes import HEADER, success_entries, success_record
 from kljax.studies.reports.tables import Entry, Table, at_words
-from kljax.studies.reports.values import VALUES, known
+from kljax.studies.reports.values import known
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes
 
 RISING = {
@@ -78,7 +78,7 @@ class Curve(NamedTuple):
         step = f"from {before:,} to {last:,} evaluations"
         if self.gain is None:
             return f"{step}: not known, no victim has spent both"
-        gains = {VALUES["ssim"].words: self.ssim_gain, "success": self.gain}
+        gains = {VALUES["ssim"].heading: self.ssim_gain, "success": self.gain}
         told = read_differences(gains, RISING)
         if told == RISING[1]:
             told += ", so the last rate is a lower bound"

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kljax.metrics import Interval
+from kljax.metrics import VALUES, Interval
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.estimates import by_image, mean_difference, with_interval
 from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import Entry, Table
-from kljax.studies.reports.values import VALUES, known, written
+from kljax.studies.reports.values import known, written
 
 # Fields that say who the victims are; arms that differ in one of them share none.
 WHO = {
@@ -169,7 +169,7 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
 def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
     """Tables all comparisons."""
     axes = tuple(found[0].point) if found else ()
-    words = VALUES[value].words
+    words = VALUES[value].heading
     header = (
         *axes,
         "arm",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kljax.metrics import VALUES, find_value
 from kljax.studies import store
 from kljax.studies.reports.axes import arrange, axes_of
 from kljax.studies.reports.budgets import budgets_table, make_curves
@@ -18,7 +19,6 @@ from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
 from kljax.studies.reports.threats import threat_models
 from kljax.studies.reports.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
-from kljax.studies.reports.values import check_value
 from kljax.studies.store import Study
 
 # Fields of a configuration that say what was studied.
@@ -150,7 +150,7 @@ def make_contents(
     runs: Sequence[Path | str] = (),
 ) -> Contents:
     """Computes all that a report says; see `kljax.studies.reports.write_report`."""
-    check_value(value)
+    find_value(value, VALUES)
     axes = axes_of(study.manifest)
     arrangement = arrange(axes, rows, columns)
     trainings = read_runs(runs)

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow
 
 from kljax import metrics
-from kljax.metrics import Interval
+from kljax.metrics import VALUES, Interval
 from kljax.studies.reports.pools import Pool, with_several
-from kljax.studies.reports.values import VALUES, is_rate, numbers, written
+from kljax.studies.reports.values import is_rate, numbers, written
 
 NOTHING = float("nan")
 UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from kljax.metrics import VALUES
 from kljax.studies.reports.axes import Arrangement
 from kljax.studies.reports.pools import Pool, with_several
 from kljax.studies.reports.tables import Line
 from kljax.studies.reports.tradeoffs import Run, unpaired
-from kljax.studies.reports.values import VALUES
 
 FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
 
@@ -52,7 +52,7 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
     left_out = sum(line.value.left_out for line in lines)
     if left_out:
         notes.append(
-            f"{counted(left_out, 'image')} without a finite {VALUES[value].words} "
+            f"{counted(left_out, 'image')} without a finite {VALUES[value].heading} "
             "left out of its means; success rates and outcomes count all images."
         )
     notes += _of_older_rows(lines)

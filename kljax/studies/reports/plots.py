@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kljax import metrics
+from kljax.metrics import VALUES
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.budgets import Curve
 from kljax.studies.reports.estimates import Estimate, estimate
@@ -14,7 +15,7 @@ from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.studies.reports.tradeoffs import Tradeoff
-from kljax.studies.reports.values import VALUES, numbers
+from kljax.studies.reports.values import numbers
 
 STEPS = 200  # of a distribution that is drawn: more cannot be seen
 
@@ -35,7 +36,7 @@ def draw_distributions(
             panels.setdefault(where, []).append((pool.point[arm.name], pool))
     if not panels:
         return None
-    words = VALUES[value].words
+    words = VALUES[value].heading
 
     def draw(members, style: Style, axis) -> None:
         for name, pool in members:

@@ -8,22 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kljax import metrics
+from kljax.metrics import VALUES
 from kljax.studies.reports.axes import Arrangement, Axis
 from kljax.studies.reports.estimates import Estimate, estimate
 from kljax.studies.reports.pools import Pool
-from kljax.studies.reports.values import VALUES, known, numbers, written
+from kljax.studies.reports.values import known, numbers, written
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes, verdict
 
 # Means beside the value that was asked for, where there are any.
-ALSO = (
-    "ssim",
-    "ssim_affine_oracle",
-    "psnr",
-    "lpips_alex",
-    "label_accuracy",
-    "feature_error",
-    "bins_read",
-)
+ALSO = tuple(column.name for column in VALUES.values() if column.shown_in("report"))
 
 
 class Entry(NamedTuple):
@@ -90,15 +83,15 @@ def points_table(lines: Sequence[Line], value: str) -> Table:
     """Tables every point of the study, whatever its rows and columns."""
     axes = tuple(lines[0].pool.point) if lines else ()
     also = [name for name in ALSO if any(name in line.means for line in lines)]
-    asked = () if value == "success" else (f"{VALUES[value].words} [95 %]",)
+    asked = () if value == "success" else (f"{VALUES[value].heading} [95 %]",)
     header = (
         *axes,
         "victims",
-        f"{VALUES['success'].words} [95 %]",
+        f"{VALUES['success'].heading} [95 %]",
         *asked,
         " / ".join(Outcomes._fields),
         "reads as",
-        *(VALUES[name].words for name in also),
+        *(VALUES[name].heading for name in also),
     )
     return Table(
         "points",
@@ -207,7 +200,7 @@ def pivot_tables(
     tables = []
     for number, (at, members) in enumerate(sliced.items(), 1):
         where = at_words(dict(zip(arrangement.slices, at, strict=True)))
-        title = f"{VALUES[value].words} by {' and '.join(_shown(arrangement))}"
+        title = f"{VALUES[value].heading} by {' and '.join(_shown(arrangement))}"
         tables.append(
             _pivot(
                 f"table-{number}" if len(sliced) > 1 else "table",
@@ -247,7 +240,7 @@ def _pivot(
         for head, line in zip(heads, found, strict=True):
             record |= _wide(head, line, value)
         records.append(record)
-    words = [" ".join(head) or VALUES[value].words for head in heads]
+    words = [" ".join(head) or VALUES[value].heading for head in heads]
     return Table(name, title, (*rows, *words), lines, records)
 
 

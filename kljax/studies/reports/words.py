@@ -1,10 +1,10 @@
 """Words that every report says: how to read its numbers."""
 
+from kljax.metrics import COLUMNS, OUTCOME_RATES
+
+ORACLE = COLUMNS["ssim_affine_oracle"]
 READING = (
-    (
-        "success",
-        "SSIM at or above .6. A convention, and no limit of what an eye can read.",
-    ),
+    ("success", f"{COLUMNS['success'].meaning}."),
     (
         "floor",
         "what the best image made without any gradient reaches on the same victims, "
@@ -12,33 +12,8 @@ READING = (
         "proves nothing. A verdict holds SSIM and success against their floors victim "
         "by victim: where both always succeed, success tells nothing, and SSIM may.",
     ),
-    (
-        "recovered",
-        "success, and at most half the squared error of the image's best floor.",
-    ),
-    (
-        "recovered_affine",
-        "recovered up to brightness and contrast: the same after the best affine map "
-        "per channel, of the image and of its floors. It reads the truth, and says "
-        "what the gradient gave away.",
-    ),
-    (
-        "unsolved",
-        "the attack did not match the gradient: it failed, which says nothing for a "
-        "defence.",
-    ),
-    (
-        "ambiguous",
-        "the gradient is matched and the image is wrong, whatever its contrast: "
-        "evidence for a defence only where the arm without it is recovered in the "
-        "same cell.",
-    ),
-    ("diverged", "the attack broke off in numbers that are not finite."),
-    (
-        "SSIM affine oracle",
-        "SSIM after the best brightness and contrast per channel. It reads the truth: "
-        "a bound, and no attack.",
-    ),
+    *((column.name, f"{column.meaning}.") for column in OUTCOME_RATES.values()),
+    (ORACLE.heading, f"{ORACLE.meaning}."),
     (
         "[a, b]",
         "the 95 % interval: Wilson's for rates over victims that stand for themselves, "

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from kljax.core.files import DamagedFile, brief, write_bytes
-from kljax.studies.scoring import Row
+from kljax.studies.scoring import SCHEMA_VERSION, Row
 from kljax.studies.store.manifest import Chunk
 from kljax.studies.store.schema import part_schema
 
@@ -76,6 +77,7 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
     Raises:
       OSError: if it is not there, or cannot be read.
       DamagedFile: if it is not what was written.
+      ValueError: if it is of a newer kljax.
     """
     # Read here: Arrow takes "a=b" in the name of a folder for a column.
     schema, content = part_schema(axes), io.BytesIO(path.read_bytes())
@@ -102,6 +104,12 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
     except Exception as error:
         what = f"it is no part of a study ({brief(error)})"
         raise DamagedFile(path, what, remedy=REMEDY) from error
+    newest = pyarrow.compute.max(rows["schema_version"]).as_py() or 0
+    if newest > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is of a newer kljax (rows of version {newest}, this one reads up "
+            f"to {SCHEMA_VERSION}): update kljax"
+        )
     return Part(rows, pieces)
 
 

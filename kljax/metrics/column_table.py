@@ -1,0 +1,367 @@
+"""Every column of the rows of a leakage study, once.
+
+A row is about one image in one arm. Rows of arms ``floor/NAME`` score what is reached
+without any gradient. What is known of an upload alone is the same in the rows of all of
+its images.
+"""
+
+from kljax.metrics.columns import Column, by_name
+
+LOSS = {"unit": "of the attack's objective", "form": ".1e"}
+SIMILARITY = {"unit": "[-1, 1]", "form": ".3f", "leaks": 1}
+SHARE = {"unit": "[0, 1]", "form": ".0%"}
+DECIBEL = {"unit": "dB", "form": ".1f", "leaks": 1}
+SQUARED = {"unit": "[0, 1]", "form": ".4f", "leaks": -1}
+
+
+def _option(name: str, dtype: str, meaning: str, option: str = "", **more) -> Column:
+    """Makes the column of an option, which is public unless it is said otherwise."""
+    return Column(
+        name=name,
+        dtype=dtype,
+        meaning=meaning,
+        option=option or name,
+        **{"knows": "attacker"} | more,
+    )
+
+
+def _score(name: str, words: str, meaning: str, **more) -> Column:
+    return Column(name=name, words=words, meaning=meaning, **more)
+
+
+def _reported(name: str, words: str, meaning: str, **more) -> Column:
+    """Makes the column of something that is found out in the course of an attack."""
+    return Column(name=name, words=words, meaning=meaning, **{"rows": "attack"} | more)
+
+
+WHICH = (
+    Column(name="schema_version", dtype="int32", meaning="version of the columns"),
+    _option("arm", "string", "defence and lock strategy, or floor/NAME", "arms"),
+    Column(
+        name="victim",
+        dtype="int64",
+        meaning="index of the image in the dataset; of a captured run in the whole of "
+        "what the run's training examples were taken from",
+        unit="from 0",
+    ),
+    Column(name="upload", dtype="int64", meaning="number of the upload", unit="from 0"),
+    Column(
+        name="example",
+        dtype="int64",
+        meaning="place of the image in its upload",
+        unit="from 0",
+    ),
+    Column(
+        name="group",
+        dtype="int64",
+        meaning="bootstrap cluster: that of the upload's first example",
+    ),
+    Column(name="label", dtype="int64", meaning="true class", unit="from 0"),
+)
+
+OPTIONS = (
+    _option("model", "string", "network under attack"),
+    _option("data", "string", "dataset that the victims come from"),
+    _option("split", "string", "split of the dataset"),
+    _option("image_size", "int64", "side of the square images", unit="pixels"),
+    _option("seed", "int64", "seed of everything random", knows="scorer"),
+    _option("weights", "string", "fresh network weights for each victim, or shared"),
+    _option("init", "float64", "network weights from U(-init, init); 0: their own"),
+    _option("loss", "string", "training loss of the clients"),
+    _option("classifier", "string", "path of the last dense layer, if it was named"),
+    _option("lock_init", "float64", "lock weights from U(-lock_init, lock_init)"),
+    _option("lock_activation", "string", "activation of the lock's dense layers"),
+    _option("private_key_size", "int64", "length of the private key"),
+    _option("sites", "string", "layers that are locked, with commas between"),
+    _option("chained", "bool", "whether each site is fed by the gates before"),
+    _option("examples", "int64", "images in each upload", unit="from 1"),
+    _option("from_run", "string", "run whose client is attacked"),
+    _option("round", "int64", "attacked is the state before it", unit="from 0"),
+    _option("client", "int64", "client that is attacked", unit="from 0"),
+    _option("upload_kind", "string", "gradient of one step, or update", "upload"),
+    _option("local_steps", "int64", "local steps of an update"),
+    _option("local_epochs", "int64", "passes of an update through its examples"),
+    _option("batch", "int64", "images in a local step"),
+    _option("client_optimiser", "string", "client's optimiser: kept, or fresh"),
+    _option("threat", "string", "facts about the wire that were set, with commas"),
+    _option("attack", "string", "attack", rows="attack"),
+    Column(
+        name="lock_strategy",
+        dtype="string",
+        meaning="what the attacker does about the lock",
+        knows="attacker",
+        rows="attack",
+    ),
+    _option(
+        "label_strategy", "string", "where labels come from", "labels", rows="attack"
+    ),
+    _option(
+        "label_rule", "string", "how labels were recovered, if they were", rows="attack"
+    ),
+    _option("features", "float64", "weight of the classifier's input", rows="attack"),
+    _option("optimiser", "string", "optimiser, if not the attack's own", rows="search"),
+    _option("step_size", "float64", "its step size, if it was set", rows="search"),
+    _option("restarts", "int64", "independent starts", unit="from 1", rows="search"),
+    _option("steps", "int64", "evaluations per restart", unit="from 1", rows="search"),
+    _option("matmul_precision", "string", "precision of products", "precision"),
+    Column(name="device", dtype="string", meaning="kind of device that it was made on"),
+)
+
+SCORES = (
+    _score(
+        "ssim",
+        "SSIM",
+        "structural similarity, uniform window of 7, as FedKL scores",
+        **SIMILARITY,
+        shown="terminal",
+    ),
+    _score(
+        "ssim_minmax",
+        "SSIM min-max",
+        "SSIM after the guess is stretched to [0, 1], which needs no truth",
+        **SIMILARITY,
+        shown="summary",
+    ),
+    _score(
+        "ssim_affine_oracle",
+        "SSIM affine oracle",
+        "SSIM after the best brightness and contrast per channel. It reads the truth: "
+        "a bound, and no attack",
+        **SIMILARITY,
+        shown="terminal",
+    ),
+    _score(
+        "psnr", "PSNR dB", "peak signal-to-noise ratio", **DECIBEL, shown="terminal"
+    ),
+    _score(
+        "psnr_affine_oracle",
+        "PSNR affine oracle dB",
+        "PSNR after the best brightness and contrast per channel",
+        **DECIBEL,
+    ),
+    _score("mse", "squared error", "mean squared error of the pixels", **SQUARED),
+    _score(
+        "mse_affine_oracle",
+        "squared error affine oracle",
+        "mean squared error after the best brightness and contrast per channel",
+        **SQUARED,
+    ),
+    _score(
+        "lpips_alex",
+        "LPIPS Alex",
+        "perceptual distance by AlexNet's features",
+        unit="from 0",
+        form=".3f",
+        leaks=-1,
+        shown="report",
+    ),
+    _score(
+        "lpips_vgg",
+        "LPIPS VGG",
+        "perceptual distance by VGG-16's features",
+        unit="from 0",
+        form=".3f",
+        leaks=-1,
+    ),
+    _score(
+        "rmse255",
+        "RMSE of 255",
+        "root of the squared error, as FedKL reports it",
+        unit="[0, 255]",
+        form=".1f",
+        leaks=-1,
+    ),
+    _score("psnr_fedkl", "FedKL's PSNR", "PSNR by FedKL's formula", **DECIBEL),
+    _score(
+        "success",
+        "SSIM >= .6",
+        "SSIM at or above .6. A convention, and no limit of what an eye can read",
+        dtype="bool",
+        form=".0%",
+        leaks=1,
+        rate=True,
+    ),
+    Column(
+        name="floor_mse",
+        meaning="mean squared error of the image's best floor",
+        unit="[0, 1]",
+    ),
+    Column(
+        name="floor_mse_affine",
+        meaning="the same after the best affine map per channel of each floor",
+        unit="[0, 1]",
+    ),
+)
+
+FOUND = (
+    Column(
+        name="outcome",
+        dtype="string",
+        meaning="what the attack on the image showed, see below",
+        rows="attack",
+    ),
+    Column(
+        name="label_guess",
+        dtype="int64",
+        meaning="class that the attacker believes in",
+        unit="from 0; -1 where the upload says nothing of labels",
+        knows="attacker",
+        rows="attack",
+    ),
+    _reported(
+        "label_accuracy",
+        "label",
+        "1 where the guess of this image's label is right, or 0",
+        **SHARE,
+        leaks=1,
+        shown="terminal",
+    ),
+    _reported(
+        "label_multiset_accuracy",
+        "labels in any order",
+        "share of the upload's labels that were found, in whatever order",
+        **SHARE,
+        leaks=1,
+    ),
+    _reported(
+        "matching_loss",
+        "matching loss",
+        "attacker's own loss of what was found, without priors",
+        **LOSS,
+        knows="attacker",
+        shown="summary",
+    ),
+    _reported(
+        "matching_loss_at_truth",
+        "matching loss at truth",
+        "the same loss at the true images",
+        **LOSS,
+    ),
+    Column(
+        name="matching_loss_floor",
+        meaning="loss at or below which the gradient counts as matched",
+        unit=LOSS["unit"],
+        rows="attack",
+    ),
+    Column(
+        name="matching_loss_scale",
+        meaning="loss where the faintest tensor is missed altogether",
+        unit=LOSS["unit"],
+        rows="attack",
+    ),
+    Column(
+        name="matching_loss_degree",
+        dtype="int64",
+        meaning="power of what is missed with which the loss falls to 0",
+        knows="attacker",
+        rows="attack",
+    ),
+    _reported(
+        "live_channels",
+        "live channels",
+        "gated channels whose scale is not 0",
+        dtype="int64",
+        unit="from 0",
+        form=".1f",
+        shown="summary",
+    ),
+    _reported(
+        "feature_error",
+        "feature error",
+        "how far the classifier's input is from what its gradient says, relative",
+        unit="from 0",
+        form=".1e",
+        leaks=-1,
+        shown="report",
+    ),
+    _reported(
+        "bins_read",
+        "bins read",
+        "bins of the imprint that were hit: at most so many images lie open",
+        dtype="int64",
+        unit="from 0",
+        knows="attacker",
+        form=".1f",
+        leaks=1,
+        shown="terminal",
+    ),
+    _reported(
+        "label_rule_holds",
+        "label rule holds",
+        "whether the label rule's conditions do, as far as the upload shows",
+        dtype="bool",
+        knows="attacker",
+        form=".0%",
+        shown="summary",
+    ),
+    Column(
+        name="replay_is_exact",
+        dtype="bool",
+        meaning="whether the true images replay to the upload before its release",
+        rows="attack",
+    ),
+    Column(
+        name="evaluations",
+        dtype="int64",
+        meaning="evaluations that were made, all restarts together",
+        knows="attacker",
+        rows="search",
+    ),
+)
+
+COLUMNS = by_name((*WHICH, *OPTIONS, *SCORES, *FOUND))
+
+
+def _outcome(name: str, words: str, meaning: str, leaks: int = 0) -> Column:
+    return Column(
+        name=name,
+        dtype="bool",
+        meaning=meaning,
+        rows="attack",
+        words=words,
+        form=".0%",
+        leaks=leaks,
+        rate=True,
+    )
+
+
+# Values of the column `outcome`, each as a rate of its own.
+OUTCOME_RATES = by_name(
+    (
+        _outcome(
+            "recovered",
+            "recovered",
+            "success, and at most half the squared error of the image's best floor",
+            1,
+        ),
+        _outcome(
+            "recovered_affine",
+            "recovered up to contrast",
+            "recovered up to brightness and contrast: the same after the best affine "
+            "map per channel, of the image and of its floors. It reads the truth, and "
+            "says what the gradient gave away",
+            1,
+        ),
+        _outcome(
+            "unsolved",
+            "unsolved",
+            "the attack did not match the gradient: it failed, which says nothing for "
+            "a defence",
+        ),
+        _outcome(
+            "ambiguous",
+            "ambiguous",
+            "the gradient is matched and the image is wrong, whatever its contrast: "
+            "evidence for a defence only where the arm without it is recovered in the "
+            "same cell",
+        ),
+        _outcome(
+            "diverged",
+            "diverged",
+            "the attack broke off in numbers that are not finite",
+        ),
+    )
+)
+VALUES = by_name(
+    column for column in (*COLUMNS.values(), *OUTCOME_RATES.values()) if column.is_value
+)

@@ -1,0 +1,182 @@
+"""What a column of rows is: its name, its type, what it means and how it is written.
+
+`kljax.metrics.column_table.COLUMNS` has a row for each column that kljax makes; a
+metric or an attack of your own brings its own. Rows, Parquet files, CSV files,
+summaries, tables, reports, help texts and data frames read nothing else.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from kljax.core.registry import nearest
+
+# As Arrow and NumPy call them.
+DTYPES = ("string", "int32", "int64", "float64", "bool")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Where columns are tabled unasked: what is shown in one place is in those before, too.
+PLACES = ("summary", "report", "terminal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the rows, which are one per image and arm.
+
+    Attributes:
+      name: lower-case letters, digits and ``_``.
+      dtype: one of `DTYPES`; whatever it is, a value may be missing.
+      meaning: in words, without a full stop.
+      unit: unit or range of its values.
+      knows: whether an ``attacker`` could have it, or only the ``scorer``, who has the
+        true images.
+      rows: which rows have it: ``all``; those of an ``attack``, and not of floors; or
+        those of a ``search``, and not of closed forms.
+      option: field of `kljax.LeakConfig` that it repeats; None for all others.
+      words: what it is called in tables.
+      form: how its mean is written, for `format`; empty for what has no mean.
+      leaks: 1 if a higher value leaks more, -1 if a lower one does, 0 if it does not
+        tell.
+      rate: whether each value is 0 or 1, so that the mean is the rate of images that
+        have it.
+      shown: where its mean is tabled unasked, one of `PLACES` and those before it;
+        None for nowhere.
+
+    Raises:
+      ValueError: for a name, type or form that is none, and any other choice that
+        there is not.
+    """
+
+    name: str
+    dtype: str = "float64"
+    meaning: str
+    unit: str = ""
+    knows: Literal["attacker", "scorer"] = "scorer"
+    rows: Literal["all", "attack", "search"] = "all"
+    option: str | None = None
+    words: str = ""
+    form: str = ""
+    leaks: int = 0
+    rate: bool = False
+    shown: str | None = None
+
+    def __post_init__(self):
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"column {self.name!r}: a name has lower-case letters, digits and _, "
+                "and begins with a letter"
+            )
+        choices = {
+            "dtype": DTYPES,
+            "knows": ("attacker", "scorer"),
+            "rows": ("all", "attack", "search"),
+            "leaks": (-1, 0, 1),
+            "shown": (None, *PLACES),
+        }
+        for field, legal in choices.items():
+            found = getattr(self, field)
+            if found not in legal:
+                raise ValueError(
+                    f"column {self.name!r}: {field} is {found!r}; it must be one of "
+                    f"{', '.join(map(repr, legal))}"
+                )
+        if not self.form:
+            return
+        try:
+            format(0.5, self.form)
+        except ValueError as error:
+            raise ValueError(
+                f"column {self.name!r}: form {self.form!r} writes no number ({error})"
+            ) from None
+        if self.dtype == "string":
+            raise ValueError(f"column {self.name!r}: text has no mean, and no form")
+
+    @property
+    def heading(self) -> str:
+        """Names it in tables."""
+        return self.words or self.name
+
+    @property
+    def is_value(self) -> bool:
+        """Tells whether its mean can be tabled."""
+        return bool(self.form)
+
+    @property
+    def is_share(self) -> bool:
+        """Tells whether its mean is a share: of victims, or of their examples."""
+        return self.form.endswith("%")
+
+    def shown_in(self, place: str) -> bool:
+        """Tells whether its mean is tabled in a place, unasked."""
+        if self.shown is None:
+            return False
+        return PLACES.index(place) <= PLACES.index(self.shown)
+
+    def written(self, number: float | None) -> str:
+        """Writes a mean; ``-`` where there is none."""
+        if number is None or not math.isfinite(number):
+            return "-"
+        return format(number, self.form)
+
+
+def column_to_dict(column: Column) -> dict[str, Any]:
+    """Writes a column for JSON."""
+    return dataclasses.asdict(column)
+
+
+def column_from_dict(content: Mapping[str, Any]) -> Column:
+    """Reads a column; what later versions say of columns is left out.
+
+    Raises:
+      ValueError: see `Column`.
+      TypeError: for a column without a name or a meaning.
+    """
+    fields = {field.name for field in dataclasses.fields(Column)}
+    return Column(**{name: at for name, at in content.items() if name in fields})
+
+
+def by_name(columns: Iterable[Column]) -> dict[str, Column]:
+    """Puts columns into a table, in their order.
+
+    Raises:
+      ValueError: for a name that is there twice.
+    """
+    table: dict[str, Column] = {}
+    for column in columns:
+        if column.name in table:
+            raise ValueError(
+                f"column {column.name!r} is there twice ({table[column.name].meaning}; "
+                f"{column.meaning}): rename one"
+            )
+        table[column.name] = column
+    return table
+
+
+def find_value(name: str, columns: Mapping[str, Column]) -> Column:
+    """Finds a column whose mean can be tabled.
+
+    Raises:
+      ValueError: for one that cannot, or does not exist, with the nearest one.
+    """
+    values = {column.name: column for column in columns.values() if column.is_value}
+    if name not in values:
+        raise ValueError(
+            f"unknown value {name!r}{nearest(name, values)}; known: {', '.join(values)}"
+        )
+    return values[name]
+
+
+def guide(columns: Iterable[Column]) -> Iterator[tuple[str, ...]]:
+    """Lays columns out for people, the header first."""
+    yield ("column", "type", "unit or range", "leaks more", "known to", "what it is")
+    for column in columns:
+        end = {1: "high", -1: "low", 0: "-"}[column.leaks]
+        yield (
+            column.name,
+            column.dtype,
+            column.unit or "-",
+            end,
+            column.knows,
+            column.meaning,
+        )
