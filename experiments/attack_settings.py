@@ -69,10 +69,10 @@ SETTINGS = {
     ),
     "ig-rate": Setting("inverting-gradients", RATES, WITHOUT, signed("learning_rate")),
     "ig-lock-rate": Setting(
-        "inverting-gradients", LOCK_RATES, REGRESSED, signed("lock_rate")
+        "inverting-gradients", LOCK_RATES, REGRESSED, signed("secret_rate")
     ),
     "tag-rate": Setting("tag", RATES, WITHOUT, plain("learning_rate")),
-    "tag-lock-rate": Setting("tag", LOCK_RATES, REGRESSED, plain("lock_rate")),
+    "tag-lock-rate": Setting("tag", LOCK_RATES, REGRESSED, plain("secret_rate")),
     "grnn-rate": Setting(
         "grnn",
         (1e-4, 1e-5, 1e-3),
@@ -83,7 +83,7 @@ SETTINGS = {
         "grnn",
         (1e-3, 1e-4, 1e-2),
         REGRESSED,
-        lambda value, steps: {"lock_rate": value},
+        lambda value, steps: {"secret_rate": value},
     ),
 }
 

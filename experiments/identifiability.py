@@ -38,13 +38,13 @@ from kljax.attacks import (
     Candidate,
     Unknown,
     Unknowns,
-    iterative,
+    descend,
     lbfgs,
     live_channels,
     replay,
 )
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import balanced_l2
+from kljax.attacks.secrets import secret_of
 from kljax.core.types import Gate
 from kljax.studies.builder.victim_setup import draw_rng, sources
 from kljax.studies.leakage import inputs_of, prepare
@@ -144,7 +144,7 @@ class Case:
         config, victims = study.config, study.stage.victims
         self.config, self.job = config, job
         self.setting = job.setting
-        self.lock = lock_of(self.setting)
+        self.secret = secret_of(self.setting)
         network, held = job.staged.draws
         self.updates = []
         *_, images, labels = inputs_of(config, job, victims)
@@ -176,7 +176,7 @@ class Case:
 
     def simulation(self):
         """Makes ``(view, candidate) -> (simulated, observed)``."""
-        gates = self.lock.gates if self.regressed else self.setting.gates
+        gates = self.secret.gates if self.regressed else self.setting.gates
         return replay(self.setting, gates)
 
     @functools.cache  # noqa: B019 - as many as there are cases
@@ -186,7 +186,7 @@ class Case:
         It gives the loss at the start, and the reconstruction.
         """
         simulation, objective = self.simulation(), balanced_l2()
-        regressed = self.lock.unknown.decode
+        regressed = self.secret.unknown.decode
 
         def run(view, images, targets, lock, gates):
             parts = Unknowns(
@@ -197,7 +197,7 @@ class Case:
                     regressed if self.regressed else lambda free, fixed: fixed,
                 ),
             )
-            search = iterative(parts, simulation, objective, lbfgs(), steps=steps)
+            search = descend(parts, simulation, objective, lbfgs(), steps=steps)
             first = objective(*simulation(view, Candidate(images, targets, gates)))
             return first, search(jax.random.key(0), view)
 
@@ -223,7 +223,7 @@ def spectrum(case: Case, victim: int) -> str:
 
     def vector(unknown):
         images, scales, shifts = unknown
-        lock = truth.lock
+        lock = truth.secret
         if case.regressed:
             lock = {
                 site: Gate(
@@ -232,7 +232,7 @@ def spectrum(case: Case, victim: int) -> str:
                 )
                 for site, gate in gates.items()
             }
-        simulated, _ = simulation(view, truth._replace(images=images, lock=lock))
+        simulated, _ = simulation(view, truth._replace(images=images, secret=lock))
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(simulated)])
 
     zeros = ({}, {})
@@ -295,9 +295,9 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     if far:
         start = 0.5 + 0.1 * noise
 
-    lock, start_gates = ((), truth.lock), None
+    lock, start_gates = ((), truth.secret), None
     if case.regressed:
-        free, known = case.lock.unknown.start(rng_lock, view)
+        free, known = case.secret.unknown.start(rng_lock, view)
         for i, (site, gate) in enumerate(sorted(gates.items()) if not far else ()):
             live, unit, _ = known[site]
             rng_site = jax.random.fold_in(rng_gates, i)
@@ -305,10 +305,10 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
             scale = jnp.where(live, jnp.log(gate.scale / unit), 0.0) + near * normal[0]
             shift = (gate.shift * jnp.exp(near * normal[1])) / unit
             free[site] = Gate(scale, shift)
-        start_gates = case.lock.unknown.decode(free, known)
+        start_gates = case.secret.unknown.decode(free, known)
         lock = (free, known)
     first, found = case.attack(steps)(
-        view, start, truth.targets, lock, start_gates or truth.lock
+        view, start, truth.targets, lock, start_gates or truth.secret
     )
 
     def image_error(images):
@@ -328,7 +328,7 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     errors = ("-", "-")
     if case.regressed:
         errors = tuple(
-            f"{gate_error(g):.1e}" for g in (start_gates, found.info["lock"])
+            f"{gate_error(g):.1e}" for g in (start_gates, found.info["secret"])
         )
     return " | ".join(
         (

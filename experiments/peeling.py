@@ -21,7 +21,7 @@ import numpy as np
 
 from kljax import LeakConfig, leak
 from kljax.attacks import Reconstruction
-from kljax.attacks.locks import peel
+from kljax.attacks.secrets import peel
 from kljax.core.types import Private
 
 COLUMNS = (
@@ -103,7 +103,7 @@ def line(truth, peeled):
 def probe(setting, optimiser=None, *, steps, restarts):
     """Peels, and lets the client's gates through beside it; images are not sought."""
     del optimiser, steps, restarts
-    lock, examples = peel(setting), setting.threat.knowledge.examples
+    strategy, examples = peel(setting), setting.threat.knowledge.examples
 
     def attack(rng, view):
         secret = Private(view.private_key, view.lock_weights)
@@ -113,7 +113,7 @@ def probe(setting, optimiser=None, *, steps, restarts):
             labels=jnp.zeros(examples, jnp.int32),
             loss=jnp.zeros(()),
             finite=jnp.array(True),
-            info={"truth": truth, "peeled": lock.unknown.start(rng, view)[1]},
+            info={"truth": truth, "peeled": strategy.unknown.start(rng, view)[1]},
         )
 
     return attack

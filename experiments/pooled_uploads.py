@@ -84,7 +84,7 @@ def line(arm: str, uploads: int, options) -> str:
         found = attack(draw_rng(first[0], "attack"), views)
         public = jax.tree.map(lambda leaf: leaf[0], updates.public)
         truth = defence.gates(public.defence, held[1])
-        gates = found.info["lock"] if arm.endswith("regress_gates") else truth
+        gates = found.info["secret"] if arm.endswith("regress_gates") else truth
         return found, truth, gates
 
     def grouped(leaf):

@@ -7,7 +7,7 @@ import outside_package
 import pytest
 from studies import sites_of
 
-from kljax.attacks import LOCKS
+from kljax.attacks import SECRETS
 from kljax.core.types import Public
 from kljax.defences import Context, Defence
 from kljax.defences.arms import KINDS, parse_arm
@@ -48,14 +48,14 @@ def test_every_defence_has_an_arm(name):
     assert arm.norm == (arm.gated or name == "bn-control")
 
 
-@pytest.mark.parametrize("strategy", LOCKS)
+@pytest.mark.parametrize("strategy", SECRETS)
 def test_every_lock_strategy_can_be_named(strategy):
     arm = parse(f"keylock/{strategy}")
     assert (arm.lock_strategy, arm.norm, arm.gated) == (strategy, True, True)
 
 
 def test_every_strategy_of_a_threat_model_has_an_attack():
-    assert LOCKS.keys() == STRATEGY["lock"].keys()
+    assert SECRETS.keys() == STRATEGY["lock"].keys()
 
 
 def test_the_control_starts_from_the_very_gates_of_the_lock():

@@ -14,7 +14,7 @@ import pytest
 from studies import quick_compilation
 
 from kljax import cli, data, metrics
-from kljax.attacks import LOCKS
+from kljax.attacks import SECRETS
 from kljax.cli import printing, progress
 from kljax.core import folders
 from kljax.metrics import COLUMNS, FLOORS
@@ -184,7 +184,7 @@ def test_the_program_runs_a_study_as_a_user_does(tmp_path):
         ("--data outside_package:label_out_of_range", "labels must lie in [0, 2)"),
         ("--arms none bn-control", "'bn-control' needs a network with"),
         ("--arms none none", "arms ['none'] are named more than once"),
-        ("--arms keylock/guess", f"write keylock/STRATEGY with one of {[*LOCKS][0]}"),
+        ("--arms keylock/guess", f"write keylock/STRATEGY with one of {[*SECRETS][0]}"),
         ("--arms keylock/known --sites layers", "no module at 'layers'"),
         ("--arms keylock/known --threat lock_weights=hidden", "needs lock_weights="),
         ("--arms", "arms is empty"),

@@ -21,7 +21,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import LOCKS, Candidate, feature, no_prior
+from kljax.attacks import SECRETS, Candidate, feature, no_prior
 from kljax.attacks.presets import PRESETS
 from kljax.attacks.priors import squared_variation, with_feature
 from kljax.core.inputs import images_of
@@ -230,8 +230,8 @@ def test_the_term_brings_the_classifiers_input_nearer():
         attack = PRESETS["matching"].build(ground, steps=60, restarts=1)
         found = quick_jit(attack)(jax.random.key(0), view)
         assert bool(found.finite)
-        candidate = Candidate(found.images, update.targets, found.info["lock"])
-        term = feature(ground, LOCKS["unit"](ground).gates, 1.0)
+        candidate = Candidate(found.images, update.targets, found.info["secret"])
+        term = feature(ground, SECRETS["unit"](ground).gates, 1.0)
         apart[weight] = float(term(view, candidate, np.float32(0)))
     assert apart[10.0] < 0.9 * apart[0.0]
 

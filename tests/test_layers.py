@@ -47,7 +47,8 @@ RESERVED = {
     "vmap": {
         "parallel/victim_axis.py",
         "parallel/client_axis.py",
-        "attacks/attack.py",  # restarts of one attack
+        "attacks/drivers/gradient.py",  # a prior now and at the end
+        "attacks/drivers/search.py",  # restarts of one attack
         "attacks/pooling.py",  # uploads of one client
         "core/drawing.py",  # random keys
         "studies/scoring.py",  # finished reconstructions, on their way into rows

@@ -505,7 +505,7 @@ def test_extraction_is_as_good_as_knowing_the_private_key():
     assert extract.threat.knowledge.private_key == "hidden"
     one, other = (arm.attacked.reconstruction for arm in (known, extract))
     np.testing.assert_allclose(
-        one.info["lock"].secret, other.info["lock"].secret, rtol=0, atol=1e-5
+        one.info["secret"].secret, other.info["secret"].secret, rtol=0, atol=1e-5
     )
     np.testing.assert_allclose(one.images, other.images, rtol=0, atol=1e-4)
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)

@@ -14,11 +14,11 @@ from toys import LOCK, locked_update, quick_jit, random_private, setting, threat
 
 from kljax.attacks import (
     LABELS,
-    LOCKS,
+    SECRETS,
     Protocol,
     Unknowns,
+    descend,
     from_optax,
-    iterative,
     lbfgs,
     normal,
     replay,
@@ -343,14 +343,14 @@ def attack(name):
     if model.knowledge.upload == "update":
         protocol = Protocol(optax.sgd(0.1, 0.9), steps=2, batch=1, learning_rate=0.1)
         ground = ground._replace(protocol=protocol)
-    lock = LOCKS[case.lock](ground)
-    strike = iterative(
+    secret = SECRETS[case.lock](ground)
+    strike = descend(
         Unknowns(
             searched(ground, normal(0.5, 0.1)),
             LABELS[case.labels](ground),
-            lock.unknown,
+            secret.unknown,
         ),
-        replay(ground, lock.gates),
+        replay(ground, secret.gates),
         squared_l2(),
         OPTIMISERS[case.optimiser],
         steps=4,

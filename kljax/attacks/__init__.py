@@ -12,7 +12,6 @@ from kljax.attacks.attack import (
     Setting,
     Unknown,
     Unknowns,
-    iterative,
     no_prior,
 )
 from kljax.attacks.closed_form import (
@@ -28,6 +27,7 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
     rgap,
 )
+from kljax.attacks.drivers import descend
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.labels import (
     LABELS,
@@ -37,11 +37,11 @@ from kljax.attacks.labels import (
     rule_holds,
     targets_of,
 )
-from kljax.attacks.locks import LOCKS, Lock, live_channels, lock_of
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
 from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
+from kljax.attacks.secrets import SECRETS, Secret, live_channels, secret_of
 from kljax.attacks.simulation import fedavg, local_steps, one_step, replay
 from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, searched, upsampled
@@ -51,7 +51,7 @@ __all__ = [
     "Reconstruction",
     "Setting",
     "Protocol",
-    "iterative",
+    "descend",
     "RESTARTS",
     "Unknown",
     "Unknowns",
@@ -70,9 +70,9 @@ __all__ = [
     "rule_holds",
     "targets_of",
     "UNKNOWN",
-    "LOCKS",
-    "Lock",
-    "lock_of",
+    "SECRETS",
+    "Secret",
+    "secret_of",
     "Peeled",
     "peeling",
     "patch_peeling",
@@ -105,3 +105,17 @@ __all__ = [
     "dense_layer",
     "private_key_from_lock_grads",
 ]
+
+# Names of before, and where they went.
+_MOVED = {
+    "iterative": "descend",
+    "Lock": "Secret",
+    "LOCKS": "SECRETS",
+    "lock_of": "secret_of",
+}
+
+
+def __getattr__(name: str):
+    if name in _MOVED:
+        raise AttributeError(f"kljax.attacks.{name} is kljax.attacks.{_MOVED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,7 @@ def pooled(
     Returns:
       The same four for views with a leading axis [U] on every array. Candidates have
       the images [U x B, H, W, C] and targets [U x B, Kc] of all uploads, one upload
-      after the other, and one lock, started from what the first upload shows.
+      after the other, and one secret, started from what the first upload shows.
       Objective and prior are means over uploads.
 
     Raises:
@@ -75,7 +75,7 @@ def pooled(
         candidates = candidate._replace(
             images=cut(candidate.images), targets=cut(candidate.targets)
         )
-        return candidates, Candidate(images=0, targets=0, lock=None)
+        return candidates, Candidate(images=0, targets=0, secret=None)
 
     def simulate(views: View, candidate: Candidate):
         candidates, axes = split(candidate)
@@ -91,8 +91,8 @@ def pooled(
         )
         return jnp.mean(penalties)
 
-    images, targets, lock = unknowns
-    parts = Unknowns(each(images), each(targets), first(lock))
+    images, targets, secret = unknowns
+    parts = Unknowns(each(images), each(targets), first(secret))
     return parts, simulate, distance, believe
 
 

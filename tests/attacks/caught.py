@@ -10,7 +10,7 @@ from toys import threat
 from victims import ground
 
 from kljax.attacks import Protocol
-from kljax.attacks.attack import iterative
+from kljax.attacks.drivers import descend
 from kljax.attacks.presets import PRESETS
 
 MODULES = [
@@ -43,17 +43,17 @@ def of_two_epochs(**changes):
 def parts_of(name, setting=None, restarts=1, **options):
     """Catches what a preset hands to the driver, {name of the argument: value}."""
     caught = []
-    signature = inspect.signature(iterative)
+    signature = inspect.signature(descend)
 
     def catch(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         caught.append(bound.arguments)
-        return iterative(*args, **kwargs)
+        return descend(*args, **kwargs)
 
     with contextlib.ExitStack() as stack:
         for module in MODULES:
-            stack.enter_context(mock.patch.object(module, "iterative", catch))
+            stack.enter_context(mock.patch.object(module, "descend", catch))
         build = PRESETS[name].build
         build(setting or here(), steps=STEPS, restarts=restarts, **options)
     (parts,) = caught

@@ -17,7 +17,7 @@ from studies import study
 from toys import quick_jit, random_images, setting, threat
 
 from kljax.attacks import (
-    LOCKS,
+    SECRETS,
     Candidate,
     Protocol,
     Reconstruction,
@@ -442,8 +442,8 @@ def test_what_it_cannot_invert_is_refused(changes, message):
 
 
 def test_every_lock_strategy_is_taken_or_refused():
-    regressing = {name for name in LOCKS if name.startswith("regress")}
-    assert set(LOCKS) == {*FACTS, *regressing}
+    regressing = {name for name in SECRETS if name.startswith("regress")}
+    assert set(SECRETS) == {*FACTS, *regressing}
 
 
 def test_an_optimiser_is_refused():

@@ -13,8 +13,8 @@ from kljax.attacks import (
     Optimiser,
     Unknown,
     Unknowns,
+    descend,
     from_optax,
-    iterative,
     squared_l2,
 )
 
@@ -45,7 +45,7 @@ def attack(start=lambda rng: jnp.zeros(2), optimiser=SGD, project=None, **option
     options = {"steps": 20, "points": 4} | options
     free = image(start) if project is None else image(start, project=project)
     unknowns = Unknowns(free, LABEL, NOTHING)
-    strike = iterative(unknowns, matches, squared_l2(), optimiser, **options)
+    strike = descend(unknowns, matches, squared_l2(), optimiser, **options)
     return lambda rng, grads: strike(rng, Seen(grads))
 
 
@@ -146,7 +146,7 @@ def test_no_part_of_a_candidate_shares_its_draw_with_another(rng):
 
     unknowns = Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING)
     unknowns = Unknowns(*(watched(part) for part in unknowns))
-    iterative(unknowns, matches, squared_l2(), SGD, steps=1)(rng, Seen(VIEW))
+    descend(unknowns, matches, squared_l2(), SGD, steps=1)(rng, Seen(VIEW))
     assert len(seen) == len(set(seen)) == 3
     assert tuple(jax.random.key_data(rng).tolist()) not in seen
 
@@ -254,7 +254,7 @@ def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
     ticking = Optimiser(
         lambda free: (), lambda free, state, *_: ((free[0] + 1, (), ()), state)
     )
-    strike = iterative(
+    strike = descend(
         Unknowns(visiting, LABEL, NOTHING),
         matches,
         squared_l2(),
@@ -391,6 +391,6 @@ def test_a_missing_tensor_is_named(rng):
         return {"a": first, "b": second}, view.grads
 
     unknowns = Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING)
-    broken = iterative(unknowns, halves, squared_l2(), SGD, steps=2)
+    broken = descend(unknowns, halves, squared_l2(), SGD, steps=2)
     with pytest.raises(ValueError, match=r"tensor 'b' is missing, .* it is \(\)"):
         broken(rng, Seen({"a": jnp.ones(())}))

@@ -169,7 +169,7 @@ GOLDEN = {
             "variation": 1e-3,
             "learning_rate": 1e-4,
             "momentum": 0.99,
-            "lock_rate": 1e-3,  # kljax's own
+            "secret_rate": 1e-3,  # kljax's own
         },
         degree=1,
     ),

@@ -163,10 +163,10 @@ def test_signs_of_scales_are_found_up_to_one_for_all(seed):
     """An image and its negative, under opposite scales, have the same gradient."""
     image, known = attacked("known", seed=seed, signed=True)
     _, found = attacked("peel", seed=seed, signed=True)
-    private = known.info["lock"]
+    private = known.info["secret"]
     _, lock = made("norm1", True)
     true = lock.gates(private.trainable, private.secret)["norm1"].scale
-    peeled = found.info["lock"].gates["norm1"].scale
+    peeled = found.info["secret"].gates["norm1"].scale
     assert np.any(true < 0) and np.any(true > 0)
     relative = peeled / true
     np.testing.assert_allclose(relative, np.sign(relative[0]), rtol=5e-2)

@@ -50,7 +50,7 @@ def test_a_small_lock_is_solved():
     found = attack(REGRESS)(observe(REGRESS, locked_update(1)))
     assert bool(found.finite) and found.loss < 1e-8
     assert error(found) < 1e-2
-    gates = found.info["lock"]["norm"]
+    gates = found.info["secret"]["norm"]
     np.testing.assert_allclose(gates.scale, TRUE_GATES["norm"].scale, rtol=2e-2)
     np.testing.assert_allclose(gates.shift, TRUE_GATES["norm"].shift, atol=2e-2)
 
@@ -79,7 +79,7 @@ def test_a_small_private_key_is_found_where_the_lock_weights_are_known():
     found = attack(PRIVATE_KEY)(view)
     assert bool(found.finite) and found.loss < 1e-8
     assert error(found) < 1e-2
-    gates = DEFENCE.gates((), found.info["lock"])["norm"]
+    gates = DEFENCE.gates((), found.info["secret"])["norm"]
     for one, other in zip(gates, TRUE_GATES["norm"], strict=True):
         np.testing.assert_allclose(one, other, atol=2e-2)
     lost = attack(PRIVATE_KEY)(view._replace(grads=noisy(view.grads)))
@@ -101,7 +101,7 @@ def test_a_batch_behind_a_small_lock_is_solved():
     assert error(found, 2) < 1e-2
     assert found.labels.tolist() == [1, 2]
     true_gates = DEFENCE.gates((), locked_update(2).private)["norm"]
-    for one, other in zip(found.info["lock"]["norm"], true_gates, strict=True):
+    for one, other in zip(found.info["secret"]["norm"], true_gates, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-2)
     lost = attack(PAIR)(view._replace(grads=noisy(view.grads)))
     assert error(lost, 2) > 0.1 and lost.loss > 1e-4
@@ -187,4 +187,4 @@ def test_private_parts_need_no_lock_to_be_tried():
     ground = setting(model, DEFENCE)
     build = gate_regression(ground, steps=100, restarts=1, variation=1e-6)
     found = quick_jit(build)(RNG, observe(model, locked_update(1)))
-    assert isinstance(found.info["lock"], Private) and error(found) < 1e-2
+    assert isinstance(found.info["secret"], Private) and error(found) < 1e-2

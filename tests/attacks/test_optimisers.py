@@ -183,7 +183,7 @@ def test_one_lane_equals_itself_in_a_batch(optimiser):
 
 
 def test_the_lock_has_a_rate_of_its_own():
-    optimiser = from_optax(optax.sgd(0.1), lock=optax.sgd(0.5))
+    optimiser = from_optax(optax.sgd(0.1), secret=optax.sgd(0.5))
     free = (jnp.ones(2), jnp.ones(1), {"norm": jnp.ones(3)})
     moved, _ = optimiser.step(free, optimiser.init(free), jnp.array(0.0), free)
     np.testing.assert_allclose(moved[0], 0.9)

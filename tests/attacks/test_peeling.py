@@ -9,7 +9,7 @@ import optax
 import pytest
 from toys import quick_jit, random_images, setting, threat
 
-from kljax.attacks import Peeled, Protocol, lock_of, peeling, pooled_gates
+from kljax.attacks import Peeled, Protocol, peeling, pooled_gates, secret_of
 from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock
@@ -363,12 +363,12 @@ def test_nothing_but_the_gradient_and_the_parameters_is_used():
 
 def test_the_strategy_settles_the_gates():
     victim, peeled = attack("dense")
-    lock = lock_of(ground("dense"))
+    secret = secret_of(ground("dense"))
     free, fixed = quick_jit(
-        lambda: lock.unknown.start(jax.random.key(1), victim.view)
+        lambda: secret.unknown.start(jax.random.key(1), victim.view)
     )()
     assert free == ()
-    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    gates = secret.gates((), secret.unknown.decode(free, fixed))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         gates,

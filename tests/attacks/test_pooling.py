@@ -19,7 +19,7 @@ from toys import (
 
 from kljax.attacks import (
     LABELS,
-    LOCKS,
+    SECRETS,
     Candidate,
     Unknown,
     Unknowns,
@@ -65,11 +65,11 @@ def stack(trees):
 
 
 def composed(prior=no_prior, uploads=UPLOADS):
-    lock = LOCKS["regress_gates"](GROUND)
+    secret = SECRETS["regress_gates"](GROUND)
     labels = LABELS["given"](GROUND)
     single = (
-        Unknowns(searched(GROUND, normal(0.5, 0.1)), labels, lock.unknown),
-        replay(GROUND, lock.gates),
+        Unknowns(searched(GROUND, normal(0.5, 0.1)), labels, secret.unknown),
+        replay(GROUND, secret.gates),
         squared_l2(),
         prior,
     )
@@ -157,7 +157,7 @@ def test_parts_are_started_projected_and_put_together_one_upload_after_the_other
         return free[0] * jax.numpy.ones((EXAMPLES, 1)) + fixed
 
     part = Unknown(start, decode, lambda free: (free[0] - 7, free[1]))
-    images, targets, lock = pooled(
+    images, targets, secret = pooled(
         Unknowns(part, part, part), None, None, None, uploads=UPLOADS
     )[0]
     views = np.array([1.0, 2.0, 3.0], np.float32)
@@ -169,9 +169,9 @@ def test_parts_are_started_projected_and_put_together_one_upload_after_the_other
         values = np.repeat(2 * views + 0.5, EXAMPLES)[:, None]
         np.testing.assert_array_equal(each.decode(free, fixed), values)
     # One lock, of the first upload, with the random key as it is.
-    free, fixed = lock.start(RNG, views)
+    free, fixed = secret.start(RNG, views)
     assert free[0] == 1 and fixed == 1.5 and free[1] == jax.random.uniform(RNG)
-    assert lock.decode(free, fixed).shape == (EXAMPLES, 1)
+    assert secret.decode(free, fixed).shape == (EXAMPLES, 1)
 
 
 def test_the_attack_on_a_pool_returns_all_its_images():
@@ -180,7 +180,7 @@ def test_the_attack_on_a_pool_returns_all_its_images():
     found = quick_jit(attack)(RNG, views)
     assert found.images.shape == (UPLOADS * EXAMPLES, *IMAGE_SHAPE)
     assert found.labels.shape == (UPLOADS * EXAMPLES,)
-    assert bool(found.finite) and found.info["lock"]["norm"].scale.shape == (3,)
+    assert bool(found.finite) and found.info["secret"]["norm"].scale.shape == (3,)
 
 
 def test_no_uploads_are_refused():

@@ -1,6 +1,6 @@
 """What presets ask of a candidate: every weight, against NumPy.
 
-A preset hands `iterative` its parts. They are caught on the way and held against the
+A preset hands `descend` its parts. They are caught on the way and held against the
 papers' formulas, written anew here, with the papers' numbers. Whether an attack
 succeeds says little about a weight.
 """

@@ -177,7 +177,7 @@ def test_optimisers_have_their_defaults():
         "tolerance_grad": 1e-7,
         "tolerance_change": 1e-9,
     }
-    falling = {"learning_rate": 0.1, "lock_rate": 0.05}  # the latter kljax's own
+    falling = {"learning_rate": 0.1, "secret_rate": 0.05}  # the latter kljax's own
     assert defaults_of(adam) == falling
     assert defaults_of(sign_adam) == falling | {"steps": None}
     # Yin et al. (breaching): 50 steps of warm-up; Adam's own betas.
@@ -186,6 +186,6 @@ def test_optimisers_have_their_defaults():
     # GRNN's code: RMSprop at 1e-4 with momentum .99.
     assert defaults_of(rmsprop) == {
         "learning_rate": 1e-4,
-        "lock_rate": 1e-3,
+        "secret_rate": 1e-3,
         "momentum": 0.99,
     }

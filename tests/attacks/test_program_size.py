@@ -8,8 +8,8 @@ from toys import equations, setting, threat
 from victims import ground, update
 
 from kljax.attacks import Candidate, Protocol
-from kljax.attacks.locks import regress_gates
 from kljax.attacks.priors import batch_statistics
+from kljax.attacks.secrets import regress_gates
 from kljax.defences import none
 from kljax.defences.lock import key_lock
 from kljax.threat import observe

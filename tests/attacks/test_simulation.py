@@ -269,14 +269,14 @@ def unrolled(here, steps, batch):
     """The same by a loop in Python, plain SGD with Nesterov's momentum by hand."""
 
     def simulation(view, candidate):
-        start = (view.public, candidate.lock.trainable)
+        start = (view.public, candidate.secret.trainable)
         now, momentum = start, jax.tree.map(jnp.zeros_like, start)
         for t in range(steps):
             rows = [(t * batch + i) % len(candidate.images) for i in range(batch)]
 
             def loss(now, rows=rows):
                 public, trainable = now
-                gates = here.gates((), Private(candidate.lock.secret, trainable))
+                gates = here.gates((), Private(candidate.secret.secret, trainable))
                 out = here.model.apply(
                     public.model,
                     view.stats,

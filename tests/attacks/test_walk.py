@@ -17,12 +17,12 @@ from kljax.attacks.closed_form.walk import (
     Step,
     below_batch,
     below_classifier,
-    descend,
     down,
     place_at,
     side_by_side,
     steps_of,
     undo,
+    walk_down,
 )
 from kljax.core.inputs import images_of
 from kljax.defences import none
@@ -211,7 +211,7 @@ def test_the_walk_goes_from_the_last_layer_to_the_first():
         for _ in range(2)
     )
     place = Place(estimate(1, 5), estimate(1, 5, low=-1, high=1))
-    walk = quick_jit(lambda *rest: descend(steps, *rest))
+    walk = quick_jit(lambda *rest: walk_down(steps, *rest))
     found, residues = walk(place, grads, params)
     for step in reversed(steps):
         one = quick_jit(lambda *rest, step=step: down(step, *rest))

@@ -32,9 +32,9 @@ from kljax.attacks.closed_form.walk import (
     as_rows,
     below_batch,
     below_classifier,
-    descend,
     steps_of,
     undo,
+    walk_down,
 )
 from kljax.attacks.labels import find_rule, targets_of
 from kljax.core.randomness import fixed_rng
@@ -108,7 +108,7 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
                     above[-1], grads, params, targets, setting.loss
                 )
                 residuals[above[-1].layer.path] = unexplained
-            place, left = descend(above[:-1], place, grads, params)
+            place, left = walk_down(above[:-1], place, grads, params)
             residuals |= left.residuals
             if layer.norm is None:
                 found = _by_gradient(bottom, place, grads, params)

@@ -24,10 +24,10 @@ from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_chain
 from kljax.attacks.closed_form.walk import (
     Place,
     below_classifier,
-    descend,
     down,
     place_at,
     steps_of,
+    walk_down,
 )
 from kljax.attacks.labels import settled_labels, told
 from kljax.attacks.optimisers import refuse_optimiser
@@ -106,7 +106,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
                 )
                 signals = _first(candidates, fit)
                 place = _below(kernel, weights, signals[0])
-            place, (residuals, ranks) = descend(body, place, grads, params)
+            place, (residuals, ranks) = walk_down(body, place, grads, params)
             # All other equations are indifferent to the length: without biases, a
             # signal twice as long just makes an image of half the contrast.
             lengths = jnp.linalg.norm(signals, axis=1)

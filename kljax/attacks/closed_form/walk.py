@@ -161,7 +161,7 @@ class Residues(NamedTuple):
     ranks: dict[Path, Array]
 
 
-def descend(
+def walk_down(
     steps: Sequence[Step], place: Place, grads: Params, params: Params
 ) -> tuple[Place, Residues]:
     """Walks through layers, given in forward order, from the last to the first."""

@@ -12,17 +12,18 @@ def from_optax(
     transform: optax.GradientTransformation,
     *,
     labels: optax.GradientTransformation | None = None,
-    lock: optax.GradientTransformation | None = None,
+    secret: optax.GradientTransformation | None = None,
 ) -> Optimiser:
     """Makes an optimiser of an optax transform.
 
     Args:
       transform: for images, and for everything else that has none of its own.
       labels: for unknown labels.
-      lock: for unknown private keys or gates, whose scale is another one.
+      secret: for what a defence hides (private keys, gates), whose scale is another
+        one.
     """
-    if labels is not None or lock is not None:
-        groups = {"images": transform, "labels": labels, "lock": lock}
+    if labels is not None or secret is not None:
+        groups = {"images": transform, "labels": labels, "secret": secret}
         groups = {name: own or transform for name, own in groups.items()}
         transform = optax.partition(
             groups,
@@ -40,25 +41,25 @@ def from_optax(
     return Optimiser(transform.init, step)
 
 
-def adam(learning_rate: float = 0.1, lock_rate: float = 0.05) -> Optimiser:
-    """Descends by Adam; unknown gates and private keys have a rate of their own."""
-    return from_optax(optax.adam(learning_rate), lock=optax.adam(lock_rate))
+def adam(learning_rate: float = 0.1, secret_rate: float = 0.05) -> Optimiser:
+    """Descends by Adam; unknown secrets have a rate of their own."""
+    return from_optax(optax.adam(learning_rate), secret=optax.adam(secret_rate))
 
 
 DECAYED_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps, each time to a tenth
 
 
 def sign_adam(
-    learning_rate: float = 0.1, lock_rate: float = 0.05, *, steps: int | None = None
+    learning_rate: float = 0.1, secret_rate: float = 0.05, *, steps: int | None = None
 ) -> Optimiser:
     """Descends by Adam on the sign of the images' gradient.
 
-    Unknown labels, gates and private keys see their gradient itself; the last two have
-    a rate of their own. All rates fall at the same steps.
+    Unknown labels and secrets see their gradient itself; secrets have a rate of their
+    own. All rates fall at the same steps.
 
     Args:
       learning_rate: of images and labels.
-      lock_rate: of unknown gates and private keys.
+      secret_rate: of unknown secrets: gates and private keys.
       steps: of the whole descent, in which the rates fall to a tenth at `DECAYED_AT`;
         None for rates that do not fall.
 
@@ -80,13 +81,13 @@ def sign_adam(
     return from_optax(
         optax.chain(optax.scale_by_sign(), plain),
         labels=plain,
-        lock=optax.adam(falling(lock_rate)),
+        secret=optax.adam(falling(secret_rate)),
     )
 
 
 def cosine_adam(
     learning_rate: float = 0.1,
-    lock_rate: float = 0.05,
+    secret_rate: float = 0.05,
     *,
     steps: int,
     warm_up: int = 50,
@@ -97,7 +98,7 @@ def cosine_adam(
 
     Args:
       learning_rate: highest one, of images and labels.
-      lock_rate: the same of unknown gates and private keys.
+      secret_rate: the same of unknown secrets.
       steps: of the whole descent.
       warm_up: steps in which rates rise from 0, linearly; a quarter of them all in
         runs shorter than four times as long.
@@ -117,7 +118,7 @@ def cosine_adam(
     if noise:
         images = optax.chain(langevin(schedule(learning_rate), noise), plain)
     return from_optax(
-        images, labels=plain, lock=optax.adam(schedule(lock_rate), *betas)
+        images, labels=plain, secret=optax.adam(schedule(secret_rate), *betas)
     )
 
 
@@ -152,16 +153,16 @@ def langevin(schedule: optax.Schedule, noise: float) -> optax.GradientTransforma
 
 
 def rmsprop(
-    learning_rate: float = 1e-4, lock_rate: float = 1e-3, momentum: float = 0.99
+    learning_rate: float = 1e-4, secret_rate: float = 1e-3, momentum: float = 0.99
 ) -> Optimiser:
-    """Descends by RMSprop as PyTorch has it; locks have a rate of their own.
+    """Descends by RMSprop as PyTorch has it; secrets have a rate of their own.
 
     Squares decay by 0.99 (Optax: 0.9), and epsilon is added outside their root
     (Optax: inside).
 
     Args:
       learning_rate: of images and labels.
-      lock_rate: of unknown gates and private keys.
+      secret_rate: of unknown secrets: gates and private keys.
       momentum: of the normalised steps: at .99 a steady gradient moves by a hundred
         times the rate.
 
@@ -173,4 +174,4 @@ def rmsprop(
             rate, decay=0.99, eps=1e-8, eps_in_sqrt=False, momentum=momentum
         )
 
-    return from_optax(torchs(learning_rate), lock=torchs(lock_rate))
+    return from_optax(torchs(learning_rate), secret=torchs(secret_rate))

@@ -15,11 +15,10 @@ from kljax.attacks.attack import (
     Setting,
     Unknown,
     Unknowns,
-    iterative,
 )
+from kljax.attacks.drivers import descend
 from kljax.attacks.epochs import merged, repeated
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.optimisers import from_optax
 from kljax.attacks.presets.signed import inverting_gradients
@@ -30,6 +29,7 @@ from kljax.attacks.priors import (
     random_convolution,
     with_feature,
 )
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import epochs_of, fedavg
 from kljax.attacks.tensors import Depths, depths_of, exponential, weighted
 from kljax.core.trees import named
@@ -110,21 +110,21 @@ def fedavg_inversion(
 
     Reference: Dimitrov et al. (TMLR 2022); code eth-sri/fedavg_leakage.
     """
-    lock = lock_of(setting)
+    secret = secret_of(setting)
     epochs = epochs_of(setting) if variant == "full_many" else 1
     labels = LABELS[setting.threat.strategy.labels](setting)
-    attack = iterative(
+    attack = descend(
         Unknowns(
             standardised(setting, epochs, mean, deviation),
             repeated(labels, epochs),
-            lock.unknown,
+            secret.unknown,
         ),
-        fedavg(setting, lock.gates, variant),
+        fedavg(setting, secret.gates, variant),
         layered_l2(setting, epochs),
         optimiser or _decaying_adam(numbers),
         prior=with_feature(
             setting,
-            lock.gates,
+            secret.gates,
             _over_factor(
                 (
                     cyclic_variation(numbers.variation / deviation**2),
@@ -188,7 +188,7 @@ def _decaying_adam(numbers: Numbers) -> Optimiser:
             optax.exponential_decay(rate, numbers.decay_every, numbers.decay)
         )
 
-    return from_optax(decaying(numbers.learning_rate), lock=decaying(0.05))
+    return from_optax(decaying(numbers.learning_rate), secret=decaying(0.05))
 
 
 def _order(

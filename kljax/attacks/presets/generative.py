@@ -1,12 +1,13 @@
 """GRNN: the weights of an untrained generator in place of images and labels."""
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns, iterative
+from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
+from kljax.attacks.drivers import descend
 from kljax.attacks.generators import generated_images, generated_labels
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import l2_norm
 from kljax.attacks.optimisers import rmsprop
 from kljax.attacks.priors import squared_variation, with_feature
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
 
 
@@ -20,7 +21,7 @@ def grnn(
     variation: float = 1e-3,
     learning_rate: float = 1e-4,
     momentum: float = 0.99,
-    lock_rate: float = 1e-3,
+    secret_rate: float = 1e-3,
 ) -> Attack:
     """Makes GRNN: 1,000 steps in its code, 20,000 in FedKL.
 
@@ -35,19 +36,19 @@ def grnn(
     Reference: Ren, Deng, Xie, "GRNN: Generative Regression Neural Network" (ACM TIST
     2022), and its code, Rand2AI/GRNN.
     """
-    lock, labels = lock_of(setting), setting.threat.strategy.labels
-    return iterative(
+    secret, labels = secret_of(setting), setting.threat.strategy.labels
+    return descend(
         Unknowns(
             generated_images(setting, inputs),
             generated_labels(setting, inputs)
             if labels == "joint"
             else LABELS[labels](setting),
-            lock.unknown,
+            secret.unknown,
         ),
-        replay(setting, lock.gates),
+        replay(setting, secret.gates),
         l2_norm(),
-        optimiser or rmsprop(learning_rate, lock_rate, momentum),
-        prior=with_feature(setting, lock.gates, squared_variation(variation)),
+        optimiser or rmsprop(learning_rate, secret_rate, momentum),
+        prior=with_feature(setting, secret.gates, squared_variation(variation)),
         steps=steps,
         restarts=restarts,
     )

@@ -14,11 +14,11 @@ from kljax.attacks.closed_form.refusals import (
     refuse_no_chain,
     refuse_search,
 )
-from kljax.attacks.closed_form.walk import below_classifier, descend, down, steps_of
+from kljax.attacks.closed_form.walk import below_classifier, down, steps_of, walk_down
 from kljax.attacks.labels import settled_labels
-from kljax.attacks.locks import lock_of
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
+from kljax.attacks.secrets import secret_of
 from kljax.core.types import Gate, Params, Path, Rng
 from kljax.threat import View
 
@@ -33,7 +33,7 @@ def peeled_image(
     Returns:
       The attack. Its loss is the share of the layers' weight gradients, in squared
       norm, that is left unexplained, the mean over the layers; ``info["residuals"]``
-      has the share of each, {layer: []}, ``info["lock"]`` what the lock strategy
+      has the share of each, {layer: []}, ``info["secret"]`` what the lock strategy
       settled on.
 
     Raises:
@@ -45,7 +45,7 @@ def peeled_image(
     refuse_optimiser(optimiser, "peeling")
     del steps, restarts
     _check(setting)
-    lock, labels = lock_of(setting), settled_labels(setting, "peeling")
+    secret, labels = secret_of(setting), settled_labels(setting, "peeling")
     bottom, *body, top = steps_of(setting)
     site = _norm_below(setting)
     epsilon = EPSILON if setting.threat.strategy.lock == "peel" else 0.0
@@ -56,7 +56,7 @@ def peeled_image(
         with float64(True):
             grads, params, gate = to_float64((grads, params, gate))
             place = below_classifier(top, grads, params)
-            place, (residuals, _) = descend(body, place, grads, params)
+            place, (residuals, _) = walk_down(body, place, grads, params)
             if site is None:
                 place, solution = down(bottom, place, grads, params)
                 image, residuals[path] = place.value.mean[0], solution.residual
@@ -67,10 +67,10 @@ def peeled_image(
             return jax.tree.map(lambda x: x.astype(jnp.float32), (image, residuals))
 
     def attack(rng: Rng, view: View) -> Reconstruction:
-        part = lock.unknown.decode(*lock.unknown.start(rng, view))
+        part = secret.unknown.decode(*secret.unknown.start(rng, view))
         params = view.public.model
         ones = jnp.ones(params[f"{bottom.layer.path}/kernel"].shape[-1])
-        gates = lock.gates(view.public.defence, part)
+        gates = secret.gates(view.public.defence, part)
         _refuse_gates_elsewhere(gates, site)
         gate = gates.get(site, Gate(ones, jnp.zeros_like(ones)))
         image, residuals = solve(view.grads.model, params, gate)
@@ -82,7 +82,7 @@ def peeled_image(
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
             info={
                 "evaluations": jnp.asarray(0),
-                "lock": part,
+                "secret": part,
                 "residuals": residuals,
             },
         )

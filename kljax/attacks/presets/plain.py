@@ -7,15 +7,15 @@ from kljax.attacks.attack import (
     Prior,
     Setting,
     Unknowns,
-    iterative,
     no_prior,
 )
+from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import squared_l2
 from kljax.attacks.objectives import tag as l2_and_l1
 from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation, with_feature
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
 from kljax.attacks.unknowns import searched
@@ -32,14 +32,14 @@ def gradient_matching(
     objective: Objective | None = None,
 ) -> Attack:
     """Composes the plainest gradient matching: pixels, `squared_l2` if not said."""
-    lock = lock_of(setting)
+    secret = secret_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
-    return iterative(
-        Unknowns(searched(setting, start), labels, lock.unknown),
-        replay(setting, lock.gates),
+    return descend(
+        Unknowns(searched(setting, start), labels, secret.unknown),
+        replay(setting, secret.gates),
         objective or squared_l2(),
         optimiser,
-        prior=with_feature(setting, lock.gates, prior),
+        prior=with_feature(setting, secret.gates, prior),
         steps=steps,
         restarts=restarts,
     )

@@ -1,11 +1,12 @@
 """Inverting Gradients: cosine distance, total variation, signed descent in a box."""
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns, iterative
+from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
+from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine
 from kljax.attacks.optimisers import sign_adam
 from kljax.attacks.priors import total_variation, with_feature
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import boxed, searched
@@ -33,18 +34,18 @@ def inverting_gradients(
     Reference: Geiping et al., "Inverting Gradients" (NeurIPS 2020), and its code,
     JonasGeiping/invertinggradients, reconstruct_image.py.
     """
-    lock = lock_of(setting)
-    return iterative(
+    secret = secret_of(setting)
+    return descend(
         Unknowns(
             boxed(setting, searched(setting, normal(0.5, 0.25))),
             LABELS[setting.threat.strategy.labels](setting),
-            lock.unknown,
+            secret.unknown,
         ),
-        replay(setting, lock.gates),
+        replay(setting, secret.gates),
         cosine(),
         optimiser or sign_adam(learning_rate, steps=steps),
         prior=with_feature(
-            setting, lock.gates, total_variation(variation, relative=False)
+            setting, secret.gates, total_variation(variation, relative=False)
         ),
         steps=steps,
         restarts=restarts,

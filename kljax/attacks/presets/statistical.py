@@ -8,10 +8,9 @@ from kljax.attacks.attack import (
     Optimiser,
     Setting,
     Unknowns,
-    iterative,
 )
+from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import norm, scaled, squared_l2
 from kljax.attacks.optimisers import cosine_adam
 from kljax.attacks.priors import (
@@ -22,6 +21,7 @@ from kljax.attacks.priors import (
     total_variation,
     with_feature,
 )
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import around, normal
 from kljax.attacks.unknowns import boxed, searched
@@ -31,7 +31,7 @@ from kljax.attacks.unknowns import boxed, searched
 GRADINVERSION_MATCHING = 1e-4 / 2
 BN_UPDATES_MATCHING = 1e-3
 # Lock strategies that start from something drawn.
-DRAWN_LOCKS = ("fixed_random", "regress_private_key", "regress_gates")
+DRAWN_SECRETS = ("fixed_random", "regress_private_key", "regress_gates")
 
 
 def gradinversion_objective() -> Objective:
@@ -79,26 +79,26 @@ def gradinversion(
     GradInversion" (CVPR 2021); JonasGeiping/breaching, seethroughgradients.yaml;
     GIFD's code, its ``yin``.
     """
-    lock = lock_of(setting)
+    secret = secret_of(setting)
     first = {path: first_statistics for path, _ in setting.sites[:1]}
     priors = [
         total_variation(variation, relative=False),
         image_norm(size, per_pixel=True),
-        batch_statistics(setting, lock.gates, statistics, emphasis=first),
+        batch_statistics(setting, secret.gates, statistics, emphasis=first),
     ]
     if restarts > 1:
         priors.append(group_consistency(group, after=group_after))
-    return iterative(
+    return descend(
         Unknowns(
             boxed(setting, searched(setting, normal(0.5, 0.25))),
             LABELS[setting.threat.strategy.labels](setting),
-            lock.unknown,
+            secret.unknown,
         ),
-        replay(setting, lock.gates),
+        replay(setting, secret.gates),
         scaled(squared_l2(), matching),
         optimiser
         or cosine_adam(learning_rate, steps=steps, warm_up=warm_up, noise=noise),
-        prior=with_feature(setting, lock.gates, *priors),
+        prior=with_feature(setting, secret.gates, *priors),
         steps=steps,
         restarts=restarts,
     )
@@ -147,22 +147,22 @@ def bn_updates(
             f"start alike with labels={setting.threat.strategy.labels!r}; take "
             "restarts=1, labels='joint', or a deviation above 0"
         )
-    lock = lock_of(setting)
+    secret = secret_of(setting)
     updated = setting.threat.knowledge.upload == "update"
-    return iterative(
+    return descend(
         Unknowns(
             boxed(setting, searched(setting, around(prior_image, deviation))),
             LABELS[setting.threat.strategy.labels](setting),
-            lock.unknown,
+            secret.unknown,
         ),
-        replay(setting, lock.gates),
+        replay(setting, secret.gates),
         scaled(norm(), matching),
         optimiser
         or cosine_adam(learning_rate, steps=steps, warm_up=warm_up, betas=betas),
         prior=with_feature(
             setting,
-            lock.gates,
-            batch_statistics(setting, lock.gates, statistics, updated=updated),
+            secret.gates,
+            batch_statistics(setting, secret.gates, statistics, updated=updated),
             diagonal_variation(variation),
             image_norm(size),
         ),
@@ -179,5 +179,5 @@ def _draws_apart_from_images(setting: Setting) -> bool:
     return (
         strategy.labels == "joint"
         or (strategy.labels == "recovered" and ordered)
-        or strategy.lock in DRAWN_LOCKS
+        or strategy.lock in DRAWN_SECRETS
     )

@@ -5,9 +5,9 @@ private key nor the lock weights are needed. With another strategy it is the sam
 on a lock that is known, guessed, or not there: the control to hold it against.
 """
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns, iterative
+from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
+from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.optimisers import lbfgs
 from kljax.attacks.pooling import pooled
@@ -17,6 +17,7 @@ from kljax.attacks.priors import (
     total_variation,
     with_feature,
 )
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import searched
@@ -57,22 +58,22 @@ def gate_regression(
       ValueError: for a setting that its lock strategy, its labels or the weight of its
         features cannot work on, and fewer than one upload.
     """
-    lock = lock_of(setting)
+    secret = secret_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)
     knowledge = setting.threat.knowledge
     priors = [scheduled(total_variation(variation, relative=True), last_variation)]
     if statistics and knowledge.stats == "visible":
-        priors.append(batch_statistics(setting, lock.gates, statistics))
+        priors.append(batch_statistics(setting, secret.gates, statistics))
     parts = (
-        Unknowns(searched(setting, normal(0.5, 0.1)), labels, lock.unknown),
-        replay(setting, lock.gates),
+        Unknowns(searched(setting, normal(0.5, 0.1)), labels, secret.unknown),
+        replay(setting, secret.gates),
         balanced_l2(),
-        with_feature(setting, lock.gates, *priors),
+        with_feature(setting, secret.gates, *priors),
     )
     if uploads != 1:
         parts = pooled(*parts, uploads=uploads)
     *composition, prior = parts
-    return iterative(
+    return descend(
         *composition,
         optimiser or lbfgs(),
         prior=prior,

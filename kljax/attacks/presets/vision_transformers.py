@@ -25,11 +25,11 @@ from kljax.attacks.closed_form.transformer import (
     read,
 )
 from kljax.attacks.labels import settled_labels
-from kljax.attacks.locks import lock_of
 from kljax.attacks.objectives import cosine, squared_l2
 from kljax.attacks.optimisers import lbfgs, refuse_optimiser
 from kljax.attacks.presets.plain import gradient_matching
 from kljax.attacks.priors import refuse_feature, total_variation
+from kljax.attacks.secrets import secret_of
 from kljax.attacks.starts import normal
 from kljax.attacks.tensors import public_of
 from kljax.core.types import Array, Gate, Params, PyTree, Rng
@@ -80,7 +80,7 @@ def april(
     del steps, restarts
     _check(setting, optimiser)
     check_transformer(setting, transformer, "april")
-    lock, labels = lock_of(setting), settled_labels(setting, "april")
+    secret, labels = secret_of(setting), settled_labels(setting, "april")
     path = transformer.patch
 
     @one_at_a_time
@@ -93,10 +93,10 @@ def april(
         return image, tokens, unsolved, unexplained
 
     def attack(rng: Rng, view: View) -> Reconstruction:
-        guess = lock.unknown.decode(*lock.unknown.start(rng, view))
+        guess = secret.unknown.decode(*secret.unknown.start(rng, view))
         params = view.public.model
         ones = jnp.ones_like(params[f"{path}/bias"])
-        gates = lock.gates(view.public.defence, guess)
+        gates = secret.gates(view.public.defence, guess)
         gate = gates.get(path, Gate(ones, jnp.zeros_like(ones)))
         image, tokens, *residuals = invert(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack(residuals))
@@ -107,7 +107,7 @@ def april(
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
             info={
                 "evaluations": jnp.asarray(0),
-                "lock": guess,
+                "secret": guess,
                 "tokens": tokens,
                 "residuals": dict(zip(("tokens", "patch"), residuals, strict=True)),
             },

@@ -22,7 +22,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
 
     Args:
       setting: the ground; one example per gradient.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
       weight: 0 or more.
 
     Raises:
@@ -52,7 +52,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
             view.public.model,
             view.stats,
             candidate.images,
-            gates=gates(view.public.defence, candidate.lock),
+            gates=gates(view.public.defence, candidate.secret),
             taps=(tap,),
             train=knowledge.attacker_norm == "train",
             # The victim's dropout masks are unknown: one fixed guess.
@@ -68,7 +68,7 @@ def with_feature(setting: Setting, gates: Callable[..., Any], *priors: Prior) ->
 
     Args:
       setting: its ``features`` is the weight.
-      gates: of the lock strategy.
+      gates: of the secret's strategy.
       priors: the attack's own.
 
     Raises:

@@ -38,7 +38,7 @@ def batch_statistics(
 
     Args:
       setting: its protocol says which batches a client makes several steps on.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
       weight: 0 or more.
       emphasis: factors by path of a norm layer, where they are not 1.
       updated: whether candidates go through the network as the client's update left
@@ -96,7 +96,7 @@ def batch_statistics(
                 public.model,
                 running,
                 cut[step % len(cut)],
-                gates=gates(public.defence, candidate.lock),
+                gates=gates(public.defence, candidate.secret),
                 taps=taps,
                 train=True,
                 # The victim's dropout masks are unknown: one fixed guess.

@@ -49,7 +49,7 @@ def fedavg(setting: Setting, gates: Callable[..., Any], variant: str) -> Simulat
 
     Args:
       setting: its protocol says how clients train.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
       variant: out of `VARIANTS`; under ``full_many`` the candidate has E n images and
         targets, where E is `epochs_of` the setting.
 
@@ -107,7 +107,7 @@ def averaged_steps(
         )
 
     def simulation(view: View, candidate: Candidate):
-        replayed = local_replay(setting, gates, view, candidate.lock, penalty, unit)
+        replayed = local_replay(setting, gates, view, candidate.secret, penalty, unit)
 
         def phase(carry, index: Array):
             now, stats, memory = carry

@@ -20,7 +20,7 @@ def replay(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
     Args:
       setting: its protocol says how clients train, where they upload updates.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
 
     Raises:
       ValueError: for an update without a protocol, or a gradient with one.
@@ -50,7 +50,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
     Args:
       setting: model, loss, norm mode and what the defence does to a gradient.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
 
     Returns:
       ``(View, Candidate) -> (simulated, observed)``: two trees alike, the public
@@ -61,11 +61,11 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
     seen = functools.partial(explained, setting)
 
     def simulation(view: View, candidate: Candidate):
-        lock = candidate.lock
-        compared = view.lock_grads is not None and _has_lock_weights(lock)
+        secret = candidate.secret
+        compared = view.lock_grads is not None and _is_trained(secret)
 
         def objective(public: Public, trainable):
-            guess = lock._replace(trainable=trainable) if compared else lock
+            guess = secret._replace(trainable=trainable) if compared else secret
             out = setting.model.apply(
                 public.model,
                 view.stats,
@@ -82,7 +82,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             simulated = setting.simulate(grads, view.grads, view.earlier)
             return seen(simulated), seen(view.grads)
         grads, lock_grads = jax.grad(objective, argnums=(0, 1))(
-            view.public, lock.trainable
+            view.public, secret.trainable
         )
         simulated = setting.simulate(grads, view.grads, view.earlier)
         return (seen(simulated), lock_grads), (seen(view.grads), view.lock_grads)
@@ -127,7 +127,7 @@ def local_steps(
     Args:
       setting: model, loss, norm mode and what the defence does to the gradient of each
         step, and to the whole update.
-      gates: ``(public, Candidate.lock) -> gates`` of the lock strategy.
+      gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
       optimiser: of the client. Its update must have a derivative wherever a gradient
         may be 0: Adam's has none there without ``eps_root``, and gives NaN.
       steps: T.
@@ -157,7 +157,7 @@ def local_steps(
         )
 
     def simulation(view: View, candidate: Candidate):
-        replayed = local_replay(setting, gates, view, candidate.lock, penalty, unit)
+        replayed = local_replay(setting, gates, view, candidate.secret, penalty, unit)
         order = np.arange(steps * batch) % candidate.images.shape[0]
 
         def step(carry, inputs):
@@ -184,7 +184,7 @@ def local_steps(
 
 
 class LocalReplay(NamedTuple):
-    """One client's training at a guessed lock, step by step.
+    """One client's training at a guessed secret, step by step.
 
     Attributes:
       start: what is trained, before the first step: the public parameters, and the
@@ -203,7 +203,7 @@ def local_replay(
     setting: Setting,
     gates: Callable[..., Any],
     view: View,
-    lock: PyTree,
+    secret: PyTree,
     penalty: Callable[[Public, Public], Array] | None,
     unit: float,
 ) -> LocalReplay:
@@ -212,14 +212,14 @@ def local_replay(
     Args:
       setting, gates, penalty, unit: see `local_steps`.
       view: what was received, and what came back.
-      lock: that part of the candidate.
+      secret: that part of the candidate.
     """
     train = setting.threat.knowledge.attacker_norm == "train"
-    trained_lock = _has_lock_weights(lock)
+    trained_too = _is_trained(secret)
 
     def gradient(now, stats, index: Array, images: Array, targets: Array):
         def objective(public: Public, trainable):
-            guess = lock._replace(trainable=trainable) if trained_lock else lock
+            guess = secret._replace(trainable=trainable) if trained_too else secret
             out = setting.model.apply(
                 public.model,
                 stats,
@@ -239,13 +239,13 @@ def local_replay(
         )
         return (setting.simulate(grads, None, None), lock_grads), stats
 
-    start = (view.public, lock.trainable if trained_lock else ())
+    start = (view.public, secret.trainable if trained_too else ())
 
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
         simulated = setting.simulate_update(change, view.grads, view.earlier)
         simulated, observed = (explained(setting, x) for x in (simulated, view.grads))
-        if trained_lock and view.lock_grads is not None:
+        if trained_too and view.lock_grads is not None:
             simulated = (simulated, lock_change)
             observed = (observed, view.lock_grads)
         return jax.tree.map(lambda x: x / unit, (simulated, observed))
@@ -281,9 +281,9 @@ def moved(
     return jax.tree.map(jnp.subtract, now, start)
 
 
-def _has_lock_weights(lock: PyTree) -> bool:
-    """Tells whether the lock part of a candidate is one that a client would train."""
-    return isinstance(lock, Private) and bool(jax.tree.leaves(lock.trainable))
+def _is_trained(secret: PyTree) -> bool:
+    """Tells whether the secret of a candidate has weights that a client would train."""
+    return isinstance(secret, Private) and bool(jax.tree.leaves(secret.trainable))
 
 
 def _cut(values: Array, steps: int) -> Array:

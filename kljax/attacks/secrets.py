@@ -1,8 +1,10 @@
-"""Locks: what the attacker does about the gates it cannot see.
+"""Secrets: what the attacker does about what a defence hides.
 
-One factory per strategy of `kljax.threat.STRATEGY`. Each takes the `Setting` and
-gives the unknown part of the candidate and the function that makes gates of it. None
-touches more of the view than its strategy needs.
+A search knows one part of its candidate as the secret, and nothing of what it is. The
+strategies here are those about the key-lock, whose gates the attacker cannot see: one
+factory per strategy of `kljax.threat.STRATEGY`. Each takes the `Setting` and gives the
+unknown part of the candidate and the function that makes gates of it. None touches more
+of the view than its strategy needs.
 """
 
 from collections.abc import Callable
@@ -23,11 +25,11 @@ from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
 
 
-class Lock(NamedTuple):
-    """A strategy against a lock.
+class Secret(NamedTuple):
+    """A strategy about what a defence hides.
 
     Attributes:
-      unknown: the lock part of a `Candidate`.
+      unknown: the secret of a `Candidate`.
       gates: ``(public, that part) -> gates``.
     """
 
@@ -35,28 +37,28 @@ class Lock(NamedTuple):
     gates: Callable[..., Any]
 
 
-def _settled(setting: Setting, private: Callable[[Rng, View], Private]) -> Lock:
+def _settled(setting: Setting, private: Callable[[Rng, View], Private]) -> Secret:
     """Settles the private part at the start; nothing is optimised."""
     unknown = Unknown(
         start=lambda rng, view: ((), private(rng, view)),
         decode=lambda free, fixed: fixed,
     )
-    return Lock(unknown, setting.gates)
+    return Secret(unknown, setting.gates)
 
 
-def unit(setting: Setting) -> Lock:
+def unit(setting: Setting) -> Secret:
     """Runs the network without the lock's gates."""
     return _settled(setting, lambda rng, view: Private())
 
 
-def known(setting: Setting) -> Lock:
+def known(setting: Setting) -> Secret:
     """Uses the true private key and lock weights."""
     return _settled(
         setting, lambda rng, view: Private(view.private_key, view.lock_weights)
     )
 
 
-def extract(setting: Setting) -> Lock:
+def extract(setting: Setting) -> Secret:
     """Reads the private key off the shared lock gradients, in closed form.
 
     Of an update, what weight decay did to the lock weights is taken out first: exactly
@@ -79,7 +81,7 @@ def _draw_private_key(rng: Rng, view: View):
     return jax.random.uniform(rng, view.lock_weights[0]["scale"]["kernel"].shape[:1])
 
 
-def fixed_random(setting: Setting) -> Lock:
+def fixed_random(setting: Setting) -> Secret:
     """Guesses a private key at random, U(0, 1) as the client draws it."""
     return _settled(
         setting,
@@ -87,7 +89,7 @@ def fixed_random(setting: Setting) -> Lock:
     )
 
 
-def fixed_mean(setting: Setting) -> Lock:
+def fixed_mean(setting: Setting) -> Secret:
     """Guesses the mean private key: 0.5 throughout."""
 
     def private(rng: Rng, view: View) -> Private:
@@ -97,7 +99,7 @@ def fixed_mean(setting: Setting) -> Lock:
     return _settled(setting, private)
 
 
-def regress_private_key(setting: Setting) -> Lock:
+def regress_private_key(setting: Setting) -> Secret:
     """Optimises the private key with the image, from a random one, unconstrained.
 
     Reference: FedKL, DLG_test.py, flag gen_key.
@@ -106,7 +108,7 @@ def regress_private_key(setting: Setting) -> Lock:
         start=lambda rng, view: (_draw_private_key(rng, view), view.lock_weights),
         decode=Private,
     )
-    return Lock(unknown, setting.gates)
+    return Secret(unknown, setting.gates)
 
 
 def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
@@ -135,7 +137,7 @@ def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
 DRAWS = 16  # of the gates of a stranger, to see how large gates are
 
 
-def regress_gates(setting: Setting) -> Lock:
+def regress_gates(setting: Setting) -> Secret:
     """Optimises scale and shift per channel: neither private key nor lock weights.
 
     Scales are positive, and looked for as logarithms; those of channels that are seen
@@ -176,13 +178,13 @@ def regress_gates(setting: Setting) -> Lock:
             gates[site] = Gate(jnp.where(live, scale, 0.0), unit * shift)
         return gates
 
-    return Lock(Unknown(start, decode), lambda public, guess: guess)
+    return Secret(Unknown(start, decode), lambda public, guess: guess)
 
 
-def peel(setting: Setting) -> Lock:
+def peel(setting: Setting) -> Secret:
     """Reads the gates off the layers above the lock, in closed form, and keeps them.
 
-    This is kljax's own attack. The lock part of the candidate is a
+    This is kljax's own attack. The secret of the candidate is a
     `kljax.attacks.Peeled`, which says how far its gates can be trusted. A vision
     transformer's patch embedding is peeled by `kljax.attacks.patch_peeling`, chains of
     layers by `kljax.attacks.peeling`.
@@ -196,7 +198,7 @@ def peel(setting: Setting) -> Lock:
         start=lambda rng, view: ((), attack(view)),
         decode=lambda free, fixed: fixed,
     )
-    return Lock(unknown, lambda public, peeled: peeled.gates)
+    return Secret(unknown, lambda public, peeled: peeled.gates)
 
 
 def _draw_gates(setting: Setting, rng: Rng) -> Gates:
@@ -213,7 +215,7 @@ def _draw_gates(setting: Setting, rng: Rng) -> Gates:
     return jax.lax.map(setting.draw_gates, rngs)
 
 
-LOCKS: dict[str, Callable[[Setting], Lock]] = {
+SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "unit": unit,
     "known": known,
     "extract": extract,
@@ -225,10 +227,10 @@ LOCKS: dict[str, Callable[[Setting], Lock]] = {
 }
 
 
-def lock_of(setting: Setting) -> Lock:
-    """Makes what the threat model's lock strategy says.
+def secret_of(setting: Setting) -> Secret:
+    """Makes the strategy that the threat model names.
 
     Raises:
       ValueError: where the setting is not one that the strategy can work on.
     """
-    return LOCKS[setting.threat.strategy.lock](setting)
+    return SECRETS[setting.threat.strategy.lock](setting)

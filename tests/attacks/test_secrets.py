@@ -19,8 +19,8 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import LOCKS, Protocol, live_channels
-from kljax.attacks.presets.statistical import DRAWN_LOCKS
+from kljax.attacks import SECRETS, Protocol, live_channels
+from kljax.attacks.presets.statistical import DRAWN_SECRETS
 from kljax.core.dependence import trace_dependence
 from kljax.core.types import Gate, Public
 from kljax.defences import keylock
@@ -47,10 +47,10 @@ OPTIMISED = {"regress_private_key": (5,), "regress_gates": (3, 3)}  # sizes
 def begin(name, rng=RNG, update=None):
     """Starts a strategy: what it optimises, its part of the candidate, its gates."""
     model = threat(name, "joint", examples=2, **LEAST[name])
-    lock = LOCKS[name](setting(model, DEFENCE))
-    free, fixed = lock.unknown.start(rng, observe(model, update or locked_update(2)))
-    part = lock.unknown.decode(free, fixed)
-    return free, part, lock.gates((), part)
+    secret = SECRETS[name](setting(model, DEFENCE))
+    free, fixed = secret.unknown.start(rng, observe(model, update or locked_update(2)))
+    part = secret.unknown.decode(free, fixed)
+    return free, part, secret.gates((), part)
 
 
 def gates_from(private_key):
@@ -66,15 +66,15 @@ def assert_close(found, expected, rtol=1e-6):
 
 def test_the_table_is_that_of_the_threat_model():
     # What peeling needs is more than this toy has: test_peeling.py.
-    assert set(LOCKS) == {*LEAST, "peel"} == set(STRATEGY["lock"])
+    assert set(SECRETS) == {*LEAST, "peel"} == set(STRATEGY["lock"])
 
 
 @pytest.mark.parametrize("name", LEAST)
-def test_locks_that_start_from_a_draw_are_listed(name):
+def test_secrets_that_start_from_a_draw_are_listed(name):
     """Whether restarts of a preset that draws no image differ is settled by that."""
     update = locked_update(2)
     drawn = trace_dependence(lambda rng: begin(name, rng, update)[:2], RNG)
-    assert drawn.on_argument == (name in DRAWN_LOCKS)
+    assert drawn.on_argument == (name in DRAWN_SECRETS)
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -146,8 +146,8 @@ def test_weight_decay_does_not_disturb_what_is_extracted():
         (setting(model, DEFENCE)._replace(protocol=protocol), (0, 1e-4)),
         (setting(model, DEFENCE), (1e-2, np.inf)),  # as if nothing decayed
     ):
-        lock = LOCKS["extract"](ground)
-        found = lock.unknown.decode(*lock.unknown.start(RNG, view)).secret
+        strategy = SECRETS["extract"](ground)
+        found = strategy.unknown.decode(*strategy.unknown.start(RNG, view)).secret
         assert error[0] <= np.max(np.abs(found - secret)) < error[1]
 
 
@@ -180,13 +180,13 @@ def test_initial_lock_weights_are_those_of_round_0():
 
 
 def regression(**changes):
-    """Begins a regression of gates at two sites: its lock, what is free, and fixed."""
+    """Begins a regression of gates at two sites: secret, what is free, and fixed."""
     model = threat("regress_gates", "joint", examples=2)
     ground = setting(model, DEFENCE, sites=(("norm", 3), ("fc", 3)), **changes)
     view = observe(model, locked_update(2))
     assert view.private_key is None and view.lock_weights is None
-    lock = LOCKS["regress_gates"](ground)
-    return lock, *lock.unknown.start(RNG, view)
+    secret = SECRETS["regress_gates"](ground)
+    return secret, *secret.unknown.start(RNG, view)
 
 
 def test_regressed_gates_start_at_the_mean_of_what_locks_have():
@@ -197,8 +197,8 @@ def test_regressed_gates_start_at_the_mean_of_what_locks_have():
         gate = Gate(np.array([2.0, 4.0, 0.0]), np.array([1.0, 2.0, 3.0]))
         return {"norm": gate, "fc": gate}
 
-    lock, free, fixed = regression(draw_gates=draw_gates)
-    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    secret, free, fixed = regression(draw_gates=draw_gates)
+    gates = secret.gates((), secret.unknown.decode(free, fixed))
     assert gates.keys() == {"norm", "fc"}
     np.testing.assert_allclose(gates["norm"].scale, [3.0] * 3)
     np.testing.assert_allclose(gates["norm"].shift, [2.0] * 3, rtol=1e-6)
@@ -209,8 +209,8 @@ def test_a_stranger_whose_channels_are_all_dead_says_nothing_of_scales():
         gate = Gate(np.zeros(3), np.array([1.0, 2.0, 6.0]))
         return {"norm": gate, "fc": gate}
 
-    lock, free, fixed = regression(draw_gates=draw_gates)
-    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    secret, free, fixed = regression(draw_gates=draw_gates)
+    gates = secret.gates((), secret.unknown.decode(free, fixed))
     np.testing.assert_allclose(gates["norm"].scale, [1.0] * 3)
     np.testing.assert_allclose(gates["norm"].shift, [3.0] * 3)
 
@@ -226,8 +226,8 @@ def test_strangers_are_sixteen_and_each_draws_for_itself(signed):
         draw_gates(rng)["norm"]
         for rng in jax.random.split(jax.random.fold_in(RNG, 0), 16)
     ]
-    lock, free, fixed = regression(draw_gates=draw_gates)
-    gate = lock.gates((), lock.unknown.decode(free, fixed))["norm"]
+    secret, free, fixed = regression(draw_gates=draw_gates)
+    gate = secret.gates((), secret.unknown.decode(free, fixed))["norm"]
     scales, shifts = (np.stack(parts) for parts in zip(*strangers, strict=True))
     unit = np.mean(np.abs(scales))
     expected = scales[0] if signed else np.full(3, unit)
@@ -242,26 +242,26 @@ def test_regressed_scales_have_signs_where_those_of_locks_have():
         gate = Gate(np.array([2.0, -4.0, 0.0]), np.array([1.0, 2.0, 3.0]))
         return {"norm": gate, "fc": gate}
 
-    lock, free, fixed = regression(draw_gates=draw_gates)
-    gates = lock.unknown.decode(free, fixed)
+    secret, free, fixed = regression(draw_gates=draw_gates)
+    gates = secret.unknown.decode(free, fixed)
     np.testing.assert_allclose(gates["norm"].scale, [2.0, -4.0, 0.0])
     moved = {site: Gate(-gate.scale, gate.shift) for site, gate in free.items()}
-    gates = lock.unknown.decode(moved, fixed)
+    gates = secret.unknown.decode(moved, fixed)
     np.testing.assert_allclose(gates["norm"].scale, [-2.0, 4.0, 0.0])
 
 
 def test_regressed_gates_without_anything_known_of_locks():
-    lock, free, fixed = regression()
-    gates = lock.gates((), lock.unknown.decode(free, fixed))
+    secret, free, fixed = regression()
+    gates = secret.gates((), secret.unknown.decode(free, fixed))
     # The mean of |N(0, 1)| over 16 draws of 3 channels, sqrt(2 / pi) in the limit.
     np.testing.assert_allclose(np.stack(gates["norm"]), np.sqrt(2 / np.pi), atol=0.35)
     assert not np.array_equal(gates["norm"].scale, gates["fc"].scale)
 
 
 def test_regressed_scales_stay_positive_and_shifts_are_free():
-    lock, free, fixed = regression()
+    secret, free, fixed = regression()
     moved = {site: Gate(*(part - 50.0 for part in gate)) for site, gate in free.items()}
-    gates = lock.unknown.decode(moved, fixed)
+    gates = secret.unknown.decode(moved, fixed)
     assert np.all(gates["norm"].scale > 0) and np.all(gates["norm"].shift < -10)
 
 
@@ -281,8 +281,8 @@ def test_dead_channels_are_read_off_the_gradient():
     assert np.all(live_channels(blind, view)["norm"])
     seeing = setting(model, DEFENCE, feeds=(("norm", "first"),))
     np.testing.assert_array_equal(live_channels(seeing, view)["norm"], ~dead)
-    lock = LOCKS["regress_gates"](seeing)
-    gates = lock.unknown.decode(*lock.unknown.start(RNG, view))
+    secret = SECRETS["regress_gates"](seeing)
+    gates = secret.unknown.decode(*secret.unknown.start(RNG, view))
     np.testing.assert_array_equal(gates["norm"].scale == 0, dead)
     assert np.all(gates["norm"].shift != 0)
     # Noise hides them: then all channels count as live.

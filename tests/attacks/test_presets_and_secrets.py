@@ -22,7 +22,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import LOCKS, Protocol
+from kljax.attacks import SECRETS, Protocol
 from kljax.attacks.presets import PRESETS
 from kljax.core.inputs import images_of
 from kljax.core.types import Public
@@ -93,7 +93,7 @@ PAIRS = [
         marks=() if strategy == "regress_gates" and name in QUICK else pytest.mark.slow,
     )
     for name in ITERATIVE
-    for strategy in LOCKS
+    for strategy in SECRETS
     if strategy != "peel"  # the toy network is no chain of layers: see below
 ]
 
@@ -108,7 +108,7 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 
 @pytest.mark.parametrize(
     ("strategy", "fact"),
-    [(name, fact) for name in LOCKS for fact in STRATEGY["lock"][name]],
+    [(name, fact) for name in SECRETS for fact in STRATEGY["lock"][name]],
 )
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""
@@ -176,7 +176,7 @@ def test_peeled_gates_are_taken_by_every_preset(name):
     )
     true = CHAIN_LOCK.gates(update.private.trainable, update.private.secret)
     for gate, part in zip(
-        found.info["lock"].gates[SITE[0]], true[SITE[0]], strict=True
+        found.info["secret"].gates[SITE[0]], true[SITE[0]], strict=True
     ):
         np.testing.assert_allclose(gate, part, rtol=1e-2, atol=1e-2)
 

@@ -1,0 +1,137 @@
+"""The descent: one value and gradient, one move.
+
+Every optimiser, line search included, makes exactly one evaluation per step, so steps
+are evaluations and batched victims never wait for each other.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import (
+    RESTARTS,
+    Attack,
+    Objective,
+    Optimiser,
+    Prior,
+    Simulation,
+    Unknowns,
+    no_prior,
+)
+from kljax.attacks.drivers.search import (
+    END,
+    Best,
+    Run,
+    begin,
+    check_alike,
+    check_points,
+    project,
+    restarted,
+)
+from kljax.core.dependence import trace_dependence
+from kljax.core.types import Array, PyTree, Rng
+from kljax.threat import View
+
+
+def descend(
+    unknowns: Unknowns,
+    simulation: Simulation,
+    objective: Objective,
+    optimiser: Optimiser,
+    *,
+    prior: Prior = no_prior,
+    steps: int,
+    restarts: int = 1,
+    choose_by_matching: bool = False,
+    points: int | None = None,
+) -> Attack:
+    """Composes an attack that follows gradients.
+
+    Args:
+      unknowns: what is looked for.
+      simulation: what gradient a candidate gives.
+      objective: distance of simulated and observed gradient.
+      optimiser: how to move.
+      prior: added to the objective. Iterates, and restarts, are compared with the
+        prior of the last step, whatever it was when they were met.
+      steps: evaluations per restart.
+      restarts: R independent starts; the one with the lowest own loss is returned.
+        With several, they run on the axis `RESTARTS`, where a prior may compare
+        them. Such a prior holds an iterate against the others' iterates of the same
+        step, and the restarts' best candidates against each other.
+      choose_by_matching: whether restarts are compared by the matching loss of their
+        best candidates, without the prior; iterates always are with it.
+      points: the matching loss of the best candidate so far is recorded this many
+        times, evenly; None for as many, at most 20, as divide the steps.
+
+    Returns:
+      The attack. Its ``info`` has ``losses`` [points], ``secret`` (that part of the
+      best candidate), ``restart_losses`` [R] and ``evaluations`` (R x steps). An
+      upload of nothing but zeros has no image in it: what comes back is not `finite`.
+
+    Raises:
+      ValueError: if steps, restarts or points are below 1, or `points` does not
+        divide `steps`; and from the attack, where a tensor of the upload does not have
+        the shape that the network's has, and where several restarts would start alike,
+        because no unknown draws its start.
+    """
+    points = check_points(steps, restarts, points)
+    last = (steps - 1) / steps  # progress at the last step
+
+    def run(rng: Rng, view: View) -> Run:
+        first, decode, read = begin(unknowns, rng, view)
+        believed = trace_dependence(lambda p: prior(view, decode(first), p), last)
+
+        def total(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
+            candidate = decode(free)
+            simulated, observed = simulation(view, candidate)
+            check_alike(simulated, observed)
+            matching = objective(simulated, observed)
+            if not believed.on_argument:
+                value = matching + prior(view, candidate, progress)
+                return value, (value, matching)
+            # Mapped, whatever in a prior does not depend on progress is made once.
+            now, then = jax.vmap(lambda p: prior(view, candidate, p))(
+                jnp.stack([progress, jnp.asarray(last, progress.dtype)])
+            )
+            return matching + now, (matching + then, matching)
+
+        evaluate = jax.value_and_grad(total, has_aux=True)
+
+        def step(carry, number):
+            free, state, best, sound = carry
+            (value, compared), grads = evaluate(free, number / steps)
+            sound = jnp.where(jnp.isfinite(value), number, sound)
+            new = Best(free, *compared)
+            # NaN compares as false: a broken iterate is never the best one.
+            better = new.total < best.total
+            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
+            free, state = optimiser.step(free, state, value, grads)
+            return (project(unknowns, free), state, best, sound), None
+
+        def segment(carry, numbers):
+            carry, _ = jax.lax.scan(step, carry, numbers)
+            return carry, carry[2].matching
+
+        worst = jnp.full((), jnp.inf)
+        carry = (first, optimiser.init(first), Best(first, worst, worst), -1)
+        carry = jax.tree.map(jnp.asarray, carry)
+        numbers = jnp.arange(steps).reshape(points, -1)
+        (_, _, best, sound), losses = jax.lax.scan(segment, carry, numbers)
+        # A line search may try what is not finite, and come back; a broken descent does
+        # not. So the end alone says whether it broke.
+        finite = sound >= steps - max(1, steps // END)
+        found = decode(best.free)
+        if RESTARTS in believed.on_axes and not choose_by_matching:
+            # The best candidates were met at different steps, among other iterates.
+            value = best.matching + prior(view, found, jnp.asarray(last))
+            value = jnp.where(jnp.isfinite(value), value, best.total)
+            best = best._replace(total=value)
+        return Run(read(found), best, finite, losses)
+
+    return restarted(
+        run,
+        unknowns,
+        restarts=restarts,
+        evaluations=steps,
+        choose_by_matching=choose_by_matching,
+    )

@@ -1,0 +1,184 @@
+"""What every search does, whatever moves it: start, decode, compare, choose."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import (
+    RESTARTS,
+    Attack,
+    Candidate,
+    Reconstruction,
+    Unknowns,
+    labels_of,
+)
+from kljax.core.dependence import trace_dependence
+from kljax.core.trees import named
+from kljax.core.types import Array, PyTree, Rng
+from kljax.threat import View
+
+END = 20  # the last twentieth of the steps is the end of a search
+
+
+class Best(NamedTuple):
+    """The best candidate so far."""
+
+    free: PyTree
+    total: Array  # objective + the last step's prior: what candidates are compared by
+    matching: Array  # objective alone
+
+
+class Run(NamedTuple):
+    """What one restart comes to."""
+
+    candidate: Candidate
+    best: Best
+    finite: Array  # [] bool: the search did not break
+    losses: Array  # [points]
+
+
+class Start(NamedTuple):
+    """Where one restart begins.
+
+    Attributes:
+      free: what is looked for, one tree for each part of the candidate.
+      decode: ``free -> Candidate``.
+      read: ``Candidate -> Candidate``, as it is reported (`Unknown.read`).
+    """
+
+    free: tuple[PyTree, ...]
+    decode: Callable[[PyTree], Candidate]
+    read: Callable[[Candidate], Candidate]
+
+
+Restart: TypeAlias = Callable[[Rng, View], Run]
+
+
+def begin(unknowns: Unknowns, rng: Rng, view: View) -> Start:
+    """Draws the start of one restart."""
+    rngs = [jax.random.fold_in(rng, i) for i in range(len(unknowns))]
+    starts = _starts(unknowns, rngs, view)
+    fixed = tuple(value for _, value in starts)
+
+    def decode(free: PyTree) -> Candidate:
+        parts = zip(unknowns, free, fixed, strict=True)
+        return Candidate(*(part.decode(z, known) for part, z, known in parts))
+
+    def read(found: Candidate) -> Candidate:
+        parts = zip(unknowns, found, fixed, strict=True)
+        return Candidate(*(part.read(value, known) for part, value, known in parts))
+
+    return Start(tuple(free for free, _ in starts), decode, read)
+
+
+def project(unknowns: Unknowns, free: PyTree) -> PyTree:
+    """Brings every part back to what is allowed."""
+    return tuple(part.project(z) for part, z in zip(unknowns, free, strict=True))
+
+
+def check_points(steps: int, restarts: int, points: int | None) -> int:
+    """Settles how often the loss is recorded; None is as often as 20 can do.
+
+    Raises:
+      ValueError: if any is below 1, or `points` does not divide `steps`.
+    """
+    if points is None:
+        points = next((n for n in range(20, 0, -1) if steps % n == 0), 1)
+    if min(steps, restarts, points) < 1 or steps % points:
+        raise ValueError(
+            f"steps={steps}, restarts={restarts} and points={points} must be at least "
+            "1, and points must divide steps"
+        )
+    return points
+
+
+def restarted(
+    run: Restart,
+    unknowns: Unknowns,
+    *,
+    restarts: int,
+    evaluations: int,
+    choose_by_matching: bool,
+) -> Attack:
+    """Makes an attack of one restart: runs several, and chooses among them.
+
+    Args:
+      run: one restart.
+      unknowns: what it looks for.
+      restarts: R.
+      evaluations: of each restart.
+      choose_by_matching: whether restarts are compared without the prior.
+    """
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        if restarts > 1 and not _draws_its_start(unknowns, rng, view):
+            raise ValueError(
+                f"restarts={restarts} would all start alike: nothing in this attack's "
+                "start is drawn at random; take restarts=1, or another start"
+            )
+        indices = jnp.arange(restarts)
+
+        def restart(index: Array) -> Run:
+            return run(jax.random.fold_in(rng, index), view)
+
+        if restarts == 1:
+            # An axis of length 1 is not free: XLA compiles it twice as long.
+            runs = jax.tree.map(lambda x: x[None], restart(indices[0]))
+        else:
+            runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
+        own = runs.best.matching if choose_by_matching else runs.best.total
+        chosen = jnp.argmin(own)
+        candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
+        return Reconstruction(
+            images=candidate.images,
+            labels=labels_of(candidate.targets),
+            loss=best.matching,
+            finite=finite & jnp.isfinite(best.matching) & _says_something(view.grads),
+            info={
+                "losses": losses,
+                "secret": candidate.secret,
+                "restart_losses": runs.best.matching,
+                "evaluations": jnp.asarray(restarts * evaluations),
+            },
+        )
+
+    return attack
+
+
+def check_alike(simulated: PyTree, observed: PyTree) -> None:
+    """Refuses an upload that is not of the network it is held against.
+
+    Left alone, shapes that broadcast would be compared.
+
+    Raises:
+      ValueError: with the tensor's name and both shapes.
+    """
+    trees = named(simulated), named(observed)
+    for name in sorted(trees[0].keys() | trees[1].keys()):
+        ours, theirs = (
+            jnp.shape(tree[name]) if name in tree else "missing" for tree in trees
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"the upload does not fit the network: tensor {name!r} is {theirs}, "
+                f"and in the network's own gradient it is {ours}"
+            )
+
+
+def _starts(
+    unknowns: Unknowns, rngs: Sequence[Rng], view: View
+) -> list[tuple[PyTree, PyTree]]:
+    pairs = zip(unknowns, rngs, strict=True)
+    return [part.start(rng, view) for part, rng in pairs]
+
+
+def _draws_its_start(unknowns: Unknowns, rng: Rng, view: View) -> bool:
+    rngs = [rng] * len(unknowns)
+    return trace_dependence(lambda r: _starts(unknowns, r, view), rngs).on_argument
+
+
+def _says_something(grads: PyTree) -> Array:
+    """Tells whether an upload is anything but zeros; NaN is something."""
+    return jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]).any()
