@@ -33,6 +33,7 @@ LISTED = {
         "attack": PRESETS,
         "optimiser": OPTIMISERS,
         "labels": LABELS,
+        "label_rule": ("auto", *RULES),
         "loss": LOSSES,
     },
     TrainConfig: {

@@ -7,6 +7,7 @@ from kljax.attacks.attack import Setting
 from kljax.attacks.labels import label_counts as counting
 from kljax.attacks.labels import rules
 from kljax.attacks.labels.conditions import CONDITIONS, pulls_the_true_class_alone
+from kljax.core.registry import check_callable, resolve
 from kljax.core.types import Array
 from kljax.threat import View
 
@@ -35,7 +36,8 @@ def find_rule(setting: Setting) -> Rule:
     Raises:
       ValueError: as `settle_rule`.
     """
-    return RULES[settle_rule(setting)]
+    name = settle_rule(setting)
+    return check_callable("label rule", name, resolve("label rule", name, RULES))
 
 
 def rule_holds(setting: Setting, view: View) -> Array:
@@ -44,9 +46,12 @@ def rule_holds(setting: Setting, view: View) -> Array:
     The conditions of each rule are in `kljax.attacks.labels.CONDITIONS`.
 
     Raises:
-      ValueError: as `settle_rule`.
+      ValueError: as `settle_rule`, and for a rule of one's own, which states none.
     """
-    seen = CONDITIONS[settle_rule(setting)].holds(setting, view)
+    name = settle_rule(setting)
+    if name not in CONDITIONS:
+        raise ValueError(f"label rule {name!r} states no conditions")
+    seen = CONDITIONS[name].holds(setting, view)
     return seen & pulls_the_true_class_alone(setting)
 
 
@@ -79,9 +84,11 @@ def settle_rule(setting: Setting) -> str:
         name = "yin"
     elif name == "auto":
         name = "counts" if updates else "bias_corrected" if biased else "yin"
-    if name not in RULES:
+    if ":" not in name and name not in RULES:
         legal = " or ".join(map(repr, ("auto", *RULES)))
-        raise ValueError(f"label_rule must be {legal}, got {name!r}")
+        raise ValueError(
+            f"label_rule must be {legal}, or package.module:function, got {name!r}"
+        )
     columns = params[f"{setting.classifier}/kernel"].shape[-1]
     if columns != setting.num_classes or columns < 2:
         raise ValueError(

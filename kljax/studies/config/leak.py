@@ -10,6 +10,7 @@ from kljax.attacks.optimisers.catalogue import OPTIMISERS, STEPPED
 from kljax.attacks.presets.catalogue import PRESETS
 from kljax.core.checks import (
     check_arms,
+    check_choice,
     check_kinds,
     check_number,
     check_precision,
@@ -70,14 +71,15 @@ INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
     optimisers=OPTIMISERS,
     stepped=STEPPED,
     labels=LABELS,
+    rules=RULES,
     losses=LOSSES,
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakConfig:
     """All that is needed to repeat a leakage study.
 
-    Wherever a model, dataset, attack or defence is named, ``package.module:function``
-    names one of your own.
+    Wherever a model, dataset, attack, optimiser, label rule, loss or defence is named,
+    ``package.module:function`` names one of your own.
 
     Attributes:
       model: network under attack: {models}.
@@ -94,7 +96,8 @@ class LeakConfig:
       step_size: of the optimiser, which must be named, and be {stepped};
         None for its default.
       labels: label strategy instead of the preset's: {labels}.
-      label_rule: how labels are recovered: auto is idlg for one example, and
+      label_rule: how labels are recovered: auto, {rules};
+        auto is idlg for one example, and
         opposite_sign where the classifier has no bias; for several bias_corrected, or
         counts of an update; and yin for more examples than classes.
       features: weight of the classifier's input as a term of the attack's objective:
@@ -150,7 +153,7 @@ class LeakConfig:
     optimiser: str | None = None
     step_size: float | None = None
     labels: str | None = None
-    label_rule: Literal["auto", *RULES] = "auto"
+    label_rule: str = "auto"
     features: float = 0.0
     threat: tuple[str, ...] = ()
     victims: int = 16
@@ -192,6 +195,8 @@ class LeakConfig:
         _check_needs(self)
         check_precision(self.precision)
         check_arms(self.arms)
+        if ":" not in self.label_rule:
+            check_choice(self, "label_rule", ("auto", *RULES))
         for name in ("init", "lock_init", "features"):
             check_number(self, name)
         if self.step_size is not None:
