@@ -6,6 +6,7 @@ goes. kljax/README.md draws the layers.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,14 @@ def test_a_function_that_hides_its_module_is_found():
     hides = ast.parse("from kljax.data.other import photos")
     assert hidden_modules("data/__init__.py", hides) == ["photos"]
     assert hidden_modules("data/new.py", hides) == []
+
+
+def test_the_page_of_the_package_names_each_package_in_its_layer():
+    page = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \|", page, re.M)
+    expected = [
+        (str(number), package)
+        for number, layer in enumerate(LAYERS[:-1], 1)
+        for package in layer
+    ]
+    assert sorted(rows) == sorted(expected)
