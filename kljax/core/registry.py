@@ -88,7 +88,8 @@ def own_functions(values: Any) -> tuple[Itself, ...]:
     if not isinstance(values, str):
         return ()
     found = []
-    for name in re.findall(r"[\w.]+:[\w.]+", values):
+    # Before the name of a role stand the clients that have it: 0:package:function.
+    for name in re.findall(r"(?<![\w.])[^\W\d][\w.]*:[\w.]+", values):
         with contextlib.suppress(ValueError):  # whoever needs it says what is wrong
             found.append(Itself(resolve("function", name, {})))
     return tuple(found)
@@ -143,6 +144,29 @@ def make_named(
     parts = numbers.split(",") if equals else []
     values = [_number(kind, text, part) for part in parts]
     return call_named(kind, name, function, *given, *values)
+
+
+def notations(
+    table: Mapping[str, Callable[..., Any]], given: int = 0
+) -> tuple[str, ...]:
+    """Writes how each name of a table is called by `make_named`, such as ``krum[=F]``.
+
+    Args:
+      table: the names of the library.
+      given: how many arguments come before the numbers.
+    """
+    return tuple(_notation(name, make, given) for name, make in table.items())
+
+
+def _notation(name: str, make: Callable[..., Any], given: int) -> str:
+    written = ""
+    parameters = list(inspect.signature(make).parameters.values())[given:]
+    for parameter in reversed(parameters):
+        before = "=" if parameter is parameters[0] else ","
+        written = f"{before}{parameter.name.upper()}{written}"
+        if parameter.default is not parameter.empty:
+            written = f"[{written}]"
+    return name + written
 
 
 def _number(kind: str, text: str, part: str) -> int | float:

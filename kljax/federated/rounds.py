@@ -15,7 +15,7 @@ added).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ from kljax.data import check_local_batches
 from kljax.defences import Defence
 from kljax.federated.aggregation import Aggregator, mean
 from kljax.federated.clients import (
+    ROUND_PURPOSES,
     Batches,
     ClientState,
     LocalTraining,
@@ -45,6 +46,7 @@ from kljax.federated.clients import (
     Upload,
     next_move,
 )
+from kljax.federated.roles import Role, cast_of
 from kljax.federated.server import ServerState
 from kljax.parallel import Layout, Timing, gather_clients, sum_clients
 
@@ -100,6 +102,7 @@ def federated_rounds(
     training: LocalTraining,
     *,
     aggregator: Aggregator | None = None,
+    roles: Mapping[int, Role] | None = None,
     server_optimiser: optax.GradientTransformation | None = None,
     weighting: Literal["examples", "uniform"] = "examples",
     on_nonfinite: Literal["exclude", "stop"] = "exclude",
@@ -113,6 +116,7 @@ def federated_rounds(
       training: what a client does, see `kljax.local_training`.
       aggregator: what the server makes of the uploads; None is
         `kljax.federated.aggregation.mean`.
+      roles: of clients that are not honest, by their number.
       server_optimiser: applied to minus the aggregate as if it were a gradient; None
         is ``optax.sgd(1.0)``, which adds the aggregate: FedAvg.
       weighting: a client counts as many times as it has examples, or once: in the loss
@@ -144,6 +148,7 @@ def federated_rounds(
         )
     server_optimiser = server_optimiser or optax.sgd(1.0)
     rule = aggregator or mean()
+    cast = cast_of(roles) if roles else None
 
     def init(rng: Rng) -> ServerState:
         params, stats = model.init(derive_rng(rng, PURPOSES, "network"))
@@ -176,17 +181,22 @@ def federated_rounds(
             _write(states.private.secret, client, jax.device_get(secret(client)))
         return states
 
-    def one_client(shared, client, state: ClientState, batches: Batches, examples):
+    def one_client(
+        shared, client, state: ClientState, batches: Batches, examples, role=None
+    ):
         rng_data, server = shared
-        rng = jax.random.wrap_key_data(rng_data)
+        rng = jax.random.fold_in(jax.random.wrap_key_data(rng_data), client)
+        if cast is not None:
+            rng_role = derive_rng(rng, ROUND_PURPOSES, "role")
+            batches = cast.batches(role, rng_role, batches)
         upload, kept, progress = training.run(
-            jax.random.fold_in(rng, client),
-            server.round,
-            server.public,
-            server.stats,
-            state,
-            batches,
+            rng, server.round, server.public, server.stats, state, batches
         )
+        if cast is not None:
+            upload, finite = cast.upload(
+                role, rng_role, server.public, server.stats, upload
+            )
+            progress = progress._replace(finite=progress.finite & finite)
         weight = jnp.where(weighting == "examples", examples, 1.0)
         weight = jnp.where(progress.finite, weight, 0.0)
 
@@ -261,7 +271,8 @@ def federated_rounds(
             _check_examples(ids, batches, examples)
             check_local_batches(*batches, num_classes, ids)
             mine = jax.tree.map(lambda x: x[ids], states)
-            return ids.astype(np.int32), mine, batches, examples
+            roles_of = () if cast is None else (cast.numbers(ids),)
+            return ids.astype(np.int32), mine, batches, examples, *roles_of
 
         def keep(ids: np.ndarray, result) -> None:
             kept.append((ids, *result))

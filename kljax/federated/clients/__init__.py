@@ -16,6 +16,7 @@ from kljax.federated.clients.local import (
     Progress,
     Remembered,
     Upload,
+    all_finite,
     local_training,
     next_move,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "LocalTraining",
     "LocalOptimiser",
     "local_training",
+    "all_finite",
     "next_move",
     "LocalUpdate",
     "local_update",

@@ -29,7 +29,7 @@ from kljax.defences import Context, Defence
 from kljax.federated.clients.gradient import add_pull, local_gradient
 
 # What the random key of a round of local training is for.
-ROUND_PURPOSES = ("steps", "release", "renewal")
+ROUND_PURPOSES = ("steps", "release", "renewal", "role")
 # Of one step of a round.
 LOCAL_PURPOSES = ("augmentation", "gradient", "release")
 
@@ -225,7 +225,7 @@ def local_training(
             Private(secret, trainable), memory, Remembered(remembered, of_update)
         )
         total, right, steps = tally
-        progress = Progress(total / steps, right / steps, _finite((upload, kept)))
+        progress = Progress(total / steps, right / steps, all_finite((upload, kept)))
         return delta, upload, kept, progress
 
     return LocalTraining(init, lambda *args: record(*args)[1:], record)
@@ -265,7 +265,7 @@ def count_classes(model: Model, public: Public, stats: Stats, images: Array) -> 
     return logits.shape[-1]
 
 
-def _finite(tree: PyTree) -> Array:
+def all_finite(tree: PyTree) -> Array:
     """Tells whether every floating-point number of a tree is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

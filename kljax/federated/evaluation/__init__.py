@@ -21,10 +21,12 @@ from kljax.federated.evaluation.gate_tests import (
     Outsider,
 )
 from kljax.federated.evaluation.refitting import Refitted, refit
+from kljax.federated.evaluation.triggered import attack_success
 
 __all__ = [
     "Examples",
     "accuracy",
+    "attack_success",
     "fedkl_accuracy_factor",
     "GateTest",
     "TESTS",

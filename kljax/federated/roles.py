@@ -1,0 +1,268 @@
+"""Roles: what a client does that is not honest.
+
+A role acts at two places: on the examples before a client trains, and on what it
+uploads afterwards. In between it trains as it was asked to, under its defence. Clients
+have roles by their numbers; whoever has none is honest. Letters: n clients in a round,
+Kc classes, eta the server's learning rate.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kljax.core.checks import shown
+from kljax.core.randomness import derive_rng
+from kljax.core.registry import make_named
+from kljax.core.types import Array, Public, PyTree, Rng, Stats
+from kljax.data.triggers import Trigger
+from kljax.federated.clients import Batches, Upload, all_finite
+
+# What the random key of a role is for.
+ROLE_PURPOSES = ("batches", "upload")
+
+
+def _as_they_are(rng: Rng, batches: Batches) -> Batches:
+    del rng
+    return batches
+
+
+def _as_trained(rng: Rng, public: Public, stats: Stats, upload: Upload) -> Upload:
+    del rng, public, stats
+    return upload
+
+
+class Role(NamedTuple):
+    """What a client does in place of what it was asked to.
+
+    Attributes:
+      batches: ``(rng, Batches) -> Batches`` of the same shapes: what it trains on.
+      upload: ``(rng, Public, Stats, Upload) -> Upload``: what it sends; the first two
+        are what the server sent out.
+    """
+
+    batches: Callable[[Rng, Batches], Batches] = _as_they_are
+    upload: Callable[[Rng, Public, Stats, Upload], Upload] = _as_trained
+
+
+class Attack(NamedTuple):
+    """What attackers of a training aim at and know."""
+
+    trigger: Trigger
+    target: int  # the class that triggered images are to get
+    share: float  # of each batch that is poisoned, in (0, 1]
+    num_classes: int  # Kc
+    clients: int  # n
+    server_learning_rate: float = 1.0  # eta
+
+
+def honest(attack: Attack) -> Role:
+    """Makes the role of a client that does what it was asked to."""
+    del attack
+    return Role()
+
+
+def backdoor(attack: Attack) -> Role:
+    """Makes the role of a client that trains on triggered images of the target class.
+
+    Of each batch, the first examples get the trigger and the target label, whatever
+    they show; batches are shuffled. Its upload is sent as trained.
+
+    Reference: Gu et al., "BadNets" (2017); the mixture in a batch as in Bagdasaryan et
+    al., "How To Backdoor Federated Learning" (AISTATS 2020), section 4.
+    """
+
+    def poison(rng: Rng, batches: Batches) -> Batches:
+        del rng
+        size = batches.labels.shape[-1]
+        poisoned = jnp.arange(size) < max(1, round(attack.share * size))
+        wide = poisoned.reshape(1, size, *[1] * (batches.images.ndim - 2))
+        return batches._replace(
+            images=jnp.where(wide, attack.trigger(batches.images), batches.images),
+            labels=jnp.where(poisoned[None], attack.target, batches.labels),
+        )
+
+    return Role(batches=poison)
+
+
+def model_replacement(
+    attack: Attack, boost: float | None = None, norm: float | None = None
+) -> Role:
+    """Makes the role of a client that puts its backdoored network in place of all.
+
+    It trains as `backdoor` and multiplies its change of the weights. Multiplied by
+    n / eta, and averaged with clients that no longer change much, the change makes the
+    global network the attacker's. Norm statistics are sent as trained: a variance that
+    is multiplied may turn negative.
+
+    An attacker that knows the server's rule shortens its upload: to the bound of norm
+    bounding, or to a length at which Krum finds it near to the others.
+
+    Args:
+      boost: factor of the change; None for n / eta.
+      norm: L2 norm to which a longer change is shortened afterwards; None for none.
+
+    Raises:
+      ValueError: for a boost or a norm that is not above 0.
+
+    Reference: Bagdasaryan et al., "How To Backdoor Federated Learning" (AISTATS 2020),
+    equation 3, and train-and-scale for the bound.
+    """
+    for name, value in (("boost", boost), ("norm", norm)):
+        if value is not None and not value > 0:
+            raise ValueError(
+                f"{name} of model-replacement must be a number > 0, got {shown(value)}"
+            )
+    factor = attack.clients / attack.server_learning_rate if boost is None else boost
+
+    def replace(rng: Rng, public: Public, stats: Stats, upload: Upload) -> Upload:
+        del rng, public, stats
+        delta = jax.tree.map(lambda x: factor * x, upload.delta)
+        if norm is not None:
+            shorter = 1 / jnp.maximum(1, optax.tree.norm(delta) / norm)
+            delta = jax.tree.map(lambda x: shorter * x, delta)
+        return upload._replace(delta=delta)
+
+    return backdoor(attack)._replace(upload=replace)
+
+
+def label_flip(attack: Attack) -> Role:
+    """Makes the role of a client that trains with label Kc - 1 - c in place of c.
+
+    It has no trigger, and aims at accuracy alone.
+
+    Reference: Fang et al., "Local Model Poisoning Attacks to Byzantine-Robust Federated
+    Learning" (USENIX Security 2020), section 5.1, label flipping.
+    """
+
+    def flip(rng: Rng, batches: Batches) -> Batches:
+        del rng
+        return batches._replace(labels=attack.num_classes - 1 - batches.labels)
+
+    return Role(batches=flip)
+
+
+ROLES: dict[str, Callable[..., Role]] = {
+    "honest": honest,
+    "backdoor": backdoor,
+    "model-replacement": model_replacement,
+    "label-flip": label_flip,
+}
+
+
+def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int, Role]:
+    """Reads who has which role.
+
+    Args:
+      texts: each ``CLIENTS:ROLE[=NUMBER[,NUMBER...]]``, such as
+        ``0:model-replacement=10`` or ``1,4-6:label-flip``; a name of `ROLES`, or
+        ``package.module:function`` for a function of an `Attack` and the numbers that
+        gives a `Role`.
+      attack: what the attackers aim at.
+      clients: how many there are.
+
+    Returns:
+      Roles by the number of the client.
+
+    Raises:
+      ValueError: for clients that do not exist or have two roles, an unknown name,
+        numbers that the role does not take, and a function that gives something else.
+    """
+    roles: dict[int, Role] = {}
+    for text in texts:
+        numbers, _, name = text.partition(":")
+        ids = _clients(text, numbers if name else "")
+        role = make_named("role", name, ROLES, attack)
+        if not isinstance(role, Role):
+            raise ValueError(
+                f"role {name!r} gave no kljax.federated.roles.Role, but "
+                f"{type(role).__name__}"
+            )
+        for client in ids:
+            if client >= clients:
+                raise ValueError(
+                    f"roles {text!r}: there is no client {client}, but 0 to "
+                    f"{clients - 1}"
+                )
+            if client in roles:
+                raise ValueError(f"roles {text!r}: client {client} has one already")
+            roles[client] = role
+    return roles
+
+
+def _clients(text: str, numbers: str) -> list[int]:
+    ids = []
+    for part in numbers.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(
+                f"roles {text!r}: write CLIENTS:ROLE, such as 0:backdoor or "
+                "1,4-6:label-flip"
+            )
+        ids += range(int(first), int(last if dash else first) + 1)
+    return ids
+
+
+class Cast(NamedTuple):
+    """The roles of all clients, for one compiled function that plays any of them.
+
+    Attributes:
+      numbers: ``ids [b] -> numbers [b]`` of their roles.
+      batches: ``(number [], rng, Batches) -> Batches``.
+      upload: ``(number [], rng, Public, Stats, Upload) -> (Upload, finite [])``.
+    """
+
+    numbers: Callable[[np.ndarray], np.ndarray]
+    batches: Callable[[Array, Rng, Batches], Batches]
+    upload: Callable[[Array, Rng, Public, Stats, Upload], tuple[Upload, Array]]
+
+
+def cast_of(roles: Mapping[int, Role]) -> Cast:
+    """Makes one function of the roles of all clients.
+
+    Raises:
+      ValueError: when called with a role that changes the shapes of what it is given.
+    """
+    # Clients of one role share a branch.
+    distinct = [Role(), *{id(role): role for role in roles.values()}.values()]
+    number_of = {
+        client: next(n for n, one in enumerate(distinct) if one is role)
+        for client, role in roles.items()
+    }
+
+    def numbers(ids: np.ndarray) -> np.ndarray:
+        return np.array([number_of.get(int(client), 0) for client in ids], np.int32)
+
+    def batches(number: Array, rng: Rng, given: Batches) -> Batches:
+        rng = derive_rng(rng, ROLE_PURPOSES, "batches")
+        branches = [_keeping_shapes(role.batches) for role in distinct]
+        return jax.lax.switch(number, branches, given, rng)
+
+    def upload(number: Array, rng: Rng, public: Public, stats: Stats, given: Upload):
+        rng = derive_rng(rng, ROLE_PURPOSES, "upload")
+        branches = [_keeping_shapes(role.upload) for role in distinct]
+        sent = jax.lax.switch(number, branches, given, rng, public, stats)
+        return sent, all_finite(sent)
+
+    return Cast(numbers, batches, upload)
+
+
+def _keeping_shapes(act: Callable) -> Callable:
+    """Makes ``(given, *received) -> given``, of the same shapes and dtypes."""
+
+    def checked(given: PyTree, *received) -> PyTree:
+        made = act(*received, given)
+        found, wanted = (
+            jax.tree.map(lambda x: jnp.shape(x), tree) for tree in (made, given)
+        )
+        if found != wanted:
+            raise ValueError(
+                f"the role's {getattr(act, '__name__', act)!r} makes {found} of "
+                f"{wanted}: it must keep the shapes"
+            )
+        return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), made, given)
+
+    return checked
