@@ -222,6 +222,35 @@ def fading():
     )
 
 
+def blended(size, mix=0.5):
+    """Makes a defence with two numbers and a state: it blends in what it sent before.
+
+    It sends ``size * gradient + mix * what it sent before``, at first nothing.
+    """
+
+    def blend(before, grads):
+        return jax.tree.map(lambda b, g: size * g + mix * b, before, grads)
+
+    def release(rng, state, grads, context):
+        sent = blend(state, grads)
+        return sent, sent
+
+    def nothing(grads):
+        return jax.tree.map(jnp.zeros_like, grads)
+
+    def simulate(grads, sent, earlier):
+        first = earlier is None or not len(jax.tree.leaves(earlier)[0])
+        before = nothing(grads) if first else jax.tree.map(lambda x: x[-1], earlier)
+        return blend(before, grads)
+
+    return defences.Defence(release=release, init_state=nothing, simulate=simulate)
+
+
+def looking(size):
+    """Makes a defence that looks at its number, which a compiled study cannot."""
+    return blended(size) if size > 0 else defences.none()
+
+
 def gates_alone():
     """Makes a defence that changes nothing of what is sent."""
     return defences.none()._replace(gates=lambda public, private: {})

@@ -21,14 +21,20 @@ def parse(text, sites=SITES):
     return parse_arm(text, sites, {})
 
 
-def sent(arm, grads=GRADS):
-    """What an arm's client sends."""
-    context = Context(grads, {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2)))
-    defence = arm.defence
+CONTEXT = Context(GRADS, {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2)))
+
+
+def sent_by(defence, grads=GRADS):
+    """What a defence lets a client send."""
     released, _ = defence.release(
-        jax.random.key(3), defence.init_state(grads), grads, context
+        jax.random.key(3), defence.init_state(grads), grads, CONTEXT
     )
-    return np.asarray(released.model["w"])
+    return released.model["w"]
+
+
+def sent(arm):
+    """What an arm's client sends."""
+    return np.asarray(sent_by(arm.defence))
 
 
 def gates(arm):
@@ -87,9 +93,10 @@ def test_a_written_strength_is_used():
 
 def test_an_unwritten_strength_is_the_default():
     for name, kind in KINDS.items():
-        if kind.strength is not None:
+        if kind.options:
+            written = ",".join(map(str, kind.options.values()))
             np.testing.assert_array_equal(
-                sent(parse(name)), sent(parse(f"{name}={kind.strength}"))
+                sent(parse(name)), sent(parse(f"{name}={written}"))
             )
 
 
@@ -129,6 +136,44 @@ def test_a_users_defence_can_be_named():
 
 
 @pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("0.3,0.9", 0.3),
+        ("0.3", 0.3),
+        ("0.3,mix=0.9", 0.3),
+        ("mix=0.9,size=0.3", 0.3),
+        ("size=-2e-1", -0.2),
+    ],
+)
+def test_options_are_written_in_order_or_by_name(written, size):
+    arm = parse(f"outside_package:blended={written}")
+    assert arm.options == (size, 0.9 if "0.9" in written else 0.5)
+    assert arm.skeleton == "outside_package:blended"
+    grads = GRADS.model["w"]
+    np.testing.assert_allclose(sent(arm), size * grads, rtol=1e-6)
+    # And remembers what it has sent.
+    again, _ = arm.defence.release(None, GRADS, GRADS, CONTEXT)
+    np.testing.assert_allclose(
+        again.model["w"], (size + arm.options[1]) * grads, rtol=1e-6
+    )
+
+
+def test_options_may_be_data():
+    arm = parse("magnitude-pruning=0.2+outside_package:blended=0.3,0.9")
+    assert arm.options == (0.2, 0.3, 0.9)
+
+    @jax.jit
+    def released(options):
+        return sent_by(arm.make(options))
+
+    for options in ((0.2, 0.3, 0.9), (0.5, -1.0, 0.0)):
+        kept = np.where(np.abs(GRADS.model["w"]) < 0.15, 0, GRADS.model["w"])
+        if options[0] == 0.5:
+            kept = np.where(np.abs(kept) < 0.3, 0, kept)
+        np.testing.assert_allclose(released(options), options[1] * kept, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nothing", "unknown defence 'nothing'"),
@@ -142,17 +187,29 @@ def test_a_users_defence_can_be_named():
         ("none/known", "'none/known': only a keylock has a lock strategy"),
         ("bn-control/known", "only a keylock has a lock strategy"),
         ("none/", "only a keylock has a lock strategy"),
-        ("gaussian-noise=loud", "strength of gaussian-noise.* got 'loud'"),
+        ("gaussian-noise=loud", "option std of gaussian-noise.* got 'loud'"),
         ("gaussian-noise=-1", "std must be >= 0, got -1"),
         ("magnitude-pruning=1", "fraction must be in .0, 1., got 1"),
         ("norm-clipping=0", "bound must be > 0, got 0"),
-        ("none=3", "'none=3': none has no strength, drop '=3'"),
-        ("keylock=3/known", "keylock has no strength, drop '=3'"),
+        ("none=3", "'none=3': none has no options, drop '=3'"),
+        ("keylock=3/known", "keylock has no options, drop '=3'"),
         ("none+keylock/known", "keylock"),
         ("gaussian-noise+plaintext-gates", "gates or parts of its own"),
         ("outside_package:missing", "has no attribute 'missing'"),
         ("outside_package:no_defence", "gave str, expected a kljax.defences.Defence"),
-        ("outside_package:half_gradient=2", "has no strength"),
+        ("outside_package:half_gradient=2", "half_gradient has no options"),
+        ("gaussian-noise=1,2", "gaussian-noise has no option for '2'; .* std$"),
+        (
+            "gaussian-noise=sdt=1",
+            "no option 'sdt' .did you mean 'std'.*options are std",
+        ),
+        ("gaussian-noise=std=1,std=2", "option std of gaussian-noise is written twice"),
+        ("gaussian-noise=1,std=2", "option std of gaussian-noise is written twice"),
+        ("gaussian-noise=1,", "has no option for ''"),
+        ("outside_package:blended", "option size of .*blended has no default.*size=N"),
+        ("outside_package:blended=mix=1", "option size of .*blended has no default"),
+        ("outside_package:blended=mix=1,2", "'2' follows options.*write it by name"),
+        ("outside_package:looking=2", "numbers are data.*is_concrete"),
     ],
 )
 def test_bad_arms_are_refused_by_name(text, message):

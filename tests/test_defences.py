@@ -80,6 +80,7 @@ def test_the_table_holds_every_factory():
         "unit_gates",
         "gates_of",
         "everything",
+        "is_concrete",
         "at_update",
         "step_transform",
         "without_release",

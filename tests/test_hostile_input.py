@@ -108,7 +108,7 @@ NAMED = {
     "data": ("sys:maxsize", "dataset 'sys:maxsize' is no function, but int"),
     "attack": ("json:loads", "attack 'json:loads' cannot be called with Setting, Opt"),
     "loss": ("sys:maxsize", "loss 'sys:maxsize' is no function, but int"),
-    "arms": (("json:loads",), "'json:loads'.*cannot be called with nothing"),
+    "arms": (("json:loads",), "option s of json:loads has no default"),
     "optimiser": ("json:loads", "optimiser 'json:loads' cannot be made of"),
 }
 

@@ -314,16 +314,14 @@ def test_an_arm_says_what_it_acts_on():
     assert without_release(update.defence)._replace(update=update.defence.update) == (
         update.defence
     )
-    assert (step.strengths, update.strengths) == ((2.0,), (2.0,))
+    assert (step.options, update.options) == ((2.0,), (2.0,))
     assert step.skeleton == "keylock+norm-clipping"
     assert update.skeleton == "keylock+norm-clipping@update"
     attacked = parse_arm("keylock+norm-clipping@update=2/known", sites, {})
-    assert (attacked.skeleton, attacked.strengths) == (update.skeleton, (2.0,))
+    assert (attacked.skeleton, attacked.options) == (update.skeleton, (2.0,))
     # Without a strength it is the same default; a user's own may be told, too.
     default = parse_training_arm("gaussian-noise@update", sites, {})
-    assert (
-        default.strengths == parse_training_arm("gaussian-noise", sites, {}).strengths
-    )
+    assert default.options == parse_training_arm("gaussian-noise", sites, {}).options
     grads = {"w": jnp.array([3.0, -4.0])}
     for text, at in (("", 1.0), ("@update", 0.5)):
         mine = f"outside_package:half_gradient{text}"
@@ -345,7 +343,7 @@ def test_an_arm_says_what_it_acts_on():
         ("gaussian-nose@update=1", "did you mean 'gaussian-noise'"),
         (
             "gaussian-noise=1@update",
-            "strength of gaussian-noise must be a finite number",
+            "option std of gaussian-noise must be a finite number",
         ),
         ("gaussian-noise@update=-1", "std must be >= 0"),
     ],

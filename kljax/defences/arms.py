@@ -1,9 +1,11 @@
 """Arms: the defences of one study, side by side on one network.
 
-An arm is written ``DEFENCE[=STRENGTH][+TRANSFORM[=STRENGTH]...][/STRATEGY]``, such as
+An arm is written ``DEFENCE[=OPTIONS][+TRANSFORM[=OPTIONS]...][/STRATEGY]``, such as
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
-``keylock+norm-clipping=4/known``. STRATEGY is what the attacker does about the lock
-(`kljax.threat.STRATEGY`); an arm that is trained has none.
+``keylock+norm-clipping=4/known``. OPTIONS are numbers with commas between them, in the
+order of `kljax.defences.catalogue.KINDS`, or by name: ``norm-clipping=bound=4``.
+STRATEGY is what the attacker does about the lock (`kljax.threat.STRATEGY`); an arm that
+is trained has none.
 
 A transform acts on every gradient that a client computes: on the one that is attacked,
 and on that of each local step where clients train. Written ``TRANSFORM@update``, such
@@ -15,17 +17,31 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from kljax import defences
 from kljax.core.checks import LARGEST
-from kljax.core.registry import call_named, nearest, resolve
-from kljax.core.types import Array, Path
+from kljax.core.registry import nearest
+from kljax.core.types import Array
 from kljax.defences import Defence
-from kljax.defences.lock import KeyLock
+from kljax.defences.catalogue import KINDS, Kind, Sites, find_kind
+from kljax.defences.lock import key_lock
 from kljax.threat import STRATEGY
+
+__all__ = [
+    "KINDS",
+    "Arm",
+    "Sites",
+    "acts_on_release",
+    "check_upload",
+    "parse_arm",
+    "parse_training_arm",
+]
 
 LOCK_STRATEGIES = STRATEGY["lock"]
 
-Strengths = tuple[float | Array, ...]
+Options = tuple[float | Array, ...]
 
 
 ON_UPDATE = "@update"  # after the name of a transform
@@ -40,10 +56,10 @@ class Arm(NamedTuple):
       gated: whether the defence gates the sites; with `norm` and without gates, an
         arm is a control of the norm alone.
       defence: the client's defence.
-      strengths: of its parts that have one, in order.
-      make: ``strengths -> Defence``, the same defence at other strengths, which may be
+      options: the numbers of its parts, in order.
+      make: ``options -> Defence``, the same defence at other numbers, which may be
         traced: one compilation serves them all.
-      skeleton: the name without strengths; arms of one skeleton differ in data alone.
+      skeleton: the name without numbers; arms of one skeleton differ in data alone.
       lock_strategy: what the attacker does about the lock; None where there is no
         attacker.
     """
@@ -52,73 +68,10 @@ class Arm(NamedTuple):
     norm: bool
     gated: bool
     defence: Defence
-    strengths: tuple[float, ...]
-    make: Callable[[Strengths], Defence]
+    options: tuple[float, ...]
+    make: Callable[[Options], Defence]
     skeleton: str
     lock_strategy: str | None
-
-
-class Sites(NamedTuple):
-    """Where a lock of this study sits."""
-
-    paths: tuple[Path, ...]
-    widths: tuple[int, ...]
-    lock: KeyLock
-
-
-class _Kind(NamedTuple):
-    """A defence by name.
-
-    Attributes:
-      make: ``Sites -> Defence``, or ``(Sites, strength) -> Defence``.
-      norm, gated: see `Arm`.
-      strength: the strength if none is written; None where there is none. Only what
-        acts on release has one.
-      locked: whether a lock strategy may follow.
-    """
-
-    make: Callable[..., Defence]
-    norm: bool = False
-    gated: bool = False
-    strength: float | None = None
-    locked: bool = False
-
-
-KINDS: dict[str, _Kind] = {
-    "none": _Kind(lambda sites: defences.none()),
-    "bn-control": _Kind(lambda sites: defences.none(), norm=True),
-    "plaintext-gates": _Kind(
-        lambda sites: defences.plaintext_gates(
-            defences.unit_gates(sites.paths, sites.widths)
-        ),
-        norm=True,
-        gated=True,
-    ),
-    # From the very values that the key-lock of the same victim gives.
-    "plaintext-gates-as-lock": _Kind(
-        lambda sites: defences.plaintext_gates(
-            defences.gates_of(defences.keylock(sites.lock))
-        ),
-        norm=True,
-        gated=True,
-    ),
-    "keylock": _Kind(
-        lambda sites: defences.keylock(sites.lock),
-        norm=True,
-        gated=True,
-        locked=True,
-    ),
-    # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
-    "gaussian-noise": _Kind(
-        lambda sites, std: defences.gaussian_noise(std), strength=0.01
-    ),
-    "magnitude-pruning": _Kind(
-        lambda sites, fraction: defences.magnitude_pruning(fraction), strength=0.2
-    ),
-    "norm-clipping": _Kind(
-        lambda sites, bound: defences.norm_clipping(bound), strength=4.0
-    ),
-}
 
 
 def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
@@ -131,8 +84,8 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         strategy alone get the very same defence; a new one is added.
 
     Raises:
-      ValueError: for an unknown defence or strategy (with the nearest known one), a
-        strength that is not a number or not wanted, a key-lock without a strategy, a
+      ValueError: for an unknown defence, option or strategy (with the nearest known
+        one), an option that is missing or no number, a key-lock without a strategy, a
         strategy without a key-lock, gates without a site to put them on, or ``@`` with
         something else than ``update``, or after what does nothing on release.
     """
@@ -153,7 +106,7 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
 
 
 def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
-    """Reads an arm that is trained and not attacked: DEFENCE[=STRENGTH][+TRANSFORM...].
+    """Reads an arm that is trained and not attacked: DEFENCE[=OPTIONS][+TRANSFORM...].
 
     Args:
       text, sites, made: see `parse_arm`.
@@ -172,16 +125,16 @@ def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm
 class _Plan(NamedTuple):
     """A combination, read: what is left is to make it."""
 
-    kind: _Kind  # of its first part
-    strengths: tuple[float, ...]
-    make: Callable[[Strengths], Defence]
+    kind: Kind  # of its first part
+    options: tuple[float, ...]
+    make: Callable[[Options], Defence]
     skeleton: str
 
 
 def _plan(text: str, combination: str, sites: Sites) -> _Plan:
-    names, kinds, strengths = [], [], []
+    names, kinds, options = [], [], []
     for part in combination.split("+"):
-        named, _, strength = part.partition("=")
+        named, _, written = part.partition("=")
         name, at, _ = named.partition("@")
         if at and named != name + ON_UPDATE:
             raise ValueError(
@@ -190,31 +143,82 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
                 "whole update"
             )
         try:
-            kind = resolve("defence", name, KINDS)
+            kind = find_kind(name)
         except ValueError as error:
             raise ValueError(f"{error} (in arm {text!r})") from error
-        if not isinstance(kind, _Kind):  # a user's function
-            kind = _Kind(lambda sites, name=name, make=kind: _made(name, make))
+        try:
+            options += _read_options(name, kind, written)
+        except ValueError as error:
+            raise ValueError(f"arm {text!r}: {error}") from error
         names.append(named)
         if at:
             kind = kind._replace(make=_at_update(text, named, kind.make))
         kinds.append(kind)
-        strengths.append(_strength(text, name, kind, strength))
     if kinds[0].gated and not sites.paths:
         raise ValueError(
             f"arm {text!r} gates layers, and none are named: give their paths as sites"
         )
 
-    def make(strengths: Strengths) -> Defence:
-        left = iter(strengths)
+    def make(options: Options) -> Defence:
+        left = iter(options)
         members = [
-            kind.make(sites) if kind.strength is None else kind.make(sites, next(left))
+            kind.make(sites, **{name: next(left) for name in kind.options})
             for kind in kinds
         ]
         return defences.chain(*members) if len(members) > 1 else members[0]
 
-    given = tuple(value for value in strengths if value is not None)
-    return _Plan(kinds[0], given, make, "+".join(names))
+    return _Plan(kinds[0], tuple(options), make, "+".join(names))
+
+
+def _read_options(name: str, kind: Kind, written: str) -> list[float]:
+    """Reads the numbers of a defence, in the order of its options.
+
+    Raises:
+      ValueError: for an option that the defence has not, one that is written twice or
+        not at all, and what is no number.
+    """
+    names = list(kind.options)
+    if written and not names:
+        raise ValueError(f"{name} has no options, drop '={written}'")
+    there = f"its options are {', '.join(names)}"
+    found: dict[str, float] = {}
+    for place, item in enumerate(written.split(",") if written else ()):
+        option, equals, number = item.rpartition("=")
+        if equals and option not in names:
+            raise ValueError(
+                f"{name} has no option {option!r}{nearest(option, names)}; {there}"
+            )
+        if not equals:
+            if place >= len(names):
+                raise ValueError(f"{name} has no option for {item!r}; {there}")
+            if place != len(found) or list(found) != names[:place]:
+                raise ValueError(
+                    f"{item!r} follows options of {name} that are written by name: "
+                    f"write it by name, too; {there}"
+                )
+            option = names[place]
+        if option in found:
+            raise ValueError(f"option {option} of {name} is written twice")
+        found[option] = _number(name, option, number)
+    missing = [n for n in names if n not in found and kind.options[n] is None]
+    if missing:
+        raise ValueError(
+            f"option {missing[0]} of {name} has no default: write {name}="
+            f"{','.join(f'{n}=NUMBER' for n in missing)}"
+        )
+    return [found.get(n, kind.options[n]) for n in names]
+
+
+def _number(name: str, option: str, written: str) -> float:
+    try:
+        value = float(written)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
+        raise ValueError(
+            f"option {option} of {name} must be a finite number, got {written!r}"
+        )
+    return value
 
 
 def _arm(
@@ -226,7 +230,8 @@ def _arm(
 ) -> Arm:
     if combination not in made:
         try:
-            made[combination] = plan.make(plan.strengths)
+            made[combination] = plan.make(plan.options)
+            _check_data(plan)
         except ValueError as error:
             raise ValueError(f"arm {text!r}: {error}") from error
     return Arm(
@@ -234,18 +239,38 @@ def _arm(
         plan.kind.norm,
         plan.kind.gated,
         made[combination],
-        plan.strengths,
+        plan.options,
         plan.make,
         plan.skeleton,
         strategy,
     )
 
 
+def _check_data(plan: _Plan) -> None:
+    """Refuses a defence that cannot be made of numbers which are data.
+
+    Raises:
+      ValueError: where a user's function looks at a number.
+    """
+
+    def make(options: Options) -> tuple[()]:
+        plan.make(options)
+        return ()
+
+    try:
+        jax.eval_shape(make, tuple(np.float32(value) for value in plan.options))
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            "its numbers are data of a compiled function, and it looks at one of them "
+            f"({type(error).__name__}): ask kljax.defences.is_concrete before"
+        ) from error
+
+
 def _at_update(
     text: str, named: str, make: Callable[..., Defence]
 ) -> Callable[..., Defence]:
-    def moved(*arguments) -> Defence:
-        defence = make(*arguments)
+    def moved(sites: Sites, **options) -> Defence:
+        defence = make(sites, **options)
         try:
             return defences.at_update(defence)
         except ValueError as error:
@@ -277,41 +302,10 @@ def acts_on_release(text: str) -> bool:
     """Tells whether an arm as it is written changes what is sent.
 
     Raises:
-      ValueError: for an unknown defence.
+      ValueError: for an unknown defence or option.
     """
-    for part in text.partition("/")[0].split("+"):
-        name = part.partition("=")[0].partition("@")[0]
-        kind = resolve("defence", name, KINDS)
-        if isinstance(kind, _Kind):
-            if kind.strength is not None:
-                return True
-        elif defences.without_release(made := _made(name, kind)) != made:
-            return True
-    return False
-
-
-def _made(name: str, make: Callable[[], Defence]) -> Defence:
-    defence = call_named("defence", name, make)
-    if not isinstance(defence, Defence):
-        raise ValueError(
-            f"defence {name!r} gave {type(defence).__name__}, expected a "
-            "kljax.defences.Defence"
-        )
-    return defence
-
-
-def _strength(text: str, name: str, kind: _Kind, strength: str) -> float | None:
-    if not strength:
-        return kind.strength
-    if kind.strength is None:
-        raise ValueError(f"arm {text!r}: {name} has no strength, drop '={strength}'")
-    try:
-        value = float(strength)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:
-        raise ValueError(
-            f"arm {text!r}: the strength of {name} must be a finite number, got "
-            f"{strength!r}"
-        )
-    return value
+    paths, widths = ("site",), (1,)  # wherever they are
+    combination = text.partition("/")[0]
+    plan = _plan(text, combination, Sites(paths, widths, key_lock(paths, widths)))
+    defence = plan.make(plan.options)
+    return defences.without_release(defence) != defence

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, known
+from kljax.defences.defence import Context, Defence, is_concrete
 
 
 def norm_clipping(bound: float | Array) -> Defence:
@@ -23,7 +23,7 @@ def norm_clipping(bound: float | Array) -> Defence:
 
     Reference: GGL (Li et al., CVPR 2022), defense.py; there the bound is 4.
     """
-    if known(bound) and not bound > 0:
+    if is_concrete(bound) and not bound > 0:
         raise ValueError(f"bound must be > 0, got {bound!r}")
 
     def clip(grads: Public) -> Public:

@@ -109,9 +109,9 @@ class Defence(NamedTuple):
     visible: Callable[[Public, Public], PyTree] = everything
 
 
-def known(strength: float | Array) -> bool:
-    """Tells whether a strength can be looked at; under `jax.jit` it cannot."""
-    return not isinstance(strength, jax.core.Tracer)
+def is_concrete(number: float | Array) -> bool:
+    """Tells whether Python can look at a number; at data of `jax.jit` it cannot."""
+    return not isinstance(number, jax.core.Tracer)
 
 
 def none() -> Defence:

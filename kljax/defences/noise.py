@@ -3,7 +3,7 @@
 import jax
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, known
+from kljax.defences.defence import Context, Defence, is_concrete
 
 
 def gaussian_noise(std: float | Array) -> Defence:
@@ -21,7 +21,7 @@ def gaussian_noise(std: float | Array) -> Defence:
 
     Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
     """
-    if known(std) and not std >= 0:
+    if is_concrete(std) and not std >= 0:
         raise ValueError(f"std must be >= 0, got {std!r}")
 
     def release(rng: Rng, state, grads: Public, context: Context):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, known
+from kljax.defences.defence import Context, Defence, is_concrete
 
 
 def magnitude_pruning(fraction: float | Array) -> Defence:
@@ -23,7 +23,7 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
 
     Reference: GGL (Li et al., CVPR 2022), defense.py; Zhu et al. 2019, section 5.
     """
-    if known(fraction) and not 0 <= fraction < 1:
+    if is_concrete(fraction) and not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")
 
     def prune(leaf):

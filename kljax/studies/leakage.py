@@ -164,7 +164,7 @@ def prepare(config: LeakConfig) -> Prepared:
         if stage.protocol is not None:
             _check_simulated(arm, setting)
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
-        # Arms that differ in strengths alone share a function, and its compilation.
+        # Arms that differ in options alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy
         if kind not in functions:
             functions[kind] = one_victim(config, setting, staged, preset)
@@ -244,8 +244,8 @@ def one_victim(
         images: Array,
         labels: Array,
     ) -> Attacked:
-        # Strengths are data: the defence is made of this victim's.
-        defence = arm.make(dialled.strengths)
+        # Options are data: the defence is made of this victim's.
+        defence = arm.make(dialled.options)
         mine = setting._replace(
             gates=defence.gates,
             simulate=defence.simulate,

@@ -53,7 +53,7 @@ class Source(NamedTuple):
 class Dials(NamedTuple):
     """Numbers that one compiled function takes as data."""
 
-    strengths: tuple[Array, ...]  # [] each: of the arm's defences, in order
+    options: tuple[Array, ...]  # [] each: of the arm's defences, in order
     step_size: Array | None  # [] of the attack's optimiser; None for its own
 
 
@@ -171,7 +171,7 @@ def dials(config: LeakConfig, arm: Arm, count: int) -> Dials:
         return np.full(count, value, np.float32)
 
     return Dials(
-        tuple(each(strength) for strength in arm.strengths),
+        tuple(each(option) for option in arm.options),
         None if config.step_size is None else each(config.step_size),
     )
 

@@ -85,7 +85,7 @@ class LeakConfig:
       model: network under attack: {models}.
       data: dataset the victims come from: {datasets}; any prepared TFDS set;
         or a path to an .npz file or a folder of pictures, see `kljax.data.files`.
-      arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...][/STRATEGY],
+      arms: defences side by side, each DEFENCE[=OPTIONS][+TRANSFORM...][/STRATEGY],
         see `kljax.defences.arms`. A transform acts on each gradient, as
         TRANSFORM@update once on the whole update.
         DEFENCE and TRANSFORM: {defences}.

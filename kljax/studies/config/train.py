@@ -74,7 +74,7 @@ class TrainConfig:
       data: dataset: {datasets}; any prepared TFDS set;
         or a path to an .npz file or a folder of pictures, see `kljax.data.files`.
         Photos are refused, whose labels mean too little to train on.
-      arms: defences side by side, each DEFENCE[=STRENGTH][+TRANSFORM...], see
+      arms: defences side by side, each DEFENCE[=OPTIONS][+TRANSFORM...], see
         `kljax.defences.arms`; trained one after another from the same weights. A
         transform acts on the gradient of each local step, as TRANSFORM@update once on
         the whole update.

@@ -1,0 +1,127 @@
+"""The catalogue of defences: what a name stands for, and the numbers it takes.
+
+To add a defence, write it in a file of its own and give it a row in `KINDS`; or name
+your own function as ``package.module:function``, which needs no row.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from kljax import defences
+from kljax.core.registry import call_named, check_callable, resolve
+from kljax.core.types import Path
+from kljax.defences import Defence
+from kljax.defences.lock import KeyLock
+
+
+class Sites(NamedTuple):
+    """Where a lock of this study sits."""
+
+    paths: tuple[Path, ...]
+    widths: tuple[int, ...]
+    lock: KeyLock
+
+
+class Kind(NamedTuple):
+    """A defence by name.
+
+    Attributes:
+      make: ``(Sites, **options) -> Defence``. The options are numbers, by name; in a
+        compiled study they are data, which Python cannot look at
+        (`kljax.defences.is_concrete`).
+      options: the value of each option if none is written, in the order in which they
+        are written; None where one has to be.
+      norm, gated: see `kljax.defences.arms.Arm`.
+      locked: whether a lock strategy may follow.
+    """
+
+    make: Callable[..., Defence]
+    options: Mapping[str, float | None] = {}
+    norm: bool = False
+    gated: bool = False
+    locked: bool = False
+
+
+def _without_sites(make: Callable[..., Defence], **options: float | None) -> Kind:
+    """Makes the row of a defence that gates nothing."""
+    return Kind(lambda sites, **numbers: make(**numbers), options)
+
+
+KINDS: dict[str, Kind] = {
+    "none": _without_sites(defences.none),
+    "bn-control": _without_sites(defences.none)._replace(norm=True),
+    "plaintext-gates": Kind(
+        lambda sites: defences.plaintext_gates(
+            defences.unit_gates(sites.paths, sites.widths)
+        ),
+        norm=True,
+        gated=True,
+    ),
+    # From the very values that the key-lock of the same victim gives.
+    "plaintext-gates-as-lock": Kind(
+        lambda sites: defences.plaintext_gates(
+            defences.gates_of(defences.keylock(sites.lock))
+        ),
+        norm=True,
+        gated=True,
+    ),
+    "keylock": Kind(
+        lambda sites: defences.keylock(sites.lock),
+        norm=True,
+        gated=True,
+        locked=True,
+    ),
+    # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
+    "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
+    "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
+    "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
+}
+
+
+def find_kind(name: str) -> Kind:
+    """Finds a defence by its name in `KINDS`, or ``package.module:function``.
+
+    A user's function makes a `Defence`. Its parameters are the options: those that have
+    a number as their default, and those that have none. A user's `Kind` is taken as it
+    is.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest known one, and for what is no
+        function.
+    """
+    found = resolve("defence", name, KINDS)
+    if isinstance(found, Kind):
+        return found
+    function = check_callable("defence", name, found)
+
+    def make(sites: Sites, **options) -> Defence:
+        del sites
+        defence = call_named("defence", name, function, **options)
+        if not isinstance(defence, Defence):
+            raise ValueError(
+                f"defence {name!r} gave {type(defence).__name__}, expected a "
+                "kljax.defences.Defence"
+            )
+        return defence
+
+    return Kind(make, _numbers_of(function))
+
+
+def _numbers_of(function: Callable[..., Defence]) -> dict[str, float | None]:
+    """Lists the parameters of a user's function that take a number."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # what is not written in Python may not say what it takes
+        return {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    options: dict[str, float | None] = {}
+    for parameter in parameters:
+        default = parameter.default
+        if parameter.kind not in named:
+            continue
+        if default is parameter.empty:
+            options[parameter.name] = None
+        elif isinstance(default, (int, float)) and not isinstance(default, bool):
+            options[parameter.name] = float(default)
+    return options
