@@ -117,7 +117,8 @@ def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
     A scale of 0 lets no gradient through: the layer below the gate has a kernel
     gradient of exact zeros for that channel. Only exact zeros are read, so that behind
     a defence which adds noise every channel counts as live. Pruning can make zeros of
-    its own, and weight decay can hide those of an update.
+    its own, and weight decay can hide those of an update. Of a kernel that is hidden in
+    part the visible entries tell; a channel that is hidden throughout counts as live.
 
     Returns:
       site -> [C] bool, true throughout for a site of which `Setting.feeds` says
@@ -130,7 +131,8 @@ def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
             live[site] = jnp.ones(width, bool)
             continue
         kernel = view.grads.model[f"{feeds[site]}/kernel"]
-        live[site] = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1)))
+        axes, hidden = tuple(range(kernel.ndim - 1)), jnp.isnan(kernel)
+        live[site] = jnp.any((kernel != 0) & ~hidden, axes) | jnp.all(hidden, axes)
     return live
 
 

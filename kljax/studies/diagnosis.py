@@ -111,7 +111,9 @@ def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
       [] bool; false where anything is not finite.
     """
     plain = setting._replace(simulate=as_sent, simulate_update=as_sent)
-    unreleased = view._replace(grads=update.before_release, lock_grads=None)
+    unreleased = view._replace(
+        grads=update.before_release, lock_grads=None, visible=None
+    )
     truth = Candidate(update.images, update.targets, update.private)
     simulated, observed = replay(plain, setting.gates)(unreleased, truth)
     errors, norms = (
@@ -151,7 +153,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
         setting.threat.knowledge.upload,
     )
     fits = examples <= min(MOST, setting.num_classes - 1)
-    parts = _classifier_parts(setting, update.sent.model)
+    parts = _classifier_parts(setting, observe(setting.threat, update).grads.model)
     if not fits or upload != "gradient" or parts is None:
         return jnp.asarray(jnp.nan)
     true = _classifier_input(setting, update)

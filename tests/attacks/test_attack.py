@@ -34,6 +34,7 @@ class Seen(NamedTuple):
     """All of a view that the driver itself looks at."""
 
     grads: Any
+    visible: Any = None
 
 
 def matches(view, candidate):

@@ -14,23 +14,38 @@ from kljax.attacks.labels import idlg
 from kljax.core.types import Array, LockWeights, PrivateKey, Rng
 from kljax.threat import View
 
+MISSING = 0.5  # grey: what stands for a pixel that was not found
 
-def dense_input(kernel_grad: Array, bias_grad: Array) -> Array:
+
+def dense_input(kernel_grad: Array, bias_grad: Array, *, partly: bool = False) -> Array:
     """Finds the input of a dense layer from its gradient, by least squares.
 
     Args:
       kernel_grad: [F, C], gradient of the weights in Flax's layout.
       bias_grad: [C], gradient of the bias.
+      partly: whether an entry that is NaN is hidden, and left out; each input is then
+        read off the entries of its own row.
 
     Returns:
       x [F], the minimiser of ``|kernel_grad - x bias_grad^T|``. Exact for one
       example; for several, or several steps, the mean of the inputs weighted by
-      their back-propagated signals. NaN where `bias_grad` is zero throughout.
+      their back-propagated signals. NaN where `bias_grad` is zero throughout, and for
+      an input of which nothing is visible.
     """
+    if partly:
+        return _from_visible(kernel_grad, bias_grad)
     # Relative to its largest entry, so that the squares cannot underflow.
     largest = jnp.max(jnp.abs(bias_grad))
     signal = bias_grad / largest
     return (kernel_grad / largest) @ signal / jnp.sum(signal**2)
+
+
+def _from_visible(kernel_grad: Array, bias_grad: Array) -> Array:
+    seen = ~jnp.isnan(kernel_grad) & ~jnp.isnan(bias_grad)[None]
+    largest = jnp.max(jnp.where(jnp.isnan(bias_grad), 0.0, jnp.abs(bias_grad)))
+    signal = jnp.where(seen, bias_grad[None] / largest, 0.0)
+    products = jnp.where(seen, kernel_grad / largest, 0.0) * signal
+    return jnp.sum(products, axis=1) / jnp.sum(signal**2, axis=1)
 
 
 def private_key_from_lock_grads(lock_grads: LockWeights) -> PrivateKey:
@@ -55,7 +70,9 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
 
     Returns:
       The attack. Its loss is the share of the layer's weight gradient, in squared
-      norm, that one example cannot explain: 0 for one example, up to rounding.
+      norm, that one example cannot explain: 0 for one example, up to rounding. Of a
+      gradient that is hidden in part the visible entries are read; a pixel of which
+      none tells is grey.
 
     Raises:
       ValueError: if the threat model has something else, and for a layer that is not
@@ -80,13 +97,18 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
         del rng
         kernel = view.grads.model[f"{layer}/kernel"]
         bias = view.grads.model[f"{layer}/bias"]
-        x = dense_input(kernel, bias)
-        left = jnp.sum((kernel - x[:, None] * bias[None, :]) ** 2) / jnp.sum(kernel**2)
+        x = dense_input(kernel, bias, partly=view.visible is not None)
+        left, power = (kernel - x[:, None] * bias[None, :]) ** 2, kernel**2
+        if view.visible is not None:
+            hidden = jnp.isnan(left)
+            left, power = (jnp.where(hidden, 0.0, a) for a in (left, power))
+            x = jnp.where(jnp.isnan(x), MISSING, x)
+        share = jnp.sum(left) / jnp.sum(power)
         return Reconstruction(
             images=x.reshape(1, *setting.image_shape),
             labels=idlg(setting, view),
-            loss=left,
-            finite=jnp.isfinite(left),
+            loss=share,
+            finite=jnp.isfinite(share),
             info={"evaluations": jnp.asarray(0)},
         )
 

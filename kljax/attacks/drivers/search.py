@@ -14,6 +14,7 @@ from kljax.attacks.attack import (
     Unknowns,
     labels_of,
 )
+from kljax.attacks.visibility import says_something
 from kljax.core.dependence import trace_dependence
 from kljax.core.trees import named
 from kljax.core.types import Array, PyTree, Rng
@@ -135,7 +136,7 @@ def restarted(
             images=candidate.images,
             labels=labels_of(candidate.targets),
             loss=best.matching,
-            finite=finite & jnp.isfinite(best.matching) & _says_something(view.grads),
+            finite=finite & jnp.isfinite(best.matching) & says_something(view),
             info={
                 "losses": losses,
                 "secret": candidate.secret,
@@ -177,8 +178,3 @@ def _starts(
 def _draws_its_start(unknowns: Unknowns, rng: Rng, view: View) -> bool:
     rngs = [rng] * len(unknowns)
     return trace_dependence(lambda r: _starts(unknowns, r, view), rngs).on_argument
-
-
-def _says_something(grads: PyTree) -> Array:
-    """Tells whether an upload is anything but zeros; NaN is something."""
-    return jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]).any()

@@ -2,7 +2,8 @@
 
 Each is ``(Setting, View) -> [] bool``. All rules expect cross-entropy with one-hot
 targets, or a loss like it (`pulls_the_true_class_alone`). No truth is looked at: a
-label can be wrong where a condition holds, and right where it fails.
+label can be wrong where a condition holds, and right where it fails. Of a gradient
+that is hidden in part no condition on its signs holds.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def one_label_is_told(setting: Setting, view: View) -> Array:
     """
     grads = classifier_grads(setting, view)
     if grads.bias is not None:
-        return jnp.sum(grads.bias < 0) == 1
+        return (jnp.sum(grads.bias < 0) == 1) & ~jnp.any(jnp.isnan(grads.bias))
     one = jnp.sum(jnp.sum(grads.kernel, axis=0) < 0) == 1
     return one & columns_of_one_sign(grads.kernel)
 
@@ -69,8 +70,14 @@ def few_classes_pull(setting: Setting, view: View) -> Array:
     """Tells whether 1 to B classes are pulled down: one that is not there never is."""
     grads = classifier_grads(setting, view)
     score = jnp.sum(grads.kernel, axis=0) if grads.bias is None else grads.bias
-    pulled = jnp.sum(score < 0)
-    return (pulled >= 1) & (pulled <= setting.threat.knowledge.examples)
+    pulled, hidden = jnp.sum(score < 0), jnp.any(jnp.isnan(score))
+    return (pulled >= 1) & (pulled <= setting.threat.knowledge.examples) & ~hidden
+
+
+def a_class_pulls(setting: Setting, view: View) -> Array:
+    """Tells whether a class is pulled down, by the whole bias gradient."""
+    bias = classifier_grads(setting, view).bias
+    return jnp.any(bias < 0) & ~jnp.any(jnp.isnan(bias))
 
 
 def features_are_nowhere_negative(setting: Setting, view: View) -> Array:
@@ -151,6 +158,6 @@ CONDITIONS: dict[str, Condition] = {
     "counts_bias": Condition(
         "a network that says on noise what it says on images (not checked), and at "
         "least one negative entry of the bias gradient",
-        lambda setting, view: jnp.any(classifier_grads(setting, view).bias < 0),
+        a_class_pulls,
     ),
 }

@@ -9,14 +9,14 @@ targets y, softmax p and features f, the classifier's gradients are, for class c
 so a class that is there pulls its own entries down. The classifier sits above every
 lock: no rule notices one. Of an update the rules see the mean gradient of its steps,
 see `kljax.attacks.labels.classifier_grads`. Where what a rule reads is zero throughout,
-or not finite, every label is `kljax.attacks.UNKNOWN`.
+not finite, or hidden in part, every label is `kljax.attacks.UNKNOWN`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import UNKNOWN, Setting
-from kljax.attacks.labels.classifier import classifier_grads
+from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.core.types import Array
 from kljax.threat import View
 
@@ -30,6 +30,11 @@ def idlg(setting: Setting, view: View) -> Array:
     only class whose bias has grown, whatever the number of steps on that example;
     momentum from before can drown that.
 
+    Where what it reads is hidden in part, the visible entries of weights and bias are
+    read by sign: the class is told if it is the only one seen to be pulled down, or
+    the only one not seen to be pushed up. That needs features that are nowhere
+    negative, and is kljax's own.
+
     Returns:
       labels [1] int32.
 
@@ -37,7 +42,23 @@ def idlg(setting: Setting, view: View) -> Array:
     """
     grads = classifier_grads(setting, view)
     score = jnp.sum(grads.kernel, axis=0) if grads.bias is None else grads.bias
-    return told(jnp.argmin(score)[None].astype(jnp.int32), score)
+    label = told(jnp.argmin(score)[None].astype(jnp.int32), score)
+    if view.visible is None:
+        return label
+    return jnp.where(jnp.any(jnp.isnan(score)), _by_visible_signs(grads), label)
+
+
+def _by_visible_signs(grads: ClassifierGrads) -> Array:
+    columns = grads.kernel
+    if grads.bias is not None:
+        columns = jnp.concatenate([columns, grads.bias[None]])
+    # What is hidden is NaN, which is neither.
+    down, up = jnp.any(columns < 0, axis=0), jnp.any(columns > 0, axis=0)
+    seen = jnp.where(jnp.sum(down & ~up) == 1, jnp.argmax(down & ~up), UNKNOWN)
+    left = jnp.where(jnp.sum(~up) == 1, jnp.argmin(up), UNKNOWN)
+    mixed = jnp.any(down & up)  # features of both signs
+    label = jnp.where(jnp.any(down), seen, left)
+    return jnp.where(mixed, UNKNOWN, label)[None].astype(jnp.int32)
 
 
 def opposite_sign(setting: Setting, view: View) -> Array:

@@ -18,7 +18,8 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
     """Adds ``weight * |h(x) - h*|^2``, h being what the classifier is fed.
 
     For one example h* follows from the classifier's gradient in closed form, below
-    any lock or not. A gradient of zeros in the classifier gives NaN.
+    any lock or not. A gradient of zeros in the classifier gives NaN. Where that
+    gradient is hidden in part, the inputs that it still gives away are compared.
 
     Args:
       setting: the ground; one example per gradient.
@@ -47,7 +48,9 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del progress
-        wanted = dense_input(view.grads.model[kernel], view.grads.model[bias])
+        partly = view.visible is not None
+        sent = view.grads.model
+        wanted = dense_input(sent[kernel], sent[bias], partly=partly)
         out = setting.model.apply(
             view.public.model,
             view.stats,
@@ -58,7 +61,11 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
             # The victim's dropout masks are unknown: one fixed guess.
             rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
         )
-        return weight * jnp.sum((out.taps[tap][0] - wanted) ** 2)
+        fed = out.taps[tap][0]
+        if partly:
+            # In place of the target, so that no derivative meets NaN.
+            wanted = jnp.where(jnp.isnan(wanted), jax.lax.stop_gradient(fed), wanted)
+        return weight * jnp.sum((fed - wanted) ** 2)
 
     return prior
 

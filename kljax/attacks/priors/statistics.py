@@ -48,7 +48,7 @@ def batch_statistics(
     Raises:
       ValueError: for a negative weight; for hidden statistics, or others than a mean
         and a variance, or such as no image changes; for an `updated` network under
-        upload=gradient.
+        upload=gradient, and, from the prior, where the update is hidden in part.
 
     Reference: Yin et al., "GradInversion" (CVPR 2021), equation 8; Hatamizadeh et al.
     (IEEE TMI 2023), section III, for statistics recovered, and the updated network.
@@ -84,6 +84,11 @@ def batch_statistics(
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del progress
         public = view.public
+        if updated and view.visible is not None:
+            raise ValueError(
+                "batch statistics of the updated network need the whole update, and "
+                "this one is hidden in part: take updated=False"
+            )
         if updated:
             public = jax.tree.map(jnp.add, public, view.grads)
         old = {name: view.stats[name] for name in moving}

@@ -1,6 +1,5 @@
 """Steps: the client's own training, replayed at a candidate."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 
 from kljax.attacks.attack import Candidate, Protocol, Setting, Simulation
+from kljax.attacks.visibility import comparable
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Private, Public, PyTree
 from kljax.threat import View
@@ -54,18 +54,17 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
     Returns:
       ``(View, Candidate) -> (simulated, observed)``: two trees alike, the public
-      gradient, and the lock gradients too where they are shared and the candidate
-      has lock weights of its own.
+      gradient as far as it is visible (`comparable`), and the lock gradients too
+      where they are shared and the candidate has lock weights of its own.
     """
     train = setting.threat.knowledge.attacker_norm == "train"
-    seen = functools.partial(explained, setting)
 
     def simulation(view: View, candidate: Candidate):
         secret = candidate.secret
-        compared = view.lock_grads is not None and _is_trained(secret)
+        with_secret = view.lock_grads is not None and _is_trained(secret)
 
         def objective(public: Public, trainable):
-            guess = secret._replace(trainable=trainable) if compared else secret
+            guess = secret._replace(trainable=trainable) if with_secret else secret
             out = setting.model.apply(
                 public.model,
                 view.stats,
@@ -77,26 +76,37 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             )
             return setting.loss(out.logits, candidate.targets)
 
-        if not compared:
+        def simulate(grads: Public) -> Public:
+            return setting.simulate(grads, view.grads, view.earlier)
+
+        if not with_secret:
             grads = jax.grad(objective)(view.public, ())
-            simulated = setting.simulate(grads, view.grads, view.earlier)
-            return seen(simulated), seen(view.grads)
+            return compared(setting, view, simulate(grads))
         grads, lock_grads = jax.grad(objective, argnums=(0, 1))(
             view.public, secret.trainable
         )
-        simulated = setting.simulate(grads, view.grads, view.earlier)
-        return (seen(simulated), lock_grads), (seen(view.grads), view.lock_grads)
+        mine, theirs = compared(setting, view, simulate(grads))
+        return (mine, lock_grads), (theirs, view.lock_grads)
 
     return simulation
 
 
-def explained(setting: Setting, grads: Public) -> Public:
-    """Leaves out the tensors of which a candidate says nothing (`SearchSpace`)."""
+def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, Public]:
+    """Pairs what is compared of a simulated upload and of the one observed.
+
+    Of what is visible, without the tensors of which a candidate says nothing
+    (`SearchSpace`).
+    """
+    mine, theirs = comparable(view, simulated)
     missing = setting.inputs.search.unexplained
     if not missing:
-        return grads
-    kept = {name: leaf for name, leaf in grads.model.items() if name not in missing}
-    return grads._replace(model=kept)
+        return mine, theirs
+
+    def explained(grads: Public) -> Public:
+        kept = {name: leaf for name, leaf in grads.model.items() if name not in missing}
+        return grads._replace(model=kept)
+
+    return explained(mine), explained(theirs)
 
 
 def local_steps(
@@ -140,8 +150,8 @@ def local_steps(
 
     Returns:
       ``(View, Candidate) -> (simulated, observed)``: two trees alike, the public
-      change, and that of the lock weights too where it is shared and the candidate
-      has lock weights of its own.
+      change as far as it is visible (`comparable`), and that of the lock weights too
+      where it is shared and the candidate has lock weights of its own.
 
     Raises:
       ValueError: if T or B is below 1, or B does not divide the number of examples.
@@ -244,7 +254,7 @@ def local_replay(
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
         simulated = setting.simulate_update(change, view.grads, view.earlier)
-        simulated, observed = (explained(setting, x) for x in (simulated, view.grads))
+        simulated, observed = compared(setting, view, simulated)
         if trained_too and view.lock_grads is not None:
             simulated = (simulated, lock_change)
             observed = (observed, view.lock_grads)
