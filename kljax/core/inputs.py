@@ -9,8 +9,8 @@ with its scores (`kljax.metrics.kinds`).
 Letters: n examples, B in one upload, H W C of an image.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -69,6 +69,8 @@ class InputSpec:
       draw: ``(rng, n) -> inputs [n, *shape]`` that anybody can draw, without any data:
         what a network is probed with.
       spell: ``input [*shape] -> str``, where an example can be read as text.
+      sizes: what else a network's factory is told where it asks for it, by name:
+        ``vocabulary``, the number of tokens.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class InputSpec:
     search: SearchSpace
     draw: Callable[[Rng, int], Array]
     spell: Callable[[np.ndarray], str] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def zeros(self, count: int) -> Array:
         """Gives inputs [count, *shape] of which nothing matters but shape and type."""

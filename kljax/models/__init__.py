@@ -19,6 +19,7 @@ from kljax.models.resnet import (
     resnet32,
     resnet34,
 )
+from kljax.models.transformer import Transformer
 from kljax.models.vgg import VGG
 from kljax.models.vit import VisionTransformer
 
@@ -43,6 +44,7 @@ __all__ = [
     "resnet34",
     "VGG",
     "VisionTransformer",
+    "Transformer",
     "NORMS",
     "Initialiser",
     "uniform",

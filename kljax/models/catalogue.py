@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from kljax.core.types import Path
-from kljax.models import cnn6, convnet, dense, lenet, resnet, vgg, vit
+from kljax.models import cnn6, convnet, dense, lenet, resnet, transformer, vgg, vit
 from kljax.models.chain import Layer
 
 
@@ -19,12 +19,14 @@ class Network(NamedTuple):
       factory: ``(num_classes, *, image_shape, rngs, ...) -> nnx.Module``. With an
         argument ``lockable`` it is told at which paths a lock's gates take the place
         of a norm's scale and shift; with an argument ``initialiser``, its weights can
-        be drawn otherwise.
+        be drawn otherwise; with one that is named in `InputSpec.sizes`, it is told
+        that. ``image_shape`` is the shape of one input, of whatever kind.
       sites: paths of the layers to lock, in chain order.
       classifier: path of the last dense layer.
       all_sites: every layer that the paper's chained lock gates, in forward order.
       chain: its layers in forward order, if they simply follow each other and their
         activations have an inverse; () otherwise.
+      inputs: kind of input that it takes (`InputSpec.kind`); None if nobody says.
     """
 
     factory: Callable[..., nnx.Module]
@@ -32,6 +34,7 @@ class Network(NamedTuple):
     classifier: str
     all_sites: tuple[Path, ...] = ()
     chain: tuple[Layer, ...] = ()
+    inputs: str | None = "image"
 
     def accepts(self, argument: str) -> bool:
         """Tells whether the factory has an argument of this name."""
@@ -46,6 +49,11 @@ class Network(NamedTuple):
 def _residual(factory: functools.partial) -> Network:
     sites = resnet.main_sites(factory.keywords["depths"])
     return Network(factory, sites[:1], "fc", sites)
+
+
+def _sentences(factory: Callable[..., nnx.Module]) -> Network:
+    paths = transformer.norm_paths()
+    return Network(factory, paths[:1], "fc", paths, inputs="text")
 
 
 # The paper's single site is the norm after the first convolution.
@@ -65,4 +73,8 @@ NETWORKS: dict[str, Network] = {
     "vgg16": Network(vgg.VGG, ("layers/0/norm",), "fc", vgg.norm_paths(vgg.STAGES)),
     # The gate is on the patch embedding itself, there is no norm.
     "vit": Network(vit.VisionTransformer, ("patch",), "fc", ("patch",)),
+    "transformer": _sentences(transformer.Transformer),
+    "causal-transformer": _sentences(
+        functools.partial(transformer.Transformer, causal=True)
+    ),
 }

@@ -50,6 +50,18 @@ def group_norm(channels: int, *, affine: bool) -> nnx.GroupNorm:
     )
 
 
+def layer_norm(channels: int, *, affine: bool) -> nnx.LayerNorm:
+    """Builds a LayerNorm over the channels of each place by itself, as transformers."""
+    return nnx.LayerNorm(
+        channels,
+        epsilon=EPSILON,
+        use_scale=affine,
+        use_bias=affine,
+        use_fast_variance=False,
+        rngs=_no_draws(),
+    )
+
+
 def _no_draws() -> nnx.Rngs:
     # Scale and shift start as constants. With a stream of its own, a norm that has
     # none changes nobody else's draws: every arm of a study has the same weights.
@@ -59,6 +71,7 @@ def _no_draws() -> nnx.Rngs:
 NORMS: dict[str, Callable[..., nnx.Module]] = {
     "batch": batch_norm,
     "group": group_norm,
+    "layer": layer_norm,
 }
 
 

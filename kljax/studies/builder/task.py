@@ -130,7 +130,7 @@ def find_network(config: Config) -> Network:
     found = resolve("model", config.model, NETWORKS)
     if not isinstance(found, Network):  # a user's factory
         _check_factory(config.model, found)
-        found = Network(found, (), "fc")
+        found = Network(found, (), "fc", inputs=None)
     single, every = found.sites, found.all_sites
     named = {(): single, ("single",): single, ("all",): every}
     return found._replace(sites=named.get(config.sites, config.sites))
@@ -156,9 +156,13 @@ def make_model(
     """Makes the network of an arm, with or without the norm layers of a lock.
 
     Raises:
-      ValueError: for a user's network that cannot be built, or is none.
+      ValueError: for a user's network that cannot be built, or is none; and for one
+        that takes another kind of input than the dataset holds.
     """
+    check_inputs(config, network, dataset)
     options: dict[str, Any] = {"image_shape": dataset.shape}
+    sizes = dataset.inputs.sizes
+    options |= {name: sizes[name] for name in sizes if network.accepts(name)}
     # A user's network without a switch is used as it is, in every arm alike.
     if network.accepts("lockable"):
         options["lockable"] = network.sites if norm else ()
@@ -176,6 +180,18 @@ def make_model(
     if config.init and not draws:
         model = redrawn(model, uniform(config.init))
     return model
+
+
+def check_inputs(config: Config, network: Network, dataset: data.Dataset) -> None:
+    """Refuses a network on inputs of a kind that it does not take."""
+    kind = dataset.inputs.kind
+    if network.inputs not in (None, kind):
+        fitting = [name for name, row in NETWORKS.items() if row.inputs == kind]
+        takes = f": take {' or '.join(fitting)}" if fitting else ""
+        raise ValueError(
+            f"model {config.model!r} takes inputs of kind {network.inputs!r}, and "
+            f"dataset {config.data!r} holds {kind!r}{takes}"
+        )
 
 
 def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:

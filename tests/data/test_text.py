@@ -1,0 +1,126 @@
+"""The embedded corpus, and sentences as inputs."""
+
+import numpy as np
+import pytest
+
+from kljax.data import check_batch, text
+from kljax.data.sentences import nearest_tokens, sentences_of, spell
+from kljax.data.text import load_text
+
+WORDS = ("▁the", "▁word", "s", ",", "▁of")
+
+
+def test_the_corpus_is_the_beginning_of_verses():
+    corpus = load_text(8)
+    assert corpus.shape == (8,) and corpus.images.dtype == np.int32
+    assert corpus.inputs.kind == "text" and corpus.inputs.sizes["vocabulary"] == 4096
+    first = corpus.inputs.spell(corpus.images[0])
+    assert first == "In the beginning God created the heaven and"
+    assert corpus.class_names[corpus.labels[0]] == "law"
+    assert corpus.class_names[corpus.labels[-1]] == "revelation"
+    assert np.all(np.diff(corpus.labels) >= 0)  # books are in the printed order
+    assert sum(text.PARTS.values()) == 66 and len(np.unique(corpus.labels)) == 8
+    assert len(np.unique(corpus.groups)) > 1000  # of 1,189 chapters
+
+
+def test_no_sentence_stands_beside_its_copy():
+    short, long = load_text(2), load_text(16)
+    for corpus in (short, long):
+        assert len(np.unique(corpus.images, axis=0)) == len(corpus)
+    assert len(short) < len(load_text(8))  # many verses begin alike
+    spelled = {short.inputs.spell(tokens) for tokens in short.images}
+    assert "And the" in spelled
+
+
+def test_a_longer_sentence_begins_as_the_shorter_one():
+    short, long = ({tuple(t[:3]) for t in load_text(n).images} for n in (3, 9))
+    assert long <= short
+
+
+@pytest.mark.parametrize(
+    ("length", "error", "message"),
+    (
+        (0, ValueError, "length of sentences is 0; give 1 or more"),
+        (8.0, TypeError, "length of sentences is 8.0; give an integer"),
+        (500, ValueError, r"no sentences of 500 tokens: the longest .* ask for fewer"),
+    ),
+)
+def test_lengths_that_no_sentence_has_are_refused(length, error, message):
+    with pytest.raises(error, match=message):
+        load_text(length)
+
+
+def test_a_missing_corpus_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(text, "FILE", tmp_path / "text.npz")
+    text._read.cache_clear()
+    with pytest.raises(FileNotFoundError, match="python experiments/text_corpus.py"):
+        load_text(8)
+
+
+def test_spelling():
+    assert spell(WORDS, [0, 1, 2, 3, 4]) == "the words, of"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    (
+        ([[0, 1], [2, 5]], ValueError, r"sentence 1 of .*has token 5.*\[0, 5\)"),
+        ([[-1, 0], [1, 1]], ValueError, "sentence 0 of .*has token -1"),
+        ([[0, 1, 2], [0, 1, 2]], ValueError, r"shape \(2, 3\); give \[n, 2\]"),
+        ([[0.0, 1.0], [1, 1]], TypeError, "tokens of .* are float64; give integers"),
+    ),
+)
+def test_what_is_no_sentence_is_refused(tokens, error, message):
+    with pytest.raises(error, match=message):
+        check_batch(tokens, [0, 1], 2, inputs=sentences_of(2, WORDS))
+
+
+def test_the_nearest_token_is_that_of_the_largest_cosine():
+    generator = np.random.default_rng(0)
+    table, fed = generator.normal(size=(5, 3)), generator.normal(size=(2, 4, 3))
+    table[2] = 0  # of no direction: nearest to nothing
+    expected = np.zeros((2, 4), int)
+    for place in np.ndindex(2, 4):
+        best = -np.inf
+        for token in (0, 1, 3, 4):
+            cosine = fed[place] @ table[token] / np.linalg.norm(table[token])
+            if cosine > best:
+                best, expected[place] = cosine, token
+    np.testing.assert_array_equal(nearest_tokens(table, fed), expected)
+    assert len(np.unique(expected)) > 2
+
+
+def test_a_search_among_embeddings_comes_back_to_tokens():
+    spec = sentences_of(4, WORDS)
+    table = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    params = {"tokens/embedding": table}
+    assert spec.search.shape(params) == (4, 6)
+    assert spec.search.unexplained == ("tokens/embedding",)
+    tokens = np.array([[4, 0, 2, 2]])
+    latents = table[tokens] / table.std()  # in units of the table's deviation
+    fed = spec.search.decode(params, latents)
+    np.testing.assert_allclose(fed, table[tokens], rtol=1e-6)
+    np.testing.assert_array_equal(spec.search.read(params, 0.1 * fed), tokens)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    (
+        ({"embed": np.ones((5, 2))}, "no embeddings of tokens 'tokens/embedding'"),
+        (
+            {"tokens/embedding": np.ones((4, 2))},
+            r"vocabulary does not fit: .*\(4, 2\), and the data has 5 tokens",
+        ),
+    ),
+)
+def test_networks_of_another_vocabulary_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        sentences_of(4, WORDS).search.shape(params)
+
+
+def test_anybody_can_draw_sentences():
+    import jax
+
+    drawn = sentences_of(3, WORDS).draw(jax.random.key(0), 50)
+    assert drawn.shape == (50, 3)
+    np.testing.assert_array_equal(np.unique(drawn), range(5))
