@@ -246,9 +246,9 @@ plt.show()
 # * **unsolved**: the image is wrong and the gradient was not matched. The attack
 #   failed, which says nothing for the defence: a better optimiser, more steps or
 #   another start may succeed.
-# * **ambiguous**: the gradient *was* matched and the image is wrong all the same, with
-#   any contrast. This is evidence for a defence where the same victims are recovered
-#   without it, and only there.
+# * **ambiguous**: matched but wrong. The gradient *was* matched and the image is wrong
+#   all the same, with any contrast. This is evidence for a defence where the same
+#   victims are recovered without it, and only there.
 # * **diverged**: the attack broke.
 
 # %%
@@ -288,8 +288,10 @@ for name in arms:
     if failed:
         print(f"  {failed} not solved, which is no evidence of protection.")
     if "ambiguous" in found:
-        print(f"  {found.count('ambiguous')} matched and wrong: evidence for this arm,")
-        print("  as far as the same victims are recovered in `none`.")
+        pairs = zip(found, scores("none", "outcome"), strict=True)
+        leaks = sum(a == "ambiguous" and b.startswith("recovered") for a, b in pairs)
+        print(f"  {found.count('ambiguous')} matched but wrong; evidence for this arm")
+        print(f"  are the {leaks} of them that are recovered in `none`.")
 
 # %% [markdown]
 # ## Three questions to ask of any leakage result

@@ -387,8 +387,10 @@ for name in config.arms:
     if failed:
         print(f"  {failed} not solved, which is no evidence of protection.")
     if "ambiguous" in found:
-        print(f"  {found.count('ambiguous')} matched and wrong: evidence for this arm,")
-        print("  as far as the same victims are recovered in `none`.")
+        pairs = zip(found, scores("none", "outcome"), strict=True)
+        leaks = sum(a == "ambiguous" and b.startswith("recovered") for a, b in pairs)
+        print(f"  {found.count('ambiguous')} matched but wrong; evidence for this arm")
+        print(f"  are the {leaks} of them that are recovered in `none`.")
 
 # %% [markdown]
 # ## From here

@@ -18,6 +18,7 @@ from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
 from kljax.parallel import Layout
 from kljax.studies import leak_report, scoring
 from kljax.studies.config import LeakConfig
+from kljax.studies.matched_but_wrong import ambiguous_lines
 
 # The keys that the first version promises; later versions may add some.
 TOP = {"schema_version", "arms", "floors", "throughput", "config"}
@@ -225,6 +226,32 @@ def test_images_of_one_upload_are_one_cluster_and_one_attack():
     )
     single = pretended(tiny(), close)
     assert leak_report.upload_lines(leak_report.summarise(single, scored(single))) == []
+
+
+def test_ambiguous_images_are_held_against_the_undefended_arm():
+    result, rows = finished()
+    rows = [dict(row) for row in rows]
+    outcomes = {
+        "none": ["recovered", "recovered_affine", "unsolved", "ambiguous", "recovered"],
+        "keylock/known": ["ambiguous"] * 4 + ["unsolved"],
+        "gaussian-noise=0.1": ["unsolved"] * 3 + ["ambiguous", "diverged"],
+    }
+    for row in rows:
+        if row["arm"] in outcomes:
+            row["outcome"] = outcomes[row["arm"]][row["upload"]]
+    summary = leak_report.summarise(result, rows)
+    assert ambiguous_lines(summary) == [
+        "none: 1 of 5 matched but wrong, without any defence",
+        "gaussian-noise=0.1: 1 of 5 matched but wrong; no evidence for this arm: "
+        "`none` recovers none",
+        "keylock/known: 4 of 5 matched but wrong; evidence for this arm: `none` "
+        "recovers 2",
+    ]
+    text = leak_report.markdown(result, summary)
+    assert "- keylock/known: 4 of 5 matched but wrong; evidence for this arm" in text
+    alone = [row for row in rows if row["arm"] != "none"]
+    (line, _) = ambiguous_lines(leak_report.summarise(result, alone))
+    assert line.endswith("no evidence for this arm without `none` beside it")
 
 
 def test_crops_of_one_photograph_are_not_independent():

@@ -83,6 +83,7 @@ def run_leak(job: Leak, console: Console) -> None:
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     """Prints threat models, tables and speed of a finished study."""
     from kljax.studies import leak_report
+    from kljax.studies.matched_but_wrong import ambiguous_lines
 
     config, speed = result.config, summary["throughput"]
     of = f" of {config.examples} images" if config.examples > 1 else ""
@@ -99,7 +100,8 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         console.print()
         console.print(printed_table(header, lines))
     console.print()
-    if lines := leak_report.upload_lines(summary):
+    lines = [*leak_report.upload_lines(summary), *ambiguous_lines(summary)]
+    if lines:
         for line in lines:
             say(console, line, wrap=True)
         console.print()

@@ -351,9 +351,9 @@ OUTCOME_RATES = by_name(
         _outcome(
             "ambiguous",
             "ambiguous",
-            "the gradient is matched and the image is wrong, whatever its contrast: "
-            "evidence for a defence only where the arm without it is recovered in the "
-            "same cell",
+            "matched but wrong: the gradient is matched and the image is wrong, "
+            "whatever its contrast. Evidence for a defence only where the undefended "
+            "arm of the same cell is recovered; verdicts count those images",
         ),
         _outcome(
             "diverged",

@@ -23,6 +23,10 @@ from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
 from kljax.studies.leakage import LeakResult
+from kljax.studies.matched_but_wrong import (
+    ambiguous_lines,
+    count_recovered_undefended,
+)
 from kljax.studies.scoring import SCHEMA_VERSION, Row
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
@@ -49,11 +53,18 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     NaN where it cannot be told. Images of one upload are a group, and
     ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
     each upload have that outcome, where uploads have several.
+    ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
+    recovered in the arm ``none``, contrast or not; None without that arm.
     """
     arms = {
         name: _summary_of([row for row in rows if row["arm"] == name])
         for name in dict.fromkeys(row["arm"] for row in rows)
     }
+    for name, arm in arms.items():
+        if arm.get("outcomes", {}).get("ambiguous"):
+            arm["ambiguous_recovered_undefended"] = count_recovered_undefended(
+                rows, name
+            )
     # What an attack spent on an upload is said in each of the upload's rows.
     first = [row for row in rows if row["attack"] is not None and not row["example"]]
     evaluations = sum(row["evaluations"] or 0 for row in first)
@@ -259,8 +270,8 @@ How to read it. *recovered*: SSIM >= .6 and at most half the squared error of th
 floor. *recovered_affine*: the same after the best brightness and contrast per channel,
 of the image and of its floors; a norm in train mode hides those of a single example.
 *unsolved*: the attack did not match the gradient, which says nothing for a defence.
-*ambiguous*: the gradient is matched and the image is wrong, whatever its contrast; that
-is evidence for a defence only where the undefended arm of the same cell is recovered.
+*ambiguous*: matched but wrong, whatever the contrast; that is evidence for a defence
+only where the undefended arm of the same cell is recovered.
 Floors are images made without any gradient; a success rate below its floor's proves
 nothing. Means hide spread: `rows.csv` has every image. *feature error*: how far the
 classifier's input is from what its gradient says, lock or none. *label rule holds*:
@@ -275,8 +286,9 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     header, lines = table(summary)
     config, speed = result.config, summary["throughput"]
     models = "\n".join(f"- {line}" for line in threat_lines(result))
-    uploads = "".join(f"- {line}\n" for line in upload_lines(summary))
-    uploads = f"\n{uploads}" if uploads else ""
+    below = [*upload_lines(summary), *ambiguous_lines(summary)]
+    below = "".join(f"- {line}\n" for line in below)
+    below = f"\n{below}" if below else ""
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
     budget = budget if speed["evaluations_per_s"] else ""
@@ -288,7 +300,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 
 {tabulate(lines, header, tablefmt="github", disable_numparse=True)}
-{uploads}
+{below}
 {READING}
 
 Throughput: {speed["evaluations_per_s"]:.0f} evaluations/s,

@@ -15,6 +15,7 @@ from kljax.studies.reports.plots import interval_lengths
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.readings import direction, read_differences
 from kljax.studies.reports.tables import make_line
+from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.reports.values import numbers, written
 from kljax.studies.reports.verdicts import count_outcomes, verdict
 
@@ -204,8 +205,8 @@ def test_one_group_says_nothing_of_differences():
 def test_outcomes_and_verdict(pool):
     assert count_outcomes(pool) == (2, 0, 4, 2, 0)
     assert verdict(pool, estimate(pool, "success")) == (
-        "Not told apart from its floor. 2 of 8 recovered and 2 of 8 ambiguous. "
-        "4 of 8 unsolved: no sign of protection."
+        "Not told apart from its floor. 2 of 8 recovered. 2 of 8 ambiguous (matched "
+        "but wrong): without any defence. 4 of 8 unsolved: no sign of protection."
     )
 
 
@@ -307,3 +308,67 @@ def test_every_value_can_be_read_and_written(pool):
 def test_an_unknown_value_is_refused():
     with pytest.raises(ValueError, match="unknown value 'sim' .did you mean 'ssim'"):
         find_value("sim", VALUES)
+
+
+def with_undefended(tmp_path, outcome, undefended, *, arms=("none", "keylock/known")):
+    """Reads a cell of each arm, of the same four victims, as each pool reads."""
+    axes = {"arm": {arm: {"arm": arm} for arm in arms}}
+    folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": 4})
+    outcomes = dict(zip(arms, (undefended, outcome), strict=False))
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
+        found = outcomes[cell["point"]["arm"]]
+        rows = attacked([0.3] * len(found), outcome=found)
+        made_studies.write_part(folder, str(number), cell, rows(cell))
+    study = store.read(folder)
+    axes = axes_of(study.manifest)
+    pools = make_pools(study, axes, [])
+    return [
+        verdict(pool, undefended=undefended)
+        for pool, undefended in zip(pools, find_undefended(pools, axes), strict=True)
+    ]
+
+
+AMBIGUOUS = "ambiguous (matched but wrong)"
+
+
+def test_matched_but_wrong_is_evidence_where_it_is_recovered_undefended(tmp_path):
+    outcome = ["ambiguous", "ambiguous", "ambiguous", "unsolved"]
+    undefended = ["recovered", "unsolved", "recovered_affine", "recovered"]
+    assert with_undefended(tmp_path, outcome, undefended)[1].startswith(
+        f"3 of 4 {AMBIGUOUS}: evidence for this arm in the 2 recovered undefended."
+    )
+
+
+def test_matched_but_wrong_undefended_too_is_no_evidence(tmp_path):
+    undefended, locked = with_undefended(tmp_path, *(["ambiguous"] * 4,) * 2)
+    assert undefended == f"All 4 {AMBIGUOUS}: without any defence."
+    assert locked == (
+        f"All 4 {AMBIGUOUS}: no evidence for this arm, none is recovered undefended."
+    )
+
+
+def test_victims_that_were_not_attacked_undefended_are_not_counted(tmp_path):
+    locked = with_undefended(tmp_path, ["ambiguous"] * 4, ["recovered"] * 2)[1]
+    assert locked == (
+        f"All 4 {AMBIGUOUS}: evidence for this arm in the 2 of the 2 that were "
+        "attacked undefended recovered undefended."
+    )
+
+
+def test_without_an_undefended_arm_matched_but_wrong_is_no_evidence(tmp_path):
+    arms = ("gaussian-noise=0.1", "keylock/known")
+    locked = with_undefended(tmp_path, ["ambiguous"] * 4, ["recovered"] * 4, arms=arms)[
+        1
+    ]
+    assert locked == (
+        f"All 4 {AMBIGUOUS}: no evidence for this arm, no undefended one was run here."
+    )
+
+
+def test_arms_of_other_victims_are_no_undefended_ones(tmp_path):
+    points = {"none": {"arm": "none", "seed": 0}, "other": {"arm": "bn-control"}}
+    axes = {"arm": points}
+    folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": 4})
+    study = store.read(folder)
+    axes = axes_of(study.manifest)
+    assert find_undefended(make_pools(study, axes, []), axes) == [None, None]

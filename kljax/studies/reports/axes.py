@@ -10,6 +10,22 @@ ARM = "arm"
 # same making, perhaps.
 REPEATED = frozenset({"seed", "from_run"})
 BUDGET = frozenset({"steps", "restarts"})
+# Fields that say who the victims are; arms that differ in one of them share none.
+WHO = frozenset(
+    {
+        "data",
+        "split",
+        "data_dir",
+        "image_size",
+        "examples",
+        "seed",
+        "from_run",
+        "client",
+        "batch",
+        "local_steps",
+        "local_epochs",
+    }
+)
 
 
 class Axis(NamedTuple):

@@ -8,27 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kljax.metrics import VALUES, Interval
-from kljax.studies.reports.axes import Axis, arm_axis
+from kljax.studies.reports.axes import WHO, Axis, arm_axis
 from kljax.studies.reports.estimates import by_image, mean_difference, with_interval
 from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import Entry, Table
 from kljax.studies.reports.values import known, written
-
-# Fields that say who the victims are; arms that differ in one of them share none.
-WHO = {
-    "data",
-    "split",
-    "data_dir",
-    "image_size",
-    "examples",
-    "seed",
-    "from_run",
-    "client",
-    "batch",
-    "local_steps",
-    "local_epochs",
-}
 
 
 class Comparison(NamedTuple):

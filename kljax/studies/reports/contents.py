@@ -19,6 +19,7 @@ from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
 from kljax.studies.reports.threats import threat_models
 from kljax.studies.reports.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
+from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.store import Study
 
 # Fields of a configuration that say what was studied.
@@ -155,7 +156,10 @@ def make_contents(
     arrangement = arrange(axes, rows, columns)
     trainings = read_runs(runs)
     pools = make_pools(study, axes, arrangement.pooled)
-    lines = [make_line(pool, value) for pool in pools]
+    lines = [
+        make_line(pool, value, undefended)
+        for pool, undefended in zip(pools, find_undefended(pools, axes), strict=True)
+    ]
     compared = compare_arms(pools, axes, value)
     curves = make_curves(pools, axes)
     tradeoffs = make_tradeoffs(pools, axes, trainings)

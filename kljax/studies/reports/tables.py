@@ -62,15 +62,21 @@ class Line(NamedTuple):
     means: dict[str, Estimate]
 
 
-def make_line(pool: Pool, value: str) -> Line:
-    """Estimates everything that tables say of a pool."""
+def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
+    """Estimates everything that tables say of a pool.
+
+    Args:
+      pool: the rows.
+      value: that is asked for.
+      undefended: see `kljax.studies.reports.verdicts.verdict`.
+    """
     found = {name: estimate(pool, name) for name in {"ssim", "success", value}}
     return Line(
         pool,
         found[value],
         found["success"],
         count_outcomes(pool),
-        verdict(pool, found["ssim"], found["success"]),
+        verdict(pool, found["ssim"], found["success"], undefended=undefended),
         {
             name: found.get(name) or estimate(pool, name)
             for name in ALSO

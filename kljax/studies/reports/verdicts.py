@@ -7,6 +7,7 @@ from kljax.metrics import VALUES
 from kljax.studies.reports.estimates import Estimate
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import read_differences
+from kljax.studies.reports.undefended import ambiguous_yet_recovered, is_undefended
 
 BESIDE_FLOOR = {
     1: "above its floor",
@@ -36,15 +37,18 @@ def count_outcomes(pool: Pool) -> Outcomes:
     return Outcomes(*(found.count(name) for name in Outcomes._fields))
 
 
-def verdict(pool: Pool, *scores: Estimate) -> str:
+def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> str:
     """Says how to read a pool.
 
     Whether a score is above its floor is told by the interval of the paired difference
     on the same victims; where that is not known, it is said. An attack that did not
-    match the gradient is never counted for a defence.
+    match the gradient is never counted for a defence, and an image that is wrong
+    although the gradient is matched only where it is recovered undefended.
 
     Args:
       pool: the rows.
+      undefended: the pool without a defence, all else being equal, see
+        `kljax.studies.reports.undefended`; None where there is none.
       scores: estimates of scores of this pool, such as ``ssim`` and ``success``. A rate
         alone hides what is above the floor where both always succeed, or never.
     """
@@ -64,11 +68,12 @@ def verdict(pool: Pool, *scores: Estimate) -> str:
         {
             "recovered": found.recovered,
             "recovered up to contrast": found.recovered_affine,
-            "ambiguous": found.ambiguous,
         },
     )
     if told:
         parts.append(f"{told}.")
+    if found.ambiguous:
+        parts.append(_of_ambiguous(pool, found.ambiguous, undefended))
     told = _counted(n, {"unsolved": found.unsolved, "diverged": found.diverged})
     if told:
         parts.append(f"{told}: no sign of protection.")
@@ -77,6 +82,22 @@ def verdict(pool: Pool, *scores: Estimate) -> str:
     if pool.state != "finished":
         parts.append(f"Only {pool.attacked} of {pool.expected} victims so far.")
     return " ".join(parts)
+
+
+def _of_ambiguous(pool: Pool, count: int, undefended: Pool | None) -> str:
+    """Says what images that are wrong although the gradient is matched show."""
+    counted = _counted(len(pool.rows), {"ambiguous (matched but wrong)": count})
+    if is_undefended(pool):
+        return f"{counted}: without any defence."
+    if undefended is None or not len(undefended.rows):
+        return f"{counted}: no evidence for this arm, no undefended one was run here."
+    recovered, shared = ambiguous_yet_recovered(pool, undefended)
+    some = "" if shared == count else f" of the {shared} that were attacked undefended"
+    if not recovered:
+        reads = f"no evidence for this arm, none{some} is recovered undefended"
+    else:
+        reads = f"evidence for this arm in the {recovered}{some} recovered undefended"
+    return f"{counted}: {reads}."
 
 
 def _of_uploads(pool: Pool) -> str:
