@@ -164,7 +164,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
       guesses: ``(arm, victims) -> images [N, B, H, W, C]``.
       facts: ``labels`` [N, B] (the true ones if not given), ``loss``, ``finite``,
         ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error``,
-        ``replay_is_exact``, ``label_rule_holds`` [N], ``info``.
+        ``replay_is_exact``, ``label_rule_holds`` [N], ``numbers``.
     """
     dataset = victim_setup.load_dataset(config)
     victims = victim_setup.choose_victims(config, dataset)
@@ -179,7 +179,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
             labels=facts.get("labels", victims.labels),
             loss=facts.get("loss", each),
             finite=facts.get("finite", each > 0),
-            info=facts.get("info", {"evaluations": spent}),
+            numbers=facts.get("numbers", {"evaluations": spent}),
         )
         attacked = leakage.Attacked(
             found,

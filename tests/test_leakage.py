@@ -524,8 +524,8 @@ def test_restarts_choose_by_the_attackers_own_loss():
     first = np.argmin(losses, axis=1) == 0
     apart = np.max(np.abs(three.images - single.images), axis=(1, 2, 3, 4))
     np.testing.assert_array_equal(apart < 1e-4, first)
-    np.testing.assert_array_equal(three.info["evaluations"], 18)
-    np.testing.assert_array_equal(single.info["evaluations"], 6)
+    np.testing.assert_array_equal(three.numbers["evaluations"], 18)
+    np.testing.assert_array_equal(single.numbers["evaluations"], 6)
 
 
 def test_a_search_that_breaks_off_is_not_finite():

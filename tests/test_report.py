@@ -190,7 +190,7 @@ def test_restarts_are_evaluations_of_one_attack():
     speed = leak_report.summarise(result, scored(result))["throughput"]
     assert speed["evaluations_per_s"] == pytest.approx(3 * 3 * 10 / 0.5)
     assert speed["attacks_per_hour"] == pytest.approx(3600 * 3 / 0.5)
-    uncounted = pretended(tiny(), close, info={})
+    uncounted = pretended(tiny(), close, numbers={})
     speed = leak_report.summarise(uncounted, scored(uncounted))["throughput"]
     assert (speed["evaluations_per_s"], speed["attacks_per_hour"]) == (
         0,

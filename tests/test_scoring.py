@@ -296,7 +296,7 @@ def test_images_of_a_batch_are_scored_one_by_one():
         guesses,
         loss=np.array([0.5, 0.25], np.float32),
         feature_error=np.array([0.1, 0.2], np.float32),
-        info={"evaluations": np.array([4, 4]), "bins_read": np.array([5, 6])},
+        numbers={"evaluations": np.array([4, 4]), "bins_read": np.array([5, 6])},
     )
     victims, rows = result.victims, scored(result)
     for arm in ("none", "floor/grey", "floor/noise_affine"):
@@ -372,7 +372,7 @@ def test_rows_of_a_closed_form_name_no_search():
     """It was offered restarts, steps and an optimiser, and made no use of them."""
     searched = ("optimiser", "step_size", "restarts", "evaluations")
     config = tiny(step_size=0.1, restarts=4)
-    found = pretended(config, close, info={"evaluations": np.zeros(3, int)})
+    found = pretended(config, close, numbers={"evaluations": np.zeros(3, int)})
     for row in rows_of(scored(found), "none"):
         assert [row[name] for name in searched] == [None] * 4
         assert row["attack"] == "matching" and row["outcome"] == "recovered"
@@ -381,7 +381,7 @@ def test_rows_of_a_closed_form_name_no_search():
 
 
 def test_attacks_need_not_count_their_evaluations():
-    rows = rows_of(scored(pretended(tiny(), close, info={})), "none")
+    rows = rows_of(scored(pretended(tiny(), close, numbers={})), "none")
     assert [row["evaluations"] for row in rows] == [None] * 3
     assert rows[0]["attack"] == "matching"
 

@@ -121,7 +121,8 @@ class Reconstruction(NamedTuple):
     labels: Array  # [B] int32; `UNKNOWN` where nothing told them
     loss: Array  # [] matching loss of this candidate, without priors
     finite: Array  # [] bool: something was there to match, and the search did not break
-    info: dict[str, Any]  # for humans: "losses" [points], "secret", ...
+    info: dict[str, Any] = {}  # for humans: "losses" [points], "secret", ...
+    numbers: dict[str, Array] = {}  # column of the rows -> [], such as "evaluations"
 
 
 Attack: TypeAlias = Callable[[Rng, View], Reconstruction]

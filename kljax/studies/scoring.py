@@ -35,6 +35,8 @@ REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 PIXELS_PER_CALL = 2**13
 PIXELS_PER_BLOCK = 2**16
 
+# dtype of a column -> type of what is in a row
+KINDS = {"int32": int, "int64": int, "float64": float, "bool": bool}
 Row = dict[str, Any]
 Scores = dict[str, np.ndarray]  # by column, each [N]
 Guesses = tuple[list[int], np.ndarray]  # places of truths, and images [n, H, W, C]
@@ -149,8 +151,7 @@ def _arm_rows(
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found = attacked.reconstruction
-    # A user's attack need not count.
-    spent, count = found.info.get("evaluations"), found.info.get("bins_read")
+    spent = found.numbers.get("evaluations")  # a user's attack need not count
     degree = find_preset(result.config.attack).degree
     labels = arm.threat.strategy.labels
     rows = []
@@ -170,14 +171,16 @@ def _arm_rows(
         scale = float(attacked.loss_scale[n])
         floor = metrics.loss_floor(reachable, scale, degree) if measured else None
         of_upload = _options(result.config, "attack")
+        of_upload |= {name: _number(name, of[n]) for name, of in found.numbers.items()}
         if searched:
             of_upload |= _options(result.config, "search")
+        else:
+            of_upload["evaluations"] = None
         if labels != "recovered":
             of_upload["label_rule"] = None
         of_upload |= {
             "lock_strategy": arm.arm.lock_strategy,
             "label_strategy": labels,
-            "evaluations": int(spent[n]) if searched and spent is not None else None,
             "matching_loss": loss,
             "matching_loss_at_truth": at_truth if measured else None,
             "matching_loss_floor": floor,
@@ -188,7 +191,6 @@ def _arm_rows(
                 found.labels[n], victims.labels[n]
             ),
             "feature_error": error if np.isfinite(error) else None,
-            "bins_read": None if count is None else int(count[n]),
             "replay_is_exact": exact if measured else None,
             "label_rule_holds": None if np.isnan(holds) else bool(holds),
         }
@@ -247,6 +249,11 @@ def _options(config: LeakConfig, rows: str) -> Row:
 def _plain(value: Any) -> Any:
     """Writes an option as one value: lists with commas, and an empty one as None."""
     return (",".join(value) or None) if isinstance(value, tuple) else value
+
+
+def _number(column: str, value: Any) -> float | int | bool:
+    """Writes a number of an attack as its column has it."""
+    return KINDS[COLUMNS[column].dtype](value)
 
 
 def _at(scores: Scores, place: int) -> Row:

@@ -187,7 +187,7 @@ def test_the_image_is_found(seed):
     found = attacked(truth)
     assert psnr(found, truth) > 50 > PUBLISHED
     assert bool(found.finite) and found.loss < 1e-8
-    assert found.info["evaluations"] == 0
+    assert found.numbers["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [seed % CLASSES])
     np.testing.assert_allclose(found.info["tokens"], truth.tokens, atol=2e-3)
     assert np.all((found.images >= 0) & (found.images <= 1))

@@ -60,7 +60,7 @@ def test_gradient_descent_by_hand(rng):
     np.testing.assert_allclose(found.loss, 5 * 0.25**3)
     np.testing.assert_allclose(found.info["losses"], 5 * 0.25 ** np.arange(4))
     assert found.labels.tolist() == [1]
-    assert found.info["evaluations"] == 4
+    assert found.numbers["evaluations"] == 4
     assert bool(found.finite)
 
 

@@ -134,7 +134,7 @@ def likeness(found, image):
 def test_without_a_norm_the_image_is_exact(seed):
     image, found = attacked("unit", None, seed, locked=False)
     assert np.abs(found.images[0] - image).max() < 1e-3 and found.loss < 1e-10
-    assert found.info["evaluations"] == 0
+    assert found.numbers["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [seed])
 
 

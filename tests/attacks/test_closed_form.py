@@ -109,7 +109,7 @@ def test_a_dense_network_gives_its_image_away(widths, layer):
     np.testing.assert_array_equal(found.labels, [2])
     assert found.finite and abs(found.loss) < 1e-10
     assert found.labels.dtype == np.int32
-    assert found.info["evaluations"] == 0
+    assert found.numbers["evaluations"] == 0
 
 
 def test_the_image_is_given_away_under_another_loss():

@@ -111,11 +111,11 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
     single, occupied = alone(truth.images, network()[3])
     assert 4 <= single.sum() <= EXAMPLES
     found = compiled()(truth)
-    assert found.info["evaluations"] == 0
+    assert found.numbers["evaluations"] == 0
     reached = decibels(found, truth)
     assert np.all(reached[single] > REFERENCE)
     assert bool(found.finite)
-    assert int(found.info["bins_read"]) == occupied
+    assert int(found.numbers["bins_read"]) == occupied
     assert found.images.shape == truth.images.shape
     if defence == "keylock":  # the gates do something, and not to this
         plain = update("none")
@@ -138,7 +138,7 @@ def test_images_of_one_bin_are_lost_and_said_to_be():
     _, occupied = alone(images, network()[3])
     found = compiled()(doubled)
     assert occupied < EXAMPLES
-    assert int(found.info["bins_read"]) == occupied
+    assert int(found.numbers["bins_read"]) == occupied
     missing = np.asarray(found.info["bins"]) == -1
     assert missing.sum() == EXAMPLES - occupied
     assert np.all(np.asarray(found.images)[missing] == 0.5)
@@ -147,7 +147,7 @@ def test_images_of_one_bin_are_lost_and_said_to_be():
 def test_a_batch_larger_than_the_bins():
     found = compiled(bins=4)(update(bins=4))
     assert found.images.shape == (EXAMPLES, *IMAGE_SHAPE)
-    assert int(found.info["bins_read"]) <= 4
+    assert int(found.numbers["bins_read"]) <= 4
     bins = np.asarray(found.info["bins"])
     assert bins.shape == (EXAMPLES,) and (bins == -1).sum() >= EXAMPLES - 4
     assert np.all(np.asarray(found.images)[bins == -1] == 0.5)
@@ -183,7 +183,7 @@ def test_one_shot_finds_the_image_that_it_is_aimed_at():
     low, high = network(**options)[3]
     assert low < own <= high
     found = compiled(examples, one_shot=True, **options)(truth)
-    assert int(found.info["bins_read"]) == 1 and bool(found.finite)
+    assert int(found.numbers["bins_read"]) == 1 and bool(found.finite)
     error = np.mean((np.asarray(found.images[0]) - images[wanted]) ** 2)
     assert -10 * math.log10(error + 1e-20) > REFERENCE
     assert np.all(np.asarray(found.images[1:]) == 0.5)
@@ -235,7 +235,7 @@ def test_it_fails_where_noise_leaves_nothing(rank):
 def test_a_gradient_that_says_nothing_is_a_reported_failure(value):
     found = compiled()(filled(update(), value))
     assert not bool(found.finite)
-    assert int(found.info["bins_read"]) == 0
+    assert int(found.numbers["bins_read"]) == 0
     assert np.all(np.asarray(found.images) == 0.5)
 
 
@@ -297,7 +297,7 @@ def test_the_largest_bins_are_read_by_whatever_ranks_them(rank):
         )
     )
     order = {"bias": [1, 2, 0], "weight": [1, 0, 2]}[rank]
-    assert found.info["bins"].tolist() == order and found.info["bins_read"] == 3
+    assert found.info["bins"].tolist() == order and found.numbers["bins_read"] == 3
     for image, n in zip(found.images, order, strict=True):
         np.testing.assert_allclose(np.ravel(image), images[n], rtol=2e-5, atol=1e-5)
     assert found.loss < 1e-9
@@ -310,7 +310,7 @@ def test_bins_above_rounding_are_read():
         kernel = np.full((math.prod(IMAGE_SHAPE), 4), 0.3, np.float32) * bias[None]
         sent = Public(truth.sent.model | {KERNEL: kernel, BIAS: bias})
         found = compiled(bins=4)(truth._replace(sent=sent))
-        assert found.info["bins_read"] == read
+        assert found.numbers["bins_read"] == read
 
 
 def test_as_many_are_alone_as_expected():

@@ -77,7 +77,7 @@ def check_steps(name, ground, update, **sizes):
     assert found.images.shape == update.images.shape[:1] + SHAPE
     assert np.all(np.isfinite(found.images))
     assert found.labels.shape == update.images.shape[:1] and np.all(found.labels >= 0)
-    assert found.info["evaluations"] == sizes["steps"] * sizes["restarts"]
+    assert found.numbers["evaluations"] == sizes["steps"] * sizes["restarts"]
     facts = vars(ground.threat.knowledge)
     assert len(hidden(facts)) >= 4
     assert not differences(strike(poisoned(update, facts)), found)

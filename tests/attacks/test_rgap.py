@@ -105,7 +105,7 @@ def test_the_image_is_found(name, classes, label, seed):
     psnr, found = attacked(name, classes, seed, label)
     assert psnr > 40
     assert found.finite and found.loss < 1e-9
-    assert found.info["evaluations"] == 0
+    assert found.numbers["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [label])
     for rank in found.info["ranks"].values():
         np.testing.assert_allclose(rank, 1, atol=1e-3)

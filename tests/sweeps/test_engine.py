@@ -102,8 +102,8 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
         else:
             with small.quick():
                 result = leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
-            info = result.arms[0].attacked.reconstruction.info
-            assert found == np.repeat(info["bins_read"], 4).tolist() and min(found) >= 2
+            read = result.arms[0].attacked.reconstruction.numbers["bins_read"]
+            assert found == np.repeat(read, 4).tolist() and min(found) >= 2
 
 
 def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):

@@ -109,7 +109,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
             labels=idlg(setting, view),
             loss=share,
             finite=jnp.isfinite(share),
-            info={"evaluations": jnp.asarray(0)},
+            numbers={"evaluations": jnp.asarray(0)},
         )
 
     return attack

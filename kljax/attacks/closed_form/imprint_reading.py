@@ -71,11 +71,11 @@ def imprint(
 
     Returns:
       The attack. Its loss is the share of the weight gradient of all bins, in squared
-      norm, that the images do not explain. Its ``info`` has
-      ``bins_read`` [], how many of the B images are no grey filling (mixtures are among
-      them, and under noise anything), and ``bins`` [B], the bin of each, -1 for a
-      filling. Labels are those of the batch; which image has which is not known. A
-      gradient that says nothing is not ``finite``.
+      norm, that the images do not explain. Its ``numbers``
+      have ``bins_read``, how many of the B images are no grey filling (mixtures are
+      among them, and under noise anything), its ``info`` has ``bins`` [B], the bin of
+      each, -1 for a filling. Labels are those of the batch; which image has which is
+      not known. A gradient that says nothing is not ``finite``.
 
     Raises:
       ValueError: for an optimiser, an honest server, a network without an imprint,
@@ -116,12 +116,11 @@ def imprint(
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.any(found),
             info={
-                "bins_read": jnp.sum(found),
                 "bins": jnp.pad(
                     jnp.where(found, order, -1), (0, more), constant_values=-1
                 ),
-                "evaluations": jnp.asarray(0),
             },
+            numbers={"bins_read": jnp.sum(found), "evaluations": jnp.asarray(0)},
         )
 
     return attack

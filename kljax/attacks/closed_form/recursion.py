@@ -132,11 +132,8 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             labels=label(signal) if by_signal else labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(images)),
-            info={
-                "residuals": residuals,
-                "ranks": ranks,
-                "evaluations": jnp.asarray(0),
-            },
+            info={"residuals": residuals, "ranks": ranks},
+            numbers={"evaluations": jnp.asarray(0)},
         )
 
     return attack

@@ -65,9 +65,9 @@ def descend(
 
     Returns:
       The attack. Its ``info`` has ``losses`` [points], ``secret`` (that part of the
-      best candidate), ``restart_losses`` [R] and ``evaluations`` (R x steps). An
-      upload of nothing but zeros, or one that is hidden throughout, has no image in
-      it: what comes back is not `finite`.
+      best candidate) and ``restart_losses`` [R], its ``numbers`` have ``evaluations``
+      (R x steps). An upload of nothing but zeros, or one that is hidden throughout, has
+      no image in it: what comes back is not `finite`.
 
     Raises:
       ValueError: if steps, restarts or points are below 1, or `points` does not

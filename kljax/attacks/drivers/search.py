@@ -141,8 +141,8 @@ def restarted(
                 "losses": losses,
                 "secret": candidate.secret,
                 "restart_losses": runs.best.matching,
-                "evaluations": jnp.asarray(restarts * evaluations),
             },
+            numbers={"evaluations": jnp.asarray(restarts * evaluations)},
         )
 
     return attack

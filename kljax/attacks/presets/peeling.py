@@ -80,11 +80,8 @@ def peeled_image(
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
-            info={
-                "evaluations": jnp.asarray(0),
-                "secret": part,
-                "residuals": residuals,
-            },
+            info={"secret": part, "residuals": residuals},
+            numbers={"evaluations": jnp.asarray(0)},
         )
 
     return attack

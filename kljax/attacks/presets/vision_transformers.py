@@ -106,11 +106,11 @@ def april(
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
             info={
-                "evaluations": jnp.asarray(0),
                 "secret": guess,
                 "tokens": tokens,
                 "residuals": dict(zip(("tokens", "patch"), residuals, strict=True)),
             },
+            numbers={"evaluations": jnp.asarray(0)},
         )
 
     return attack

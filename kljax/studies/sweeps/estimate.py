@@ -98,7 +98,7 @@ def _probe(group: Group, layout: Layout) -> _Probed:
         _, again = run(*inputs)
     # A block is full, however few there are.
     each = again.run_s / (layout.chunk * devices)
-    counted = attacked.reconstruction.info.get("evaluations")
+    counted = attacked.reconstruction.numbers.get("evaluations")
     searches = counted is None or bool(np.any(counted))
     return _Probed(
         0.0 if searches else each,
