@@ -358,7 +358,7 @@ def test_plaintext_gates_are_public_and_start_where_they_are_told():
 def hiding(*hidden):
     """A defence of which the entries at `hidden` cannot be read."""
 
-    def visible(public, sent):
+    def visible(rng, sent, context):
         return jax.tree.map(
             lambda leaf: jnp.ones(leaf.shape, bool).at[jnp.array(hidden)].set(False),
             sent,
@@ -370,7 +370,7 @@ def hiding(*hidden):
 @ALL
 def test_all_of_what_is_sent_can_be_read(defence):
     grads = gradient()
-    visible = defence.visible(grads, grads)
+    visible = defence.visible(RNG, grads, CONTEXT)
     assert_equal(visible, jax.tree.map(lambda x: np.ones(x.shape, bool), grads))
 
 
@@ -378,6 +378,6 @@ def test_what_one_of_a_chain_hides_is_hidden():
     sent = {"a": jnp.zeros(5)}
     defence = chain(hiding(0, 3), gaussian_noise(0.1), hiding(3, 4))
     np.testing.assert_array_equal(
-        defence.visible(None, sent)["a"], [False, True, True, False, False]
+        defence.visible(RNG, sent, CONTEXT)["a"], [False, True, True, False, False]
     )
     assert chain(none(), gaussian_noise(0.1)).visible is none().visible

@@ -9,7 +9,7 @@ written for one client.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,10 @@ class Context(NamedTuple):
     stats: Stats
     images: Array  # [B, H, W, C], of the step; of all steps, for a change
     targets: Array  # [B, Kc]
+    # (images, targets) -> the client's own gradient of them, before its release:
+    # something with `public`, a `Public`, and `logits` [B, Kc]. None where a whole
+    # change is released.
+    gradient: Callable[[Array, Array], Any] | None = None
 
 
 def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
@@ -78,9 +82,9 @@ def no_gates(public: PyTree, private: Private) -> Gates:
     return {}
 
 
-def everything(public: Public, sent: Public) -> PyTree:
+def everything(rng: Rng, sent: Public, context: Context) -> PyTree:
     """Leaves all that is sent to be read."""
-    del public
+    del rng, context
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), sent)
 
 
@@ -95,9 +99,9 @@ class Defence(NamedTuple):
         gates that follow from public knowledge alone.
       release, simulate, init_state: of each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
-      visible: ``(public, sent) -> tree like sent of bool arrays``: which entries of
-        what is sent a server can read. It aggregates the others all the same, as
-        under encryption. `public` is what the client received, a `Public`.
+      visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
+        of what is sent a server can read. It aggregates the others all the same, as
+        under encryption, and it sees which they are.
     """
 
     init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
@@ -106,7 +110,7 @@ class Defence(NamedTuple):
     simulate: Callable[[Public, Public | None, Public | None], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
     update: Transform = SEND_ALL
-    visible: Callable[[Public, Public], PyTree] = everything
+    visible: Callable[[Rng, Public, Context], PyTree] = everything
 
 
 def is_concrete(number: float | Array) -> bool:
@@ -171,12 +175,15 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     )
 
 
-def _readable(members: list[Callable]) -> Callable[[Public, Public], PyTree]:
+def _readable(members: list[Callable]) -> Callable[[Rng, Public, Context], PyTree]:
     if all(member is everything for member in members):
         return everything
 
-    def visible(public: Public, sent: Public) -> PyTree:
-        masks = [member(public, sent) for member in members]
+    def visible(rng: Rng, sent: Public, context: Context) -> PyTree:
+        masks = [
+            member(jax.random.fold_in(rng, i), sent, context)
+            for i, member in enumerate(members)
+        ]
         both = functools.partial(jax.tree.map, jnp.logical_and)
         return functools.reduce(both, masks)
 

@@ -4,6 +4,7 @@ Taken apart into what may leave and what may not: a `Gradient` before any releas
 the `Update` of a step.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ from kljax.core.types import (
     Rng,
     Stats,
 )
-from kljax.defences import SEND_ALL, Context, Defence
+from kljax.defences import SEND_ALL, Context, Defence, everything
 from kljax.models.losses import checked
 from kljax.threat import Update
 
 # What the random key of a step is for.
-STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation")
+STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation", "visible")
 
 
 class Gradient(NamedTuple):
@@ -132,14 +133,11 @@ def one_step(
         if renew is not None:
             private = renew(rng_of("renewal"), private)
         seen = images if augment is None else augment(rng_of("augmentation"), images)
-        grads = gradient(rng_of("gradient"), public, stats, private, seen, targets)
+        mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
+        grads = mine(seen, targets)
+        context = Context(public, stats, seen, targets, mine)
         down = add_pull(penalty, grads.public, public, public)
-        sent, _ = defence.release(
-            rng_of("release"),
-            remembered,
-            down,
-            Context(public, stats, seen, targets),
-        )
+        sent, _ = defence.release(rng_of("release"), remembered, down, context)
         return Update(
             public=public,
             stats=stats,
@@ -151,9 +149,19 @@ def one_step(
             private=private,
             initial_lock_weights=private.trainable,
             lock_grads=grads.trainable,
+            visible=visible_of(defence, rng_of("visible"), sent, context),
         )
 
     return step
+
+
+def visible_of(
+    defence: Defence, rng: Rng, sent: Public, context: Context
+) -> PyTree | None:
+    """Tells what of an upload can be read, as `Update` has it: None for everything."""
+    if defence.visible is everything:
+        return None
+    return defence.visible(rng, sent, context)
 
 
 def add_pull(

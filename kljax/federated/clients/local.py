@@ -29,7 +29,7 @@ from kljax.defences import Context, Defence
 from kljax.federated.clients.gradient import add_pull, local_gradient
 
 # What the random key of a round of local training is for.
-ROUND_PURPOSES = ("steps", "release", "renewal", "role")
+ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
 # Of one step of a round.
 LOCAL_PURPOSES = ("augmentation", "gradient", "release")
 
@@ -173,14 +173,15 @@ def local_training(
                 images = augment(rng_of("augmentation"), images)
             private = Private(secret, trainable)
             targets = one_hot(labels)
-            grads = gradient(
-                rng_of("gradient"), public, stats, private, images, targets
+            mine = functools.partial(
+                gradient, rng_of("gradient"), public, stats, private
             )
+            grads = mine(images, targets)
             down, remembered = defence.release(
                 rng_of("release"),
                 remembered,
                 add_pull(penalty, grads.public, public, received),
-                Context(public, stats, images, targets),
+                Context(public, stats, images, targets, mine),
             )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)

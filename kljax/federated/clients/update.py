@@ -1,5 +1,6 @@
 """A whole local training as one recorded update, for who studies what it gives away."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,9 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljax.core.randomness import derive_rng
 from kljax.core.types import Array, Loss, Model, Private, Public, Rng, Stats
-from kljax.defences import SEND_ALL, Defence, step_transform, without_release
+from kljax.defences import (
+    SEND_ALL,
+    Context,
+    Defence,
+    step_transform,
+    without_release,
+)
+from kljax.federated.clients.gradient import local_gradient, visible_of
 from kljax.federated.clients.local import (
+    ROUND_PURPOSES,
     Batches,
     ClientState,
     LocalOptimiser,
@@ -57,9 +67,10 @@ def local_update(
         what the `Update` says.
 
     Returns:
-      The pair of functions. The `Update` holds the private part that the client takes
-      its first step with, also as the lock weights of round 0: whoever knows better
-      replaces them.
+      The pair of functions. What of the change can be read is said of all examples
+      together, at the parameters received. The `Update` holds the private part that
+      the client takes its first step with, also as the lock weights of round 0:
+      whoever knows better replaces them.
 
     Raises:
       ValueError: for T or B below 1, and from ``run`` if B does not divide n.
@@ -68,6 +79,7 @@ def local_update(
         raise ValueError(f"steps={steps} and batch={batch} must be at least 1")
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
+    gradient = local_gradient(model, loss, defence, train=True)
     bare = local_training(model, loss, without_release(defence), optimiser, **options)
 
     def run(
@@ -99,6 +111,14 @@ def local_update(
             forgetful = state._replace(release=Remembered((), ()))
             delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
         before = state.private.trainable
+        targets = jax.nn.one_hot(
+            labels, count_classes(model, received, stats, batches.images[0])
+        )
+        rng_gradient, rng_visible = jax.random.split(
+            derive_rng(rng, ROUND_PURPOSES, "visible")
+        )
+        mine = functools.partial(gradient, rng_gradient, received, stats, state.private)
+        context = Context(received, stats, images, targets, mine)
         return Update(
             public=received,
             stats=stats,
@@ -106,13 +126,12 @@ def local_update(
             before_release=delta,
             new_stats=upload.stats,
             images=images,
-            targets=jax.nn.one_hot(
-                labels, count_classes(model, received, stats, batches.images[0])
-            ),
+            targets=targets,
             private=state.private,
             initial_lock_weights=before,
             lock_grads=jax.tree.map(jnp.subtract, kept.private.trainable, before),
             local=LocalSteps(steps, batch),
+            visible=visible_of(defence, rng_visible, upload.delta, context),
         )
 
     return LocalUpdate(training.init, run)
