@@ -52,7 +52,7 @@ RESERVED = {
         "attacks/drivers/search.py",  # restarts of one attack
         "attacks/pooling.py",  # uploads of one client
         "core/drawing.py",  # random keys
-        "studies/scoring.py",  # finished reconstructions, on their way into rows
+        "metrics/kinds/images.py",  # finished reconstructions, on their way into rows
     },
     "pmap": set(),
     "shard_map": {"parallel/victim_axis.py", "parallel/client_axis.py"},

@@ -11,6 +11,7 @@ LOSS = {"unit": "of the attack's objective", "form": ".1e"}
 SIMILARITY = {"unit": "[-1, 1]", "form": ".3f", "leaks": 1}
 SHARE = {"unit": "[0, 1]", "form": ".0%"}
 DECIBEL = {"unit": "dB", "form": ".1f", "leaks": 1}
+ROUGE = {"unit": "[0, 1]", "form": ".2f", "leaks": 1, "shown": "summary"}
 SQUARED = {"unit": "[0, 1]", "form": ".4f", "leaks": -1}
 
 
@@ -175,11 +176,50 @@ SCORES = (
     _score(
         "success",
         "SSIM >= .6",
-        "SSIM at or above .6. A convention, and no limit of what an eye can read",
+        "SSIM at or above .6, a convention and no limit of what an eye can read; of a "
+        "sentence, all tokens right",
         dtype="bool",
         form=".0%",
         leaks=1,
         rate=True,
+    ),
+    _score(
+        "token_accuracy",
+        "tokens",
+        "share of a sentence's tokens that are right in their place",
+        **SHARE,
+        leaks=1,
+        shown="terminal",
+    ),
+    _score(
+        "exact_match",
+        "all tokens",
+        "whether all tokens of a sentence are right in their place",
+        dtype="bool",
+        form=".0%",
+        leaks=1,
+        rate=True,
+        shown="summary",
+    ),
+    _score("rouge_1", "ROUGE-1", "F-measure of common words", **ROUGE),
+    _score("rouge_2", "ROUGE-2", "F-measure of common pairs of neighbours", **ROUGE),
+    _score(
+        "rouge_l",
+        "ROUGE-L",
+        "F-measure of the longest common subsequence of words",
+        **ROUGE | {"shown": "terminal"},
+    ),
+    Column(name="text", dtype="string", meaning="true sentence"),
+    Column(
+        name="text_guess",
+        dtype="string",
+        meaning="sentence that was found, or that a floor guesses",
+        knows="attacker",
+    ),
+    Column(
+        name="floor_token_accuracy",
+        meaning="token accuracy of the sentence's best floor",
+        unit="[0, 1]",
     ),
     Column(
         name="floor_mse",

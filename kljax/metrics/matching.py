@@ -22,7 +22,8 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
 
     `guesses[assign(guesses, truths)][i]` belongs to `truths[i]`. The total MSE over
     the batch is the least of all one-to-one pairings (Hungarian method); guesses are
-    clipped to [0, 1] first, as the metrics do. Runs on the host, in float64.
+    clipped to [0, 1] first, as the metrics do. Of integers, which are tokens, it is the
+    number of those that differ. Runs on the host, in float64.
 
     Edge cases: a guess with a NaN or infinite value is as far from every truth as any
     clipped guess could be, so it takes what the others leave.
@@ -35,6 +36,9 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
             f"assign: guesses {guesses.shape} and truths {truths.shape} must have one "
             "shape [B, ...] with B >= 1"
         )
+    if np.issubdtype(truths.dtype, np.integer):
+        flat = (side.reshape(len(side), -1) for side in (truths, guesses))
+        return linear_sum_assignment(cdist(*flat, "hamming"))[1]
     flat_guesses = guesses.reshape(len(guesses), -1).astype(np.float64)
     flat_truths = truths.reshape(len(truths), -1).astype(np.float64)
     finite = np.isfinite(flat_guesses).all(axis=1)

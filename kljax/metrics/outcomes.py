@@ -118,12 +118,37 @@ def outcome(
         raise ValueError(f"outcome: loss_floor is {loss_floor}; it must be finite")
     if matching_loss is not None and loss_floor is None:
         raise ValueError("outcome: matching_loss needs a loss_floor to be held against")
-    numbers = [ssim, mse] if matching_loss is None else [ssim, mse, matching_loss]
-    if not all(math.isfinite(number) for number in numbers):
+    if not (math.isfinite(ssim) and math.isfinite(mse)):
         return "diverged"
-    if _is_right(ssim, mse, best_floor_mse):
+    return judge(
+        right=_is_right(ssim, mse, best_floor_mse),
+        nearly=_is_right(ssim_affine, mse_affine, best_floor_mse_affine),
+        matching_loss=matching_loss,
+        loss_floor=loss_floor,
+        finite=finite,
+    )
+
+
+def judge(
+    *,
+    right: bool,
+    nearly: bool = False,
+    matching_loss: float | None,
+    loss_floor: float | None,
+    finite: bool,
+) -> str:
+    """Names the outcome of an input of any kind, once it is known whether it is right.
+
+    Args:
+      right: the input itself.
+      nearly: up to what its kind of network hides.
+      matching_loss, loss_floor, finite: see `outcome`.
+    """
+    if matching_loss is not None and not math.isfinite(matching_loss):
+        return "diverged"
+    if right:
         return "recovered"
-    if _is_right(ssim_affine, mse_affine, best_floor_mse_affine):
+    if nearly:
         return "recovered_affine"
     if not finite:
         return "diverged"

@@ -8,7 +8,6 @@ same in all of them. The schema is versioned; later versions only add columns, b
 """
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,10 @@ from jax.typing import ArrayLike
 
 from kljax import metrics
 from kljax.attacks.presets import find_preset
-from kljax.core.folders import LeftOut, optional
+from kljax.core.inputs import InputSpec
 from kljax.data import Dataset, select
-from kljax.metrics import COLUMNS, Reference, best_floor_mse
+from kljax.metrics import COLUMNS
+from kljax.metrics.kinds import Kind, find_kind
 from kljax.studies.builder.victim_setup import Victims
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import ArmResult, LeakResult
@@ -30,9 +30,7 @@ from kljax.studies.leakage import ArmResult, LeakResult
 SCHEMA_VERSION = 5
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
-# Of images, in one call of the compiled function; and of the truths that are scored
-# together, with all that is made of them.
-PIXELS_PER_CALL = 2**13
+# Of the truths that are scored together, with all that is made of them.
 PIXELS_PER_BLOCK = 2**16
 
 # dtype of a column -> type of what is in a row
@@ -40,7 +38,6 @@ KINDS = {"int32": int, "int64": int, "float64": float, "bool": bool}
 Row = dict[str, Any]
 Scores = dict[str, np.ndarray]  # by column, each [N]
 Guesses = tuple[list[int], np.ndarray]  # places of truths, and images [n, H, W, C]
-_score = jax.jit(jax.vmap(metrics.score))
 
 
 class Floors(NamedTuple):
@@ -49,26 +46,25 @@ class Floors(NamedTuple):
     Letters: M images, those of one upload after those of another.
 
     Attributes:
-      best: [M] mean squared error of each image's best floor.
-      best_affine: [M] the same after the best affine map per channel of each floor.
+      best: [M] each, by column: what the best floor of each image reaches.
       scores: name -> places of the images that have it, and their scores.
     """
 
-    best: np.ndarray
-    best_affine: np.ndarray
+    best: Scores
     scores: dict[str, tuple[list[int], Scores]]
 
 
 def score_rows(result: LeakResult) -> list[Row]:
     """Scores a finished study: the rows of all floors, then of all arms."""
-    count, *shape = result.victims.images.shape[:4]
-    size = max(1, PIXELS_PER_BLOCK // math.prod(shape))
+    count, examples, *shape = result.victims.images.shape
+    # Pixels of an image, however many channels it has; tokens of a sentence.
+    size = max(1, PIXELS_PER_BLOCK // (examples * math.prod(shape[:2])))
     reference = _reference(result.dataset, result.config.seed)
     rows = []
     for start in range(0, count, size):
         part = _part(result, slice(start, start + size))
         rows += score(part, _score_floors(part, reference))[0]
-    names = [f"floor/{name}" for name in metrics.FLOORS]
+    names = [f"floor/{name}" for name in find_kind(result.dataset.inputs).floors]
     names += [arm.arm.name for arm in result.arms]
     return sorted(rows, key=lambda row: names.index(row["arm"]))
 
@@ -97,7 +93,8 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
     sets = [(everyone, _flat(matched_images(arm, victims))) for arm in result.arms]
     # Apart from the floors, which may be known: the last bits of an image's scores
     # may depend on what else is in a call, and rows must not on what came before.
-    for arm, scores in zip(result.arms, _scores_of(sets, truths), strict=True):
+    scored = _scores_of(sets, truths, result.dataset.inputs)
+    for arm, scores in zip(result.arms, scored, strict=True):
         rows += _arm_rows(result, arm, floors, scores)
     return rows, floors
 
@@ -119,14 +116,16 @@ def floor_images(
       seed: of the study.
 
     Returns:
-      For each example name -> image [H, W, C], see `kljax.metrics.floors`; a floor is
-      missing where there is no other example to make it of.
+      For each example name -> image [H, W, C], see `kljax.metrics.floors`, or what
+      inputs of another kind have (`kljax.metrics.kinds`); a floor is missing where
+      there is no other example to make it of.
 
     Raises:
       ValueError: for an image of another shape than the dataset's, or that is not
         the one of its index.
     """
-    return _floors(images, labels, indices, _reference(dataset, seed), seed)
+    examples = images, labels, indices
+    return _floors(*examples, _reference(dataset, seed), seed, dataset.inputs)
 
 
 def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
@@ -150,7 +149,7 @@ def _arm_rows(
     result: LeakResult, arm: ArmResult, floors: Floors, scores: Scores
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
-    found = attacked.reconstruction
+    found, kind = attacked.reconstruction, find_kind(result.dataset.inputs)
     spent = found.numbers.get("evaluations")  # a user's attack need not count
     degree = find_preset(result.config.attack).degree
     labels = arm.threat.strategy.labels
@@ -200,16 +199,8 @@ def _arm_rows(
             row |= of_upload | {
                 "label_guess": int(guess),
                 "label_accuracy": float(guess == victims.labels[n, example]),
-                "outcome": metrics.outcome(
-                    ssim=row["ssim"],
-                    mse=row["mse"],
-                    best_floor_mse=row["floor_mse"],
-                    ssim_affine=row["ssim_affine_oracle"],
-                    mse_affine=row["mse_affine_oracle"],
-                    best_floor_mse_affine=row["floor_mse_affine"],
-                    matching_loss=loss if measured else None,
-                    loss_floor=floor,
-                    finite=bool(found.finite[n]),
+                "outcome": kind.outcome(
+                    row, loss if measured else None, floor, bool(found.finite[n])
                 ),
             }
             rows.append(row)
@@ -227,13 +218,11 @@ def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) 
         "group": int(victims.groups[n]),
         "label": int(victims.labels[n, example]),
         "device": jax.devices()[0].device_kind,
-        "success": metrics.success(scores["ssim"]),
-        "floor_mse": float(floors.best[place]),
+        "success": find_kind(result.dataset.inputs).success(scores),
         "upload": int(victims.uploads[n]),
         "example": example,
-        "floor_mse_affine": float(floors.best_affine[place]),
     }
-    return row | scores
+    return row | _at(floors.best, place) | scores
 
 
 def _options(config: LeakConfig, rows: str) -> Row:
@@ -257,92 +246,64 @@ def _number(column: str, value: Any) -> float | int | bool:
 
 
 def _at(scores: Scores, place: int) -> Row:
-    return {column: float(values[place]) for column, values in scores.items()}
+    return {
+        column: float(values[place])
+        if np.issubdtype(values.dtype, np.floating)
+        else values[place].item()
+        for column, values in scores.items()
+    }
 
 
-def _reference(dataset: Dataset, seed: int) -> Reference:
+def _reference(dataset: Dataset, seed: int) -> Any:
     # Another seed than the victims', who would otherwise all be part of it.
     chosen = select(dataset, min(REFERENCE_SIZE, len(dataset)), seed + 1)
-    return Reference(*dataset.fetch(chosen), chosen)
+    make = find_kind(dataset.inputs).reference
+    return make(*dataset.fetch(chosen), chosen, dataset.inputs)
 
 
 def _floors(
     images: ArrayLike,
     labels: ArrayLike,
     indices: ArrayLike,
-    reference: Reference,
+    reference: Any,
     seed: int,
+    spec: InputSpec,
 ) -> list[dict[str, np.ndarray]]:
+    make = find_kind(spec).make_floors
     return [
-        metrics.floor_images(image, label, index, reference, seed)
+        make(image, label, index, reference, seed)
         for image, label, index in zip(images, labels, indices, strict=True)
     ]
 
 
-def _score_floors(result: LeakResult, reference: Reference) -> Floors:
-    victims = result.victims
+def _score_floors(result: LeakResult, reference: Any) -> Floors:
+    victims, spec = result.victims, result.dataset.inputs
+    kind: Kind = find_kind(spec)
     truths, labels, indices = map(
         _flat, (victims.images, victims.labels, victims.indices)
     )
-    made = _floors(truths, labels, indices, reference, result.config.seed)
-    best = [best_floor_mse(t, floors) for t, floors in zip(truths, made, strict=True)]
+    made = _floors(truths, labels, indices, reference, result.config.seed, spec)
     sets = {}
-    for name in metrics.FLOORS:
+    for name in kind.floors:
         # An image of which there is no other of its class lacks some.
         having = [place for place, floors in enumerate(made) if name in floors]
         if having:
             sets[name] = having, np.stack([made[place][name] for place in having])
-    scored = zip(sets.items(), _scores_of([*sets.values()], truths), strict=True)
+    scored = zip(sets.items(), _scores_of([*sets.values()], truths, spec), strict=True)
     scores = {name: (having, its) for (name, (having, _)), its in scored}
-    best_affine = np.full(len(truths), np.inf)
-    for having, its in scores.values():
-        fitted = np.minimum(best_affine[having], its["mse_affine_oracle"])
-        best_affine[having] = fitted
-    return Floors(np.asarray(best), best_affine, scores)
+    return Floors(kind.best_floors(truths, made, scores), scores)
 
 
-def _scores_of(sets: list[Guesses], truths: np.ndarray) -> list[Scores]:
+def _scores_of(
+    sets: list[Guesses], truths: np.ndarray, spec: InputSpec
+) -> list[Scores]:
     """Scores sets of guesses against their truths, all in one table."""
     guesses = np.concatenate([images for _, images in sets])
     truths = np.concatenate([truths[places] for places, _ in sets])
-    table = _score_flat(guesses, truths)
-    ratio = table["psnr_affine_oracle"].astype(np.float64)
-    table["mse_affine_oracle"] = 10 ** (-ratio / 10)  # data range 1
-    if metrics.lpips_available():
-        table |= _lpips(guesses, truths)
+    table = find_kind(spec).score(guesses, truths, spec)
     ends = np.cumsum([len(places) for places, _ in sets])[:-1]
     split = {name: np.split(values, ends) for name, values in table.items()}
     return [{name: split[name][n] for name in split} for n in range(len(sets))]
-
-
-def _lpips(guesses: np.ndarray, truths: np.ndarray) -> Scores:
-    """Computes LPIPS, which is optional; leaves out, with a warning, what fails."""
-    found, channels = {}, truths.shape[-1]
-    if channels not in metrics.LPIPS_CHANNELS:
-        words = (
-            f"LPIPS is left out: it compares images of 1 or 3 channels, not {channels}"
-        )
-        warnings.warn(words, LeftOut, stacklevel=2)
-        return found
-    for network in ("alex", "vgg"):
-        column = f"lpips_{network}"
-        with optional(column):  # other scores are not lost for it
-            found[column] = metrics.lpips_distances(guesses, truths, network)
-    return found
-
-
-def _score_flat(guesses: np.ndarray, truths: np.ndarray) -> Scores:
-    count, height, width, _ = guesses.shape
-    size = max(1, PIXELS_PER_CALL // (height * width))
-    calls = []
-    for start in range(0, count, size):
-        # Filled up with the last pair: one shape, one compilation.
-        places = np.minimum(np.arange(start, start + size), count - 1)
-        calls.append(_score(guesses[places], truths[places]))
-    return {
-        name: np.concatenate([call[name] for call in calls])[:count]
-        for name in calls[0]
-    }
 
 
 def _part(result: LeakResult, part: slice) -> LeakResult:

@@ -1,0 +1,35 @@
+"""Kinds of inputs, by the name that an `InputSpec` gives them.
+
+| kind  | primary score               | recovered if at most half as wrong as the best |
+|       |                             | floor, and                                     |
+|-------|-----------------------------|------------------------------------------------|
+| image | SSIM                        | SSIM >= .6                                     |
+| text  | share of tokens that are    | at least half of the tokens are right          |
+|       | right in their place        |                                                |
+"""
+
+from kljax.core.inputs import InputSpec
+from kljax.core.registry import resolve
+from kljax.metrics.kinds.images import IMAGES
+from kljax.metrics.kinds.kind import Kind
+from kljax.metrics.kinds.sentences import SENTENCES
+
+KINDS: dict[str, Kind] = {"image": IMAGES, "text": SENTENCES}
+
+
+def find_kind(spec: InputSpec) -> Kind:
+    """Finds how inputs are scored.
+
+    Raises:
+      ValueError: for an unknown kind, and for what is no `Kind`.
+    """
+    found = resolve("kind of input", spec.kind, KINDS)
+    if not isinstance(found, Kind):
+        raise ValueError(
+            f"kind of input {spec.kind!r} is {type(found).__name__}, expected a "
+            "kljax.metrics.kinds.Kind"
+        )
+    return found
+
+
+__all__ = ["Kind", "KINDS", "find_kind"]
