@@ -17,8 +17,11 @@ from kljax.attacks.presets.catalogue import PRESETS
 from kljax.data.augmentation import AUGMENTATIONS
 from kljax.data.catalogue import EMBEDDED
 from kljax.data.partitioning import PARTITIONS, notations, partition
+from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
+from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
 from kljax.models.losses import LOSSES
 from kljax.studies.config.listing import fill_lists
@@ -44,6 +47,9 @@ LISTED = {
         "optimiser": CLIENT_OPTIMISERS,
         "augment": AUGMENTATIONS,
         "loss": LOSSES,
+        "aggregator": AGGREGATORS,
+        "roles": ROLES,
+        "trigger": TRIGGERS,
     },
 }
 

@@ -9,7 +9,10 @@ from kljax import data
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import PRESETS
 from kljax.core.registry import nearest, resolve, unknown_name
+from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
+from kljax.federated.aggregation import AGGREGATORS
+from kljax.federated.roles import ROLES
 from kljax.models import NETWORKS, losses
 
 # Every table of names that a study looks something up in.
@@ -21,6 +24,9 @@ TABLES = {
     "loss": losses.LOSSES,
     "defence": KINDS,
     "dataset to prepare": data.PREPARERS,
+    "aggregator": AGGREGATORS,
+    "role": ROLES,
+    "trigger": TRIGGERS,
 }
 
 

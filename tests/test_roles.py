@@ -126,6 +126,13 @@ def test_who_knows_a_bound_stays_within_it():
     )
 
 
+def test_options_are_written_in_order_or_by_name():
+    for text in ("=10,2.5", "=10,norm=2.5", "=norm=2.5,boost=10"):
+        roles = parse_roles([f"0:model-replacement{text}"], ATTACK, 1)
+        found = sent(roles[0]).delta.model["w"]
+        np.testing.assert_allclose(found, [1.5, 2], rtol=1e-6)
+
+
 def replaced(count, boost=None, **options):
     """Five clients of weight 1 whose own optimum is 0; client 4 wants another."""
     attack = ATTACK._replace(trigger=lambda images: images)
@@ -283,6 +290,10 @@ def test_clients_are_named_by_number_and_by_range():
         ("0:backdor", "unknown role 'backdor' .did you mean 'backdoor'"),
         ("0:backdoor=2", "role 'backdoor' cannot be called with Attack, int"),
         ("0:model-replacement=0", "boost of model-replacement must be .* got 0"),
+        ("0:model-replacement=nrom=1", "unexpected keyword argument 'nrom'"),
+        ("0:model-replacement=norm=1,2", "'2' follows an option that is written by"),
+        ("0:model-replacement=norm=1,norm=2", "option 'norm' is written twice"),
+        ("0:model-replacement=boost=1,boost", "'boost' is no finite number"),
         ("0:model-replacement=1,-1", "norm of model-replacement must be .* got -1"),
         ("3-7:backdoor", "there is no client 7, but 0 to 6"),
         ("1,1:backdoor", "client 1 has one already"),
@@ -302,6 +313,7 @@ def test_what_is_no_role_is_refused(text, message):
         ("patch=1.5", "whole pixels >= 1, got 1.5"),
         ("patch=6", "a patch of 6 pixels covers images of 6 x 8"),
         ("test_roles:flat", "makes .2,. of images .2, 6, 8, 1.: it must keep"),
+        ("test_roles:glaring=3", "makes values from 3.5 to 3.5: images are in .0, 1."),
         ("math:floor=2.5", "trigger 'math:floor=2.5' is no function, but int"),
     ],
 )
@@ -312,6 +324,10 @@ def test_what_is_no_trigger_is_refused(text, message):
 
 def flat():
     return lambda images: images.sum(axis=(1, 2, 3))
+
+
+def glaring(by=2):
+    return lambda images: images + by
 
 
 def test_every_trigger_keeps_the_shape():

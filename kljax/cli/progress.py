@@ -95,7 +95,8 @@ class TrainProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        total = config.rounds * len(config.arms)
+        runs = 2 if config.honest_twin else 1
+        total = config.rounds * len(config.arms) * runs
         self._task = self._bar.add_task("", total=total, state="", pace=0.0, skipped=0)
 
     def __enter__(self) -> "TrainProgress":
@@ -126,6 +127,8 @@ class TrainProgress:
         pace = row["clients"] / row["run_s"]
         accuracy = row["test_accuracy"]
         measured = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        if row["attack_success"] is not None:
+            measured += f", attack success {row['attack_success']:.1%}"
         state = f"loss {row['loss']:.3f}{measured}"
         self._bar.update(self._task, advance=1, state=state, pace=pace)
         if not self._console.is_terminal:

@@ -124,11 +124,13 @@ def call_named(kind: str, name: str, function: Any, /, *arguments, **options) ->
 def make_named(
     kind: str, text: str, table: Mapping[str, Callable[..., T]], *given
 ) -> T:
-    """Calls what ``NAME[=NUMBER[,NUMBER...]]`` stands for with its numbers.
+    """Calls what ``NAME[=OPTIONS]`` stands for with its options.
 
     Args:
       kind: what is being made, for errors.
-      text: what is written; NAME as in `resolve`.
+      text: what is written; NAME as in `resolve`. OPTIONS are numbers with commas
+        between them, in the order of the function's, or by name:
+        ``model-replacement=norm=2``.
       table: the names of the library.
       given: arguments before the numbers.
 
@@ -136,14 +138,27 @@ def make_named(
       What the function of that name gives; a number without a point is an integer.
 
     Raises:
-      ValueError: for an unknown name, what is no finite number, and numbers that the
+      ValueError: for an unknown name, what is no finite number, and options that the
         function does not take. What the function itself raises is its own.
     """
-    name, equals, numbers = text.partition("=")
+    name, written, options = text.partition("=")
     function = resolve(kind, name, table)
-    parts = numbers.split(",") if equals else []
-    values = [_number(kind, text, part) for part in parts]
-    return call_named(kind, name, function, *given, *values)
+    in_order, by_name = [], {}
+    for part in options.split(",") if written else ():
+        option, equals, number = part.rpartition("=")
+        value = _number(kind, text, number)
+        if not equals and by_name:
+            raise ValueError(
+                f"{kind} {text!r}: {part!r} follows an option that is written by name: "
+                "write it by name, too"
+            )
+        if option in by_name:
+            raise ValueError(f"{kind} {text!r}: option {option!r} is written twice")
+        if equals:
+            by_name[option] = value
+        else:
+            in_order.append(value)
+    return call_named(kind, name, function, *given, *in_order, **by_name)
 
 
 def notations(

@@ -7,8 +7,8 @@ A trigger is a function ``images [..., H, W, C] -> images``, of the same shape a
 from collections.abc import Callable
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljax.core.checks import shown, whole
 from kljax.core.registry import check_callable, make_named
@@ -56,21 +56,28 @@ def make_trigger(text: str, image_shape: tuple[int, ...]) -> Trigger:
     """Makes a trigger from its name and its numbers, such as ``patch=3``.
 
     Args:
-      text: ``NAME[=NUMBER[,NUMBER...]]``; a name of `TRIGGERS`, or
-        ``package.module:function`` for a function of the numbers that gives a trigger.
+      text: ``NAME[=OPTIONS]``, as in `kljax.core.registry.make_named`; a name of
+        `TRIGGERS`, or ``package.module:function`` for a function of the numbers that
+        gives a trigger.
       image_shape: [H, W, C] of the images that it will be put on.
 
     Raises:
       ValueError: for an unknown name, numbers that it does not take, images that are
-        too small, and a trigger that does not keep the shape of images.
+        too small, and a trigger that of grey images makes none of that shape in
+        [0, 1].
     """
     trigger = make_named("trigger", text, TRIGGERS)
     check_callable("trigger", text, trigger)
-    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    found = jax.tree.map(lambda x: x.shape, jax.eval_shape(trigger, images))
-    if found != images.shape:
+    images = jnp.full((2, *image_shape), 0.5)
+    found = np.asarray(trigger(images))
+    if found.shape != images.shape:
         raise ValueError(
-            f"trigger {text!r} makes {found} of images {images.shape}: it must keep "
-            "their shape"
+            f"trigger {text!r} makes {found.shape} of images {images.shape}: it must "
+            "keep their shape"
+        )
+    if not (found.min() >= 0 and found.max() <= 1):
+        raise ValueError(
+            f"trigger {text!r} makes values from {found.min():g} to {found.max():g}: "
+            "images are in [0, 1]"
         )
     return trigger

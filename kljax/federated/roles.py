@@ -157,10 +157,10 @@ def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int,
     """Reads who has which role.
 
     Args:
-      texts: each ``CLIENTS:ROLE[=NUMBER[,NUMBER...]]``, such as
-        ``0:model-replacement=10`` or ``1,4-6:label-flip``; a name of `ROLES`, or
-        ``package.module:function`` for a function of an `Attack` and the numbers that
-        gives a `Role`.
+      texts: each ``CLIENTS:ROLE[=OPTIONS]``, such as ``0:model-replacement=10`` or
+        ``1,4-6:label-flip``, with OPTIONS as in `kljax.core.registry.make_named`;
+        a name of `ROLES`, or ``package.module:function`` for a function of an `Attack`
+        and the numbers that gives a `Role`.
       attack: what the attackers aim at.
       clients: how many there are.
 

@@ -159,8 +159,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
 
     Args:
       rows: one per arm and round, with ``arm``, ``round`` (the one run, from 0),
-        ``loss``, ``train_accuracy``, ``test_accuracy`` (None where not measured) and
-        ``excluded`` (the clients left out).
+        ``loss``, ``train_accuracy``, ``test_accuracy`` (None where not measured),
+        ``excluded`` (the clients left out) and, with attackers, ``attack_success``.
       path: the picture to write; its ending says the format.
     """
     import matplotlib.figure
@@ -185,6 +185,13 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         )
         right.plot(*_curve(own, "test_accuracy"), **style, **dot)
         right.plot(*_curve(own, "train_accuracy"), color=f"C{n}", alpha=0.35, lw=0.8)
+        right.plot(
+            *_curve(own, "attack_success"),
+            color=f"C{n}",
+            linestyle=":",
+            marker="^",
+            markersize=3,
+        )
     left.set_ylabel("training loss")
     losses = [row["loss"] for row in rows if row["loss"] > 0]
     if losses and max(losses) > 10 * min(losses):
@@ -192,7 +199,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         left.yaxis.set_major_formatter("{x:g}")
         left.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         left.yaxis.set_minor_formatter("{x:g}")
-    right.set_ylabel("accuracy (test; thin: training)")
+    attacked = any(row.get("attack_success") is not None for row in rows)
+    success = "; triangles: attack success" if attacked else ""
+    right.set_ylabel(f"accuracy (test; thin: training{success})")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     for axis in (left, right):
         axis.set_xlabel("rounds finished")
@@ -208,5 +217,5 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
 
 def _curve(rows, name: str) -> tuple[list[int], list[float]]:
     """Lists the finished rounds, and a value after each, where there is one."""
-    seen = [row for row in rows if row[name] is not None]
+    seen = [row for row in rows if row.get(name) is not None]
     return [row["round"] + 1 for row in seen], [row[name] for row in seen]

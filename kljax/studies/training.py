@@ -18,35 +18,30 @@ import numpy as np
 from kljax.core import files
 from kljax.core.checks import check_text
 from kljax.core.claims import claimed
-from kljax.core.drawing import draw_jointly
 from kljax.core.folders import optional
-from kljax.core.types import Gates
-from kljax.defences import unit_gates
 from kljax.federated import checkpoints, evaluation
 from kljax.federated.clients import ClientState
 from kljax.federated.rounds import RoundInfo, nbytes
 from kljax.federated.server import ServerState
-from kljax.models import site_widths
 from kljax.studies import figures, run_folder
 from kljax.studies.builder.run_setup import (
-    ArmRounds,
     Prepared,
     arm_rounds,
     batches_of,
     cohort_of,
     local_steps,
-    mean_gates,
     prepare,
     random_keys,
     start,
 )
 from kljax.studies.builder.sizes import check_training
 from kljax.studies.config import TrainConfig
+from kljax.studies.measuring import Measured, evaluate_arm, measure, measuring_of
 from kljax.studies.run_folder import Row
 
 # What a disk says that is full, gone or read only.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-WATCHED = 3  # clients whose accuracy is measured while training
+TWIN = "honest"  # folder of the run without attackers
 
 
 class ArmBegun(NamedTuple):
@@ -63,6 +58,7 @@ class TrainedArm(NamedTuple):
     server: ServerState
     clients: ClientState  # NumPy arrays with a leading axis [N]
     accuracy: dict[str, dict[str, Any]]  # by test, see `kljax.evaluation.evaluate`
+    attack_success: dict[str, Any] | None  # as an accuracy; None without attackers
 
 
 class TrainResult(NamedTuple):
@@ -169,10 +165,46 @@ def _train(
                 prepared, name, place, rows, boards, on_arm, on_round
             )
     accuracy = {name: arm.accuracy for name, arm in trained.items()}
-    summary = run_folder.summarise(described, rows, accuracy)
+    success = None
+    if prepared.attack is not None:
+        floors = _train_twin(prepared, folder, boards, on_arm, on_round)
+        success = {
+            name: {**arm.attack_success, "floor": floors.get(name)}
+            for name, arm in trained.items()
+        }
+    summary = run_folder.summarise(described, rows, accuracy, success)
     if folder is not None:
         run_folder.write_summary(folder, summary, rows)
     return TrainResult(prepared, trained, rows, summary)
+
+
+def _train_twin(
+    prepared: Prepared,
+    folder: Path | None,
+    boards: Callable | None,
+    on_arm: Callable[[ArmBegun], Any],
+    on_round: Callable[[Row], Any],
+) -> dict[str, float]:
+    """Trains honest clients alone, and measures what a trigger does to each arm.
+
+    A run of its own, in ``honest/``, which can be gone on with and attacked like any.
+    """
+    twin = prepared.config.honest_twin
+    if twin is None:
+        return {}
+    found = train(
+        twin,
+        None if folder is None else folder / TWIN,
+        tensorboard=boards is not None,
+        on_arm=lambda begun: on_arm(begun._replace(name=f"{TWIN}/{begun.name}")),
+        on_round=lambda row: on_round(row | {"arm": f"{TWIN}/{row['arm']}"}),
+    )
+    floors = {}
+    with jax.default_matmul_precision(twin.precision):
+        for name, arm in found.arms.items():
+            on = measuring_of(prepared, name, arm_rounds(prepared, name))
+            floors[name] = _mean(measure(on, arm.server, arm.clients).attack_success)
+    return floors
 
 
 def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
@@ -215,9 +247,8 @@ def _train_arm(
     # What was measured after the checkpoint is measured again.
     rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
     board = None if boards is None else boards(name, first)
-    unit = _unit_gates(prepared, name)
+    on = measuring_of(prepared, name, setup)
     on_arm(ArmBegun(name, first, nbytes(clients)))
-    test = evaluation.Examples(*prepared.test.fetch(np.arange(len(prepared.test))))
     for number in range(first, config.rounds):
         server, info = rounds.run_round(
             keys.rounds,
@@ -228,10 +259,8 @@ def _train_arm(
         )
         done = number + 1
         measured = done % config.evaluate_every == 0 or done == config.rounds
-        accuracy = (
-            _test_accuracy(setup, server, clients, unit, test) if measured else None
-        )
-        rows.append(_row(prepared, name, number, info, accuracy))
+        seen = measure(on, server, clients) if measured else None
+        rows.append(_row(prepared, name, number, info, seen))
         if place is not None:
             run_folder.write_rows(place.parent, rows)
             due = done % config.save_every == 0 or done in config.keep_rounds
@@ -242,12 +271,16 @@ def _train_arm(
         on_round(rows[-1])
     if board is not None:
         board.close()
-    accuracy = _evaluate(prepared, setup, server, clients, unit, test, place)
-    return TrainedArm(jax.device_get(server), clients, accuracy)
+    accuracy = evaluate_arm(on, server, clients, place)
+    success = None
+    if prepared.attack is not None:
+        found = measure(on, server, clients).attack_success
+        success = evaluation.mean_and_std(found)
+    return TrainedArm(jax.device_get(server), clients, accuracy, success)
 
 
 def _row(
-    prepared: Prepared, name: str, number: int, info: RoundInfo, accuracy: float | None
+    prepared: Prepared, name: str, number: int, info: RoundInfo, seen: Measured | None
 ) -> Row:
     config = prepared.config
     steps = sum(
@@ -259,7 +292,8 @@ def _row(
         "round": number,
         "loss": info.loss,
         "train_accuracy": info.accuracy,
-        "test_accuracy": accuracy,
+        "test_accuracy": _mean(seen.accuracy if seen else None),
+        "attack_success": _mean(seen.attack_success if seen else None),
         "clients": len(info.clients),
         "examples": steps * config.batch,
         "excluded": tuple(info.excluded.tolist()),
@@ -268,75 +302,5 @@ def _row(
     }
 
 
-def _unit_gates(prepared: Prepared, name: str) -> Gates:
-    """Makes the gates that change nothing, of all sites that the arm's network has."""
-    sites = prepared.sites
-    model = prepared.models[prepared.arms[name].norm]
-    try:
-        site_widths(model, sites.paths, prepared.train.shape)
-    except ValueError:
-        return {}  # LeNet without a lock has no norm to gate
-    return unit_gates(sites.paths, sites.widths)(None, None)
-
-
-def _test_accuracy(
-    setup: ArmRounds,
-    server: ServerState,
-    clients: ClientState,
-    unit: Gates,
-    test: evaluation.Examples,
-) -> float:
-    """Measures the model with each client's own lock; the mean over three clients."""
-    leaves = jax.tree.leaves(clients.private)
-    count = len(leaves[0]) if leaves else 1
-    watched = min(count, WATCHED)
-    found = []
-    for n in range(watched):
-        private = jax.tree.map(lambda x, n=n: x[n * count // watched], clients.private)
-        gates = {**unit, **setup.defence.gates(server.public.defence, private)}
-        found.append(
-            evaluation.accuracy(
-                setup.model, server.public.model, server.stats, gates, *test
-            )
-        )
-    return float(np.mean(found))
-
-
-def _evaluate(
-    prepared: Prepared,
-    setup: ArmRounds,
-    server: ServerState,
-    clients: ClientState,
-    unit: Gates,
-    test: evaluation.Examples,
-    place: Path | None,
-) -> dict[str, dict[str, Any]]:
-    """Runs all tests on a trained model, or reads what they said before."""
-    found = None if place is None else run_folder.read_accuracy(place)
-    if found is not None:
-        return found
-    keys, public = random_keys(prepared.config), prepared.public
-    size = 0 if public is None else len(public)
-    initial = jax.device_get(jax.jit(draw_jointly(setup.rounds.init_lock))(keys.init))
-    accuracy = evaluation.evaluate(
-        setup.model,
-        setup.defence,
-        server.public,
-        server.stats,
-        clients.private,
-        unit_gates=unit,
-        test=test,
-        rng=keys.evaluation,
-        public_examples=(
-            None
-            if public is None
-            else evaluation.Examples(*public.fetch(np.arange(size)))
-        ),
-        initial_lock_weights=initial if jax.tree.leaves(initial) else None,
-        mean_gates=mean_gates(prepared) if unit else None,
-        loss=prepared.loss,
-        tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
-    )
-    if place is not None:
-        files.write_json(place / "accuracy.json", accuracy)
-    return accuracy
+def _mean(values: list[float] | None) -> float | None:
+    return None if values is None else float(np.mean(values))

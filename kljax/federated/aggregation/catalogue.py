@@ -22,9 +22,9 @@ def make_aggregator(text: str) -> Aggregator:
     """Makes a rule from its name and its numbers, such as ``trimmed-mean=2``.
 
     Args:
-      text: ``NAME[=NUMBER[,NUMBER...]]``; a name of `AGGREGATORS`, or
-        ``package.module:function`` for a function of the numbers that gives an
-        `Aggregator`.
+      text: ``NAME[=OPTIONS]``, as in `kljax.core.registry.make_named`; a name of
+        `AGGREGATORS`, or ``package.module:function`` for a function of the numbers that
+        gives an `Aggregator`.
 
     Raises:
       ValueError: for an unknown name, numbers that the rule does not take, and a

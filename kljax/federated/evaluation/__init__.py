@@ -7,7 +7,7 @@ all tests of all clients run through one compiled function.
 Letters: n examples, N public examples that gates are re-fitted on.
 """
 
-from kljax.federated.evaluation.arm import chosen_clients, evaluate
+from kljax.federated.evaluation.arm import chosen_clients, evaluate, mean_and_std
 from kljax.federated.evaluation.correctness import (
     Examples,
     accuracy,
@@ -21,12 +21,13 @@ from kljax.federated.evaluation.gate_tests import (
     Outsider,
 )
 from kljax.federated.evaluation.refitting import Refitted, refit
-from kljax.federated.evaluation.triggered import attack_success
+from kljax.federated.evaluation.triggered import attack_success, triggered_examples
 
 __all__ = [
     "Examples",
     "accuracy",
     "attack_success",
+    "triggered_examples",
     "fedkl_accuracy_factor",
     "GateTest",
     "TESTS",
@@ -37,4 +38,5 @@ __all__ = [
     "refit",
     "evaluate",
     "chosen_clients",
+    "mean_and_std",
 ]

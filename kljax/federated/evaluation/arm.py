@@ -179,7 +179,7 @@ def evaluate(
 
     everyone = chosen if jax.tree.leaves(first) else chosen[:1]
     return {
-        name: _summary(
+        name: mean_and_std(
             [
                 value(one, client, draw)
                 for client in (everyone if "client" in one.per else chosen[:1])
@@ -273,6 +273,7 @@ def _drawn(examples: Examples, count: int, rng: Rng) -> Examples:
     return Examples(examples.images[rows], examples.labels[rows])
 
 
-def _summary(values: list[float]) -> dict[str, float | list[float]]:
+def mean_and_std(values: list[float]) -> dict[str, float | list[float]]:
+    """Gives values with their mean and sample standard deviation; 0 for one value."""
     std = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": float(std), "values": values}

@@ -227,6 +227,11 @@ def _own(config: LeakConfig, prepared: Prepared) -> np.ndarray:
             f"client={config.client} does not exist: run {config.from_run!r} has "
             f"clients 0 to {count - 1}"
         )
+    if config.client in prepared.roles:
+        raise ValueError(
+            f"client={config.client} of run {config.from_run!r} is an attacker itself "
+            f"({', '.join(prepared.config.roles)}): attack an honest client"
+        )
     return prepared.partition[config.client]
 
 

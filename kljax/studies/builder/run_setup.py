@@ -18,11 +18,14 @@ from kljax.core.randomness import derive_rng
 from kljax.core.registry import call_named, check_callable, resolve
 from kljax.core.types import Gates, Loss, Model, Rng
 from kljax.data.augmentation import AUGMENTATIONS
+from kljax.data.triggers import make_trigger
 from kljax.defences import Defence, arms, keylock
 from kljax.defences.arms import Arm, Sites
+from kljax.federated.aggregation import Aggregator, make_aggregator
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, losses, normalised
@@ -43,6 +46,9 @@ class Prepared(NamedTuple):
     models: dict[bool, Model]  # without and with the norm layers of a lock
     arms: dict[str, Arm]
     loss: Loss
+    aggregator: Aggregator
+    attack: Attack | None  # what clients that are not honest aim at
+    roles: dict[int, Role]  # of those clients
 
 
 class ArmRounds(NamedTuple):
@@ -92,12 +98,62 @@ def prepare(config: TrainConfig) -> Prepared:
         task.check_norm(config, network, arm)
     loss = resolve("loss", config.loss, losses.LOSSES)
     check_callable("loss", config.loss, loss)
+    aggregator = _find_aggregator(config)
+    attack = _find_attack(config, train, test)
+    roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
     prepared = Prepared(
-        config, train, test, public, partition, steps, sites, models, parsed, loss
+        config,
+        train,
+        test,
+        public,
+        partition,
+        steps,
+        sites,
+        models,
+        parsed,
+        loss,
+        aggregator,
+        attack,
+        roles,
     )
     for name in parsed:
         arm_rounds(prepared, name)  # a typo in an optimiser costs nothing
     return prepared
+
+
+def _find_aggregator(config: TrainConfig) -> Aggregator:
+    rule, clients = make_aggregator(config.aggregator), cohort_size(config)
+    if clients < rule.least:
+        raise ValueError(
+            f"aggregator {config.aggregator!r} needs {rule.least} clients in a round, "
+            f"and there are {clients}: take more clients, or another aggregator"
+        )
+    return rule
+
+
+def _find_attack(
+    config: TrainConfig, train: data.Dataset, test: data.Dataset
+) -> Attack | None:
+    if not config.roles:
+        return None
+    if config.target_class >= train.num_classes:
+        raise ValueError(
+            f"target_class={config.target_class} does not exist: dataset "
+            f"{config.data!r} has classes 0 to {train.num_classes - 1}"
+        )
+    if np.all(test.labels[np.arange(len(test))] == config.target_class):
+        raise ValueError(
+            f"all {len(test)} test images are of target_class={config.target_class}: "
+            "attack success is measured on others, so take more, or another class"
+        )
+    return Attack(
+        make_trigger(config.trigger, train.shape),
+        config.target_class,
+        config.poisoned,
+        train.num_classes,
+        cohort_size(config),
+        config.server_learning_rate,
+    )
 
 
 def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
@@ -122,6 +178,8 @@ def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
         server_optimiser=optax.sgd(
             config.server_learning_rate, config.server_momentum or None
         ),
+        aggregator=prepared.aggregator,
+        roles=prepared.roles,
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,
@@ -219,10 +277,14 @@ def local_steps(config: TrainConfig, count: int) -> int:
     )
 
 
+def cohort_size(config: TrainConfig) -> int:
+    """Counts the clients of a round."""
+    return config.cohort or config.clients
+
+
 def cohort_of(config: TrainConfig, number: int) -> np.ndarray:
     """Draws the clients [n] of a round."""
-    size = config.cohort or config.clients
-    return data.cohort(config.seed, number, config.clients, size)
+    return data.cohort(config.seed, number, config.clients, cohort_size(config))
 
 
 def batches_of(prepared: Prepared, number: int) -> Fetch:

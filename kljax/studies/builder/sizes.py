@@ -94,6 +94,15 @@ def check_training(prepared: Prepared) -> None:
             kept += nbytes(
                 jax.eval_shape(_optimiser(prepared).init, (params, private.trainable))
             )
+        rule, cohort = prepared.aggregator, run_setup.cohort_size(config)
+        if rule.gathers:
+            model = prepared.models[arm.norm]
+            check_fits(
+                cohort * nbytes(jax.eval_shape(model.init, rng)),
+                f"the uploads of {cohort} clients, which {rule.name} has side by side,",
+                "cohort, or take an aggregator that adds up, mean or norm-bounding",
+                device_memory(),
+            )
         check_fits(
             config.clients * kept,
             f"the states of {config.clients} clients of arm {name!r}",

@@ -12,12 +12,16 @@ from kljax.core.checks import (
     check_rounds,
     check_whole,
 )
+from kljax.core.registry import notations as calls
 from kljax.data.augmentation import AUGMENTATIONS
 from kljax.data.catalogue import EMBEDDED
 from kljax.data.partitioning import notations
+from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
+from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.roles import ROLES
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
 from kljax.models.convolution import CONVOLUTIONS
@@ -41,6 +45,7 @@ TRAINING_WHOLE = {
     "seed": 0,
     "private_key_size": 1,
     "image_size": SSIM_WINDOW,
+    "target_class": 0,
 }
 TRAINING_WHOLE_OR_NONE = {
     "local_steps": 1,
@@ -59,15 +64,18 @@ TRAINING_WHOLE_OR_NONE = {
     augmentations=AUGMENTATIONS,
     statistics=FEDKL_STATISTICS,
     losses=LOSSES,
+    aggregators=calls(AGGREGATORS),
+    roles=calls(ROLES, given=1),
+    triggers=calls(TRIGGERS),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All that is needed to repeat a federated training.
 
-    Wherever a model, dataset, defence, optimiser, augmentation or loss is named,
-    ``package.module:function`` names one of your own. Defaults are the paper's where
-    it has them (FedKL, config.json), but for the number of rounds (200 there) and the
-    weighting.
+    Wherever a model, dataset, defence, optimiser, augmentation, loss, aggregator, role
+    or trigger is named, ``package.module:function`` names one of your own. Defaults are
+    the paper's where it has them (FedKL, config.json), but for the number of rounds
+    (200 there) and the weighting.
 
     Attributes:
       model: network to train: {models}.
@@ -96,6 +104,15 @@ class TrainConfig:
       drop_factor: see drops.
       server_learning_rate: of the server's sgd; 1 adds the aggregate (FedAvg).
       server_momentum: of the server's sgd.
+      aggregator: what the server makes of the uploads of a round: {aggregators}.
+        ATTACKERS are those that it is to withstand, see `kljax.federated.aggregation`.
+      roles: who is not honest, each CLIENTS:ROLE, such as 0:model-replacement or
+        1,4-6:label-flip; ROLE: {roles}, see `kljax.federated.roles`.
+      trigger: what attackers put on images: {triggers}.
+      target_class: of the attackers, for images with the trigger.
+      poisoned: share of each batch of an attacker's that has the trigger.
+      floor: whether a run with attackers is followed by the same run with honest
+        clients, whose answer to the trigger is the floor of attack success.
       proximal: FedProx's mu, which holds clients near what they received; 0 is FedAvg.
       weighting: a client counts by its examples, or is one of many, uniform, as in the
         official code.
@@ -161,6 +178,12 @@ class TrainConfig:
     drop_factor: float = 0.2
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0
+    aggregator: str = "mean"
+    roles: tuple[str, ...] = ()
+    trigger: str = "patch"
+    target_class: int = 0
+    poisoned: float = 0.5
+    floor: bool = True
     proximal: float = 0.0
     weighting: Literal["examples", "uniform"] = "examples"
     reset_optimiser: bool = False
@@ -193,7 +216,7 @@ class TrainConfig:
     convolution: Literal["auto", *CONVOLUTIONS] = "auto"
 
     def __post_init__(self):
-        freeze(self, ("arms", "sites", "drops", "keep_rounds"))
+        freeze(self, ("arms", "sites", "drops", "keep_rounds", "roles"))
         check_kinds(self)
         check_whole(self, TRAINING_WHOLE)
         given = {
@@ -215,5 +238,17 @@ class TrainConfig:
             check_number(self, name, positive=True)
         for name in ("momentum", "server_momentum"):
             check_number(self, name, below=1)
+        check_number(self, "poisoned", positive=True)
+        if self.poisoned > 1:
+            raise ValueError(
+                f"poisoned is a share of a batch, at most 1, got {self.poisoned!r}"
+            )
         for name, most in (("drops", None), ("keep_rounds", self.rounds)):
             check_rounds(name, getattr(self, name), most)
+
+    @property
+    def honest_twin(self) -> "TrainConfig | None":
+        """The same run without attackers, if it is to be made; None otherwise."""
+        if not (self.roles and self.floor):
+            return None
+        return dataclasses.replace(self, roles=())

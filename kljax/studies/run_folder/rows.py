@@ -28,13 +28,15 @@ COLUMNS = {
     "loss": float,  # mean over local steps and clients, weighted as they are
     "train_accuracy": float,  # in the step that used the example
     "test_accuracy": float,  # after the round; own private key, own lock
+    "attack_success": float,  # after the round, of triggered test images
     "clients": int,  # in the cohort
     "examples": int,  # gone through by the cohort
     "excluded": _numbers,  # clients left out as not finite
     "compile_s": float,
     "run_s": float,
 }
-MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy")
+MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy", "attack_success")
+OF_ATTACKERS = ("attack_success",)  # not in the file of a run that has none
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -75,7 +77,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         if name not in COLUMNS:
             what = unknown_name("column", name, COLUMNS)
             raise DamagedFile(path, what, remedy=LOST, place="line 1")
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [n for n in COLUMNS if n not in header and n not in OF_ATTACKERS]
     if missing:
         what = f"it lacks {', '.join(missing)}"
         raise DamagedFile(path, what, remedy=LOST, place="line 1")
@@ -86,7 +88,7 @@ def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Ro
     if len(line) != len(header):
         what = f"it has {len(line)} of {len(header)} fields"
         raise DamagedFile(path, what, remedy=LOST, place=place)
-    row = {}
+    row = dict.fromkeys(OF_ATTACKERS)
     for name, text in zip(header, line, strict=True):
         if not text and name in MAY_BE_EMPTY:
             row[name] = None
@@ -102,7 +104,9 @@ def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Ro
 def write_rows(folder: Path, rows: list[Row]) -> None:
     """Writes ``metrics.csv``."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    absent = [n for n in OF_ATTACKERS if all(row[n] is None for row in rows)]
+    columns = [name for name in COLUMNS if name not in absent]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     for row in rows:
         writer.writerow(row | {"excluded": " ".join(map(str, row["excluded"]))})

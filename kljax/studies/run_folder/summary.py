@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from tabulate import tabulate
 
@@ -14,6 +14,8 @@ from kljax.studies import figures
 from kljax.studies.run_folder.configuration import SCHEMA_VERSION
 from kljax.studies.run_folder.rows import Row
 
+# Lines of the table beside the tests.
+SUCCESS, FLOOR = "attack_success", "attack_success_floor"
 REMAKE = "remove it and run the training again: it is made anew from the checkpoints"
 
 
@@ -23,6 +25,12 @@ class Accuracy(TypedDict):
     mean: float
     std: float | None
     values: list[float]
+
+
+class AttackSuccess(Accuracy):
+    """How often triggered images are taken for the target class in one arm."""
+
+    floor: float | None  # the same of honest clients' model; None if not trained
 
 
 class Throughput(TypedDict):
@@ -39,6 +47,7 @@ class Summary(TypedDict):
     """What ``summary.json`` holds."""
 
     accuracy: dict[str, dict[str, Accuracy]]  # by arm and test
+    attack_success: NotRequired[dict[str, AttackSuccess]]  # by arm, with attackers
     throughput: Throughput
     config: dict[str, Any]
 
@@ -63,7 +72,10 @@ def read_accuracy(folder: Path) -> dict[str, Accuracy] | None:
 
 
 def summarise(
-    config: dict[str, Any], rows: list[Row], accuracy: dict[str, Any]
+    config: dict[str, Any],
+    rows: list[Row],
+    accuracy: dict[str, Any],
+    attack_success: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Summarises a finished run, as written to ``summary.json``.
 
@@ -71,6 +83,7 @@ def summarise(
       config: what `describe` says.
       rows: of all arms.
       accuracy: by arm, what `kljax.evaluation.evaluate` says.
+      attack_success: by arm, as `AttackSuccess`; None without attackers.
     """
     run_s = sum(row["run_s"] for row in rows)
 
@@ -81,6 +94,7 @@ def summarise(
     return {
         "schema_version": SCHEMA_VERSION,
         "accuracy": accuracy,
+        **({} if attack_success is None else {"attack_success": attack_success}),
         "throughput": {
             "clients_per_s": per_second("clients"),
             "examples_per_s": per_second("examples"),
@@ -105,7 +119,10 @@ def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> Non
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Lays the accuracies out: one line per test, one column per arm, in per cent."""
+    """Lays the accuracies out: one line per test, one column per arm, in per cent.
+
+    With attackers, two lines more: their success, and its floor.
+    """
     accuracy = summary["accuracy"]
     header = ["test", *accuracy]
     lines = [
@@ -113,7 +130,38 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for test in evaluation.TESTS
         if any(test in of_arm for of_arm in accuracy.values())
     ]
+    success = summary.get("attack_success")
+    if success:
+        lines += [
+            [SUCCESS, *(_cell(success[arm]) for arm in accuracy)],
+            [FLOOR, *(_cell_of_floor(success[arm]["floor"]) for arm in accuracy)],
+        ]
     return header, lines
+
+
+def _cell_of_floor(found: float | None) -> str:
+    return "-" if found is None else f"{100 * found:.1f}"
+
+
+def _explained(config: dict[str, Any], line: str) -> str:
+    if line in evaluation.TESTS:
+        return evaluation.TESTS[line].words
+    who = "honest clients alone" if line == FLOOR else "attackers among the clients"
+    return (
+        f"share of test images of other classes that, with the trigger "
+        f"`{config['trigger']}`, are taken for class {config['target_class']}, with "
+        f"{who}"
+    )
+
+
+def _attackers(config: dict[str, Any]) -> str:
+    """Says who attacks and who withstands, if that is not as ever."""
+    said = ""
+    if config.get("aggregator", "mean") != "mean":
+        said += f" Aggregator `{config['aggregator']}`."
+    if config.get("roles"):
+        said += f" Roles {', '.join(f'`{role}`' for role in config['roles'])}."
+    return said
 
 
 def _cell(found: dict[str, Any] | None) -> str:
@@ -128,16 +176,14 @@ def markdown(summary: dict[str, Any]) -> str:
     """Writes the summary down as Markdown."""
     config, speed = summary["config"], summary["throughput"]
     header, lines = table(summary)
-    words = "\n".join(
-        f"- `{line[0]}`: {evaluation.TESTS[line[0]].words}" for line in lines
-    )
+    words = "\n".join(f"- `{line[0]}`: {_explained(config, line[0])}" for line in lines)
     cohort = config["cohort"] or "all"
     return f"""\
 # Federated training of `{config["model"]}` on `{config["data"]}`
 
 {config["clients"]} clients ({cohort} in each round), partition `{config["partition"]}`,
 {config["rounds"]} rounds, batch {config["batch"]}, seed {config["seed"]}, matmul
-precision `{config["precision"]}`.
+precision `{config["precision"]}`.{_attackers(config)}
 
 Accuracy on test examples in %: mean ± sample standard deviation over clients and random
 draws, one number where there is only one. A test without a meaning for an arm is `-`.

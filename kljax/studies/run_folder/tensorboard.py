@@ -34,7 +34,7 @@ def boards(folder: Path | None) -> Callable[[str, int], Any]:
 
 def write_board(board: Any, row: Row) -> None:
     """Writes a round to TensorBoard."""
-    for name in ("loss", "train_accuracy", "test_accuracy"):
+    for name in ("loss", "train_accuracy", "test_accuracy", "attack_success"):
         if row[name] is not None:
             board.add_scalar(name, row[name], row["round"])
     board.flush()

@@ -1,0 +1,133 @@
+"""What the model of an arm can do: measured while it trains, and at its end."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax.core import files
+from kljax.core.drawing import draw_jointly
+from kljax.core.types import Gates
+from kljax.defences import unit_gates
+from kljax.federated import evaluation
+from kljax.federated.clients import ClientState
+from kljax.federated.evaluation import Examples
+from kljax.federated.server import ServerState
+from kljax.models import site_widths
+from kljax.studies import run_folder
+from kljax.studies.builder.run_setup import (
+    ArmRounds,
+    Prepared,
+    mean_gates,
+    random_keys,
+)
+
+WATCHED = 3  # clients whose accuracy is measured while training
+
+
+class Measured(NamedTuple):
+    """What an arm's model can do, with the own gates of each client watched [n]."""
+
+    accuracy: list[float]  # on test images
+    attack_success: list[float] | None  # on triggered ones; None without attackers
+
+
+class Measuring(NamedTuple):
+    """What an arm is measured on.
+
+    Attributes:
+      unit: gates of every site, which change nothing.
+      test: test examples.
+      triggered: those of other classes, with the attackers' trigger and label; None
+        without attackers.
+    """
+
+    prepared: Prepared
+    setup: ArmRounds
+    unit: Gates
+    test: Examples
+    triggered: Examples | None
+
+
+def measuring_of(prepared: Prepared, name: str, setup: ArmRounds) -> Measuring:
+    """Makes what an arm is measured on."""
+    test = Examples(*prepared.test.fetch(np.arange(len(prepared.test))))
+    triggered, attack = None, prepared.attack
+    if attack is not None:
+        triggered = evaluation.triggered_examples(*test, attack.trigger, attack.target)
+    return Measuring(prepared, setup, _unit_gates(prepared, name), test, triggered)
+
+
+def _unit_gates(prepared: Prepared, name: str) -> Gates:
+    """Makes the gates that change nothing, of all sites that the arm's network has."""
+    sites = prepared.sites
+    model = prepared.models[prepared.arms[name].norm]
+    try:
+        site_widths(model, sites.paths, prepared.train.shape)
+    except ValueError:
+        return {}  # LeNet without a lock has no norm to gate
+    return unit_gates(sites.paths, sites.widths)(None, None)
+
+
+def watched_clients(prepared: Prepared, clients: ClientState) -> list[int]:
+    """Chooses honest clients at equal distances; all are alike without a state."""
+    leaves = jax.tree.leaves(clients.private)
+    if not leaves:
+        return [0]
+    everyone = range(len(leaves[0]))
+    honest = [n for n in everyone if n not in prepared.roles] or list(everyone)
+    count = min(len(honest), WATCHED)
+    return [honest[n * len(honest) // count] for n in range(count)]
+
+
+def measure(on: Measuring, server: ServerState, clients: ClientState) -> Measured:
+    """Measures a model with the own lock of each client watched."""
+    model, accuracies, successes = on.setup.model, [], []
+    for n in watched_clients(on.prepared, clients):
+        private = jax.tree.map(lambda x, n=n: x[n], clients.private)
+        gates = {**on.unit, **on.setup.defence.gates(server.public.defence, private)}
+        given = model, server.public.model, server.stats, gates
+        accuracies.append(evaluation.accuracy(*given, *on.test))
+        if on.triggered is not None:
+            successes.append(evaluation.accuracy(*given, *on.triggered))
+    return Measured(accuracies, successes or None)
+
+
+def evaluate_arm(
+    on: Measuring, server: ServerState, clients: ClientState, place: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Runs all tests on a trained model, or reads what they said before.
+
+    Args:
+      place: folder of the arm; None writes and reads nothing.
+    """
+    prepared, setup, unit, test, _ = on
+    found = None if place is None else run_folder.read_accuracy(place)
+    if found is not None:
+        return found
+    keys, public = random_keys(prepared.config), prepared.public
+    size = 0 if public is None else len(public)
+    initial = jax.device_get(jax.jit(draw_jointly(setup.rounds.init_lock))(keys.init))
+    accuracy = evaluation.evaluate(
+        setup.model,
+        setup.defence,
+        server.public,
+        server.stats,
+        clients.private,
+        unit_gates=unit,
+        test=test,
+        rng=keys.evaluation,
+        public_examples=(
+            None
+            if public is None
+            else evaluation.Examples(*public.fetch(np.arange(size)))
+        ),
+        initial_lock_weights=initial if jax.tree.leaves(initial) else None,
+        mean_gates=mean_gates(prepared) if unit else None,
+        loss=prepared.loss,
+        tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
+    )
+    if place is not None:
+        files.write_json(place / "accuracy.json", accuracy)
+    return accuracy
