@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
+from kljax.attacks.closed_form import layer_input
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     Estimate,
@@ -69,22 +70,29 @@ def test_matrices_are_jacobians(case):
     np.testing.assert_allclose(each.reshape(backward.shape), backward, atol=1e-12)
 
 
-def test_the_solution_is_that_of_the_stacked_equations(case):
-    """All equations, each divided by its deviation, and the expectation of x."""
+@pytest.mark.parametrize("rounding", (ROUNDING, 0.05))
+def test_the_solution_is_that_of_the_stacked_equations(case, rounding, monkeypatch):
+    """All equations, each divided by its deviation, and the expectation of x.
+
+    With float32's rounding beside doubtful signals; and with a coarse one alone, of
+    signals that are exact, and of the gradient.
+    """
+    monkeypatch.setattr(layer_input, "ROUNDING", rounding)
+    exact = rounding > ROUNDING
     layer, table, kernel, x, signal = case
     features, channels = kernel.shape[-1], x.shape[-1]
     forward, backward, grad = plain_rows(layer, kernel, x, signal)
     # Equations that contradict each other, so that their weights matter.
     out = forward @ x.ravel() + GENERATOR.standard_normal(len(forward))
     trust = GENERATOR.uniform(0.1, 3, len(forward))
-    blur = GENERATOR.uniform(0.01, 0.3, signal.size)
+    blur = (not exact) * GENERATOR.uniform(0.01, 0.3, signal.size)
     grad = grad + 0.1 * GENERATOR.standard_normal(grad.shape)
     centre, spread = 0.3, 0.7
 
     def rows(values):
         return values.reshape(-1, features)
 
-    found = quick_jit(solve)(
+    found = quick_jit(lambda *args: solve(*args))(
         table,
         forward_matrix(table, kernel),
         Estimate(rows(out), rows(trust)),
@@ -94,9 +102,9 @@ def test_the_solution_is_that_of_the_stacked_equations(case):
         spread,
     )
     # The deviation of a gradient's entry: of the signals it is the sum of.
-    power = (centre**2 + spread**2) * (rows(blur) + (ROUNDING * rows(signal)) ** 2)
+    power = (centre**2 + spread**2) * (rows(blur) + (rounding * rows(signal)) ** 2)
     noise = np.einsum("qmp,qf->mf", table, power)[:, None].repeat(channels, 1)
-    noise += np.mean((ROUNDING * grad.reshape(-1, channels, features)) ** 2, 1)[:, None]
+    noise += np.mean((rounding * grad.reshape(-1, channels, features)) ** 2, 1)[:, None]
     seen = noise.ravel() > 0
     stacked = np.concatenate(
         [

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from toys import quick_jit, setting, threat
 
+from kljax.attacks.closed_form.features import batch_inputs
 from kljax.attacks.closed_form.layer_input import (
     Estimate,
     forward_matrix,
@@ -134,9 +135,16 @@ def test_the_walk_of_a_batch_begins_with_what_its_classifier_was_fed():
     np.testing.assert_allclose(place.above.mean, signals @ weights.T, atol=1e-6)
     assert left < 1e-15
     # No number of the signals is exact, and the weights are.
-    assert np.all(place.above.variance > 0)
-    least = (ROUNDING * signals) ** 2 @ weights.T**2
-    assert np.all(place.above.variance > 0.99 * least)
+    arrays = (*grads.values(), *params.values(), targets)
+    found = quick_jit(lambda *a: batch_inputs(*a, cross_entropy))(*arrays)
+    doubts = [
+        [sum(v[c] * weights[f, c] ** 2 for c in range(4)) for f in range(6)]
+        for v in found.signals.variance
+    ]
+    np.testing.assert_allclose(place.above.variance, doubts, rtol=1e-6)
+    assert np.min(doubts) > 0
+    for one, other in zip(place.value, found.inputs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_examples_meet_their_own_outputs_alone():
