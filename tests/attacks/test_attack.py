@@ -79,6 +79,19 @@ def test_the_best_iterate_is_kept_not_the_last(rng):
     assert bool(found.finite)
 
 
+def test_of_iterates_that_are_as_good_the_first_is_kept(rng):
+    """A descent that goes round what it looks for, at one distance."""
+    places = VIEW[None] + jnp.array([[3.0, 0.0], [0.0, -3.0], [-3.0, 0.0], [0.0, 3.0]])
+
+    def step(free, state, value, grads):
+        return (places[state], *free[1:]), state + 1
+
+    round_about = Optimiser(lambda free: jnp.array(1), step)
+    found = attack(lambda rng: places[0], round_about, steps=4)(rng, VIEW)
+    np.testing.assert_array_equal(found.info["losses"], [9] * 4)
+    np.testing.assert_array_equal(found.images, places[0])
+
+
 def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):
     def step(free, state, value, grads):
         broken = jax.tree.map(lambda x: jnp.where(state == 2, jnp.nan, x), free)

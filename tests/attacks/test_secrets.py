@@ -215,6 +215,23 @@ def test_a_stranger_whose_channels_are_all_dead_says_nothing_of_scales():
     np.testing.assert_allclose(gates["norm"].shift, [3.0] * 3)
 
 
+def test_one_scale_of_all_strangers_is_enough():
+    """All others are dead: of 48 numbers one is left, and it is the mean."""
+    rngs = jax.random.split(jax.random.fold_in(RNG, 0), 16)
+    draws = np.array([jax.random.uniform(rng) for rng in rngs])
+    chosen = np.sort(draws)[:2].mean()
+
+    def draw_gates(rng):
+        alive = jax.random.uniform(rng) < chosen
+        gate = Gate(alive * np.array([0.0, 6.0, 0.0]), np.array([1.0, 2.0, 6.0]))
+        return {"norm": gate, "fc": gate}
+
+    secret, free, fixed = regression(draw_gates=draw_gates)
+    gates = secret.gates((), secret.unknown.decode(free, fixed))
+    np.testing.assert_allclose(gates["norm"].scale, [6.0] * 3, rtol=1e-6)
+    np.testing.assert_allclose(gates["norm"].shift, [3.0] * 3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("signed", (False, True))
 def test_strangers_are_sixteen_and_each_draws_for_itself(signed):
     def draw_gates(rng):
