@@ -42,6 +42,42 @@ def test_the_scores_of_an_image_are_columns_of_numbers():
             assert column.leaks == np.sign(exact - negative), name
 
 
+# Of the scores of an image see above. A loss, a number of live channels and whether a
+# rule holds tell nothing of what leaks.
+LEAKS = {
+    "ssim_affine_oracle": 1,
+    "psnr_affine_oracle": 1,
+    "mse_affine_oracle": -1,
+    "lpips_alex": -1,
+    "lpips_vgg": -1,
+    "token_accuracy": 1,
+    "exact_match": 1,
+    "rouge_1": 1,
+    "rouge_2": 1,
+    "rouge_l": 1,
+    "success": 1,
+    "label_accuracy": 1,
+    "label_multiset_accuracy": 1,
+    "feature_error": -1,
+    "bins_read": 1,
+    "matching_loss": 0,
+    "matching_loss_at_truth": 0,
+    "live_channels": 0,
+    "label_rule_holds": 0,
+    "recovered": 1,
+    "recovered_affine": 1,
+    "unsolved": 0,
+    "ambiguous": 0,
+    "diverged": 0,
+}
+
+
+def test_which_values_leak_more_if_they_are_higher():
+    assert {name: VALUES[name].leaks for name in LEAKS} == LEAKS
+    rates = {name for name in LEAKS if VALUES[name].rate}
+    assert rates == {"success", "exact_match", *OUTCOMES}
+
+
 def test_every_outcome_is_a_rate():
     assert tuple(OUTCOME_RATES) == OUTCOMES
     assert not OUTCOME_RATES.keys() & COLUMNS.keys()
