@@ -54,6 +54,24 @@ def test_every_defence_has_an_arm(name):
     assert arm.norm == (arm.gated or name == "bn-control")
 
 
+def test_strengths_are_those_of_censor_unless_they_are_written():
+    """Zhang et al. (NDSS 2025): noise of .01, a fifth pruned, a bound of 4."""
+    options = {name: dict(kind.options) for name, kind in KINDS.items() if kind.options}
+    assert options == {
+        "gaussian-noise": {"std": 0.01},
+        "magnitude-pruning": {"fraction": 0.2},
+        "norm-clipping": {"bound": 4.0},
+    }
+
+
+def test_the_largest_number_is_that_of_float32():
+    largest = float(np.finfo(np.float32).max)
+    assert largest == 3.4028234663852886e38
+    assert parse("norm-clipping=3.4028234663852886e38").options == (largest,)
+    with pytest.raises(ValueError, match="bound of norm-clipping must be a finite num"):
+        parse("norm-clipping=3.403e38")
+
+
 @pytest.mark.parametrize("strategy", SECRETS)
 def test_every_lock_strategy_can_be_named(strategy):
     arm = parse(f"keylock/{strategy}")
