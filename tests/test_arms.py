@@ -192,6 +192,24 @@ def test_options_may_be_data():
 
 
 @pytest.mark.parametrize(
+    ("text", "lock", "release"),
+    [
+        ("adadefense", "unit", "simulate"),
+        ("adadefense/simulate", "unit", "simulate"),
+        ("gaussian-noise/unaware", "unit", "unaware"),
+        ("adadefense/undo", "unit", "undo"),
+        ("adadefense@update/undo", "unit", "undo"),
+        ("keylock+adadefense/known", "known", "simulate"),
+        ("keylock+adadefense/known/undo", "known", "undo"),
+        ("keylock+norm-clipping/peel/unaware", "peel", "unaware"),
+    ],
+)
+def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
+    arm = parse(text)
+    assert (arm.lock_strategy, arm.release_strategy) == (lock, release)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("nothing", "unknown defence 'nothing'"),
@@ -211,6 +229,14 @@ def test_options_may_be_data():
         ("norm-clipping=0", "bound must be > 0, got 0"),
         ("none=3", "'none=3': none has no options, drop '=3'"),
         ("keylock=3/known", "keylock has no options, drop '=3'"),
+        ("none/unaware", "'none/unaware' changes nothing that is sent"),
+        ("keylock/known/undo", "changes nothing that is sent, drop '/undo'"),
+        ("keylock+adadefense/undo", "unknown lock strategy ''"),
+        ("adadefense/unawre", "drop '/unawre' .did you mean 'unaware'"),
+        ("gaussian-noise/undo", "does cannot be undone, drop '/undo'"),
+        ("adadefense+norm-clipping/undo", "does cannot be undone, drop '/undo'"),
+        ("adadefense=beta=1", "no option 'beta'.*options are size, b1, b2, eps"),
+        ("adadefense=b2=1", "b2 must be in .0, 1., got 1"),
         ("none+keylock/known", "keylock"),
         ("gaussian-noise+plaintext-gates", "gates or parts of its own"),
         ("outside_package:missing", "has no attribute 'missing'"),

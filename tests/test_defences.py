@@ -37,6 +37,7 @@ DEFENCES = {
     "gaussian_noise": gaussian_noise(0.1),
     "magnitude_pruning": magnitude_pruning(0.3),
     "norm_clipping": norm_clipping(0.5),
+    "adam_stand_in": defences.adam_stand_in(),
     "chain": chain(keylock(LOCK), norm_clipping(0.5), magnitude_pruning(0.3)),
     "chain with noise": chain(none(), magnitude_pruning(0.3), gaussian_noise(0.1)),
 }
@@ -80,6 +81,7 @@ def test_the_table_holds_every_factory():
         "unit_gates",
         "gates_of",
         "everything",
+        "as_sent",
         "is_concrete",
         "at_update",
         "step_transform",

@@ -6,6 +6,7 @@ from kljax.defences.defence import (
     Context,
     Defence,
     Transform,
+    as_sent,
     at_update,
     chain,
     everything,
@@ -17,12 +18,14 @@ from kljax.defences.defence import (
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
 from kljax.defences.pruning import magnitude_pruning
+from kljax.defences.stand_in import adam_stand_in
 
 __all__ = [
     "Defence",
     "Context",
     "Transform",
     "SEND_ALL",
+    "as_sent",
     "everything",
     "is_concrete",
     "none",
@@ -33,6 +36,7 @@ __all__ = [
     "gaussian_noise",
     "magnitude_pruning",
     "norm_clipping",
+    "adam_stand_in",
     "chain",
     "at_update",
     "step_transform",

@@ -4,8 +4,10 @@ An arm is written ``DEFENCE[=OPTIONS][+TRANSFORM[=OPTIONS]...][/STRATEGY]``, suc
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
 ``keylock+norm-clipping=4/known``. OPTIONS are numbers with commas between them, in the
 order of `kljax.defences.catalogue.KINDS`, or by name: ``norm-clipping=bound=4``.
-STRATEGY is what the attacker does about the lock (`kljax.threat.STRATEGY`); an arm that
-is trained has none.
+STRATEGY is what the attacker does about the lock (`kljax.threat.STRATEGY`), and, after
+another slash or alone, what it does about the rest (`RELEASE_STRATEGIES`): one who does
+not know the defence is written ``norm-clipping=4/unaware``. An arm that is trained has
+none.
 
 A transform acts on every gradient that a client computes: on the one that is attacked,
 and on that of each local step where clients train. Written ``TRANSFORM@update``, such
@@ -37,9 +39,13 @@ __all__ = [
     "check_upload",
     "parse_arm",
     "parse_training_arm",
+    "read_strategies",
 ]
 
 LOCK_STRATEGIES = STRATEGY["lock"]
+# What the attacker does about the release: to its own candidate what the defence does;
+# nothing; or it undoes what the defence did, and sees the gradient.
+RELEASE_STRATEGIES = ("simulate", "unaware", "undo")
 
 Options = tuple[float | Array, ...]
 
@@ -62,6 +68,7 @@ class Arm(NamedTuple):
       skeleton: the name without numbers; arms of one skeleton differ in data alone.
       lock_strategy: what the attacker does about the lock; None where there is no
         attacker.
+      release_strategy: out of `RELEASE_STRATEGIES`; None the same.
     """
 
     name: str
@@ -72,6 +79,7 @@ class Arm(NamedTuple):
     make: Callable[[Options], Defence]
     skeleton: str
     lock_strategy: str | None
+    release_strategy: str | None = None
 
 
 def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
@@ -91,18 +99,45 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
     """
     combination, slash, strategy = text.partition("/")
     plan = _plan(text, combination, sites)
+    about_lock, about_release = read_strategies(text)
     if plan.kind.locked:
-        if strategy not in LOCK_STRATEGIES:
+        if about_lock not in LOCK_STRATEGIES:
             raise ValueError(
-                f"arm {text!r}: unknown lock strategy {strategy!r}"
-                f"{nearest(strategy, LOCK_STRATEGIES)}; write keylock/STRATEGY with "
+                f"arm {text!r}: unknown lock strategy {about_lock!r}"
+                f"{nearest(about_lock, LOCK_STRATEGIES)}; write keylock/STRATEGY with "
                 f"one of {', '.join(LOCK_STRATEGIES)}"
             )
-    elif slash:
+    elif about_lock or (slash and not about_release):
         raise ValueError(
-            f"arm {text!r}: only a keylock has a lock strategy, drop '/{strategy}'"
+            f"arm {text!r}: only a keylock has a lock strategy, drop '/{about_lock}'"
+            f"{nearest(about_lock, RELEASE_STRATEGIES)}"
         )
-    return _arm(text, combination, plan, made, strategy or "unit")
+    arm = _arm(text, combination, plan, made, about_lock or "unit")
+    if about_release and defences.without_release(arm.defence) == arm.defence:
+        raise ValueError(
+            f"arm {text!r} changes nothing that is sent, drop '/{about_release}'"
+        )
+    if about_release == "undo" and _last(arm.defence).undo is None:
+        raise ValueError(
+            f"arm {text!r}: what this defence does cannot be undone, drop '/undo'"
+        )
+    return arm._replace(release_strategy=about_release or "simulate")
+
+
+def read_strategies(text: str) -> tuple[str, str]:
+    """Reads what is written of the attacker: about the lock, about the release."""
+    strategy = text.partition("/")[2]
+    about_lock, _, about_release = strategy.rpartition("/")
+    if about_release in RELEASE_STRATEGIES:
+        return about_lock, about_release
+    return strategy, ""
+
+
+def _last(defence: Defence) -> defences.Transform:
+    """Gives what is done last to what is sent."""
+    if defence.update != defences.SEND_ALL:
+        return defence.update
+    return defences.step_transform(defence)
 
 
 def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
@@ -287,9 +322,17 @@ def check_upload(arm: Arm, upload: str) -> None:
       upload: ``gradient`` or ``update``, see `kljax.threat.Knowledge`.
 
     Raises:
-      ValueError: for a transform of the whole update where a gradient is uploaded.
+      ValueError: for a transform of the whole update where a gradient is uploaded, and
+        one of each gradient that is to be undone where nobody sees any.
     """
-    if upload != "gradient" or arm.defence.update == defences.SEND_ALL:
+    acts_on_update = arm.defence.update != defences.SEND_ALL
+    if upload == "update" and arm.release_strategy == "undo" and not acts_on_update:
+        raise ValueError(
+            f"arm {arm.name!r}: what is done to the gradient of each local step cannot "
+            "be undone, since the attacker sees the whole change alone: drop '/undo', "
+            f"or let it act on the whole, as NAME{ON_UPDATE}"
+        )
+    if upload != "gradient" or not acts_on_update:
         return
     raise ValueError(
         f"arm {arm.name!r} acts on the whole change of a local training, and here a "

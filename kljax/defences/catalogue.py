@@ -76,6 +76,10 @@ KINDS: dict[str, Kind] = {
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
     "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
     "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
+    # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
+    "adadefense": _without_sites(
+        defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=1e-8
+    ),
 }
 
 

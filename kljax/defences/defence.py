@@ -60,11 +60,15 @@ class Transform(NamedTuple):
         ``earlier`` is like ``sent`` with a leading axis [t], what the same client has
         sent before, oldest first; None where the server has no record of it.
       init_state: ``grads -> state``, before the first release.
+      undo: ``(sent, earlier) -> grads``, see `simulate`. What an attacker who knows the
+        defence takes for the gradient that was sent; None where a release loses what
+        nobody can get back.
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
     simulate: Callable[[Public, Public | None, Public | None], Public]
     init_state: Callable[[Public], PyTree]
+    undo: Callable[[Public, Public | None], Public] | None = None
 
 
 SEND_ALL = Transform(send_all, as_sent, no_state)
@@ -97,7 +101,7 @@ class Defence(NamedTuple):
         the gates, and never ``Private.secret``.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
-      release, simulate, init_state: of each gradient, see `Transform`.
+      release, simulate, init_state, undo: of each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
@@ -109,6 +113,7 @@ class Defence(NamedTuple):
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
     simulate: Callable[[Public, Public | None, Public | None], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
+    undo: Callable[[Public, Public | None], Public] | None = None
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
 
@@ -140,7 +145,7 @@ def at_update(defence: Defence) -> Defence:
 
 def step_transform(defence: Defence) -> Transform:
     """Gives what a defence does to each gradient."""
-    return Transform(defence.release, defence.simulate, defence.init_state)
+    return Transform(*(getattr(defence, name) for name in Transform._fields))
 
 
 def without_release(defence: Defence) -> Defence:
@@ -152,7 +157,8 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     """Applies gradient transforms, in order, to what `first` releases.
 
     Those that act on the whole change of a local training do so in the same order,
-    after all steps. What one of them hides is hidden.
+    after all steps. What one of them hides is hidden. What several of them do to a
+    gradient cannot be undone.
 
     Args:
       first: any defence.
@@ -191,7 +197,8 @@ def _readable(members: list[Callable]) -> Callable[[Rng, Public, Context], PyTre
 
 
 def _in_order(members: list[Transform]) -> Transform:
-    if all(member == SEND_ALL for member in members):
+    acting = [member for member in members if member != SEND_ALL]
+    if not acting:
         return SEND_ALL
 
     def release(rng: Rng, state, grads: Public, context: Context):
@@ -212,4 +219,6 @@ def _in_order(members: list[Transform]) -> Transform:
     def init_state(grads: Public):
         return tuple(member.init_state(grads) for member in members)
 
-    return Transform(release, simulate, init_state)
+    return Transform(
+        release, simulate, init_state, acting[0].undo if len(acting) == 1 else None
+    )

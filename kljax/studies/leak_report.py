@@ -225,6 +225,10 @@ def threat_lines(result: LeakResult) -> list[str]:
         }
         for arm in result.arms
     }
+    releases = [arm.arm.release_strategy for arm in result.arms]
+    if any(release not in (None, "simulate") for release in releases):
+        for model, release in zip(facts.values(), releases, strict=True):
+            model["does"]["release"] = release
     models = list(facts.values())
     lines = []
     if result.config.from_run is not None:

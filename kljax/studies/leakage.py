@@ -23,6 +23,7 @@ from kljax.attacks.presets import Preset, find_preset
 from kljax.core.drawing import draw_jointly
 from kljax.core.registry import call_named
 from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
+from kljax.defences import SEND_ALL, Defence, as_sent
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import Network, feeding_layers
 from kljax.parallel import Layout, Timing, map_victims
@@ -145,9 +146,7 @@ def prepare(config: LeakConfig) -> Prepared:
         setting = Setting(
             model=staged.model,
             loss=stage.loss,
-            gates=arm.defence.gates,
-            simulate=arm.defence.simulate,
-            simulate_update=arm.defence.update.simulate,
+            **_assumed(arm, arm.defence),
             inputs=stage.dataset.inputs,
             num_classes=stage.dataset.num_classes,
             classifier=classifier,
@@ -165,7 +164,7 @@ def prepare(config: LeakConfig) -> Prepared:
             _check_simulated(arm, setting)
         _build(config, setting, preset, config.step_size)  # a typo costs nothing
         # Arms that differ in options alone share a function, and its compilation.
-        kind = arm.skeleton, arm.lock_strategy
+        kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
         if kind not in functions:
             functions[kind] = one_victim(config, setting, staged, preset)
         jobs.append(Job(staged, declared, functions[kind], setting))
@@ -246,16 +245,15 @@ def one_victim(
     ) -> Attacked:
         # Options are data: the defence is made of this victim's.
         defence = arm.make(dialled.options)
-        mine = setting._replace(
-            gates=defence.gates,
-            simulate=defence.simulate,
-            simulate_update=defence.update.simulate,
-        )
+        mine = setting._replace(**_assumed(arm, defence))
         attack = _build(config, mine, preset, dialled.step_size)
         update = staged.client(
             draw_rng(source, "step"), defence, network, held, images, labels
         )
         view = threat.observe(setting.threat, update)
+        if arm.release_strategy == "undo":
+            last = defence if setting.protocol is None else defence.update
+            view = view._replace(grads=last.undo(view.grads, view.earlier))
         reconstruction = attack(draw_rng(source, "attack"), view)
 
         # On this side of the wall.
@@ -263,6 +261,21 @@ def one_victim(
         return Attacked(reconstruction, *found)
 
     return run
+
+
+def _assumed(arm: Arm, defence: Defence) -> dict[str, Callable[..., Any]]:
+    """Gives what the attacker of an arm assumes the defence does, for a `Setting`."""
+    assumed = {
+        "gates": defence.gates,
+        "simulate": defence.simulate,
+        "simulate_update": defence.update.simulate,
+    }
+    if arm.release_strategy == "unaware":
+        assumed |= {"simulate": as_sent, "simulate_update": as_sent}
+    elif arm.release_strategy == "undo":  # of what is done last
+        last = "simulate" if defence.update == SEND_ALL else "simulate_update"
+        assumed[last] = as_sent
+    return assumed
 
 
 def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], ...]:

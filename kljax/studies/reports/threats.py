@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kljax.attacks.presets import PRESETS, of_user
+from kljax.defences.arms import read_strategies
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import declare
 from kljax.studies.reports.pools import Pool
@@ -81,6 +82,12 @@ DOES: dict[str, dict[str, str]] = {
 # What can be said of an arm with a lock only; and what is said of one without.
 OF_LOCKS = ("private_key", "lock_weights", "lock_grads")
 UNLOCKED = "There is no lock. It replays what the client does, as far as it is public."
+# Of `kljax.defences.arms.RELEASE_STRATEGIES`, where one is written.
+ABOUT_RELEASES = {
+    "simulate": "It does to its candidate's gradient what the defence does.",
+    "unaware": "It does not know that the defence changes what is sent.",
+    "undo": "It undoes what the defence did, and matches the gradient that it finds.",
+}
 
 
 def threat_facts(config: LeakConfig) -> dict[str, str]:
@@ -93,16 +100,18 @@ def threat_facts(config: LeakConfig) -> dict[str, str]:
         raise ValueError(f"a cell has one arm, got {config.arms}")
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
-    strategy = config.arms[0].partition("/")[2] or "unit"
-    declared = declare(config, strategy, preset)
+    about_lock, about_release = read_strategies(config.arms[0])
+    declared = declare(config, about_lock or "unit", preset)
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}
     done = {f"does {name}": words[strategy[name]] for name, words in DOES.items()}
     facts = known | done | {"upload": _upload(config, knowledge)}
-    if "/" not in config.arms[0]:
+    if not about_lock:
         facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
         facts["does lock"] = UNLOCKED
+    if about_release:
+        facts["does release"] = ABOUT_RELEASES[about_release]
     return facts
 
 

@@ -1,0 +1,58 @@
+"""What an attacker does about what a defence does to what is sent."""
+
+import jax
+import numpy as np
+import pytest
+from studies import scored, sites_of, study, tiny
+
+from kljax.studies import leak_report, leakage
+from kljax.studies.reports import threat_words
+
+# An eps at which gradients of these networks, up to 1, survive the rounding of float32.
+SENT = "adadefense=eps=1e-6"
+ARMS = ("none", SENT, f"{SENT}/undo", f"{SENT}/unaware")
+
+
+@pytest.fixture(scope="module")
+def revealed():
+    """A study whose attack shows what it sees, arm by arm."""
+    return study(arms=ARMS, attack="outside_package:measured_reveal")
+
+
+def seen(arm):
+    model = arm.attacked.reconstruction.info["view"].grads.model
+    leaves = [np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(model)]
+    return np.concatenate(leaves, axis=1)
+
+
+def test_every_attacker_sees_the_same_and_makes_its_own_of_it(revealed):
+    plain, adaptive, undone, unaware = map(seen, revealed.arms)
+    np.testing.assert_array_equal(adaptive, unaware)
+    np.testing.assert_allclose(np.abs(adaptive[plain != 0]).max(), 1e-3, rtol=1e-3)
+    error = np.linalg.norm(undone - plain, axis=1) / np.linalg.norm(plain, axis=1)
+    assert np.all((error < 0.01) & (error > 0))
+
+
+def test_only_who_knows_the_defence_explains_what_is_sent(revealed):
+    losses = [arm.attacked.loss_at_truth for arm in revealed.arms]
+    scales = [arm.attacked.loss_scale for arm in revealed.arms]
+    plain, adaptive, undone, unaware = np.array(losses) / np.array(scales)
+    assert np.all(plain < 1e-6) and np.all(adaptive < 1e-6)
+    assert np.all(undone < 1) and np.all(unaware > 100)
+
+
+def test_the_tables_say_what_it_does(revealed):
+    assert {row["arm"] for row in scored(revealed)} >= {*ARMS}
+    lines = "\n".join(leak_report.threat_lines(revealed))
+    assert f"{SENT}/unaware: does release=unaware" in lines
+    for arm, words in (("undo", "undoes what the defence"), ("unaware", "not know")):
+        assert words in " ".join(threat_words(tiny(arms=(f"adadefense/{arm}",))))
+    assert "release" not in "".join(leak_report.threat_lines(study(steps=1)))
+
+
+def test_what_nobody_sees_cannot_be_undone():
+    arm = leakage.parse_arm("adadefense/undo", sites_of(), {})
+    with pytest.raises(ValueError, match="adadefense/undo'.*each local step.*@update"):
+        leakage.check_upload(arm, "update")
+    on_update = leakage.parse_arm("adadefense@update/undo", sites_of(), {})
+    leakage.check_upload(on_update, "update")
