@@ -1,6 +1,6 @@
 """kljax: what shared gradients give away, and what a key-lock changes.
 
-In the order of the story: a network becomes a `Model`; a key-lock or another defence
+A network becomes a `Model`; a key-lock or another defence
 protects a client; clients train it together, round by round; a threat model says what
 crosses the wire; an attack makes images of it. `train` and `leak` do all of that for
 many clients and many victims, and say what it was worth.
@@ -76,7 +76,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "train",
-    # The wall
+    # What an attacker may see
     "Knowledge",
     "Strategy",
     "ThreatModel",

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from kljax.core import files
-from kljax.core.claims import claimed
+from kljax.core.claims import claim_folder
 
 HOLD = """
 import pathlib, sys
-from kljax.core.claims import claimed
-with claimed(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+from kljax.core.claims import claim_folder
+with claim_folder(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -33,22 +33,22 @@ def test_whoever_holds_a_claim_is_named_until_it_is_dead(tmp_path):
         assert [holder.stdout.readline() for holder in holders] == ["held\n"] * 2
         for place, number in (((0, 2), 0), ((1, 2), 1), ((0, 1), 0), ((2, 3), 0)):
             with pytest.raises(FileExistsError) as error:
-                with claimed(tmp_path, *place):
+                with claim_folder(tmp_path, *place):
                     pytest.fail("was let in")
             said = f"process {holders[number].pid} on {socket.gethostname()}, "
             assert said + f"{number} of 2" in str(error.value)
             assert str(tmp_path) in str(error.value)
         holders[0].send_signal(signal.SIGKILL)
         holders[0].wait()
-        with claimed(tmp_path, 0, 2):
+        with claim_folder(tmp_path, 0, 2):
             with pytest.raises(FileExistsError, match="1 of 2"):
-                with claimed(tmp_path, 1, 2):
+                with claim_folder(tmp_path, 1, 2):
                     pytest.fail("was let in")
     finally:
         for holder in holders:
             holder.kill()
             holder.communicate()
-    with claimed(tmp_path):
+    with claim_folder(tmp_path):
         pass
     # What the dead have left: hidden files, and the folder is as good as new.
     assert {path.name for path in tmp_path.iterdir()} <= {
@@ -60,14 +60,14 @@ def test_whoever_holds_a_claim_is_named_until_it_is_dead(tmp_path):
 
 @pytest.mark.parametrize("content", ("", "[]", '{"host": "a"}'))
 def test_a_claim_counts_whatever_became_of_the_name_of_its_holder(tmp_path, content):
-    with claimed(tmp_path):
+    with claim_folder(tmp_path):
         (holder,) = tmp_path.glob(".holder-*")
         assert files.read_json(holder)["pid"] == os.getpid()
         holder.write_text(content)
         with pytest.raises(FileExistsError, match=r"\(.claim-0-of-1 is held\)"):
-            with claimed(tmp_path):
+            with claim_folder(tmp_path):
                 pytest.fail("was let in")
-    with claimed(tmp_path):
+    with claim_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 

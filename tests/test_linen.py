@@ -1,4 +1,4 @@
-"""Linen networks behind the same door as NNX ones."""
+"""Linen networks by the same adapter as NNX ones."""
 
 import jax
 import jax.numpy as jnp

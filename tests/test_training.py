@@ -496,7 +496,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepare", pytest.fail)
         folder.mkdir()
-        with claims.claimed(folder):
+        with claims.claim_folder(folder):
             assert cli.main([*OPTIONS, "--out", str(folder)]) == 2
             said = capsys.readouterr().err
             assert "another job is at work in" in said and f"{os.getpid()} on" in said
@@ -507,7 +507,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
 
         def faster(config):
             late.mkdir()
-            held.enter_context(claims.claimed(late))
+            held.enter_context(claims.claim_folder(late))
             return prepare(config)
 
         monkeypatch.setattr(training, "prepare", faster)

@@ -1,4 +1,4 @@
-"""The door of the command line: which command, and how it ends."""
+"""The command line: which command is run, and how it ends."""
 
 import dis
 import os

@@ -25,7 +25,7 @@ class Holder(TypedDict):
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None]:
+def claim_folder(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None]:
     """Claims a folder for one process of a job.
 
     Args:
@@ -40,7 +40,7 @@ def claimed(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None
     own = f"{process}-of-{processes}"
     with contextlib.ExitStack() as held:
         # Looking at a claim takes it for a moment, so one process looks at a time.
-        with alone(folder / ".claims.lock"):
+        with lock_file(folder / ".claims.lock"):
             _take(folder, own, held)
             for path in sorted(folder.glob(".claim-*-of-*")):
                 if not path.name.endswith(f"-of-{processes}"):
@@ -54,7 +54,7 @@ def claimed(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """Waits until no other process is here.
 
     For the moment that it takes to write a file which several processes may write.

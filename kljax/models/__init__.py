@@ -1,4 +1,4 @@
-"""Networks, and the doors by which any network becomes a `Model`."""
+"""Networks, and the adapters by which any network becomes a `Model`."""
 
 from kljax.models.catalogue import NETWORKS, Network
 from kljax.models.cnn6 import CNN6

@@ -1,14 +1,13 @@
-"""Apply-time surgery: the only room that touches the structure of a network.
+"""Gates and taps at apply time: nothing else touches the structure of a network.
 
 A user's network is never edited. For the length of one forward pass a *copy* of it is
-dressed: modules named by a path get a `Gate` on their output or a tap on their
-values, and every `nnx.Conv` convolves by the fast formulation. What is dressed is
-thrown away after the pass, so parameters, statistics and their trees stay those of
-the plain network.
+changed: modules named by a path get a `Gate` on their output or a tap on their values,
+and every `nnx.Conv` convolves by the fast formulation. The copy is thrown away after
+the pass, so parameters, statistics and their trees stay those of the plain network.
 
-Dressing changes an instance's class to a subclass whose ``__call__`` does the extra
-work. Unlike a wrapper module this keeps every path and every attribute of the layer,
-so code that looks at ``self.conv1.kernel_size`` still runs.
+A gate or tap changes an instance's class to a subclass whose ``__call__`` does the
+extra work. Unlike a wrapper module this keeps every path and every attribute of the
+layer, so code that looks at ``self.conv1.kernel_size`` still runs.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from jax import lax
 from kljax.core.types import Array, Gate, Gates, Path
 from kljax.models.convolution import Convolution
 
-WATCH = "_kljax_watch"  # attribute by which a dressed module finds its watch
+WATCH = "_kljax_watch"  # attribute by which a gated or tapped module finds its watch
 TAP = "_kljax_tap"
 # What raises errors that name a site.
 OWN = ("kljax.models.gating", "kljax.models.linen", "kljax.models.calling")
@@ -102,7 +101,7 @@ def find_sites(
 
 
 class _Watch:
-    """What is to happen at one dressed module; opaque to NNX, lives for one pass."""
+    """What happens at one gated or tapped module; opaque to NNX, lives for one pass."""
 
     def __init__(self, path: Path, module: nnx.Module):
         self.path = path
@@ -168,13 +167,13 @@ def _leaf_shapes(module: nnx.Module) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def _dressed(cls: type[nnx.Module]) -> type[nnx.Module]:
+def _gated_class(cls: type[nnx.Module]) -> type[nnx.Module]:
     """Makes the subclass of `cls` that gates and taps (one per class, ever)."""
 
     def __call__(self, *args, **kwargs):
         watch = getattr(self, WATCH)
         watch.check_call(self)
-        output = super(dressed, self).__call__(*args, **kwargs)
+        output = super(subclass, self).__call__(*args, **kwargs)
         if watch.gate is not None:
             output = gated(watch.path, watch.gate, output)
         # nnx.Intermediate carries values out of nnx.remat and nnx.jit, too.
@@ -187,17 +186,17 @@ def _dressed(cls: type[nnx.Module]) -> type[nnx.Module]:
             setattr(self, TAP, nnx.Intermediate(taps))
         return output
 
-    dressed = type(cls.__name__, (cls,), {"__call__": __call__})
-    return dressed
+    subclass = type(cls.__name__, (cls,), {"__call__": __call__})
+    return subclass
 
 
-def dress(
+def apply_gates_and_taps(
     network: nnx.Module,
     gates: Gates,
     taps: Iterable[str],
     convolution: Convolution,
 ) -> Callable[[], dict[str, Array]]:
-    """Dresses `network` in place for one forward pass.
+    """Puts gates, taps and a convolution on `network`, in place, for one forward pass.
 
     Args:
       network: a copy that nobody else uses.
@@ -234,7 +233,7 @@ def dress(
         watch.input |= name.endswith(":input")
         watch.output |= not name.endswith(":input")
     for path, watch in watches.items():
-        modules[path].__class__ = _dressed(type(modules[path]))
+        modules[path].__class__ = _gated_class(type(modules[path]))
         setattr(modules[path], WATCH, watch)
 
     def collect() -> dict[str, Array]:
@@ -291,7 +290,7 @@ def layers_named(
 
     Raises:
       ValueError: for an exception from inside the network: names the innermost layer
-        that was at work, and the shape of the images. What surgery itself refuses
+        that was at work, and the shape of the images. What is refused there
         names its site already, and stays as it is.
     """
     try:

@@ -108,7 +108,7 @@ def from_linen(
         reached: list[Path] = []
         collection = f"kljax_taps_{next(_passes)}"
 
-        def dress(next_call, args, kwargs, context):
+        def gate_and_tap(next_call, args, kwargs, context):
             output = next_call(*args, **kwargs)
             path = "/".join(context.module.path)
             if path not in sites or context.method_name != "__call__":
@@ -125,7 +125,7 @@ def from_linen(
                     )
             return output
 
-        with nn.intercept_methods(dress), layers_named(kind, images, _path_of):
+        with nn.intercept_methods(gate_and_tap), layers_named(kind, images, _path_of):
             logits, changed = module.apply(
                 {name: unflatten_dict(tree, sep="/") for name, tree in given.items()},
                 images,

@@ -20,8 +20,8 @@ from kljax.models.calling import Call, check_output, find_call
 from kljax.models.convolution import fastest_convolution
 from kljax.models.gating import (
     FAILURES,
+    apply_gates_and_taps,
     describe,
-    dress,
     hold_arrays,
     layers_named,
     module_paths,
@@ -116,7 +116,9 @@ def from_nnx(
             copy=True,
         )
         net.train() if train else net.eval()
-        collect = dress(net, gates or {}, taps, fastest_convolution(convolution))
+        collect = apply_gates_and_taps(
+            net, gates or {}, taps, fastest_convolution(convolution)
+        )
         paths = {id(layer): path for path, layer in module_paths(net).items()}
         with layers_named(kind.__name__, images, lambda it: paths.get(id(it))):
             logits = call(net, images, train)

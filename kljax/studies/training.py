@@ -17,7 +17,7 @@ import numpy as np
 
 from kljax.core import files
 from kljax.core.checks import check_text
-from kljax.core.claims import claimed
+from kljax.core.claims import claim_folder
 from kljax.core.folders import optional
 from kljax.federated import checkpoints, evaluation
 from kljax.federated.clients import ClientState
@@ -139,7 +139,7 @@ def train(
 
 
 def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
-    held.enter_context(claimed(folder))
+    held.enter_context(claim_folder(folder))
     # Another process may have been faster.
     run_folder.check_same(folder, config)
 

@@ -26,7 +26,7 @@ from kljax.attacks.labels import (
     classifier_grads,
     counts,
     find_rule,
-    spread,
+    labels_of_counts,
     yin,
 )
 from kljax.core.inputs import images_of
@@ -205,24 +205,28 @@ def test_a_batch_of_victims_is_each_of_them(rule):
         np.testing.assert_array_equal(guess, found(rule, 4 * [0], *one))
 
 
-def test_spread_is_floor_and_largest_remainder():
+def test_labels_of_counts_are_floor_and_largest_remainder():
     generator = np.random.default_rng(2)
     for _ in range(50):
         exact = generator.dirichlet(np.ones(5)) * 12
         whole = np.floor(exact).astype(int)
         rest = 12 - whole.sum()
         whole[np.argsort(exact - whole)[::-1][:rest]] += 1
-        labels = jax.jit(spread, static_argnums=1)(exact.astype(np.float32), 12)
+        labels = jax.jit(labels_of_counts, static_argnums=1)(
+            exact.astype(np.float32), 12
+        )
         np.testing.assert_array_equal(np.bincount(labels, minlength=5), whole)
 
 
-def test_spread_is_the_nearest_there_is():
+def test_labels_of_counts_are_the_nearest_there_is():
     generator = np.random.default_rng(3)
     every = [c for c in itertools.product(range(4), repeat=3) if sum(c) == 3]
     for _ in range(50):
         exact = generator.normal(1, 2, 3)  # negative ones, too, and any sum
         nearest = min(every, key=lambda c: np.sum((np.array(c) - exact) ** 2))  # noqa: B023
-        labels = jax.jit(spread, static_argnums=1)(exact.astype(np.float32), 3)
+        labels = jax.jit(labels_of_counts, static_argnums=1)(
+            exact.astype(np.float32), 3
+        )
         assert tuple(np.bincount(labels, minlength=3)) == nearest
 
 
@@ -350,7 +354,7 @@ def test_counts_are_the_formula(at):
         ],
         axis=0,
     )
-    expected = spread(jnp.asarray(exact, jnp.float32), 8)
+    expected = labels_of_counts(jnp.asarray(exact, jnp.float32), 8)
     read = quick_jit(functools.partial(counts, here, samples=100, at=at))
     np.testing.assert_array_equal(read(view), expected)
     with pytest.raises(ValueError, match="at must be one of"):

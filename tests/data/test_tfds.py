@@ -1,4 +1,4 @@
-"""The TFDS door: on sets really written, without TensorFlow, reading little."""
+"""TFDS sets, really written, without TensorFlow, reading little."""
 
 import io
 import json

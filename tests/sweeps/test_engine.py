@@ -1,4 +1,4 @@
-"""The engine of sweeps: what compiles together, and that nothing is lost."""
+"""Running sweeps: what compiles together, and that nothing is lost."""
 
 import dataclasses
 import errno
@@ -35,7 +35,7 @@ from kljax.studies.sweeps.estimate import estimate_sweep
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A finished study, and what the engine said of it."""
+    """A finished study, and what was said of it."""
     folder = tmp_path_factory.mktemp("studies") / "whole"
     seen = []
     report = run(

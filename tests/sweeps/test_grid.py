@@ -338,7 +338,7 @@ REFUSED = {
     ),
     "strength": (
         '[axes]\narm = ["none=3"]',
-        "[axes] arm: arm 'none=3': none has no strength",
+        "[axes] arm: arm 'none=3': none has no options",
     ),
     "control of a norm that is not there": (
         '[fixed]\nmodel = "outside_package:Tiny"\n[axes]\narm = ["none", "bn-control"]',

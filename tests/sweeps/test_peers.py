@@ -10,7 +10,7 @@ import time
 import pytest
 from small import FILE, command, parts, run, seed_1_raises, sweep_of
 
-from kljax.core.claims import claimed
+from kljax.core.claims import claim_folder
 from kljax.parallel import Layout
 from kljax.parallel.processes import Place
 from kljax.studies import store
@@ -63,23 +63,23 @@ Sweep(file=pathlib.Path("file.toml"))
 
 
 def test_a_second_job_on_the_folder_is_refused(tmp_path):
-    with claimed(tmp_path, 0, 2):
-        with claimed(tmp_path, 1, 2):
+    with claim_folder(tmp_path, 0, 2):
+        with claim_folder(tmp_path, 1, 2):
             for place in ((0, 2), (0, 1), (1, 3)):
                 with pytest.raises(FileExistsError, match="another job is at work"):
-                    with claimed(tmp_path, *place):
+                    with claim_folder(tmp_path, *place):
                         pytest.fail("was let in")
-    with claimed(tmp_path, 0, 1):
+    with claim_folder(tmp_path, 0, 1):
         pass
 
 
 def test_peers_may_look_at_an_old_claim_at_the_same_time(tmp_path):
     for old in range(20):
-        with claimed(tmp_path, old, 100):
+        with claim_folder(tmp_path, old, 100):
             pass
 
     def claim(number):
-        with claimed(tmp_path, number, 8):
+        with claim_folder(tmp_path, number, 8):
             return number
 
     for _ in range(20):
@@ -91,7 +91,7 @@ def test_whoever_is_refused_has_not_extended_the_study(tmp_path):
     open_study(folder, sweep_of(), expand(sweep_of()))
     file.write_text(FILE.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
     before = (folder / "manifest.json").read_bytes()
-    with claimed(folder, 0, 2):
+    with claim_folder(folder, 0, 2):
         with pytest.raises(FileExistsError, match="another job is at work"):
             running.sweep(file, folder, place=Place(0, 1))
     assert (folder / "manifest.json").read_bytes() == before

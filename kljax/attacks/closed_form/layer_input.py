@@ -158,15 +158,16 @@ def solve(
     rotated = rotated.reshape(-1, positions, channels)
     deviation = jnp.sqrt(out.variance).reshape(-1)
     rotated = rotated / deviation[:, None, None]
-    surprise = out.mean.reshape(-1) / deviation - jnp.einsum("nrc,rc->n", rotated, mean)
+    predicted = jnp.einsum("nrc,rc->n", rotated, mean)
+    innovation = out.mean.reshape(-1) / deviation - predicted
     gain = rotated * variance[None, :, None]
     covariance = gain.reshape(len(gain), -1) @ rotated.reshape(len(gain), -1).T
     lower = jnp.linalg.cholesky(covariance + jnp.eye(len(gain)))
     halves = jax.scipy.linalg.solve_triangular(
         lower, gain.reshape(len(gain), -1), lower=True
     )
-    reply = jax.scipy.linalg.solve_triangular(lower, surprise, lower=True)
-    mean = mean + (reply @ halves).reshape(positions, channels)
+    whitened = jax.scipy.linalg.solve_triangular(lower, innovation, lower=True)
+    mean = mean + (whitened @ halves).reshape(positions, channels)
 
     x = right.T @ mean
     halves = jnp.einsum("nrc,rp->npc", halves.reshape(gain.shape), right)

@@ -29,7 +29,7 @@ from kljax.attacks.closed_form.walk import (
     steps_of,
     walk_down,
 )
-from kljax.attacks.labels import settled_labels, told
+from kljax.attacks.labels import or_unknown, settled_labels
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.core.types import Array, Params, Rng
@@ -121,7 +121,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
 
     def label(signal: Array) -> Array:
         # Under cross-entropy only the true class has a negative derivative.
-        return told(jnp.argmin(signal)[None].astype(jnp.int32), signal)
+        return or_unknown(jnp.argmin(signal)[None].astype(jnp.int32), signal)
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         x, signal, residuals, ranks = walk(view.grads.model, view.public.model)

@@ -28,7 +28,7 @@ IMAGES = (0.5, 0.5)  # centre and spread of pixels in [0, 1]
 
 
 class Step(NamedTuple):
-    """A layer whose kernel is public, as a walker needs it."""
+    """A layer whose kernel is public, as a walk down the chain needs it."""
 
     layer: Layer
     shape: tuple[int, ...]  # of its input
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a walker stands: on an activation's value.
+    """State of a walk at one layer: at an activation's value.
 
     Attributes:
       value: of the activation, which is the input of the layer above, [B, ...].

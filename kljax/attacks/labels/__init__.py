@@ -18,9 +18,9 @@ from kljax.attacks.labels.rules import (
     bias_corrected,
     ggl,
     idlg,
+    labels_of_counts,
     opposite_sign,
-    spread,
-    told,
+    or_unknown,
     wainakh_simple,
     yin,
 )
@@ -54,9 +54,9 @@ __all__ = [
     "rule_holds",
     "settle_rule",
     "settled_labels",
-    "spread",
+    "labels_of_counts",
     "targets_of",
-    "told",
+    "or_unknown",
     "wainakh_simple",
     "yin",
 ]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
-from kljax.attacks.labels.rules import spread, told
+from kljax.attacks.labels.rules import labels_of_counts, or_unknown
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Public
 from kljax.threat import View
@@ -82,7 +82,9 @@ def _counts(
     pull = _pull(setting, grads, size, by_bias)
     found = examples * (jnp.mean(softmax, axis=0) - pull)
     # Without a pull the noise alone would speak.
-    return told(spread(found, examples), jnp.where(jnp.isfinite(found), pull, jnp.nan))
+    return or_unknown(
+        labels_of_counts(found, examples), jnp.where(jnp.isfinite(found), pull, jnp.nan)
+    )
 
 
 def _pull(setting: Setting, grads: ClassifierGrads, size: Array, by_bias: bool):

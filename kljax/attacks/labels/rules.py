@@ -42,7 +42,7 @@ def idlg(setting: Setting, view: View) -> Array:
     """
     grads = classifier_grads(setting, view)
     score = jnp.sum(grads.kernel, axis=0) if grads.bias is None else grads.bias
-    label = told(jnp.argmin(score)[None].astype(jnp.int32), score)
+    label = or_unknown(jnp.argmin(score)[None].astype(jnp.int32), score)
     if view.visible is None:
         return label
     return jnp.where(jnp.any(jnp.isnan(score)), _by_visible_signs(grads), label)
@@ -80,7 +80,7 @@ def opposite_sign(setting: Setting, view: View) -> Array:
     unlike = columns_unlike_all_others(kernel)
     sums = jnp.sum(kernel, axis=0)
     label = jnp.where(jnp.sum(unlike) == 1, jnp.argmax(unlike), jnp.argmin(sums))
-    return told(label[None].astype(jnp.int32), kernel)
+    return or_unknown(label[None].astype(jnp.int32), kernel)
 
 
 def columns_unlike_all_others(kernel: Array) -> Array:
@@ -141,7 +141,7 @@ def bias_corrected(setting: Setting, view: View) -> Array:
     bias = _bias("bias_corrected", setting, view)
     negative = bias < 0
     impact = jnp.sum(jnp.where(negative, bias, 0.0)) / _examples(setting)
-    return told(_greedy(bias, impact, negative, _examples(setting)), bias)
+    return or_unknown(_greedy(bias, impact, negative, _examples(setting)), bias)
 
 
 def wainakh_simple(setting: Setting, view: View) -> Array:
@@ -158,10 +158,10 @@ def wainakh_simple(setting: Setting, view: View) -> Array:
     negative = score < 0
     impact = jnp.sum(jnp.where(negative, score, 0.0)) / _examples(setting)
     impact *= 1 + 1 / setting.num_classes
-    return told(_greedy(score, impact, negative, _examples(setting)), score)
+    return or_unknown(_greedy(score, impact, negative, _examples(setting)), score)
 
 
-def spread(counts: Array, examples: int) -> Array:
+def labels_of_counts(counts: Array, examples: int) -> Array:
     """Turns estimated counts [Kc] into labels [B], sorted.
 
     The whole numbers >= 0 that sum to B and are nearest to `counts` in the square.
@@ -172,7 +172,7 @@ def spread(counts: Array, examples: int) -> Array:
     return jnp.sort(_greedy(-counts, jnp.array(-1.0), none_waits, examples))
 
 
-def told(labels: Array, score: Array) -> Array:
+def or_unknown(labels: Array, score: Array) -> Array:
     """Gives labels [B], or `UNKNOWN` where the score they were read off says nothing.
 
     Args:
@@ -209,7 +209,7 @@ def _greedy(score: Array, impact: Array, waiting: Array, examples: int) -> Array
 
 def _lowest(setting: Setting, score: Array) -> Array:
     ranks = jnp.arange(_examples(setting)) % setting.num_classes
-    return told(jnp.argsort(score)[ranks].astype(jnp.int32), score)
+    return or_unknown(jnp.argsort(score)[ranks].astype(jnp.int32), score)
 
 
 def _bias(rule: str, setting: Setting, view: View) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from kljax.core.claims import alone
+from kljax.core.claims import lock_file
 from kljax.core.files import read_json, write_json
 from kljax.studies.config import LeakConfig
 from kljax.studies.sweeps import Cell
@@ -36,7 +36,7 @@ def write_failure(folder: Path, cell: Cell, error: BaseException) -> None:
         command=command_of(cell.config),
     )
     # A cell whose victims are shared by processes fails in all of them.
-    with alone(folder / ".failures.lock"):
+    with lock_file(folder / ".failures.lock"):
         write_json(folder / "failures" / f"{cell.id}.json", record)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kljax.core.claims import alone
+from kljax.core.claims import lock_file
 from kljax.core.files import DamagedFile, brief, write_bytes
 from kljax.studies.store.manifest import Chunk, Group
 
@@ -39,7 +39,7 @@ def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:
         for cell, some in found.items()
         for field, value in some._asdict().items()
     }
-    with _alone(folder):
+    with _locked_reconstructions(folder):
         path = _chunk(folder, chunk)
         _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
 
@@ -50,7 +50,7 @@ def collect(folder: Path, groups: Iterable[Group]) -> None:
     The file of a chunk is removed when all of its cells have theirs; until then it may
     hold the only images of a cell that failed in another chunk.
     """
-    with _alone(folder):
+    with _locked_reconstructions(folder):
         left = [chunk for group in groups for chunk in _collect(folder, group)]
         if not left:
             shutil.rmtree(_aside(folder), ignore_errors=True)
@@ -97,9 +97,9 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
     return True
 
 
-def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+def _locked_reconstructions(folder: Path) -> contextlib.AbstractContextManager[None]:
     # What one process has collected it removes, while others may still be writing.
-    return alone(folder / ".reconstructions.lock")
+    return lock_file(folder / ".reconstructions.lock")
 
 
 def _chunk(folder: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ Written down, so that whoever goes on computes the same blocks and gets the same
 import dataclasses
 from pathlib import Path
 
-from kljax.core.claims import alone
+from kljax.core.claims import lock_file
 from kljax.core.files import converted, read_json, write_json
 from kljax.parallel import Layout
 
@@ -40,7 +40,7 @@ def keep_layout(folder: Path, group: str, layout: Layout) -> Layout:
     path = _path(folder, group)
     try:
         path.parent.mkdir(exist_ok=True)
-        with alone(folder / ".layouts.lock"):
+        with lock_file(folder / ".layouts.lock"):
             there = read_layout(folder, group)
             if there is None:
                 write_json(path, dataclasses.asdict(layout))

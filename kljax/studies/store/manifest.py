@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kljax.core.claims import alone
+from kljax.core.claims import lock_file
 from kljax.core.files import DamagedFile, converted, read_json, write_json
 from kljax.core.provenance import collect_provenance
 from kljax.studies.store.form import Entry, Manifest, Versioned, contradictions
@@ -86,7 +86,7 @@ def open_study(
     """
     made = make_manifest(folder.name, sweep, grid, part)
     make_folder(folder)
-    with alone(folder / ".manifest.lock"):
+    with lock_file(folder / ".manifest.lock"):
         # Another process of the same job may have been faster.
         there = read_manifest(folder, missing_ok=True)
         if there is not None:

@@ -47,7 +47,7 @@ def check_field(place: str, name: str) -> None:
         raise ValueError(f"{place} {name}: no such field{nearest(name, FIELDS)}")
 
 
-def settled(place: str, name: str, value: Any) -> Any:
+def check_value(place: str, name: str, value: Any) -> Any:
     """Checks the type of a value and brings it into the form the configuration has.
 
     Args:

@@ -1,4 +1,4 @@
-"""The tally of a sweep: what a process has done so far, and in all."""
+"""Progress of a sweep: what a process has done so far, and in all."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class Report(NamedTuple):
     failed: tuple[str, ...]
 
 
-class Tally:
+class Progress:
     """Counts what is done, for people who watch and for the end."""
 
     def __init__(self, work: list[tuple[Group, list[Chunk]]]):

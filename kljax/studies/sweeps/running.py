@@ -1,4 +1,4 @@
-"""The engine of sweeps: what compiles together runs together, part by part.
+"""Running a sweep: what compiles together runs together, part by part.
 
 Seeds, private keys, strengths of defences, step sizes and victims are data of one
 compiled function; whatever else differs makes another group. Each chunk of a group ends
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from kljax.core.checks import check_text
-from kljax.core.claims import claimed
+from kljax.core.claims import claim_folder
 from kljax.core.files import DamagedFile
 from kljax.core.memory import machine_memory
 from kljax.core.types import PyTree
@@ -40,7 +40,7 @@ from kljax.studies.store.manifest import (
 )
 from kljax.studies.store.parts import pieces_in, rows_in, write_part
 from kljax.studies.sweeps import Cell, expand, read_sweep
-from kljax.studies.sweeps.progress import Finished, Report, Tally
+from kljax.studies.sweeps.progress import Finished, Progress, Report
 
 SHARE = 0.5  # of the memory that there is, if no budget is given
 
@@ -79,7 +79,7 @@ def sweep(
     make_manifest(folder.name, read, grid, part)  # what is wrong leaves no folder
     make_folder(folder)
     # Whoever is refused must not have extended the study before.
-    with claimed(folder, place.process, place.processes):
+    with claim_folder(folder, place.process, place.processes):
         manifest = open_study(folder, read, grid, part=part)
         return run_study(
             folder,
@@ -143,7 +143,7 @@ def run_study(
             number += 1
         if mine:
             work.append((group, mine))
-    tally, floors = Tally(work), _Floors()
+    progress, floors = Progress(work), _Floors()
     for group, chunks in work:
         runner = _Runner(folder, group, layout, memory, floors)
         for chunk in chunks:
@@ -160,12 +160,12 @@ def run_study(
                 write_failure(folder, cell, error)
             new = tuple(sorted(done.failed))
             failed.update(new)
-            on_chunk(tally.add(chunk, done.rows, done.timing, new))
+            on_chunk(progress.add(chunk, done.rows, done.timing, new))
     if keep:
         images.collect(folder, groups)
     if recorded:
         forget_failures(folder, recorded - _unfinished(folder, groups, axes, recorded))
-    return tally.report()
+    return progress.report()
 
 
 def finished(

@@ -35,9 +35,9 @@ from kljax.studies.sweeps.fields import (
     FIELDS,
     check_field,
     check_size,
+    check_value,
     in_floats,
     label,
-    settled,
 )
 
 SECTIONS = ("fixed", "axes", "exclude", "options")
@@ -160,13 +160,13 @@ def _table(place: str, content: Any) -> Mapping[str, Any]:
 def _fields(place: str, table: Mapping[str, Any]) -> dict[str, Any]:
     for name in table:
         check_field(place, name)
-    return {name: settled(place, name, value) for name, value in table.items()}
+    return {name: check_value(place, name, value) for name, value in table.items()}
 
 
 def _axis(axis: str, points: Any) -> dict[str, dict[str, Any]]:
     if isinstance(points, (list, tuple)):  # of the values of one field
         check_field("[axes]", axis)
-        values = [settled("[axes]", axis, value) for value in points]
+        values = [check_value("[axes]", axis, value) for value in points]
         labels = [label(value) for value in values]
         twice = sorted({name for name in labels if labels.count(name) > 1})
         if twice:
