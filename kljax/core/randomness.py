@@ -22,6 +22,7 @@ FIXED = (
     "diagnosis",
     "feature signs",
     "slopes of the loss",
+    "metrics",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

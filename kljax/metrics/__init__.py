@@ -5,7 +5,15 @@ Images are [H, W, C], floating, in [0, 1].
 """
 
 from kljax.metrics.column_table import COLUMNS, OUTCOME_RATES, VALUES
-from kljax.metrics.columns import PLACES, Column, find_value
+from kljax.metrics.columns import (
+    PLACES,
+    Column,
+    by_name,
+    column_from_dict,
+    column_to_dict,
+    find_value,
+    guide,
+)
 from kljax.metrics.floors import (
     FLOORS,
     ORACLE_FLOORS,
@@ -34,6 +42,13 @@ from kljax.metrics.outcomes import (
     loss_floor,
     outcome,
     success,
+)
+from kljax.metrics.own_metrics import (
+    Metric,
+    check_metric,
+    find_metrics,
+    metric,
+    score_pairs,
 )
 
 __all__ = (
@@ -66,6 +81,12 @@ __all__ = (
     "success",
     "loss_floor",
     "outcome",
+    # Metrics of your own
+    "Metric",
+    "metric",
+    "find_metrics",
+    "check_metric",
+    "score_pairs",
     # What is in the rows
     "Column",
     "COLUMNS",
@@ -73,6 +94,10 @@ __all__ = (
     "VALUES",
     "find_value",
     "PLACES",
+    "by_name",
+    "column_to_dict",
+    "column_from_dict",
+    "guide",
     # How sure a rate or mean over victims is
     "Interval",
     "wilson",

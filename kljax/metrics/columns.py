@@ -34,6 +34,8 @@ class Column:
       rows: which rows have it: ``all``; those of an ``attack``, and not of floors; or
         those of a ``search``, and not of closed forms.
       option: field of `kljax.LeakConfig` that it repeats; None for all others.
+      reported: whether attacks report it themselves, as one of the ``numbers`` of a
+        `kljax.attacks.Reconstruction`.
       words: what it is called in tables.
       form: how its mean is written, for `format`; empty for what has no mean.
       leaks: 1 if a higher value leaks more, -1 if a lower one does, 0 if it does not
@@ -55,6 +57,7 @@ class Column:
     knows: Literal["attacker", "scorer"] = "scorer"
     rows: Literal["all", "attack", "search"] = "all"
     option: str | None = None
+    reported: bool = False
     words: str = ""
     form: str = ""
     leaks: int = 0

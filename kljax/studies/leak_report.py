@@ -18,7 +18,7 @@ from kljax import metrics
 from kljax.core.files import json_text, write_json, write_text
 from kljax.core.folders import RunFolder, claim, optional
 from kljax.core.provenance import collect_provenance, device
-from kljax.metrics import COLUMNS, Column
+from kljax.metrics import COLUMNS, Column, column_from_dict, column_to_dict
 from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
@@ -27,6 +27,7 @@ from kljax.studies.matched_but_wrong import (
     ambiguous_lines,
     count_recovered_undefended,
 )
+from kljax.studies.row_columns import columns_of, own_columns
 from kljax.studies.scoring import SCHEMA_VERSION, Row
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
@@ -56,8 +57,9 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
     recovered in the arm ``none``, contrast or not; None without that arm.
     """
+    columns = columns_of(result.config)
     arms = {
-        name: _summary_of([row for row in rows if row["arm"] == name])
+        name: _summary_of([row for row in rows if row["arm"] == name], columns)
         for name in dict.fromkeys(row["arm"] for row in rows)
     }
     for name, arm in arms.items():
@@ -89,7 +91,7 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _summary_of(rows: list[Row]) -> dict[str, Any]:
+def _summary_of(rows: list[Row], columns: dict[str, Column]) -> dict[str, Any]:
     summary: dict[str, Any] = {"n": len(rows)}
     outcomes = [row["outcome"] for row in rows if row["outcome"]]
     if outcomes:
@@ -99,7 +101,7 @@ def _summary_of(rows: list[Row]) -> dict[str, Any]:
         if any(row["example"] for row in rows):
             for name in ("recovered", "recovered_affine"):
                 summary[f"{name}_of_uploads"] = _count_by_upload(rows, name)
-    for column in COLUMNS.values():
+    for column in columns.values():
         name = column.name
         if not column.is_value or name == "success":  # which has its rate below
             continue
@@ -137,6 +139,7 @@ def describe(result: LeakResult) -> dict[str, Any]:
         },
         "compilations": {a.arm.name: a.timing.compilations for a in result.arms},
         "data_licence": result.dataset.licence,
+        "own_columns": [*map(column_to_dict, own_columns(result.config).values())],
         **collect_provenance(),
     }
 
@@ -145,19 +148,26 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lays the summary out as a header and rows of text: arms, then floors."""
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
+    columns = _columns(summary)
     heads = COUNTED | {
         column.name: column.heading
-        for column in _shown("summary")
+        for column in _shown("summary", summary)
         if any(column.name in arm for _, arm in lines)
     }
     return ["arm", *heads.values()], [
-        [name, *(_cell(column, arm) for column in heads)] for name, arm in lines
+        [name, *(_cell(head, arm, columns) for head in heads)] for name, arm in lines
     ]
 
 
-def _shown(place: str) -> list[Column]:
+def _shown(place: str, summary: dict[str, Any]) -> list[Column]:
     """Lists the columns whose means are tabled in a place."""
-    return [column for column in COLUMNS.values() if column.shown_in(place)]
+    return [c for c in _columns(summary).values() if c.shown_in(place)]
+
+
+def _columns(summary: dict[str, Any]) -> dict[str, Column]:
+    """Reads all columns of the rows behind a summary."""
+    own = map(column_from_dict, summary["config"]["own_columns"])
+    return COLUMNS | {column.name: column for column in own}
 
 
 def upload_lines(summary: dict[str, Any]) -> list[str]:
@@ -191,26 +201,24 @@ def brief_tables(
     It fits 80 columns; ``summary.md`` has the rest.
     """
     scores, found = (
-        [c.name for c in _shown("terminal") if (c.rows == "all") == of_all]
+        [c.name for c in _shown("terminal", summary) if (c.rows == "all") == of_all]
         for of_all in (True, False)
     )
     order = ["recovered_rate", *scores, "outcomes", *found, "success_rate"]
-    tables = []
+    columns, tables = _columns(summary), []
     for kind, lines in (("arm", summary["arms"]), ("floor", summary["floors"])):
         shown = [c for c in order if any(c in line for line in lines.values())]
         rows = [
-            [name, *(_cell(c, line).replace(" / ", "/") for c in shown)]
+            [name, *(_cell(c, line, columns).replace(" / ", "/") for c in shown)]
             for name, line in lines.items()
         ]
-        tables.append(([kind, *map(_brief_head, shown)], rows))
+        heads = [BRIEFLY.get(c) or _brief_head(columns[c]) for c in shown]
+        tables.append(([kind, *heads], rows))
     return tables
 
 
-def _brief_head(name: str) -> str:
-    if name in BRIEFLY:
-        return BRIEFLY[name]
-    words = textwrap.wrap(COLUMNS[name].heading, NARROW, break_long_words=False)
-    return "\n".join(words)
+def _brief_head(column: Column) -> str:
+    return "\n".join(textwrap.wrap(column.heading, NARROW, break_long_words=False))
 
 
 def threat_lines(result: LeakResult) -> list[str]:
@@ -254,7 +262,7 @@ def _facts(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 
-def _cell(column: str, arm: dict[str, Any]) -> str:
+def _cell(column: str, arm: dict[str, Any], columns: dict[str, Column]) -> str:
     value = arm.get(column)
     if value is None:
         return "-"
@@ -266,7 +274,7 @@ def _cell(column: str, arm: dict[str, Any]) -> str:
         return f"{value:.0%} [{bounds}]"
     if column == "recovered_rate":
         return f"{value:.0%}"
-    return str(value) if column == "n" else COLUMNS[column].written(value)
+    return str(value) if column == "n" else columns[column].written(value)
 
 
 READING = """\
@@ -366,7 +374,7 @@ def room_of(config: LeakConfig) -> int:
 
 def _csv_text(rows: list[Row]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, list(rows[0]) if rows else list(COLUMNS))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

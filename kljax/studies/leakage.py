@@ -44,6 +44,7 @@ from kljax.studies.builder.victim_setup import (
 )
 from kljax.studies.config import LeakConfig
 from kljax.studies.diagnosis import diagnose
+from kljax.studies.row_columns import check_numbers, check_own
 
 
 class Attacked(NamedTuple):
@@ -134,6 +135,7 @@ def prepare(config: LeakConfig) -> Prepared:
     network = task.find_network(config)
     preset = find_preset(config.attack)
     stage = set_stage(config, network, preset.inserts)
+    check_own(config, stage.dataset.inputs)
     classifier = _classifier(config, network, stage.dataset)
     jobs, made, functions = [], {}, {}
     for text in config.arms:
@@ -255,6 +257,7 @@ def one_victim(
             last = defence if setting.protocol is None else defence.update
             view = view._replace(grads=last.undo(view.grads, view.earlier))
         reconstruction = attack(draw_rng(source, "attack"), view)
+        check_numbers(config, reconstruction.numbers)
 
         # On this side of the wall.
         found = diagnose(mine, preset, update, view)

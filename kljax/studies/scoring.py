@@ -8,6 +8,7 @@ same in all of them. The schema is versioned; later versions only add columns, b
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +17,15 @@ from jax.typing import ArrayLike
 
 from kljax import metrics
 from kljax.attacks.presets import find_preset
+from kljax.core.folders import optional
 from kljax.core.inputs import InputSpec
 from kljax.data import Dataset, select
-from kljax.metrics import COLUMNS
+from kljax.metrics import COLUMNS, Column
 from kljax.metrics.kinds import Kind, find_kind
 from kljax.studies.builder.victim_setup import Victims
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import ArmResult, LeakResult
+from kljax.studies.row_columns import columns_of
 
 # Up to version 3 an upload of several examples was one row, with the means of their
 # scores, and `victim` and `label` were those of its first example. Since version 5 rows
@@ -33,8 +36,6 @@ REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 # Of the truths that are scored together, with all that is made of them.
 PIXELS_PER_BLOCK = 2**16
 
-# dtype of a column -> type of what is in a row
-KINDS = {"int32": int, "int64": int, "float64": float, "bool": bool}
 Row = dict[str, Any]
 Scores = dict[str, np.ndarray]  # by column, each [N]
 Guesses = tuple[list[int], np.ndarray]  # places of truths, and images [n, H, W, C]
@@ -79,12 +80,12 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
     Returns:
       The rows, and the floors.
     """
-    victims = result.victims
+    victims, columns = result.victims, columns_of(result.config)
     if floors is None:
         reference = _reference(result.dataset, result.config.seed)
         floors = _score_floors(result, reference)
     rows = [
-        _row(result, place, f"floor/{name}", floors, _at(scores, n))
+        _row(result, columns, place, f"floor/{name}", floors, _at(columns, scores, n))
         for name, (having, scores) in floors.scores.items()
         for n, place in enumerate(having)
     ]
@@ -93,9 +94,9 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
     sets = [(everyone, _flat(matched_images(arm, victims))) for arm in result.arms]
     # Apart from the floors, which may be known: the last bits of an image's scores
     # may depend on what else is in a call, and rows must not on what came before.
-    scored = _scores_of(sets, truths, result.dataset.inputs)
+    scored = _scores_of(sets, truths, result)
     for arm, scores in zip(result.arms, scored, strict=True):
-        rows += _arm_rows(result, arm, floors, scores)
+        rows += _arm_rows(result, columns, arm, floors, scores)
     return rows, floors
 
 
@@ -146,7 +147,11 @@ def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
 
 
 def _arm_rows(
-    result: LeakResult, arm: ArmResult, floors: Floors, scores: Scores
+    result: LeakResult,
+    columns: dict[str, Column],
+    arm: ArmResult,
+    floors: Floors,
+    scores: Scores,
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found, kind = attacked.reconstruction, find_kind(result.dataset.inputs)
@@ -170,7 +175,7 @@ def _arm_rows(
         scale = float(attacked.loss_scale[n])
         floor = metrics.loss_floor(reachable, scale, degree) if measured else None
         of_upload = _options(result.config, "attack")
-        of_upload |= {name: _number(name, of[n]) for name, of in found.numbers.items()}
+        of_upload |= _at(columns, found.numbers, n)
         if searched:
             of_upload |= _options(result.config, "search")
         else:
@@ -195,7 +200,8 @@ def _arm_rows(
         }
         for example, guess in enumerate(guesses):
             place = n * len(guesses) + example
-            row = _row(result, place, arm.arm.name, floors, _at(scores, place))
+            scored = _at(columns, scores, place)
+            row = _row(result, columns, place, arm.arm.name, floors, scored)
             row |= of_upload | {
                 "label_guess": int(guess),
                 "label_accuracy": float(guess == victims.labels[n, example]),
@@ -207,10 +213,17 @@ def _arm_rows(
     return rows
 
 
-def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) -> Row:
+def _row(
+    result: LeakResult,
+    columns: dict[str, Column],
+    place: int,
+    arm: str,
+    floors: Floors,
+    scores: Row,
+) -> Row:
     config, victims = result.config, result.victims
     n, example = divmod(place, victims.labels.shape[1])
-    row: Row = dict.fromkeys(COLUMNS) | _options(config, "all")
+    row: Row = dict.fromkeys(columns) | _options(config, "all")
     row |= {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
@@ -222,7 +235,7 @@ def _row(result: LeakResult, place: int, arm: str, floors: Floors, scores: Row) 
         "upload": int(victims.uploads[n]),
         "example": example,
     }
-    return row | _at(floors.best, place) | scores
+    return row | _at(columns, floors.best, place) | scores
 
 
 def _options(config: LeakConfig, rows: str) -> Row:
@@ -240,18 +253,20 @@ def _plain(value: Any) -> Any:
     return (",".join(value) or None) if isinstance(value, tuple) else value
 
 
-def _number(column: str, value: Any) -> float | int | bool:
-    """Writes a number of an attack as its column has it."""
-    return KINDS[COLUMNS[column].dtype](value)
-
-
-def _at(scores: Scores, place: int) -> Row:
+def _at(columns: dict[str, Column], scores: Mapping[str, Any], place: int) -> Row:
+    """Writes what is at one place as its columns have it."""
     return {
-        column: float(values[place])
-        if np.issubdtype(values.dtype, np.floating)
-        else values[place].item()
-        for column, values in scores.items()
+        name: _value(columns[name].dtype, values[place])
+        for name, values in scores.items()
     }
+
+
+def _value(dtype: str, value: Any) -> str | float | int | bool | None:
+    if dtype in ("string", "float64"):
+        return str(value) if dtype == "string" else float(value)
+    if not np.isfinite(value):  # which no whole number says
+        return None
+    return bool(value) if dtype == "bool" else int(value)
 
 
 def _reference(dataset: Dataset, seed: int) -> Any:
@@ -289,18 +304,24 @@ def _score_floors(result: LeakResult, reference: Any) -> Floors:
         having = [place for place, floors in enumerate(made) if name in floors]
         if having:
             sets[name] = having, np.stack([made[place][name] for place in having])
-    scored = zip(sets.items(), _scores_of([*sets.values()], truths, spec), strict=True)
+    scored = zip(
+        sets.items(), _scores_of([*sets.values()], truths, result), strict=True
+    )
     scores = {name: (having, its) for (name, (having, _)), its in scored}
     return Floors(kind.best_floors(truths, made, scores), scores)
 
 
 def _scores_of(
-    sets: list[Guesses], truths: np.ndarray, spec: InputSpec
+    sets: list[Guesses], truths: np.ndarray, result: LeakResult
 ) -> list[Scores]:
     """Scores sets of guesses against their truths, all in one table."""
     guesses = np.concatenate([images for _, images in sets])
     truths = np.concatenate([truths[places] for places, _ in sets])
+    spec = result.dataset.inputs
     table = find_kind(spec).score(guesses, truths, spec)
+    for own in metrics.find_metrics(result.config.metrics):
+        with optional(f"metric {own.column.name!r}"):
+            table[own.column.name] = metrics.score_pairs(own, guesses, truths)
     ends = np.cumsum([len(places) for places, _ in sets])[:-1]
     split = {name: np.split(values, ends) for name, values in table.items()}
     return [{name: split[name][n] for name in split} for n in range(len(sets))]

@@ -18,7 +18,10 @@ from kljax.studies.sweeps.cell import NO_RESULTS
 
 MADE = {"name": "blur", "meaning": "how blurred it is"}
 # Options that have no column, though they may change what is in the rows.
-COUNTED = {"victims": "there is a row for each image of each victim"}
+COUNTED = {
+    "victims": "there is a row for each image of each victim",
+    "metrics": "each is a column of its own",
+}
 
 
 def test_every_option_that_changes_results_is_a_column():

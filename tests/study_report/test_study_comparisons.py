@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from kljax.metrics import COLUMNS
 from kljax.studies import store
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
@@ -90,7 +91,7 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     assert found.left_out == 2 and found.pairs == 8
     # The first victim of either seed fails in none, and succeeds under the control.
     assert found.only == (1, 2)
-    entry = comparisons_table([found], "ssim").lines[0][2]
+    entry = comparisons_table([found], COLUMNS["ssim"]).lines[0][2]
     assert entry.text == "8\n2 left out"
 
 
@@ -111,7 +112,7 @@ def test_arms_with_victims_of_their_own_are_not_compared(tmp_path):
 
 def test_a_table_says_how_many_there_are(tmp_path):
     found = compared(tmp_path, lambda arm, seed: SSIM[arm, seed])
-    table = comparisons_table(found, "ssim")
+    table = comparisons_table(found, COLUMNS["ssim"])
     assert "SSIM >= .6: p, Holm of 3" in table.header and "3 comparisons" in table.title
     line = dict(zip(table.header, table.lines[1], strict=True))
     assert line["arm"].text == "keylock/known" and line["minus"].text == "none"
@@ -129,7 +130,7 @@ def test_a_table_says_how_many_there_are(tmp_path):
 
 def test_differences_of_a_rate_are_points(tmp_path):
     found = compared(tmp_path, lambda arm, seed: SSIM[arm, seed], value="success")
-    table = comparisons_table(found, "success")
+    table = comparisons_table(found, COLUMNS["success"])
     assert table.lines[1][3].text.startswith("-50 [")
     assert table.header.count("SSIM >= .6: p") == 1
     assert {len(line) for line in table.lines} == {len(table.header)}
@@ -146,7 +147,7 @@ def test_success_of_both_hides_no_difference(tmp_path):
         return [1.0] * 8 if arm == "none" else list(lower[half])
 
     found = compared(tmp_path, ssim, AXES | {"arm": arms}, victims=8)
-    table = comparisons_table(found, "ssim")
+    table = comparisons_table(found, COLUMNS["ssim"])
     line = dict(zip(table.header, table.lines[0], strict=True))
     assert line["SSIM, difference [95 %]"].text == "-0.286 [-0.306, -0.267]"
     assert line["SSIM >= .6: p"].text == "1"

@@ -6,6 +6,7 @@ import io
 import made_studies
 import pytest
 
+from kljax.metrics import COLUMNS
 from kljax.studies import store
 from kljax.studies.reports.axes import arrange, axes_of
 from kljax.studies.reports.contents import make_contents
@@ -50,7 +51,7 @@ def pivots_of(study, **chosen):
     axes = axes_of(study.manifest)
     found = arrange(axes, **chosen)
     lines = [make_line(pool, "ssim") for pool in make_pools(study, axes, found.pooled)]
-    return pivot_tables(lines, axes, found, "ssim")
+    return pivot_tables(lines, axes, found, COLUMNS["ssim"])
 
 
 def firsts(table):
@@ -116,7 +117,7 @@ def test_csv_has_all_digits_and_no_words_for_nothing(study):
 def test_points_have_everything(study):
     axes = axes_of(study.manifest)
     pools = make_pools(study, axes, ["seed"])
-    table = points_table([make_line(pool, "psnr") for pool in pools], "psnr")
+    table = points_table([make_line(pool, "psnr") for pool in pools], COLUMNS["psnr"])
     assert table.header[:5] == (
         "arm",
         "attack",
@@ -136,7 +137,7 @@ def test_points_have_everything(study):
 def test_points_say_how_many_repetitions_they_have(study):
     axes = axes_of(study.manifest)
     lines = [make_line(pool, "ssim") for pool in make_pools(study, axes, ["seed"])]
-    table = points_table(lines, "ssim")
+    table = points_table(lines, COLUMNS["ssim"])
     assert table.title == "Every point, over up to 2 repetitions"
     # The last cell of all, a second seed, has not been run.
     for name in ("success", "ssim"):
@@ -157,7 +158,7 @@ def test_a_study_without_repetitions_says_so(study):
         make_line(pool, "ssim")
         for pool in make_pools(study, axes_of(study.manifest), [])
     ]
-    table = points_table(lines, "ssim")
+    table = points_table(lines, COLUMNS["ssim"])
     assert table.title == "Every point, over all its victims"
     assert {record["ssim_spread"] for record in table.records} == {None}
 

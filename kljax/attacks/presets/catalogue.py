@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kljax.attacks import insertions, objectives
 from kljax.attacks.attack import Attack, Objective, Setting
@@ -43,6 +43,7 @@ class Preset(NamedTuple):
       inserts: what a malicious server puts in front of the network, of every arm;
         None for the network as it was agreed on.
       degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
+      columns: `kljax.metrics.Column` of each of its ``numbers`` that kljax has none of.
     """
 
     build: Callable[..., Attack]
@@ -51,6 +52,7 @@ class Preset(NamedTuple):
     needs: Mapping[str, str] = MappingProxyType({})
     inserts: Insertion | None = None
     degree: int = 2
+    columns: tuple[Any, ...] = ()
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:

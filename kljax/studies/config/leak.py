@@ -144,6 +144,8 @@ class LeakConfig:
       client_optimiser: what the client's optimiser starts an update from: ``kept``
         from earlier rounds as in the run, of which the attacker knows nothing, or
         ``fresh``, which favours the attacker.
+      metrics: your own, each ``package.module:function`` made by
+        `kljax.metrics.metric`; each is a column of the rows more.
     """
 
     model: str = "lenet"
@@ -186,9 +188,10 @@ class LeakConfig:
     local_epochs: int | None = None
     batch: int | None = None
     client_optimiser: Literal["kept", "fresh"] = "kept"
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
-        freeze(self, ("arms", "threat", "sites"))
+        freeze(self, ("arms", "threat", "sites", "metrics"))
         check_kinds(self)
         check_whole(self, WHOLE)
         check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})

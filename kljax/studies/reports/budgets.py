@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kljax.metrics import VALUES, Interval
+from kljax.metrics import COLUMNS, Interval
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.estimates import (
     Estimate,
@@ -78,7 +78,7 @@ class Curve(NamedTuple):
         step = f"from {before:,} to {last:,} evaluations"
         if self.gain is None:
             return f"{step}: not known, no victim has spent both"
-        gains = {VALUES["ssim"].heading: self.ssim_gain, "success": self.gain}
+        gains = {COLUMNS["ssim"].heading: self.ssim_gain, "success": self.gain}
         told = read_differences(gains, RISING)
         if told == RISING[1]:
             told += ", so the last rate is a lower bound"
@@ -155,7 +155,7 @@ def _gain(before: Spent, after: Spent, axis: str, value: str) -> Interval | None
     if not both:
         return None
     return mean_difference(
-        value,
+        COLUMNS[value],
         np.array([new[victim] - old[victim] for victim in both]),
         np.array([groups[victim] for victim in both]),
     )

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kljax.metrics import VALUES, Interval
+from kljax.metrics import COLUMNS, Column, Interval
 from kljax.studies.reports.axes import WHO, Axis, arm_axis
 from kljax.studies.reports.estimates import by_image, mean_difference, with_interval
 from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import Entry, Table
-from kljax.studies.reports.values import known, written
+from kljax.studies.reports.values import known
+
+SUCCESS = COLUMNS["success"]
 
 
 class Comparison(NamedTuple):
@@ -121,7 +123,7 @@ def _compare(
         point={axis: label for axis, label in first.point.items() if axis != arm},
         pairs=len(both),
         groups=len(np.unique(groups)),
-        difference=mean_difference(value, differences, groups),
+        difference=mean_difference(first.values[value], differences, groups),
         difference_p=sign_flips(differences, groups),
         difference_p_holm=math.nan,
         left_out=int((~np.isfinite(differences)).sum()),
@@ -151,10 +153,10 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
     return best
 
 
-def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
+def comparisons_table(found: Sequence[Comparison], value: Column) -> Table:
     """Tables all comparisons."""
     axes = tuple(found[0].point) if found else ()
-    words = VALUES[value].heading
+    words = value.heading
     header = (
         *axes,
         "arm",
@@ -164,7 +166,7 @@ def comparisons_table(found: Sequence[Comparison], value: str) -> Table:
         *_p_header(words, len(found)),
         "SSIM >= .6: arm / minus",
         "only arm / only minus",
-        *([] if value == "success" else _p_header("SSIM >= .6", len(found))),
+        *([] if value.name == "success" else _p_header("SSIM >= .6", len(found))),
         "unsolved: arm / minus",
     )
     return Table(
@@ -180,7 +182,7 @@ def _p_header(words: str, count: int) -> list[str]:
     return [f"{words}: p", f"{words}: p, Holm of {count}"]
 
 
-def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
+def _entries(found: Comparison, value: Column) -> tuple[Entry, ...]:
     return (
         *map(Entry, found.point.values()),
         Entry(found.second),
@@ -192,7 +194,7 @@ def _entries(found: Comparison, value: str) -> tuple[Entry, ...]:
         Entry(f"{found.only[1]} / {found.only[0]}", found.only[1]),
         *(
             []
-            if value == "success"
+            if value.name == "success"
             else _p_entries(found.success_p, found.success_p_holm)
         ),
         Entry(f"{found.unsolved[1]} / {found.unsolved[0]}", found.unsolved[1]),
@@ -212,33 +214,33 @@ def _pairs(found: Comparison) -> str:
     return "\n".join(texts)
 
 
-def _difference(found: Comparison, value: str) -> str:
+def _difference(found: Comparison, value: Column) -> str:
     if not math.isfinite(found.difference.estimate):
         return "-"
     return with_interval(value, found.difference, _signed)
 
 
-def _signed(value: str, number: float) -> str:
-    if VALUES[value].is_share:
+def _signed(value: Column, number: float) -> str:
+    if value.is_share:
         return f"{100 * number:+.0f}"
-    return format(number, f"+{VALUES[value].form}")
+    return format(number, f"+{value.form}")
 
 
 def _rates(found: Comparison) -> str:
-    first, second = (written("success", n / found.pairs) for n in found.successes)
+    first, second = (SUCCESS.written(n / found.pairs) for n in found.successes)
     if found.floor is None:
         return f"{second} / {first}"
     name, rate = found.floor
-    return f"{second} / {first}\nfloor {written('success', rate)} ({name})"
+    return f"{second} / {first}\nfloor {SUCCESS.written(rate)} ({name})"
 
 
-def _record(found: Comparison, value: str, count: int) -> dict[str, Any]:
+def _record(found: Comparison, value: Column, count: int) -> dict[str, Any]:
     return dict(found.point) | {
         "arm": found.second,
         "minus": found.first,
         "pairs": found.pairs,
         "groups": found.groups,
-        "value": value,
+        "value": value.name,
         "difference": known(found.difference.estimate),
         "low": known(found.difference.low),
         "high": known(found.difference.high),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kljax.metrics import VALUES, find_value
+from kljax.metrics import find_value
 from kljax.studies import store
 from kljax.studies.reports.axes import arrange, axes_of
 from kljax.studies.reports.budgets import budgets_table, make_curves
@@ -20,6 +20,7 @@ from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_
 from kljax.studies.reports.threats import threat_models
 from kljax.studies.reports.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
 from kljax.studies.reports.undefended import find_undefended
+from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
 
 # Fields of a configuration that say what was studied.
@@ -151,7 +152,7 @@ def make_contents(
     runs: Sequence[Path | str] = (),
 ) -> Contents:
     """Computes all that a report says; see `kljax.studies.reports.write_report`."""
-    find_value(value, VALUES)
+    column = find_value(value, values_of(study))
     axes = axes_of(study.manifest)
     arrangement = arrange(axes, rows, columns)
     trainings = read_runs(runs)
@@ -172,11 +173,11 @@ def make_contents(
         facts=_facts(manifest["cells"]),
         varied={a.name: a.labels for a in axes.values() if len(a.labels) > 1},
         threats=threat_models(pools),
-        pivots=pivot_tables(lines, axes, arrangement, value),
-        points=points_table(lines, value),
-        notes=result_notes(lines, arrangement, value),
-        distributions=draw_distributions(pools, axes, value),
-        comparisons=comparisons_table(compared, value) if compared else None,
+        pivots=pivot_tables(lines, axes, arrangement, column),
+        points=points_table(lines, column),
+        notes=result_notes(lines, arrangement, column),
+        distributions=draw_distributions(pools, axes, column),
+        comparisons=comparisons_table(compared, column) if compared else None,
         budgets=budgets_table(curves) if curves else None,
         budget_figure=draw_budgets(curves, axes),
         budget_words=[(curve.name, curve.reads()) for curve in curves],

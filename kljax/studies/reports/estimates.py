@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow
 
 from kljax import metrics
-from kljax.metrics import VALUES, Interval
+from kljax.metrics import Column, Interval
 from kljax.studies.reports.pools import Pool, with_several
-from kljax.studies.reports.values import is_rate, numbers, written
+from kljax.studies.reports.values import is_rate, numbers
 
 NOTHING = float("nan")
 UNKNOWN = Interval(NOTHING, NOTHING, NOTHING, "none", 0)
@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
     """The mean of a value over a pool.
 
     Attributes:
-      value: name of the value.
+      value: what is averaged.
       interval: mean with its 95 % interval, see `kljax.metrics.interval`; NaN
         throughout if there is nothing to average.
       n: victims behind it.
@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
       floor: None where floors have no such value, or it does not tell what leaks.
     """
 
-    value: str
+    value: Column
     interval: Interval
     n: int
     left_out: int
@@ -77,7 +77,7 @@ class Estimate(NamedTuple):
         """Writes the floor: ``0.596 (class_mean)``."""
         if self.floor is None:
             return "-"
-        return f"{written(self.value, self.floor.mean)} ({self.floor.name})"
+        return f"{self.value.written(self.floor.mean)} ({self.floor.name})"
 
     def spread_text(self) -> str:
         """Writes the spread over repetitions: ``± 0.012 (3)``."""
@@ -86,9 +86,9 @@ class Estimate(NamedTuple):
         return f"± {signed_less(self.value, self.spread)} ({self.repetitions})"
 
 
-def estimate(pool: Pool, value: str) -> Estimate:
+def estimate(pool: Pool, name: str) -> Estimate:
     """Estimates the mean of a value over all victims of a pool."""
-    found = numbers(pool.rows, value)
+    value, found = pool.values[name], numbers(pool.rows, name)
     finite = np.isfinite(found)
     kept = found[finite]
     groups = pool.rows["group"].to_numpy()[finite]
@@ -114,7 +114,7 @@ def sample_deviation(values) -> float:
 
 
 def mean_difference(
-    value: str, differences: np.ndarray, groups: np.ndarray
+    value: Column, differences: np.ndarray, groups: np.ndarray
 ) -> Interval:
     """Estimates the mean of paired differences by bootstrap over groups.
 
@@ -128,7 +128,7 @@ def mean_difference(
     differences, groups = differences[finite], groups[finite]
     if not len(differences):
         return UNKNOWN
-    of_a_rate = VALUES[value].rate and np.all(np.isin(differences, (-1, 0, 1)))
+    of_a_rate = value.rate and np.all(np.isin(differences, (-1, 0, 1)))
     if not of_a_rate or np.ptp(differences) > 0:
         return metrics.cluster_bootstrap(differences, groups)
     count, mean = len(np.unique(groups)), float(differences[0])
@@ -140,7 +140,9 @@ def mean_difference(
 
 
 def with_interval(
-    value: str, interval: Interval, write: Callable[[str, float], str] = written
+    value: Column,
+    interval: Interval,
+    write: Callable[[Column, float], str] = Column.written,
 ) -> str:
     """Writes a mean and its interval, which may be unknown."""
     mean = write(value, interval.estimate)
@@ -149,18 +151,18 @@ def with_interval(
     return f"{mean} [{write(value, interval.low)}, {write(value, interval.high)}]"
 
 
-def signed_less(value: str, number: float) -> str:
+def signed_less(value: Column, number: float) -> str:
     """Writes a width: in points (of a hundred) where the value is a share."""
-    if VALUES[value].is_share:
+    if value.is_share:
         return f"{100 * number:.0f} points"
-    return written(value, number)
+    return value.written(number)
 
 
-def _floor(pool: Pool, value: str) -> Beside | None:
-    leaks = VALUES[value].leaks
+def _floor(pool: Pool, value: Column) -> Beside | None:
+    leaks = value.leaks
     if not leaks:
         return None
-    means = {name: _finite_mean(rows, value) for name, rows in pool.floors.items()}
+    means = {name: _finite_mean(rows, value.name) for name, rows in pool.floors.items()}
     means = {name: mean for name, mean in means.items() if np.isfinite(mean)}
     if not means:
         return None
@@ -168,28 +170,28 @@ def _floor(pool: Pool, value: str) -> Beside | None:
     return Beside(best, means[best], _excess(pool, best, value))
 
 
-def _finite_mean(rows: pyarrow.Table, value: str) -> float:
-    found = numbers(rows, value)
+def _finite_mean(rows: pyarrow.Table, name: str) -> float:
+    found = numbers(rows, name)
     found = found[np.isfinite(found)]
     return float(found.mean()) if len(found) else NOTHING
 
 
-def _excess(pool: Pool, floor: str, value: str) -> Interval:
-    of_floor = by_image(pool, pool.floors[floor], value)
-    of_attack = by_image(pool, pool.rows, value)
+def _excess(pool: Pool, floor: str, value: Column) -> Interval:
+    of_floor = by_image(pool, pool.floors[floor], value.name)
+    of_attack = by_image(pool, pool.rows, value.name)
     group_of = by_image(pool, pool.rows, "group")
     both = [victim for victim in of_attack if victim in of_floor]
     differences = np.array([of_attack[v] - of_floor[v] for v in both])
     groups = np.array([group_of[v] for v in both])
-    return mean_difference(value, VALUES[value].leaks * differences, groups)
+    return mean_difference(value, value.leaks * differences, groups)
 
 
-def by_image(pool: Pool, rows: pyarrow.Table, value: str) -> dict[Image, float]:
-    """Reads a value of some of a pool's rows, by what each is of."""
+def by_image(pool: Pool, rows: pyarrow.Table, name: str) -> dict[Image, float]:
+    """Reads a column of some of a pool's rows, by what each is of."""
     several = with_several(pool.cells)
     columns = (rows[name].to_pylist() for name in ("cell", "victim", "example"))
     images = [
         Image(cell, victim, example is None and cell in several)
         for cell, victim, example in zip(*columns, strict=True)
     ]
-    return dict(zip(images, numbers(rows, value).tolist(), strict=True))
+    return dict(zip(images, numbers(rows, name).tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kljax.metrics import VALUES
+from kljax.metrics import Column
 from kljax.studies.reports.axes import Arrangement
 from kljax.studies.reports.pools import Pool, with_several
 from kljax.studies.reports.tables import Line
@@ -11,7 +11,9 @@ from kljax.studies.reports.tradeoffs import Run, unpaired
 FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
 
 
-def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> list[str]:
+def result_notes(
+    lines: list[Line], arrangement: Arrangement, value: Column
+) -> list[str]:
     """Says what has to be known to read these very numbers."""
     if not any(len(line.pool.rows) for line in lines):
         return []
@@ -52,7 +54,7 @@ def result_notes(lines: list[Line], arrangement: Arrangement, value: str) -> lis
     left_out = sum(line.value.left_out for line in lines)
     if left_out:
         notes.append(
-            f"{counted(left_out, 'image')} without a finite {VALUES[value].heading} "
+            f"{counted(left_out, 'image')} without a finite {value.heading} "
             "left out of its means; success rates and outcomes count all images."
         )
     notes += _of_older_rows(lines)

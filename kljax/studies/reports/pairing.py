@@ -55,6 +55,7 @@ OF_ATTACK = frozenset(
         "local_epochs",
         "batch",
         "client_optimiser",
+        "metrics",
     }
 )
 # How it is trained, on which examples. Not what changes a client's gradient at the same

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kljax import metrics
-from kljax.metrics import VALUES
+from kljax.metrics import Column
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.budgets import Curve
 from kljax.studies.reports.estimates import Estimate, estimate
@@ -21,7 +21,7 @@ STEPS = 200  # of a distribution that is drawn: more cannot be seen
 
 
 def draw_distributions(
-    pools: Sequence[Pool], axes: dict[str, Axis], value: str
+    pools: Sequence[Pool], axes: dict[str, Axis], value: Column
 ) -> Figure | None:
     """Draws the distribution of a value over images, one curve per arm.
 
@@ -31,25 +31,25 @@ def draw_distributions(
     arm = arm_axis(axes)
     panels: dict[str, list[tuple[str, Pool]]] = {}
     for pool in pools:
-        if np.isfinite(numbers(pool.rows, value)).any():
+        if np.isfinite(numbers(pool.rows, value.name)).any():
             where = at_words({a: b for a, b in pool.point.items() if a != arm.name})
             panels.setdefault(where, []).append((pool.point[arm.name], pool))
     if not panels:
         return None
-    words = VALUES[value].heading
+    words = value.heading
 
     def draw(members, style: Style, axis) -> None:
         for name, pool in members:
             axis.plot(
-                *_distribution(numbers(pool.rows, value)),
+                *_distribution(numbers(pool.rows, value.name)),
                 label=name,
                 **style.arms[name],
             )
         # Arms have the same victims; in a study that is not finished, some of them.
         most = max((pool for _, pool in members), key=lambda pool: len(pool.rows))
-        beside = estimate(most, value).floor
+        beside = estimate(most, value.name).floor
         if beside:
-            floor = numbers(most.floors[beside.name], value)
+            floor = numbers(most.floors[beside.name], value.name)
             axis.plot(
                 *_distribution(floor),
                 color=style.faint,
@@ -57,22 +57,22 @@ def draw_distributions(
                 alpha=0.6,
                 label=f"floor: {beside.name}",
             )
-        if value == "ssim":
+        if value.name == "ssim":
             axis.axvline(
                 metrics.SUCCESS_SSIM,
                 color=style.faint,
                 linewidth=0.8,
                 label="success from here on",
             )
-        if value.startswith("ssim"):
+        if value.name.startswith("ssim"):
             axis.set_xlim(-0.03, 1.03)
-        if value.startswith("matching_loss"):
+        if value.name.startswith("matching_loss"):
             axis.set_xscale("log")
         axis.set_xlabel(words)
         axis.set_ylabel("share of images at or below")
         axis.set_ylim(-0.02, 1.02)
 
-    lower = "right" if VALUES[value].leaks >= 0 else "left"
+    lower = "right" if value.leaks >= 0 else "left"
     return draw_panels(
         "distributions",
         f"{words} of every image: the share of images at or below each value",

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow
 
 from kljax import metrics
+from kljax.metrics import Column
 from kljax.studies import store
 from kljax.studies.reports.axes import Axis, point_of
+from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
 
 FLOOR = store.FLOOR
@@ -23,6 +25,7 @@ class Pool(NamedTuple):
       rows: of attacks, as far as they are finished; one per image.
       floors: name -> rows of that floor, of the same cells and victims as `rows`.
       failed: how many cells failed and are not finished.
+      values: what of the rows can be tabled: name -> column.
     """
 
     point: dict[str, str]
@@ -30,6 +33,7 @@ class Pool(NamedTuple):
     rows: pyarrow.Table
     floors: dict[str, pyarrow.Table]
     failed: int
+    values: Mapping[str, Column]
 
     @property
     def attacked(self) -> int:
@@ -66,6 +70,7 @@ def make_pools(
       pooled: axes over which is pooled.
     """
     attacked, floors = _places(study)
+    values = values_of(study)
     missing = {cell["id"] for cell in store.missing_cells(study)}
     failed = {failure["cell"] for failure in study.failures} & missing
     gathered: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -95,6 +100,7 @@ def make_pools(
                     if len(places := _joined(floors.get(name, {}), ids))
                 },
                 len(failed.intersection(ids)),
+                values,
             )
         )
     return pools

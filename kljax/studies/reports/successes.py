@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from kljax.metrics import VALUES
+from kljax.metrics import COLUMNS
 from kljax.studies.reports.estimates import Estimate
 from kljax.studies.reports.tables import Entry
 from kljax.studies.reports.values import known
 from kljax.studies.reports.verdicts import Outcomes
 
 HEADER = (
-    f"{VALUES['success'].heading} [95 %]",
+    f"{COLUMNS['success'].heading} [95 %]",
     "floor",
-    f"{VALUES['ssim'].heading} [95 %]",
+    f"{COLUMNS['ssim'].heading} [95 %]",
     "floor of SSIM",
     " / ".join(Outcomes._fields),
 )

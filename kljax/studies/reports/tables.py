@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kljax import metrics
-from kljax.metrics import VALUES
+from kljax.metrics import COLUMNS, Column
 from kljax.studies.reports.axes import Arrangement, Axis
 from kljax.studies.reports.estimates import Estimate, estimate
 from kljax.studies.reports.pools import Pool
-from kljax.studies.reports.values import known, numbers, written
+from kljax.studies.reports.values import known, numbers
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes, verdict
-
-# Means beside the value that was asked for, where there are any.
-ALSO = tuple(column.name for column in VALUES.values() if column.shown_in("report"))
 
 
 class Entry(NamedTuple):
@@ -79,25 +76,31 @@ def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
         verdict(pool, found["ssim"], found["success"], undefended=undefended),
         {
             name: found.get(name) or estimate(pool, name)
-            for name in ALSO
+            for name, column in pool.values.items()
+            if column.shown_in("report")
             if name != value and math.isfinite(_any(pool, name))
         },
     )
 
 
-def points_table(lines: Sequence[Line], value: str) -> Table:
+def points_table(lines: Sequence[Line], value: Column) -> Table:
     """Tables every point of the study, whatever its rows and columns."""
     axes = tuple(lines[0].pool.point) if lines else ()
-    also = [name for name in ALSO if any(name in line.means for line in lines)]
-    asked = () if value == "success" else (f"{VALUES[value].heading} [95 %]",)
+    also = {
+        name: column
+        for line in lines
+        for name, column in line.pool.values.items()
+        if any(name in other.means for other in lines)
+    }
+    asked = () if value.name == "success" else (f"{value.heading} [95 %]",)
     header = (
         *axes,
         "victims",
-        f"{VALUES['success'].heading} [95 %]",
+        f"{COLUMNS['success'].heading} [95 %]",
         *asked,
         " / ".join(Outcomes._fields),
         "reads as",
-        *(VALUES[name].heading for name in also),
+        *(column.heading for column in also.values()),
     )
     return Table(
         "points",
@@ -108,21 +111,21 @@ def points_table(lines: Sequence[Line], value: str) -> Table:
     )
 
 
-def _entries(line: Line, value: str, also: list[str]) -> tuple[Entry, ...]:
+def _entries(line: Line, value: Column, also: dict[str, Column]) -> tuple[Entry, ...]:
     pool, success = line.pool, line.success
     counts = line.outcomes.text() if len(pool.rows) else "-"
     return (
         *(Entry(label) for label in pool.point.values()),
         Entry(victims_text(pool), pool.attacked),
         Entry(_with_floor(success), known(success.mean), ("rate", success)),
-        *([] if value == "success" else [_asked(line.value)]),
+        *([] if value.name == "success" else [_asked(line.value)]),
         Entry(counts, line.outcomes.recovered, ("outcomes", line.outcomes)),
         Entry(line.reads),
         *(
-            Entry(written(name, line.means[name].mean), line.means[name].mean)
+            Entry(column.written(line.means[name].mean), line.means[name].mean)
             if name in line.means
             else Entry("-")
-            for name in also
+            for name, column in also.items()
         ),
     )
 
@@ -153,7 +156,7 @@ def victims_text(pool: Pool) -> str:
     return text if images == have else f"{text}\n{images} images"
 
 
-def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
+def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any]:
     pool = line.pool
     record: dict[str, Any] = dict(pool.point)
     record |= {
@@ -164,7 +167,7 @@ def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
         "images": len(pool.rows),
         **_columns(line.success),
     }
-    if value != "success":
+    if value.name != "success":
         record |= _columns(line.value)
     record |= line.outcomes._asdict()
     for name in also:
@@ -174,7 +177,7 @@ def _record(line: Line, value: str, also: list[str]) -> dict[str, Any]:
 
 
 def _columns(found: Estimate) -> dict[str, Any]:
-    name, floor = found.value, found.floor
+    name, floor = found.value.name, found.floor
     excess = floor.excess if floor else None
     return {
         f"{name}_mean": known(found.mean),
@@ -196,7 +199,10 @@ def _columns(found: Estimate) -> dict[str, Any]:
 
 
 def pivot_tables(
-    lines: Sequence[Line], axes: dict[str, Axis], arrangement: Arrangement, value: str
+    lines: Sequence[Line],
+    axes: dict[str, Axis],
+    arrangement: Arrangement,
+    value: Column,
 ) -> list[Table]:
     """Tables a value by the chosen rows and columns, one table per slice."""
     sliced: dict[tuple[str, ...], list[Line]] = {}
@@ -206,7 +212,7 @@ def pivot_tables(
     tables = []
     for number, (at, members) in enumerate(sliced.items(), 1):
         where = at_words(dict(zip(arrangement.slices, at, strict=True)))
-        title = f"{VALUES[value].heading} by {' and '.join(_shown(arrangement))}"
+        title = f"{value.heading} by {' and '.join(_shown(arrangement))}"
         tables.append(
             _pivot(
                 f"table-{number}" if len(sliced) > 1 else "table",
@@ -231,7 +237,7 @@ def _pivot(
     members: list[Line],
     axes: dict[str, Axis],
     arrangement: Arrangement,
-    value: str,
+    value: Column,
 ) -> Table:
     rows, columns = arrangement.rows, arrangement.columns
     at = {(_labels(line, rows), _labels(line, columns)): line for line in members}
@@ -246,7 +252,7 @@ def _pivot(
         for head, line in zip(heads, found, strict=True):
             record |= _wide(head, line, value)
         records.append(record)
-    words = [" ".join(head) or VALUES[value].heading for head in heads]
+    words = [" ".join(head) or value.heading for head in heads]
     return Table(name, title, (*rows, *words), lines, records)
 
 
@@ -263,12 +269,12 @@ def pivot_entry(line: Line | None) -> Entry:
     return Entry("\n".join(texts), known(line.value.mean), drawn)
 
 
-def _wide(head: tuple[str, ...], line: Line | None, value: str) -> dict[str, Any]:
+def _wide(head: tuple[str, ...], line: Line | None, value: Column) -> dict[str, Any]:
     """Makes the CSV columns of one column of a pivot."""
     place = " ".join(head)
     names = ("mean", "low", "high", "spread", "floor", "floor_mean", "left_out")
     columns = _columns(line.value) if line else {}
-    found = {name: columns.get(f"{value}_{name}") for name in names}
+    found = {name: columns.get(f"{value.name}_{name}") for name in names}
     found["victims"] = line.pool.attacked if line else None
     counts = line.outcomes._asdict() if line else dict.fromkeys(metrics.OUTCOMES)
     return {f"{place} {name}".strip(): kept for name, kept in (found | counts).items()}

@@ -4,18 +4,25 @@ import numpy as np
 import pyarrow
 
 from kljax import metrics
-from kljax.metrics import VALUES
+from kljax.metrics import OUTCOME_RATES, Column
+from kljax.studies.store import Study
 
 # From this version of the rows on each is of one image, whose label is right or not.
 LABEL_OF_AN_IMAGE = 4
 
 
-def is_rate(rows: pyarrow.Table, name: str) -> bool:
+def values_of(study: Study) -> dict[str, Column]:
+    """Finds the columns of a study, and the rates of outcomes, that can be tabled."""
+    columns = study.columns | OUTCOME_RATES
+    return {name: column for name, column in columns.items() if column.is_value}
+
+
+def is_rate(rows: pyarrow.Table, value: Column) -> bool:
     """Tells whether these rows have 0 or 1 for a value, by what its column means."""
-    if name == "label_accuracy":
+    if value.name == "label_accuracy":
         versions = rows["schema_version"].unique().to_pylist()
         return min(versions, default=0) >= LABEL_OF_AN_IMAGE
-    return VALUES[name].rate
+    return value.rate
 
 
 def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:
@@ -25,11 +32,6 @@ def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:
         return column.to_numpy(zero_copy_only=False)
     found = rows["outcome"].to_pylist()
     return np.array([np.nan if o is None else float(o == name) for o in found])
-
-
-def written(name: str, number: float | None) -> str:
-    """Writes a value; ``-`` where there is none."""
-    return VALUES[name].written(number)
 
 
 def known(number: float | None) -> float | None:

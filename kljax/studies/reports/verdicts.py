@@ -3,7 +3,6 @@
 import collections
 from typing import NamedTuple
 
-from kljax.metrics import VALUES
 from kljax.studies.reports.estimates import Estimate
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import read_differences
@@ -57,9 +56,7 @@ def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> st
         return f"{pool.state[0].upper()}{pool.state[1:]}."
     found = count_outcomes(pool)
     beside = {
-        VALUES[score.value].heading: score.floor.excess
-        for score in scores
-        if score.floor
+        score.value.heading: score.floor.excess for score in scores if score.floor
     }
     told = read_differences(beside, BESIDE_FLOOR) if beside else ""
     parts = [f"{told[0].upper()}{told[1:]}."] if told else []

@@ -36,7 +36,7 @@ def write_report(
       out: folder to write to; None for ``report`` in the study.
       rows: axes whose points become lines; None for the one that sets the arm.
       columns: axes whose points become columns; None for the longest of the others.
-      value: one of `kljax.studies.reports.VALUES`, by name.
+      value: one of `kljax.metrics.VALUES`, or a column of your own, by name.
       runs: folders of finished trainings (`kljax train`), for accuracies; each counts
         for the attacked arms of the same network, see `kljax.studies.reports.pairing`.
 

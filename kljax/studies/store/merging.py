@@ -10,6 +10,7 @@ import numpy as np
 
 from kljax.core.checks import check_text
 from kljax.core.files import write_json
+from kljax.metrics import COLUMNS
 from kljax.studies.store.manifest import cells_of, plan, read_manifest
 from kljax.studies.store.parts import write_part
 from kljax.studies.store.reading import FLOOR, Study, read
@@ -44,6 +45,8 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
     sweep = _joined_sweep(manifests, both)
     studies = [read(folder) for folder in (first, second)]
     rows = [_rows_by_cell(study) for study in studies]
+    own = studies[1].columns | studies[0].columns
+    own = {name: column for name, column in own.items() if name not in COLUMNS}
     manifest = _joined(out.name, manifests, sweep, cells)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".kljax-", dir=out.parent))
@@ -58,7 +61,7 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
                     if where is not None:
                         found[piece.name] = _of(rows[where][piece.cell.id], piece)
                 if found:
-                    write_part(aside, chunk, manifest["axes"], found)
+                    write_part(aside, chunk, manifest["axes"], found, own.values())
         for cell in cells:
             _copy_rest(cell, source[cell.id], studies, aside)
         aside.chmod(0o755)  # mkdtemp makes it private

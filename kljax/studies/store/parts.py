@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,10 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from kljax.core.files import DamagedFile, brief, write_bytes
+from kljax.metrics import Column
 from kljax.studies.scoring import SCHEMA_VERSION, Row
 from kljax.studies.store.manifest import Chunk
-from kljax.studies.store.schema import part_schema
+from kljax.studies.store.schema import filled, own_columns_in, part_schema
 
 # In the metadata of a part: what it holds, and under which names.
 PIECES, NAMES = b"kljax_pieces", b"kljax_columns"
@@ -24,7 +25,8 @@ class Part(NamedTuple):
     """A part, read.
 
     Attributes:
-      rows: in today's columns; those that the file does not have are null.
+      rows: in today's columns, and those of the user's own; what the file does not
+        have is null.
       pieces: names of what is in it (`Piece.name`).
     """
 
@@ -38,7 +40,11 @@ def part_path(folder: Path, name: str) -> Path:
 
 
 def write_part(
-    folder: Path, chunk: Chunk, axes: Sequence[str], rows: Mapping[str, Sequence[Row]]
+    folder: Path,
+    chunk: Chunk,
+    axes: Sequence[str],
+    rows: Mapping[str, Sequence[Row]],
+    own: Iterable[Column] = (),
 ) -> None:
     """Writes a part whole or not at all.
 
@@ -47,6 +53,7 @@ def write_part(
       chunk: that becomes the part.
       axes: of the sweep.
       rows: of those of its pieces that are finished, by `Piece.name`.
+      own: columns of the rows beside kljax's.
 
     Raises:
       OSError: if it cannot be written; nothing is left of it.
@@ -59,7 +66,7 @@ def write_part(
         for piece in pieces
         for row in rows[piece.name]
     ]
-    schema = part_schema(axes)
+    schema = part_schema(axes, own)
     said = {PIECES: [piece.name for piece in pieces], NAMES: schema.names}
     schema = schema.with_metadata({k: json.dumps(v).encode() for k, v in said.items()})
     table = pyarrow.Table.from_pylist(lines, schema=schema)
@@ -80,7 +87,7 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
       ValueError: if it is of a newer kljax.
     """
     # Read here: Arrow takes "a=b" in the name of a folder for a column.
-    schema, content = part_schema(axes), io.BytesIO(path.read_bytes())
+    content = io.BytesIO(path.read_bytes())
     try:
         with pyarrow.parquet.ParquetFile(
             content, page_checksum_verification=True
@@ -90,13 +97,8 @@ def read_part(path: Path, axes: Sequence[str]) -> Part:
         pieces = frozenset(json.loads(said.get(PIECES, b"[]")))
         if NAMES in said and json.loads(said[NAMES]) != part.column_names:
             raise ValueError("its columns have other names than were written")
-        columns = [
-            part[field.name].cast(field.type)
-            if field.name in part.column_names
-            else pyarrow.nulls(len(part), field.type)
-            for field in schema
-        ]
-        rows = pyarrow.table(columns, schema=schema)
+        schema = part_schema(axes, own_columns_in(part.schema).values())
+        rows = filled(part, schema)
         cells = {piece.rpartition(":")[0] for piece in pieces}
         if pieces and cells != set(rows["cell"].to_pylist()):
             raise ValueError("its rows are not those of the cells that it names")

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow
 
 from kljax.core.files import DamagedFile
+from kljax.metrics import COLUMNS, Column
 from kljax.studies.store.failures import read_failures
 from kljax.studies.store.images import read_arrays
 from kljax.studies.store.manifest import read_manifest
 from kljax.studies.store.parts import read_part
-from kljax.studies.store.schema import part_schema
+from kljax.studies.store.schema import filled, own_columns_in, part_schema
 
 FLOOR = "floor/"  # before the name of a floor in the column `arm`
 REMEDY = (
@@ -38,12 +39,15 @@ class Study(NamedTuple):
         on that cell's victims.
       failures: of cells that raised: ``cell``, ``point``, ``error``, ``traceback``,
         and the ``command`` that reruns it.
+      columns: what the rows have, but for ``cell`` and axes: name -> column. Those of
+        metrics or attacks of the user's own are as the files describe them.
     """
 
     folder: Path
     manifest: dict[str, Any]
     rows: pyarrow.Table
     failures: list[dict[str, Any]]
+    columns: dict[str, Column]
 
 
 def read(folder: Path | str) -> Study:
@@ -59,7 +63,9 @@ def read(folder: Path | str) -> Study:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    return Study(folder, manifest, _rows(folder, manifest), read_failures(folder))
+    rows = _rows(folder, manifest)
+    columns = COLUMNS | own_columns_in(rows.schema)
+    return Study(folder, manifest, rows, read_failures(folder), columns)
 
 
 def finished_victims(study: Study) -> dict[str, int]:
@@ -114,12 +120,17 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
 
 
 def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
-    schema = part_schema(manifest["axes"])
     # What begins with a dot is not finished.
     paths = sorted((folder / "parts").glob("[!.]*.parquet"))
     parts = [read_part(path, manifest["axes"]).rows for path in paths]
     # One piece: picking rows out of a table of many is slow.
-    rows = pyarrow.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+    own: dict[str, Column] = {}
+    for part in parts:
+        own |= own_columns_in(part.schema)
+    schema = part_schema(manifest["axes"], own.values())
+    rows = pyarrow.concat_tables(
+        [schema.empty_table(), *(filled(part, schema) for part in parts)]
+    ).combine_chunks()
     known = {cell["id"] for cell in manifest["cells"]}
     seen = set()
     columns = (rows[name].to_pylist() for name in ("cell", "arm", "victim"))

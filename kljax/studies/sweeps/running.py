@@ -18,6 +18,7 @@ from kljax.core.checks import check_text
 from kljax.core.claims import claim_folder
 from kljax.core.files import DamagedFile
 from kljax.core.memory import machine_memory
+from kljax.core.registry import own_functions
 from kljax.core.types import PyTree
 from kljax.data import Dataset
 from kljax.parallel import Layout, Timing, block_memory, fastest_layout, map_victims
@@ -25,6 +26,7 @@ from kljax.parallel.processes import ALONE, Place
 from kljax.studies import leakage, scoring
 from kljax.studies.builder.victim_setup import Victims
 from kljax.studies.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
+from kljax.studies.row_columns import own_columns
 from kljax.studies.scoring import Floors, Row
 from kljax.studies.store import images
 from kljax.studies.store.failures import forget_failures, read_failures, write_failure
@@ -154,7 +156,8 @@ def run_study(
             if keep:
                 images.write_images(folder, chunk.name, done.images)
             if done.rows:
-                write_part(folder, chunk, axes, there | done.rows)
+                own = own_columns(group.cells[0].config)  # one signature, one attack
+                write_part(folder, chunk, axes, there | done.rows, own.values())
             # Not before the part: killed in between, the same chunk is run again.
             for cell, error in done.failed.values():
                 write_failure(folder, cell, error)
@@ -343,7 +346,8 @@ class _Floors:
     def rows(self, result: LeakResult) -> list[Row]:
         there = self._found.setdefault(result.dataset, {})
         indices = result.victims.indices
-        same = result.config.seed, indices.shape, indices.tobytes()
+        own = own_functions(result.config.metrics)
+        same = result.config.seed, indices.shape, indices.tobytes(), own
         rows, floors = scoring.score(result, there.get(same))
         if same not in there:
             if len(there) >= self._most:
