@@ -18,6 +18,7 @@ from kljax.defences.defence import (
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
 from kljax.defences.pruning import magnitude_pruning
+from kljax.defences.selective import selective_encryption
 from kljax.defences.stand_in import adam_stand_in
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "magnitude_pruning",
     "norm_clipping",
     "adam_stand_in",
+    "selective_encryption",
     "chain",
     "at_update",
     "step_transform",

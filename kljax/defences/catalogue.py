@@ -4,6 +4,7 @@ To add a defence, write it in a file of its own and give it a row in `KINDS`; or
 your own function as ``package.module:function``, which needs no row.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from kljax.core.registry import call_named, check_callable, resolve
 from kljax.core.types import Path
 from kljax.defences import Defence
 from kljax.defences.lock import KeyLock
+from kljax.defences.selective import SCORES
 
 
 class Sites(NamedTuple):
@@ -80,6 +82,12 @@ KINDS: dict[str, Kind] = {
     "adadefense": _without_sites(
         defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=1e-8
     ),
+    **{
+        f"selective-{score}": _without_sites(
+            functools.partial(defences.selective_encryption, score=score), share=0.1
+        )
+        for score in SCORES
+    },
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from poison import differences, hidden, poisoned
 from studies import study
 from toys import quick_jit, random_images, setting, threat
+from victims import hide_some
 
 from kljax.attacks import (
     SECRETS,
@@ -361,6 +362,13 @@ def test_a_gradient_of_nothing_is_a_reported_failure(strategy, value):
     found = attacked(changed(truth, lambda g: np.full_like(g, value)), strategy)
     assert not bool(found.finite)
     assert np.all(np.isnan(found.images))
+
+
+@pytest.mark.parametrize("strategy", ("unit", "peel"))
+def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure(strategy):
+    truth = victim(0, locked=strategy != "unit")
+    found = attacked(changed(truth, hide_some), strategy)
+    assert not bool(found.finite)
 
 
 def test_a_lock_that_lets_nothing_through_is_no_success():

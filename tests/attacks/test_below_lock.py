@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from poison import differences, poisoned
 from toys import quick_jit, setting, threat
+from victims import hide_some
 
 from kljax import LeakConfig, leak
 from kljax.attacks.closed_form import gate_peeling as closed_peeling
@@ -298,3 +299,8 @@ def without_bias():
 def test_what_cannot_be_peeled_to_the_end_is_refused(norm, changes, message):
     with pytest.raises(ValueError, match=message):
         peeled_image(ground(norm=norm, **changes))
+
+
+def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
+    _, found = attacked("known", change=hide_some)
+    assert not found.finite

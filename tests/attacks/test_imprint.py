@@ -16,7 +16,7 @@ import optax
 import pytest
 from poison import differences, hidden, poisoned
 from toys import quick_jit, random_private, random_weights, threat
-from victims import CHANNELS, IMAGE_SHAPE, SITE, digits, drowned, filled
+from victims import CHANNELS, IMAGE_SHAPE, SITE, digits, drowned, filled, hide_some
 from victims import ground as plain_ground
 from victims import model as plain_model
 
@@ -237,6 +237,11 @@ def test_a_gradient_that_says_nothing_is_a_reported_failure(value):
     assert not bool(found.finite)
     assert int(found.numbers["bins_read"]) == 0
     assert np.all(np.asarray(found.images) == 0.5)
+
+
+def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
+    found = compiled()(update()._replace(sent=hide_some(update().sent)))
+    assert not bool(found.finite) and int(found.numbers["bins_read"]) == 0
 
 
 def test_what_is_hidden_cannot_change_a_reconstruction():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from toys import quick_jit, random_images, setting, threat
+from victims import hide_some
 
 from kljax.attacks import Peeled, Protocol, peeling, pooled_gates, secret_of
 from kljax.core.inputs import images_of
@@ -348,6 +349,12 @@ def nothing(grads):
 )
 def test_a_gradient_of_zeros_gives_no_gates(name, labels):
     _, peeled = attack(name, change=nothing, labels=labels)
+    assert np.all(np.isnan(peeled.gates[SITES[name][0]].shift))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_gradient_that_is_hidden_in_part_gives_no_gates(name):
+    _, peeled = attack(name, change=hide_some)
     assert np.all(np.isnan(peeled.gates[SITES[name][0]].shift))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from poison import differences, poisoned
 from toys import quick_jit, random_images, setting, threat
-from victims import filled
+from victims import filled, hide_some
 
 from kljax.attacks import UNKNOWN, rgap
 from kljax.core.inputs import images_of
@@ -125,6 +125,13 @@ def test_a_gradient_of_nothing_is_told_apart_from_a_success(name, classes, value
     _, found = attacked(name, classes, change=lambda update: filled(update, value))
     assert not found.finite
     assert found.labels.tolist() == [UNKNOWN]
+
+
+def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
+    def hide(update):
+        return update._replace(sent=hide_some(update.sent))
+
+    assert not attacked("cnn", 2, change=hide)[1].finite
 
 
 def test_what_is_hidden_cannot_change_a_reconstruction():

@@ -6,16 +6,26 @@ import jax
 import numpy as np
 import pytest
 from poison import differences
-from victims import Case, compiled, error_of, update
+from toys import setting, threat
+from victims import Case, compiled, error_of, ground, update
 
 from kljax.attacks import (
     OBJECTIVES,
+    RULES,
     UNKNOWN,
+    dense_input,
+    dense_layer,
+    live_channels,
 )
+from kljax.attacks.labels import CONDITIONS
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import matching
 from kljax.attacks.visibility import comparable, says_something, zeros_for_hidden
-from kljax.threat import View
+from kljax.core.inputs import images_of
+from kljax.core.types import Public
+from kljax.defences import none
+from kljax.models import Dense, from_nnx
+from kljax.threat import View, observe
 
 GENERATOR = np.random.default_rng(7)
 
@@ -192,3 +202,151 @@ def test_an_upload_that_is_hidden_throughout_tells_nothing():
     assert not differences(adaptive()(other), found)
     recovered = search(labels="recovered")(truth)
     assert not recovered.finite and recovered.labels.tolist() == [UNKNOWN]
+
+
+# --- closed forms ----------------------------------------------------------------
+
+
+def masks_like(tree, hidden=()):
+    """Masks of a classifier's gradient, of which some (tensor, place) are hidden."""
+    masks = {name: np.ones(leaf.shape, bool) for name, leaf in tree.items()}
+    for name, place in hidden:
+        masks[name][place] = False
+    return masks
+
+
+def classifier(label=2, signed=False, hidden=()):
+    """A view of the gradient of a classifier, features [6], five classes."""
+    generator = np.random.default_rng(label)
+    features = generator.random(6) - 0.5 * signed
+    pull = generator.random(5)
+    pull /= pull.sum()
+    pull[label] -= 1
+    grads = {"fc/kernel": np.outer(features, pull), "fc/bias": pull}
+    grads = Public({name: np.float32(leaf) for name, leaf in grads.items()})
+    visible = Public(masks_like(grads.model, hidden))
+    return view_of(grads, visible)._replace(public=grads, stats={})
+
+
+def label_of(view, rule="idlg", examples=1):
+    here = setting(threat(examples=examples), none(), num_classes=5, label_rule=rule)
+    return RULES[rule](here, view).tolist()
+
+
+WHOLE = (slice(None),)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "label"),
+    [
+        ((), [2]),
+        ([("fc/bias", 0)], [2]),
+        ([("fc/kernel", WHOLE)], [2]),  # the bias tells
+        ([("fc/bias", WHOLE)], [2]),  # and so do the weights
+        # The true class alone is hidden: it is the one not seen to be pushed up.
+        ([("fc/bias", WHOLE), ("fc/kernel", (slice(None), 2))], [2]),
+        # One entry of another class is left: still.
+        ([("fc/bias", WHOLE), ("fc/kernel", (slice(1, None), 4))], [2]),
+        ([("fc/bias", WHOLE), ("fc/kernel", (slice(None), [2, 4]))], [UNKNOWN]),
+        ([("fc/bias", WHOLE), ("fc/kernel", WHOLE)], [UNKNOWN]),
+    ],
+)
+def test_idlg_reads_what_is_left_of_the_classifier(hidden, label):
+    assert label_of(classifier(hidden=hidden)) == label
+
+
+def test_features_of_both_signs_tell_nothing_by_sign():
+    hidden = [("fc/bias", WHOLE)]
+    assert label_of(classifier(signed=True, hidden=hidden)) == [UNKNOWN]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if "counts" not in rule])
+def test_no_rule_reads_a_hidden_entry_as_a_zero(rule):
+    """The entry that tells the label is hidden, and with it enough of the others."""
+    hidden = [
+        ("fc/bias", WHOLE),
+        ("fc/kernel", (slice(None), 2)),
+        ("fc/kernel", (0, slice(None))),
+        ("fc/kernel", (slice(None), 1)),
+    ]
+    view = classifier(hidden=hidden)
+    assert label_of(classifier(), rule) == [2]
+    assert label_of(view, rule) == [UNKNOWN]
+    here = setting(threat(), none(), num_classes=5, label_rule=rule)
+    if rule in ("idlg", "opposite_sign", "bias_corrected"):  # by signs alone
+        holds = CONDITIONS[rule].holds
+        assert holds(here, classifier()) and not holds(here, view)
+    # Read as zeros it would tell nothing of the truth.
+    assert label_of(zeros_for_hidden(view), rule) != [2]
+
+
+@pytest.mark.parametrize("rule", ("counts", "counts_bias"))
+def test_counts_of_a_hidden_classifier_are_unknown(rule):
+    truth = hiding(update(examples=2), "fc/kernel", "fc/bias")
+    declared = threat(examples=2)
+    here = ground(declared, label_rule=rule)
+    assert RULES[rule](here, observe(declared, truth)).tolist() == [UNKNOWN] * 2
+
+
+def test_channels_are_dead_by_what_is_visible():
+    kernel = np.ones((3, 3, 1, 4), np.float32)
+    kernel[..., 1:] = 0
+    kernel[0, 0, 0, 2] = 5
+    masks = np.ones_like(kernel, bool)
+    masks[1:, ..., 1] = False
+    masks[0, 0, 0, 2] = False  # its only entry that is not zero
+    masks[..., 3] = False
+    here = setting(threat(), none(), sites=(("norm", 4),), feeds=(("norm", "conv"),))
+    view = view_of(Public({"conv/kernel": kernel}), Public({"conv/kernel": masks}))
+    # Of the third the visible entries mislead; the last cannot be seen.
+    assert live_channels(here, view)["norm"].tolist() == [True, False, False, True]
+
+
+def test_a_dense_layer_is_read_off_its_visible_entries():
+    inputs = GENERATOR.random((2, 6)).astype(np.float32)
+    signals = GENERATOR.standard_normal((2, 4)).astype(np.float32)
+    for count in (1, 2):  # of several examples, the mean by their visible signals
+        kernel = inputs[:count].T @ signals[:count]
+        bias = signals[:count].sum(axis=0)
+        kernel[0, 1:] = kernel[1] = bias[2] = np.nan
+        seen = ~np.isnan(kernel) & ~np.isnan(bias)
+        expected = [
+            kernel[row, its] @ bias[its] / (bias[its] @ bias[its])
+            if its.any()
+            else np.nan
+            for row, its in enumerate(seen)
+        ]
+        found = dense_input(kernel, bias, partly=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        if count == 1:
+            np.testing.assert_allclose(
+                np.delete(found, 1), np.delete(inputs[0], 1), 1e-5
+            )
+        assert np.all(np.isnan(dense_input(kernel, bias)))
+
+
+def test_a_dense_network_gives_away_what_its_visible_entries_say():
+    shape, classes = (4, 4, 1), 3
+    network = from_nnx(
+        lambda rngs: Dense(classes, image_shape=shape, widths=(), rngs=rngs)
+    )
+    image = GENERATOR.random((1, *shape)).astype(np.float32)
+    signal = np.array([0.3, -0.5, 0.2], np.float32)
+    grads = {"fc/kernel": np.outer(image.ravel(), signal), "fc/bias": signal}
+    here = setting(
+        threat(),
+        none(),
+        model=network,
+        inputs=images_of(shape),
+        num_classes=classes,
+        sites=(),
+    )
+    attack = dense_layer(here, "fc")
+    hidden = [("fc/kernel", (slice(None), [0, 1])), ("fc/kernel", 5), ("fc/bias", 0)]
+    view = view_of(Public(grads), Public(masks_like(grads, hidden)))
+    found = attack(jax.random.key(0), view)
+    expected = np.where(np.arange(16) == 5, 0.5, image.ravel())
+    np.testing.assert_allclose(found.images.ravel(), expected, rtol=1e-5)
+    assert found.finite and found.loss < 1e-10
+    nothing = view_of(Public(grads), Public(masks_like(grads, [("fc/bias", WHOLE)])))
+    assert not attack(jax.random.key(0), nothing).finite

@@ -144,6 +144,16 @@ def drowned(truth: Update) -> Update:
     return truth._replace(sent=drown(truth.sent))
 
 
+def hide_some(tree):
+    """Puts NaN in a fifth of all entries, as a view has where it hides them."""
+    generator = np.random.default_rng(4)
+
+    def hide(leaf):
+        return np.where(generator.random(leaf.shape) < 0.2, np.float32(np.nan), leaf)
+
+    return jax.tree.map(hide, tree)
+
+
 def filled(truth: Update, value: float) -> Update:
     """Puts one value into the whole gradient."""
     return truth._replace(
