@@ -20,7 +20,11 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 GITHUB = "https://github.com/somebody/kljax"
 NOWHERE = "https://kljax.invalid/kljax"
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-LONG = ("02_leak_with_and_without", "03_your_own_model_and_data")
+LONG = (
+    "02_leak_with_and_without",
+    "03_your_own_model_and_data",
+    "05_add_your_own",
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +144,8 @@ def test_it_teaches(path):
     assert sum(text.count("KLJAX_TINY") for text in code) == 1
 
 
-def test_there_are_at_most_four():
-    assert 1 <= len(NOTEBOOKS) <= 4
+def test_there_are_at_most_five():
+    assert 1 <= len(NOTEBOOKS) <= 5
 
 
 def test_notebooks_are_in_step_with_their_scripts(make):
