@@ -14,6 +14,8 @@ from victims import IMAGE_SHAPE
 from kljax.attacks import adam, lbfgs, lbfgs_torch
 from kljax.attacks.optimisers import cosine_adam, rmsprop, sign_adam
 from kljax.attacks.presets import PRESETS
+from kljax.core.types import Public
+from kljax.threat import View
 
 # mean and deviation of the pixels at the start; whether they are kept in the box
 STARTS = {
@@ -36,9 +38,11 @@ def test_searches_start_where_the_papers_do(name):
     mean, deviation, box = STARTS[name]
     federal = name in ("ig-fedavg", "fedavg-inversion")
     unknown = parts_of(name, of_two_epochs() if federal else here())["unknowns"].images
+    # Of a view no more is looked at than the parameters, and of images not even those.
+    view = View(Public({}), *(7 * [None]))
 
     def start(rng):
-        return unknown.decode(*unknown.start(rng, None))
+        return unknown.decode(*unknown.start(rng, view))
 
     drawn = quick_jit(jax.vmap(start))(jax.random.split(jax.random.key(1), 100))
     assert drawn.shape == (100, 2, *IMAGE_SHAPE)
