@@ -16,7 +16,8 @@ from toys import (
     threat,
 )
 
-from kljax.attacks import Candidate
+from kljax.attacks import Candidate, Protocol
+from kljax.attacks.priors import batch_statistics, feature
 from kljax.attacks.simulation import averaged_steps, local_steps, one_step
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Private, Public
@@ -94,3 +95,79 @@ def test_each_step_has_its_own_mask_and_always_the_same(kind):
         np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-6)
     others = [gradient(params, IMAGES, TARGETS, n)["fc/kernel"] for n in range(2)]
     assert not np.allclose(*others)
+
+
+# --- priors that look into the network ---------------------------------------------
+
+
+def masked(images, index):
+    """What the dropout of the guess for a step lets through."""
+    rng = jax.random.fold_in(fixed_rng("dropout"), index)
+    taps = quick_jit(
+        lambda images: (
+            MODEL.apply(
+                random_weights(MODEL)[0],
+                {},
+                images,
+                taps=("dropout",),
+                train=True,
+                rngs=rng,
+            ).taps
+        )
+    )
+    return taps(images)["dropout"]
+
+
+def test_the_classifiers_input_is_that_of_the_first_steps_guess():
+    params, _ = random_weights(MODEL)
+    here = setting(threat(**MODES | {"examples": 1}), none(), model=MODEL)
+    wanted, signal = np.array([0.3, 0.0, 1.0, 0.7]), np.array([1.0, -2.0, 0.5])
+    sent = {"fc/kernel": np.outer(wanted, signal), "fc/bias": signal}
+    sent = jax.tree.map(np.float32, sent)
+    view = View(Public(params), {}, Public(sent), *(5 * [None]))
+    prior = feature(here, lambda public, secret: {}, 0.5)
+    candidate = Candidate(IMAGES[:1], TARGETS[:1], None)
+    found = quick_jit(lambda view: prior(view, candidate, 0.0))(view)
+    fed = masked(IMAGES[:1], 0)[0]
+    assert 0 < np.sum(fed == 0) < 4
+    np.testing.assert_allclose(found, 0.5 * np.sum((fed - wanted) ** 2), rtol=1e-5)
+
+
+class DroppingNorm(nnx.Module):
+    """A norm behind the dropout, and a classifier."""
+
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.6, rngs=rngs)
+        self.fc = nnx.Linear(4, CLASSES, rngs=rngs)
+
+    def __call__(self, images):
+        return self.fc(self.norm(self.dropout(images.reshape(images.shape[0], -1))))
+
+
+@pytest.mark.parametrize("steps", (1, 2))
+def test_statistics_are_those_of_every_steps_guess(steps):
+    """All images in each step; the statistics that came back are of no dropout."""
+    model = from_nnx(DroppingNorm)
+    params, stats = random_weights(model)
+    facts = MODES | {"stats": "visible"}
+    if steps == 1:
+        here = setting(threat(**facts), none(), model=model)
+    else:
+        protocol = Protocol(optax.sgd(RATE), steps, EXAMPLES, RATE)
+        here = setting(
+            threat(**facts, upload="update"), none(), model=model, protocol=protocol
+        )
+    new = {name: leaf + 0.1 for name, leaf in stats.items()}
+    view = View(Public(params), stats, Public(params), new, *(4 * [None]))
+    prior = batch_statistics(here, lambda public, secret: {}, 1.0)
+    candidate = Candidate(jnp.asarray(IMAGES), TARGETS, None)
+    found = quick_jit(lambda view: prior(view, candidate, 0.0))(view)
+    mine = {name: np.asarray(leaf, np.float64) for name, leaf in stats.items()}
+    for step in range(steps):
+        fed = masked(IMAGES, step)
+        batch = {"norm/mean": np.mean(fed, axis=0), "norm/var": np.var(fed, axis=0)}
+        mine = {name: 0.6 * mine[name] + 0.4 * batch[name] for name in batch}
+    apart = [(mine[name] - new[name]) / (1 - 0.6**steps) for name in mine]
+    expected = sum(np.linalg.norm(x) for x in apart)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
