@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import optax
 import pytest
 from poison import differences, hidden, poison, poisoned
 from toys import threat
@@ -30,7 +31,7 @@ from victims import (
 )
 from victims import declare as threat_of
 
-from kljax.attacks import adam, presets
+from kljax.attacks import Protocol, adam, presets
 from kljax.attacks.closed_form.transformer import VIT
 from kljax.metrics import relative_leakage, ssim
 from kljax.studies.config import LeakConfig
@@ -307,6 +308,31 @@ def test_bn_updates_gains_on_its_prior_image_and_loses_to_noise():
 def test_bn_updates_starts_at_its_prior_image():
     found = from_mean_digit(1)(victim("bn-updates"))
     np.testing.assert_array_equal(found.images[0], mean_digit())
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch", "secret", "apart"),
+    [
+        ("recovered", 1, "unit", True),  # each draws an order of the labels
+        ("recovered", 2, "unit", False),  # in one batch it has no meaning
+        ("given", 1, "unit", False),  # and those that are given have one
+        ("given", 1, "regress_gates", True),
+        ("joint", 2, "unit", True),
+    ],
+)
+def test_restarts_of_an_update_differ_in_what_is_drawn(labels, batch, secret, apart):
+    facts = {"stats": "visible", "upload": "update", "victim_norm": "train"}
+    facts |= {"labels": "known"} if labels == "given" else {}
+    declared = threat(secret, labels, examples=2, attacker_norm="train", **facts)
+    protocol = Protocol(optax.sgd(0.1), 2, batch, 0.1)
+    here = ground(declared, protocol=protocol)
+    make = functools.partial(presets.bn_updates, here, steps=1)
+    make(restarts=1)
+    if apart:
+        make(restarts=2)
+    else:
+        with pytest.raises(ValueError, match="restarts=2 would all start alike"):
+            make(restarts=2)
 
 
 @pytest.mark.parametrize("labels", ["given", "recovered"])

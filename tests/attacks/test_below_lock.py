@@ -23,7 +23,7 @@ from kljax.defences.lock import ACTIVATIONS, key_lock
 from kljax.federated.clients import one_step
 from kljax.models import CNN6, NETWORKS, LeNet, from_nnx
 from kljax.models.losses import cross_entropy
-from kljax.threat import observe
+from kljax.threat import View, observe
 
 SHAPE, KEY_SIZE = (16, 16, 3), 16
 TRAIN = {"victim_norm": "train", "attacker_norm": "train"}
@@ -304,3 +304,22 @@ def test_what_cannot_be_peeled_to_the_end_is_refused(norm, changes, message):
 def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
     _, found = attacked("known", change=hide_some)
     assert not found.finite
+
+
+def test_gates_that_nobody_told_of_beforehand_are_refused_in_the_attack():
+    """The server does not know what a lock's gates are like, and there are some."""
+    here = ground("known", norm=None, draw_gates=None)
+    attack = peeled_image(here)
+    _, lock = made(None)
+    shapes = jax.eval_shape(
+        lambda rng: (here.model.init(rng)[0], lock.private_key(rng), lock.init(rng)),
+        jax.random.key(0),
+    )
+
+    def run(params, private_key, weights):
+        view = View(Public(params), {}, Public(params), *(5 * [None]))
+        view = view._replace(private_key=private_key, lock_weights=weights)
+        return attack(jax.random.key(0), view)
+
+    with pytest.raises(ValueError, match="first layer's norm, and norm1 is none"):
+        jax.eval_shape(run, *shapes)
