@@ -230,7 +230,7 @@ def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
         ("none=3", "'none=3': none has no options, drop '=3'"),
         ("keylock=3/known", "keylock has no options, drop '=3'"),
         ("none/unaware", "'none/unaware' changes nothing that is sent"),
-        ("keylock/known/undo", "changes nothing that is sent, drop '/undo'"),
+        ("keylock/known/undo", "hides nothing of it: drop '/undo'"),
         ("keylock+adadefense/undo", "unknown lock strategy ''"),
         ("adadefense/unawre", "drop '/unawre' .did you mean 'unaware'"),
         ("gaussian-noise/undo", "does cannot be undone, drop '/undo'"),

@@ -346,13 +346,20 @@ def test_arms_name_score_and_share():
         "keylock+selective-magnitude=0.3/regress_gates", sites_of("layers/0"), {}
     )
     assert both.gated and both.options == (0.3,)
+    unaware = parse_arm("selective-random=0.3/unaware", sites_of("layers/0"), {})
+    assert unaware.release_strategy == "unaware"
+    with pytest.raises(ValueError, match="cannot be undone"):
+        parse_arm("selective-random/undo", sites_of("layers/0"), {})
+    with pytest.raises(ValueError, match="'none/unaware'.*hides nothing"):
+        parse_arm("none/unaware", sites_of("layers/0"), {})
     with pytest.raises(ValueError, match=r"'selective-random=2'.*share must be in"):
         parse_arm("selective-random=2", sites_of("layers/0"), {})
 
 
 @functools.cache
 def studied():
-    arms = ("none", *(f"selective-magnitude={s}" for s in ("0", "0.3", "1")))
+    shares = ("0", "0.3", "1", "0.3/unaware")
+    arms = ("none", *(f"selective-magnitude={share}" for share in shares))
     result = study(victims=2, steps=100, optimiser="lbfgs", labels="given", arms=arms)
     return result, scored(result)
 
@@ -370,6 +377,14 @@ def test_a_share_of_zero_is_no_defence_and_one_of_one_stays_at_the_floor():
         assert same["mse"] == pytest.approx(plain["mse"], abs=1e-4)
     for row in closed:
         assert row["outcome"] == "diverged" and row["mse"] > row["floor_mse"]
+
+
+def test_who_matches_zeros_has_another_upload_before_it():
+    """The true images match what is visible, and no upload with holes in it."""
+    for row in rows_of("selective-magnitude=0.3"):
+        assert row["matching_loss_at_truth"] < 1e-8
+    for row in rows_of("selective-magnitude=0.3/unaware"):
+        assert row["matching_loss_at_truth"] > 1e-3
 
 
 def test_one_compilation_serves_all_shares():

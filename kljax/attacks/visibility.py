@@ -49,8 +49,8 @@ def says_something(view: View) -> Array:
 def zeros_for_hidden(view: View) -> View:
     """Makes the view of an attacker who overlooks the mask: zeros, read as facts.
 
-    This is the non-adaptive attacker. It says how much of a defence is only its not
-    being known; no attack of kljax is one.
+    This is the non-adaptive attacker (arms ``.../unaware``). It says how much of a
+    defence is only its not being known.
     """
     if view.visible is None:
         return view

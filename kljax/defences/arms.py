@@ -44,7 +44,8 @@ __all__ = [
 
 LOCK_STRATEGIES = STRATEGY["lock"]
 # What the attacker does about the release: to its own candidate what the defence does;
-# nothing; or it undoes what the defence did, and sees the gradient.
+# nothing, and what is hidden it takes for zeros; or it undoes what the defence did, and
+# sees the gradient.
 RELEASE_STRATEGIES = ("simulate", "unaware", "undo")
 
 Options = tuple[float | Array, ...]
@@ -113,9 +114,12 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
             f"{nearest(about_lock, RELEASE_STRATEGIES)}"
         )
     arm = _arm(text, combination, plan, made, about_lock or "unit")
-    if about_release and defences.without_release(arm.defence) == arm.defence:
+    changes = defences.without_release(arm.defence) != arm.defence
+    hides = arm.defence.visible is not defences.everything
+    if about_release and not changes and not hides:
         raise ValueError(
-            f"arm {text!r} changes nothing that is sent, drop '/{about_release}'"
+            f"arm {text!r} changes nothing that is sent, and hides nothing of it: drop "
+            f"'/{about_release}'"
         )
     if about_release == "undo" and _last(arm.defence).undo is None:
         raise ValueError(

@@ -20,6 +20,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset, find_preset
+from kljax.attacks.visibility import zeros_for_hidden
 from kljax.core.drawing import draw_jointly
 from kljax.core.registry import call_named
 from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
@@ -253,7 +254,9 @@ def one_victim(
             draw_rng(source, "step"), defence, network, held, images, labels
         )
         view = threat.observe(setting.threat, update)
-        if arm.release_strategy == "undo":
+        if arm.release_strategy == "unaware":
+            view = zeros_for_hidden(view)
+        elif arm.release_strategy == "undo":
             last = defence if setting.protocol is None else defence.update
             view = view._replace(grads=last.undo(view.grads, view.earlier))
         reconstruction = attack(draw_rng(source, "attack"), view)

@@ -85,7 +85,8 @@ UNLOCKED = "There is no lock. It replays what the client does, as far as it is p
 # Of `kljax.defences.arms.RELEASE_STRATEGIES`, where one is written.
 ABOUT_RELEASES = {
     "simulate": "It does to its candidate's gradient what the defence does.",
-    "unaware": "It does not know that the defence changes what is sent.",
+    "unaware": "It does not know that the defence changes or hides anything: what is "
+    "hidden it takes for zeros.",
     "undo": "It undoes what the defence did, and matches the gradient that it finds.",
 }
 
