@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kljax.metrics.text
-from kljax.core.inputs import InputSpec
+from kljax.core.inputs import InputSpec, images_of
 from kljax.data.sentences import sentences_of
 from kljax.metrics import assign
 from kljax.metrics.kinds import KINDS, Kind, find_kind
@@ -39,8 +39,16 @@ def test_accuracy_counts_tokens_in_their_place():
     guesses = [[1, 2, 3, 4], [2, 1, 3, 4], [4, 3, 2, 1]]
     np.testing.assert_array_equal(token_accuracy(guesses, truths), [1, 0.5, 0])
     np.testing.assert_array_equal(exact_match(guesses, truths), [True, False, False])
-    with pytest.raises(ValueError, match=r"\(1, 2\) and truths \(1, 3\)"):
-        token_accuracy([[1, 2]], [[1, 2, 3]])
+    assert token_accuracy([[1]], [[1]]).tolist() == [1]
+    for guesses, truths in (
+        ([[1, 2]], [[1, 2, 3]]),
+        ([1, 2], [1, 2]),
+        ([[]], [[]]),
+        ([[[1]]], [[[1]]]),
+    ):
+        for score in (token_accuracy, exact_match):
+            with pytest.raises(ValueError, match=r"must have one shape \[n, T\] with"):
+                score(guesses, truths)
 
 
 def subsequence(a, b):
@@ -83,6 +91,28 @@ def test_floors_are_made_of_the_reference_alone():
     assert sorted(made["own_tokens"]) == [2, 3, 5]
 
 
+@pytest.mark.parametrize(
+    ("sentences", "written"),
+    (
+        # 1 and 2 begin as often; 2 and 3 follow 1 as often; 3 follows 2 thrice.
+        ([[1, 2, 3], [1, 3, 2], [2, 3, 1], [2, 3, 5]], [1, 2, 3]),
+        # 9 follows 1 thrice, and nothing follows 9: then the commonest of all.
+        ([[1, 2, 3], [1, 4, 5], [6, 1, 9], [7, 1, 9], [8, 1, 9]], [1, 9, 1]),
+        ([[4], [4], [2]], [4]),
+    ),
+)
+def test_a_bigram_goes_on_with_what_follows_most(sentences, written):
+    count, length = np.shape(sentences)
+    reference = SentenceReference(sentences, [0] * count, range(count))
+    made = floor_sentences([7] * length, 0, 99, reference, 0)
+    assert made["bigrams"].tolist() == written
+
+
+def test_a_label_that_nobody_else_has_leaves_out_what_needs_one():
+    left = set(SENTENCE_FLOORS) - {"class_by_place", "same_class"}
+    assert set(floors(label=7)) == left
+
+
 def test_the_victim_is_no_part_of_what_represents_it():
     made = floors(tokens=(1, 2, 3), label=0, index=10)
     assert made["class_by_place"] == made["same_class"] == [1, 2, 4]
@@ -95,6 +125,10 @@ def test_floors_depend_on_the_seed_and_the_victim_alone():
     assert floors() == floors()
     shuffles = {tuple(floors(seed=seed)["own_tokens"]) for seed in range(20)}
     assert len(shuffles) > 2
+    shuffles = {tuple(floors(index=index)["own_tokens"]) for index in range(90, 99)}
+    assert len(shuffles) > 2
+    picked = {tuple(floors(seed=seed)["same_class"]) for seed in range(20)}
+    assert picked == {(5, 2, 4), (5, 0, 4)}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +147,10 @@ def test_a_victim_of_another_dataset_is_refused(victim, message):
     ("reference", "message"),
     (
         (([], [], []), r"shape \(0,\); they must be \[n, T\]"),
+        (([1, 2], [0, 1], [0, 1]), r"shape \(2,\); they must be \[n, T\]"),
+        (([[[1]]], [0], [0]), r"shape \(1, 1, 1\); they must be \[n, T\]"),
         (([[1]], [0, 1], [0]), "1 sentences need as many labels and indices"),
+        (([[1]], [0], [0, 1]), "1 sentences need as many labels and indices"),
         (([[1], [2]], [0, 1], [5, 5]), "an index occurs more than once"),
     ),
 )
@@ -165,6 +202,40 @@ def test_outcomes_of_a_sentence(accuracy, floor, loss, finite, outcome):
     row = {"token_accuracy": accuracy, "floor_token_accuracy": floor}
     least = None if loss is None else 0.5
     assert KINDS["text"].outcome(row, loss, least, finite) == outcome
+
+
+def test_the_best_floor_is_the_nearest_of_those_that_an_input_has():
+    """The third input has one floor alone."""
+    accuracy = {
+        "a": ([0, 1, 2], {"token_accuracy": np.array([0.5, 0.25, 0.75])}),
+        "b": ([0, 1], {"token_accuracy": np.array([0.25, 1.0])}),
+    }
+    found = KINDS["text"].best_floors(np.zeros((3, 4)), [{}] * 3, accuracy)
+    assert found["floor_token_accuracy"].tolist() == [0.5, 1.0, 0.75]
+    truths = np.zeros((3, 2, 2, 1), np.float32)
+    made = [{"a": truths[0] + 0.5, "b": truths[0] + 0.25}] * 2 + [{"a": truths[0] + 1}]
+    errors = {
+        "a": ([0, 1, 2], {"mse_affine_oracle": np.array([0.5, 0.25, 0.75])}),
+        "b": ([0, 1], {"mse_affine_oracle": np.array([0.25, 1.0])}),
+    }
+    found = KINDS["image"].best_floors(truths, made, errors)
+    assert found["floor_mse"].tolist() == [0.0625, 0.0625, 1]
+    assert found["floor_mse_affine"].tolist() == [0.25, 0.25, 0.75]
+
+
+def test_an_error_after_the_affine_fit_is_that_of_its_ratio(monkeypatch):
+    monkeypatch.setattr("kljax.metrics.lpips_available", lambda: False)
+    spec = images_of((8, 8, 1))
+    generator = np.random.default_rng(0)
+    guesses, truths = np.float32(generator.random((2, 3, 8, 8, 1)))
+    table = KINDS["image"].score(guesses, truths, spec)
+    for guess, truth, error in zip(
+        guesses, truths, table["mse_affine_oracle"], strict=True
+    ):
+        line = np.polyfit(guess.ravel(), truth.ravel(), 1)
+        fitted = np.clip(np.polyval(line, guess.ravel()), 0, 1)
+        expected = np.mean((fitted - truth.ravel()) ** 2)
+        assert error == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_kind_of_ones_own_is_named_by_where_it_is():
