@@ -28,6 +28,7 @@ from kljax.models.gating import find_sites
 from kljax.parallel import Layout, map_victims, sum_clients
 from kljax.studies import reports, store
 from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.frames import read_rows, rows_frame
 from kljax.studies.gallery import draw_gallery
 from kljax.studies.leakage import LeakResult, leak
 from kljax.studies.scoring import floor_images, score_rows
@@ -95,6 +96,8 @@ __all__ = [
     "LeakResult",
     "leak",
     "score_rows",
+    "rows_frame",
+    "read_rows",
     "draw_gallery",
     "floor_images",
     "metrics",

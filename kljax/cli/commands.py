@@ -8,6 +8,7 @@ import traceback
 import jax
 import tyro
 
+from kljax.cli.columns import Columns, run_columns
 from kljax.cli.data import Data, run_data
 from kljax.cli.leak import Demo, Leak, run_demo, run_leak
 from kljax.cli.printing import open_console
@@ -24,6 +25,7 @@ RUNS = {
     Merge: run_merge,
     Demo: run_demo,
     Data: run_data,
+    Columns: run_columns,
 }
 BACKENDS = "jax._src.xla_bridge"  # where JAX looks for its devices
 EXPECTED = (

@@ -60,7 +60,8 @@ class Report:
       out: folder to write; None for report/ in the study.
       rows: axes that make the rows of the table; none for the arms.
       columns: axes that make its columns; none for the axis with most points.
-      value: what is in it: ssim, success, psnr, or any other column of numbers.
+      value: what is in it: ssim, success, psnr, or whatever else has a mean, see
+        ``kljax columns``.
       runs: folders of kljax train on the very networks attacked, for privacy against
         accuracy.
     """

@@ -50,6 +50,7 @@ from kljax.metrics.own_metrics import (
     metric,
     score_pairs,
 )
+from kljax.metrics.run_columns import RUN_COLUMNS
 
 __all__ = (
     # One guess against one truth
@@ -91,6 +92,7 @@ __all__ = (
     "Column",
     "COLUMNS",
     "OUTCOME_RATES",
+    "RUN_COLUMNS",
     "VALUES",
     "find_value",
     "PLACES",

@@ -170,16 +170,16 @@ def find_value(name: str, columns: Mapping[str, Column]) -> Column:
     return values[name]
 
 
-def guide(columns: Iterable[Column]) -> Iterator[tuple[str, ...]]:
-    """Lays columns out for people, the header first."""
-    yield ("column", "type", "unit or range", "leaks more", "known to", "what it is")
+def guide(columns: Iterable[Column]) -> Iterator[tuple[str, str]]:
+    """Lays columns out for people: name and facts of each, and what it means."""
+    ends = {1: "higher leaks more", -1: "lower leaks more", 0: ""}
     for column in columns:
-        end = {1: "high", -1: "low", 0: "-"}[column.leaks]
-        yield (
-            column.name,
+        facts = (
             column.dtype,
-            column.unit or "-",
-            end,
-            column.knows,
-            column.meaning,
+            column.unit,
+            ends[column.leaks],
+            f"{column.knows} knows",
+            f"option {column.option}" if column.option else "",
+            {"all": "", "attack": "of attacks", "search": "of searches"}[column.rows],
         )
+        yield f"{column.name} ({', '.join(filter(None, facts))})", column.meaning

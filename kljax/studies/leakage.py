@@ -7,7 +7,7 @@ victim from its upload through the boundary to its reconstruction.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,9 @@ from kljax.studies.builder.victim_setup import (
 from kljax.studies.config import LeakConfig
 from kljax.studies.diagnosis import diagnose
 from kljax.studies.row_columns import check_numbers, check_own
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Attacked(NamedTuple):
@@ -93,6 +96,12 @@ class LeakResult(NamedTuple):
     dataset: data.Dataset
     victims: Victims
     arms: list[ArmResult]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Scores the study; see `kljax.rows_frame`."""
+        from kljax.studies.frames import rows_frame  # which takes a result
+
+        return rows_frame(self)
 
 
 def leak(

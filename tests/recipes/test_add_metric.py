@@ -48,7 +48,13 @@ attack = Preset(build, "recovered", None, columns=(length,))
 """
 
 
-def test_a_metric_is_in_rows_and_tables(mine, leak):
+def said(capsys, folder):
+    capsys.readouterr()
+    assert cli.main(["columns", folder]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_metric_is_in_rows_and_tables(mine, leak, capsys):
     mine(METRIC)
     job = leak("--metrics", "mine:roughness", "mine:dark")
     for row in job.rows:  # of floors, too
@@ -60,10 +66,11 @@ def test_a_metric_is_in_rows_and_tables(mine, leak):
     assert "| roughness " in head and "| dark " in head
     summary = json.loads((job.folder / "summary.json").read_text())
     assert summary["floors"]["grey"]["roughness"] == float(grey["roughness"])
+    assert "dark pixels of the guess" in said(capsys, str(job.folder))
 
 
 def test_a_metric_is_tabled_by_a_report_that_has_not_its_module(
-    mine, tmp_path, monkeypatch
+    mine, tmp_path, monkeypatch, capsys
 ):
     mine(METRIC)
     (tmp_path / "sweep.toml").write_text(
@@ -88,6 +95,9 @@ def test_a_metric_is_tabled_by_a_report_that_has_not_its_module(
     assert (column.leaks, column.form, column.knows) == (-1, ".2f", "scorer")
     assert len(set(study.rows["roughness"].to_pylist())) > 4
     assert cli.main(["report", "study", "--value", "roughness"]) == 0
+    assert "roughness (float64, lower leaks more, scorer knows)" in said(
+        capsys, "study"
+    )
     page = (tmp_path / "study" / "report" / "report.md").read_text()
     assert "roughness [95 %]" in page and "how much rougher" not in page
     for part in (tmp_path / "study" / "parts").iterdir():

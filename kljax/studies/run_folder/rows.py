@@ -7,6 +7,7 @@ from typing import Any
 
 from kljax.core.files import DamagedFile, read_text, write_text
 from kljax.core.registry import unknown_name
+from kljax.metrics import RUN_COLUMNS
 
 Row = dict[str, Any]
 
@@ -20,21 +21,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split())
 
 
-# column of metrics.csv -> how it is read; empty is None
-COLUMNS = {
-    "schema_version": int,
-    "arm": str,
-    "round": int,  # the round run, from 0
-    "loss": float,  # mean over local steps and clients, weighted as they are
-    "train_accuracy": float,  # in the step that used the example
-    "test_accuracy": float,  # after the round; own private key, own lock
-    "attack_success": float,  # after the round, of triggered test images
-    "clients": int,  # in the cohort
-    "examples": int,  # gone through by the cohort
-    "excluded": _numbers,  # clients left out as not finite
-    "compile_s": float,
-    "run_s": float,
-}
+# How a column is read; empty is None.
+READ = {"string": str, "int32": int, "int64": int, "float64": float}
+COLUMNS = {name: READ[column.dtype] for name, column in RUN_COLUMNS.items()}
+COLUMNS["excluded"] = _numbers
 MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy", "attack_success")
 OF_ATTACKERS = ("attack_success",)  # not in the file of a run that has none
 
