@@ -105,7 +105,11 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
         for line in lines:
             say(console, line, wrap=True)
         console.print()
-    reading = leak_report.READING.replace("*", "").replace("`", "")
+    for line in summary.get("sentences", ()):
+        say(console, line, wrap=True)
+    if "sentences" in summary:
+        console.print()
+    reading = leak_report.reading_of(result).replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)
     console.print()
     console.print(

@@ -12,13 +12,17 @@ from kljax.data.digits import load_digits
 from kljax.data.files import is_path, load_path, stamp_path
 from kljax.data.photos import load_photos
 from kljax.data.resizing import check_shape
+from kljax.data.text import load_text
 from kljax.data.tfds import list_tfds, load_tfds
 
 # Data sets that need neither network nor preparation.
 EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "photos": load_photos,
+    "text": load_text,
 }
+# Those whose examples are sentences, of a length and not of a shape.
+TEXTS = frozenset({"text"})
 # How many images they have. All are made at once, twice in memory for a moment.
 SIZES = {"digits": 1797, "photos": 362}
 
@@ -27,6 +31,7 @@ def load(
     name: str,
     *,
     shape: tuple[int, int, int] = (32, 32, 3),
+    length: int = 8,
     split: str | None = None,
     data_dir: str | None = None,
 ) -> Dataset:
@@ -37,6 +42,7 @@ def load(
         ``"./pictures"`` with a folder per class, see `kljax.data.files`), or the TFDS
         name of a prepared set (``"mnist"``, ``"cifar10"``, ``"fashion_mnist"``, ...).
       shape: (H, W, C) of the images, C = 1 or 3.
+      length: tokens of a sentence, where the data is text.
       split: TFDS split (None is ``"train"``); embedded sets and paths have none.
       data_dir: where TFDS keeps prepared sets (None is TFDS's own default); embedded
         sets and paths need none.
@@ -55,6 +61,8 @@ def load(
         )
     if is_path(name):
         return load_path(name, shape)
+    if name in TEXTS:
+        return EMBEDDED[name](length)
     if name in EMBEDDED:
         shape = check_shape(shape)
         needed = 2 * 4 * SIZES[name] * math.prod(shape)

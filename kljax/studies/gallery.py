@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from kljax.metrics.kinds import find_kind
 from kljax.studies.leakage import LeakResult
 from kljax.studies.scoring import Row, floor_images, matched_images
+from kljax.studies.sentences import mark
 
 PREFIX = "floor/"
 WIDEST = 20  # characters below a picture
+PLAIN = {"parse_math": False}  # names are no formulas, whatever signs are in them
 
 
 def draw_gallery(
@@ -17,8 +20,9 @@ def draw_gallery(
 ) -> None:
     """Draws one line per arm, and one column per private image, with its own scores.
 
-    The first images are shown, not the best, as they are scored: clipped to [0, 1]. Of
-    the floors the one with the highest mean SSIM is shown.
+    The first images are shown, not the best, as they are scored: clipped to [0, 1].
+    Sentences are written, with brackets around what is wrong. Of the floors the one
+    with the highest mean score is shown: SSIM, or the share of right tokens.
 
     Args:
       result: the study.
@@ -31,25 +35,31 @@ def draw_gallery(
 
     lines = _lines(result, rows, most)
     shown = len(lines[0][1])
+    wide, high = (1.15, 1.3) if result.dataset.inputs.spell is None else (1.4, 0.9)
     figure = matplotlib.figure.Figure(
-        figsize=(1.15 * shown + 2.2, 1.3 * len(lines)), layout="constrained"
+        figsize=(wide * shown + 2.2, high * len(lines)), layout="constrained"
     )
     axes = figure.subplots(len(lines), shown, squeeze=False)
     for line, (name, images, captions) in zip(axes, lines, strict=True):
         for axis, image, caption in zip(line, images, captions, strict=True):
-            # Grey on the same scale for all: by itself each would be stretched.
-            axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
+            if isinstance(image, str):
+                words = textwrap.fill(image, WIDEST)
+                axis.text(
+                    0.5, 0.5, words, ha="center", va="center", fontsize=6, **PLAIN
+                )
+            else:
+                # Grey on the same scale for all: by itself each would be stretched.
+                axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
-            # Names are no formulas, whatever signs are in them.
-            axis.set_xlabel(caption, fontsize=7, labelpad=1, parse_math=False)
+            axis.set_xlabel(caption, fontsize=7, labelpad=1, **PLAIN)
         line[0].set_ylabel(
             name.replace("/", "/\n"),
             rotation=0,
             ha="right",
             va="center",
             fontsize=8,
-            parse_math=False,
+            **PLAIN,
         )
     figure.savefig(path, dpi=120)
 
@@ -67,8 +77,9 @@ def displayed(image: np.ndarray) -> np.ndarray:
 
 def _lines(
     result: LeakResult, rows: list[Row], most: int
-) -> list[tuple[str, np.ndarray, list[str]]]:
-    """Lists names, images [n, H, W, C] and captions of what is drawn."""
+) -> list[tuple[str, np.ndarray | list[str], list[str]]]:
+    """Lists names, images [n, H, W, C] or sentences, and captions of what is drawn."""
+    spell, kind = result.dataset.inputs.spell, find_kind(result.dataset.inputs)
     victims, names = result.victims, result.dataset.class_names
     examples = victims.labels.shape[1]
     uploads = -(-most // examples)  # no more of them than the columns need
@@ -81,31 +92,39 @@ def _lines(
     captions = [textwrap.fill(caption, WIDEST) for caption in captions]
     places = [divmod(n, examples) for n in range(len(truths))]
     if examples > 1:
-        where = [f"upload {victims.uploads[n]}, image {e}" for n, e in places]
+        one = "image" if spell is None else "sentence"
+        where = [f"upload {victims.uploads[n]}, {one} {e}" for n, e in places]
         captions = ["\n".join(words) for words in zip(captions, where, strict=True)]
     at = {(row["arm"], row["upload"], row["example"]): row for row in rows}
 
     def scores(arm: str) -> list[str]:
-        own = (at[arm, int(victims.uploads[n]), e]["ssim"] for n, e in places)
-        return [f"SSIM {ssim:.2f}" for ssim in own]
+        own = (at[arm, int(victims.uploads[n]), e][kind.primary] for n, e in places)
+        return [kind.caption(score) for score in own]
 
-    lines = [("truth", truths, captions)]
+    def legible(guesses: np.ndarray) -> np.ndarray | list[str]:
+        if spell is None:
+            return guesses
+        pairs = zip(guesses, truths, strict=True)
+        return [mark(spell, guess, truth) for guess, truth in pairs]
+
+    lines = [("truth", legible(truths), captions)]
     floors = floor_images(
         result.dataset, truths, labels, first(victims.indices), result.config.seed
     )
-    best = _best_floor(rows, set.intersection(*map(set, floors)))
+    best = _best_floor(rows, kind.primary, set.intersection(*map(set, floors)))
     found = np.stack([made[best] for made in floors])
-    lines.append((PREFIX + best, found, scores(PREFIX + best)))
+    lines.append((PREFIX + best, legible(found), scores(PREFIX + best)))
     for arm in result.arms:
         name = arm.arm.name
-        lines.append((name, first(matched_images(arm, victims)), scores(name)))
+        guesses = first(matched_images(arm, victims))
+        lines.append((name, legible(guesses), scores(name)))
     return lines
 
 
-def _best_floor(rows: list[Row], names: set[str]) -> str:
+def _best_floor(rows: list[Row], score: str, names: set[str]) -> str:
     found: dict[str, list[float]] = {}
     for row in rows:
         name = row["arm"].removeprefix(PREFIX)
         if row["arm"].startswith(PREFIX) and name in names:
-            found.setdefault(name, []).append(row["ssim"])
+            found.setdefault(name, []).append(row[score])
     return max(found, key=lambda name: np.mean(found[name]))

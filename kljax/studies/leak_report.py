@@ -19,6 +19,7 @@ from kljax.core.files import json_text, write_json, write_text
 from kljax.core.folders import RunFolder, claim, optional
 from kljax.core.provenance import collect_provenance, device
 from kljax.metrics import COLUMNS, Column, column_from_dict, column_to_dict
+from kljax.metrics.kinds import KINDS, find_kind
 from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
@@ -29,18 +30,17 @@ from kljax.studies.matched_but_wrong import (
 )
 from kljax.studies.row_columns import columns_of, own_columns
 from kljax.studies.scoring import SCHEMA_VERSION, Row
+from kljax.studies.sentences import sentence_lines
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
 COUNTED = {
     "n": "images",
     "recovered_rate": "recovered",
     "outcomes": "recovered_affine / unsolved / ambiguous / diverged",
-    "success_rate": f"{COLUMNS['success'].heading} [95 %]",
 }
 BRIEFLY = {
     "recovered_rate": "reco-\nvered",
     "outcomes": "recovered_\naffine/\nunsolved/\nambiguous/\ndiverged",
-    "success_rate": f"{COLUMNS['success'].heading}\n[95 %]",
 }
 NARROW = 6  # letters in a line of a head, in a terminal
 
@@ -54,6 +54,7 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     NaN where it cannot be told. Images of one upload are a group, and
     ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
     each upload have that outcome, where uploads have several.
+    ``sentences`` lists the first of them and what was found, where inputs are text.
     ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
     recovered in the arm ``none``, contrast or not; None without that arm.
     """
@@ -88,7 +89,14 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
             "victims": len(result.victims.labels),
         },
         "config": describe(result),
+        **_of_sentences(rows),
     }
+
+
+def _of_sentences(rows: list[Row]) -> dict[str, Any]:
+    """Lists the first sentences; nothing for a study of other inputs."""
+    lines = sentence_lines(rows)
+    return {"sentences": lines} if lines else {}
 
 
 def _summary_of(rows: list[Row], columns: dict[str, Column]) -> dict[str, Any]:
@@ -149,7 +157,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
     columns = _columns(summary)
-    heads = COUNTED | {
+    heads = COUNTED | {"success_rate": _success_head(summary, " ")}
+    heads |= {
         column.name: column.heading
         for column in _shown("summary", summary)
         if any(column.name in arm for _, arm in lines)
@@ -157,6 +166,11 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["arm", *heads.values()], [
         [name, *(_cell(head, arm, columns) for head in heads)] for name, arm in lines
     ]
+
+
+def _success_head(summary: dict[str, Any], between: str) -> str:
+    kind = KINDS["text" if "sentences" in summary else "image"]
+    return f"{kind.success_words}{between}[95 %]"
 
 
 def _shown(place: str, summary: dict[str, Any]) -> list[Column]:
@@ -212,7 +226,8 @@ def brief_tables(
             [name, *(_cell(c, line, columns).replace(" / ", "/") for c in shown)]
             for name, line in lines.items()
         ]
-        heads = [BRIEFLY.get(c) or _brief_head(columns[c]) for c in shown]
+        heads = BRIEFLY | {"success_rate": _success_head(summary, "\n")}
+        heads = [heads.get(c) or _brief_head(columns[c]) for c in shown]
         tables.append(([kind, *heads], rows))
     return tables
 
@@ -277,20 +292,19 @@ def _cell(column: str, arm: dict[str, Any], columns: dict[str, Column]) -> str:
     return str(value) if column == "n" else columns[column].written(value)
 
 
+# Of any kind of input; what comes before it is the kind's own.
 READING = """\
-How to read it. *recovered*: SSIM >= .6 and at most half the squared error of the best
-floor. *recovered_affine*: the same after the best brightness and contrast per channel,
-of the image and of its floors; a norm in train mode hides those of a single example.
-*unsolved*: the attack did not match the gradient, which says nothing for a defence.
-*ambiguous*: matched but wrong, whatever the contrast; that is evidence for a defence
-only where the undefended arm of the same cell is recovered.
-Floors are images made without any gradient; a success rate below its floor's proves
-nothing. Means hide spread: `rows.csv` has every image. *feature error*: how far the
+*feature error*: how far the
 classifier's input is from what its gradient says, lock or none. *label rule holds*:
 uploads on which the rule that labels were recovered by can be believed, as far as they
 show; elsewhere labels are guesses. A key-lock's `known` arm is not the undefended arm:
 dead ReLU channels and saturated sigmoids make inversion hard even for someone who has
 the private key, and that is difficulty, not secrecy."""
+
+
+def reading_of(result: LeakResult) -> str:
+    """Says in Markdown how the tables of a study are read."""
+    return f"{find_kind(result.dataset.inputs).reading} {READING}"
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
@@ -301,6 +315,8 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     below = [*upload_lines(summary), *ambiguous_lines(summary)]
     below = "".join(f"- {line}\n" for line in below)
     below = f"\n{below}" if below else ""
+    sentences = "".join(f"- {line}\n" for line in summary.get("sentences", ()))
+    sentences = f"\nThe first sentences:\n\n{sentences}" if sentences else ""
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
     budget = budget if speed["evaluations_per_s"] else ""
@@ -313,8 +329,8 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
 
 {tabulate(lines, header, tablefmt="github", disable_numparse=True)}
 {below}
-{READING}
-
+{reading_of(result)}
+{sentences}
 Throughput: {speed["evaluations_per_s"]:.0f} evaluations/s,
 {speed["attacks_per_hour"]:.0f} attacks/h on {speed["device"]}
 ({speed["run_s"]:.1f} s running, {speed["compile_s"]:.1f} s compiling).
@@ -323,7 +339,7 @@ Threat models:
 
 {models}
 
-Images: {result.dataset.licence}
+Data: {result.dataset.licence}
 {_warning_lines(summary)}"""
 
 

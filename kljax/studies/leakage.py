@@ -19,7 +19,7 @@ from kljax.attacks import (
     Setting,
 )
 from kljax.attacks.optimisers import make_optimiser
-from kljax.attacks.presets import Preset, find_preset
+from kljax.attacks.presets import PRESETS, Preset, find_preset
 from kljax.attacks.visibility import zeros_for_hidden
 from kljax.core.drawing import draw_jointly
 from kljax.core.registry import call_named
@@ -44,6 +44,7 @@ from kljax.studies.builder.victim_setup import (
     survey_public,
 )
 from kljax.studies.config import LeakConfig
+from kljax.studies.config.listing import join_names
 from kljax.studies.diagnosis import diagnose
 from kljax.studies.row_columns import check_numbers, check_own
 
@@ -145,6 +146,7 @@ def prepare(config: LeakConfig) -> Prepared:
     network = task.find_network(config)
     preset = find_preset(config.attack)
     stage = set_stage(config, network, preset.inserts)
+    _check_inputs(config, preset, stage)
     check_own(config, stage.dataset.inputs)
     classifier = _classifier(config, network, stage.dataset)
     jobs, made, functions = [], {}, {}
@@ -181,6 +183,25 @@ def prepare(config: LeakConfig) -> Prepared:
             functions[kind] = one_victim(config, setting, staged, preset)
         jobs.append(Job(staged, declared, functions[kind], setting))
     return Prepared(config, stage, jobs)
+
+
+def _check_inputs(config: LeakConfig, preset: Preset, stage: Stage) -> None:
+    """Refuses an attack on a kind of input that it is not made for."""
+    spec = stage.dataset.inputs
+    if preset.inputs is not None and spec.kind not in preset.inputs:
+        able = [n for n, row in PRESETS.items() if spec.kind in (row.inputs or ())]
+        hint = f": take {join_names(able)}" if able else ""
+        raise ValueError(
+            f"attack {config.attack!r} looks for inputs of kind "
+            f"{join_names(preset.inputs)}, and dataset {config.data!r} holds "
+            f"{spec.kind}{hint}"
+        )
+    if spec.search.unexplained and stage.protocol is not None:
+        raise ValueError(
+            f"upload='update': the steps of a client train "
+            f"{', '.join(spec.search.unexplained)}, which the attacker's candidates "
+            f"say nothing of in dataset {config.data!r}: attack upload='gradient'"
+        )
 
 
 def _check_size(

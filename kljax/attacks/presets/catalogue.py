@@ -42,6 +42,7 @@ class Preset(NamedTuple):
         the attack cannot be.
       inserts: what a malicious server puts in front of the network, of every arm;
         None for the network as it was agreed on.
+      inputs: kinds of input that the attack looks for; None if nobody says.
       degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
       columns: `kljax.metrics.Column` of each of its ``numbers`` that kljax has none of.
     """
@@ -53,6 +54,7 @@ class Preset(NamedTuple):
     inserts: Insertion | None = None
     degree: int = 2
     columns: tuple[Any, ...] = ()
+    inputs: tuple[str, ...] | None = ("image",)
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -61,14 +63,15 @@ def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
 
 
 STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
+ANY = ("image", "text")
 MALICIOUS = {"server": "malicious"}
 PRESETS: dict[str, Preset] = {
     "matching": Preset(matching, "recovered", anywhere(squared_l2)),
-    "dlg": Preset(dlg, "joint", anywhere(squared_l2)),
+    "dlg": Preset(dlg, "joint", anywhere(squared_l2), inputs=ANY),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
-    "idlg": Preset(dlg, "recovered", anywhere(squared_l2)),
+    "idlg": Preset(dlg, "recovered", anywhere(squared_l2), inputs=ANY),
     "gate-regression": Preset(gate_regression, "recovered", anywhere(balanced_l2)),
-    "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1),
+    "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1, inputs=ANY),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
     "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),
     "gradinversion": Preset(
@@ -116,4 +119,4 @@ def find_preset(name: str) -> Preset:
 
 def of_user(build: Callable[..., Attack] | None) -> Preset:
     """Makes a preset of a user's function, of which nothing else is known."""
-    return Preset(build, "recovered", None)
+    return Preset(build, "recovered", None, inputs=None)

@@ -78,7 +78,8 @@ def dlg(
     """Makes DLG: torch's fixed-step L-BFGS from N(0, 1).
 
     The paper's 300 calls of L-BFGS are at most 6,000 steps. Labels are optimised
-    jointly there (threat strategy ``joint``).
+    jointly there (threat strategy ``joint``). Sentences are looked for among their
+    embeddings, as in section 4.2 of the paper.
 
     Reference: Zhu, Liu, Han, "Deep Leakage from Gradients" (NeurIPS 2019); code
     mit-han-lab/dlg, main.py.
@@ -104,10 +105,10 @@ def tag(
     alpha: float = TAG_ALPHA,
     learning_rate: float = 0.1,
 ) -> Attack:
-    """Makes TAG, for images: squared and absolute distance, Adam from N(0, 1).
+    """Makes TAG: squared and absolute distance, Adam from N(0, 1).
 
-    TAG attacks the word embeddings of a transformer, in 2,500 steps; this is its
-    distance and its descent. `alpha` and the rate are those it has in LAMP's code.
+    TAG attacks the word embeddings of a transformer, in 2,500 steps; of images this is
+    its distance and its descent. `alpha` and the rate are those it has in LAMP's code.
 
     Reference: Deng et al., "TAG: Gradient Attack on Transformer-based Language
     Models" (EMNLP Findings 2021); Balunović et al., "LAMP" (NeurIPS 2022), its code.

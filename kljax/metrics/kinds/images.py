@@ -93,6 +93,16 @@ def _outcome(
     )
 
 
+READING = """\
+How to read it. *recovered*: SSIM >= .6 and at most half the squared error of the best
+floor. *recovered_affine*: the same after the best brightness and contrast per channel,
+of the image and of its floors; a norm in train mode hides those of a single example.
+*unsolved*: the attack did not match the gradient, which says nothing for a defence.
+*ambiguous*: matched but wrong, whatever the contrast; that is evidence for a defence
+only where the undefended arm of the same cell is recovered.
+Floors are images made without any gradient; a success rate below its floor's proves
+nothing. Means hide spread: `rows.csv` has every image."""
+
 IMAGES = Kind(
     score=score_images,
     primary="ssim",
@@ -103,5 +113,6 @@ IMAGES = Kind(
     best_floors=_best_floors,
     success=lambda row: metrics.success(row["ssim"]),
     success_words=metrics.COLUMNS["success"].heading,
+    reading=READING,
     outcome=_outcome,
 )

@@ -29,6 +29,7 @@ class Kind(NamedTuple):
         columns that say of every input what its best floor reaches.
       success: ``row -> bool``, by convention.
       success_words: what that is called.
+      reading: how outcomes and floors are read, in Markdown.
       outcome: ``(row, matching_loss, loss_floor, finite) -> str``, one of
         `kljax.metrics.OUTCOMES`; the row has all scores and best floors.
     """
@@ -42,4 +43,5 @@ class Kind(NamedTuple):
     best_floors: Callable[..., Scores]
     success: Callable[[Row], bool]
     success_words: str
+    reading: str
     outcome: Callable[[Row, float | None, float | None, bool], str]

@@ -59,6 +59,15 @@ def _outcome(
     )
 
 
+READING = """\
+How to read it. *recovered*: at least half of the tokens are right in their place, and
+at most half as many are wrong as in the best floor. *unsolved*: the attack did not
+match the gradient, which says nothing for a defence. *ambiguous*: matched but wrong;
+that is evidence for a defence only where the undefended arm of the same cell is
+recovered. Floors are sentences made without any gradient, but for *own_tokens*, which
+shuffles the true ones: so much the gradient of the embeddings says by itself, where the
+server sees it. Means hide spread: `rows.csv` has every sentence."""
+
 SENTENCES = Kind(
     score=score_sentences,
     primary="token_accuracy",
@@ -69,5 +78,6 @@ SENTENCES = Kind(
     best_floors=_best_floors,
     success=lambda row: bool(row["exact_match"]),
     success_words="all tokens",
+    reading=READING,
     outcome=_outcome,
 )

@@ -26,7 +26,7 @@ from kljax.federated.algorithms import proximal
 from kljax.federated.clients import ClientState, local_training
 from kljax.federated.server import ServerState
 from kljax.studies import run_folder
-from kljax.studies.builder import run_setup
+from kljax.studies.builder import run_setup, task
 from kljax.studies.builder.run_setup import Prepared
 from kljax.studies.config import LeakConfig, TrainConfig, default
 
@@ -42,7 +42,11 @@ SETTLED = (
     "lock_activation",
     "loss",
     "image_size",
+    "image_width",
+    "channels",
+    "tokens",
 )
+INIT = 0.5  # of networks of images, as DLG draws their weights
 # What is done about a lock if nothing is said: an upper bound, the strongest attack
 # that needs no secret, and a guess.
 STRATEGIES = ("known", "regress_gates", "fixed_random")
@@ -76,7 +80,7 @@ class Captured(NamedTuple):
 
 
 def settle(config: LeakConfig) -> LeakConfig:
-    """Fills in what follows from the run; a study without a run is left as it is.
+    """Fills in what follows from the run; without one, how weights are drawn.
 
     Settling twice changes nothing, so that a study can be repeated from what its own
     folder says.
@@ -87,7 +91,10 @@ def settle(config: LeakConfig) -> LeakConfig:
         and sizes of an update that fit neither the client nor each other.
     """
     if config.from_run is None:
-        return config
+        if config.init is not None:
+            return config
+        of_sentences = task.find_network(config).inputs == "text"
+        return dataclasses.replace(config, init=0.0 if of_sentences else INIT)
     run = _read(config)
     changes = {name: _settled(config, run, name) for name in SETTLED}
     if config.split not in (None, run.train_split):

@@ -50,10 +50,12 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
     Raises:
       ValueError: an unknown name, and what `kljax.data.load` raises.
     """
-    shape = (config.image_size, config.image_size, 3)
+    width = config.image_width or config.image_size
+    shape = (config.image_size, width, config.channels)
     if ":" not in config.data or data.is_path(config.data):
         files = data.stamp(config.data, config.data_dir)
-        return _load(config.data, shape, split, config.data_dir, files)
+        sizes = shape, config.tokens
+        return _load(config.data, *sizes, split, config.data_dir, files)
     make = resolve("dataset", config.data, data.EMBEDDED)
     dataset = call_named("dataset", config.data, make, shape)
     if not isinstance(dataset, data.Dataset):
@@ -66,14 +68,14 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
 
 @functools.lru_cache(maxsize=8)
 def _load(
-    name: str, shape, split: str | None, data_dir: str | None, files
+    name: str, shape, length: int, split: str | None, data_dir: str | None, files
 ) -> data.Dataset:
     """Loads a dataset; a sweep asks for the same one in every cell.
 
     A user's function is called anew each time: what it gives may have changed.
     """
     del files  # part of the cache's index: other files under the same name are others
-    return data.load(name, shape=shape, split=split, data_dir=data_dir)
+    return data.load(name, shape=shape, length=length, split=split, data_dir=data_dir)
 
 
 def load_split(config: TrainConfig) -> Split:
@@ -100,6 +102,11 @@ def load_split(config: TrainConfig) -> Split:
         whole = load_dataset(config, config.train_split)
         tested = load_dataset(config, config.test_split)
         ours, test = np.arange(len(whole)), np.arange(len(tested))
+    if whole.inputs.kind != "image":
+        raise ValueError(
+            f"dataset {config.data!r} holds {whole.inputs.kind}: kljax train takes "
+            "images, and kljax leak takes both"
+        )
     count = config.public_examples
     if count is None:
         count = min(PUBLIC, len(ours) // 10)

@@ -345,7 +345,7 @@ def _draw_defence(defence: Defence) -> Callable[..., PyTree]:
 def load_dataset(config: LeakConfig) -> data.Dataset:
     """Loads the dataset that victims are drawn from; see `task.load_dataset`."""
     dataset = task.load_dataset(config, config.split)
-    if min(dataset.shape[:2]) < SSIM_WINDOW:
+    if dataset.inputs.kind == "image" and min(dataset.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
             f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM needs "
             f"sides of at least {SSIM_WINDOW}"

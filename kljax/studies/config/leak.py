@@ -17,7 +17,7 @@ from kljax.core.checks import (
     check_whole,
     given,
 )
-from kljax.data.catalogue import EMBEDDED
+from kljax.data.catalogue import EMBEDDED, TEXTS
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
@@ -47,6 +47,7 @@ WHOLE = {
     "seed": 0,
     "private_key_size": 1,
     "image_size": SSIM_WINDOW,
+    "tokens": 1,
 }
 # What makes sense only for a state of a run, and the least values.
 FROM_RUN = {
@@ -56,6 +57,8 @@ FROM_RUN = {
     "local_epochs": 1,
     "batch": 1,
 }
+OF_IMAGES = ("image_size", "image_width", "channels")
+OF_TEXTS = ("tokens",)
 OF_CAPTURED = ("round", "client")
 OF_UPDATES = ("local_steps", "local_epochs", "batch", "client_optimiser")
 INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
@@ -110,9 +113,10 @@ class LeakConfig:
       steps: evaluations per restart.
       seed: of everything random.
       weights: fresh network weights for each victim, or the same shared ones.
-      init: network weights from U(-init, init), 0.5 as in DLG and FedKL's attack
-        tests; 0 leaves the network its own initialiser. What a network of your own
-        does not draw (norm layers, trained weights) stays.
+      init: network weights from U(-init, init); 0 leaves the network its own
+        initialiser. What a network of your own does not draw (norm layers, trained
+        weights) stays. None for 0.5, as in DLG and FedKL's attack tests, and for 0
+        where the network is one of sentences.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
       lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
@@ -123,7 +127,10 @@ class LeakConfig:
       chained: whether each site is fed by the gates of the one before.
       classifier: path of the last dense layer instead of the network's own.
       loss: training loss of the clients: {losses}.
-      image_size: side of the square images.
+      image_size: height of the images, and their width if that is not said.
+      image_width: width of the images; None for as wide as high.
+      channels: of the images: 3 of colour, or 1.
+      tokens: of a sentence, where the data is text.
       split: dataset split, for datasets which have any.
       data_dir: where prepared datasets lie.
       precision: matmul precision. It changes results: fast matmuls of recent
@@ -164,7 +171,7 @@ class LeakConfig:
     steps: int = 2000
     seed: int = 0
     weights: Literal["fresh", "shared"] = "fresh"
-    init: float = 0.5
+    init: float | None = None
     lock_init: float = 0.0
     lock_activation: Literal[tuple(ACTIVATIONS)] = "relu"
     private_key_size: int = PRIVATE_KEY_SIZE
@@ -173,6 +180,9 @@ class LeakConfig:
     classifier: str | None = None
     loss: str = "cross_entropy"
     image_size: int = 32
+    image_width: int | None = None
+    channels: Literal[1, 3] = 3
+    tokens: int = 8
     split: str | None = None
     data_dir: str | None = None
     precision: str = "highest"
@@ -200,8 +210,11 @@ class LeakConfig:
         check_arms(self.arms)
         if ":" not in self.label_rule:
             check_choice(self, "label_rule", ("auto", *RULES))
+        if self.image_width is not None:
+            check_whole(self, {"image_width": SSIM_WINDOW})
         for name in ("init", "lock_init", "features"):
-            check_number(self, name)
+            if getattr(self, name) is not None:
+                check_number(self, name)
         if self.step_size is not None:
             check_number(self, "step_size", positive=True)
             if self.optimiser is None:
@@ -211,9 +224,10 @@ class LeakConfig:
                 )
 
     def unused(self) -> frozenset[str]:
-        """Names the options that say nothing here: of no run, or of no update."""
+        """Names the options that say nothing here: of no run, update, or image."""
         names = () if self.upload == "update" else OF_UPDATES
-        return frozenset(names if self.from_run else (*OF_CAPTURED, *OF_UPDATES))
+        names = names if self.from_run else (*OF_CAPTURED, *OF_UPDATES)
+        return frozenset((*names, *(OF_IMAGES if self.data in TEXTS else OF_TEXTS)))
 
 
 def _check_needs(config: LeakConfig) -> None:

@@ -46,8 +46,10 @@ TRAINING_WHOLE = {
     "private_key_size": 1,
     "image_size": SSIM_WINDOW,
     "target_class": 0,
+    "tokens": 1,
 }
 TRAINING_WHOLE_OR_NONE = {
+    "image_width": SSIM_WINDOW,
     "local_steps": 1,
     "examples": 1,
     "test_examples": 1,
@@ -135,7 +137,10 @@ class TrainConfig:
       test_split: split to test on; imagenet2012 needs validation. A dataset without
         splits has a fifth of its examples held out.
       data_dir: where prepared datasets lie.
-      image_size: side of the square images.
+      image_size: height of the images, and their width if that is not said.
+      image_width: width of the images; None for as wide as high.
+      channels: of the images: 3 of colour, or 1.
+      tokens: of a sentence, where the data is text.
       sites: paths to lock, in chain order; nothing or ``single`` for the network's
         own, ``all`` for every norm that the paper's chained lock gates.
       chained: whether each site is fed by the gates of the one before.
@@ -198,6 +203,9 @@ class TrainConfig:
     test_split: str = "test"
     data_dir: str | None = None
     image_size: int = 32
+    image_width: int | None = None
+    channels: Literal[1, 3] = 3
+    tokens: int = 8
     sites: tuple[str, ...] = ()
     chained: bool = False
     private_key_size: int = PRIVATE_KEY_SIZE

@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 
-from kljax import metrics
 from kljax.metrics import Column
+from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.reports.axes import Axis, point_of
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
+
+# Of all kinds of inputs; a study has those of its own.
+FLOORS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.floors))
 
 FLOOR = store.FLOOR
 
@@ -96,7 +99,7 @@ def make_pools(
                 study.rows.take(_joined(attacked, ids)),
                 {
                     name: study.rows.take(places)
-                    for name in metrics.FLOORS
+                    for name in FLOORS
                     if len(places := _joined(floors.get(name, {}), ids))
                 },
                 len(failed.intersection(ids)),

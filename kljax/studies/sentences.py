@@ -1,0 +1,55 @@
+"""Sentences for people: what was found of them, and where it is wrong."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kljax.studies.scoring import Row
+
+MOST = 6  # sentences that are listed
+
+
+def mark(
+    spell: Callable[[np.ndarray], str], guess: np.ndarray, truth: np.ndarray
+) -> str:
+    """Writes a guess [T] with square brackets around the tokens that are wrong.
+
+    >>> words = ["In", " the", " beginning", "s"]
+    >>> mark(lambda ts: "".join(words[t] for t in ts), [0, 1, 1, 3], [0, 1, 2, 0])
+    'In the [thes]'
+    """
+    written, wrong = "", False
+    for place in range(len(guess)):
+        now = bool(guess[place] != truth[place])
+        piece = spell(guess[: place + 1])[len(spell(guess[:place])) :]
+        space = piece[: len(piece) - len(piece.lstrip())]
+        if wrong and not now:
+            written += "]"
+        written += f"{space}[" if now and not wrong else space
+        written += piece.lstrip()
+        wrong = now
+    return written + "]" * wrong
+
+
+def sentence_lines(rows: list[Row], most: int = MOST) -> list[str]:
+    """Lists the first sentences of a study, and what each arm found of them.
+
+    Args:
+      rows: of a study, see `kljax.studies.scoring.score_rows`.
+      most: sentences at most.
+
+    Returns:
+      A line for each sentence and each arm; none of a study of other inputs.
+    """
+    found: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        if row["text"] is not None and not row["arm"].startswith("floor/"):
+            found.setdefault((row["upload"], row["example"]), []).append(row)
+    lines = []
+    for of_one in list(found.values())[:most]:
+        lines.append(f"truth: {of_one[0]['text']}")
+        lines += [
+            f"{row['arm']}: {row['text_guess']} ({row['token_accuracy']:.0%} of tokens)"
+            for row in of_one
+        ]
+    return lines

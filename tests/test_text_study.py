@@ -1,0 +1,162 @@
+"""Studies of sentences, and of images of any sides: from the option to the report."""
+
+import functools
+
+import numpy as np
+import pytest
+from studies import quick_compilation, scored, study, tiny
+
+from kljax import data
+from kljax.metrics import COLUMNS
+from kljax.studies import leak_report, leakage
+from kljax.studies.builder import task
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.sentences import mark, sentence_lines
+
+TEXT = {
+    "model": "transformer",
+    "data": "text",
+    "attack": "dlg",
+    "optimiser": "adam",
+    "step_size": 0.1,
+    "labels": "given",
+    "tokens": 4,
+    "victims": 2,
+    "steps": 60,
+    "layout": tiny().layout,
+}
+
+
+@functools.cache
+def finished():
+    with quick_compilation():
+        config = LeakConfig(arms=("none", "gaussian-noise=3"), **TEXT)
+        result = leakage.leak(config)
+    return result, scored(result)
+
+
+def of(arm):
+    return [row for row in finished()[1] if row["arm"] == arm]
+
+
+def test_sentences_are_recovered_undefended_and_not_under_noise():
+    for row in of("none"):
+        assert row["exact_match"] and row["success"] and row["outcome"] == "recovered"
+        assert row["text_guess"] == row["text"] and row["rouge_1"] == 1
+    for row in of("gaussian-noise=3"):
+        assert not row["success"] and row["outcome"] != "recovered"
+        assert row["token_accuracy"] <= 0.5 and row["text_guess"] != row["text"]
+
+
+def test_a_row_of_a_sentence_says_nothing_of_images():
+    result, rows = finished()
+    for row in rows:
+        assert row.keys() == COLUMNS.keys()
+        for column in ("ssim", "mse", "psnr", "floor_mse", "image_size", "channels"):
+            assert row[column] is None, column
+        assert row["tokens"] == 4 and row["init"] == 0  # settled: the network's own
+        assert 0 <= row["floor_token_accuracy"] <= 1
+    spelled = [result.dataset.inputs.spell(t) for t in result.victims.images[:, 0]]
+    assert [row["text"] for row in of("none")] == spelled
+
+
+def test_floors_of_sentences_are_rows():
+    floors = {row["arm"] for row in finished()[1] if row["arm"].startswith("floor/")}
+    assert {"floor/commonest", "floor/bigrams", "floor/own_tokens"} <= floors
+    for row in of("floor/own_tokens"):
+        assert row["rouge_1"] > row["rouge_2"] or row["exact_match"]
+        assert row["outcome"] is None
+
+
+def test_report_and_gallery_show_text(tmp_path):
+    result, rows = finished()
+    summary = leak_report.summarise(result, rows)
+    leak_report.write_run(tmp_path / "run", result, rows, summary)
+    page = (tmp_path / "run" / "summary.md").read_text()
+    assert f"- truth: {rows[-1]['text']}" in page
+    assert "| all tokens [95 %]" in page and "ROUGE-L" in page and "SSIM" not in page
+    assert (tmp_path / "run" / "gallery.png").stat().st_size > 5000
+    header, lines = leak_report.brief_tables(summary)[0]
+    assert "tokens" in header and lines[0][0] == "none"
+    assert len(sentence_lines(rows, most=1)) == 3  # the truth and two arms
+
+
+def test_what_is_wrong_is_marked():
+    words = ["a", " b", " c", "d"]
+
+    def spell(tokens):
+        return "".join(words[t] for t in tokens)
+
+    assert mark(spell, np.array([0, 1, 2]), np.array([0, 1, 2])) == "a b c"
+    assert mark(spell, np.array([0, 1, 3, 2]), np.array([0, 2, 2, 2])) == "a [bd] c"
+    assert mark(spell, np.array([0, 1]), np.array([1, 0])) == "[a b]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        (
+            {"model": "lenet"},
+            "'lenet' takes inputs of kind 'image', and dataset 'text' holds 'text': "
+            "take transformer or causal-transformer",
+        ),
+        ({"data": "digits"}, "'transformer' takes inputs of kind 'text'.* 'digits'"),
+        ({"attack": "matching"}, "'matching' looks for .* image.* take dlg, idlg or"),
+        ({"tokens": 400}, "no sentences of 400 tokens: the longest verses"),
+        ({"tokens": 0}, "tokens must be an integer >= 1, got 0"),
+    ),
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        leakage.prepare(LeakConfig(arms=("none",), **TEXT | changes))
+
+
+def test_training_takes_images():
+    with pytest.raises(ValueError, match="'text' holds text: kljax train takes images"):
+        task.load_split(TrainConfig(model="transformer", data="text"))
+
+
+# --- images of any sides -------------------------------------------------------------
+
+
+@functools.cache
+def narrow():
+    result = study(
+        image_size=12, image_width=8, channels=1, victims=2, steps=60, attack="idlg"
+    )
+    return result, scored(result)
+
+
+def test_images_need_be_neither_square_nor_coloured():
+    result, rows = narrow()
+    assert result.victims.images.shape == (2, 1, 12, 8, 1)
+    found = [row for row in rows if row["arm"] == "none"]
+    assert all(row["ssim"] > 0.9 for row in found)
+    assert {(r["image_size"], r["image_width"], r["channels"]) for r in rows} == {
+        (12, 8, 1)
+    }
+    assert {row["tokens"] for row in rows} == {None}
+    assert {row["init"] for row in rows} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"image_width": 6}, "image_width must be an integer >= 7, got 6"),
+        ({"channels": 2}, "channels must be 1 or 3, got 2"),
+    ),
+)
+def test_sides_that_cannot_be_are_refused(changes, message):
+    for kind in (LeakConfig, TrainConfig):
+        with pytest.raises(ValueError, match=message):
+            kind(**changes)
+
+
+def test_a_photograph_of_another_shape():
+    photos = task.load_dataset(
+        tiny(data="photos", image_size=9, image_width=15, channels=1), None
+    )
+    assert photos.shape == (9, 15, 1)
+    assert data.load("photos", shape=(9, 15, 1)).images[3] == pytest.approx(
+        photos.images[3]
+    )
