@@ -190,8 +190,8 @@ def test_no_command_is_a_trap(capsys, monkeypatch):
 
 @pytest.mark.parametrize("place", ((0, 0), (2, 2), (2, -1), (10**30, 0)))
 def test_a_place_out_of_range_is_refused_before_anybody_is_waited_for(place):
-    processes, process = place
+    count, process = place
     with pytest.raises(ValueError, match="process(es)? must be from .* to .*, got"):
-        processes.roll_call("localhost:1", processes, process)
+        processes.roll_call("localhost:1", count, process)
     with pytest.raises(ValueError, match="coordinator must be HOST:PORT"):
         processes.roll_call("localhost", 2, 1)

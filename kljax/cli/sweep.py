@@ -8,16 +8,17 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from kljax.cli.joining import JoinOptions
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.cli.progress import SweepProgress
-from kljax.core.checks import check_number, check_whole, shown
+from kljax.core.checks import check_number, check_whole
 from kljax.core.folders import LeftOut
-from kljax.parallel.processes import ALONE, Place, roll_call
+from kljax.parallel.processes import ALONE, roll_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep(LayoutOptions):
+class Sweep(LayoutOptions, JoinOptions):
     """Runs a grid of studies from a file, or goes on with one that was cut off.
 
     The backend is not asked for before several processes have met.
@@ -32,10 +33,6 @@ class Sweep(LayoutOptions):
       memory: GiB that a compiled block may take; None for half of what there is.
       retry_failed: whether cells that failed before are tried again.
       report: whether the report is written at the end, by process 0.
-      coordinator: HOST:PORT of process 0, if several processes share the work.
-      processes: how many there are.
-      process: which of them this is, from 0 on. ``--process auto`` asks the cluster
-        (Slurm, Open MPI, Cloud TPU) for all three.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -46,9 +43,6 @@ class Sweep(LayoutOptions):
     memory: float | None = None
     retry_failed: bool = False
     report: bool = True
-    coordinator: str | None = None
-    processes: int | None = None
-    process: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +98,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
     if job.dry_run:
         say_what_it_takes(job, folder.name, console)
         return
-    place = _place(job)
+    place = ALONE if job.alone else roll_call(*job.meeting())
     try:
         with warnings_told(LeftOut) as told, SweepProgress(console, place) as progress:
             done = running.sweep(
@@ -131,22 +125,6 @@ def run_sweep(job: Sweep, console: Console) -> None:
         say(console, f"failed: {failure['error']}\n  again: {failure['command']}")
     if job.report and place.process == 0:
         run_report(Report(study=folder), console)
-
-
-def _place(job: Sweep) -> Place:
-    """Finds the place of this process; alone, nobody is asked."""
-    if (job.coordinator, job.processes, job.process) == (None, None, None):
-        return ALONE
-    number = None
-    if job.process != "auto":
-        text = job.process or ""
-        # No number of processes has more digits.
-        if not text.isdecimal() or len(text) > 10:
-            raise ValueError(
-                f"process must be a number from 0 on, or auto; got {shown(job.process)}"
-            )
-        number = int(text)
-    return roll_call(job.coordinator, job.processes, number)
 
 
 def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:

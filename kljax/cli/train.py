@@ -7,19 +7,22 @@ from typing import Any
 
 from rich.console import Console
 
+from kljax.cli.joining import JoinOptions
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.cli.progress import TrainProgress
 from kljax.core.folders import LeftOut
+from kljax.parallel.processes import stay_together
 from kljax.studies.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(LayoutOptions, TrainConfig):
+class Train(LayoutOptions, JoinOptions, TrainConfig):
     """Trains a network by federated learning under several defences, side by side.
 
     Called again with the same configuration and folder, it goes on where it was cut
-    off.
+    off. Several processes share the clients; process 0 alone reads and writes the
+    folder.
 
     Attributes:
       out: run folder to write, or to go on with; None for runs/train-DATE-TIME.
@@ -35,16 +38,28 @@ class Train(LayoutOptions, TrainConfig):
 
 def run_train(job: Train, console: Console) -> None:
     """Runs a training, or goes on with it, and prints its table."""
+    from kljax.parallel.agreement import agreed, from_first, leads
     from kljax.studies import run_folder, training
 
+    if not job.alone:
+        stay_together(*job.meeting())
+    leading = leads()
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = job.out or Path("runs") / f"train-{stamp}"
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     given = {name: getattr(job, name) for name in names}
     config = TrainConfig(**given | job.layout_of("clients"))
-    run_folder.check_same(folder, config)
-    summary = run_folder.read_summary(folder)
-    if summary is not None:
+    summary = None
+    with agreed():
+        if leading:
+            run_folder.check_same(folder, config)
+            summary = run_folder.read_summary(folder)
+    finished = from_first(summary is not None)
+    if not leading:
+        if not finished:
+            training.train(config)
+        return
+    if finished:
         say(console, f"this run is finished: {folder}/")
     else:
         try:

@@ -134,8 +134,15 @@ def _checkpointer():
     # A second to import, which those who only attack need not wait.
     import orbax.checkpoint
 
-    handler = orbax.checkpoint.PyTreeCheckpointHandler()
-    return orbax.checkpoint.Checkpointer(handler)
+    # Of several processes one alone comes here: orbax would wait for all.
+    here = jax.process_index()
+    alone = orbax.checkpoint.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix="kljax" if jax.process_count() > 1 else None,
+    )
+    handler = orbax.checkpoint.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return orbax.checkpoint.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _write(path: Path, tree: PyTree) -> None:

@@ -1,7 +1,7 @@
-"""The roll-call: several processes find out who they are, and part again.
+"""Processes: several of one job find out who they are.
 
-They meet once, over `jax.distributed`, and after that nobody waits for anybody: a peer
-that dies later stops no one.
+After a roll-call they part again, and nobody waits for anybody: a peer that dies later
+stops no one. Those who stay together have the devices of all.
 """
 
 from typing import NamedTuple
@@ -41,6 +41,24 @@ def roll_call(
       ValueError: if only some of the three are given, or if one is out of range.
       RuntimeError: if not all are there in time, or no cluster is found.
     """
+    place = stay_together(coordinator, processes, process, timeout=timeout)
+    # Whoever stays connected is ended when another one dies.
+    jax.distributed.shutdown()
+    return place
+
+
+def stay_together(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    timeout: int = 300,
+) -> Place:
+    """Finds the place of this process, which stays connected with the others.
+
+    Each has the devices of all from then on (`jax.devices`), and ends when another one
+    dies. Arguments and errors are those of `roll_call`.
+    """
     given = (coordinator, processes, process)
     if None in given and any(value is not None for value in given):
         raise ValueError(
@@ -59,12 +77,8 @@ def roll_call(
             "coordinator?"
         ) from error
     if process is None:  # the cluster has said it
-        place = Place(jax.process_index(), jax.process_count())
-    else:
-        place = Place(process, processes)
-    # Whoever stays connected is ended when another one dies.
-    jax.distributed.shutdown()
-    return place
+        return Place(jax.process_index(), jax.process_count())
+    return Place(process, processes)
 
 
 def _check_place(coordinator: str, processes: int, process: int) -> None:

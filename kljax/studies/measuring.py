@@ -15,6 +15,7 @@ from kljax.federated.clients import ClientState
 from kljax.federated.evaluation import Examples
 from kljax.federated.server import ServerState
 from kljax.models import site_widths
+from kljax.parallel.agreement import agreed, from_first
 from kljax.studies import run_folder
 from kljax.studies.builder.run_setup import (
     ArmRounds,
@@ -103,7 +104,9 @@ def evaluate_arm(
       place: folder of the arm; None writes and reads nothing.
     """
     prepared, setup, unit, test, _ = on
-    found = None if place is None else run_folder.read_accuracy(place)
+    with agreed():
+        found = None if place is None else run_folder.read_accuracy(place)
+    found = from_first(found)
     if found is not None:
         return found
     keys, public = random_keys(prepared.config), prepared.public
@@ -128,6 +131,7 @@ def evaluate_arm(
         loss=prepared.loss,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
-    if place is not None:
-        files.write_json(place / "accuracy.json", accuracy)
+    with agreed():
+        if place is not None:
+            files.write_json(place / "accuracy.json", accuracy)
     return accuracy

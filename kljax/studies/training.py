@@ -23,6 +23,14 @@ from kljax.federated import checkpoints, evaluation
 from kljax.federated.clients import ClientState
 from kljax.federated.rounds import RoundInfo, nbytes
 from kljax.federated.server import ServerState
+from kljax.parallel.agreement import (
+    agreed,
+    arrays_from_first,
+    fill_in_clients,
+    from_first,
+    leads,
+    true_anywhere,
+)
 from kljax.studies import figures, run_folder
 from kljax.studies.builder.run_setup import (
     Prepared,
@@ -82,8 +90,12 @@ def train(
 
     With a folder, states and metrics are written as they come, and a run that was cut
     off goes on where it was: to the same parameters, bit by bit, with the same speed
-    options on the same devices. One process alone runs it, and holds a claim on the
-    folder (`kljax.core.claims`) while it does.
+    options on the same devices. While it runs, it holds a claim on the folder
+    (`kljax.core.claims`).
+
+    Several processes that stay connected (`jax.distributed`) share the clients and run
+    it together, each with the same configuration: to what one process would, but for
+    rounding. Process 0 alone reads and writes the folder.
 
     Args:
       config: the run.
@@ -94,7 +106,9 @@ def train(
 
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit, before
-        anything is computed or written.
+        anything is computed or written; in several processes, a layout of one device
+        is such a thing.
+      RuntimeError: in a process where nothing is wrong, if another one failed.
       FileExistsError: if `folder` is of another configuration or of something else, or
         if another process trains in it.
       ImportError: for `tensorboard` without tensorboardX.
@@ -103,29 +117,11 @@ def train(
         lost.
       kljax.federated.rounds.NonFiniteClient: see `TrainConfig.on_nonfinite`.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"train is for one process, and there are {jax.process_count()}: run "
-            "kljax.Rounds yourself, whose layouts use the devices of all"
-        )
-    if folder is not None:
-        check_text("folder", str(folder))
-        run_folder.check_same(folder, config)
-    boards = run_folder.boards(folder) if tensorboard else None
+    if not leads():
+        folder, tensorboard = None, False
     with contextlib.ExitStack() as held:
-        there = folder is not None and folder.exists()
-        if there:
-            _claim(folder, config, held)
-        prepared = prepare(config)
-        check_training(prepared)
-        # What is wrong in the configuration leaves no folder.
-        if folder is not None and not there:
-            folder.mkdir(parents=True, exist_ok=True)
-            _claim(folder, config, held)
-        if folder is not None:
-            for name in config.arms:  # too long a name is refused here
-                with contextlib.suppress(FileNotFoundError):
-                    os.lstat(folder / name)
+        with agreed():
+            prepared, boards = _open(config, folder, tensorboard, held)
         try:
             return _train(prepared, folder, boards, on_arm, on_round)
         except OSError as error:
@@ -136,6 +132,39 @@ def train(
                 "written so far is whole and stays; make room there, and the same "
                 "configuration and folder go on from the last checkpoint"
             ) from error
+
+
+def _open(
+    config: TrainConfig,
+    folder: Path | None,
+    tensorboard: bool,
+    held: contextlib.ExitStack,
+) -> tuple[Prepared, Callable | None]:
+    """Prepares a run and claims its folder, after everything is seen to be right."""
+    processes = jax.process_count()
+    if processes > 1 and not config.layout.spread:
+        raise ValueError(
+            f"layout {config.layout.kind!r} uses one device, and there are {processes} "
+            "processes: take 'sharded' or 'sharded_loop'"
+        )
+    if folder is not None:
+        check_text("folder", str(folder))
+        run_folder.check_same(folder, config)
+    boards = run_folder.boards(folder) if tensorboard else None
+    there = folder is not None and folder.exists()
+    if there:
+        _claim(folder, config, held)
+    prepared = prepare(config)
+    check_training(prepared)
+    # What is wrong in the configuration leaves no folder.
+    if folder is not None and not there:
+        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder, config, held)
+    if folder is not None:
+        for name in config.arms:  # too long a name is refused here
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(folder / name)
+    return prepared, boards
 
 
 def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
@@ -154,9 +183,11 @@ def _train(
     config = prepared.config
     described = run_folder.describe(config, prepared.train.licence)
     rows: list[Row] = []
-    if folder is not None:
-        rows = [r for r in run_folder.read_rows(folder) if r["arm"] in config.arms]
-        _begin(folder, prepared, described)
+    with agreed():
+        if folder is not None:
+            rows = [r for r in run_folder.read_rows(folder) if r["arm"] in config.arms]
+            _begin(folder, prepared, described)
+    rows = [r | {"excluded": tuple(r["excluded"])} for r in from_first(rows)]
     trained = {}
     with jax.default_matmul_precision(config.precision):
         for name in config.arms:
@@ -173,8 +204,9 @@ def _train(
             for name, arm in trained.items()
         }
     summary = run_folder.summarise(described, rows, accuracy, success)
-    if folder is not None:
-        run_folder.write_summary(folder, summary, rows)
+    with agreed():
+        if folder is not None:
+            run_folder.write_summary(folder, summary, rows)
     return TrainResult(prepared, trained, rows, summary)
 
 
@@ -230,20 +262,25 @@ def _train_arm(
     on_arm: Callable[[ArmBegun], Any],
     on_round: Callable[[Row], Any],
 ) -> TrainedArm:
+    """Trains an arm, or goes on with it; process 0 alone has a `place` to write to."""
     config, keys = prepared.config, random_keys(prepared.config)
     setup = arm_rounds(prepared, name)
     rounds = setup.rounds
     server, clients = start(prepared, rounds)
     first = 0
-    if place is not None:
-        first = max(checkpoints.saved(place), default=0)
-        run_folder.check_rows(place.parent, rows, name, first)
-        if first:
-            server, clients = checkpoints.restore(place, first, server, clients)
-        # Not before this one is read: if it is damaged, an older one may do.
-        checkpoints.prune(place, first, config.keep_rounds)
-        if not first and 0 in config.keep_rounds:
-            checkpoints.save(place, server, clients, config.keep_rounds)
+    with agreed():
+        if place is not None:
+            first = max(checkpoints.saved(place), default=0)
+            run_folder.check_rows(place.parent, rows, name, first)
+            if first:
+                server, clients = checkpoints.restore(place, first, server, clients)
+            # Not before this one is read: if it is damaged, an older one may do.
+            checkpoints.prune(place, first, config.keep_rounds)
+            if not first and 0 in config.keep_rounds:
+                checkpoints.save(place, server, clients, config.keep_rounds)
+    first = from_first(first)
+    if first:
+        server, clients = arrays_from_first((server, clients))
     # What was measured after the checkpoint is measured again.
     rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
     board = None if boards is None else boards(name, first)
@@ -258,16 +295,20 @@ def _train_arm(
             batches_of(prepared, number),
         )
         done = number + 1
-        measured = done % config.evaluate_every == 0 or done == config.rounds
+        last = done == config.rounds
+        measured = done % config.evaluate_every == 0 or last
+        due = done % config.save_every == 0 or done in config.keep_rounds or last
+        if measured or due:
+            fill_in_clients(clients)
         seen = measure(on, server, clients) if measured else None
         rows.append(_row(prepared, name, number, info, seen))
-        if place is not None:
-            run_folder.write_rows(place.parent, rows)
-            due = done % config.save_every == 0 or done in config.keep_rounds
-            if due or done == config.rounds:
-                checkpoints.save(place, server, clients, config.keep_rounds)
-        if board is not None:
-            run_folder.write_board(board, rows[-1])
+        with agreed():
+            if place is not None:
+                run_folder.write_rows(place.parent, rows)
+                if due:
+                    checkpoints.save(place, server, clients, config.keep_rounds)
+            if board is not None:
+                run_folder.write_board(board, rows[-1])
         on_round(rows[-1])
     if board is not None:
         board.close()
@@ -286,6 +327,7 @@ def _row(
     steps = sum(
         local_steps(config, len(prepared.partition[client])) for client in info.clients
     )
+    excluded = info.clients[true_anywhere(np.isin(info.clients, info.excluded))]
     return {
         "schema_version": run_folder.SCHEMA_VERSION,
         "arm": name,
@@ -296,7 +338,7 @@ def _row(
         "attack_success": _mean(seen.attack_success if seen else None),
         "clients": len(info.clients),
         "examples": steps * config.batch,
-        "excluded": tuple(info.excluded.tolist()),
+        "excluded": tuple(excluded.tolist()),
         "compile_s": info.timing.compile_s,
         "run_s": info.timing.run_s,
     }
