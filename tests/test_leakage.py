@@ -373,7 +373,7 @@ def test_a_users_own_everything():
         data="outside_package:ramps",
         attack=REVEAL,
         optimiser=None,
-        loss="kljax.losses:squared_error",
+        loss="kljax.models.losses:squared_error",
         arms=("keylock+outside_package:half_gradient/known",),
         victims=3,
     )

@@ -59,7 +59,7 @@ def test_no_neighbour_is_made_up():
         ("outside_package:Tiny", outside_package.Tiny),
         ("outside_package:reveal", outside_package.reveal),
         ("outside_package:Tiny.__call__", outside_package.Tiny.__call__),
-        ("kljax.losses:cross_entropy", losses.cross_entropy),
+        ("kljax.models.losses:cross_entropy", losses.cross_entropy),
     ],
 )
 def test_anything_that_can_be_imported_can_be_named(name, found):

@@ -40,13 +40,13 @@ def trace_dependence(
       function: ``(argument, *others) -> tree``.
       argument, others: arrays, or their shapes.
     """
-    closed, made = jax.make_jaxpr(function, return_shape=True)(argument, *others)
+    closed, result = jax.make_jaxpr(function, return_shape=True)(argument, *others)
     count = len(jax.tree.leaves(argument))
     marks = [i < count for i in range(len(closed.jaxpr.invars))]
-    found = _followers(closed.jaxpr, marks)
+    followers = _followers(closed.jaxpr, marks)
     axes = (getattr(effect, "name", None) for effect in closed.effects)
     return Dependence(
-        jax.tree.unflatten(jax.tree.structure(made), found),
+        jax.tree.unflatten(jax.tree.structure(result), followers),
         frozenset(axis for axis in axes if axis is not None),
     )
 

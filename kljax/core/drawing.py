@@ -47,7 +47,7 @@ def draw_jointly(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         threefry = str(jax.random.key_impl(rng)) in ("fry", "threefry2x32")
         if not threefry or not jax.config.jax_threefry_partitionable:
             return function(rng, *others)
-        program, made = jax.make_jaxpr(function, return_shape=True)(rng, *others)
+        program, result = jax.make_jaxpr(function, return_shape=True)(rng, *others)
         values: dict[int, Any] = {}
         names = _named(values, [*program.consts, *jax.tree.leaves((rng, *others))])
         inner = program.jaxpr
@@ -55,7 +55,7 @@ def draw_jointly(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         written = list(_written_out(inner, scope, values))
         _evaluate(written, values)
         leaves = [_read(_name(v, scope), values) for v in inner.outvars]
-        return jax.tree.unflatten(jax.tree.structure(made), leaves)
+        return jax.tree.unflatten(jax.tree.structure(result), leaves)
 
     return drawn
 
@@ -97,54 +97,57 @@ def _written_out(program: Any, scope: dict, values: dict) -> Iterator[Equation]:
 
 def _evaluate(written: list[Equation], values: dict[int, Any]) -> None:
     """Computes all values; draws wait until others can be made with them."""
-    unknown = {name for made in written for name in made.outputs}
+    unknown = {name for step in written for name in step.outputs}
 
-    def ready(made: Equation) -> bool:
-        return not any(isinstance(n, int) and n in unknown for n in made.inputs)
+    def ready(step: Equation) -> bool:
+        return not any(isinstance(n, int) and n in unknown for n in step.inputs)
 
-    def keep(made: Equation, results: list) -> None:
-        values.update(zip(made.outputs, results, strict=True))
-        unknown.difference_update(made.outputs)
+    def keep(step: Equation, results: list) -> None:
+        values.update(zip(step.outputs, results, strict=True))
+        unknown.difference_update(step.outputs)
 
     while written:
         waiting, bits = [], []
         children: dict[tuple, list[Equation]] = {}
-        for made in written:
-            primitive, params = made.equation.primitive.name, made.equation.params
-            if not ready(made):
-                waiting.append(made)
-            elif primitive in DERIVE and _scalar(made):
+        for step in written:
+            primitive, params = (
+                step.equation.primitive.name,
+                step.equation.params,
+            )
+            if not ready(step):
+                waiting.append(step)
+            elif primitive in DERIVE and _scalar(step):
                 kind = primitive, params.get("shape")
-                children.setdefault(kind, []).append(made)
-            elif primitive == BITS and _scalar(made) and params["bit_width"] == 32:
-                bits.append(made)
+                children.setdefault(kind, []).append(step)
+            elif primitive == BITS and _scalar(step) and params["bit_width"] == 32:
+                bits.append(step)
             else:
-                keep(made, _bind(made, values))
+                keep(step, _bind(step, values))
         for (primitive, shape), group in children.items():
-            given = [[_read(n, values) for n in made.inputs] for made in group]
-            for made, child in zip(
+            given = [[_read(n, values) for n in step.inputs] for step in group]
+            for step, child in zip(
                 group, _derive(primitive, shape, given), strict=True
             ):
-                keep(made, [child])
+                keep(step, [child])
         if children:  # and bits of them may follow
             bits, waiting = [], [*bits, *waiting]
         for group in _grouped(bits):
-            rngs = [_read(made.inputs[0], values) for made in group]
-            shapes = [made.equation.params["shape"] for made in group]
-            for made, drawn in zip(group, _bits(rngs, shapes), strict=True):
-                keep(made, [drawn])
+            rngs = [_read(step.inputs[0], values) for step in group]
+            shapes = [step.equation.params["shape"] for step in group]
+            for step, drawn in zip(group, _bits(rngs, shapes), strict=True):
+                keep(step, [drawn])
         written = waiting
 
 
-def _scalar(made: Equation) -> bool:
-    return all(v.aval.shape == () for v in made.equation.invars)
+def _scalar(step: Equation) -> bool:
+    return all(v.aval.shape == () for v in step.equation.invars)
 
 
-def _bind(made: Equation, values: dict[int, Any]) -> list:
-    primitive = made.equation.primitive
-    params = primitive.get_bind_params(made.equation.params)
-    found = primitive.bind(*(_read(name, values) for name in made.inputs), **params)
-    return list(found) if primitive.multiple_results else [found]
+def _bind(step: Equation, values: dict[int, Any]) -> list:
+    primitive = step.equation.primitive
+    params = primitive.get_bind_params(step.equation.params)
+    results = primitive.bind(*(_read(name, values) for name in step.inputs), **params)
+    return list(results) if primitive.multiple_results else [results]
 
 
 def _derive(primitive: str, shape: Any, given: list[list]) -> Array:
@@ -158,12 +161,12 @@ def _derive(primitive: str, shape: Any, given: list[list]) -> Array:
 
 def _grouped(bits: list[Equation]) -> Iterator[list[Equation]]:
     group, total = [], 0
-    for made in bits:
-        size = math.prod(made.equation.params["shape"])
+    for step in bits:
+        size = math.prod(step.equation.params["shape"])
         if group and total + size > MOST:
             yield group
             group, total = [], 0
-        group, total = [*group, made], total + size
+        group, total = [*group, step], total + size
     if group:
         yield group
 

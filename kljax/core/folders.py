@@ -108,12 +108,12 @@ class RunFolder:
         if not self.aside.is_dir() or not any(self.aside.iterdir()):
             shutil.rmtree(self.aside, ignore_errors=True)
             return
-        kept = self.aside
+        rescued = self.aside
         name = f"{self.folder.name}-unfinished"
         with contextlib.suppress(OSError):
-            kept = _rename_free(self.aside, self.folder.with_name(name))
-        found = ", ".join(sorted(path.name for path in kept.iterdir()))
-        words = f"what was written before is kept in {str(kept)!r}: {found}"
+            rescued = _rename_free(self.aside, self.folder.with_name(name))
+        names = ", ".join(sorted(path.name for path in rescued.iterdir()))
+        words = f"what was written before is kept in {str(rescued)!r}: {names}"
         if isinstance(error, OSError):
             raise NotWritten(
                 f"run folder {str(self.folder)!r} could not be written ({error}); "
@@ -141,16 +141,16 @@ def claim(folder: Path, room: int = 2**20) -> Iterator[RunFolder]:
       OSError: if it cannot be written, or if there is no room.
       NotWritten: if writing failed in the end; it says where the parts are.
     """
-    made: list[Path] = []
+    parents: list[Path] = []
     try:
         check_free(folder)
-        made = _make_parents(folder.parent)
+        parents = _make_parents(folder.parent)
         with contextlib.suppress(FileNotFoundError):
             os.lstat(folder)  # too long a name is none; the file system says so
         # Short, so that whatever name is legal has a folder aside, too.
         aside = Path(tempfile.mkdtemp(prefix=".kljax-", dir=folder.parent))
     except (OSError, ValueError) as error:
-        _remove_empty(made)
+        _remove_empty(parents)
         if os.path.lexists(folder):
             raise
         raise _unwritable(folder, error) from error
@@ -166,7 +166,7 @@ def claim(folder: Path, room: int = 2**20) -> Iterator[RunFolder]:
         try:
             claimed._give_up(error)
         finally:
-            _remove_empty(made)
+            _remove_empty(parents)
         raise
 
 

@@ -51,16 +51,16 @@ def resolve(kind: str, name: str, table: Mapping[str, T]) -> T:
     if not colon or not all(part.isidentifier() for part in parts):
         raise ValueError(unknown_name(kind, name, table))
     try:
-        found = importlib.import_module(module_name)
+        named = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"{kind} {name!r}: cannot import module {module_name!r} ({error})"
         ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{kind} {name!r}: {found!r} has no attribute {part!r}")
-        found = getattr(found, part)
-    return found
+        if not hasattr(named, part):
+            raise ValueError(f"{kind} {name!r}: {named!r} has no attribute {part!r}")
+        named = getattr(named, part)
+    return named
 
 
 class Itself:
@@ -87,12 +87,12 @@ def own_functions(values: Any) -> tuple[Itself, ...]:
         return tuple(one for value in values for one in own_functions(value))
     if not isinstance(values, str):
         return ()
-    found = []
+    functions = []
     # Before the name of a role stand the clients that have it: 0:package:function.
     for name in re.findall(r"(?<![\w.])[^\W\d][\w.]*:[\w.]+", values):
         with contextlib.suppress(ValueError):  # whoever needs it says what is wrong
-            found.append(Itself(resolve("function", name, {})))
-    return tuple(found)
+            functions.append(Itself(resolve("function", name, {})))
+    return tuple(functions)
 
 
 def call_named(kind: str, name: str, function: Any, /, *arguments, **options) -> Any:
@@ -196,12 +196,14 @@ def _number(kind: str, text: str, part: str) -> int | float:
     return value
 
 
-def check_callable(kind: str, name: str, found: Any) -> Callable[..., Any]:
+def check_callable(kind: str, name: str, function: Any) -> Callable[..., Any]:
     """Refuses what is no function, and gives back what is one.
 
     Raises:
       ValueError: see above.
     """
-    if not callable(found):
-        raise ValueError(f"{kind} {name!r} is no function, but {type(found).__name__}")
-    return found
+    if not callable(function):
+        raise ValueError(
+            f"{kind} {name!r} is no function, but {type(function).__name__}"
+        )
+    return function

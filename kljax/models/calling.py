@@ -69,8 +69,8 @@ def find_call(kind: type) -> Call:
         )
 
     def call(network: Any, images: Array, train: bool) -> Array:
-        told = {name: train == same for name, same in modes.items()}
-        return network(images, **told)
+        mode = {name: train == same for name, same in modes.items()}
+        return network(images, **mode)
 
     return call
 

@@ -243,11 +243,11 @@ def apply_gates_and_taps(
                 f"sites {unreached} were never called in the forward pass: the "
                 "network reads their attributes, or does not use them"
             )
-        found: dict[str, Array] = {}
+        values: dict[str, Array] = {}
         for path in watches:
             if hasattr(modules[path], TAP):
-                found |= getattr(modules[path], TAP).get_value()
-        return {name: found[name] for name in taps}
+                values |= getattr(modules[path], TAP).get_value()
+        return {name: values[name] for name in taps}
 
     return collect
 

@@ -78,8 +78,8 @@ def from_linen(
     called.discard("")
 
     def init(rng: Rng) -> tuple[Params, Stats]:
-        made = variables(rng)
-        params, stats = (flatten_dict(made.get(name, {}), sep="/") for name in shapes)
+        drawn = variables(rng)
+        params, stats = (flatten_dict(drawn.get(name, {}), sep="/") for name in shapes)
         return params, stats
 
     def apply(
@@ -140,9 +140,9 @@ def from_linen(
                 f"sites {sorted(sites - set(reached))} were never called in this pass"
             )
         tapped = flatten_dict(changed.get(collection, {}))
-        found = {parts[-1]: values[0] for parts, values in tapped.items()}
+        tapped_values = {parts[-1]: values[0] for parts, values in tapped.items()}
         new_stats = flatten_dict(changed.get("batch_stats", {}), sep="/")
-        return Output(logits, new_stats, {name: found[name] for name in taps})
+        return Output(logits, new_stats, {name: tapped_values[name] for name in taps})
 
     return Model(init, apply)
 

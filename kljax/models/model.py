@@ -179,7 +179,7 @@ def feeding_layers(
     layers = [path.removesuffix("/kernel") for path in params if "/kernel" in path]
     itself = tuple((site, site) for site in sites if site in layers)
     behind = [site for site in sites if site not in layers]
-    found: dict[Path, Path] = {}
+    feeds: dict[Path, Path] = {}
 
     def look(names: list[Path]) -> None:
         def forward(params: Params, stats: Stats, rng: Rng) -> None:
@@ -196,7 +196,7 @@ def feeding_layers(
             for site in behind:
                 for name in names:
                     if taps[f"{site}:input"] is taps[name]:
-                        found[site] = name
+                        feeds[site] = name
 
         jax.eval_shape(forward, params, stats, jax.random.key(0))
 
@@ -207,7 +207,7 @@ def feeding_layers(
             for name in layers:
                 with contextlib.suppress(ValueError):
                     look([name])
-    return itself + tuple(found.items())
+    return itself + tuple(feeds.items())
 
 
 def _linen(given: Any) -> str:

@@ -71,7 +71,7 @@ def sum_clients(
         start, compile_s, compilations = time.perf_counter(), 0.0, 0
         # By its number and not by its place: a client's state stays on one host.
         owners = cohort % processes
-        mine = cohort[owners == jax.process_index()]
+        local_ids = cohort[owners == jax.process_index()]
         # The largest share, so that all processes make the same number of calls; a
         # process without a client runs fillers.
         share = int(np.bincount(owners, minlength=processes).max())
@@ -82,9 +82,9 @@ def sum_clients(
         shared = _put(shared, everywhere)
         sums, waiting = None, None
         for first in range(0, share, size):
-            live = np.arange(first, first + size) < len(mine)
+            live = np.arange(first, first + size) < len(local_ids)
             # The last block is filled up with the last client, computed for nothing.
-            filled = mine if len(mine) else cohort[:1]
+            filled = local_ids if len(local_ids) else cohort[:1]
             rows = np.minimum(np.arange(first, first + size), len(filled) - 1)
             client = fetch(filled[rows])
             inputs = shared, _put(live, split), _put(client, split)
@@ -101,7 +101,11 @@ def sum_clients(
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
             # Only now wait for the block before: its successor is under way.
             _settle(waiting, keep, on_block)
-            waiting = mine[first : first + size], kept, min(first + size, len(mine))
+            waiting = (
+                local_ids[first : first + size],
+                kept,
+                min(first + size, len(local_ids)),
+            )
         _settle(waiting, keep, on_block)
         sums = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), sums)
         run_s = time.perf_counter() - start - compile_s
@@ -144,10 +148,10 @@ def _settle(waiting, keep, on_block) -> None:
     """Hands the finished clients of a block back, fillers left out."""
     if waiting is None:
         return
-    ids, kept, done = waiting
-    kept = jax.tree.map(lambda x: _local(x)[: len(ids)], kept)
+    ids, states, done = waiting
+    states = jax.tree.map(lambda x: _local(x)[: len(ids)], states)
     if len(ids):
-        keep(ids, kept)
+        keep(ids, states)
         if on_block is not None:
             on_block(done)
 

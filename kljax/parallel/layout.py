@@ -90,13 +90,13 @@ def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
     of its own: batched, its convolutions become one small product per client, and on a
     CPU working the clients off one after another is faster.
     """
-    found = {
+    layouts = {
         ("cpu", "victims"): Layout("sharded", 8),
         ("cpu", "clients"): Layout("sharded_loop", 8),
         ("gpu", "victims"): Layout("sharded", 64),
         ("gpu", "clients"): Layout("sharded", 16),
     }
-    return found.get((jax.default_backend(), work), Layout("sharded", 8))
+    return layouts.get((jax.default_backend(), work), Layout("sharded", 8))
 
 
 class Timing(NamedTuple):

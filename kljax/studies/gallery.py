@@ -112,8 +112,8 @@ def _lines(
         result.dataset, truths, labels, first(victims.indices), result.config.seed
     )
     best = _best_floor(rows, kind.primary, set.intersection(*map(set, floors)))
-    found = np.stack([made[best] for made in floors])
-    lines.append((PREFIX + best, legible(found), scores(PREFIX + best)))
+    floor = np.stack([made[best] for made in floors])
+    lines.append((PREFIX + best, legible(floor), scores(PREFIX + best)))
     for arm in result.arms:
         name = arm.arm.name
         guesses = first(matched_images(arm, victims))
@@ -122,9 +122,9 @@ def _lines(
 
 
 def _best_floor(rows: list[Row], score: str, names: set[str]) -> str:
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for row in rows:
         name = row["arm"].removeprefix(PREFIX)
         if row["arm"].startswith(PREFIX) and name in names:
-            found.setdefault(name, []).append(row[score])
-    return max(found, key=lambda name: np.mean(found[name]))
+            scores.setdefault(name, []).append(row[score])
+    return max(scores, key=lambda name: np.mean(scores[name]))

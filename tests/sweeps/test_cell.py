@@ -100,6 +100,7 @@ OTHER = {
     "local_epochs": 5,
     "batch": 5,
     "client_optimiser": "fresh",
+    "metrics": ("mine:blur",),
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"

@@ -79,16 +79,16 @@ class Curve(NamedTuple):
         if self.gain is None:
             return f"{step}: not known, no victim has spent both"
         gains = {COLUMNS["ssim"].heading: self.ssim_gain, "success": self.gain}
-        told = read_differences(gains, RISING)
-        if told == RISING[1]:
-            told += ", so the last rate is a lower bound"
+        sentence = read_differences(gains, RISING)
+        if sentence == RISING[1]:
+            sentence += ", so the last rate is a lower bound"
         elif 1 in map(direction, gains.values()):
-            told += "; the last scores are lower bounds"
+            sentence += "; the last scores are lower bounds"
         share, ssim = self.gain.estimate, self.ssim_gain.estimate
         step += f": {100 * share:+.0f} points"
         if np.isfinite(ssim):
             step += f", SSIM {ssim:+.3f}"
-        return f"{step}; {told}"
+        return f"{step}; {sentence}"
 
 
 def make_curves(pools: Sequence[Pool], axes: dict[str, Axis]) -> list[Curve]:

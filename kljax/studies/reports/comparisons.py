@@ -75,19 +75,19 @@ def compare_arms(
     for pool in pools:
         others = tuple(v for axis, v in pool.point.items() if axis != arms.name)
         together.setdefault(others, []).append(pool)
-    found = []
+    comparisons = []
     for members in together.values():
         members = [pool for pool in members if len(pool.rows)]
         for first, second in itertools.combinations(members, 2):
             compared = _compare(first, second, axes, arms.name, value)
             if compared is not None:
-                found.append(compared)
-    of_values = holm([comparison.difference_p for comparison in found])
-    of_success = holm([comparison.success_p for comparison in found])
+                comparisons.append(compared)
+    of_values = holm([comparison.difference_p for comparison in comparisons])
+    of_success = holm([comparison.success_p for comparison in comparisons])
     return [
         comparison._replace(difference_p_holm=value_p, success_p_holm=success_p)
         for comparison, value_p, success_p in zip(
-            found, of_values, of_success, strict=True
+            comparisons, of_values, of_success, strict=True
         )
     ]
 
@@ -153,9 +153,9 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
     return best
 
 
-def comparisons_table(found: Sequence[Comparison], value: Column) -> Table:
+def comparisons_table(comparisons: Sequence[Comparison], value: Column) -> Table:
     """Tables all comparisons."""
-    axes = tuple(found[0].point) if found else ()
+    axes = tuple(comparisons[0].point) if comparisons else ()
     words = value.heading
     header = (
         *axes,
@@ -163,18 +163,18 @@ def comparisons_table(found: Sequence[Comparison], value: Column) -> Table:
         "minus",
         "pairs",
         f"{words}, difference [95 %]",
-        *_p_header(words, len(found)),
+        *_p_header(words, len(comparisons)),
         "SSIM >= .6: arm / minus",
         "only arm / only minus",
-        *([] if value.name == "success" else _p_header("SSIM >= .6", len(found))),
+        *([] if value.name == "success" else _p_header("SSIM >= .6", len(comparisons))),
         "unsolved: arm / minus",
     )
     return Table(
         "comparisons",
-        f"Arms on the same victims: {len(found)} comparisons",
+        f"Arms on the same victims: {len(comparisons)} comparisons",
         header,
-        [_entries(comparison, value) for comparison in found],
-        [_record(comparison, value, len(found)) for comparison in found],
+        [_entries(comparison, value) for comparison in comparisons],
+        [_record(comparison, value, len(comparisons)) for comparison in comparisons],
     )
 
 
@@ -182,22 +182,25 @@ def _p_header(words: str, count: int) -> list[str]:
     return [f"{words}: p", f"{words}: p, Holm of {count}"]
 
 
-def _entries(found: Comparison, value: Column) -> tuple[Entry, ...]:
+def _entries(comparison: Comparison, value: Column) -> tuple[Entry, ...]:
     return (
-        *map(Entry, found.point.values()),
-        Entry(found.second),
-        Entry(found.first),
-        Entry(_pairs(found), found.pairs),
-        Entry(_difference(found, value), known(found.difference.estimate)),
-        *_p_entries(found.difference_p, found.difference_p_holm),
-        Entry(_rates(found), found.successes[1]),
-        Entry(f"{found.only[1]} / {found.only[0]}", found.only[1]),
+        *map(Entry, comparison.point.values()),
+        Entry(comparison.second),
+        Entry(comparison.first),
+        Entry(_pairs(comparison), comparison.pairs),
+        Entry(_difference(comparison, value), known(comparison.difference.estimate)),
+        *_p_entries(comparison.difference_p, comparison.difference_p_holm),
+        Entry(_rates(comparison), comparison.successes[1]),
+        Entry(f"{comparison.only[1]} / {comparison.only[0]}", comparison.only[1]),
         *(
             []
             if value.name == "success"
-            else _p_entries(found.success_p, found.success_p_holm)
+            else _p_entries(comparison.success_p, comparison.success_p_holm)
         ),
-        Entry(f"{found.unsolved[1]} / {found.unsolved[0]}", found.unsolved[1]),
+        Entry(
+            f"{comparison.unsolved[1]} / {comparison.unsolved[0]}",
+            comparison.unsolved[1],
+        ),
     )
 
 
@@ -205,19 +208,19 @@ def _p_entries(*ps: float) -> list[Entry]:
     return [Entry(p_text(p), known(p)) for p in ps]
 
 
-def _pairs(found: Comparison) -> str:
-    texts = [str(found.pairs)]
-    if found.groups != found.pairs:
-        texts.append(f"in {found.groups} groups")
-    if found.left_out:
-        texts.append(f"{found.left_out} left out")
+def _pairs(comparison: Comparison) -> str:
+    texts = [str(comparison.pairs)]
+    if comparison.groups != comparison.pairs:
+        texts.append(f"in {comparison.groups} groups")
+    if comparison.left_out:
+        texts.append(f"{comparison.left_out} left out")
     return "\n".join(texts)
 
 
-def _difference(found: Comparison, value: Column) -> str:
-    if not math.isfinite(found.difference.estimate):
+def _difference(comparison: Comparison, value: Column) -> str:
+    if not math.isfinite(comparison.difference.estimate):
         return "-"
-    return with_interval(value, found.difference, _signed)
+    return with_interval(value, comparison.difference, _signed)
 
 
 def _signed(value: Column, number: float) -> str:
@@ -226,37 +229,39 @@ def _signed(value: Column, number: float) -> str:
     return format(number, f"+{value.form}")
 
 
-def _rates(found: Comparison) -> str:
-    first, second = (SUCCESS.written(n / found.pairs) for n in found.successes)
-    if found.floor is None:
+def _rates(comparison: Comparison) -> str:
+    first, second = (
+        SUCCESS.written(n / comparison.pairs) for n in comparison.successes
+    )
+    if comparison.floor is None:
         return f"{second} / {first}"
-    name, rate = found.floor
+    name, rate = comparison.floor
     return f"{second} / {first}\nfloor {SUCCESS.written(rate)} ({name})"
 
 
-def _record(found: Comparison, value: Column, count: int) -> dict[str, Any]:
-    return dict(found.point) | {
-        "arm": found.second,
-        "minus": found.first,
-        "pairs": found.pairs,
-        "groups": found.groups,
+def _record(comparison: Comparison, value: Column, count: int) -> dict[str, Any]:
+    return dict(comparison.point) | {
+        "arm": comparison.second,
+        "minus": comparison.first,
+        "pairs": comparison.pairs,
+        "groups": comparison.groups,
         "value": value.name,
-        "difference": known(found.difference.estimate),
-        "low": known(found.difference.low),
-        "high": known(found.difference.high),
-        "interval": found.difference.method,
-        "left_out": found.left_out,
-        "arm_success": found.successes[1] / found.pairs,
-        "minus_success": found.successes[0] / found.pairs,
-        "floor": found.floor[0] if found.floor else None,
-        "floor_success": found.floor[1] if found.floor else None,
-        "only_arm": found.only[1],
-        "only_minus": found.only[0],
-        "difference_p": known(found.difference_p),
-        "difference_p_holm": known(found.difference_p_holm),
-        "success_p": found.success_p,
-        "success_p_holm": found.success_p_holm,
+        "difference": known(comparison.difference.estimate),
+        "low": known(comparison.difference.low),
+        "high": known(comparison.difference.high),
+        "interval": comparison.difference.method,
+        "left_out": comparison.left_out,
+        "arm_success": comparison.successes[1] / comparison.pairs,
+        "minus_success": comparison.successes[0] / comparison.pairs,
+        "floor": comparison.floor[0] if comparison.floor else None,
+        "floor_success": comparison.floor[1] if comparison.floor else None,
+        "only_arm": comparison.only[1],
+        "only_minus": comparison.only[0],
+        "difference_p": known(comparison.difference_p),
+        "difference_p_holm": known(comparison.difference_p_holm),
+        "success_p": comparison.success_p,
+        "success_p_holm": comparison.success_p_holm,
         "comparisons": count,
-        "arm_unsolved": found.unsolved[1],
-        "minus_unsolved": found.unsolved[0],
+        "arm_unsolved": comparison.unsolved[1],
+        "minus_unsolved": comparison.unsolved[0],
     }

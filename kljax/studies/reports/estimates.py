@@ -88,20 +88,20 @@ class Estimate(NamedTuple):
 
 def estimate(pool: Pool, name: str) -> Estimate:
     """Estimates the mean of a value over all victims of a pool."""
-    value, found = pool.values[name], numbers(pool.rows, name)
-    finite = np.isfinite(found)
-    kept = found[finite]
+    value, values = pool.values[name], numbers(pool.rows, name)
+    finite = np.isfinite(values)
+    finite_ones = values[finite]
     groups = pool.rows["group"].to_numpy()[finite]
     cells = pool.rows["cell"].to_numpy(zero_copy_only=False)[finite]
-    means = [kept[cells == cell].mean() for cell in dict.fromkeys(cells)]
+    means = [finite_ones[cells == cell].mean() for cell in dict.fromkeys(cells)]
     return Estimate(
         value,
-        metrics.interval(kept, groups, rate=is_rate(pool.rows, value))
-        if len(kept)
+        metrics.interval(finite_ones, groups, rate=is_rate(pool.rows, value))
+        if len(finite_ones)
         else UNKNOWN,
-        len(kept),
+        len(finite_ones),
         int((~finite).sum()),
-        sample_deviation(kept),
+        sample_deviation(finite_ones),
         sample_deviation(means),
         len(means),
         _floor(pool, value),
@@ -171,9 +171,9 @@ def _floor(pool: Pool, value: Column) -> Beside | None:
 
 
 def _finite_mean(rows: pyarrow.Table, name: str) -> float:
-    found = numbers(rows, name)
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if len(found) else NOTHING
+    values = numbers(rows, name)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else NOTHING
 
 
 def _excess(pool: Pool, floor: str, value: Column) -> Interval:

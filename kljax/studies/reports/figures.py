@@ -153,14 +153,14 @@ def _svg(panels: dict[str, Any], arms, draw: Draw, theme: dict[str, Any]) -> byt
 
 def _explain(figure, beside: bool) -> None:
     """Draws one legend for all panels."""
-    found = {}
+    handles = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
+            handles.setdefault(label, handle)
+    if handles:
         legend = figure.legend(
-            found.values(),
-            found.keys(),
+            handles.values(),
+            handles.keys(),
             loc="outside right upper" if beside else "outside lower left",
             ncols=1 if beside else 4,
             fontsize=8,

@@ -75,39 +75,39 @@ def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
     rows = []
     left_out = 0
     for pool in pools:
-        kept = [
+        cells = [
             cell["id"]
             for cell in pool.cells
             if (study.folder / "reconstructions" / f"{cell['id']}.npz").exists()
         ]
-        if not kept or not len(pool.rows):
+        if not cells or not len(pool.rows):
             continue
         if len(rows) == MOST:
             left_out += 1
             continue
-        row = _row(study, pool, kept)
+        row = _row(study, pool, cells)
         if row is not None:
             rows.append(row)
     return Gallery(tuple(rows), left_out)
 
 
-def _row(study: Study, pool: Pool, kept: list[str]) -> Row | None:
-    images = {cell: store.read_reconstructions(study, cell) for cell in kept}
+def _row(study: Study, pool: Pool, cells: list[str]) -> Row | None:
+    images = {cell: store.read_reconstructions(study, cell) for cell in cells}
     places = {
         (cell, int(victim)): place
         for cell, arrays in images.items()
         for place, victim in enumerate(arrays["victim"])
     }
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    rows_of_images: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in pool.rows.to_pylist():
         place = row["upload"]
         if row["example"] is None:  # a row of before there were uploads
             place = places.get((row["cell"], row["victim"]))
         if row["cell"] in images and place is not None:
-            found.setdefault((row["cell"], place), []).append(row)
+            rows_of_images.setdefault((row["cell"], place), []).append(row)
     sound = [
         (*where, rows)
-        for where, rows in found.items()
+        for where, rows in rows_of_images.items()
         if known(rows[0]["matching_loss"]) is not None
     ]
     if not sound:
@@ -121,7 +121,9 @@ def _row(study: Study, pool: Pool, kept: list[str]) -> Row | None:
         cell, place, rows = sound[number]
         pictures = {name: images[cell][name][place] for name in ("truths", "images")}
         shown += [_shown(rank, row, pictures) for row in rows[:IMAGES]]
-    return Row(at_words(pool.point), tuple(shown), len(sound), len(found) - len(sound))
+    return Row(
+        at_words(pool.point), tuple(shown), len(sound), len(rows_of_images) - len(sound)
+    )
 
 
 def _ranked(count: int) -> dict[str, int]:

@@ -74,9 +74,11 @@ def _of_older_rows(lines: list[Line]) -> list[str]:
     for line in lines:
         several = with_several(line.pool.cells)
         columns = (line.pool.rows[name].to_pylist() for name in ("cell", "example"))
-        found = [c for c, example in zip(*columns, strict=True) if example is None]
-        older += len(found)
-        means += sum(cell in several for cell in found)
+        older_cells = [
+            c for c, example in zip(*columns, strict=True) if example is None
+        ]
+        older += len(older_cells)
+        means += sum(cell in several for cell in older_cells)
     if older:
         notes.append(
             f"{counted(older, 'row')} of an older kljax, whose outcomes were judged "

@@ -56,7 +56,7 @@ def sign_flips(differences: np.ndarray, groups: np.ndarray) -> float:
         return 1.0
     if (sums == sums.round()).all() and np.abs(sums).max() <= len(differences):
         return _of_whole_numbers(sums.astype(int))
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (sums,),
         lambda kept, axis: kept.sum(axis=axis),
         permutation_type="samples",  # of one sample: signs
@@ -65,7 +65,7 @@ def sign_flips(differences: np.ndarray, groups: np.ndarray) -> float:
         batch=FLIPS,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def _of_whole_numbers(sums: np.ndarray) -> float:

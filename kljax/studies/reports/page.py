@@ -67,12 +67,12 @@ def rate_marks(success: Estimate) -> dict[str, Any] | None:
 def outcome_shares(outcomes: Outcomes) -> list[tuple[str, float, float]]:
     """Lists name, start and width of each outcome, in per cent; none without rows."""
     total = sum(outcomes)
-    found, start = [], 0.0
+    shares, start = [], 0.0
     for name, count in outcomes._asdict().items():
         if count:
-            found.append((name, round(start, 2), round(100 * count / total, 2)))
+            shares.append((name, round(start, 2), round(100 * count / total, 2)))
             start += 100 * count / total
-    return found
+    return shares
 
 
 def breakable(text: str) -> markupsafe.Markup:

@@ -78,6 +78,12 @@ OF_TRAINING = frozenset(
         "drop_factor",
         "server_learning_rate",
         "server_momentum",
+        "aggregator",
+        "roles",
+        "trigger",
+        "target_class",
+        "poisoned",
+        "floor",
         "proximal",
         "weighting",
         "reset_optimiser",
@@ -123,7 +129,7 @@ def network_differences(
     neither = NEITHER if gated else NEITHER | OF_GATES
     left = {k: v for k, v in attacked.items() if k not in neither | OF_ATTACK}
     right = {k: v for k, v in trained.items() if k not in neither | OF_TRAINING}
-    found = []
+    differences = []
     for name in dict.fromkeys((*left, *right)):
         # A study is older than options that it does not have.
         here = left[name] if name in left else _default(LeakConfig, TrainConfig, name)
@@ -131,16 +137,16 @@ def network_differences(
             right[name] if name in right else _default(TrainConfig, LeakConfig, name)
         )
         if here != there:
-            found.append(f"{name} is {here!r} attacked and {there!r} trained")
-    return found
+            differences.append(f"{name} is {here!r} attacked and {there!r} trained")
+    return differences
 
 
 def _default(kind: type, other: type, name: str) -> Any:
     """Looks up a default, as JSON has it: of the one class, or else of the other."""
     defaults = {
         field.name: field.default
-        for found in (other, kind)
-        for field in dataclasses.fields(found)
+        for config_class in (other, kind)
+        for field in dataclasses.fields(config_class)
         if field.default is not dataclasses.MISSING
     }
     return json.loads(json.dumps(defaults.get(name, "not known")))
@@ -148,5 +154,5 @@ def _default(kind: type, other: type, name: str) -> Any:
 
 def training_of(config: Mapping[str, Any]) -> str:
     """Writes what two trainings share that differ in their seed alone."""
-    kept = {k: v for k, v in config.items() if k not in NEITHER | KEPT}
-    return json.dumps(kept, sort_keys=True)
+    shared = {k: v for k, v in config.items() if k not in NEITHER | KEPT}
+    return json.dumps(shared, sort_keys=True)

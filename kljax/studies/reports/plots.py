@@ -167,13 +167,15 @@ def _draw_floor(axis, style: Style, members: list[Curve]) -> None:
         )
 
 
-def draw_tradeoffs(found: Sequence[Tradeoff], axes: dict[str, Axis]) -> Figure | None:
+def draw_tradeoffs(
+    tradeoffs: Sequence[Tradeoff], axes: dict[str, Axis]
+) -> Figure | None:
     """Draws success against accuracy, one mark per attacked arm and training.
 
     Defences that differ in their strength alone are joined.
     """
     panels: dict[str, list[Tradeoff]] = {}
-    for tradeoff in found:
+    for tradeoff in tradeoffs:
         panels.setdefault(at_words(tradeoff.point), []).append(tradeoff)
     if not panels:
         return None

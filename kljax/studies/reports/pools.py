@@ -133,15 +133,15 @@ def _places(study: Study) -> tuple[Places, dict[str, Places]]:
     compared with other victims.
     """
     columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "victim"))
-    found = list(zip(*columns, strict=True))
+    rows = list(zip(*columns, strict=True))
     attacked: Places = {}
     victims = set()
-    for place, (cell, arm, victim) in enumerate(found):
+    for place, (cell, arm, victim) in enumerate(rows):
         if not arm.startswith(FLOOR):
             attacked.setdefault(cell, []).append(place)
             victims.add((cell, victim))
     floors: dict[str, Places] = {}
-    for place, (cell, arm, victim) in enumerate(found):
+    for place, (cell, arm, victim) in enumerate(rows):
         if arm.startswith(FLOOR) and (cell, victim) in victims:
             of_floor = floors.setdefault(arm.removeprefix(FLOOR), {})
             of_floor.setdefault(cell, []).append(place)

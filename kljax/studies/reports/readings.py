@@ -28,10 +28,12 @@ def read_differences(
       differences: name of the score -> its mean paired difference; one at least.
       words: of 1, -1, 0 and None, see `direction`.
     """
-    found = {name: direction(difference) for name, difference in differences.items()}
-    known = set(found.values()) - {NOT_KNOWN}
-    if len(known) == 1 and (known != {0} or len(set(found.values())) == 1):
+    directions = {
+        name: direction(difference) for name, difference in differences.items()
+    }
+    known = set(directions.values()) - {NOT_KNOWN}
+    if len(known) == 1 and (known != {0} or len(set(directions.values())) == 1):
         return words[known.pop()]
     if not known:
         return words[NOT_KNOWN]
-    return "; ".join(f"{name}: {words[sign]}" for name, sign in found.items())
+    return "; ".join(f"{name}: {words[sign]}" for name, sign in directions.items())

@@ -67,15 +67,15 @@ def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
       value: that is asked for.
       undefended: see `kljax.studies.reports.verdicts.verdict`.
     """
-    found = {name: estimate(pool, name) for name in {"ssim", "success", value}}
+    estimates = {name: estimate(pool, name) for name in {"ssim", "success", value}}
     return Line(
         pool,
-        found[value],
-        found["success"],
+        estimates[value],
+        estimates["success"],
         count_outcomes(pool),
-        verdict(pool, found["ssim"], found["success"], undefended=undefended),
+        verdict(pool, estimates["ssim"], estimates["success"], undefended=undefended),
         {
-            name: found.get(name) or estimate(pool, name)
+            name: estimates.get(name) or estimate(pool, name)
             for name, column in pool.values.items()
             if column.shown_in("report")
             if name != value and math.isfinite(_any(pool, name))
@@ -130,19 +130,19 @@ def _entries(line: Line, value: Column, also: dict[str, Column]) -> tuple[Entry,
     )
 
 
-def _asked(found: Estimate) -> Entry:
-    return Entry(_with_floor(found), known(found.mean))
+def _asked(estimated: Estimate) -> Entry:
+    return Entry(_with_floor(estimated), known(estimated.mean))
 
 
-def _with_floor(found: Estimate) -> str:
+def _with_floor(estimated: Estimate) -> str:
     """Writes an estimate, its floor and its spread, a line each."""
-    texts = [found.text()]
-    if found.floor:
-        texts.append(f"floor {found.floor_text()}")
-    if math.isfinite(found.spread):
-        texts.append(found.spread_text())
-    if found.left_out and found.n:
-        texts.append(f"{found.left_out} left out")
+    texts = [estimated.text()]
+    if estimated.floor:
+        texts.append(f"floor {estimated.floor_text()}")
+    if math.isfinite(estimated.spread):
+        texts.append(estimated.spread_text())
+    if estimated.left_out and estimated.n:
+        texts.append(f"{estimated.left_out} left out")
     return "\n".join(texts)
 
 
@@ -171,25 +171,25 @@ def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any
         record |= _columns(line.value)
     record |= line.outcomes._asdict()
     for name in also:
-        found = line.means.get(name)
-        record[f"{name}_mean"] = None if found is None else known(found.mean)
+        estimated = line.means.get(name)
+        record[f"{name}_mean"] = None if estimated is None else known(estimated.mean)
     return record | {"reads_as": line.reads}
 
 
-def _columns(found: Estimate) -> dict[str, Any]:
-    name, floor = found.value.name, found.floor
+def _columns(estimated: Estimate) -> dict[str, Any]:
+    name, floor = estimated.value.name, estimated.floor
     excess = floor.excess if floor else None
     return {
-        f"{name}_mean": known(found.mean),
-        f"{name}_low": known(found.interval.low),
-        f"{name}_high": known(found.interval.high),
-        f"{name}_interval": found.interval.method if found.n else None,
-        f"{name}_groups": found.interval.groups,
-        f"{name}_n": found.n,
-        f"{name}_left_out": found.left_out,
-        f"{name}_deviation": known(found.deviation),
-        f"{name}_spread": known(found.spread),
-        f"{name}_repetitions": found.repetitions,
+        f"{name}_mean": known(estimated.mean),
+        f"{name}_low": known(estimated.interval.low),
+        f"{name}_high": known(estimated.interval.high),
+        f"{name}_interval": estimated.interval.method if estimated.n else None,
+        f"{name}_groups": estimated.interval.groups,
+        f"{name}_n": estimated.n,
+        f"{name}_left_out": estimated.left_out,
+        f"{name}_deviation": known(estimated.deviation),
+        f"{name}_spread": known(estimated.spread),
+        f"{name}_repetitions": estimated.repetitions,
         f"{name}_floor": floor.name if floor else None,
         f"{name}_floor_mean": floor.mean if floor else None,
         f"{name}_excess": known(excess.estimate) if excess else None,
@@ -246,10 +246,10 @@ def _pivot(
     for labels in _combined(axes, rows):
         if not any(key[0] == labels for key in at):
             continue
-        found = [at.get((labels, head)) for head in heads]
-        lines.append((*map(Entry, labels), *map(pivot_entry, found)))
+        lines_of_heads = [at.get((labels, head)) for head in heads]
+        lines.append((*map(Entry, labels), *map(pivot_entry, lines_of_heads)))
         record: dict[str, Any] = dict(zip(rows, labels, strict=True))
-        for head, line in zip(heads, found, strict=True):
+        for head, line in zip(heads, lines_of_heads, strict=True):
             record |= _wide(head, line, value)
         records.append(record)
     words = [" ".join(head) or value.heading for head in heads]
@@ -300,8 +300,8 @@ def _pooled_words(lines: Sequence[Line]) -> str:
 
 def _any(pool: Pool, name: str) -> float:
     """Finds a finite value of this name; NaN if there is none."""
-    found = numbers(pool.rows, name)
-    finite = found[[math.isfinite(number) for number in found]]
+    values = numbers(pool.rows, name)
+    finite = values[[math.isfinite(number) for number in values]]
     return float(finite[0]) if len(finite) else math.nan
 
 

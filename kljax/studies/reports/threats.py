@@ -153,27 +153,29 @@ def threat_models(pools: Sequence[Pool]) -> list[tuple[str, list[str]]]:
         except (TypeError, ValueError, KeyError) as error:
             # A study outlives the names of its options.
             unread[at_words(pool.point)] = [f"Not readable by this kljax: {error}"]
-    told: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    arms_of_facts: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for fact in dict.fromkeys(fact for model in models for fact in model):
         words = [model.get(fact, "") for model in models]
         names = _deciding(points, words)
         for point, sentence in zip(points, words, strict=True):
-            sentences = told.setdefault(tuple((n, point[n]) for n in names), [])
+            sentences = arms_of_facts.setdefault(
+                tuple((n, point[n]) for n in names), []
+            )
             if sentence and sentence not in sentences:
                 sentences.append(sentence)
-    return [*_gathered(told), *unread.items()]
+    return [*_gathered(arms_of_facts), *unread.items()]
 
 
 def _gathered(
-    told: dict[tuple[tuple[str, str], ...], list[str]],
+    arms_of_facts: dict[tuple[tuple[str, str], ...], list[str]],
 ) -> list[tuple[str, list[str]]]:
     """Says at once what is said of several points; of all points first."""
     together: dict[tuple[str, ...], list[str]] = {}
-    for where, sentences in told.items():
+    for where, sentences in arms_of_facts.items():
         if where and sentences:
             together.setdefault(tuple(sentences), []).append(at_words(dict(where)))
-    found = [(EVERY, told[()])] if told.get(()) else []
-    return found + [("; ".join(who), list(what)) for what, who in together.items()]
+    gathered = [(EVERY, arms_of_facts[()])] if arms_of_facts.get(()) else []
+    return gathered + [("; ".join(who), list(what)) for what, who in together.items()]
 
 
 def _deciding(points: list[dict[str, str]], words: list[str]) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def make_tradeoffs(
     other. Trainings that differ in more than the seed make trade-offs of their own.
     """
     arm = arm_axis(axes).name
-    found = []
+    tradeoffs = []
     for pool in pools:
         if not len(pool.rows):
             continue
@@ -106,7 +106,7 @@ def make_tradeoffs(
         outcomes = count_outcomes(pool)
         for repetitions in _alike(fitting):
             accuracies = [run.accuracy[defence] for run in repetitions]
-            found.append(
+            tradeoffs.append(
                 Tradeoff(
                     pool.point[arm],
                     defence,
@@ -119,18 +119,18 @@ def make_tradeoffs(
                     outcomes,
                 )
             )
-    return found
+    return tradeoffs
 
 
 def unpaired(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:
     """Lists the attacked arms that no training tells the accuracy of, and why."""
-    found: dict[str, None] = {}
+    lacking: dict[str, None] = {}
     for pool in pools:
         reasons = {run.folder.name: _why_apart(run, pool) for run in runs}
         if len(pool.rows) and all(reasons.values()):
             why = "; ".join(f"{name}: {', '.join(r)}" for name, r in reasons.items())
-            found[f"{_defence(pool)} ({why})"] = None
-    return list(found)
+            lacking[f"{_defence(pool)} ({why})"] = None
+    return list(lacking)
 
 
 def _why_apart(run: Run, pool: Pool) -> list[str]:
@@ -159,9 +159,9 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     return list(together.values())
 
 
-def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
+def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
     """Tables all trade-offs."""
-    axes = tuple(found[0].point) if found else ()
+    axes = tuple(tradeoffs[0].point) if tradeoffs else ()
     header = (
         "arm",
         *axes,
@@ -179,14 +179,14 @@ def tradeoffs_table(found: Sequence[Tradeoff]) -> Table:
             Entry(_accuracy_text(tradeoff), tradeoff.accuracy),
             *success_entries(tradeoff.success, tradeoff.ssim, tradeoff.outcomes),
         )
-        for tradeoff in found
+        for tradeoff in tradeoffs
     ]
     return Table(
         "tradeoffs",
         "Accuracy of each defence, and success of each attack on it",
         header,
         lines,
-        [_record(tradeoff) for tradeoff in found],
+        [_record(tradeoff) for tradeoff in tradeoffs],
     )
 
 

@@ -43,8 +43,8 @@ def ambiguous_yet_recovered(pool: Pool, undefended: Pool) -> tuple[int, int]:
     recovered = _images(undefended, "recovered")
     affine = _images(undefended, "recovered_affine")
     shared = [image for image, is_so in ambiguous.items() if is_so and image in affine]
-    told = [recovered[image] or affine[image] for image in shared]
-    return sum(map(bool, told)), len(told)
+    leaks = [recovered[image] or affine[image] for image in shared]
+    return sum(map(bool, leaks)), len(leaks)
 
 
 def _images(pool: Pool, outcome: str) -> dict[tuple, float]:
@@ -53,7 +53,8 @@ def _images(pool: Pool, outcome: str) -> dict[tuple, float]:
         cell["id"]: (cell["config"].get("seed"), cell["config"].get("from_run"))
         for cell in pool.cells
     }
-    found = by_image(pool, pool.rows, outcome)
+    has_outcome = by_image(pool, pool.rows, outcome)
     return {
-        (*repetition[cell], *image): value for (cell, *image), value in found.items()
+        (*repetition[cell], *image): value
+        for (cell, *image), value in has_outcome.items()
     }

@@ -30,8 +30,8 @@ def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:
     if name not in metrics.OUTCOMES:
         column = rows[name].cast(pyarrow.float64())
         return column.to_numpy(zero_copy_only=False)
-    found = rows["outcome"].to_pylist()
-    return np.array([np.nan if o is None else float(o == name) for o in found])
+    outcomes = rows["outcome"].to_pylist()
+    return np.array([np.nan if o is None else float(o == name) for o in outcomes])
 
 
 def known(number: float | None) -> float | None:

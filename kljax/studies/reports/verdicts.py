@@ -32,8 +32,8 @@ class Outcomes(NamedTuple):
 
 def count_outcomes(pool: Pool) -> Outcomes:
     """Counts the outcomes of a pool."""
-    found = pool.rows["outcome"].to_pylist()
-    return Outcomes(*(found.count(name) for name in Outcomes._fields))
+    names = pool.rows["outcome"].to_pylist()
+    return Outcomes(*(names.count(name) for name in Outcomes._fields))
 
 
 def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> str:
@@ -54,26 +54,28 @@ def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> st
     n = len(pool.rows)
     if not n:
         return f"{pool.state[0].upper()}{pool.state[1:]}."
-    found = count_outcomes(pool)
+    outcomes = count_outcomes(pool)
     beside = {
         score.value.heading: score.floor.excess for score in scores if score.floor
     }
-    told = read_differences(beside, BESIDE_FLOOR) if beside else ""
-    parts = [f"{told[0].upper()}{told[1:]}."] if told else []
-    told = _counted(
+    sentence = read_differences(beside, BESIDE_FLOOR) if beside else ""
+    parts = [f"{sentence[0].upper()}{sentence[1:]}."] if sentence else []
+    sentence = _counted(
         n,
         {
-            "recovered": found.recovered,
-            "recovered up to contrast": found.recovered_affine,
+            "recovered": outcomes.recovered,
+            "recovered up to contrast": outcomes.recovered_affine,
         },
     )
-    if told:
-        parts.append(f"{told}.")
-    if found.ambiguous:
-        parts.append(_of_ambiguous(pool, found.ambiguous, undefended))
-    told = _counted(n, {"unsolved": found.unsolved, "diverged": found.diverged})
-    if told:
-        parts.append(f"{told}: no sign of protection.")
+    if sentence:
+        parts.append(f"{sentence}.")
+    if outcomes.ambiguous:
+        parts.append(_of_ambiguous(pool, outcomes.ambiguous, undefended))
+    sentence = _counted(
+        n, {"unsolved": outcomes.unsolved, "diverged": outcomes.diverged}
+    )
+    if sentence:
+        parts.append(f"{sentence}: no sign of protection.")
     if n > pool.attacked:
         parts.append(_of_uploads(pool))
     if pool.state != "finished":

@@ -77,24 +77,24 @@ def read_config(folder: Path, *, newer_ok: bool = False) -> TrainConfig:
         raise FileNotFoundError(
             f"{str(folder)!r} is no run of kljax train: it has no config.json"
         )
-    found = _read_config(folder)
-    if found is None:
+    content = _read_config(folder)
+    if content is None:
         raise ValueError(f"{str(folder)!r} is no run of kljax train")
     options = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    for name in () if newer_ok else found.keys() - options.keys() - DESCRIBED:
+    for name in () if newer_ok else content.keys() - options.keys() - DESCRIBED:
         raise ValueError(f"{path}: {unknown_name('option', name, options)}")
-    config = converted(found, TrainConfig, path, remedy=RESTORE)
-    _check_meaning(folder, found)
+    config = converted(content, TrainConfig, path, remedy=RESTORE)
+    _check_meaning(folder, content)
     return config
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:
     """Reads ``config.json``; None if the folder is no run of `kljax train`."""
     try:
-        found = read_json(folder / "config.json", dict[str, Any], remedy=RESTORE)
+        content = read_json(folder / "config.json", dict[str, Any], remedy=RESTORE)
     except NotADirectoryError:
         return None
-    return None if found is None or found.get("job") != JOB else found
+    return None if content is None or content.get("job") != JOB else content
 
 
 def describe(config: TrainConfig, licence: str) -> dict[str, Any]:

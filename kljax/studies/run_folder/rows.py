@@ -56,8 +56,8 @@ def check_rows(folder: Path, rows: list[Row], arm: str, rounds: int) -> None:
       DamagedFile: if not: ``metrics.csv`` is written before a checkpoint.
     """
     path = folder / "metrics.csv"
-    found = [row["round"] for row in rows if row["arm"] == arm]
-    if path.exists() and found[:rounds] != list(range(rounds)):
+    rounds_of_arm = [row["round"] for row in rows if row["arm"] == arm]
+    if path.exists() and rounds_of_arm[:rounds] != list(range(rounds)):
         what = f"arm {arm!r} lacks rows of the {rounds} rounds before its checkpoint"
         raise DamagedFile(path, what, remedy=LOST)
 

@@ -139,8 +139,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def _cell_of_floor(found: float | None) -> str:
-    return "-" if found is None else f"{100 * found:.1f}"
+def _cell_of_floor(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.1f}"
 
 
 def _explained(config: dict[str, Any], line: str) -> str:
@@ -164,12 +164,12 @@ def _attackers(config: dict[str, Any]) -> str:
     return said
 
 
-def _cell(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _cell(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
         return "-"
-    mean = f"{100 * found['mean']:.1f}"
-    several = len(found["values"]) > 1
-    return f"{mean} ± {100 * found['std']:.1f}" if several else mean
+    mean = f"{100 * accuracy['mean']:.1f}"
+    several = len(accuracy["values"]) > 1
+    return f"{mean} ± {100 * accuracy['std']:.1f}" if several else mean
 
 
 def markdown(summary: dict[str, Any]) -> str:

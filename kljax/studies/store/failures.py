@@ -47,11 +47,11 @@ def read_failures(folder: Path) -> list[Failure]:
       DamagedFile: if one is not what was written.
     """
     paths = sorted((folder / "failures").glob("*.json"))
-    found = [
+    failures = [
         read_json(path, Failure, remedy=REMEDY) for path in paths if path.name[0] != "."
     ]
     # Somebody who works on the study may have made one good just now.
-    return [record for record in found if record is not None]
+    return [record for record in failures if record is not None]
 
 
 def forget_failures(folder: Path, cells: Iterable[str]) -> None:

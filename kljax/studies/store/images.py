@@ -29,14 +29,16 @@ class Images(NamedTuple):
     victims: np.ndarray  # [n] index in the dataset of each one's first example
 
 
-def write_images(folder: Path, chunk: str, found: Mapping[str, Images]) -> None:
+def write_images(
+    folder: Path, chunk: str, images_of_cells: Mapping[str, Images]
+) -> None:
     """Writes what a chunk found, by id of the cell; whole or not at all.
 
     Images of other cells that the chunk found before stay.
     """
     arrays = {
         f"{cell}/{field}": value
-        for cell, some in found.items()
+        for cell, some in images_of_cells.items()
         for field, value in some._asdict().items()
     }
     with _locked_reconstructions(folder):
@@ -80,11 +82,11 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
     """Writes the file of a cell; False if images of it are missing."""
     parts = []
     for path in paths:
-        found = read_arrays(path, remedy=REMEDY) or {}
+        arrays = read_arrays(path, remedy=REMEDY) or {}
         names = [f"{cell}/{name}" for name in Images._fields]
-        if not set(names) <= found.keys():  # it is not there, or failed in this chunk
+        if not set(names) <= arrays.keys():  # it is not there, or failed in this chunk
             return False
-        parts.append(Images(*(found[name] for name in names)))
+        parts.append(Images(*(arrays[name] for name in names)))
     parts.sort(key=lambda part: int(part.first))
     _save(
         target,

@@ -84,15 +84,15 @@ def open_study(
         changes cells, options or the size of parts; the differences are named.
       ValueError: for a part of no victims.
     """
-    made = make_manifest(folder.name, sweep, grid, part)
+    manifest = make_manifest(folder.name, sweep, grid, part)
     make_folder(folder)
     with lock_file(folder / ".manifest.lock"):
         # Another process of the same job may have been faster.
         there = read_manifest(folder, missing_ok=True)
         if there is not None:
             return _extended(folder, there, sweep, grid, part)
-        write_json(folder / "manifest.json", made)
-        return made
+        write_json(folder / "manifest.json", manifest)
+        return manifest
 
 
 def make_folder(folder: Path) -> None:
@@ -159,25 +159,25 @@ def read_manifest(folder: Path, *, missing_ok: bool = False) -> Manifest | None:
     """
     path = folder / "manifest.json"
     try:
-        found = read_json(path, dict[str, Any], remedy=REMEDY)
+        manifest = read_json(path, dict[str, Any], remedy=REMEDY)
     except NotADirectoryError:
-        found = None
-    if found is None:
+        manifest = None
+    if manifest is None:
         if missing_ok:
             return None
         raise FileNotFoundError(f"{str(folder)!r} is no study: it has no manifest.json")
-    if found.get("job") != JOB:
+    if manifest.get("job") != JOB:
         raise ValueError(f"{path} is not of a study of kljax sweep")
-    version = converted(found, Versioned, path, remedy=REMEDY)["schema_version"]
+    version = converted(manifest, Versioned, path, remedy=REMEDY)["schema_version"]
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} is of a newer kljax (schema version {version}, this one reads up "
             f"to {SCHEMA_VERSION})"
         )
-    converted(found, Manifest, path, remedy=REMEDY)
-    for place, what in contradictions(found):
+    converted(manifest, Manifest, path, remedy=REMEDY)
+    for place, what in contradictions(manifest):
         raise DamagedFile(path, what, remedy=REMEDY, place=place)
-    return found
+    return manifest
 
 
 def cells_of(manifest: dict[str, Any]) -> tuple[Cell, ...]:
@@ -237,8 +237,8 @@ def _cut(cells: Sequence[Cell], size: int) -> Iterator[tuple[Piece, ...]]:
 def _extended(
     folder: Path, there: dict[str, Any], sweep: Sweep, grid: Grid, part: int | None
 ) -> dict[str, Any]:
-    found = difference(cells_of(there), grid.cells)
-    changes = list(found.changes)
+    change = difference(cells_of(there), grid.cells)
+    changes = list(change.changes)
     options = there["sweep"]["options"]
     for name, value in sweep.options._asdict().items():
         if options.get(name) != value:
@@ -250,7 +250,7 @@ def _extended(
             f"study {str(folder)!r} is of another sweep ({'; '.join(changes)}): name "
             "another folder, or only add cells"
         )
-    if not found.added:
+    if not change.added:
         return there
     last = max(entry["generation"] for entry in there["cells"])
     extended = there | {
@@ -258,7 +258,7 @@ def _extended(
         "axes": _axes(sweep),
         "excluded": grid.excluded,
         "illegal": grid.illegal,
-        "cells": there["cells"] + _entries(found.added, last + 1),
+        "cells": there["cells"] + _entries(change.added, last + 1),
     }
     write_json(folder / "manifest.json", extended)
     return extended

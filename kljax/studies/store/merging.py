@@ -137,10 +137,10 @@ def _joined(
 
 def _rows_by_cell(study: Study) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Sorts rows: cell -> arm or floor -> in the order of the victims."""
-    found: dict[str, dict[str, list]] = {}
+    rows: dict[str, dict[str, list]] = {}
     for row in study.rows.to_pylist():
-        found.setdefault(row["cell"], {}).setdefault(row["arm"], []).append(row)
-    return found
+        rows.setdefault(row["cell"], {}).setdefault(row["arm"], []).append(row)
+    return rows
 
 
 def _better(cell: Cell, rows: Sequence[dict]) -> int | None:
@@ -183,7 +183,7 @@ def _copy_rest(
                 (aside / "failures").mkdir(exist_ok=True)
                 write_json(aside / "failures" / f"{cell.id}.json", failure)
         return
-    kept = studies[where].folder / "reconstructions" / f"{cell.id}.npz"
-    if kept.exists():
+    images = studies[where].folder / "reconstructions" / f"{cell.id}.npz"
+    if images.exists():
         (aside / "reconstructions").mkdir(exist_ok=True)
-        shutil.copy(kept, aside / "reconstructions")
+        shutil.copy(images, aside / "reconstructions")

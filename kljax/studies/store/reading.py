@@ -105,18 +105,18 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
       DamagedFile: if they are not what was written.
     """
     path = study.folder / "reconstructions" / f"{cell}.npz"
-    found = read_arrays(path, remedy=REMEDY)
-    missing = set(KEPT) - found.keys() if found is not None else None
+    arrays = read_arrays(path, remedy=REMEDY)
+    missing = set(KEPT) - arrays.keys() if arrays is not None else None
     if missing:
         what = f"it lacks {', '.join(sorted(missing))}"
         raise DamagedFile(path, what, remedy=REMEDY)
-    if found is not None:
-        shapes = {name: found[name].shape for name in KEPT}
+    if arrays is not None:
+        shapes = {name: arrays[name].shape for name in KEPT}
         images, truths, victim = shapes.values()
         if len(images) != 5 or images != truths or victim != images[:1]:
             what = f"its arrays do not belong together: {shapes}"
             raise DamagedFile(path, what, remedy=REMEDY)
-    return found
+    return arrays
 
 
 def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:

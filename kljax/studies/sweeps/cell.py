@@ -53,15 +53,15 @@ def identity(config: LeakConfig) -> dict[str, Any]:
     configuration later leaves the ids of older cells alone. A default that is changed
     gives old ids another meaning; `kljax.studies.sweeps.difference` finds that.
     """
-    found = {}
+    fields = {}
     for field in dataclasses.fields(LeakConfig):
         name, value = field.name, getattr(config, field.name)
         if name in NO_RESULTS:
             continue
         # The number of default arms may change; that of a cell is always one.
         if name == "arms" or value != getattr(DEFAULTS, name):
-            found[name] = _plain(name, value)
-    return found
+            fields[name] = _plain(name, value)
+    return fields
 
 
 def signature(cell: Cell) -> str:
@@ -84,10 +84,10 @@ def signature(cell: Cell) -> str:
 
 def groups(cells: Iterable[Cell]) -> dict[str, tuple[Cell, ...]]:
     """Puts cells of one signature together, in the order in which they come."""
-    found: dict[str, list[Cell]] = {}
+    groups_of_cells: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(signature(cell), []).append(cell)
-    return {name: tuple(members) for name, members in found.items()}
+        groups_of_cells.setdefault(signature(cell), []).append(cell)
+    return {name: tuple(members) for name, members in groups_of_cells.items()}
 
 
 def cell_to_json(cell: Cell) -> dict[str, Any]:

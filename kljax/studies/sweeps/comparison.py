@@ -98,11 +98,11 @@ def merge(first: Iterable[Cell], second: Iterable[Cell]) -> tuple[Cell, ...]:
             )
         twin = at_point.get(_place(cell))
         if twin is not None:
-            found = _differences(twin, cell)
-            if found:
+            differences = _differences(twin, cell)
+            if differences:
                 raise ValueError(
                     f"{name_of(cell.point)} is not the same in both studies: "
-                    f"{', '.join(found)}"
+                    f"{', '.join(differences)}"
                 )
         joined.setdefault(cell.id, cell)
     return tuple(joined.values())
@@ -124,18 +124,18 @@ def _missing(have: Mapping[str, Cell], lack: Mapping[str, Cell]) -> list[str]:
 def _differences(one: Cell, other: Cell) -> list[str]:
     """Names what changes results and is not the same in both."""
 
-    def value(found: Mapping[str, Any], name: str) -> Any:
-        return found[name] if name in found else getattr(DEFAULTS, name)
+    def value(fields: Mapping[str, Any], name: str) -> Any:
+        return fields[name] if name in fields else getattr(DEFAULTS, name)
 
     left, right = identity(one.config), identity(other.config)
-    found = [
+    differences = [
         f"{name} {value(left, name)!r} -> {value(right, name)!r}"
         for name in dict.fromkeys((*left, *right))
         if value(left, name) != value(right, name)
     ]
-    if not found and one.id != other.id:
-        found.append("ids are made differently")
-    return found
+    if not differences and one.id != other.id:
+        differences.append("ids are made differently")
+    return differences
 
 
 def _cells(count: int) -> str:

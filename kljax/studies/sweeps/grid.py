@@ -82,11 +82,11 @@ def expand(sweep: Sweep) -> Grid:
 
 def _fields(sweep: Sweep, point: Mapping[str, str]) -> dict[str, Any]:
     """Joins the fields of a cell."""
-    found = dict(sweep.fixed)
+    fields = dict(sweep.fixed)
     for axis, at in point.items():
         for name, value in sweep.axes[axis][at].items():
-            found[name] = found.get(name, ()) + value if name == JOINED else value
-    return found
+            fields[name] = fields.get(name, ()) + value if name == JOINED else value
+    return fields
 
 
 class _Exclusion:
@@ -100,10 +100,10 @@ class _Exclusion:
 
     def holds(self, point: Mapping[str, str], fields: Mapping[str, Any]) -> bool:
         """Tells whether a cell is left out."""
-        found = {name: _label_at(name, point, fields) for name in self._conditions}
-        for name, at in found.items():
+        labels = {name: _label_at(name, point, fields) for name in self._conditions}
+        for name, at in labels.items():
             self._seen[name][at] = None
-        left_out = all(found[n] in wanted for n, wanted in self._conditions.items())
+        left_out = all(labels[n] in wanted for n, wanted in self._conditions.items())
         self._used |= left_out
         return left_out
 

@@ -374,9 +374,9 @@ def _sum(timings: Iterable[Timing]) -> Timing:
 
 def _images(piece: Piece, result: LeakResult) -> images.Images:
     (arm,), victims = result.arms, result.victims
-    found = scoring.matched_images(arm, victims)
+    matched = scoring.matched_images(arm, victims)
     first = result.dataset.positions_of(victims.indices[:, 0])
-    return images.Images(piece.first, found, victims.images, first)
+    return images.Images(piece.first, matched, victims.images, first)
 
 
 def _some(victims: Victims, piece: Piece) -> Victims:

@@ -218,7 +218,7 @@ def _conditions(
     place = f"[[exclude]] {number}"
     if not _table(place, table):
         raise ValueError(f"{place}: it names no condition, and would leave out all")
-    found = {}
+    conditions = {}
     for name, wanted in table.items():
         if name not in axes and name not in FIELDS:
             names = (*axes, *FIELDS)
@@ -228,8 +228,8 @@ def _conditions(
         several = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         if not several:
             raise ValueError(f"{place}, {name}: an empty list, which nothing is in")
-        found[name] = tuple(_wanted(place, name, value) for value in several)
-    return found
+        conditions[name] = tuple(_wanted(place, name, value) for value in several)
+    return conditions
 
 
 def _wanted(place: str, name: str, value: Any) -> str:
