@@ -189,7 +189,11 @@ def _check_inputs(config: LeakConfig, preset: Preset, stage: Stage) -> None:
     """Refuses an attack on a kind of input that it is not made for."""
     spec = stage.dataset.inputs
     if preset.inputs is not None and spec.kind not in preset.inputs:
-        able = [n for n, row in PRESETS.items() if spec.kind in (row.inputs or ())]
+        able = [
+            name
+            for name, row in PRESETS.items()
+            if row.inputs is None or spec.kind in row.inputs
+        ]
         hint = f": take {join_names(able)}" if able else ""
         raise ValueError(
             f"attack {config.attack!r} looks for inputs of kind "

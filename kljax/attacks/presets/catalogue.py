@@ -42,7 +42,7 @@ class Preset(NamedTuple):
         the attack cannot be.
       inserts: what a malicious server puts in front of the network, of every arm;
         None for the network as it was agreed on.
-      inputs: kinds of input that the attack looks for; None if nobody says.
+      inputs: kinds of input that the attack looks for; None for any kind.
       degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
       columns: `kljax.metrics.Column` of each of its ``numbers`` that kljax has none of.
     """
@@ -63,7 +63,7 @@ def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
 
 
 STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
-ANY = ("image", "text")
+ANY = None  # kinds of input: the attack looks in whatever space the spec names
 MALICIOUS = {"server": "malicious"}
 PRESETS: dict[str, Preset] = {
     "matching": Preset(matching, "recovered", anywhere(squared_l2)),
