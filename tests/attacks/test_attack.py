@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from kljax import attacks
 from kljax.attacks import (
     RESTARTS,
     Optimiser,
@@ -408,3 +409,12 @@ def test_a_missing_tensor_is_named(rng):
     broken = descend(unknowns, halves, squared_l2(), SGD, steps=2)
     with pytest.raises(ValueError, match=r"tensor 'b' is missing, .* it is \(\)"):
         broken(rng, Seen({"a": jnp.ones(())}))
+
+
+def test_names_of_before_say_where_they_went():
+    with pytest.raises(AttributeError, match="attacks.LOCKS is kljax.attacks.SECRETS"):
+        attacks.LOCKS  # noqa: B018
+    with pytest.raises(AttributeError, match="'kljax.attacks' has no attribute 'LOKS'"):
+        attacks.LOKS  # noqa: B018
+    for name in attacks._MOVED.values():
+        assert hasattr(attacks, name)
