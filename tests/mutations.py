@@ -2,7 +2,8 @@
 
 A mutation changes an operator, a comparison, a constant, two arguments of a call, a
 condition, or one random key for another; or it drops a call such as `stop_gradient`.
-`mutate.py` runs them.
+`mutate.py` runs them. Left out is what cannot change a result: whether a `zip` is
+strict, and the order of two arguments of `max` and the like.
 """
 
 import ast
@@ -50,6 +51,8 @@ DROPPED = {
     "tanh",
     "sigmoid",
 }
+# Calls whose first two arguments may change places.
+SYMMETRIC = {"max", "maximum", "min", "minimum", "vdot"}
 
 
 class Mutation(NamedTuple):
@@ -115,6 +118,8 @@ def _code(node: ast.AST):
                 child, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)
             ):
                 continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
+                continue
             yield child
             yield from _code(child)
 
@@ -165,7 +170,7 @@ def _changes_of_call(node: ast.Call, span, text):
     given = node.args
     if any(isinstance(argument, ast.Starred) for argument in given):
         return
-    if len(given) > 1:
+    if len(given) > 1 and name not in SYMMETRIC:
         yield (
             span(given[0])[0],
             span(given[1])[1],
