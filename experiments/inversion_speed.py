@@ -117,7 +117,7 @@ class Problem:
         self.starts = (0.5 + 0.1 * draw).astype(np.float32)
 
     def setting(self, labels="given"):
-        """The undefended ground of an attack; norms in evaluation mode."""
+        """The undefended setting of an attack; norms in evaluation mode."""
         upload = "gradient" if self.work.steps == 1 else "update"
         threat = least_knowledge(
             Strategy(lock="unit", labels=labels),

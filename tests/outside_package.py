@@ -1,7 +1,7 @@
 """What a user has outside the package: a network, data, an attack, a defence.
 
 Named on the command line as ``outside_package:FUNCTION``. The attacks here answer
-with what they were shown, so that tests can look through the wall.
+with what they were shown, so that tests can look past the boundary.
 """
 
 import jax

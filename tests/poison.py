@@ -1,4 +1,4 @@
-"""The wall between a server and what is hidden from it: NaN in place of the latter."""
+"""The boundary between a server and what is hidden from it, which is NaN instead."""
 
 import functools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The wall: which threat models exist, and that nothing hidden gets through."""
+"""The boundary: which threat models exist, and that nothing hidden gets through."""
 
 import dataclasses
 import functools
@@ -280,7 +280,7 @@ def test_a_mask_that_does_not_fit_is_named():
         observe(threat(), update._replace(visible=less))
 
 
-# --- the wall itself -------------------------------------------------------------
+# --- the boundary itself ---------------------------------------------------------
 
 
 class Case(NamedTuple):

@@ -48,7 +48,7 @@ def as_sent(grads: PyTree, sent: PyTree | None, earlier: PyTree | None) -> PyTre
 
 
 class Setting(NamedTuple):
-    """What everybody knows about the protocol: the ground an attack is built on.
+    """What everybody knows about the protocol, and an attack is built on.
 
     Attributes:
       model: the network.

@@ -136,7 +136,7 @@ def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
     return live
 
 
-DRAWS = 16  # of the gates of a stranger, to see how large gates are
+DRAWS = 16  # of freshly drawn gates, to see how large gates are
 
 
 def regress_gates(setting: Setting) -> Secret:
@@ -144,14 +144,14 @@ def regress_gates(setting: Setting) -> Secret:
 
     Scales are positive, and looked for as logarithms; those of channels that are seen
     to be dead are 0 and stay so. Shifts are free. All channels of a site start alike,
-    at the means of the gates that a stranger's lock of the same make could have
+    at the means of the gates that a freshly drawn lock of the same make could have
     (`Setting.draw_gates`, dead scales left out); where nobody knows how locks are
     initialised, at those of |N(0, 1)|. The mean scale is also the unit that shifts are
     measured in. This is kljax's own attack; its start was chosen on victims of their
     own by the attacker's own loss: experiments/gate_regression.py.
 
-    A stranger's lock with negative scales says that scales have signs. They are then
-    looked for as they are, from one of the stranger's: signs are guessed, and restarts
+    A freshly drawn lock with negative scales says that scales have signs. They are then
+    looked for as they are, from those of one draw: signs are guessed, and restarts
     guess anew.
     """
 

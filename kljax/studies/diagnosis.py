@@ -57,7 +57,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     """Diagnoses one victim.
 
     Args:
-      setting: the ground of the attack, with the victim's own defence.
+      setting: of the attack, with the victim's own defence.
       preset: the attack.
       update: all that is true about the upload.
       view: what the attack was shown of it.

@@ -79,7 +79,7 @@ class Job(NamedTuple):
     staged: Staged
     threat: threat.ThreatModel
     fn: Callable[..., Attacked]  # of one victim; see `one_victim`
-    setting: Setting  # the ground that the attack is built on
+    setting: Setting  # what everybody knows about the protocol
 
 
 class Prepared(NamedTuple):
@@ -296,7 +296,7 @@ def one_victim(
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
 
-        # On this side of the wall.
+        # Of all that is true; no attacker sees it.
         found = diagnose(mine, preset, update, view)
         return Attacked(reconstruction, *found)
 
@@ -326,7 +326,7 @@ def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], .
 
 
 def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
-    """Makes what draws the gates of a stranger's lock, as all locks are initialised."""
+    """Makes what draws the gates of a freshly drawn lock, as all are initialised."""
     lock = stage.sites.lock
 
     def draw(rng: Rng) -> Gates:

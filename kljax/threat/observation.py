@@ -82,7 +82,7 @@ class View(NamedTuple):
 
 
 def observe(threat: ThreatModel, update: Update) -> View:
-    """Lets through the wall what the threat model grants, and nothing else.
+    """Shows what the threat model grants, and nothing else.
 
     Raises:
       NotImplementedError: for upload=average, which is no one client's.

@@ -402,7 +402,7 @@ def test_a_study_finds_images(arm, least):
     np.testing.assert_array_equal(found.labels, result.victims.labels)
 
 
-# --- the wall --------------------------------------------------------------------
+# --- the boundary ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ("unit", "peel"))

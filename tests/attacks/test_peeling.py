@@ -358,7 +358,7 @@ def test_a_gradient_that_is_hidden_in_part_gives_no_gates(name):
     assert np.all(np.isnan(peeled.gates[SITES[name][0]].shift))
 
 
-# --- the wall --------------------------------------------------------------------
+# --- the boundary ----------------------------------------------------------------
 
 
 def test_nothing_but_the_gradient_and_the_parameters_is_used():

@@ -15,7 +15,7 @@ from kljax.defences.lock import key_lock
 from kljax.threat import observe
 
 
-def test_strangers_gates_are_drawn_once_for_all_sites():
+def test_fresh_gates_are_drawn_once_for_all_sites():
     def size(count):
         sites = tuple(f"norm{i}" for i in range(count))
         lock = key_lock(sites, (3,) * count, size=4, chained=True)

@@ -190,7 +190,7 @@ def regression(**changes):
 
 
 def test_regressed_gates_start_at_the_mean_of_what_locks_have():
-    """A stranger's gates are drawn; dead scales are left out of the mean."""
+    """Gates are drawn afresh; dead scales are left out of the mean."""
 
     def draw_gates(rng):
         # Scales 2, 4 or dead; shifts 1, 2, 3.
@@ -204,7 +204,7 @@ def test_regressed_gates_start_at_the_mean_of_what_locks_have():
     np.testing.assert_allclose(gates["norm"].shift, [2.0] * 3, rtol=1e-6)
 
 
-def test_a_stranger_whose_channels_are_all_dead_says_nothing_of_scales():
+def test_a_draw_whose_channels_are_all_dead_says_nothing_of_scales():
     def draw_gates(rng):
         gate = Gate(np.zeros(3), np.array([1.0, 2.0, 6.0]))
         return {"norm": gate, "fc": gate}
@@ -215,7 +215,7 @@ def test_a_stranger_whose_channels_are_all_dead_says_nothing_of_scales():
     np.testing.assert_allclose(gates["norm"].shift, [3.0] * 3)
 
 
-def test_one_scale_of_all_strangers_is_enough():
+def test_one_scale_of_all_draws_is_enough():
     """All others are dead: of 48 numbers one is left, and it is the mean."""
     rngs = jax.random.split(jax.random.fold_in(RNG, 0), 16)
     draws = np.array([jax.random.uniform(rng) for rng in rngs])
@@ -233,19 +233,19 @@ def test_one_scale_of_all_strangers_is_enough():
 
 
 @pytest.mark.parametrize("signed", (False, True))
-def test_strangers_are_sixteen_and_each_draws_for_itself(signed):
+def test_draws_are_sixteen_and_independent(signed):
     def draw_gates(rng):
         scale, shift = jax.random.normal(rng, (2, 3))
         gate = Gate(scale if signed else abs(scale), shift)
         return {"norm": gate, "fc": gate}
 
-    strangers = [
+    draws = [
         draw_gates(rng)["norm"]
         for rng in jax.random.split(jax.random.fold_in(RNG, 0), 16)
     ]
     secret, free, fixed = regression(draw_gates=draw_gates)
     gate = secret.gates((), secret.unknown.decode(free, fixed))["norm"]
-    scales, shifts = (np.stack(parts) for parts in zip(*strangers, strict=True))
+    scales, shifts = (np.stack(parts) for parts in zip(*draws, strict=True))
     unit = np.mean(np.abs(scales))
     expected = scales[0] if signed else np.full(3, unit)
     np.testing.assert_allclose(gate.scale, expected, rtol=1e-5)

@@ -64,7 +64,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
     """Inverts one example from the first dense layer of a network.
 
     Args:
-      setting: the ground; its threat model must say ``examples=1`` and
+      setting: of the attack; its threat model must say ``examples=1`` and
         ``upload="gradient"``.
       layer: path of a dense layer with bias that is fed the flattened image.
 

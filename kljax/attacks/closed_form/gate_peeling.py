@@ -247,7 +247,7 @@ def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
 
 
 def _may_be_negative(setting: Setting) -> bool:
-    """Tells whether locks of this make have negative scales: a stranger's shows it."""
+    """Tells whether locks of this make have negative scales: a fresh draw shows it."""
     if setting.draw_gates is None:
         return False
     with jax.ensure_compile_time_eval():

@@ -62,7 +62,7 @@ def imprint(
     the layer hardly moves: its bounds are then the same in every step.
 
     Args:
-      setting: the ground; its network has an imprint (`kljax.attacks.insertions`).
+      setting: of the attack; its network has an imprint (`kljax.attacks.insertions`).
       optimiser: must be None.
       steps, restarts: without meaning here.
       rank: what makes a bin large: its ``bias`` gradient, or the mean of its

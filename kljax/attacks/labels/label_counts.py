@@ -34,7 +34,7 @@ def counts(
     gradient there is one state only, whatever `at` says.
 
     Args:
-      setting: the ground; an update needs its protocol.
+      setting: of the attack; an update needs its protocol.
       view: the upload.
       samples: number of inputs from N(0, 1), rounded up to whole hundreds.
       at: state of the network that p and O are taken at: ``start``, ``end``, or

@@ -58,7 +58,7 @@ class Preset(NamedTuple):
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
-    """Makes the ``objective`` of a preset whose distance is the same on any ground."""
+    """Makes the ``objective`` of a preset whose distance is the same in any setting."""
     return lambda setting: make()
 
 

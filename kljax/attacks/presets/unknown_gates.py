@@ -43,7 +43,7 @@ def gate_regression(
     """Makes kljax's own attack on a lock.
 
     Args:
-      setting: the ground.
+      setting: of the attack.
       optimiser: instead of the guarded L-BFGS.
       steps: evaluations per restart.
       restarts: independent starts.

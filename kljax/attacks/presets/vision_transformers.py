@@ -54,7 +54,7 @@ def april(
     from tokens to pixels takes its gates, from the lock strategy.
 
     Args:
-      setting: the ground.
+      setting: of the attack.
       optimiser: must be None.
       steps, restarts: of no effect.
       transformer: paths in the network.

@@ -22,7 +22,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
     gradient is hidden in part, the inputs that it still gives away are compared.
 
     Args:
-      setting: the ground; one example per gradient.
+      setting: of the attack; one example per gradient.
       gates: ``(public, Candidate.secret) -> gates`` of the secret's strategy.
       weight: 0 or more.
 

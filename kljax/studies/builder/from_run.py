@@ -1,7 +1,7 @@
 """Captured states: a client of a training, at a round whose states were kept.
 
 A run of ``kljax train`` keeps the states before the rounds it is told to. Here such a
-state becomes the ground of a leakage study: the network, the defence and the loss of
+state becomes the task of a leakage study: the network, the defence and the loss of
 the run, what the server held, and what the client under attack held.
 """
 

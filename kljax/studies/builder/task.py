@@ -1,4 +1,4 @@
-"""The ground of a study: what its configuration names, and all its arms stand on.
+"""The task of a study: what its configuration names, and all its arms share.
 
 Every arm of a study has the same dataset, and the same network but for the norm layers
 that a key-lock brings along.
