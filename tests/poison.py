@@ -37,6 +37,11 @@ LEAVES = {
         lambda u, new: u._replace(new_stats=new(u.new_stats)),
         {"stats": "visible"},
     ),
+    "before_release": (
+        lambda u, new: u._replace(before_release=new(u.before_release)),
+        {},
+    ),
+    "remembered": (lambda u, new: u._replace(remembered=new(u.remembered)), {}),
     "public": (lambda u, new: u._replace(public=new(u.public)), None),
     "stats": (lambda u, new: u._replace(stats=new(u.stats)), None),
     "sent": (lambda u, new: u._replace(sent=new(u.sent)), None),

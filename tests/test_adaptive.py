@@ -1,5 +1,7 @@
 """What an attacker does about what a defence does to what is sent."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -41,6 +43,37 @@ def test_only_who_knows_the_defence_explains_what_is_sent(revealed):
     assert np.all(undone < 1) and np.all(unaware > 100)
 
 
+def test_a_record_of_earlier_uploads_tells_the_moments():
+    """At t = 1, to who has it; the first of two gradients is what it is alone."""
+    arms = (SENT, f"{SENT}/unaware", f"{SENT}/undo")
+    options = {"arms": arms, "attack": "outside_package:measured_reveal"}
+    first, second = study(**options), study(**options, earlier=1)
+    np.testing.assert_array_equal(first.victims.images, second.victims.images)
+    assert second.victims.before[0].shape == (3, 1, 1, 8, 8, 3)
+    own = {image.tobytes() for image in second.victims.images[:, 0]}
+    assert not own & {image.tobytes() for image in second.victims.before[0][:, 0, 0]}
+    # Another state, another upload; each is explained by who follows the state.
+    assert np.max(np.abs(seen(second.arms[0]) - seen(first.arms[0]))) > 1e-4
+    for result in (first, second):
+        adaptive, unaware, undone = (
+            arm.attacked.loss_at_truth / arm.attacked.loss_scale for arm in result.arms
+        )
+        assert np.all(adaptive < 0.1) and np.all(unaware > 100)
+    view = second.arms[0].attacked.reconstruction.info["view"]
+    assert view.earlier.model["fc/kernel"].shape == (
+        3,
+        1,
+        *view.grads.model["fc/kernel"].shape[1:],
+    )
+
+
+def test_a_past_longer_than_the_dataset_is_refused():
+    with pytest.raises(
+        ValueError, match="earlier=9000 uploads of 3 victims take 27000"
+    ):
+        leakage.prepare(tiny(arms=("none",), earlier=9000))
+
+
 def test_the_tables_say_what_it_does(revealed):
     assert {row["arm"] for row in scored(revealed)} >= {*ARMS}
     lines = "\n".join(leak_report.threat_lines(revealed))
@@ -56,3 +89,18 @@ def test_what_nobody_sees_cannot_be_undone():
         leakage.check_upload(arm, "update")
     on_update = leakage.parse_arm("adadefense@update/undo", sites_of(), {})
     leakage.check_upload(on_update, "update")
+
+
+@pytest.mark.slow
+def test_the_table_of_the_experiment_has_its_trend(capsys, monkeypatch):
+    """Both ends: who undoes the defence must succeed, who is unaware must fail."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "experiments"))
+    import adadefense
+
+    monkeypatch.setattr("sys.argv", ["adadefense", "--victims", "4", "--earlier", "0"])
+    adadefense.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    recovered = {arm.strip("`"): int(count[0]) for _, arm, count, *_ in cells}
+    assert recovered["none"] == recovered["adadefense/undo"] == 4
+    assert recovered["adadefense/unaware"] == 0

@@ -20,15 +20,14 @@ from kljax.attacks import (
 )
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import PRESETS, Preset, find_preset
-from kljax.attacks.visibility import zeros_for_hidden
 from kljax.core.drawing import draw_jointly
 from kljax.core.registry import call_named
 from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
-from kljax.defences import SEND_ALL, Defence, as_sent
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import Network, feeding_layers
 from kljax.parallel import Layout, Timing, map_victims
 from kljax.studies.builder import from_run, task
+from kljax.studies.builder.attacker import assumed, understood
 from kljax.studies.builder.sizes import check_attack
 from kljax.studies.builder.victim_setup import (
     Dials,
@@ -160,7 +159,7 @@ def prepare(config: LeakConfig) -> Prepared:
         setting = Setting(
             model=staged.model,
             loss=stage.loss,
-            **_assumed(arm, arm.defence),
+            **assumed(arm, arm.defence),
             inputs=stage.dataset.inputs,
             num_classes=stage.dataset.num_classes,
             classifier=classifier,
@@ -259,6 +258,7 @@ def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, .
         dials(config, job.staged.arm, count),
         victims.images,
         victims.labels,
+        *([victims.before] if victims.before else ()),
     )
 
 
@@ -268,7 +268,7 @@ def one_victim(
     """Makes the function of one victim.
 
     Returns:
-      ``(network, held, Source, Dials, images, labels) -> Attacked``.
+      ``(network, held, Source, Dials, images, labels, before=()) -> Attacked``.
     """
     arm = staged.arm
 
@@ -279,20 +279,16 @@ def one_victim(
         dialled: Dials,
         images: Array,
         labels: Array,
+        before: tuple[Array, ...] = (),
     ) -> Attacked:
         # Options are data: the defence is made of this victim's.
         defence = arm.make(dialled.options)
-        mine = setting._replace(**_assumed(arm, defence))
+        mine = setting._replace(**assumed(arm, defence))
         attack = _build(config, mine, preset, dialled.step_size)
         update = staged.client(
-            draw_rng(source, "step"), defence, network, held, images, labels
+            draw_rng(source, "step"), defence, network, held, images, labels, before
         )
-        view = threat.observe(setting.threat, update)
-        if arm.release_strategy == "unaware":
-            view = zeros_for_hidden(view)
-        elif arm.release_strategy == "undo":
-            last = defence if setting.protocol is None else defence.update
-            view = view._replace(grads=last.undo(view.grads, view.earlier))
+        view = understood(arm, defence, threat.observe(setting.threat, update))
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
 
@@ -301,21 +297,6 @@ def one_victim(
         return Attacked(reconstruction, *found)
 
     return run
-
-
-def _assumed(arm: Arm, defence: Defence) -> dict[str, Callable[..., Any]]:
-    """Gives what the attacker of an arm assumes the defence does, for a `Setting`."""
-    assumed = {
-        "gates": defence.gates,
-        "simulate": defence.simulate,
-        "simulate_update": defence.update.simulate,
-    }
-    if arm.release_strategy == "unaware":
-        assumed |= {"simulate": as_sent, "simulate_update": as_sent}
-    elif arm.release_strategy == "undo":  # of what is done last
-        last = "simulate" if defence.update == SEND_ALL else "simulate_update"
-        assumed[last] = as_sent
-    return assumed
 
 
 def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], ...]:

@@ -332,5 +332,5 @@ def _part(result: LeakResult, part: slice) -> LeakResult:
         arm._replace(attacked=jax.tree.map(lambda x: x[part], arm.attacked))
         for arm in result.arms
     ]
-    victims = Victims(*(values[part] for values in result.victims))
+    victims = jax.tree.map(lambda values: values[part], result.victims)
     return result._replace(victims=victims, arms=arms)

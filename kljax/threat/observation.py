@@ -61,6 +61,7 @@ class Update(NamedTuple):
     visible: PyTree | None = None  # like sent, of bool: what can be read; None: all
     # [t, ...] what the same client has sent before, oldest first; None: not recorded
     earlier: Public | None = None
+    remembered: PyTree = ()  # by the release, after it
 
 
 class View(NamedTuple):

@@ -101,6 +101,7 @@ OTHER = {
     "batch": 5,
     "client_optimiser": "fresh",
     "metrics": ("mine:blur",),
+    "earlier": 5,
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"

@@ -20,6 +20,7 @@ from kljax.federated.clients.local import (
     local_training,
     next_move,
 )
+from kljax.federated.clients.recorded import recorded
 from kljax.federated.clients.update import LocalUpdate, local_update
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Gradient",
     "local_gradient",
     "one_step",
+    "recorded",
     "ROUND_PURPOSES",
     "LOCAL_PURPOSES",
     "Batches",

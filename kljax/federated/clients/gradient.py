@@ -30,7 +30,7 @@ from kljax.models.losses import checked
 from kljax.threat import Update
 
 # What the random key of a step is for.
-STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation", "visible")
+STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation", "visible", "earlier")
 
 
 class Gradient(NamedTuple):
@@ -137,7 +137,7 @@ def one_step(
         grads = mine(seen, targets)
         context = Context(public, stats, seen, targets, mine)
         down = add_pull(penalty, grads.public, public, public)
-        sent, _ = defence.release(rng_of("release"), remembered, down, context)
+        sent, remembered = defence.release(rng_of("release"), remembered, down, context)
         return Update(
             public=public,
             stats=stats,
@@ -150,6 +150,7 @@ def one_step(
             initial_lock_weights=private.trainable,
             lock_grads=grads.trainable,
             visible=visible_of(defence, rng_of("visible"), sent, context),
+            remembered=remembered,
         )
 
     return step

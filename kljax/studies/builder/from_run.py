@@ -95,6 +95,11 @@ def settle(config: LeakConfig) -> LeakConfig:
             return config
         of_sentences = task.find_network(config).inputs == "text"
         return dataclasses.replace(config, init=0.0 if of_sentences else INIT)
+    if config.earlier:
+        raise ValueError(
+            f"earlier={config.earlier}: a client of a run has sent what it has sent, "
+            "and the run has no record of it; leave it out"
+        )
     run = _read(config)
     changes = {name: _settled(config, run, name) for name in SETTLED}
     if config.split not in (None, run.train_split):

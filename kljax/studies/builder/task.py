@@ -66,6 +66,21 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
     return dataset
 
 
+def fetch_examples(
+    dataset: data.Dataset, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads examples [n] of a dataset, and checks them."""
+    images, labels = dataset.fetch(chosen)
+    return data.check_batch(
+        images,
+        labels,
+        dataset.num_classes,
+        name=dataset.name,
+        indices=chosen,
+        inputs=dataset.inputs,
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def _load(
     name: str, shape, length: int, split: str | None, data_dir: str | None, files

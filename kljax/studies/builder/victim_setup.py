@@ -26,6 +26,7 @@ from kljax.federated import clients
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network, losses
 from kljax.studies.builder import from_run, run_setup, task
+from kljax.studies.builder.earlier import choose_before
 from kljax.studies.config import LeakConfig
 
 # What the random key of a study is for.
@@ -40,6 +41,8 @@ class Victims(NamedTuple):
     labels: np.ndarray  # [N, B] int32
     groups: np.ndarray  # [N] bootstrap clusters, of the first example
     uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
+    # Of what each client has sent before: images [N, t, B, H, W, C], labels [N, t, B]
+    before: tuple[np.ndarray, ...] = ()
 
 
 class Source(NamedTuple):
@@ -57,8 +60,9 @@ class Dials(NamedTuple):
     step_size: Array | None  # [] of the attack's optimiser; None for its own
 
 
-# What a client does: (rng, Defence, network, held, images [B, H, W, C], labels [B]) ->
-# Update, where network is (params, stats) and held what it has beside it.
+# What a client does: (rng, Defence, network, held, images [B, H, W, C], labels [B],
+# before=()) -> Update, where network is (params, stats), held what it has beside it,
+# and before the images and labels of earlier uploads, see `Victims`.
 Client = Callable[..., threat.Update]
 
 
@@ -143,15 +147,17 @@ def survey_public(
     if insertion is None:
         return ()
     count = min(task.PUBLIC, len(dataset) // 2)
-    private = config.victims * config.examples
+    before = config.victims * config.earlier * config.examples
+    private = config.victims * config.examples + before
     if private + count > len(dataset):
         raise ValueError(
             f"attack {config.attack!r} needs {count} public images of dataset "
             f"{dataset.name!r}, and {config.victims} victims of {config.examples} "
             f"examples leave {len(dataset) - private} of {len(dataset)}"
         )
-    # Victims are the first of the same order.
+    # Victims are the first of the same order, and what they sent before the last.
     order = data.select(dataset, len(dataset), config.seed)
+    order = order[: len(dataset) - before]
     return insertion.survey(dataset.fetch(order[-count:])[0])
 
 
@@ -200,10 +206,16 @@ def _drawn(config: LeakConfig, network: Network, insertion: Insertion | None) ->
     def stage(arm: Arm, train: bool) -> Staged:
         model = models[arm.norm]
 
-        def client(rng, defence, network, held, images, labels) -> threat.Update:
+        def client(
+            rng, defence, network, held, images, labels, before=()
+        ) -> threat.Update:
             (params, stats), (public, private) = network, held
-            targets = jax.nn.one_hot(labels, dataset.num_classes)
             step = clients.one_step(model, loss, defence, train=train)
+            if before:
+                step = clients.recorded(
+                    step, before[0], jax.nn.one_hot(before[1], dataset.num_classes)
+                )
+            targets = jax.nn.one_hot(labels, dataset.num_classes)
             return step(rng, Public(params, public), stats, private, images, targets)
 
         # Only the first part of a combination has parts of its own to draw.
@@ -240,7 +252,10 @@ def _captured(
         if insertion is not None:
             params = _added(model, params)
 
-        def client(rng, defence, network, held, images, labels) -> threat.Update:
+        def client(
+            rng, defence, network, held, images, labels, before=()
+        ) -> threat.Update:
+            del before  # a client of a run has sent what it has sent
             (params, stats), (public, mine, initial) = network, held
             received = Public(params, public)
             if protocol is None:
@@ -364,15 +379,7 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     image = 4 * math.prod(dataset.shape)
     check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
     chosen = data.select(dataset, wanted, config.seed)
-    images, labels = dataset.fetch(chosen)
-    images, labels = data.check_batch(
-        images,
-        labels,
-        dataset.num_classes,
-        name=dataset.name,
-        indices=chosen,
-        inputs=dataset.inputs,
-    )
+    images, labels = task.fetch_examples(dataset, chosen)
     indices = chosen.reshape(config.victims, config.examples)
     return Victims(
         indices,
@@ -380,4 +387,5 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
         labels.reshape(indices.shape),
         dataset.groups_of(indices[:, 0]),
         np.arange(config.victims),
+        choose_before(config, dataset),
     )

@@ -48,6 +48,7 @@ WHOLE = {
     "private_key_size": 1,
     "image_size": SSIM_WINDOW,
     "tokens": 1,
+    "earlier": 0,
 }
 # What makes sense only for a state of a run, and the least values.
 FROM_RUN = {
@@ -148,6 +149,8 @@ class LeakConfig:
       local_epochs: how often each update goes through its examples, in the same order;
         None for once, or more where the client would run out of examples.
       batch: examples in each local step; None for the run's.
+      earlier: gradients that each victim has sent before the one under attack, of other
+        examples and at the same weights; the server has a record of them.
       client_optimiser: what the client's optimiser starts an update from: ``kept``
         from earlier rounds as in the run, of which the attacker knows nothing, or
         ``fresh``, which favours the attacker.
@@ -199,6 +202,7 @@ class LeakConfig:
     batch: int | None = None
     client_optimiser: Literal["kept", "fresh"] = "kept"
     metrics: tuple[str, ...] = ()
+    earlier: int = 0
 
     def __post_init__(self):
         freeze(self, ("arms", "threat", "sites", "metrics"))

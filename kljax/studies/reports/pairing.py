@@ -56,6 +56,7 @@ OF_ATTACK = frozenset(
         "batch",
         "client_optimiser",
         "metrics",
+        "earlier",
     }
 )
 # How it is trained, on which examples. Not what changes a client's gradient at the same

@@ -380,7 +380,7 @@ def _images(piece: Piece, result: LeakResult) -> images.Images:
 
 
 def _some(victims: Victims, piece: Piece) -> Victims:
-    return Victims(*(part[piece.first : piece.end] for part in victims))
+    return jax.tree.map(lambda part: part[piece.first : piece.end], victims)
 
 
 def _joined(inputs: list[tuple[PyTree, ...]]) -> tuple[PyTree, ...]:

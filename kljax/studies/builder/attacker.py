@@ -1,0 +1,38 @@
+"""What the attacker of an arm makes of what the defence does to what is sent."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kljax.attacks.visibility import zeros_for_hidden
+from kljax.defences import SEND_ALL, Defence, as_sent
+from kljax.defences.arms import Arm
+from kljax.threat import View
+
+
+def assumed(arm: Arm, defence: Defence) -> dict[str, Callable[..., Any]]:
+    """Gives what the attacker of an arm assumes the defence does, for a `Setting`."""
+    found = {
+        "gates": defence.gates,
+        "simulate": defence.simulate,
+        "simulate_update": defence.update.simulate,
+    }
+    if arm.release_strategy == "unaware":
+        found |= {"simulate": as_sent, "simulate_update": as_sent}
+    elif arm.release_strategy == "undo":  # of what is done last
+        last = "simulate" if defence.update == SEND_ALL else "simulate_update"
+        found[last] = as_sent
+    return found
+
+
+def understood(arm: Arm, defence: Defence, view: View) -> View:
+    """Gives what the attacker of an arm takes an upload for.
+
+    Who is unaware of an encryption takes what is hidden for zeros; who undoes a defence
+    puts the gradient that it finds in place of what it sees.
+    """
+    if arm.release_strategy == "unaware":
+        return zeros_for_hidden(view)
+    if arm.release_strategy != "undo":
+        return view
+    last = defence if defence.update == SEND_ALL else defence.update
+    return view._replace(grads=last.undo(view.grads, view.earlier))
