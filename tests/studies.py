@@ -164,7 +164,8 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
       guesses: ``(arm, victims) -> images [N, B, H, W, C]``.
       facts: ``labels`` [N, B] (the true ones if not given), ``loss``, ``finite``,
         ``loss_at_truth``, ``loss_scale``, ``live_channels``, ``feature_error``,
-        ``replay_is_exact``, ``label_rule_holds`` [N], ``numbers``.
+        ``replay_is_exact``, ``label_rule_holds``, ``visible_share`` [N],
+        ``numbers``.
     """
     dataset = victim_setup.load_dataset(config)
     victims = victim_setup.choose_victims(config, dataset)
@@ -189,6 +190,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
             facts.get("feature_error", 0 * each),
             facts.get("replay_is_exact", each > 0),
             facts.get("label_rule_holds", np.nan * each),
+            facts.get("visible_share", each**0),
         )
         declared = threat.least_knowledge(strategy, examples=config.examples)
         timing = Timing(compile_s=1.5, run_s=0.5, compilations=3)

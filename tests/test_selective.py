@@ -379,6 +379,14 @@ def test_a_share_of_zero_is_no_defence_and_one_of_one_stays_at_the_floor():
         assert row["outcome"] == "diverged" and row["mse"] > row["floor_mse"]
 
 
+def test_rows_say_how_much_can_be_read():
+    shares = {"none": 1, "selective-magnitude=0.3": 0.7, "selective-magnitude=1": 0}
+    shares["selective-magnitude=0.3/unaware"] = 0.7
+    for arm, share in shares.items():
+        for row in rows_of(arm):
+            assert row["visible_share"] == pytest.approx(share, abs=1e-3)
+
+
 def test_who_matches_zeros_has_another_upload_before_it():
     """The true images match what is visible, and no upload with holes in it."""
     for row in rows_of("selective-magnitude=0.3"):

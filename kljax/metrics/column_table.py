@@ -346,6 +346,15 @@ FOUND = (
         rows="attack",
     ),
     Column(
+        name="visible_share",
+        words="visible",
+        meaning="share of the entries of the upload that the server can read",
+        unit="[0, 1]",
+        knows="attacker",
+        rows="attack",
+        form=".1%",
+    ),
+    Column(
         name="evaluations",
         dtype="int64",
         meaning="evaluations that were made, all restarts together",

@@ -43,6 +43,7 @@ class Diagnosis(NamedTuple):
       label_rule_holds: [] 1 where what can be seen of the label rule's conditions is
         so, 0 where it is not; NaN where labels are not recovered, or nothing can be
         seen of them.
+      visible_share: [] of the entries of the upload, the share that can be read.
     """
 
     loss_at_truth: Array
@@ -51,6 +52,7 @@ class Diagnosis(NamedTuple):
     feature_error: Array
     replay_is_exact: Array
     label_rule_holds: Array
+    visible_share: Array
 
 
 def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Diagnosis:
@@ -65,9 +67,10 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     gates = setting.gates(update.public.defence, update.private)
     live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
     error, holds = feature_error(setting, update), label_rule_holds(setting, view)
+    readable = visible_share(update)
     if preset.objective is None:
-        nothing = jnp.asarray(jnp.nan)
-        return Diagnosis(nothing, nothing, live, error, jnp.asarray(False), holds)
+        nothing, exact = jnp.asarray(jnp.nan), jnp.asarray(False)
+        return Diagnosis(nothing, nothing, live, error, exact, holds, readable)
     objective = preset.objective(setting)
     if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
         # Who has no lock weights of its own cannot compare their gradients.
@@ -87,7 +90,16 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         error,
         replay_is_exact(setting, update, view),
         holds,
+        readable,
     )
+
+
+def visible_share(update: Update) -> Array:
+    """Tells [] which share of the entries of an upload can be read."""
+    if update.visible is None:
+        return jnp.ones(())
+    masks = jax.tree.leaves(update.visible)
+    return sum(jnp.sum(mask) for mask in masks) / sum(mask.size for mask in masks)
 
 
 def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:

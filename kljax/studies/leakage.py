@@ -61,6 +61,7 @@ class Attacked(NamedTuple):
     feature_error: Array  # []
     replay_is_exact: Array  # [] bool
     label_rule_holds: Array  # []
+    visible_share: Array  # []
 
 
 class ArmResult(NamedTuple):

@@ -197,6 +197,7 @@ def _arm_rows(
             "feature_error": error if np.isfinite(error) else None,
             "replay_is_exact": exact if measured else None,
             "label_rule_holds": None if np.isnan(holds) else bool(holds),
+            "visible_share": float(attacked.visible_share[n]),
         }
         for example, guess in enumerate(guesses):
             place = n * len(guesses) + example
