@@ -12,7 +12,7 @@ from kljax.core import memory
 from kljax.data.catalogue import SIZES
 from kljax.parallel import Layout
 from kljax.studies import leakage, training
-from kljax.studies.builder import sizes
+from kljax.studies.builder import run_setup, sizes
 from kljax.studies.config import LeakConfig, TrainConfig
 
 ABSURD = {
@@ -104,6 +104,21 @@ def test_the_estimate_of_an_attack_is_what_must_be_there(monkeypatch):
         captured, job.staged.arm, job.staged.model, (8, 8, 3), searched=False
     )
     assert asked[0][0] == network + image
+
+
+def test_a_rule_that_gathers_needs_all_uploads_at_one_time(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sizes, "check_fits", lambda needed, what, *_: asked.append((needed, what))
+    )
+    network = 4 * (192 * 64 + 64 + 64 * 10 + 10)
+    told = (3 * network, "the uploads of 3 clients, which median has side by side,")
+    options = TRAINING | {"arms": ("none",), "clients": 5, "cohort": 3}
+    for aggregator in ("median", "mean"):
+        asked.clear()
+        config = TrainConfig(**options, aggregator=aggregator)
+        sizes.check_training(run_setup.prepare(config))
+        assert (told in asked) == (aggregator == "median")
 
 
 def test_a_size_is_counted_over_all_leaves():

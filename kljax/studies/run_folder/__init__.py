@@ -2,7 +2,8 @@
 
 ``config.json`` comes first and says which run it is. ``metrics.csv`` has one row per
 arm and round; ``summary.json``, ``summary.md`` and ``curves.png`` come last. Each file
-is written aside and renamed, so that a run killed at any moment leaves whole files.
+is written aside and renamed, so that a run killed at any moment leaves whole files. A
+run with attackers has a second one in ``honest/``: the same clients without attackers.
 """
 
 from kljax.studies.run_folder.configuration import (
