@@ -184,23 +184,19 @@ start()
 # %% [markdown]
 # ## The rows
 #
-# A study is read as it lies there, finished or not. Its rows are a table of pyarrow (so
-# `study.rows.to_pandas()`, if you have pandas): one per image of each cell, with the
-# names of its point and every score. And one per *floor*, which scores an image that
-# was made without any gradient, on the same victim.
+# A study is read as it lies there, finished or not. Its rows are one per image of each
+# cell, with the names of its point and every score. And one per *floor*, which scores
+# an image that was made without any gradient, on the same victim. `kljax.read_rows`
+# gives them as a data frame of pandas.
 
 # %%
 study = kljax.store.read(folder)
 print(f"{study.rows.num_rows} rows; still missing: {kljax.store.missing_cells(study)}")
-print(", ".join(study.rows.column_names), end="\n\n")
-means = study.rows.group_by(["arm", "axis_budget"]).aggregate(
-    [("victim", "count"), ("ssim", "mean")]
-)
-for row in sorted(means.to_pylist(), key=lambda row: row["ssim_mean"]):
-    if row["axis_budget"] == "patient":
-        print(
-            f"{row['arm']:22} {row['victim_count']:4} rows, SSIM {row['ssim_mean']:.2f}"
-        )
+frame = kljax.read_rows(folder)
+print(", ".join(frame.columns), end="\n\n")
+patient = frame[frame["axis_budget"] == "patient"]
+means = patient.groupby("arm", observed=True)["ssim"].agg(["count", "mean"])
+print(means.sort_values("mean").round(2))
 
 # %% [markdown]
 # A score below the best `floor/` shows no leak by itself: the mean image of a class is

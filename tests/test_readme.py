@@ -13,10 +13,12 @@ import kljax
 from kljax import metrics
 from kljax.cli.commands import COMMANDS, main
 from kljax.parallel import Layout
+from kljax.studies.config import LeakConfig
+from kljax.studies.sweeps.legality import is_legal
 
 README = pages.ROOT / "README.md"
-# Modules that stand for the reader's own; the commands that name them are parsed.
-READERS = ("mine:",)
+# What stands for the reader's own; the commands that name it are parsed.
+READERS = ("mine:", "./pictures", " DIR", "runs/other")
 EXAMPLES = [
     (page, number)
     for page in pages.FOR_USERS
@@ -86,13 +88,19 @@ def test_a_command_is_understood(page, words):
     for file in re.findall(r"experiments/\S+\.toml", " ".join(words)):
         assert (pages.ROOT / file).is_file()
     assert type(job).__name__.lower() == arguments[0]
+    if arguments[0] == "leak" and is_run(words) and job.from_run is None:
+        names = [field.name for field in dataclasses.fields(LeakConfig)]
+        given = {name: getattr(job, name) for name in names if name != "layout"}
+        for arm in job.arms:  # every name exists, and every attacker can be
+            assert is_legal(LeakConfig(**given | {"arms": (arm,)}))
 
 
 def is_run(words):
     """Tells whether a command can be run here: with kljax, and nobody's own files."""
     text = " ".join(words)
     return words[0] == "kljax" and not any(
-        mark in text for mark in (*READERS, " DIR", "runs/other", "--help")
+        mark in text
+        for mark in (*READERS, " DIR", "runs/other", "--help", "./pictures")
     )
 
 
