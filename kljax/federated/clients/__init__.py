@@ -1,5 +1,6 @@
 """What a client does: its gradient, apart into what may leave and what may not."""
 
+from kljax.federated.clients.earlier_uploads import recorded
 from kljax.federated.clients.gradient import (
     STEP_PURPOSES,
     Gradient,
@@ -20,7 +21,6 @@ from kljax.federated.clients.local import (
     local_training,
     next_move,
 )
-from kljax.federated.clients.recorded import recorded
 from kljax.federated.clients.update import LocalUpdate, local_update
 
 __all__ = [
