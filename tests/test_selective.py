@@ -379,6 +379,15 @@ def test_a_share_of_zero_is_no_defence_and_one_of_one_stays_at_the_floor():
         assert row["outcome"] == "diverged" and row["mse"] > row["floor_mse"]
 
 
+def test_an_attack_on_a_locked_upload_runs_on_what_is_left_of_it():
+    arm = "keylock+selective-random=0.5/regress_gates"
+    result = study(victims=2, labels="given", arms=(arm,))
+    for row in [row for row in scored(result) if row["arm"] == arm]:
+        assert row["visible_share"] == pytest.approx(0.5, abs=1e-3)
+        assert row["replay_is_exact"] and row["matching_loss_at_truth"] < 1e-8
+        assert row["live_channels"] > 0 and row["outcome"] == "unsolved"
+
+
 def test_rows_say_how_much_can_be_read():
     shares = {"none": 1, "selective-magnitude=0.3": 0.7, "selective-magnitude=1": 0}
     shares["selective-magnitude=0.3/unaware"] = 0.7
