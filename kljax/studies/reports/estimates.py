@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow
+import pandas
 
 from kljax import metrics
 from kljax.metrics import Column, Interval
@@ -92,7 +92,7 @@ def estimate(pool: Pool, name: str) -> Estimate:
     finite = np.isfinite(values)
     finite_ones = values[finite]
     groups = pool.rows["group"].to_numpy()[finite]
-    cells = pool.rows["cell"].to_numpy(zero_copy_only=False)[finite]
+    cells = pool.rows["cell"].to_numpy()[finite]
     means = [finite_ones[cells == cell].mean() for cell in dict.fromkeys(cells)]
     return Estimate(
         value,
@@ -170,7 +170,7 @@ def _floor(pool: Pool, value: Column) -> Beside | None:
     return Beside(best, means[best], _excess(pool, best, value))
 
 
-def _finite_mean(rows: pyarrow.Table, name: str) -> float:
+def _finite_mean(rows: pandas.DataFrame, name: str) -> float:
     values = numbers(rows, name)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else NOTHING
@@ -186,12 +186,9 @@ def _excess(pool: Pool, floor: str, value: Column) -> Interval:
     return mean_difference(value, value.leaks * differences, groups)
 
 
-def by_image(pool: Pool, rows: pyarrow.Table, name: str) -> dict[Image, float]:
+def by_image(pool: Pool, rows: pandas.DataFrame, name: str) -> dict[Image, float]:
     """Reads a column of some of a pool's rows, by what each is of."""
     several = with_several(pool.cells)
-    columns = (rows[name].to_pylist() for name in ("cell", "victim", "example"))
-    images = [
-        Image(cell, victim, example is None and cell in several)
-        for cell, victim, example in zip(*columns, strict=True)
-    ]
+    of_upload = rows["example"].isna() & rows["cell"].isin(several)
+    images = map(Image, rows["cell"], rows["victim"], of_upload)
     return dict(zip(images, numbers(rows, name).tolist(), strict=True))

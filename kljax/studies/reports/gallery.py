@@ -99,7 +99,8 @@ def _row(study: Study, pool: Pool, cells: list[str]) -> Row | None:
         for place, victim in enumerate(arrays["victim"])
     }
     rows_of_images: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in pool.rows.to_pylist():
+    rows = pool.rows.astype(object)
+    for row in rows.where(rows.notna(), None).to_dict("records"):
         place = row["upload"]
         if row["example"] is None:  # a row of before there were uploads
             place = places.get((row["cell"], row["victim"]))

@@ -59,10 +59,7 @@ def result_notes(
         )
     notes += _of_older_rows(lines)
     for column, words in (("device", "devices"), ("matmul_precision", "precisions")):
-        found = {
-            v for line in lines for v in line.pool.rows[column].unique().to_pylist()
-        }
-        found.discard(None)
+        found = {v for line in lines for v in line.pool.rows[column].dropna().unique()}
         if len(found) > 1:
             notes.append(f"Rows come from several {words}: {', '.join(sorted(found))}.")
     return notes
@@ -73,12 +70,9 @@ def _of_older_rows(lines: list[Line]) -> list[str]:
     notes, older, means = [], 0, 0
     for line in lines:
         several = with_several(line.pool.cells)
-        columns = (line.pool.rows[name].to_pylist() for name in ("cell", "example"))
-        older_cells = [
-            c for c, example in zip(*columns, strict=True) if example is None
-        ]
+        older_cells = line.pool.rows.loc[line.pool.rows["example"].isna(), "cell"]
         older += len(older_cells)
-        means += sum(cell in several for cell in older_cells)
+        means += int(older_cells.isin(several).sum())
     if older:
         notes.append(
             f"{counted(older, 'row')} of an older kljax, whose outcomes were judged "

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow
+import pandas
 
 from kljax.metrics import Column
 from kljax.metrics.kinds import KINDS
 from kljax.studies import store
+from kljax.studies.frames import study_frame
 from kljax.studies.reports.axes import Axis, point_of
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
@@ -33,8 +33,8 @@ class Pool(NamedTuple):
 
     point: dict[str, str]
     cells: tuple[dict[str, Any], ...]
-    rows: pyarrow.Table
-    floors: dict[str, pyarrow.Table]
+    rows: pandas.DataFrame
+    floors: dict[str, pandas.DataFrame]
     failed: int
     values: Mapping[str, Column]
 
@@ -45,7 +45,7 @@ class Pool(NamedTuple):
         An upload has a row for each example. Before schema version 4 it had one, with
         the means over its examples, and ``example`` is null there.
         """
-        return sum(not example for example in self.rows["example"].to_pylist())
+        return int((self.rows["example"].fillna(0) == 0).sum())
 
     @property
     def expected(self) -> int:
@@ -72,36 +72,33 @@ def make_pools(
       axes: of the study.
       pooled: axes over which is pooled.
     """
-    attacked, floors = _places(study)
-    values = values_of(study)
+    rows = study_frame(study).sort_values("cell", kind="stable")  # as in the manifest
+    of_floor = rows["arm"].astype(str).str.startswith(FLOOR)
+    attacked, values = rows[~of_floor], values_of(study)
+    # A floor of a victim who has not been attacked yet would be compared with others.
+    floors = rows[of_floor].merge(attacked[["cell", "victim"]].drop_duplicates())
     missing = {cell["id"] for cell in store.missing_cells(study)}
     failed = {failure["cell"] for failure in study.failures} & missing
     gathered: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    names = [name for name in axes if name not in pooled]
     for cell in study.manifest["cells"]:
         point = point_of(cell, axes)
-        labels = tuple(point[name] for name in axes if name not in pooled)
-        gathered.setdefault(labels, []).append(cell)
-    names = [name for name in axes if name not in pooled]
-    order = {
-        name: {label: n for n, label in enumerate(axes[name].labels)} for name in names
-    }
+        gathered.setdefault(tuple(point[name] for name in names), []).append(cell)
+
+    def place(labels: tuple[str, ...]) -> list[int]:
+        pairs = zip(names, labels, strict=True)
+        return [axes[name].labels.index(label) for name, label in pairs]
+
     pools = []
-    for labels in sorted(
-        gathered,
-        key=lambda found: [order[a][b] for a, b in zip(names, found, strict=True)],
-    ):
-        cells = gathered[labels]
-        ids = [cell["id"] for cell in cells]
+    for labels in sorted(gathered, key=place):
+        ids = [cell["id"] for cell in gathered[labels]]
+        beside = floors[floors["cell"].isin(ids)].groupby("arm", observed=True)
         pools.append(
             Pool(
                 dict(zip(names, labels, strict=True)),
-                tuple(cells),
-                study.rows.take(_joined(attacked, ids)),
-                {
-                    name: study.rows.take(places)
-                    for name in FLOORS
-                    if len(places := _joined(floors.get(name, {}), ids))
-                },
+                tuple(gathered[labels]),
+                attacked[attacked["cell"].isin(ids)],
+                {name: beside.get_group(FLOOR + name) for name in _floor_names(beside)},
                 len(failed.intersection(ids)),
                 values,
             )
@@ -123,30 +120,7 @@ def with_several(cells: Sequence[Mapping[str, Any]]) -> set[str]:
     }
 
 
-Places = dict[str, list[int]]  # id of a cell -> places of its rows
-
-
-def _places(study: Study) -> tuple[Places, dict[str, Places]]:
-    """Finds the rows of attacks, and those of every floor, by cell.
-
-    A floor of a victim who has not been attacked yet is left out: it would be
-    compared with other victims.
-    """
-    columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "victim"))
-    rows = list(zip(*columns, strict=True))
-    attacked: Places = {}
-    victims = set()
-    for place, (cell, arm, victim) in enumerate(rows):
-        if not arm.startswith(FLOOR):
-            attacked.setdefault(cell, []).append(place)
-            victims.add((cell, victim))
-    floors: dict[str, Places] = {}
-    for place, (cell, arm, victim) in enumerate(rows):
-        if arm.startswith(FLOOR) and (cell, victim) in victims:
-            of_floor = floors.setdefault(arm.removeprefix(FLOOR), {})
-            of_floor.setdefault(cell, []).append(place)
-    return attacked, floors
-
-
-def _joined(places: Places, cells: list[str]) -> np.ndarray:
-    return np.array([n for cell in cells for n in places.get(cell, ())], np.int64)
+def _floor_names(by_arm: Any) -> list[str]:
+    """Lists the floors of a frame that is grouped by arm, as they are always listed."""
+    names = [str(arm).removeprefix(FLOOR) for arm in by_arm.groups]
+    return sorted(names, key=lambda n: FLOORS.index(n) if n in FLOORS else len(FLOORS))

@@ -1,7 +1,7 @@
 """Values: the columns of which means are tabled, read out of rows."""
 
 import numpy as np
-import pyarrow
+import pandas
 
 from kljax import metrics
 from kljax.metrics import OUTCOME_RATES, Column
@@ -17,21 +17,19 @@ def values_of(study: Study) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if column.is_value}
 
 
-def is_rate(rows: pyarrow.Table, value: Column) -> bool:
+def is_rate(rows: pandas.DataFrame, value: Column) -> bool:
     """Tells whether these rows have 0 or 1 for a value, by what its column means."""
     if value.name == "label_accuracy":
-        versions = rows["schema_version"].unique().to_pylist()
-        return min(versions, default=0) >= LABEL_OF_AN_IMAGE
+        return bool((rows["schema_version"] >= LABEL_OF_AN_IMAGE).all())
     return value.rate
 
 
-def numbers(rows: pyarrow.Table, name: str) -> np.ndarray:
+def numbers(rows: pandas.DataFrame, name: str) -> np.ndarray:
     """Reads a value of all rows, float64 [N]; NaN where there is none."""
     if name not in metrics.OUTCOMES:
-        column = rows[name].cast(pyarrow.float64())
-        return column.to_numpy(zero_copy_only=False)
-    outcomes = rows["outcome"].to_pylist()
-    return np.array([np.nan if o is None else float(o == name) for o in outcomes])
+        return rows[name].to_numpy(float, na_value=np.nan)
+    outcomes = rows["outcome"]
+    return np.where(outcomes.isna(), np.nan, outcomes == name)
 
 
 def known(number: float | None) -> float | None:

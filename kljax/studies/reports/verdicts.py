@@ -1,6 +1,5 @@
 """Verdicts: how a pool reads, in words that claim no more than its rows show."""
 
-import collections
 from typing import NamedTuple
 
 from kljax.studies.reports.estimates import Estimate
@@ -32,8 +31,8 @@ class Outcomes(NamedTuple):
 
 def count_outcomes(pool: Pool) -> Outcomes:
     """Counts the outcomes of a pool."""
-    names = pool.rows["outcome"].to_pylist()
-    return Outcomes(*(names.count(name) for name in Outcomes._fields))
+    counts = pool.rows["outcome"].value_counts()
+    return Outcomes(*(int(counts[name]) for name in Outcomes._fields))
 
 
 def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> str:
@@ -101,15 +100,13 @@ def _of_ambiguous(pool: Pool, count: int, undefended: Pool | None) -> str:
 
 def _of_uploads(pool: Pool) -> str:
     """Says how many images of each upload are recovered, contrast or not."""
-    columns = (pool.rows[name].to_pylist() for name in ("cell", "upload", "outcome"))
-    images: collections.Counter = collections.Counter()
-    recovered: collections.Counter = collections.Counter()
-    for cell, upload, outcome in zip(*columns, strict=True):
-        images[cell, upload] += 1
-        recovered[cell, upload] += outcome in ("recovered", "recovered_affine")
-    low, high = (pick(recovered.values()) for pick in (min, max))
+    leaked = pool.rows["outcome"].isin(("recovered", "recovered_affine"))
+    uploads = leaked.groupby(
+        [pool.rows["cell"], pool.rows["upload"]], observed=True, dropna=False
+    )
+    low, high = uploads.sum().min(), uploads.sum().max()
     span = str(low) if low == high else f"{low} to {high}"
-    of = " or ".join(map(str, sorted(set(images.values()))))
+    of = " or ".join(map(str, sorted(uploads.size().unique())))
     return f"Of each upload's {of} images at least {span} leaked."
 
 

@@ -131,12 +131,6 @@ def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
     rows = pyarrow.concat_tables(
         [schema.empty_table(), *(filled(part, schema) for part in parts)]
     ).combine_chunks()
-    known = {cell["id"] for cell in manifest["cells"]}
-    seen = set()
-    columns = (rows[name].to_pylist() for name in ("cell", "arm", "victim"))
-    kept = []
-    for number, row in enumerate(zip(*columns, strict=True)):
-        if row[0] in known and row not in seen:
-            seen.add(row)
-            kept.append(number)
-    return rows if len(kept) == len(rows) else rows.take(kept)
+    places = rows.select(["cell", "arm", "victim"]).to_pandas()
+    known = places["cell"].isin(cell["id"] for cell in manifest["cells"])
+    return rows.filter(pyarrow.array(known & ~places.duplicated()))
