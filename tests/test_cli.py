@@ -400,7 +400,7 @@ def test_what_cannot_be_parsed_is_explained(arguments, capsys, nothing_runs):
                 for name in LeakConfig.__dataclass_fields__
             ],
         ),
-        (["leak"], ("--out", "digits, photos", "cnn6 or vit", "sharded")),
+        (["leak"], ("--out", "digits, photos", "causal-transformer", "sharded")),
         (["demo"], ("--out", "--data")),
         (["data"], ("prepare", "--from", "--data-dir", "fashion_mnist")),
     ],

@@ -1,7 +1,9 @@
 """Studies of sentences, and of images of any sides: from the option to the report."""
 
+import dataclasses
 import functools
 
+import begun_runs
 import numpy as np
 import pytest
 from studies import quick_compilation, scored, study, tiny
@@ -9,20 +11,19 @@ from studies import quick_compilation, scored, study, tiny
 from kljax import data
 from kljax.metrics import COLUMNS
 from kljax.studies import leak_report, leakage
-from kljax.studies.builder import task
+from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.sentences import mark, sentence_lines
 
 TEXT = {
-    "model": "transformer",
+    "model": "text_networks:small",
+    "init": 0.0,
     "data": "text",
     "attack": "dlg",
-    "optimiser": "adam",
-    "step_size": 0.1,
     "labels": "given",
     "tokens": 4,
     "victims": 2,
-    "steps": 60,
+    "steps": 150,
     "layout": tiny().layout,
 }
 
@@ -54,10 +55,16 @@ def test_a_row_of_a_sentence_says_nothing_of_images():
         assert row.keys() == COLUMNS.keys()
         for column in ("ssim", "mse", "psnr", "floor_mse", "image_size", "channels"):
             assert row[column] is None, column
-        assert row["tokens"] == 4 and row["init"] == 0  # settled: the network's own
+        assert row["tokens"] == 4
         assert 0 <= row["floor_token_accuracy"] <= 1
     spelled = [result.dataset.inputs.spell(t) for t in result.victims.images[:, 0]]
     assert [row["text"] for row in of("none")] == spelled
+
+
+def test_networks_of_sentences_draw_their_weights_themselves():
+    for model, init in (("transformer", 0.0), ("lenet", 0.5)):
+        assert from_run.settle(LeakConfig(model=model)).init == init
+    assert from_run.settle(LeakConfig(model="transformer", init=0.25)).init == 0.25
 
 
 def test_floors_of_sentences_are_rows():
@@ -100,7 +107,10 @@ def test_what_is_wrong_is_marked():
             "'lenet' takes inputs of kind 'image', and dataset 'text' holds 'text': "
             "take transformer or causal-transformer",
         ),
-        ({"data": "digits"}, "'transformer' takes inputs of kind 'text'.* 'digits'"),
+        (
+            {"model": "transformer", "data": "digits"},
+            "'transformer' takes inputs of kind 'text'.* 'digits'",
+        ),
         ({"attack": "matching"}, "'matching' looks for .* image.* take dlg, idlg or"),
         ({"tokens": 400}, "no sentences of 400 tokens: the longest verses"),
         ({"tokens": 0}, "tokens must be an integer >= 1, got 0"),
@@ -111,9 +121,34 @@ def test_what_does_not_fit_is_refused(changes, message):
         leakage.prepare(LeakConfig(arms=("none",), **TEXT | changes))
 
 
-def test_training_takes_images():
-    with pytest.raises(ValueError, match="'text' holds text: kljax train takes images"):
-        task.load_split(TrainConfig(model="transformer", data="text"))
+OF_TEXT = {
+    "model": "text_networks:small",
+    "data": "text",
+    "tokens": 4,
+    "init": 0.0,
+    "arms": ("none",),
+}
+
+
+def test_a_client_of_a_training_on_text_is_attacked(tmp_path):
+    begun_runs.begin(tmp_path / "run", **OF_TEXT)
+    options = {"attack": "dlg", "labels": "given", "victims": 1, "steps": 150}
+    config = begun_runs.study(tmp_path / "run", **options)
+    with quick_compilation():
+        result = leakage.leak(config)
+    assert result.config.tokens == 4 and result.config.data == "text"
+    (row,) = [row for row in scored(result) if row["arm"] == "none"]
+    assert row["exact_match"], (row["text"], row["text_guess"])
+    config = dataclasses.replace(config, upload="update", local_steps=2, batch=1)
+    with pytest.raises(ValueError, match="train tokens/embedding, which .*'gradient'"):
+        leakage.prepare(config)
+
+
+@pytest.mark.parametrize("changes", ({"normalise": "cifar10"}, {"trigger": "patch=2"}))
+def test_what_is_about_images_is_refused_of_text(changes):
+    config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
+    with pytest.raises(ValueError, match="is about images, and dataset 'text' holds"):
+        run_setup.prepare(config)
 
 
 # --- images of any sides -------------------------------------------------------------

@@ -5,6 +5,7 @@ Every refusal names the culprit: the batch, the row and the value, and what woul
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def check_batch(
 
 
 def check_local_batches(
-    images, labels, valid, num_classes: Callable[[tuple[int, ...]], int], clients
+    images, labels, valid, num_classes: Callable[[tuple[int, ...], Any], int], clients
 ) -> None:
     """Refuses what clients must not train on, as `check_batch` does what is attacked.
 
@@ -75,10 +76,11 @@ def check_local_batches(
     only scores need contrast.
 
     Args:
-      images: [n, T, B, H, W, C] floating point in [0, 1].
+      images: [n, T, B, H, W, C] floating point in [0, 1], or [n, T, B, L] tokens.
       labels: [n, T, B] integers in [0, Kc).
       valid: [n, T] bool; what padding holds does not matter.
-      num_classes: ``[H, W, C] of one image -> Kc``, asked once the shapes are right.
+      num_classes: ``(shape of one input, dtype) -> Kc``, asked once the shapes are
+        right.
       clients: [n] what error messages call the clients.
 
     Raises:
@@ -88,7 +90,9 @@ def check_local_batches(
     """
     images, labels, valid = np.asarray(images), np.asarray(labels), np.asarray(valid)
     whose = f"the batches of client {clients[0]}"
-    if not np.issubdtype(images.dtype, np.floating):
+    # Tokens are 32-bit or 64-bit; of 8 bits are images that were not divided by 255.
+    of_tokens = images.dtype in (np.int32, np.int64)
+    if not (of_tokens or np.issubdtype(images.dtype, np.floating)):
         raise TypeError(
             f"images in {whose} are {images.dtype}; give floating point in [0, 1] "
             "(divide 8-bit images by 255)"
@@ -96,16 +100,16 @@ def check_local_batches(
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels in {whose} are {labels.dtype}; give integers")
     if (
-        images.ndim != 6
+        images.ndim != (4 if of_tokens else 6)
         or labels.shape != images.shape[:3]
         or valid.shape != (labels.shape[:2])
     ):
         raise ValueError(
             f"images, labels and valid of {len(clients)} clients have shapes "
             f"{images.shape}, {labels.shape} and {valid.shape}; give [n, T, B, H, W, "
-            "C], [n, T, B] and [n, T]"
+            "C] (or [n, T, B, L] tokens), [n, T, B] and [n, T]"
         )
-    classes = num_classes(images.shape[3:])
+    classes = num_classes(images.shape[3:], images.dtype)
     wrong = valid[..., None] & ((labels < 0) | (labels >= classes))
     if wrong.any():
         n, t, b = np.argwhere(wrong)[0]
@@ -113,9 +117,12 @@ def check_local_batches(
             f"client {clients[n]} has label {labels[n, t, b]} (step {t}); labels must "
             f"lie in [0, {classes})"
         )
-    # One quick look at all of it, padding included: of NaN neither is true.
-    if images.min() >= 0 and images.max() <= 1:
+    # One quick look at all of it, padding included: of NaN neither is true. How many
+    # tokens there are, the dataset knows.
+    if images.min() >= 0 and (of_tokens or images.max() <= 1):
         return
+    if of_tokens:
+        raise ValueError(f"a token in {whose} is {images.min()}: they count from 0")
     outside = (images < 0) | (images > 1)
     wrong = valid & outside.any(axis=(2, 3, 4, 5))
     if wrong.any():

@@ -241,10 +241,10 @@ def federated_rounds(
         return uploads, weights
 
     @functools.cache
-    def num_classes(image_shape: tuple[int, ...]) -> int:
+    def num_classes(shape: tuple[int, ...], dtype: Any) -> int:
         def logits() -> Array:
             params, stats = model.init(jax.random.key(0))
-            images = jnp.zeros((1, *image_shape))
+            images = jnp.zeros((1, *shape), dtype)
             return model.apply(params, stats, images, train=False).logits
 
         return jax.eval_shape(logits).shape[-1]

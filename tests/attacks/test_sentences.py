@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toys import quick_jit, setting
 
@@ -15,7 +16,7 @@ from kljax.attacks.presets import dlg, inverting_gradients
 from kljax.core.types import Private, Public
 from kljax.data.sentences import sentences_of
 from kljax.defences import none
-from kljax.federated.clients import one_step
+from kljax.federated.clients import local_update, one_step
 from kljax.models import Transformer, from_nnx
 
 LENGTH, CLASSES, PIECES = 4, 3, tuple(f"▁{n}" for n in range(24))
@@ -111,6 +112,28 @@ def test_the_rows_of_the_table_tell_the_tokens_but_not_to_this_attack():
     np.testing.assert_array_equal(rows, np.unique(SENTENCE))
     poisoned = sent._replace(model=sent.model | {TABLE: np.full((24, 8), np.nan)})
     np.testing.assert_array_equal(attacked(poisoned).images, attacked(sent).images)
+
+
+def test_a_client_trains_on_tokens():
+    """One step of gradient descent moves by the gradient, embeddings and all."""
+    rate = 0.5
+    run = local_update(MODEL, ground().loss, none(), optax.sgd(rate), steps=1, batch=1)
+    received, stats = update().public, update().stats
+    state = run.init(received, Private())
+    sent = quick_jit(run.run)(
+        jax.random.key(0),
+        jnp.asarray(0),
+        received,
+        stats,
+        state,
+        SENTENCE,
+        np.array([1]),
+    ).sent
+    for name, leaf in update().sent.model.items():
+        np.testing.assert_allclose(
+            sent.model[name], -rate * leaf, rtol=1e-3, atol=1e-6, err_msg=name
+        )
+    assert np.any(sent.model[TABLE])
 
 
 def test_what_is_made_for_images_refuses_sentences():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kljax.data import check_batch, text
+from kljax.data import check_batch, check_local_batches, text
 from kljax.data.sentences import nearest_tokens, sentences_of, spell
 from kljax.data.text import load_text
 
@@ -73,6 +73,31 @@ def test_spelling():
 def test_what_is_no_sentence_is_refused(tokens, error, message):
     with pytest.raises(error, match=message):
         check_batch(tokens, [0, 1], 2, inputs=sentences_of(2, WORDS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        (lambda tokens, labels: (tokens - 1, labels), "a token in .* client 7 is -1"),
+        (lambda tokens, labels: (tokens, labels + 1), "client 8 has label 3"),
+        (lambda tokens, labels: (tokens[..., None], labels), r"\[n, T, B, L\] tokens"),
+    ),
+)
+def test_clients_train_on_tokens_from_0_and_labels_of_the_network(change, message):
+    tokens = np.arange(2 * 3 * 2 * 4).reshape(2, 3, 2, 4)
+    labels, valid = np.zeros((2, 3, 2), int), np.ones((2, 3), bool)
+    labels[1, 2, 1] = 2
+    asked = []
+
+    def num_classes(shape, dtype):
+        asked.append((shape, np.dtype(dtype)))
+        return 3
+
+    check_local_batches(tokens, labels, valid, num_classes, [7, 8])
+    assert asked == [((4,), tokens.dtype)]
+    tokens, labels = change(tokens, labels)
+    with pytest.raises(ValueError, match=message):
+        check_local_batches(tokens, labels, valid, num_classes, [7, 8])
 
 
 def test_the_nearest_token_is_that_of_the_largest_cosine():

@@ -54,6 +54,9 @@ def test_an_id_says_what_changes_results_and_nothing_else():
     )
     assert {other.id for other in same} == {cell().id}
     assert cell(init=1).id == cell(init=1.0).id != cell().id
+    of_text = cell(model="transformer", data="text")
+    assert cell(model="transformer", data="text", init=0).id == of_text.id
+    assert cell(model="transformer", data="text", init=0.5).id != of_text.id
     facts = ("labels=known", "stats=visible")
     assert cell(threat=facts).id == cell(threat=facts[::-1]).id
     with pytest.raises(ValueError, match="one arm"):
@@ -87,6 +90,9 @@ OTHER = {
     "classifier": "fc",
     "loss": "optax:softmax_cross_entropy",
     "image_size": 8,
+    "image_width": 9,
+    "channels": 1,
+    "tokens": 5,
     "split": "test",
     "data_dir": "/elsewhere",
     "precision": "default",

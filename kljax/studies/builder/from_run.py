@@ -26,9 +26,10 @@ from kljax.federated.algorithms import proximal
 from kljax.federated.clients import ClientState, local_training
 from kljax.federated.server import ServerState
 from kljax.studies import run_folder
-from kljax.studies.builder import run_setup, task
+from kljax.studies.builder import run_setup
 from kljax.studies.builder.run_setup import Prepared
 from kljax.studies.config import LeakConfig, TrainConfig, default
+from kljax.studies.config.leak import weights_limit
 
 # What a run has settled, by the same name in both configurations.
 SETTLED = (
@@ -46,7 +47,6 @@ SETTLED = (
     "channels",
     "tokens",
 )
-INIT = 0.5  # of networks of images, as DLG draws their weights
 # What is done about a lock if nothing is said: an upper bound, the strongest attack
 # that needs no secret, and a guess.
 STRATEGIES = ("known", "regress_gates", "fixed_random")
@@ -93,8 +93,7 @@ def settle(config: LeakConfig) -> LeakConfig:
     if config.from_run is None:
         if config.init is not None:
             return config
-        of_sentences = task.find_network(config).inputs == "text"
-        return dataclasses.replace(config, init=0.0 if of_sentences else INIT)
+        return dataclasses.replace(config, init=weights_limit(config.model))
     if config.earlier:
         raise ValueError(
             f"earlier={config.earlier}: a client of a run has sent what it has sent, "

@@ -30,7 +30,7 @@ from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, losses, normalised
 from kljax.studies.builder import task
-from kljax.studies.config import TrainConfig
+from kljax.studies.config import TrainConfig, default
 
 
 class Prepared(NamedTuple):
@@ -74,6 +74,9 @@ def prepare(config: TrainConfig) -> Prepared:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
     train, test, public = task.load_split(config)
+    for option in ("normalise", "roles", "trigger"):
+        if getattr(config, option) != default(TrainConfig, option):
+            _check_images(config, option, train)
     labels = train.labels[np.arange(len(train))]
     partition = data.partition(config.partition, labels, config.clients, config.seed)
     steps = max(local_steps(config, len(own)) for own in partition)
@@ -129,6 +132,15 @@ def _find_aggregator(config: TrainConfig) -> Aggregator:
             f"and there are {clients}: take more clients, or another aggregator"
         )
     return rule
+
+
+def _check_images(config: TrainConfig, option: str, train: data.Dataset) -> None:
+    """Refuses an option that says something about images alone."""
+    if train.inputs.kind != "image":
+        raise ValueError(
+            f"{option}={getattr(config, option)!r} is about images, and dataset "
+            f"{config.data!r} holds {train.inputs.kind}: leave it out"
+        )
 
 
 def _find_attack(

@@ -117,11 +117,6 @@ def load_split(config: TrainConfig) -> Split:
         whole = load_dataset(config, config.train_split)
         tested = load_dataset(config, config.test_split)
         ours, test = np.arange(len(whole)), np.arange(len(tested))
-    if whole.inputs.kind != "image":
-        raise ValueError(
-            f"dataset {config.data!r} holds {whole.inputs.kind}: kljax train takes "
-            "images, and kljax leak takes both"
-        )
     count = config.public_examples
     if count is None:
         count = min(PUBLIC, len(ours) // 10)

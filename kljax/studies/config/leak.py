@@ -65,6 +65,12 @@ OF_UPDATES = ("local_steps", "local_epochs", "batch", "client_optimiser")
 INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
 
 
+def weights_limit(model: str) -> float:
+    """Gives the `init` of a model if nothing is said, by its name."""
+    network = NETWORKS.get(model)
+    return 0.0 if network is not None and network.inputs == "text" else 0.5
+
+
 @fill_lists(
     models=NETWORKS,
     datasets=EMBEDDED,

@@ -10,6 +10,7 @@ import msgspec
 
 from kljax.core.registry import nearest
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig
+from kljax.studies.config.leak import weights_limit
 from kljax.studies.sweeps.fields import DEFAULTS, in_floats
 
 DIGITS = 12  # of an id
@@ -58,6 +59,8 @@ def identity(config: LeakConfig) -> dict[str, Any]:
         name, value = field.name, getattr(config, field.name)
         if name in NO_RESULTS:
             continue
+        if name == "init" and value == weights_limit(config.model):
+            continue  # said or not, the weights are the same
         # The number of default arms may change; that of a cell is always one.
         if name == "arms" or value != getattr(DEFAULTS, name):
             fields[name] = _plain(name, value)
