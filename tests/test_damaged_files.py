@@ -397,6 +397,16 @@ def test_a_manifest_that_contradicts_itself(study, tmp_path, old, new, place):
         read_manifest(tmp_path)
 
 
+def test_a_cell_that_cannot_be_is_named_with_its_folder(tmp_path):
+    older = Path(__file__).parent / "goldens" / "version_4" / "study"
+    manifest = read_manifest(older)
+    manifest["cells"][0]["config"]["attac"] = "dlg"
+    words = rf"{tmp_path}/manifest.json is damaged at cell \w+: .*no field 'attac'"
+    for read in (cells_of, plan):
+        with pytest.raises(DamagedFile, match=words):
+            read(manifest, tmp_path)
+
+
 NO_TEXT = "a\udcff"  # as a path with a byte that is not UTF-8 comes from the system
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from kljax.studies import store
 from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.contents import make_contents
 from kljax.studies.reports.gallery import LARGEST, make_gallery, to_png
 from kljax.studies.reports.pools import make_pools
 
@@ -55,6 +56,23 @@ def test_best_median_and_worst_are_told_by_the_loss(tmp_path):
     ]
 
 
+def test_a_damaged_file_costs_its_own_pictures_alone(tmp_path):
+    folder = made(tmp_path, [[1.0, 2.0, 3.0]] * 2, [[0.1, 0.2, 0.3]] * 2)
+    first, second = (c["id"] for c in store.read(folder).manifest["cells"])
+    path = folder / "reconstructions" / f"{first}.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    gallery = gallery_of(folder)
+    (row,) = gallery.rows
+    assert row.victims == 3  # those of the second cell
+    (words,) = gallery.damaged
+    assert words.startswith(f"{path} is damaged: it holds no arrays")
+    contents = make_contents(store.read(folder))
+    assert contents.points.records[0]["victims"] == 6
+    assert f"Pictures left out: {words}." in contents.notes
+    (folder / "reconstructions" / f"{second}.npz").write_bytes(b"nothing")
+    assert gallery_of(folder).rows == () and len(gallery_of(folder).damaged) == 2
+
+
 def test_pictures_are_those_of_the_victim(tmp_path):
     folder = made(tmp_path, [[1.0, 2.0, 3.0]] * 2, [[0.1, 0.2, 0.3]] * 2, keep=(1,))
     (row,) = gallery_of(folder).rows
@@ -84,7 +102,7 @@ def test_few_victims_are_shown_once(tmp_path, count, ranks):
 
 def test_nothing_kept_nothing_shown(tmp_path):
     folder = made(tmp_path, [[1.0] * 3] * 2, [[0.1] * 3] * 2, keep=())
-    assert gallery_of(folder) == ((), 0)
+    assert gallery_of(folder) == ((), 0, ())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,12 @@ from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
-from kljax.studies.reports.notes import counted, result_notes, tradeoff_notes
+from kljax.studies.reports.notes import (
+    counted,
+    damaged_notes,
+    result_notes,
+    tradeoff_notes,
+)
 from kljax.studies.reports.plots import draw_budgets, draw_distributions, draw_tradeoffs
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.sweep_file import sweep_to_toml
@@ -165,7 +170,7 @@ def make_contents(
     curves = make_curves(pools, axes)
     tradeoffs = make_tradeoffs(pools, axes, trainings)
     open_failures = _open_failures(study)
-    manifest = study.manifest
+    manifest, gallery = study.manifest, make_gallery(study, pools)
     return Contents(
         name=manifest.get("name", study.folder.name),
         value=value,
@@ -175,7 +180,7 @@ def make_contents(
         threats=threat_models(pools),
         pivots=pivot_tables(lines, axes, arrangement, column),
         points=points_table(lines, column),
-        notes=result_notes(lines, arrangement, column),
+        notes=result_notes(lines, arrangement, column) + damaged_notes(gallery),
         distributions=draw_distributions(pools, axes, column),
         comparisons=comparisons_table(compared, column) if compared else None,
         budgets=budgets_table(curves) if curves else None,
@@ -184,7 +189,7 @@ def make_contents(
         tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
         tradeoff_figure=draw_tradeoffs(tradeoffs, axes),
         tradeoff_notes=tradeoff_notes(pools, trainings),
-        gallery=make_gallery(study, pools),
+        gallery=gallery,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),
         commands=_commands(study, rows, columns, value, runs),

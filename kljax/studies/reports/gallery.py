@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kljax.core.files import DamagedFile
 from kljax.studies import store
 from kljax.studies.gallery import displayed
 from kljax.studies.reports.pools import Pool
@@ -64,15 +65,23 @@ class Row(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """All rows, and how many pools were left out to keep the page small."""
+    """Rows of pictures.
+
+    Attributes:
+      rows: of pools.
+      left_out: pools that are not shown, to keep the page small.
+      damaged: what is wrong with files that could not be read; their images are
+        missing.
+    """
 
     rows: tuple[Row, ...]
     left_out: int
+    damaged: tuple[str, ...]
 
 
 def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
     """Chooses and draws victims of every pool whose reconstructions were kept."""
-    rows = []
+    rows, damaged = [], []
     left_out = 0
     for pool in pools:
         cells = [
@@ -85,14 +94,19 @@ def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
         if len(rows) == MOST:
             left_out += 1
             continue
-        row = _row(study, pool, cells)
+        images = {}
+        for cell in cells:
+            try:
+                images[cell] = store.read_reconstructions(study, cell)
+            except DamagedFile as error:  # scores are not lost for a picture
+                damaged.append(str(error))
+        row = _row(pool, images)
         if row is not None:
             rows.append(row)
-    return Gallery(tuple(rows), left_out)
+    return Gallery(tuple(rows), left_out, tuple(damaged))
 
 
-def _row(study: Study, pool: Pool, cells: list[str]) -> Row | None:
-    images = {cell: store.read_reconstructions(study, cell) for cell in cells}
+def _row(pool: Pool, images: dict[str, dict[str, np.ndarray]]) -> Row | None:
     places = {
         (cell, int(victim)): place
         for cell, arrays in images.items()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from kljax.metrics import Column
 from kljax.studies.reports.axes import Arrangement
+from kljax.studies.reports.gallery import Gallery
 from kljax.studies.reports.pools import Pool, with_several
 from kljax.studies.reports.tables import Line
 from kljax.studies.reports.tradeoffs import Run, unpaired
@@ -87,6 +88,11 @@ def _of_older_rows(lines: list[Line]) -> list[str]:
             "image."
         )
     return notes
+
+
+def damaged_notes(gallery: Gallery) -> list[str]:
+    """Names the files of pictures that could not be read."""
+    return [f"Pictures left out: {words}." for words in gallery.damaged]
 
 
 def tradeoff_notes(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:

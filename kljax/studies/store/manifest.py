@@ -180,20 +180,27 @@ def read_manifest(folder: Path, *, missing_ok: bool = False) -> Manifest | None:
     return manifest
 
 
-def cells_of(manifest: dict[str, Any]) -> tuple[Cell, ...]:
+def cells_of(manifest: dict[str, Any], folder: Path | None = None) -> tuple[Cell, ...]:
     """Reads the cells of a manifest.
+
+    Args:
+      manifest: see `read_manifest`.
+      folder: that it was read from, to be named in errors.
 
     Raises:
       DamagedFile: for a cell that cannot be.
     """
-    return tuple(map(_cell, manifest["cells"]))
+    return tuple(_cell(entry, folder) for entry in manifest["cells"])
 
 
-def plan(manifest: dict[str, Any]) -> list[Group]:
-    """Cuts a study into groups and chunks; a function of the manifest alone."""
+def plan(manifest: dict[str, Any], folder: Path | None = None) -> list[Group]:
+    """Cuts a study into groups and chunks; a function of the manifest alone.
+
+    `folder`, that it was read from, is named in errors.
+    """
     generations: dict[int, list[Cell]] = {}
     for entry in manifest["cells"]:
-        generations.setdefault(entry["generation"], []).append(_cell(entry))
+        generations.setdefault(entry["generation"], []).append(_cell(entry, folder))
     planned = []
     for generation, cells in sorted(generations.items()):
         for number, members in enumerate(groups(cells).values()):
@@ -206,14 +213,13 @@ def plan(manifest: dict[str, Any]) -> list[Group]:
     return planned
 
 
-def _cell(entry: Entry) -> Cell:
+def _cell(entry: Entry, folder: Path | None = None) -> Cell:
     try:
         return cell_from_json(entry)
     except ValueError as error:
         place = f"cell {entry['id']}"
-        raise DamagedFile(
-            "manifest.json", str(error), remedy=REMEDY, place=place
-        ) from error
+        path = Path("manifest.json") if folder is None else folder / "manifest.json"
+        raise DamagedFile(path, str(error), remedy=REMEDY, place=place) from error
 
 
 def _cut(cells: Sequence[Cell], size: int) -> Iterator[tuple[Piece, ...]]:
@@ -237,7 +243,7 @@ def _cut(cells: Sequence[Cell], size: int) -> Iterator[tuple[Piece, ...]]:
 def _extended(
     folder: Path, there: dict[str, Any], sweep: Sweep, grid: Grid, part: int | None
 ) -> dict[str, Any]:
-    change = difference(cells_of(there), grid.cells)
+    change = difference(cells_of(there, folder), grid.cells)
     changes = list(change.changes)
     options = there["sweep"]["options"]
     for name, value in sweep.options._asdict().items():

@@ -40,7 +40,7 @@ def merge_studies(first: Path, second: Path, out: Path) -> None:
     if out.exists():
         raise FileExistsError(f"{str(out)!r} exists: name another folder")
     manifests = [read_manifest(folder) for folder in (first, second)]
-    both = [cells_of(manifest) for manifest in manifests]
+    both = [*map(cells_of, manifests, (first, second))]
     cells = merge(*both)
     sweep = _joined_sweep(manifests, both)
     studies = [read(folder) for folder in (first, second)]

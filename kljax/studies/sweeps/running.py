@@ -133,7 +133,7 @@ def run_study(
     keep = manifest["sweep"]["options"].get("reconstructions", False)
     recorded = {failure["cell"] for failure in read_failures(folder)}
     failed = set() if retry_failed else set(recorded)
-    groups = plan(manifest)
+    groups = plan(manifest, folder)
     work, number = [], 0
     for group in groups:
         mine = []
