@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from kljax.studies import store
+from kljax.studies.reports import write_report
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.contents import make_contents
 from kljax.studies.reports.gallery import LARGEST, make_gallery, to_png
@@ -71,6 +72,25 @@ def test_a_damaged_file_costs_its_own_pictures_alone(tmp_path):
     assert f"Pictures left out: {words}." in contents.notes
     (folder / "reconstructions" / f"{second}.npz").write_bytes(b"nothing")
     assert gallery_of(folder).rows == () and len(gallery_of(folder).damaged) == 2
+
+
+def test_sentences_are_written(tmp_path):
+    folder = made_studies.make_folder(tmp_path / "study", AXES, {"victims": 3})
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
+        rows = made_studies.attack_rows(
+            cell, [np.nan] * 3, loss=[1.0, 2.0, 3.0], mse=0.01, label=5
+        )
+        for row in rows:
+            row |= {"text": "of <Moses>", "text_guess": "of him"}
+            row["token_accuracy"] = 0.5
+        made_studies.write_part(folder, str(number), cell, rows)
+        made_studies.write_reconstructions(folder, cell, rows)
+    (row,) = gallery_of(folder).rows
+    best = row.shown[0]
+    assert (best.truth, best.guess) == ("of <Moses>", "of him")
+    assert best.score == "50% of tokens"
+    page = write_report(store.read(folder)).read_text()
+    assert '<p class="sentence">of &lt;Moses&gt;</p>' in page
 
 
 def test_pictures_are_those_of_the_victim(tmp_path):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kljax.core.files import DamagedFile
+from kljax.metrics import VALUES
+from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.gallery import displayed
 from kljax.studies.reports.pools import Pool
@@ -25,7 +27,7 @@ IMAGES = 8  # of one upload
 
 
 class Shown(NamedTuple):
-    """One image.
+    """One image, or one sentence.
 
     Attributes:
       rank: best, median or worst of its pool, by the attacker's own loss; which of how
@@ -33,9 +35,9 @@ class Shown(NamedTuple):
       victim: index in the dataset.
       label: its class.
       loss: matching loss of the upload.
-      score: SSIM of this image, in words.
+      score: SSIM of this image, or the share of right tokens, in words.
       outcome: see `kljax.metrics.outcome`.
-      truth, guess: PNG.
+      truth, guess: PNG of an image; a sentence itself.
     """
 
     rank: str
@@ -44,8 +46,8 @@ class Shown(NamedTuple):
     loss: float
     score: str
     outcome: str
-    truth: bytes
-    guess: bytes
+    truth: bytes | str
+    guess: bytes | str
 
 
 class Row(NamedTuple):
@@ -148,13 +150,20 @@ def _ranked(count: int) -> dict[str, int]:
 
 def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
     examples, example = len(pictures["truths"]), row["example"]
-    score = (
-        "no finite SSIM" if known(row["ssim"]) is None else f"SSIM {row['ssim']:.2f}"
-    )
+    written = row.get("text") is not None  # rows of before there was text have none
+    kind, one = (KINDS["text"], "sentence") if written else (KINDS["image"], "image")
+    value = known(row[kind.primary])
+    heading = VALUES[kind.primary].heading
+    score = f"no finite {heading}" if value is None else kind.caption(value)
     if examples > 1:
         # An older row has the means of all, and no score of this image.
         score = f"mean of {examples}: {score}" if example is None else score
-        rank = f"{rank}, image {(example or 0) + 1} of {examples}"
+        rank = f"{rank}, {one} {(example or 0) + 1} of {examples}"
+    drawn = (
+        (row["text"], row["text_guess"])
+        if written
+        else (to_png(pictures[name][example or 0]) for name in ("truths", "images"))
+    )
     return Shown(
         rank,
         row["victim"],
@@ -162,7 +171,7 @@ def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> S
         row["matching_loss"],
         score,
         row["outcome"],
-        *(to_png(pictures[name][example or 0]) for name in ("truths", "images")),
+        *drawn,
     )
 
 
