@@ -48,8 +48,8 @@ RESERVED = {
     "vmap": {
         "parallel/victim_axis.py",
         "parallel/client_axis.py",
-        "attacks/drivers/gradient.py",  # a prior now and at the end
-        "attacks/drivers/search.py",  # restarts of one attack
+        "attacks/drivers/population.py",  # one generation
+        "attacks/drivers/search.py",  # restarts, and a prior now and at the end
         "attacks/pooling.py",  # uploads of one client
         "core/drawing.py",  # random keys
         "metrics/kinds/images.py",  # finished reconstructions, on their way into rows

@@ -5,6 +5,7 @@ from kljax.attacks.attack import (
     UNKNOWN,
     Attack,
     Candidate,
+    Evolution,
     Objective,
     Optimiser,
     Protocol,
@@ -27,7 +28,7 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
     rgap,
 )
-from kljax.attacks.drivers import descend
+from kljax.attacks.drivers import descend, evolve
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.labels import (
     LABELS,
@@ -38,7 +39,7 @@ from kljax.attacks.labels import (
     targets_of,
 )
 from kljax.attacks.objectives import OBJECTIVES, cosine, squared_l2
-from kljax.attacks.optimisers import adam, from_optax, lbfgs, lbfgs_torch
+from kljax.attacks.optimisers import adam, cma_es, from_optax, lbfgs, lbfgs_torch
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
 from kljax.attacks.secrets import SECRETS, Secret, live_channels, secret_of
@@ -52,6 +53,7 @@ __all__ = [
     "Setting",
     "Protocol",
     "descend",
+    "evolve",
     "RESTARTS",
     "Unknown",
     "Unknowns",
@@ -96,10 +98,12 @@ __all__ = [
     "feature",
     "pooled",
     "Optimiser",
+    "Evolution",
     "from_optax",
     "adam",
     "lbfgs",
     "lbfgs_torch",
+    "cma_es",
     "dense_input",
     "classifier_inputs",
     "dense_layer",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.core.generator import Generator
 from kljax.core.inputs import InputSpec
 from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 from kljax.models.chain import Layer
@@ -74,6 +75,7 @@ class Setting(NamedTuple):
       draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
         and drawn a private key: what everybody can simulate. None where there is none.
       simulate_update: the same of what the defence does to a whole change.
+      generator: that the attacker has trained on public images; None for none.
     """
 
     model: Model
@@ -92,6 +94,7 @@ class Setting(NamedTuple):
     draw_gates: Callable[[Rng], Gates] | None = None
     features: float = 0.0
     simulate_update: Callable[..., Any] = as_sent
+    generator: Generator | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -145,12 +148,15 @@ class Unknown(NamedTuple):
       project: ``free -> free``, after every move: back to what is allowed.
       read: ``(value, fixed) -> value``, of what is found in the end: a token, where
         embeddings were looked for.
+      penalty: ``free -> []``, added to the objective as a prior is: how unlikely what
+        is looked for is, whatever becomes of it; None for nothing.
     """
 
     start: Callable[[Rng, View], tuple[PyTree, PyTree]]
     decode: Callable[[PyTree, PyTree], PyTree]
     project: Callable[[PyTree], PyTree] = lambda free: free
     read: Callable[[PyTree, PyTree], PyTree] = lambda value, fixed: value
+    penalty: Callable[[PyTree], Array] | None = None
 
 
 class Unknowns(NamedTuple):
@@ -172,6 +178,25 @@ class Optimiser(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     step: Callable[[PyTree, PyTree, Array, PyTree], tuple[PyTree, PyTree]]
+
+
+class Evolution(NamedTuple):
+    """A search that asks for the values of a population of vectors, and is told them.
+
+    Every call has a random key of its own. Values that are not finite are told as
+    infinite.
+
+    Attributes:
+      population: P candidates in one generation.
+      init: ``(rng, start [n]) -> state``.
+      ask: ``(rng, state) -> (candidates [P, n], state)``.
+      tell: ``(rng, candidates [P, n], values [P], state) -> state``; low is good.
+    """
+
+    population: int
+    init: Callable[[Rng, Array], PyTree]
+    ask: Callable[[Rng, PyTree], tuple[Array, PyTree]]
+    tell: Callable[[Rng, Array, Array, PyTree], PyTree]
 
 
 # (View, Candidate) -> (upload of the candidate, upload observed): gradients, or changes

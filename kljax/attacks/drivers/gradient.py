@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import (
     RESTARTS,
     Attack,
+    Evolution,
     Objective,
     Optimiser,
     Prior,
@@ -22,13 +23,12 @@ from kljax.attacks.drivers.search import (
     Best,
     Run,
     begin,
-    check_alike,
     check_points,
+    compose_loss,
     project,
     restarted,
 )
-from kljax.core.dependence import trace_dependence
-from kljax.core.types import Array, PyTree, Rng
+from kljax.core.types import Rng
 from kljax.threat import View
 
 
@@ -70,33 +70,26 @@ def descend(
       no image in it: what comes back is not `finite`.
 
     Raises:
-      ValueError: if steps, restarts or points are below 1, or `points` does not
-        divide `steps`; and from the attack, where a tensor of the upload does not have
-        the shape that the network's has, and where several restarts would start alike,
-        because no unknown draws its start.
+      ValueError: for what is no `Optimiser`; if steps, restarts or points are below 1,
+        or `points` does not divide `steps`; and from the attack, where a tensor of the
+        upload does not have the shape that the network's has, and where several
+        restarts would start alike, because no unknown draws its start.
     """
+    if not isinstance(optimiser, Optimiser):
+        raise ValueError(
+            "this attack follows gradients and needs an optimiser that does, such as "
+            f"lbfgs or adam; it was given {type(optimiser).__name__}, which asks for "
+            "a population"
+            if isinstance(optimiser, Evolution)
+            else f"optimiser must be a kljax.attacks.Optimiser, got {optimiser!r}"
+        )
     points = check_points(steps, restarts, points)
-    last = (steps - 1) / steps  # progress at the last step
 
     def run(rng: Rng, view: View) -> Run:
-        first, decode, read = begin(unknowns, rng, view)
-        believed = trace_dependence(lambda p: prior(view, decode(first), p), last)
-
-        def total(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
-            candidate = decode(free)
-            simulated, observed = simulation(view, candidate)
-            check_alike(simulated, observed)
-            matching = objective(simulated, observed)
-            if not believed.on_argument:
-                value = matching + prior(view, candidate, progress)
-                return value, (value, matching)
-            # Mapped, whatever in a prior does not depend on progress is made once.
-            now, then = jax.vmap(lambda p: prior(view, candidate, p))(
-                jnp.stack([progress, jnp.asarray(last, progress.dtype)])
-            )
-            return matching + now, (matching + then, matching)
-
-        evaluate = jax.value_and_grad(total, has_aux=True)
+        start = begin(unknowns, rng, view)
+        loss = compose_loss(unknowns, start, view, simulation, objective, prior, steps)
+        first, decode = start.free, start.decode
+        evaluate = jax.value_and_grad(loss.value, has_aux=True)
 
         def step(carry, number):
             free, state, best, sound = carry
@@ -122,12 +115,12 @@ def descend(
         # not. So the end alone says whether it broke.
         finite = sound >= steps - max(1, steps // END)
         found = decode(best.free)
-        if RESTARTS in believed.on_axes and not choose_by_matching:
+        if RESTARTS in loss.believed.on_axes and not choose_by_matching:
             # The best candidates were met at different steps, among other iterates.
-            value = best.matching + prior(view, found, jnp.asarray(last))
+            value = best.matching + prior(view, found, jnp.asarray(loss.last))
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
-        return Run(read(found), best, finite, losses)
+        return Run(start.read(found), best, finite, losses)
 
     return restarted(
         run,

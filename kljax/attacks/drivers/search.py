@@ -10,12 +10,15 @@ from kljax.attacks.attack import (
     RESTARTS,
     Attack,
     Candidate,
+    Objective,
+    Prior,
     Reconstruction,
+    Simulation,
     Unknowns,
     labels_of,
 )
 from kljax.attacks.visibility import says_something
-from kljax.core.dependence import trace_dependence
+from kljax.core.dependence import Dependence, trace_dependence
 from kljax.core.trees import named
 from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
@@ -79,6 +82,56 @@ def project(unknowns: Unknowns, free: PyTree) -> PyTree:
     return tuple(part.project(z) for part, z in zip(unknowns, free, strict=True))
 
 
+class Loss(NamedTuple):
+    """The attacker's own loss of one restart.
+
+    Attributes:
+      value: ``(free, progress []) -> (value [], (total [], matching []))``: what moves
+        the search, and what `Best` has.
+      believed: what the prior depends on.
+      last: progress at the last step.
+    """
+
+    value: Callable[[PyTree, Array], tuple[Array, tuple[Array, Array]]]
+    believed: Dependence
+    last: float
+
+
+def compose_loss(
+    unknowns: Unknowns,
+    start: Start,
+    view: View,
+    simulation: Simulation,
+    objective: Objective,
+    prior: Prior,
+    steps: int,
+) -> Loss:
+    """Composes the loss of one restart; see the drivers for the arguments."""
+    last = (steps - 1) / steps
+    believed = trace_dependence(
+        lambda p: prior(view, start.decode(start.free), p), last
+    )
+    penalties = [part.penalty for part in unknowns]
+
+    def value(free: PyTree, progress: Array) -> tuple[Array, tuple[Array, Array]]:
+        candidate = start.decode(free)
+        simulated, observed = simulation(view, candidate)
+        check_alike(simulated, observed)
+        matching = objective(simulated, observed)
+        # Not a sum from 0: there are none as a rule.
+        extra = [own(z) for own, z in zip(penalties, free, strict=True) if own]
+        if not believed.on_argument:
+            total = sum(extra, matching + prior(view, candidate, progress))
+            return total, (total, matching)
+        # Mapped, whatever in a prior does not depend on progress is made once.
+        now, then = jax.vmap(lambda p: prior(view, candidate, p))(
+            jnp.stack([progress, jnp.asarray(last, progress.dtype)])
+        )
+        return sum(extra, matching + now), (sum(extra, matching + then), matching)
+
+    return Loss(value, believed, last)
+
+
 def check_points(steps: int, restarts: int, points: int | None) -> int:
     """Settles how often the loss is recorded; None is as often as 20 can do.
 
@@ -102,6 +155,7 @@ def restarted(
     restarts: int,
     evaluations: int,
     choose_by_matching: bool,
+    draws: bool = False,
 ) -> Attack:
     """Makes an attack of one restart: runs several, and chooses among them.
 
@@ -111,10 +165,12 @@ def restarted(
       restarts: R.
       evaluations: of each restart.
       choose_by_matching: whether restarts are compared without the prior.
+      draws: whether a search goes its own way from the same start.
     """
 
     def attack(rng: Rng, view: View) -> Reconstruction:
-        if restarts > 1 and not _draws_its_start(unknowns, rng, view):
+        drawn = draws or restarts == 1 or _draws_its_start(unknowns, rng, view)
+        if not drawn:
             raise ValueError(
                 f"restarts={restarts} would all start alike: nothing in this attack's "
                 "start is drawn at random; take restarts=1, or another start"

@@ -1,7 +1,7 @@
-"""Optimisers: one value and gradient in, one move out.
+"""Optimisers: what moves a search.
 
-All are `Optimiser`s of the driver, so that each step costs exactly one evaluation, in
-every lane of a batch.
+An `Optimiser` takes one value and gradient and makes one move, so that each step costs
+exactly one evaluation, in every lane of a batch. An `Evolution` asks for a population.
 """
 
 from kljax.attacks.optimisers.catalogue import (
@@ -9,6 +9,7 @@ from kljax.attacks.optimisers.catalogue import (
     make_optimiser,
     refuse_optimiser,
 )
+from kljax.attacks.optimisers.evolutionary import cma_es
 from kljax.attacks.optimisers.first_order import (
     adam,
     cosine_adam,
@@ -29,4 +30,5 @@ __all__ = [
     "from_optax",
     "lbfgs",
     "lbfgs_torch",
+    "cma_es",
 ]

@@ -2,24 +2,34 @@
 
 from collections.abc import Callable
 
-from kljax.attacks.attack import Optimiser
+from kljax.attacks.attack import Evolution, Optimiser
+from kljax.attacks.optimisers.evolutionary import cma_es
 from kljax.attacks.optimisers.first_order import adam, rmsprop, sign_adam
 from kljax.attacks.optimisers.quasi_newton import lbfgs, lbfgs_torch
 from kljax.core.registry import resolve
 from kljax.core.types import Array
 
-OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
+OPTIMISERS: dict[str, Callable[..., Optimiser | Evolution]] = {
     "lbfgs": lbfgs,
     "lbfgs_torch": lbfgs_torch,
     "adam": adam,
     "sign_adam": sign_adam,
     "rmsprop": rmsprop,
+    "cma_es": cma_es,
 }
-# Those whose first argument by name is a step size.
-STEPPED = ("lbfgs_torch", "adam", "sign_adam", "rmsprop")
+# The argument that is a step size, of those who have one.
+STEPPED = {
+    "lbfgs_torch": "learning_rate",
+    "adam": "learning_rate",
+    "sign_adam": "learning_rate",
+    "rmsprop": "learning_rate",
+    "cma_es": "spread",
+}
 
 
-def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimiser:
+def make_optimiser(
+    name: str, step_size: float | Array | None = None
+) -> Optimiser | Evolution:
     """Makes an optimiser by name, with its own step size if none is given.
 
     Args:
@@ -29,7 +39,8 @@ def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimis
 
     Raises:
       ValueError: for an unknown name, a step size where none is taken, and a function
-        of your own that takes none, needs one, or gives no `Optimiser`.
+        of your own that takes none, needs one, or gives no `Optimiser` or `Evolution`.
+      ImportError: for one whose library is not installed.
     """
     make = resolve("optimiser", name, OPTIMISERS)
     if name not in OPTIMISERS:
@@ -40,24 +51,24 @@ def make_optimiser(name: str, step_size: float | Array | None = None) -> Optimis
             raise ValueError(
                 f"optimiser {name!r} cannot be made of step_size={step_size}: {error}"
             ) from error
-        if not isinstance(made, Optimiser):
+        if not isinstance(made, Optimiser | Evolution):
             raise ValueError(
-                f"optimiser {name!r} gave no kljax.attacks.Optimiser, but a "
-                f"{type(made).__name__}; kljax.attacks.from_optax makes one of an "
+                f"optimiser {name!r} gave no kljax.attacks.Optimiser or Evolution, but "
+                f"a {type(made).__name__}; kljax.attacks.from_optax makes one of an "
                 "optax transformation"
             )
         return made
     if step_size is None:
         return make()
     if name in STEPPED:
-        return make(learning_rate=step_size)
+        return make(**{STEPPED[name]: step_size})
     raise ValueError(
         f"optimiser {name!r} finds its own step sizes: leave step_size out, or "
         f"take one of {', '.join(STEPPED)}"
     )
 
 
-def refuse_optimiser(optimiser: Optimiser | None, attack: str) -> None:
+def refuse_optimiser(optimiser: Optimiser | Evolution | None, attack: str) -> None:
     """Refuses an optimiser for a closed form, which would be ignored.
 
     Raises:
