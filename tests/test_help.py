@@ -23,6 +23,7 @@ from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
+from kljax.models.decoders import list_decoders
 from kljax.models.losses import LOSSES
 from kljax.studies.config.listing import fill_lists
 from kljax.threat import STRATEGY
@@ -34,6 +35,7 @@ LISTED = {
         "data": EMBEDDED,
         "arms": (*KINDS, *STRATEGY["lock"]),
         "attack": PRESETS,
+        "generator": list_decoders(),
         "optimiser": OPTIMISERS,
         "labels": LABELS,
         "label_rule": ("auto", *RULES),
@@ -156,5 +158,5 @@ def test_no_string_copies_a_catalogue():
 
 
 def test_a_copied_list_is_found():
-    assert copied("'''Optimisers: lbfgs, adam, rmsprop, sign_adam.'''")
+    assert copied("'''Optimisers: lbfgs, lbfgs_torch, adam, rmsprop, sign_adam.'''")
     assert not copied("'''The best is adam.'''")

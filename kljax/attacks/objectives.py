@@ -39,6 +39,19 @@ def squared_l2() -> Objective:
     return objective
 
 
+def mean_squared_l2() -> Objective:
+    """Averages ``|g - g*|^2`` over tensors.
+
+    Reference: GGL (Li et al. 2022), its code, ng_loss.
+    """
+    squared = squared_l2()
+
+    def objective(simulated: PyTree, observed: PyTree) -> Array:
+        return squared(simulated, observed) / len(jax.tree.leaves(observed))
+
+    return objective
+
+
 def l1() -> Objective:
     """Sums ``|g - g*|`` over all entries of all tensors."""
 
@@ -194,6 +207,7 @@ def _over_largest(grads: PyTree) -> PyTree:
 
 OBJECTIVES = {
     "squared_l2": squared_l2,
+    "mean_squared_l2": mean_squared_l2,
     "l1": l1,
     "norm": norm,
     "l2_norm": l2_norm,

@@ -104,6 +104,13 @@ OPTIONS = (
         "label_rule", "string", "how labels were recovered, if they were", rows="attack"
     ),
     _option("features", "float64", "weight of the classifier's input", rows="attack"),
+    _option(
+        "attack_options",
+        "string",
+        "options of the attack that were set, with commas",
+        rows="attack",
+    ),
+    _option("generator", "string", "trained generator that the attacker has"),
     _option("optimiser", "string", "optimiser, if not the attack's own", rows="search"),
     _option("step_size", "float64", "its step size, if it was set", rows="search"),
     _option("restarts", "int64", "independent starts", unit="from 1", rows="search"),

@@ -14,29 +14,30 @@ import numpy as np
 
 from kljax import data, threat
 from kljax.attacks import (
-    Attack,
     Reconstruction,
     Setting,
 )
-from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import PRESETS, Preset, find_preset
 from kljax.core.drawing import draw_jointly
-from kljax.core.registry import call_named
 from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import Network, feeding_layers
 from kljax.parallel import Layout, Timing, map_victims
 from kljax.studies.builder import from_run, task
+from kljax.studies.builder.attack_setup import (
+    Dials,
+    build_attack,
+    dials,
+    require_generator,
+)
 from kljax.studies.builder.attacker import assumed, understood
 from kljax.studies.builder.sizes import check_attack
 from kljax.studies.builder.victim_setup import (
-    Dials,
     Source,
     Stage,
     Staged,
     Victims,
     choose_victims,
-    dials,
     draw_rng,
     set_stage,
     sources,
@@ -149,6 +150,7 @@ def prepare(config: LeakConfig) -> Prepared:
     _check_inputs(config, preset, stage)
     check_own(config, stage.dataset.inputs)
     classifier = _classifier(config, network, stage.dataset)
+    generator = require_generator(config, preset)
     jobs, made, functions = [], {}, {}
     for text in config.arms:
         arm = parse_arm(text, stage.sites, made)
@@ -173,10 +175,11 @@ def prepare(config: LeakConfig) -> Prepared:
             feeds=_feeds(arm, staged, stage),
             draw_gates=_draw_gates(stage) if arm.gated else None,
             features=config.features,
+            generator=generator,
         )
         if stage.protocol is not None:
             _check_simulated(arm, setting)
-        _build(config, setting, preset, config.step_size)  # a typo costs nothing
+        build_attack(config, setting, preset)  # a typo costs nothing
         # Arms that differ in options alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
         if kind not in functions:
@@ -256,7 +259,7 @@ def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, .
     return (
         *same,
         sources(config, victims, job.staged.survey),
-        dials(config, job.staged.arm, count),
+        dials(config, job.staged.arm, find_preset(config.attack), count),
         victims.images,
         victims.labels,
         *([victims.before] if victims.before else ()),
@@ -285,7 +288,11 @@ def one_victim(
         # Options are data: the defence is made of this victim's.
         defence = arm.make(dialled.options)
         mine = setting._replace(**assumed(arm, defence))
-        attack = _build(config, mine, preset, dialled.step_size)
+        if mine.generator is not None:
+            mine = mine._replace(
+                generator=mine.generator._replace(weights=dialled.generator)
+            )
+        attack = build_attack(config, mine, preset, dialled)
         update = staged.client(
             draw_rng(source, "step"), defence, network, held, images, labels, before
         )
@@ -316,16 +323,6 @@ def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
         return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
 
     return draw_jointly(draw)
-
-
-def _build(config: LeakConfig, setting: Setting, preset: Preset, step_size) -> Attack:
-    optimiser = None
-    if config.optimiser is not None:
-        optimiser = make_optimiser(config.optimiser, step_size)
-    options = {"steps": config.steps, "restarts": config.restarts}
-    return call_named(
-        "attack", config.attack, preset.build, setting, optimiser, **options
-    )
 
 
 def _check_simulated(arm: Arm, setting: Setting) -> None:

@@ -146,6 +146,8 @@ class Values(NamedTuple):
 
 STATISTICS, MALICIOUS = {"stats": "visible"}, {"server": "malicious"}
 GOLDEN = {
+    # zhuohangli/GGL, celeba32_wgan-gp.py
+    "ggl": Values("recovered", {"divergence": 0.1, "bounded": False, "deviation": 0.0}),
     "matching": Values("recovered", {"variation": 1e-2}),  # kljax's own
     "dlg": Values("joint", {}),
     "idlg": Values("recovered", {}),

@@ -147,8 +147,11 @@ def test_priors_have_the_papers_weights(name, progress):
 
 def test_every_searching_preset_has_its_prior_here():
     searching = {name for name, preset in PRESETS.items() if preset.objective}
-    assert searching == PRIORS.keys() | {"fedavg-inversion", "april-optimisation"}
-    # The last is `matching` but for its objective: test_april.py.
+    assert searching == PRIORS.keys() | {
+        "fedavg-inversion",
+        "april-optimisation",  # `matching` but for its objective: test_april.py
+        "ggl",  # that of its latents: test_ggl.py
+    }
 
 
 # eth-sri/fedavg_leakage, reconstruct_{cifar,femnist}_table1.sh, on standardised images:

@@ -69,6 +69,8 @@ OTHER = {
     "data": "photos",
     "arms": ("bn-control",),
     "attack": "dlg",
+    "attack_options": ("variation=0.5",),
+    "generator": "digits",
     "optimiser": "adam",
     "step_size": 0.1,
     "features": 0.1,

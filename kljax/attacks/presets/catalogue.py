@@ -9,9 +9,14 @@ from kljax.attacks import insertions, objectives
 from kljax.attacks.attack import Attack, Objective, Setting
 from kljax.attacks.closed_form import imprint, rgap
 from kljax.attacks.insertions import Insertion
-from kljax.attacks.objectives import balanced_l2, cosine, squared_l2
+from kljax.attacks.objectives import (
+    balanced_l2,
+    cosine,
+    mean_squared_l2,
+    squared_l2,
+)
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
-from kljax.attacks.presets.generative import grnn
+from kljax.attacks.presets.generative import ggl, grnn
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
@@ -45,6 +50,9 @@ class Preset(NamedTuple):
       inputs: kinds of input that the attack looks for; None for any kind.
       degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
       columns: `kljax.metrics.Column` of each of its ``numbers`` that kljax has none of.
+      dials: options of `build`, numbers, that one compiled attack takes as data; others
+        are part of the program.
+      generator: whether it needs a trained one.
     """
 
     build: Callable[..., Attack]
@@ -55,6 +63,8 @@ class Preset(NamedTuple):
     degree: int = 2
     columns: tuple[Any, ...] = ()
     inputs: tuple[str, ...] | None = ("image",)
+    dials: tuple[str, ...] = ()
+    generator: bool = False
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -66,7 +76,9 @@ STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
 ANY = None  # kinds of input: the attack looks in whatever space the spec names
 MALICIOUS = {"server": "malicious"}
 PRESETS: dict[str, Preset] = {
-    "matching": Preset(matching, "recovered", anywhere(squared_l2)),
+    "matching": Preset(
+        matching, "recovered", anywhere(squared_l2), dials=("variation",)
+    ),
     "dlg": Preset(dlg, "joint", anywhere(squared_l2), inputs=ANY),
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", anywhere(squared_l2), inputs=ANY),
@@ -74,6 +86,13 @@ PRESETS: dict[str, Preset] = {
     "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1, inputs=ANY),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
     "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),
+    "ggl": Preset(
+        ggl,
+        "recovered",
+        anywhere(mean_squared_l2),
+        dials=("divergence",),
+        generator=True,
+    ),
     "gradinversion": Preset(
         gradinversion,
         "recovered",

@@ -1,14 +1,16 @@
-"""GRNN: the weights of an untrained generator in place of images and labels."""
+"""Generators in place of pixels: GRNN's is untrained, GGL's has seen public images."""
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
-from kljax.attacks.drivers import descend
+from kljax.attacks.attack import Attack, Evolution, Optimiser, Setting, Unknowns
+from kljax.attacks.drivers import descend, evolve
 from kljax.attacks.generators import generated_images, generated_labels
 from kljax.attacks.labels import LABELS
-from kljax.attacks.objectives import l2_norm
-from kljax.attacks.optimisers import rmsprop
+from kljax.attacks.latents import searched_latents
+from kljax.attacks.objectives import l2_norm, mean_squared_l2
+from kljax.attacks.optimisers import cma_es, rmsprop
 from kljax.attacks.priors import squared_variation, with_feature
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.simulation import replay
+from kljax.attacks.starts import normal
 
 
 def grnn(
@@ -49,6 +51,58 @@ def grnn(
         l2_norm(),
         optimiser or rmsprop(learning_rate, secret_rate, momentum),
         prior=with_feature(setting, secret.gates, squared_variation(variation)),
+        steps=steps,
+        restarts=restarts,
+    )
+
+
+def ggl(
+    setting: Setting,
+    optimiser: Evolution | Optimiser | None = None,
+    *,
+    steps: int,
+    restarts: int,
+    divergence: float = 0.1,
+    bounded: bool = False,
+    deviation: float = 0.0,
+) -> Attack:
+    """Makes GGL: the latents of a trained generator, by CMA-ES; 25,000 evaluations.
+
+    These are the code's values for its generator without labels (on faces), whose
+    latents are normal as ours are: the search starts at 0, and a latent whose entries
+    do not look drawn from N(0, 1) pays `divergence`. For BigGAN latents are `bounded`
+    by a tanh, and pay nothing. The first generation has the spread of the optimiser, 1.
+    Labels are recovered as there (label rule ``ggl``, for one example ``idlg``).
+
+    Differs from the paper: the generator is one of our own, the label is told to it,
+    and images are resized bilinearly. An `Optimiser` follows gradients instead: the
+    code's other variant has Adam at .1, from N(0, 1), which is `deviation` 1.
+
+    Raises:
+      ValueError: see `kljax.attacks.latents.searched_latents`.
+
+    Reference: Li et al., "Auditing Privacy Defenses in Federated Learning via
+    Generative Gradient Leakage" (CVPR 2022), and its code, zhuohangli/GGL,
+    celeba32_wgan-gp.py and reconstructor.py.
+    """
+    secret, strategy = secret_of(setting), setting.threat.strategy
+    optimiser = optimiser or cma_es()
+    search = evolve if isinstance(optimiser, Evolution) else descend
+    return search(
+        Unknowns(
+            searched_latents(
+                setting,
+                normal(0.0, deviation),
+                bounded=bounded,
+                divergence=divergence,
+            ),
+            LABELS[strategy.labels](setting),
+            secret.unknown,
+        ),
+        replay(setting, secret.gates),
+        mean_squared_l2(),
+        optimiser,
+        prior=with_feature(setting, secret.gates),
         steps=steps,
         restarts=restarts,
     )

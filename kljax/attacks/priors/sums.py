@@ -1,5 +1,7 @@
 """Sums of priors, and weights that fall."""
 
+import jax
+
 from kljax.attacks.attack import Candidate, Prior
 from kljax.core.types import Array
 from kljax.threat import View
@@ -30,6 +32,6 @@ def scheduled(prior: Prior, end: float) -> Prior:
 
 
 def check_weight(weight: float) -> None:
-    """Refuses a negative weight, and NaN."""
-    if not weight >= 0:
+    """Refuses a negative weight, and NaN; one that is traced was looked at before."""
+    if not isinstance(weight, jax.core.Tracer) and not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight!r}")

@@ -7,6 +7,7 @@ import numpy as np
 from kljax import data
 from kljax.core.memory import check_fits
 from kljax.studies.builder import task
+from kljax.studies.builder.generator import private_order
 from kljax.studies.config import LeakConfig
 
 
@@ -26,14 +27,15 @@ def choose_before(config: LeakConfig, dataset: data.Dataset) -> tuple[np.ndarray
         return ()
     shape = config.victims, config.earlier, config.examples
     count, attacked = int(np.prod(shape)), config.victims * config.examples
-    if attacked + count > len(dataset):
+    order = private_order(config, dataset)
+    if attacked + count > len(order):
         raise ValueError(
             f"earlier={config.earlier} uploads of {config.victims} victims take "
             f"{count} examples beside the {attacked} under attack, and dataset "
-            f"{dataset.name!r} has {len(dataset)}: ask for fewer"
+            f"{dataset.name!r} has {len(order)}: ask for fewer"
         )
     bytes_of = 4 * count * math.prod(dataset.shape)
     check_fits(bytes_of, f"{count} images", "earlier or victims")
-    last = data.select(dataset, len(dataset), config.seed)[::-1][:count]
+    last = order[::-1][:count]
     images, labels = task.fetch_examples(dataset, last)
     return images.reshape(*shape, *images.shape[1:]), labels.reshape(shape)

@@ -27,6 +27,7 @@ from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network, losses
 from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.builder.earlier import choose_before
+from kljax.studies.builder.generator import private_order
 from kljax.studies.config import LeakConfig
 
 # What the random key of a study is for.
@@ -51,13 +52,6 @@ class Source(NamedTuple):
     index: Array  # [] position of its first example in the dataset
     rng_data: Array  # [2] uint32 of the random key of the study
     survey: PyTree = ()  # what a malicious server measured on public images
-
-
-class Dials(NamedTuple):
-    """Numbers that one compiled function takes as data."""
-
-    options: tuple[Array, ...]  # [] each: of the arm's defences, in order
-    step_size: Array | None  # [] of the attack's optimiser; None for its own
 
 
 # What a client does: (rng, Defence, network, held, images [B, H, W, C], labels [B],
@@ -146,18 +140,18 @@ def survey_public(
     """
     if insertion is None:
         return ()
-    count = min(task.PUBLIC, len(dataset) // 2)
+    order = private_order(config, dataset)
+    count = min(task.PUBLIC, len(order) // 2)
     before = config.victims * config.earlier * config.examples
     private = config.victims * config.examples + before
-    if private + count > len(dataset):
+    if private + count > len(order):
         raise ValueError(
             f"attack {config.attack!r} needs {count} public images of dataset "
             f"{dataset.name!r}, and {config.victims} victims of {config.examples} "
-            f"examples leave {len(dataset) - private} of {len(dataset)}"
+            f"examples leave {len(order) - private} of {len(order)}"
         )
-    # Victims are the first of the same order, and what they sent before the last.
-    order = data.select(dataset, len(dataset), config.seed)
-    order = order[: len(dataset) - before]
+    # Victims are the first of this order, and what they sent before the last.
+    order = order[: len(order) - before]
     return insertion.survey(dataset.fetch(order[-count:])[0])
 
 
@@ -168,18 +162,6 @@ def _with(
     survey: PyTree,
 ) -> Model:
     return model if insertion is None else insertion.insert(model, image_shape, survey)
-
-
-def dials(config: LeakConfig, arm: Arm, count: int) -> Dials:
-    """Makes the dials of an arm, with a leading axis [N]."""
-
-    def each(value: float) -> np.ndarray:
-        return np.full(count, value, np.float32)
-
-    return Dials(
-        tuple(each(option) for option in arm.options),
-        None if config.step_size is None else each(config.step_size),
-    )
 
 
 def _drawn(config: LeakConfig, network: Network, insertion: Insertion | None) -> Stage:
@@ -370,15 +352,19 @@ def load_dataset(config: LeakConfig) -> data.Dataset:
 
 def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     """Draws the victims: the first n of more victims are the n of fewer."""
-    wanted = config.victims * config.examples
-    if wanted > len(dataset):
+    wanted, order = config.victims * config.examples, private_order(config, dataset)
+    if wanted > len(order):
+        unseen = (
+            "" if len(order) == len(dataset) else " that its generator has not seen"
+        )
         raise ValueError(
             f"victims={config.victims} of examples={config.examples} are {wanted} "
-            f"images, and dataset {dataset.name!r} has {len(dataset)}: ask for fewer"
+            f"images, and dataset {dataset.name!r} has {len(order)}{unseen}: ask for "
+            "fewer"
         )
     image = 4 * math.prod(dataset.shape)
     check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
-    chosen = data.select(dataset, wanted, config.seed)
+    chosen = order[:wanted]
     images, labels = task.fetch_examples(dataset, chosen)
     indices = chosen.reshape(config.victims, config.examples)
     return Victims(

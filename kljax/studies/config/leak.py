@@ -23,6 +23,7 @@ from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
 from kljax.models.convolution import CONVOLUTIONS
+from kljax.models.decoders import list_decoders
 from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
@@ -78,6 +79,7 @@ def weights_limit(model: str) -> float:
     lock_strategies=STRATEGY["lock"],
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
+    generators=list_decoders(),
     optimisers=OPTIMISERS,
     stepped=STEPPED,
     labels=LABELS,
@@ -102,6 +104,13 @@ class LeakConfig:
         STRATEGY, what the attacker does about a key-lock: {lock_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
+      attack_options: of the attack, instead of its own: ``name=value``, see the
+        arguments of the preset.
+      generator: that the attacker has: {generators}, made by
+        ``experiments/train_generator.py``; a path to an .npz file of that script; or a
+        function of your own, without arguments, which gives a
+        `kljax.core.generator.Generator`. What it was trained on can be no victim,
+        whatever the attack.
       optimiser: instead of the preset's: {optimisers}.
       step_size: of the optimiser, which must be named, and be {stepped};
         None for its default.
@@ -168,6 +177,8 @@ class LeakConfig:
     data: str = "digits"
     arms: tuple[str, ...] = ARMS
     attack: str = "matching"
+    attack_options: tuple[str, ...] = ()
+    generator: str | None = None
     optimiser: str | None = None
     step_size: float | None = None
     labels: str | None = None
@@ -211,7 +222,7 @@ class LeakConfig:
     earlier: int = 0
 
     def __post_init__(self):
-        freeze(self, ("arms", "threat", "sites", "metrics"))
+        freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
         check_kinds(self)
         check_whole(self, WHOLE)
         check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})

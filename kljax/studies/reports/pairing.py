@@ -34,6 +34,8 @@ NEITHER = frozenset(
 OF_ATTACK = frozenset(
     {
         "attack",
+        "attack_options",
+        "generator",
         "optimiser",
         "step_size",
         "labels",

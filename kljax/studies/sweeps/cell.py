@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from kljax.attacks.presets import find_preset
 from kljax.core.registry import nearest
+from kljax.studies.builder.attack_options import without_dials
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig
 from kljax.studies.config.leak import weights_limit
 from kljax.studies.sweeps.fields import DEFAULTS, in_floats
@@ -71,8 +73,9 @@ def signature(cell: Cell) -> str:
     """Writes what the compiled program of a cell depends on.
 
     Cells of one signature differ in nothing but the seed, the number of victims, the
-    strengths of their defences and the step size of the optimiser, all of which a
-    program can take as data. Whether there is a step size is part of the program.
+    strengths of their defences, the step size of the optimiser and the attack's dials
+    (`kljax.attacks.presets.Preset`), all of which a program can take as data. Whether
+    there is a step size, or a dial is set, is part of the program.
     """
     program = {
         field.name: _plain(field.name, getattr(cell.config, field.name))
@@ -80,6 +83,9 @@ def signature(cell: Cell) -> str:
         if field.name not in NO_PROGRAM
     }
     program["arms"] = [_without_strengths(arm) for arm in cell.config.arms]
+    if cell.config.attack_options:
+        preset = find_preset(cell.config.attack)
+        program["attack_options"] = without_dials(cell.config.attack_options, preset)
     if "step_size" in program:
         program["step_size"] = program["step_size"] is not None
     return _canonical(program)
@@ -128,7 +134,7 @@ def name_of(point: Mapping[str, str]) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name == "threat":  # facts, in no order
+    if name in ("threat", "attack_options"):  # in no order
         return sorted(value)
     return list(value) if isinstance(value, tuple) else in_floats(name, value)
 

@@ -1,0 +1,151 @@
+"""Decoders: trained generators, from latents and labels to images.
+
+Each is a `kljax.models.Dense` with a sigmoid, the second half of a variational
+autoencoder (Kingma and Welling, ICLR 2014) that ``experiments/train_generator.py``
+trains on a public part of a dataset. Its file has the weights in float16, and says
+which examples that part is.
+"""
+
+import dataclasses
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax.core.files import DamagedFile, brief, converted, write_bytes
+from kljax.core.generator import Generator, Origin
+from kljax.core.types import Array, Model, Params
+from kljax.models.dense import Dense
+from kljax.models.model import from_nnx
+
+FOLDER = Path(__file__).parent / "weights"
+ACCOUNT = "account"  # what a file says of itself, beside the weights
+PUBLIC = "public"
+REMEDY = "make it anew: python experiments/train_generator.py"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a file says of its decoder.
+
+    Attributes:
+      dataset: what it was trained on a part of.
+      split: of it; None where it has none.
+      examples: of the split, the public ones and the others.
+      shape: (h, w, c) of one image.
+      num_classes: Kc.
+      latents: n.
+      widths: of the hidden layers.
+      seed: of the training.
+      steps: of the training.
+    """
+
+    dataset: str
+    split: str | None
+    examples: int
+    shape: tuple[int, int, int]
+    num_classes: int
+    latents: int
+    widths: tuple[int, ...]
+    seed: int
+    steps: int
+
+
+def make_decoder(account: Account) -> Model:
+    """Makes the network, from [B, 1, 1, n + Kc] to logits of pixels [B, h w c]."""
+    inputs = account.latents + account.num_classes
+    return from_nnx(
+        lambda rngs: Dense(
+            int(np.prod(account.shape)),
+            image_shape=(1, 1, inputs),
+            widths=account.widths,
+            activation=jax.nn.gelu,
+            rngs=rngs,
+        )
+    )
+
+
+def logits_of(model: Model, params: Params, *parts: Array) -> Array:
+    """Feeds a dense network with vectors [B, ...], side by side."""
+    flat = jnp.concatenate([part.reshape(len(part), -1) for part in parts], axis=-1)
+    return model.apply(params, {}, flat[:, None, None], train=False).logits
+
+
+def make_generator(account: Account, weights: Params, public: np.ndarray) -> Generator:
+    """Makes the generator of a decoder.
+
+    Args:
+      account: what it is.
+      weights: of the network.
+      public: [examples] bool, those that it was trained on.
+    """
+    model = make_decoder(account)
+
+    def decode(weights: Params, latents: Array, targets: Array) -> Array:
+        pixels = jax.nn.sigmoid(logits_of(model, weights, latents, targets))
+        return pixels.reshape(-1, *account.shape)
+
+    return Generator(
+        decode,
+        weights,
+        account.latents,
+        account.shape,
+        account.num_classes,
+        Origin(account.dataset, account.split, public),
+    )
+
+
+def write_decoder(
+    path: Path, account: Account, weights: Params, public: np.ndarray
+) -> None:
+    """Writes a decoder's file, whole or not at all; weights become float16."""
+    halves = {name: np.asarray(leaf, np.float16) for name, leaf in weights.items()}
+    text = json.dumps(dataclasses.asdict(account))
+    content = io.BytesIO()
+    np.savez_compressed(
+        content, **halves, **{ACCOUNT: np.array(text), PUBLIC: np.packbits(public)}
+    )
+    write_bytes(path, content.getvalue())
+
+
+def read_decoder(path: Path) -> Generator:
+    """Reads what `write_decoder` wrote; weights are float32.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      DamagedFile: if it holds anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+        account = json.loads(str(held.pop(ACCOUNT)))
+        bits = held.pop(PUBLIC)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        what = f"it is no decoder ({brief(error)})"
+        raise DamagedFile(path, what, remedy=REMEDY) from None
+    account = converted(account, Account, path, remedy=REMEDY)
+    wanted, _ = jax.eval_shape(make_decoder(account).init, jax.random.key(0))
+    for name in sorted(wanted.keys() | held.keys()):
+        shapes = [
+            np.shape(tree[name]) if name in tree else None for tree in (held, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            what = f"weights of shape {shapes[0]}, expected {shapes[1]}"
+            raise DamagedFile(path, what, remedy=REMEDY, place=name)
+    if bits.dtype != np.uint8 or bits.shape != (-(-account.examples // 8),):
+        what = f"no bit for each of {account.examples} examples"
+        raise DamagedFile(path, what, remedy=REMEDY, place=PUBLIC)
+    weights = {name: leaf.astype(np.float32) for name, leaf in held.items()}
+    public = np.unpackbits(bits, count=account.examples).astype(bool)
+    return make_generator(account, weights, public)
+
+
+def list_decoders() -> tuple[str, ...]:
+    """Names the decoders that the package has."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))

@@ -1,0 +1,89 @@
+"""A study's attacker: the attack with its options, its optimiser and its generator.
+
+Numbers that a study varies are data of one compiled function: `Dials`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kljax.attacks import Attack, Setting
+from kljax.attacks.optimisers import make_optimiser
+from kljax.attacks.presets import Preset
+from kljax.core.generator import Generator
+from kljax.core.registry import call_named
+from kljax.core.types import Array, PyTree
+from kljax.defences.arms import Arm
+from kljax.models.decoders import list_decoders
+from kljax.studies.builder.attack_options import parse_options, split_options
+from kljax.studies.builder.generator import find_generator
+from kljax.studies.config import LeakConfig
+
+
+class Dials(NamedTuple):
+    """Numbers that one compiled function takes as data."""
+
+    options: tuple[Array, ...]  # [] each: of the arm's defences, in order
+    step_size: Array | None  # [] of the attack's optimiser; None for its own
+    attack: dict[str, Array] = {}  # name -> [], of the attack's options
+    generator: PyTree = ()  # weights of the attacker's generator
+
+
+def dials(config: LeakConfig, arm: Arm, preset: Preset, count: int) -> Dials:
+    """Makes the dials of an arm, with a leading axis [N]."""
+
+    def each(value: ArrayLike) -> np.ndarray:
+        value = np.asarray(value, np.float32)
+        return np.broadcast_to(value, (count, *value.shape))
+
+    given = parse_options(config.attack_options, config.attack, preset)
+    found = find_generator(config)
+    return Dials(
+        tuple(each(option) for option in arm.options),
+        None if config.step_size is None else each(config.step_size),
+        {name: each(value) for name, value in split_options(given, preset)[1].items()},
+        () if found is None else jax.tree.map(each, found.weights),
+    )
+
+
+def build_attack(
+    config: LeakConfig, setting: Setting, preset: Preset, dialled: Dials | None = None
+) -> Attack:
+    """Makes the attack of a study.
+
+    Args:
+      config: of the study.
+      setting: the ground.
+      preset: of the attack's name.
+      dialled: what is data of the compiled function; None for the numbers themselves.
+
+    Raises:
+      ValueError: for whatever the attack cannot work on, and for options that it does
+        not have.
+    """
+    optimiser = None
+    if config.optimiser is not None:
+        step_size = config.step_size if dialled is None else dialled.step_size
+        optimiser = make_optimiser(config.optimiser, step_size)
+    options = parse_options(config.attack_options, config.attack, preset)
+    options |= {} if dialled is None else dialled.attack
+    options |= {"steps": config.steps, "restarts": config.restarts}
+    return call_named(
+        "attack", config.attack, preset.build, setting, optimiser, **options
+    )
+
+
+def require_generator(config: LeakConfig, preset: Preset) -> Generator | None:
+    """Finds the generator of a study, and asks for one where the attack needs it.
+
+    Raises:
+      ValueError: if the attack needs one and the study names none.
+    """
+    if preset.generator and config.generator is None:
+        raise ValueError(
+            f"attack {config.attack!r} looks among the images of a trained generator: "
+            f"give generator, such as {' or '.join(list_decoders())}"
+        )
+    return find_generator(config)

@@ -1,0 +1,89 @@
+"""A study's generator: found by name, and kept away from the victims."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from kljax import data
+from kljax.core.generator import Generator, check_generator
+from kljax.core.registry import call_named, resolve
+from kljax.models import decoders
+from kljax.studies.config import LeakConfig
+
+
+def find_generator(config: LeakConfig) -> Generator | None:
+    """Finds the generator that a study's attacker has.
+
+    Raises:
+      FileNotFoundError: if its file is not there.
+      ValueError: for an unknown name, a damaged file, a function of your own that
+        gives no `Generator`, and one whose images are not what it says.
+    """
+    name = config.generator
+    if name is None:
+        return None
+    if name.endswith(".npz") or name in decoders.list_decoders():
+        path = Path(name)
+        if not name.endswith(".npz"):
+            path = decoders.FOLDER / f"{name}.npz"
+        return _read(path.resolve(), path.stat().st_mtime_ns)
+    known = dict.fromkeys(decoders.list_decoders())
+    made = call_named("generator", name, resolve("generator", name, known))
+    if not isinstance(made, Generator):
+        raise ValueError(
+            f"generator {name!r} gave {type(made).__name__}, expected a "
+            "kljax.core.generator.Generator"
+        )
+    check_generator(made, name)
+    return made
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, changed: int) -> Generator:
+    """Reads a decoder; a sweep asks for the same one in every cell."""
+    del changed  # part of the cache's index
+    made = decoders.read_decoder(path)
+    check_generator(made, str(path))
+    return made
+
+
+def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray:
+    """Tells which examples of a dataset can be victims, [n] bool.
+
+    All that the study's generator was not trained on. Of a generator of your own that
+    does not say, all.
+
+    Raises:
+      ValueError: if it cannot be told: for a slice of the split, or another version of
+        the dataset, that the generator was trained on.
+    """
+    generator, everything = find_generator(config), np.ones(len(dataset), bool)
+    origin = None if generator is None else generator.origin
+    if origin is None or _base(config.data) != _base(origin.dataset):
+        return everything
+    split = config.split
+    if origin.split is not None:
+        split = split or "train"
+        if origin.split not in split.replace("[", "+").split("+"):
+            return everything
+    positions = dataset.positions_of(np.arange(len(dataset)))
+    if split != origin.split or positions.max() >= len(origin.public):
+        raise ValueError(
+            f"generator {config.generator!r} was trained on some of the "
+            f"{len(origin.public)} examples of {origin.dataset!r}, split "
+            f"{origin.split!r}; which of split={split!r} they are cannot be told: take "
+            "that split, or one that has nothing of it"
+        )
+    return ~origin.public[positions]
+
+
+def private_order(config: LeakConfig, dataset: data.Dataset) -> np.ndarray:
+    """Draws the order of the examples that can be victims, [n] indices."""
+    order = data.select(dataset, len(dataset), config.seed)
+    return order[private_rows(config, dataset)[order]]
+
+
+def _base(name: str) -> str:
+    """Takes a TFDS name's configuration and version off."""
+    return name if name.endswith(".npz") else name.partition("/")[0].partition(":")[0]
