@@ -1,11 +1,12 @@
 """Defences: what a client does to keep its data to itself."""
 
-from kljax.defences.clipping import norm_clipping
+from kljax.defences.clipping import example_clipping, norm_clipping
 from kljax.defences.defence import (
     SEND_ALL,
     Context,
     Defence,
     Transform,
+    as_given,
     as_sent,
     at_update,
     chain,
@@ -17,6 +18,7 @@ from kljax.defences.defence import (
 )
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise
+from kljax.defences.obscured import obscure_inputs
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.selective import selective_encryption
 from kljax.defences.stand_in import adam_stand_in
@@ -27,6 +29,7 @@ __all__ = [
     "Transform",
     "SEND_ALL",
     "as_sent",
+    "as_given",
     "everything",
     "is_concrete",
     "none",
@@ -37,7 +40,9 @@ __all__ = [
     "gaussian_noise",
     "magnitude_pruning",
     "norm_clipping",
+    "example_clipping",
     "adam_stand_in",
+    "obscure_inputs",
     "selective_encryption",
     "chain",
     "at_update",

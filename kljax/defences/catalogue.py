@@ -78,6 +78,10 @@ KINDS: dict[str, Kind] = {
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
     "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
     "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
+    "example-clipping": _without_sites(defences.example_clipping, bound=4.0),
+    "obscured-inputs": _without_sites(
+        defences.obscure_inputs, steps=50.0, rate=0.05, weight=0.5
+    ),
     # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
     "adadefense": _without_sites(
         defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=1e-8

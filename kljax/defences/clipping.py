@@ -1,4 +1,6 @@
-"""Clipping of the gradient's norm."""
+"""Clipping of the gradient's norm, or of each example's."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,7 @@ def norm_clipping(bound: float | Array) -> Defence:
 
     Reference: GGL (Li et al., CVPR 2022), defense.py; there the bound is 4.
     """
-    if is_concrete(bound) and not bound > 0:
-        raise ValueError(f"bound must be > 0, got {bound!r}")
-
-    def clip(grads: Public) -> Public:
-        # The 1e-12 keeps the derivative finite at a zero gradient.
-        norm = jnp.sqrt(optax.tree.norm(grads, squared=True) + 1e-12)
-        factor = jnp.minimum(1.0, bound / norm)
-        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+    clip = _shortener(bound)
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context
@@ -41,3 +36,41 @@ def norm_clipping(bound: float | Array) -> Defence:
         return clip(grads)
 
     return Defence(release=release, simulate=simulate)
+
+
+def example_clipping(bound: float | Array) -> Defence:
+    """Scales the gradient of each example down to Euclidean norm `bound`, if longer.
+
+    The mean over the batch is taken afterwards, so that no example moves it by more
+    than ``bound / B``: what DP-SGD does before its noise. An attacker shortens its
+    candidate's mean alone, which is the same for one example only.
+
+    Args:
+      bound: largest norm of one example's gradient; ``inf`` is the identity.
+
+    Raises:
+      ValueError: for a bound that is not positive.
+
+    Reference: Abadi et al., "Deep Learning with Differential Privacy" (CCS 2016),
+    algorithm 1.
+    """
+    clip = _shortener(bound)
+
+    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+        del sent, earlier
+        return clip(grads)
+
+    return Defence(per_example=clip, simulate=simulate)
+
+
+def _shortener(bound: float | Array) -> Callable[[Public], Public]:
+    if is_concrete(bound) and not bound > 0:
+        raise ValueError(f"bound must be > 0, got {bound!r}")
+
+    def clip(grads: Public) -> Public:
+        # The 1e-12 keeps the derivative finite at a zero gradient.
+        norm = jnp.sqrt(optax.tree.norm(grads, squared=True) + 1e-12)
+        factor = jnp.minimum(1.0, bound / norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+    return clip

@@ -42,6 +42,12 @@ def as_sent(grads: Public, sent: Public | None, earlier: Public | None) -> Publi
     return grads
 
 
+def as_given(rng: Rng, context: Context) -> tuple[Array, Array]:
+    """Trains on the images and targets as they are."""
+    del rng
+    return context.images, context.targets
+
+
 def no_state(grads: Public) -> PyTree:
     """Remembers nothing between releases."""
     del grads
@@ -63,12 +69,16 @@ class Transform(NamedTuple):
       undo: ``(sent, earlier) -> grads``, see `simulate`. What an attacker who knows the
         defence takes for the gradient that was sent; None where a release loses what
         nobody can get back.
+      log_prob: ``(seen, simulated) -> []``, the log-density of what is seen, given what
+        `simulate` makes of the client's gradient; None where there is none, or nobody
+        has written it down.
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
     simulate: Callable[[Public, Public | None, Public | None], Public]
     init_state: Callable[[Public], PyTree]
     undo: Callable[[Public, Public | None], Public] | None = None
+    log_prob: Callable[[Public, Public], Array] | None = None
 
 
 SEND_ALL = Transform(send_all, as_sent, no_state)
@@ -99,9 +109,14 @@ class Defence(NamedTuple):
       init: ``(rng, params) -> (public, Private)``. ``public`` is uploaded and
         aggregated like any parameter; gradients reach ``Private.trainable`` through
         the gates, and never ``Private.secret``.
+      inputs: ``(rng, Context) -> (images [B, H, W, C], targets [B, Kc])``: what is
+        trained on in place of the batch in the context.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
-      release, simulate, init_state, undo: of each gradient, see `Transform`.
+      per_example: ``grads -> grads`` of one example alone, before the mean over the
+        batch is taken; None where no example is looked at alone. Norm layers in train
+        mode then have the statistics of one example.
+      release, simulate, init_state, undo, log_prob: of each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
@@ -109,11 +124,14 @@ class Defence(NamedTuple):
     """
 
     init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
+    inputs: Callable[[Rng, Context], tuple[Array, Array]] = as_given
     gates: Callable[[PyTree, Private], Gates] = no_gates
+    per_example: Callable[[Public], Public] | None = None
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
     simulate: Callable[[Public, Public | None, Public | None], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
     undo: Callable[[Public, Public | None], Public] | None = None
+    log_prob: Callable[[Public, Public], Array] | None = None
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
 
@@ -135,7 +153,8 @@ def at_update(defence: Defence) -> Defence:
       ValueError: if it does nothing to a gradient, or acts on the change already.
     """
     step = step_transform(defence)
-    if step == SEND_ALL or defence.update != SEND_ALL:
+    alone = defence.per_example is None and defence.update == SEND_ALL
+    if step == SEND_ALL or not alone:
         raise ValueError(
             "only what changes each gradient, and nothing else that is sent, can act "
             "on the whole update instead"
@@ -158,11 +177,13 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
 
     Those that act on the whole change of a local training do so in the same order,
     after all steps. What one of them hides is hidden. What several of them do to a
-    gradient cannot be undone.
+    gradient cannot be undone, and has no density here. Inputs are replaced, and the
+    gradients of single examples changed, in the same order, too.
 
     Args:
       first: any defence.
-      transforms: defences which change only what is sent (noise, pruning, ...).
+      transforms: defences which change what is trained on, or what is sent (noise,
+        pruning, ...).
 
     Raises:
       ValueError: if one of `transforms` has parts or gates of its own; put it first.
@@ -177,8 +198,34 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
     step = _in_order([step_transform(member) for member in members])
     update = _in_order([member.update for member in members])
     return first._replace(
-        **step._asdict(), update=update, visible=_readable([m.visible for m in members])
+        **step._asdict(),
+        update=update,
+        inputs=_replacing([member.inputs for member in members]),
+        per_example=_one_by_one([member.per_example for member in members]),
+        visible=_readable([member.visible for member in members]),
     )
+
+
+def _replacing(members: list[Callable]) -> Callable[[Rng, Context], Any]:
+    if all(member is as_given for member in members):
+        return as_given
+
+    def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
+        for i, member in enumerate(members):
+            images, targets = member(jax.random.fold_in(rng, i), context)
+            context = context._replace(images=images, targets=targets)
+        return context.images, context.targets
+
+    return inputs
+
+
+def _one_by_one(members: list[Callable | None]) -> Callable[[Public], Public] | None:
+    acting = [member for member in members if member is not None]
+
+    def per_example(grads: Public) -> Public:
+        return functools.reduce(lambda changed, member: member(changed), acting, grads)
+
+    return per_example if acting else None
 
 
 def _readable(members: list[Callable]) -> Callable[[Rng, Public, Context], PyTree]:
@@ -219,6 +266,6 @@ def _in_order(members: list[Transform]) -> Transform:
     def init_state(grads: Public):
         return tuple(member.init_state(grads) for member in members)
 
-    return Transform(
-        release, simulate, init_state, acting[0].undo if len(acting) == 1 else None
-    )
+    if len(acting) > 1:
+        return Transform(release, simulate, init_state)
+    return Transform(release, simulate, init_state, acting[0].undo, acting[0].log_prob)

@@ -1,6 +1,8 @@
 """Noise on the gradient."""
 
 import jax
+import jax.numpy as jnp
+from jax.scipy import stats
 
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.defence import Context, Defence, is_concrete
@@ -34,4 +36,10 @@ def gaussian_noise(std: float | Array) -> Defence:
         ]
         return jax.tree.unflatten(tree, noisy), state
 
-    return Defence(release=release)
+    def log_prob(seen: Public, simulated: Public) -> Array:
+        logs = jax.tree.map(
+            lambda x, mean: jnp.sum(stats.norm.logpdf(x, mean, std)), seen, simulated
+        )
+        return jax.tree.reduce(jnp.add, logs)
+
+    return Defence(release=release, log_prob=log_prob)

@@ -317,6 +317,20 @@ FOUND = (
         shown="summary",
     ),
     _reported(
+        "ssim_substitute",
+        "SSIM to substitute",
+        "SSIM to what was trained on in place of the image",
+        **SIMILARITY,
+        shown="summary",
+    ),
+    _reported(
+        "psnr_substitute",
+        "PSNR to substitute dB",
+        "PSNR to what was trained on in place of the image",
+        **DECIBEL,
+        shown="summary",
+    ),
+    _reported(
         "feature_error",
         "feature error",
         "how far the classifier's input is from what its gradient says, relative",

@@ -63,6 +63,8 @@ class Attacked(NamedTuple):
     replay_is_exact: Array  # [] bool
     label_rule_holds: Array  # []
     visible_share: Array  # []
+    # [B, H, W, C] trained on in place of the private images; None for those themselves
+    substitute: Array | None = None
 
 
 class ArmResult(NamedTuple):
@@ -302,7 +304,7 @@ def one_victim(
 
         # Of all that is true; no attacker sees it.
         found = diagnose(mine, preset, update, view)
-        return Attacked(reconstruction, *found)
+        return Attacked(reconstruction, *found, update.substitute)
 
     return run
 

@@ -95,9 +95,20 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
     # Apart from the floors, which may be known: the last bits of an image's scores
     # may depend on what else is in a call, and rows must not on what came before.
     scored = _scores_of(sets, truths, result)
-    for arm, scores in zip(result.arms, scored, strict=True):
+    for arm, guesses, scores in zip(result.arms, sets, scored, strict=True):
+        scores |= _substitute_scores(result, arm, guesses)
         rows += _arm_rows(result, columns, arm, floors, scores)
     return rows, floors
+
+
+def _substitute_scores(result: LeakResult, arm: ArmResult, guesses: Guesses) -> Scores:
+    """Scores guesses against what was trained on in place of the private images."""
+    if arm.attacked.substitute is None:
+        return {}
+    substitutes = _flat(np.asarray(arm.attacked.substitute))
+    (scores,) = _scores_of([guesses], substitutes, result)
+    named = {f"{name}_substitute": scores.get(name) for name in ("ssim", "psnr")}
+    return {name: values for name, values in named.items() if values is not None}
 
 
 def floor_images(

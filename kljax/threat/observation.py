@@ -62,6 +62,7 @@ class Update(NamedTuple):
     # [t, ...] what the same client has sent before, oldest first; None: not recorded
     earlier: Public | None = None
     remembered: PyTree = ()  # by the release, after it
+    substitute: Array | None = None  # [n, H, W, C] trained on in place of the images
 
 
 class View(NamedTuple):

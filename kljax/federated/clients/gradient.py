@@ -25,12 +25,20 @@ from kljax.core.types import (
     Rng,
     Stats,
 )
-from kljax.defences import SEND_ALL, Context, Defence, everything
+from kljax.defences import SEND_ALL, Context, Defence, as_given, everything
 from kljax.models.losses import checked
 from kljax.threat import Update
 
 # What the random key of a step is for.
-STEP_PURPOSES = ("gradient", "release", "renewal", "augmentation", "visible", "earlier")
+STEP_PURPOSES = (
+    "gradient",
+    "release",
+    "renewal",
+    "augmentation",
+    "visible",
+    "earlier",
+    "inputs",
+)
 
 
 class Gradient(NamedTuple):
@@ -75,7 +83,38 @@ def local_gradient(
         )(public, private.trainable)
         return Gradient(*grads, out.stats, value, out.logits)
 
-    return gradient
+    if defence.per_example is None:
+        return gradient
+    return _by_example(gradient, defence.per_example)
+
+
+def _by_example(
+    gradient: Callable[..., Gradient], change: Callable[[Public], Public]
+) -> Callable[..., Gradient]:
+    """Makes the mean over examples of what `change` makes of each one's gradient."""
+
+    def mean(
+        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
+    ) -> Gradient:
+        def one(inputs) -> Gradient:
+            index, image, target = inputs
+            found = gradient(
+                jax.random.fold_in(rng, index),
+                public,
+                stats,
+                private,
+                image[None],
+                target[None],
+            )
+            return found._replace(public=change(found.public), logits=found.logits[0])
+
+        count = images.shape[0]
+        each = jax.lax.map(one, (jnp.arange(count), images, targets), batch_size=count)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)._replace(
+            logits=each.logits
+        )
+
+    return mean
 
 
 def one_step(
@@ -134,8 +173,11 @@ def one_step(
             private = renew(rng_of("renewal"), private)
         seen = images if augment is None else augment(rng_of("augmentation"), images)
         mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
-        grads = mine(seen, targets)
-        context = Context(public, stats, seen, targets, mine)
+        used, aims = defence.inputs(
+            rng_of("inputs"), Context(public, stats, seen, targets, mine)
+        )
+        grads = mine(used, aims)
+        context = Context(public, stats, used, aims, mine)
         down = add_pull(penalty, grads.public, public, public)
         sent, remembered = defence.release(rng_of("release"), remembered, down, context)
         return Update(
@@ -151,6 +193,7 @@ def one_step(
             lock_grads=grads.trainable,
             visible=visible_of(defence, rng_of("visible"), sent, context),
             remembered=remembered,
+            substitute=None if defence.inputs is as_given else used,
         )
 
     return step

@@ -31,7 +31,7 @@ from kljax.federated.clients.gradient import add_pull, local_gradient
 # What the random key of a round of local training is for.
 ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
 # Of one step of a round.
-LOCAL_PURPOSES = ("augmentation", "gradient", "release")
+LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs")
 
 
 class Batches(NamedTuple):
@@ -175,6 +175,9 @@ def local_training(
             targets = one_hot(labels)
             mine = functools.partial(
                 gradient, rng_of("gradient"), public, stats, private
+            )
+            images, targets = defence.inputs(
+                rng_of("inputs"), Context(public, stats, images, targets, mine)
             )
             grads = mine(images, targets)
             down, remembered = defence.release(

@@ -1,0 +1,72 @@
+"""Inputs in place of the private ones: training on what looks like something else."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kljax.core.types import Array, Public, Rng
+from kljax.defences.defence import Context, Defence, is_concrete
+
+
+def obscure_inputs(
+    steps: float | Array = 50.0,
+    rate: float | Array = 0.05,
+    weight: float | Array = 0.5,
+) -> Defence:
+    """Trains on a substitute x' of each batch x, unlike it, whose gradient is like it.
+
+    x' starts as uniform noise and is moved by Adam, and clipped to [0, 1], towards less
+    of ``1 - cos(g(x'), g(x)) - weight rms(x' - x)``, where g is the client's own
+    gradient at the same labels. What is sent is the gradient of x'. An inversion that
+    succeeds finds x', and what x' shows of x; it is scored against both.
+
+    This is a version of our own, in the spirit of Wan et al.: their objective, networks
+    and numbers are not published in a form that we could read. The attacker here does
+    not know that inputs are replaced.
+
+    Args:
+      steps: of Adam, rounded down; 0 trains on noise.
+      rate: Adam's step size, in units of pixel values.
+      weight: of the distance, which is at most 1.
+
+    Raises:
+      ValueError: for steps or a weight below 0, and a rate that is not positive.
+
+    Reference: Wan et al., "Learning to Obscure Data" (arXiv 2206.00769), for the idea.
+    """
+    for name, value in {"steps": steps, "weight": weight}.items():
+        if is_concrete(value) and not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value!r}")
+    if is_concrete(rate) and not rate > 0:
+        raise ValueError(f"rate must be > 0, got {rate!r}")
+
+    def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
+        images, targets = context.images, context.targets
+        wanted = context.gradient(images, targets).public
+        method = optax.adam(rate)
+
+        def cost(candidate: Array) -> Array:
+            found = context.gradient(candidate, targets).public
+            return 1 - _cosine(found, wanted) - weight * _rms(candidate - images)
+
+        def step(_, carry):
+            candidate, memory = carry
+            move, memory = method.update(jax.grad(cost)(candidate), memory)
+            return jnp.clip(candidate + move, 0.0, 1.0), memory
+
+        start = jax.random.uniform(rng, images.shape, images.dtype)
+        count = jnp.asarray(steps).astype(jnp.int32)
+        candidate, _ = jax.lax.fori_loop(0, count, step, (start, method.init(start)))
+        return candidate, targets
+
+    return Defence(inputs=inputs)
+
+
+# The 1e-12 keeps derivatives finite where a length is 0.
+def _rms(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(x**2) + 1e-12)
+
+
+def _cosine(a: Public, b: Public) -> Array:
+    lengths = [optax.tree.norm(x, squared=True) + 1e-12 for x in (a, b)]
+    return optax.tree.vdot(a, b) / jnp.sqrt(lengths[0] * lengths[1])
