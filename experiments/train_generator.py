@@ -9,8 +9,8 @@ studies with this generator, and are never looked at here. A tenth of the public
 examples is not trained on, and says how well the rest was learned.
 
 A run goes on from its last checkpoint, and then ends where it would have ended. The
-decoder is written into the package (``--write`` says where else). The ones there are
-made by the commands above, in about half a minute and three minutes on two cores.
+decoder is written into the package (``--write`` says where else). The ones there were
+made by the two commands above, in at most five and twelve minutes of a busy machine.
 """
 
 import argparse
