@@ -135,7 +135,7 @@ def label_flip(attack: Attack) -> Role:
     It has no trigger, and aims at accuracy alone.
 
     Reference: Fang et al., "Local Model Poisoning Attacks to Byzantine-Robust Federated
-    Learning" (USENIX Security 2020), section 5.1, label flipping.
+    Learning" (USENIX Security 2020), the label flipping that it compares with.
     """
 
     def flip(rng: Rng, batches: Batches) -> Batches:

@@ -42,8 +42,9 @@ def norm_bounding(bound: float) -> Aggregator:
     Raises:
       ValueError: for a bound that is not above 0.
 
-    Reference: Sun et al., "Can You Really Backdoor Federated Learning?" (2019),
-    section 4; it has networks without norm statistics.
+    Reference: Sun et al., "Can You Really Backdoor Federated Learning?" (2019), norm
+    thresholding. That the norm statistics are bounded, too, is kljax's own: what they
+    say could do harm otherwise.
     """
     check_bound("norm-bounding", bound)
 
