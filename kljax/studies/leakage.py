@@ -13,13 +13,10 @@ import jax
 import numpy as np
 
 from kljax import data, threat
-from kljax.attacks import (
-    Reconstruction,
-    Setting,
-)
+from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.presets import PRESETS, Preset, find_preset
 from kljax.core.drawing import draw_jointly
-from kljax.core.types import Array, Gates, Params, Path, Public, PyTree, Rng, Stats
+from kljax.core.types import Array, Gates, Params, Path, PyTree, Rng, Stats
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import Network, feeding_layers
 from kljax.parallel import Layout, Timing, map_victims
@@ -30,7 +27,7 @@ from kljax.studies.builder.attack_setup import (
     dials,
     require_generator,
 )
-from kljax.studies.builder.attacker import assumed, understood
+from kljax.studies.builder.attacker import assumed, check_simulated, understood
 from kljax.studies.builder.sizes import check_attack
 from kljax.studies.builder.victim_setup import (
     Source,
@@ -180,7 +177,7 @@ def prepare(config: LeakConfig) -> Prepared:
             generator=generator,
         )
         if stage.protocol is not None:
-            _check_simulated(arm, setting)
+            check_simulated(arm, setting)
         build_attack(config, setting, preset)  # a typo costs nothing
         # Arms that differ in options alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
@@ -325,25 +322,6 @@ def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
         return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
 
     return draw_jointly(draw)
-
-
-def _check_simulated(arm: Arm, setting: Setting) -> None:
-    """Refuses a defence that nobody can simulate in a step whose gradient is unseen."""
-
-    def simulate(params: Params) -> Public:
-        public, _ = arm.defence.init(jax.random.key(0), params)
-        return arm.defence.simulate(Public(params, public), None, None)
-
-    try:
-        jax.eval_shape(simulate, setting.shapes()[0])
-    except Exception as error:  # whatever a user's function raises
-        raise ValueError(
-            f"arm {arm.name!r}: what its defence does to the gradient of a local step "
-            "cannot be simulated, since the attacker sees the whole change alone: "
-            f"simulate(grads, None, None) raises {type(error).__name__}. Give the "
-            "defence a simulate that takes None, or let it act on the whole, as "
-            "NAME@update"
-        ) from error
 
 
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from kljax.attacks import Setting
 from kljax.attacks.visibility import zeros_for_hidden
+from kljax.core.types import Params, Public
 from kljax.defences import SEND_ALL, Defence, as_sent
 from kljax.defences.arms import Arm
 from kljax.threat import View
@@ -36,3 +40,26 @@ def understood(arm: Arm, defence: Defence, view: View) -> View:
         return view
     last = defence if defence.update == SEND_ALL else defence.update
     return view._replace(grads=last.undo(view.grads, view.earlier))
+
+
+def check_simulated(arm: Arm, setting: Setting) -> None:
+    """Refuses a defence that nobody can simulate in a step whose gradient is unseen.
+
+    Raises:
+      ValueError: with the arm, and what its `simulate` raises.
+    """
+
+    def simulate(params: Params) -> Public:
+        public, _ = arm.defence.init(jax.random.key(0), params)
+        return arm.defence.simulate(Public(params, public), None, None)
+
+    try:
+        jax.eval_shape(simulate, setting.shapes()[0])
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(
+            f"arm {arm.name!r}: what its defence does to the gradient of a local step "
+            "cannot be simulated, since the attacker sees the whole change alone: "
+            f"simulate(grads, None, None) raises {type(error).__name__}. Give the "
+            "defence a simulate that takes None, or let it act on the whole, as "
+            "NAME@update"
+        ) from error
