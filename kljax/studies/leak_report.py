@@ -54,7 +54,8 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     NaN where it cannot be told. Images of one upload are a group, and
     ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
     each upload have that outcome, where uploads have several.
-    ``sentences`` lists the first of them and what was found, where inputs are text.
+    ``success_words`` says what success is of other inputs than images, and
+    ``sentences`` lists the first of these and what was found, where inputs are text.
     ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
     recovered in the arm ``none``, contrast or not; None without that arm.
     """
@@ -89,14 +90,17 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
             "victims": len(result.victims.labels),
         },
         "config": describe(result),
-        **_of_sentences(rows),
+        **_of_kind(result, rows),
     }
 
 
-def _of_sentences(rows: list[Row]) -> dict[str, Any]:
-    """Lists the first sentences; nothing for a study of other inputs."""
-    lines = sentence_lines(rows)
-    return {"sentences": lines} if lines else {}
+def _of_kind(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
+    """Says what other inputs than images have: another success, and sentences."""
+    spec, lines = result.dataset.inputs, sentence_lines(rows)
+    if spec.kind == "image":
+        return {}
+    words = {"success_words": find_kind(spec).success_words}
+    return words | ({"sentences": lines} if lines else {})
 
 
 def _summary_of(rows: list[Row], columns: dict[str, Column]) -> dict[str, Any]:
@@ -169,8 +173,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _success_head(summary: dict[str, Any], between: str) -> str:
-    kind = KINDS["text" if "sentences" in summary else "image"]
-    return f"{kind.success_words}{between}[95 %]"
+    words = summary.get("success_words", KINDS["image"].success_words)
+    return f"{words}{between}[95 %]"
 
 
 def _shown(place: str, summary: dict[str, Any]) -> list[Column]:

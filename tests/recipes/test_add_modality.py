@@ -112,6 +112,7 @@ def test_rows_of_a_table_are_attacked_scored_and_reported(mine, leak):
     assert all(float(row["psnr"]) > 20 for row in attacked)
     assert all(row["ssim"] == "" for row in job.rows)  # no score of images
     assert "# Leakage of `mine:Network` on `mine:table`" in job.report
+    assert "PSNR > 20 dB [95 %]" in job.report
     assert (job.folder / "gallery.png").stat().st_size > 1000
 
 
