@@ -21,7 +21,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import SECRETS, Candidate, feature, no_prior
+from kljax.attacks import SECRETS, Candidate, dense_input, feature, no_prior
 from kljax.attacks.presets import PRESETS
 from kljax.attacks.priors import squared_variation, with_feature
 from kljax.core.inputs import images_of
@@ -188,6 +188,43 @@ def test_it_is_added_to_an_attacks_own_priors():
     alone = with_feature(without, gates_of, own)(view, candidate, progress)
     assert alone == pytest.approx(float(parts[0]), rel=1e-6)
     assert with_feature(without, gates_of) is no_prior
+
+
+@pytest.mark.parametrize("hidden", ([0], [1, 2]))
+def test_inputs_of_which_nothing_can_be_read_are_no_target(hidden):
+    """Rows of the classifier's gradient are hidden; its bias is not."""
+    update, ground = locked_update(1), setting(REGRESS, DEFENCE)
+    visible = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), update.sent)
+    visible.model["fc/kernel"][hidden] = False
+    view = observe(REGRESS, update._replace(visible=visible))
+    gate = Gate(np.full(3, 1.3, np.float32), np.full(3, 0.2, np.float32))
+    prior = feature(ground, gates_of, 0.3)
+
+    def of(images):
+        candidate = Candidate(images, update.targets, {"norm": gate})
+        return prior(view, candidate, np.float32(0))
+
+    def by_hand(images):
+        out = ground.model.apply(
+            view.public.model,
+            view.stats,
+            images,
+            gates={"norm": gate},
+            taps=("fc:input",),
+            train=False,
+        )
+        sent = update.sent.model
+        wanted = dense_input(sent["fc/kernel"], sent["fc/bias"])
+        told = np.delete(np.arange(3), hidden)
+        return 0.3 * jnp.sum((out.taps["fc:input"][0] - wanted)[told] ** 2)
+
+    images = random_images(1, *IMAGE_SHAPE, seed=8)
+    (value, slopes), (expected, its) = (
+        quick_jit(jax.value_and_grad(function))(images) for function in (of, by_hand)
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(slopes, its, rtol=1e-4, atol=1e-7)
+    assert np.any(its != 0)
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
