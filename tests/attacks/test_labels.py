@@ -43,6 +43,33 @@ def test_idlg_reads_every_label(label, bias):
     np.testing.assert_array_equal(found, [label])
 
 
+# Signs of what the classifier's gradient is, two features and the bias; ? is hidden.
+SIGNS = {
+    "one is seen to be pulled down": ("++-+", "????", "++?+", 2),
+    "whatever the others are": ("?0-?", "????", "????", 2),
+    "all but one are pushed up": ("+?++", "++?+", "?0?+", UNKNOWN),
+    "of which nothing is seen": ("+?++", "+?++", "+??+", 1),
+    "two are seen to be pulled down": ("+--+", "????", "+??+", UNKNOWN),
+    "two are not pushed up": ("+0++", "+?++", "+?+?", 1),
+    "and none is seen": ("+??+", "+??+", "+??+", UNKNOWN),
+    "features have both signs": ("++-+", "++++", "++?+", UNKNOWN),
+    "in another column": ("++-+", "-+-+", "++?+", UNKNOWN),
+    "all are pushed up": ("++++", "++++", "+?++", UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("case", SIGNS)
+def test_idlg_reads_the_signs_that_are_left(case):
+    *rows, label = SIGNS[case]
+    numbers = {"+": 0.5, "-": -2.0, "0": 0.0, "?": np.nan}
+    *kernel, bias = np.float32([[numbers[sign] for sign in row] for row in rows])
+    sent = Public({"fc/kernel": np.stack(kernel), "fc/bias": bias})
+    visible = jax.tree.map(lambda leaf: ~np.isnan(leaf), sent)
+    view = View(Public({}), {}, sent, *(5 * [None]), visible=visible)
+    ground = setting(threat(), none(), num_classes=4)
+    assert idlg(ground, view).tolist() == [label]
+
+
 def test_the_table_is_that_of_the_threat_model():
     assert set(LABELS) == set(STRATEGY["labels"])
 
