@@ -239,6 +239,9 @@ OTHER = {
     "chained": True,
     "loss": "mine:loss",
     "image_size": 16,
+    "image_width": 24,
+    "channels": 1,
+    "tokens": 9,
     "precision": "high",
 }
 # Another value of a field that trainings alone have, and that changes what is trained.

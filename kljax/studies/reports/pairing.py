@@ -12,6 +12,7 @@ from typing import Any
 
 from kljax.defences.arms import KINDS
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig, TrainConfig
+from kljax.studies.config.leak import weights_limit
 
 # What neither says of a network: which of its defences, which repetition, where.
 NEITHER = frozenset(
@@ -139,6 +140,8 @@ def network_differences(
         there = (
             right[name] if name in right else _default(TrainConfig, LeakConfig, name)
         )
+        if name == "init" and here is None:  # whatever suits the network
+            here = weights_limit(attacked.get("model", ""))
         if here != there:
             differences.append(f"{name} is {here!r} attacked and {there!r} trained")
     return differences
