@@ -136,6 +136,14 @@ def test_a_client_trains_on_tokens():
     assert np.any(sent.model[TABLE])
 
 
+def test_what_is_hidden_has_no_part_in_what_is_found():
+    nothing = Private(np.full(3, np.nan))
+    poisoned = update()._replace(images=0 * SENTENCE, private=nothing)
+    view = threats.observe(ground().threat, poisoned)
+    found = attack()(jax.random.key(7), view)
+    np.testing.assert_array_equal(found.images, SENTENCE)
+
+
 def test_what_is_made_for_images_refuses_sentences():
     with pytest.raises(ValueError, match="looks for images, and the inputs are text"):
         ground().image_shape  # noqa: B018
