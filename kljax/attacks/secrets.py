@@ -20,7 +20,7 @@ from kljax.attacks.closed_form import (
     peeling,
     private_key_from_lock_grads,
 )
-from kljax.attacks.simulation import moved
+from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
 
@@ -37,7 +37,7 @@ class Secret(NamedTuple):
     gates: Callable[..., Any]
 
 
-def _settled(setting: Setting, private: Callable[[Rng, View], Private]) -> Secret:
+def _fix_private(setting: Setting, private: Callable[[Rng, View], Private]) -> Secret:
     """Settles the private part at the start; nothing is optimised."""
     unknown = Unknown(
         start=lambda rng, view: ((), private(rng, view)),
@@ -48,12 +48,12 @@ def _settled(setting: Setting, private: Callable[[Rng, View], Private]) -> Secre
 
 def unit(setting: Setting) -> Secret:
     """Runs the network without the lock's gates."""
-    return _settled(setting, lambda rng, view: Private())
+    return _fix_private(setting, lambda rng, view: Private())
 
 
 def known(setting: Setting) -> Secret:
     """Uses the true private key and lock weights."""
-    return _settled(
+    return _fix_private(
         setting, lambda rng, view: Private(view.private_key, view.lock_weights)
     )
 
@@ -69,11 +69,11 @@ def extract(setting: Setting) -> Secret:
         grads = view.lock_grads
         if setting.protocol is not None:
             start = (view.public, view.lock_weights)
-            _, decay = moved(setting.protocol, start, 0.0)
+            _, decay = move_by_gradient(setting.protocol, start, 0.0)
             grads = jax.tree.map(jnp.subtract, grads, decay)
         return Private(private_key_from_lock_grads(grads), view.lock_weights)
 
-    return _settled(setting, private)
+    return _fix_private(setting, private)
 
 
 def _draw_private_key(rng: Rng, view: View):
@@ -83,7 +83,7 @@ def _draw_private_key(rng: Rng, view: View):
 
 def fixed_random(setting: Setting) -> Secret:
     """Guesses a private key at random, U(0, 1) as the client draws it."""
-    return _settled(
+    return _fix_private(
         setting,
         lambda rng, view: Private(_draw_private_key(rng, view), view.lock_weights),
     )
@@ -96,7 +96,7 @@ def fixed_mean(setting: Setting) -> Secret:
         guess = jnp.full_like(_draw_private_key(rng, view), 0.5)
         return Private(guess, view.lock_weights)
 
-    return _settled(setting, private)
+    return _fix_private(setting, private)
 
 
 def regress_private_key(setting: Setting) -> Secret:

@@ -93,7 +93,7 @@ def sum_clients(
             variant = (precision, str(shapes))
             if variant not in cache:
                 began = time.perf_counter()
-                spread = _spread(chunk, mesh) if layout.spread else chunk
+                spread = _over_devices(chunk, mesh) if layout.spread else chunk
                 cache[variant] = jax.jit(spread).lower(*inputs).compile()
                 compile_s += time.perf_counter() - began
                 compilations += 1
@@ -209,7 +209,7 @@ def _looped(fn: Callable) -> Callable:
     return chunk
 
 
-def _spread(chunk: Callable, mesh: Mesh) -> Callable:
+def _over_devices(chunk: Callable, mesh: Mesh) -> Callable:
     def summed(shared, live, clients):
         sums, kept = chunk(shared, live, clients)
         return jax.lax.psum(sums, AXIS), kept

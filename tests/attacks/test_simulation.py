@@ -29,7 +29,7 @@ from kljax.attacks import (
     squared_l2,
 )
 from kljax.attacks.presets import dlg, matching
-from kljax.attacks.simulation import moved
+from kljax.attacks.simulation import move_by_gradient
 from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none, norm_clipping, plaintext_gates
@@ -236,7 +236,7 @@ def test_guessed_gates_stay_what_they_are():
 def test_what_one_and_the_same_gradient_moves_is_a_loop(gradient):
     protocol = Protocol(DESCENT, steps=3, batch=1, learning_rate=RATE)
     start = (Public({"w": np.float32([1.0, -2.0])}), np.float32([[4.0]]))
-    public, lock = moved(protocol, start, gradient)
+    public, lock = move_by_gradient(protocol, start, gradient)
     for found, first in ((public.model["w"], start[0].model["w"]), (lock, start[1])):
         now, memory = first.astype(np.float64), 0.0
         for _ in range(3):

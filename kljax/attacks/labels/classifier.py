@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kljax.attacks.attack import Setting
-from kljax.attacks.simulation import moved
+from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array
 from kljax.threat import View
 
@@ -42,7 +42,7 @@ def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
     if setting.protocol is None:
         return _of({part: -sent[name] for part, name in names.items()})
     still, pushed = (
-        moved(setting.protocol, (view.public, ()), gradient)[0].model
+        move_by_gradient(setting.protocol, (view.public, ()), gradient)[0].model
         for gradient in (0.0, 1.0)
     )
     return _of(

@@ -1,7 +1,12 @@
 """Simulations: the upload that a candidate would have given."""
 
 from kljax.attacks.simulation.replays import VARIANTS, averaged_steps, epochs_of, fedavg
-from kljax.attacks.simulation.steps import local_steps, moved, one_step, replay
+from kljax.attacks.simulation.steps import (
+    local_steps,
+    move_by_gradient,
+    one_step,
+    replay,
+)
 
 __all__ = [
     "VARIANTS",
@@ -9,7 +14,7 @@ __all__ = [
     "epochs_of",
     "fedavg",
     "local_steps",
-    "moved",
+    "move_by_gradient",
     "one_step",
     "replay",
 ]

@@ -263,7 +263,7 @@ def local_replay(
     return LocalReplay(start, gradient, compare)
 
 
-def moved(
+def move_by_gradient(
     protocol: Protocol, start: tuple[Public, PyTree], gradient: float
 ) -> tuple[Public, PyTree]:
     """Computes what a client's optimiser makes of one and the same gradient.

@@ -100,7 +100,7 @@ def settle(config: LeakConfig) -> LeakConfig:
             "and the run has no record of it; leave it out"
         )
     run = _read(config)
-    changes = {name: _settled(config, run, name) for name in SETTLED}
+    changes = {name: _settle_field(config, run, name) for name in SETTLED}
     if config.split not in (None, run.train_split):
         raise _contradiction(config, "split", run.train_split)
     changes |= {
@@ -246,7 +246,7 @@ def _own(config: LeakConfig, prepared: Prepared) -> np.ndarray:
     return prepared.partition[config.client]
 
 
-def _settled(config: LeakConfig, run: TrainConfig, name: str):
+def _settle_field(config: LeakConfig, run: TrainConfig, name: str):
     given, theirs = getattr(config, name), getattr(run, name)
     if given not in (default(LeakConfig, name), theirs):
         raise _contradiction(config, name, theirs)
