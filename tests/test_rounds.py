@@ -269,6 +269,8 @@ def test_fedprox_by_hand():
     prox = product(fedprox, strength=2.0)
     weight, _ = weight_after(prox, pixels(1.0, steps=2), count=1)
     assert weight == pytest.approx(0.75)
+    prox = product(fedprox, strength=2.0, local=None)  # as `fedavg` takes it
+    assert weight_after(prox, pixels(1.0, steps=2), count=1)[0] == pytest.approx(0.75)
     free = product(fedprox, strength=0.0)
     weight, _ = weight_after(free, pixels(1.0, steps=2), count=1)
     assert weight == pytest.approx(0.25)

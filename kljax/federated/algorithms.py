@@ -47,7 +47,7 @@ def fedprox(
     Reference: Li et al., "Federated Optimization in Heterogeneous Networks"
     (MLSys 2020), equation 2.
     """
-    local = {**options.pop("local", {}), "penalty": proximal(strength)}
+    local = {**(options.pop("local", None) or {}), "penalty": proximal(strength)}
     return fedavg(model, loss, optimiser, local=local, **options)
 
 
@@ -73,7 +73,8 @@ def fedkl(
     Reference: Ren, Deng, Xie, arXiv 2305.04095; official code methods/FedKL.py.
     """
     if fresh_private_keys:
-        options["local"] = {**options.get("local", {}), "renew": new_private_key(lock)}
+        local = options.get("local") or {}
+        options["local"] = {**local, "renew": new_private_key(lock)}
     return fedavg(model, loss, optimiser, defence=keylock(lock), **options)
 
 

@@ -34,6 +34,7 @@ from victims import declare as threat_of
 from kljax.attacks import Protocol, adam, presets
 from kljax.attacks.closed_form.transformer import VIT
 from kljax.metrics import relative_leakage, ssim
+from kljax.models import Dense, from_nnx
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import declare
 from kljax.studies.sweeps.legality import is_legal
@@ -335,6 +336,15 @@ def test_restarts_of_an_update_differ_in_what_is_drawn(labels, batch, secret, ap
     else:
         with pytest.raises(ValueError, match="restarts=2 would all start alike"):
             make(restarts=2)
+
+
+def test_bn_updates_refuses_a_network_without_statistics():
+    plain = from_nnx(
+        lambda rngs: Dense(10, image_shape=(8, 8, 1), widths=(4,), rngs=rngs)
+    )
+    here = ground(threat("unit", "joint", stats="visible"), model=plain)
+    with pytest.raises(ValueError, match="bn-updates reads the running statistics"):
+        presets.bn_updates(here, steps=1, restarts=1)
 
 
 @pytest.mark.parametrize("labels", ["given", "recovered"])

@@ -135,12 +135,19 @@ def bn_updates(
     is uploaded.
 
     Raises:
-      ValueError: if the threat model hides statistics, and for several restarts that
-        start alike.
+      ValueError: if the threat model hides statistics, for a network without any, and
+        for several restarts that start alike.
 
     Reference: Hatamizadeh et al., "Do Gradient Inversion Attacks Make Federated
     Learning Unsafe?" (IEEE TMI 2023); its code, NVFlare, quantifying-data-leakage.
     """
+    _, stats = setting.shapes()
+    if not stats:
+        raise ValueError(
+            "bn-updates reads the running statistics of norm layers, and this network "
+            "has none: take a network or an arm with a norm, such as bn-control, or "
+            "another attack"
+        )
     if restarts > 1 and not deviation and not _draws_apart_from_images(setting):
         raise ValueError(
             f"bn-updates starts at one prior image: restarts={restarts} would all "
