@@ -48,25 +48,25 @@ def _read(path: Path, changed: int) -> Generator:
     return made
 
 
-def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray:
-    """Tells which examples of a dataset can be victims, [n] bool.
+def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray | None:
+    """Tells which examples of a dataset can be victims, [n] bool; None for all.
 
-    All that the study's generator was not trained on. Of a generator of your own that
-    does not say, all.
+    They are those that the study's generator was not trained on. Of a generator of your
+    own that does not say, they are all.
 
     Raises:
       ValueError: if it cannot be told: for a slice of the split, or another version of
         the dataset, that the generator was trained on.
     """
-    generator, everything = find_generator(config), np.ones(len(dataset), bool)
+    generator = find_generator(config)
     origin = None if generator is None else generator.origin
     if origin is None or _base(config.data) != _base(origin.dataset):
-        return everything
+        return None
     split = config.split
     if origin.split is not None:
         split = split or "train"
         if origin.split not in split.replace("[", "+").split("+"):
-            return everything
+            return None
     positions = dataset.positions_of(np.arange(len(dataset)))
     if split != origin.split or positions.max() >= len(origin.public):
         raise ValueError(
@@ -78,10 +78,16 @@ def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray:
     return ~origin.public[positions]
 
 
-def private_order(config: LeakConfig, dataset: data.Dataset) -> np.ndarray:
-    """Draws the order of the examples that can be victims, [n] indices."""
+def private_order(
+    config: LeakConfig, dataset: data.Dataset, count: int | None = None
+) -> np.ndarray:
+    """Draws the first `count`, or all, of the examples that can be victims, [n]."""
+    private = private_rows(config, dataset)
+    if private is None:
+        count = len(dataset) if count is None else count
+        return data.select(dataset, count, config.seed)
     order = data.select(dataset, len(dataset), config.seed)
-    return order[private_rows(config, dataset)[order]]
+    return order[private[order]][:count]
 
 
 def _base(name: str) -> str:

@@ -27,7 +27,7 @@ from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network, losses
 from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.builder.earlier import choose_before
-from kljax.studies.builder.generator import private_order
+from kljax.studies.builder.generator import private_order, private_rows
 from kljax.studies.config import LeakConfig
 
 # What the random key of a study is for.
@@ -352,19 +352,17 @@ def load_dataset(config: LeakConfig) -> data.Dataset:
 
 def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
     """Draws the victims: the first n of more victims are the n of fewer."""
-    wanted, order = config.victims * config.examples, private_order(config, dataset)
-    if wanted > len(order):
-        unseen = (
-            "" if len(order) == len(dataset) else " that its generator has not seen"
-        )
+    wanted, private = config.victims * config.examples, private_rows(config, dataset)
+    there = len(dataset) if private is None else int(private.sum())
+    if wanted > there:
+        unseen = "" if private is None else " that its generator has not seen"
         raise ValueError(
             f"victims={config.victims} of examples={config.examples} are {wanted} "
-            f"images, and dataset {dataset.name!r} has {len(order)}{unseen}: ask for "
-            "fewer"
+            f"images, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
         )
     image = 4 * math.prod(dataset.shape)
     check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
-    chosen = order[:wanted]
+    chosen = private_order(config, dataset, wanted)
     images, labels = task.fetch_examples(dataset, chosen)
     indices = chosen.reshape(config.victims, config.examples)
     return Victims(
