@@ -85,6 +85,8 @@ def balanced(pairs):
 # Of the visible entries alone: a vector per tensor, and all of them behind each other.
 BY_HAND = {
     "squared_l2": lambda pairs, g, o: np.sum((g - o) ** 2),
+    # A tensor that is hidden throughout is one of them, at no distance.
+    "mean_squared_l2": lambda pairs, g, o: np.sum((g - o) ** 2) / len(pairs),
     "l1": lambda pairs, g, o: np.sum(np.abs(g - o)),
     "norm": lambda pairs, g, o: sum(np.linalg.norm(a - b) for a, b in pairs),
     "l2_norm": lambda pairs, g, o: np.sum((g - o) ** 2) + np.linalg.norm(g - o),
