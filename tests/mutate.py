@@ -10,13 +10,18 @@ and a larger count goes on with the same sample. The list of survivors at the en
 be read: some change nothing that can be seen. With new tests, ``--again`` judges them
 anew.
 
-Of 50 mutations of ``kljax/metrics`` and ``kljax/defences`` that were read, 7 change
-nothing that can be seen, and 40 of the other 43 were killed (93 %); the 3 that survived
-have tests now. Of the first 27 of seed 1 of ``kljax/attacks``,
-``kljax/federated/clients`` and ``kljax/federated/rounds.py``, 1 changes memory alone,
-and 21 of the other 26 were killed (81 %); the 5 that survived have tests now, and are
-killed. A rate after its survivors are
-mended says nothing of others: a new seed does.
+What was read of it, each sample as it was before its survivors had tests; mutations
+that change nothing that can be seen are not counted:
+
+- 50 of ``kljax/metrics`` and ``kljax/defences``, a first sample: 40 of 43 killed, 93 %.
+- The first 27 of seed 1, of attacks, clients and rounds: 21 of 26 killed, 81 %.
+- The first 22 of seed 7, of all modules below: 19 of 19 killed.
+- 30 of seed 11 and 30 of seed 12, of the same with much new code: 51 of 57 killed,
+  89 %. Three of the six that survived were in what reads uploads that are hidden in
+  part, whose tests came after it; 51 of 54 elsewhere, 94 %.
+
+All that survived have tests now, and are killed. A rate after its survivors are mended
+says nothing of others: a new seed does.
 
 No kept tool does this here. mutmut forks a process in which JAX has threads. cosmic-ray
 rewrites the files in place and has one test command for all of them. Neither swaps
