@@ -39,7 +39,7 @@ def views(arm):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, 0) for name in WHOLE if name != "seed"),
+        *((name, least - 1) for name, least in WHOLE.items()),
         *((name, value) for name in WHOLE for value in (-1, 2.0, "3", True)),
         ("image_size", 6),
         ("seed", -1),
