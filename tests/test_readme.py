@@ -17,8 +17,8 @@ from kljax.studies.config import LeakConfig
 from kljax.studies.sweeps.legality import is_legal
 
 README = pages.ROOT / "README.md"
-# What stands for the reader's own; the commands that name it are parsed.
-READERS = ("mine:", "./pictures", " DIR", "runs/other")
+# What stands for the reader's own files and machines: these commands are parsed.
+READERS = ("mine:", "./pictures", " DIR", "runs/other", "--coordinator")
 EXAMPLES = [
     (page, number)
     for page in pages.FOR_USERS
