@@ -9,7 +9,8 @@ and ``matching``, which looks among all pixels (2,000), with and without noise o
 gradient. Floors: *no gradient*, the generator's average image of the true class, which
 is the best that it and the label can do alone; *best of the generator*, the nearest to
 the truth of as many images as GGL tries, chosen by the truth itself, so no attack;
-and the best floor of kljax. Means over victims, MSE of images in [0, 1].
+and the best floor of kljax, of each victim the one of the least MSE. Means over
+victims, MSE of images in [0, 1].
 """
 
 import argparse

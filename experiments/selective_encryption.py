@@ -167,11 +167,13 @@ def draw(lines, floor, options):
                 )
             drawn.set_label(score)
         axis.set_xticks(places, ["0", *(f"{share:g}" for share in options.shares)])
-        axis.set_xlabel("share of the gradient that is encrypted (not to scale)")
+        axis.set_xlabel("share to encrypt, as asked for (not to scale)")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("images recovered")
+    axes[0].set_ylabel("share of images recovered")
     axes[1].set_ylabel("SSIM")
-    axes[1].axhline(floor, color="grey", lw=1, ls=":", label="best floor")
+    axes[1].axhline(
+        floor, color="grey", lw=1, ls=":", label="best floor (of these victims)"
+    )
     figure.legend(
         *axes[1].get_legend_handles_labels(),
         loc="outside right upper",

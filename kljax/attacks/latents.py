@@ -74,8 +74,10 @@ def normal_divergence(vectors: Array) -> Array:
 
 
 def resized(images: Array, shape: tuple[int, int, int]) -> Array:
-    """Brings images [B, h, w, c] to a shape as `kljax.data` does: bilinear; grey in C
-    channels alike."""
+    """Brings images [B, h, w, c] to a shape, bilinear; grey is the same in C channels.
+
+    Sides of another ratio are stretched, where `kljax.data` would cut.
+    """
     height, width, channels = shape
     images = jnp.broadcast_to(images, (*images.shape[:-1], channels))
     scaled = (len(images), height, width, channels)

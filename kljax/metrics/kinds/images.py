@@ -100,8 +100,10 @@ of the image and of its floors; a norm in train mode hides those of a single exa
 *unsolved*: the attack did not match the gradient, which says nothing for a defence.
 *ambiguous*: matched but wrong, whatever the contrast; that is evidence for a defence
 only where the undefended arm of the same cell is recovered.
-Floors are images made without any gradient; a success rate below its floor's proves
-nothing. Means hide spread: `rows.csv` has every image."""
+Floors are images made without any gradient; `class_mean` and `same_class` know the true
+label, `own_mean_colour` and `noise_affine` the image itself, and the best floor of an
+image is chosen by the truth. A success rate below its floor's proves nothing. Means
+hide spread: `rows.csv` has every image."""
 
 IMAGES = Kind(
     score=score_images,

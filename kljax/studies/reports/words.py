@@ -7,10 +7,12 @@ READING = (
     ("success", f"{COLUMNS['success'].meaning}."),
     (
         "floor",
-        "what the best image made without any gradient reaches on the same victims, "
-        "such as the mean image of the class. A score that is not above its floor's "
-        "proves nothing. A verdict holds SSIM and success against their floors victim "
-        "by victim: where both always succeed, success tells nothing, and SSIM may.",
+        "what the best of the floors reaches on the same victims: images or sentences "
+        "made without any gradient, such as the mean image of the class; some know "
+        "the true label, and some the image's own mean. A score that is not above its "
+        "floor's proves nothing. A verdict holds SSIM and success against their floors "
+        "victim by victim: where both always succeed, success tells nothing, and SSIM "
+        "may.",
     ),
     *((column.name, f"{column.meaning}.") for column in OUTCOME_RATES.values()),
     (ORACLE.heading, f"{ORACLE.meaning}."),
