@@ -12,6 +12,7 @@ from flax import linen, nnx
 from kljax import data, defences
 from kljax.attacks import Optimiser, Reconstruction, squared_l2
 from kljax.attacks.presets import Preset
+from kljax.core.types import Private
 
 HALF = 0.5  # not callable, not anything that can be named
 
@@ -244,6 +245,13 @@ def blended(size, mix=0.5):
         return blend(before, grads)
 
     return defences.Defence(release=release, init_state=nothing, simulate=simulate)
+
+
+def marked(scale):
+    """Makes a defence that draws a part of its own by its number."""
+    return defences.Defence(
+        init=lambda rng, params: ({"mark": scale * jnp.ones(2)}, Private())
+    )
 
 
 def looking(size):

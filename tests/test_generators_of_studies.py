@@ -109,7 +109,13 @@ def test_splits_are_told_apart(tmp_path):
         for split in (None, "train"):
             np.testing.assert_array_equal(private(name, split), ~public(60))
     assert private("fashion_mnist", "test") is private("mnist", "train") is None
-    for split, count in (("train[:30]", 30), ("train+test", 70), ("train", 61)):
+    for split, count in (
+        ("train[:30]", 30),
+        ("train+test", 70),
+        ("train", 61),
+        ("all", 70),
+        ("all[:50]", 50),
+    ):
         with pytest.raises(ValueError, match="which of split=.* cannot be told"):
             private("fashion_mnist", split, count)
 

@@ -36,6 +36,7 @@ from kljax.studies.builder.victim_setup import (
     Victims,
     choose_victims,
     draw_rng,
+    options_of_draws,
     set_stage,
     sources,
     survey_public,
@@ -257,7 +258,7 @@ def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, .
     )
     return (
         *same,
-        sources(config, victims, job.staged.survey),
+        sources(config, victims, job.staged.survey, options_of_draws(job.staged.arm)),
         dials(config, job.staged.arm, find_preset(config.attack), count),
         victims.images,
         victims.labels,

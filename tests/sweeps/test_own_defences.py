@@ -1,13 +1,15 @@
 """A defence of one's own, with two numbers and a state, from outside the package."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import small
 from studies import scored, study
 
 from kljax import cli
-from kljax.studies import store
+from kljax.studies import leakage, store
 from kljax.studies.reports import write_report
 from kljax.studies.sweeps import expand
 from kljax.studies.sweeps.cell import groups
@@ -31,6 +33,26 @@ def test_it_is_an_arm_among_others():
     # Its numbers are data: those of the first compile, those of the second do not.
     assert [arm.timing.compilations > 0 for arm in result.arms] == [True, True, False]
     assert {row["arm"] for row in scored(result)} >= {*ARMS}
+
+
+def test_what_it_draws_follows_its_own_numbers():
+    arms = ("outside_package:marked=1", "outside_package:marked=7")
+    result = study(arms=arms, attack="outside_package:measured_reveal")
+    for arm, scale in zip(result.arms, (1, 7), strict=True):
+        public = arm.attacked.reconstruction.info["view"].public.defence
+        np.testing.assert_array_equal(
+            public["mark"], np.full_like(public["mark"], scale)
+        )
+    # So does a cell of a sweep that is run by the functions of another.
+    first = leakage.prepare(dataclasses.replace(result.config, arms=arms[:1]))
+    again = leakage.prepare_again(
+        first, dataclasses.replace(first.config, arms=arms[1:])
+    )
+    (job,) = again.jobs
+    source, *_ = leakage.inputs_of(again.config, job, again.stage.victims)
+    network = job.staged.draws[0](jax.tree.map(lambda x: x[0], source))
+    public, _ = job.staged.draws[1](jax.tree.map(lambda x: x[0], source), network)
+    np.testing.assert_array_equal(public["mark"], [7, 7])
 
 
 def test_it_is_named_on_the_command_line(tmp_path):

@@ -65,7 +65,8 @@ def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray | None
     split = config.split
     if origin.split is not None:
         split = split or "train"
-        if origin.split not in split.replace("[", "+").split("+"):
+        # TFDS calls all splits together "all".
+        if not {origin.split, "all"} & {*split.replace("[", "+").split("+")}:
             return None
     positions = dataset.positions_of(np.arange(len(dataset)))
     if split != origin.split or positions.max() >= len(origin.public):

@@ -20,8 +20,9 @@ from kljax.core.memory import check_fits
 from kljax.core.randomness import derive_rng
 from kljax.core.registry import check_callable, resolve
 from kljax.core.types import Array, Loss, Model, Params, Public, PyTree, Rng, Stats
-from kljax.defences import Defence
 from kljax.defences.arms import Arm, Sites
+from kljax.defences.catalogue import find_kind
+from kljax.defences.defence import no_parts
 from kljax.federated import clients
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models import Network, losses
@@ -52,6 +53,7 @@ class Source(NamedTuple):
     index: Array  # [] position of its first example in the dataset
     rng_data: Array  # [2] uint32 of the random key of the study
     survey: PyTree = ()  # what a malicious server measured on public images
+    options: tuple[Array, ...] = ()  # of the arm, where its defence draws by them
 
 
 # What a client does: (rng, Defence, network, held, images [B, H, W, C], labels [B],
@@ -117,12 +119,19 @@ def set_stage(
     return stage(config, network, insertion)
 
 
-def sources(config: LeakConfig, victims: Victims, survey: PyTree = ()) -> Source:
+def sources(
+    config: LeakConfig,
+    victims: Victims,
+    survey: PyTree = (),
+    options: tuple[float, ...] = (),
+) -> Source:
     """Makes the sources of victims, with a leading axis [N]."""
+    options = tuple(np.float32(value) for value in options)
     indices = victims.indices[:, 0]
     rng_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
     same = jax.tree.map(
-        lambda x: np.broadcast_to(x, (len(indices), *np.shape(x))), (rng_data, survey)
+        lambda x: np.broadcast_to(x, (len(indices), *np.shape(x))),
+        (rng_data, survey, options),
     )
     return Source(indices, *same)
 
@@ -201,8 +210,8 @@ def _drawn(config: LeakConfig, network: Network, insertion: Insertion | None) ->
             return step(rng, Public(params, public), stats, private, images, targets)
 
         # Only the first part of a combination has parts of its own to draw.
-        first = arm.skeleton.partition("+")[0]
-        held = defence_draws.setdefault(first, _draw_defence(arm.defence))
+        whole = arm.skeleton if options_of_draws(arm) else first_part(arm)
+        held = defence_draws.setdefault(whole, _draw_defence(arm))
         draws = (network_draws(arm.norm), held)
         return Staged(arm, model, client, draws=draws, survey=survey)
 
@@ -330,10 +339,23 @@ def _draw_network(
     return draw
 
 
-def _draw_defence(defence: Defence) -> Callable[..., PyTree]:
+def first_part(arm: Arm) -> str:
+    """Gives the name of the only part of an arm that can draw anything."""
+    return arm.skeleton.partition("+")[0]
+
+
+def options_of_draws(arm: Arm) -> tuple[float, ...]:
+    """Gives the numbers of an arm, if its own parts may be drawn by them; else ()."""
+    name = first_part(arm).partition("@")[0]
+    by_options = arm.defence.init is not no_parts and find_kind(name).options
+    return arm.options if by_options else ()
+
+
+def _draw_defence(arm: Arm) -> Callable[..., PyTree]:
     """Makes ``(Source, (params, stats)) -> (public, Private)``."""
 
     def draw(source: Source, network: tuple[Params, Stats]) -> PyTree:
+        defence = arm.make(source.options) if source.options else arm.defence
         return draw_jointly(defence.init)(draw_rng(source, "defence"), network[0])
 
     return draw
