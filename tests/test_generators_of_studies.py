@@ -166,8 +166,33 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
     rewritten(path, damage)
     with pytest.raises(DamagedFile, match=message):
         find_generator(config(generator=str(path)))
-    path.write_bytes(b"no archive")
-    with pytest.raises(DamagedFile, match="train_generator.py"):
+
+
+def with_flipped_bytes(path):
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(255 - byte for byte in content[200:260])
+    path.write_bytes(content)
+
+
+def as_one_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"no archive"),
+        lambda path: path.write_bytes(b""),
+        with_flipped_bytes,
+        as_one_array,
+    ],
+)
+def test_a_file_that_is_no_archive_is_named(tmp_path, damage):
+    path = tmp_path / "mine.npz"
+    write_decoder(path, ACCOUNT, weights(), public())
+    damage(path)
+    with pytest.raises(DamagedFile, match="mine.npz is damaged.*train_generator.py"):
         find_generator(config(generator=str(path)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 T = TypeVar("T")
 
@@ -36,6 +37,33 @@ def brief(error: Exception, most: int = 200) -> str:
     """Writes what a library says of a damaged file as a part of one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
+    """Reads an ``.npz`` file of arrays; None if it is not there.
+
+    Raises:
+      DamagedFile: if it holds anything else.
+      PermissionError: if it may not be read.
+    """
+    try:
+        # Opened here: np.load leaves the file of a broken archive open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
+            arrays = dict(opened)
+        # What is no array in an archive comes as bytes.
+        others = [n for n, held in arrays.items() if not isinstance(held, np.ndarray)]
+        if others:
+            raise ValueError(f"{others[0]} is none")
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise
+    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile);
+    # a single array that is named .npz, a TypeError.
+    except Exception as error:
+        what = f"it holds no arrays ({brief(error)})"
+        raise DamagedFile(path, what, remedy=remedy) from error
+    return arrays
 
 
 def write_text(path: Path, text: str) -> None:

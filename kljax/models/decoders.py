@@ -7,16 +7,17 @@ which examples that part is.
 """
 
 import dataclasses
+import errno
 import io
 import json
-import zipfile
+import os
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.files import DamagedFile, brief, converted, write_bytes
+from kljax.core.files import DamagedFile, brief, converted, read_arrays, write_bytes
 from kljax.core.generator import Generator, Origin
 from kljax.core.types import Array, Model, Params
 from kljax.models.dense import Dense
@@ -119,14 +120,13 @@ def read_decoder(path: Path) -> Generator:
       FileNotFoundError: if it is not there.
       DamagedFile: if it holds anything else.
     """
+    held = read_arrays(path, remedy=REMEDY)
+    if held is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
         account = json.loads(str(held.pop(ACCOUNT)))
         bits = held.pop(PUBLIC)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         what = f"it is no decoder ({brief(error)})"
         raise DamagedFile(path, what, remedy=REMEDY) from None
     account = converted(account, Account, path, remedy=REMEDY)

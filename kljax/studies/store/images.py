@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.core.claims import lock_file
-from kljax.core.files import DamagedFile, brief, write_bytes
+from kljax.core.files import read_arrays, write_bytes
 from kljax.studies.store.manifest import Chunk, Group
 
 REMEDY = "remove it and the part of the same name, and run the sweep again"
@@ -24,8 +24,8 @@ class Images(NamedTuple):
     """Images of some victims of one cell."""
 
     first: int  # place of the first of them in the cell
-    images: np.ndarray  # [n, B, H, W, C], in the order of the truths
-    truths: np.ndarray  # [n, B, H, W, C]
+    images: np.ndarray  # [n, B, H, W, C], or tokens [n, B, L]
+    truths: np.ndarray  # of the same shape, in the same order
     victims: np.ndarray  # [n] index in the dataset of each one's first example
 
 
@@ -110,26 +110,6 @@ def _chunk(folder: Path, name: str) -> Path:
 
 def _aside(folder: Path) -> Path:
     return folder / "reconstructions" / ".chunks"
-
-
-def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
-    """Reads a file of arrays; None if it is not there.
-
-    Raises:
-      DamagedFile: if it is not what was written.
-    """
-    try:
-        # Opened here: np.load leaves the file of a broken archive open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except FileNotFoundError:
-        return None
-    except PermissionError:
-        raise
-    # What a damaged archive raises is no one kind of error (zlib.error, BadZipFile).
-    except Exception as error:
-        what = f"it holds no arrays ({brief(error)})"
-        raise DamagedFile(path, what, remedy=remedy) from error
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

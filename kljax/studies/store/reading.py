@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 
-from kljax.core.files import DamagedFile
+from kljax.core.files import DamagedFile, read_arrays
 from kljax.metrics import COLUMNS, Column
 from kljax.studies.store.failures import read_failures
-from kljax.studies.store.images import read_arrays
 from kljax.studies.store.manifest import read_manifest
 from kljax.studies.store.parts import read_part
 from kljax.studies.store.schema import filled, own_columns_in, part_schema
