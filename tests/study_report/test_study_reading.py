@@ -188,7 +188,9 @@ def test_reconstructions(tmp_path):
     np.testing.assert_array_equal(found["victim"], [0, 1])
     path = folder / "reconstructions" / f"{cell['id']}.npz"
     content = path.read_bytes()
-    for changes in ({"victim": np.arange(3)}, {"truths": found["truths"][:1]}):
+    flat = {name: found[name].reshape(2, -1) for name in ("images", "truths")}
+    wrong = ({"victim": np.arange(3)}, {"truths": found["truths"][:1]}, flat)
+    for changes in wrong:
         np.savez(path, **found | changes)
         with pytest.raises(ValueError, match="arrays do not belong together"):
             store.read_reconstructions(study, cell["id"])
@@ -198,3 +200,15 @@ def test_reconstructions(tmp_path):
         ValueError, match=f"{cell['id']}.npz is damaged: it holds no arrays"
     ):
         store.read_reconstructions(study, cell["id"])
+
+
+def test_reconstructions_of_sentences(tmp_path):
+    folder = folder_with(tmp_path, ("a", 0, [0.1, 0.2]))
+    cell = cells_of(folder)[0]["id"]
+    truths = np.arange(16).reshape(2, 1, 8)
+    (folder / "reconstructions").mkdir()
+    path = folder / "reconstructions" / f"{cell}.npz"
+    np.savez(path, images=truths[..., ::-1], truths=truths, victim=[5, 3])
+    found = store.read_reconstructions(store.read(folder), cell)
+    np.testing.assert_array_equal(found["images"], truths[..., ::-1])
+    np.testing.assert_array_equal(found["truths"], truths)

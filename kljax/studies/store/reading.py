@@ -93,12 +93,13 @@ def missing_cells(study: Study) -> list[dict[str, Any]]:
 
 
 def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | None:
-    """Reads the reconstructed images of a cell; None if they were not kept.
+    """Reads the reconstructions of a cell; None if they were not kept.
 
     Returns:
-      ``images`` and ``truths`` [N, B, H, W, C] in the same order, that of the uploads
-      (column ``upload`` of the rows, from 0); ``victim`` [N] index in the dataset of
-      each upload's first example.
+      ``images`` and ``truths`` [N, B, ...] in the same order, that of the uploads
+      (column ``upload`` of the rows, from 0): images [H, W, C], tokens [L], or what
+      else an example is; ``victim`` [N] index in the dataset of each upload's first
+      example.
 
     Raises:
       DamagedFile: if they are not what was written.
@@ -112,7 +113,7 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     if arrays is not None:
         shapes = {name: arrays[name].shape for name in KEPT}
         images, truths, victim = shapes.values()
-        if len(images) != 5 or images != truths or victim != images[:1]:
+        if len(images) < 3 or images != truths or victim != images[:1]:
             what = f"its arrays do not belong together: {shapes}"
             raise DamagedFile(path, what, remedy=REMEDY)
     return arrays
