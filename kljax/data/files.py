@@ -3,12 +3,12 @@
 An image is read, or brought to its shape, only when it is asked for.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from kljax.core.files import DamagedFile, read_arrays
 from kljax.data.dataset import Dataset, LazyColumn
 from kljax.data.resizing import check_shape, resize
 
@@ -17,7 +17,12 @@ NPZ = ".npz"
 STARTS = ("/", "./", "../", "~")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 PICTURES += (".pgm", ".ppm")
-GREY = ("1", "L", "LA")  # modes of Pillow
+# Modes of Pillow. Others it turns into 8 bits by cutting values off, or not at all.
+GREY = ("1", "L", "LA")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+DEEP = "I;16"  # how those begin that are grey of 16 bits
+REMEDY = "write it by numpy.savez, with arrays images and labels"
+LABELS_END = 2**31  # labels are int32
 UNSTATED = "not stated; whoever gave {path} knows"
 
 
@@ -66,15 +71,20 @@ def load_path(name: str, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
     classes are the subfolders in alphabetic order. Images are cropped at the centre to
     the aspect ratio of `shape` and resized to it, as those of TFDS.
 
+    Pictures have 8 bits per channel, or 16 if they are grey. One with an alpha channel
+    is read if it is opaque everywhere, and refused otherwise: what lies behind it is
+    not known.
+
     Args:
       name: of the file or folder; ``~`` is the user's home.
       shape: (H, W, C) of the images, C = 1 or 3.
 
     Raises:
       FileNotFoundError: if there is nothing of that name.
-      ValueError: for a file without these arrays, or with others than these shapes and
-        types; a folder without subfolders, or one without pictures; and, when it is
-        read, a picture that is none.
+      ValueError: for a damaged file, one without these arrays, or with others than
+        these shapes and types; a folder without subfolders, or one without pictures;
+        and, when it is read, a picture that is none, has values of 32 bits, or is
+        transparent somewhere.
     """
     shape, path = check_shape(shape), Path(name).expanduser()
     if not path.exists():
@@ -100,9 +110,8 @@ def stamp_path(name: str) -> tuple[tuple[str, int, int], ...]:
 
 def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as opened:
-            arrays = {key: opened[key] for key in opened.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path, remedy=REMEDY) or {}
+    except DamagedFile as error:
         raise ValueError(f"dataset {name!r} is no sound {NPZ} file: {error}") from error
     missing = [key for key in ("images", "labels") if key not in arrays]
     if missing:
@@ -111,10 +120,10 @@ def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
             f"{', '.join(arrays) or 'none'}"
         )
     images, labels = arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4):
+    if images.ndim not in (3, 4) or 0 in images.shape:
         raise ValueError(
             f"dataset {name!r}: images has shape {images.shape}; give [N, h, w] or "
-            "[N, h, w, c]"
+            "[N, h, w, c], none of them 0"
         )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -122,8 +131,16 @@ def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
             f"{labels.dtype}; give [N] integers"
         )
     names = arrays.get("class_names")
-    classes = int(labels.max(initial=-1)) + 1 if names is None else len(names)
-    classes = max(classes, 1)
+    if names is not None and (names.ndim != 1 or not len(names)):
+        raise ValueError(
+            f"dataset {name!r}: class_names has shape {names.shape}; give [Kc], one "
+            "name per class"
+        )
+    if names is not None:
+        classes = len(names)
+    else:  # as Python's integer, since 1 more may not fit the type of the labels
+        largest = int(labels.max()) if len(labels) else 0
+        classes = min(max(largest + 1, 1), LABELS_END)
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         raise ValueError(
@@ -133,7 +150,7 @@ def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
     return Dataset(
         name=name,
         images=ResizedImages(images, shape),
-        labels=labels,
+        labels=labels.astype(np.int32),
         num_classes=classes,
         groups=arrays.get("groups"),
         licence=str(arrays.get("licence", UNSTATED.format(path=name))),
@@ -179,13 +196,33 @@ def _read_picture(path: Path) -> np.ndarray:
     """Reads a picture: [h, w] grey or [h, w, 3] colour, turned as its camera says.
 
     Raises:
-      ValueError: for what Pillow cannot read; the file is named.
+      ValueError: for what Pillow cannot read, a mode that has no exact 8 or 16 bits,
+        and a picture that is not opaque; the file is named.
     """
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):
-                return np.asarray(image).astype(np.uint16)
-            return np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
+    deep = image.mode.startswith(DEEP)
+    if not deep and image.mode not in GREY + COLOUR:
+        raise ValueError(
+            f"{path} is a picture of Pillow's mode {image.mode}, whose values have no "
+            "fixed white; save it with 8 bits per channel"
+        )
+    if not _is_opaque(image):
+        raise ValueError(
+            f"{path} is transparent somewhere; save it without an alpha channel, on "
+            "the background that it is to have"
+        )
+    if deep:
+        return np.asarray(image).astype(np.uint16)
+    return np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return True
+    if image.mode.startswith(DEEP):  # one grey is transparent
+        return image.info["transparency"] not in np.asarray(image)
+    return image.convert("RGBA").getchannel("A").getextrema()[0] == 255

@@ -1,6 +1,7 @@
 """Datasets from a file or a folder, and what is refused of them."""
 
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -57,6 +58,16 @@ def test_an_npz_file_may_say_more(tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", ("uint8", "uint16", "uint64", "int8"))
+def test_labels_may_be_of_any_integer_type(tmp_path, dtype):
+    dataset = load(npz(tmp_path, labels=LABELS.astype(dtype)), shape=SHAPE)
+    assert dataset.num_classes == 3
+    assert dataset.labels.dtype == np.int32
+    assert dataset.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    largest = np.array([0, 255, 0, 1, 2, 3], np.uint8)
+    assert load(npz(tmp_path, labels=largest), shape=SHAPE).num_classes == 256
+
+
 def test_a_folder_has_a_class_per_subfolder(tmp_path):
     place = folder(tmp_path)
     (place / "b" / "notes.txt").write_text("no picture")
@@ -90,6 +101,49 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     Image.fromarray(PIXELS[0]).save(place / "x.png", exif=exif)
     pixels = load(str(place.parent), shape=SHAPE).fetch([0])[0][0]
     np.testing.assert_array_equal(pixels, resize(PIXELS[0][::-1, ::-1], SHAPE))
+
+
+@pytest.mark.parametrize("mode", ("F", "I", "LAB"))
+def test_a_mode_without_a_fixed_white_is_refused(tmp_path, mode):
+    place = tmp_path / "pictures" / "a"
+    place.mkdir(parents=True)
+    if mode == "LAB":
+        picture = Image.new(mode, (10, 12), (50, 10, 10))
+    else:
+        values = {"F": np.float32, "I": np.int32}[mode]
+        picture = Image.fromarray(PIXELS[0, ..., 0].astype(values))
+    picture.save(place / "x.tif")
+    dataset = load(str(place.parent), shape=SHAPE)
+    message = rf"x\.tif is a picture of Pillow's mode {mode}, .*save it with 8 bits"
+    with pytest.raises(ValueError, match=message):
+        dataset.fetch([0])
+
+
+def transparent(mode):
+    """Makes a picture one pixel of which is not opaque, and how to save it."""
+    if mode in ("LA", "RGBA"):
+        picture = Image.fromarray(PIXELS[0]).convert(mode)
+        alpha = Image.new("L", picture.size, 255)
+        alpha.putpixel((3, 2), 254)
+        picture.putalpha(alpha)
+        return picture, {}
+    if mode == "I;16":
+        return Image.fromarray(np.arange(120, dtype=np.uint16).reshape(12, 10)), {
+            "transparency": 7
+        }
+    picture = Image.fromarray(PIXELS[0]).convert(mode)
+    return picture, {"transparency": picture.getpixel((3, 2))}
+
+
+@pytest.mark.parametrize("mode", ("LA", "RGBA", "P", "L", "RGB", "I;16"))
+def test_a_transparent_picture_is_refused(tmp_path, mode):
+    place = tmp_path / "pictures" / "a"
+    place.mkdir(parents=True)
+    picture, options = transparent(mode)
+    picture.save(place / "x.png", **options)
+    dataset = load(str(place.parent), shape=SHAPE)
+    with pytest.raises(ValueError, match=r"x\.png is transparent somewhere; save it"):
+        dataset.fetch([0])
 
 
 def test_sixteen_bits_are_kept(tmp_path):
@@ -134,6 +188,11 @@ FILES = {
     "label of example 0 is -1": {"labels": LABELS - 1},
     "6 images and 5 labels": {"labels": LABELS[:5]},
     "6 images and 2 groups": {"groups": np.arange(2)},
+    r"images has shape \(6, 0, 32\); give": {"images": np.zeros((6, 0, 32))},
+    r"class_names has shape \(\); give \[Kc\]": {"class_names": np.array("x")},
+    r"label of example 3 is 2147483648, .* in \[0, 2147483648\)": {
+        "labels": np.array([0, 1, 2, 2**31, 1, 2], np.uint64)
+    },
     "no sound .npz file": {"class_names": np.array([None, "a", "b"])},  # pickled
 }
 
@@ -165,6 +224,36 @@ def test_what_is_not_there_or_no_dataset_is_refused(tmp_path):
         load(str(tmp_path / "page.txt"))
     with pytest.raises(ValueError, match="has no splits, and split is 'test'"):
         load(npz(tmp_path), split="test")
+
+
+def with_flipped_bytes(path):
+    np.savez_compressed(path, images=PIXELS, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[200:260] = bytes(255 - byte for byte in content[200:260])
+    path.write_bytes(content)
+
+
+def as_one_array(path):
+    with open(path, "wb") as file:
+        np.save(file, PIXELS)
+
+
+def with_text_inside(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", "no array")
+        archive.writestr("labels", "no array")
+
+
+DAMAGES = (lambda path: path.touch(), with_flipped_bytes, as_one_array)
+DAMAGES += (with_text_inside,)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_with_what_would_be_right(tmp_path, damage):
+    damage(tmp_path / "mine.npz")
+    message = r"mine.npz' is no sound .npz file: .*write it by numpy.savez"
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path / "mine.npz"))
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
