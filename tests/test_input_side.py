@@ -30,7 +30,7 @@ from kljax.defences import (
     norm_clipping,
     obscure_inputs,
 )
-from kljax.federated.clients import Batches, local_training, one_step
+from kljax.federated.clients import Batches, local_training, local_update, one_step
 from kljax.models.losses import cross_entropy
 
 IMAGES = random_images(3, *IMAGE_SHAPE)
@@ -159,6 +159,41 @@ def test_examples_are_clipped_one_by_one_before_the_mean():
     wide, plain = step(example_clipping(1e6)), step(none())
     for a, b in ((wide.sent, plain.sent), (wide.lock_grads, plain.lock_grads)):
         np.testing.assert_allclose(flat(a), flat(b), rtol=1e-4, atol=1e-6)
+    # Before release nothing is clipped.
+    before = flat(update.before_release)
+    np.testing.assert_allclose(before, flat(plain.sent), rtol=1e-4, atol=1e-6)
+
+
+def test_before_release_no_example_of_a_local_step_is_clipped():
+    params, stats = random_weights(toy_model())
+    labels = np.argmax(TARGETS, axis=-1)
+
+    def run(defence):
+        training = local_update(
+            toy_model(), cross_entropy, defence, optax.sgd(0.1), steps=2, batch=3
+        )
+        received = Public(params)
+        state = training.init(received, random_private())
+        return quick_jit(training.run)(
+            RNG, jnp.zeros((), int), received, stats, state, IMAGES, labels
+        )
+
+    # A change of single examples that shortens none has the same norm statistics.
+    clipped, plain = run(example_clipping(0.01)), run(example_clipping(np.inf))
+    before, whole = flat(clipped.before_release), flat(plain.sent)
+    np.testing.assert_allclose(before, whole, rtol=1e-4, atol=1e-6)
+    assert np.linalg.norm(flat(clipped.sent)) < np.linalg.norm(whole) / 2
+
+
+def test_of_one_example_both_clippings_have_the_same_floor():
+    arms = [
+        f"{kind}-clipping=0.01+gaussian-noise=0.001" for kind in ("norm", "example")
+    ]
+    rows = scored(study(victims=1, arms=tuple(arms)))
+    whole, each = ([row for row in rows if row["arm"] == arm][0] for arm in arms)
+    assert whole["replay_is_exact"] is each["replay_is_exact"] is True
+    floors = [row["matching_loss_floor"] for row in (whole, each)]
+    assert floors[1] == pytest.approx(floors[0], rel=1e-4) and floors[0] > 1e-3
 
 
 def test_changes_of_single_examples_follow_in_order():

@@ -14,6 +14,7 @@ from kljax.defences.defence import (
     is_concrete,
     none,
     step_transform,
+    without_changes,
     without_release,
 )
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
@@ -47,5 +48,6 @@ __all__ = [
     "chain",
     "at_update",
     "step_transform",
+    "without_changes",
     "without_release",
 ]

@@ -172,6 +172,18 @@ def without_release(defence: Defence) -> Defence:
     return defence._replace(**SEND_ALL._asdict(), update=SEND_ALL)
 
 
+def without_changes(defence: Defence) -> Defence:
+    """Makes the same defence, but for all that it does to a computed gradient.
+
+    Nothing is done on release or to an example's gradient. Where examples are looked at
+    one by one they still are: draws and norm statistics are the same.
+    """
+    bare = without_release(defence)
+    if defence.per_example is None:
+        return bare
+    return bare._replace(per_example=lambda grads: grads)
+
+
 def chain(first: Defence, *transforms: Defence) -> Defence:
     """Applies gradient transforms, in order, to what `first` releases.
 

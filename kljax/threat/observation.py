@@ -50,7 +50,8 @@ class Update(NamedTuple):
     public: Public  # what the first step started from
     stats: Stats
     sent: Public  # the released gradient, or the released change
-    before_release: Public  # the same draws, and nothing done on release
+    # The same draws, and nothing done on release or to an example's gradient
+    before_release: Public
     new_stats: Stats
     images: Array  # [n, H, W, C]
     targets: Array  # [n, Kc]

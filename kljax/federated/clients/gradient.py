@@ -25,7 +25,14 @@ from kljax.core.types import (
     Rng,
     Stats,
 )
-from kljax.defences import SEND_ALL, Context, Defence, as_given, everything
+from kljax.defences import (
+    SEND_ALL,
+    Context,
+    Defence,
+    as_given,
+    everything,
+    without_changes,
+)
 from kljax.models.losses import checked
 from kljax.threat import Update
 
@@ -153,6 +160,7 @@ def one_step(
             "sends a gradient: take one that acts on gradients"
         )
     gradient = local_gradient(model, loss, defence, train=train)
+    bare = local_gradient(model, loss, without_changes(defence), train=train)
 
     def step(
         rng: Rng,
@@ -180,6 +188,9 @@ def one_step(
         context = Context(public, stats, used, aims, mine)
         down = add_pull(penalty, grads.public, public, public)
         sent, remembered = defence.release(rng_of("release"), remembered, down, context)
+        if defence.per_example is not None:
+            unchanged = bare(rng_of("gradient"), public, stats, private, used, aims)
+            down = add_pull(penalty, unchanged.public, public, public)
         return Update(
             public=public,
             stats=stats,

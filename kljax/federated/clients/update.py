@@ -15,7 +15,7 @@ from kljax.defences import (
     Context,
     Defence,
     step_transform,
-    without_release,
+    without_changes,
 )
 from kljax.federated.clients.gradient import local_gradient, visible_of
 from kljax.federated.clients.local import (
@@ -80,7 +80,7 @@ def local_update(
     renew = options.pop("renew", None)
     training = local_training(model, loss, defence, optimiser, **options)
     gradient = local_gradient(model, loss, defence, train=True)
-    bare = local_training(model, loss, without_release(defence), optimiser, **options)
+    bare = local_training(model, loss, without_changes(defence), optimiser, **options)
 
     def run(
         rng: Rng,
@@ -106,7 +106,8 @@ def local_update(
         delta, upload, kept, _ = training.record(
             rng, number, received, stats, state, batches
         )
-        if step_transform(defence) != SEND_ALL:
+        changed = defence.per_example is not None
+        if changed or step_transform(defence) != SEND_ALL:
             # The same draws: what a release consumes is nobody else's.
             forgetful = state._replace(release=Remembered((), ()))
             delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
