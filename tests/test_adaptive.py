@@ -67,6 +67,14 @@ def test_a_record_of_earlier_uploads_tells_the_moments():
     )
 
 
+def test_a_past_with_gaps_in_it_leaves_a_loss_to_search_by():
+    """Each upload has a mask of its own."""
+    options = {"arms": (f"{SENT}+selective-random=0.2",), "labels": "given"}
+    (found,) = study(victims=1, steps=3, earlier=1, **options).arms
+    assert np.all(np.isfinite(found.attacked.reconstruction.loss))
+    assert np.all(found.attacked.loss_at_truth < 0.1 * found.attacked.loss_scale)
+
+
 def test_a_past_longer_than_the_dataset_is_refused():
     with pytest.raises(
         ValueError, match="earlier=9000 uploads of 3 victims take 27000"

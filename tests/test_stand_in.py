@@ -102,6 +102,41 @@ def test_an_attacker_follows_the_moments_of_earlier_uploads():
     assert apart > 0.3
 
 
+def test_an_entry_with_a_gap_in_its_record_makes_no_difference():
+    """Neither its own past nor that of others is made up."""
+    defence, (first, second, third) = adam_stand_in(), (draw(seed=s) for s in (1, 2, 3))
+    sent = released(defence, [first, second, third])
+    earlier, last = (jax.tree.map(lambda x, s=s: x[s], sent) for s in (slice(2), 2))
+    gaps = jax.tree.map(
+        lambda x: np.random.default_rng(4).uniform(size=x.shape) < 0.2, earlier
+    )
+    record = jax.tree.map(lambda x, gap: jnp.where(gap, jnp.nan, x), earlier, gaps)
+    gap = flat(jax.tree.map(lambda x: x.any(axis=0), gaps))
+
+    other = draw(seed=5)  # a candidate that is not the truth
+    found, whole = (
+        flat(defence.simulate(other, last, past)) for past in (record, earlier)
+    )
+    np.testing.assert_array_equal(found[gap], flat(last)[gap])
+    np.testing.assert_array_equal(found[~gap], whole[~gap])
+    assert np.any(whole[gap] != flat(last)[gap])
+    undone, whole, none = (
+        flat(defence.undo(last, past)) for past in (record, earlier, None)
+    )
+    np.testing.assert_array_equal(undone[gap], none[gap])
+    np.testing.assert_array_equal(undone[~gap], whole[~gap])
+
+    # What is hidden now, too, is finite: what follows may measure the whole.
+    hidden = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), last)
+
+    def total(scale):
+        candidate = jax.tree.map(lambda x: scale * x, third)
+        simulated = defence.simulate(candidate, hidden, record)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(simulated))
+
+    assert np.isfinite(total(1.0)) and np.isfinite(jax.grad(total)(1.0))
+
+
 @pytest.mark.parametrize("scale", (1e-5, 1e-3, 1e-2))
 def test_the_first_release_can_be_undone(scale):
     grads = draw(scale)

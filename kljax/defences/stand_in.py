@@ -36,6 +36,10 @@ def adam_stand_in(
     record of that it assumes a first release. It can also undo the release
     (`recover_gradient`), entry by entry.
 
+    An entry that is NaN, hidden or broken, anywhere in the record has moments that
+    nobody knows. There the attacker assumes what was sent, which makes no difference,
+    and tells it nothing; who undoes the release assumes a first one.
+
     Args:
       size: of a step, in units of what is sent.
       b1, b2: decays of the two moments.
@@ -129,25 +133,52 @@ def adam_stand_in(
         return jax.tree.map(solve, moments.mean, moments.power, sent)
 
     def recover_moments(like: Public, earlier: Public | None) -> Moments:
-        """Follows the moments through what has been sent; from 0 without a record."""
+        """Follows the moments through what has been sent; from 0 without a record.
+
+        Those of an entry with a gap in its record are finite, and of no use.
+        """
         start = init_state(like)
         if earlier is None:
             return start
 
         def follow(moments: Moments, sent: Public) -> tuple[Moments, None]:
-            return after(moments, recover_gradient(moments, sent)), None
+            # A NaN would spoil the derivative even where nobody reads the result.
+            filled = jax.tree.map(lambda x: jnp.where(jnp.isnan(x), 0.0, x), sent)
+            return after(moments, recover_gradient(moments, filled)), None
 
         return jax.lax.scan(follow, start, earlier)[0]
 
     def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
-        del sent
+        first = step(init_state(grads), grads)[0]
+        if earlier is None:
+            return first
         moments = jax.lax.stop_gradient(recover_moments(grads, earlier))
-        return step(moments, grads)[0]
+        if sent is not None:
+            first = jax.tree.map(
+                lambda x, seen: jnp.where(jnp.isnan(seen), x, seen), first, sent
+            )
+        return _where_gaps(earlier, first, step(moments, grads)[0])
 
     def undo(sent: Public, earlier: Public | None) -> Public:
-        return recover_gradient(recover_moments(sent, earlier), sent)
+        first = recover_gradient(init_state(sent), sent)
+        if earlier is None:
+            return first
+        later = recover_gradient(recover_moments(sent, earlier), sent)
+        return _where_gaps(earlier, first, later)
 
     return Defence(release=release, init_state=init_state, simulate=simulate, undo=undo)
+
+
+def _where_gaps(earlier: Public, there: Public, elsewhere: Public) -> Public:
+    """Takes one tree where a record [t, ...] has a NaN, the other elsewhere."""
+    return jax.tree.map(
+        lambda record, one, other: jnp.where(
+            jnp.any(jnp.isnan(record), axis=0), one, other
+        ),
+        earlier,
+        there,
+        elsewhere,
+    )
 
 
 def _unlike(decay: float | Array, count: Array) -> Array:
