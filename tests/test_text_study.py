@@ -121,6 +121,19 @@ def test_what_does_not_fit_is_refused(changes, message):
         leakage.prepare(LeakConfig(arms=("none",), **TEXT | changes))
 
 
+@pytest.mark.parametrize(
+    "arm", ("obscured-inputs", "selective-sensitivity", "selective-product=0.2")
+)
+def test_a_defence_that_differentiates_by_inputs_is_refused_before_anything_runs(arm):
+    message = rf"arm '{arm}' fails on inputs of kind text, .*'text'.* these are int32: "
+    with pytest.raises(ValueError, match=message):
+        leakage.prepare(LeakConfig(arms=("none", arm), **TEXT))
+
+
+def test_a_defence_that_looks_at_no_derivative_of_inputs_is_for_text_too():
+    leakage.prepare(LeakConfig(arms=("selective-fisher", "selective-random"), **TEXT))
+
+
 OF_TEXT = {
     "model": "text_networks:small",
     "data": "text",

@@ -22,7 +22,9 @@ def obscure_inputs(
 
     This is a version of our own, in the spirit of Wan et al.: their objective, networks
     and numbers are not published in a form that we could read. The attacker here does
-    not know that inputs are replaced.
+    not know that inputs are replaced. A substitute is recorded with a gradient alone
+    (`kljax.threat.Update.substitute`): local steps make one each, and a whole change is
+    scored against the private inputs only.
 
     Args:
       steps: of Adam, rounded down; 0 trains on noise.
@@ -30,7 +32,8 @@ def obscure_inputs(
       weight: of the distance, which is at most 1.
 
     Raises:
-      ValueError: for steps or a weight below 0, and a rate that is not positive.
+      ValueError: for steps or a weight below 0, and a rate that is not positive; from
+        ``inputs``, for inputs that are no real numbers.
 
     Reference: Wan et al., "Learning to Obscure Data" (arXiv 2206.00769), for the idea.
     """
@@ -42,6 +45,12 @@ def obscure_inputs(
 
     def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
         images, targets = context.images, context.targets
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                "obscured inputs are moved by a derivative, and these are "
+                f"{images.dtype}: take a defence of the gradient, such as "
+                "'gaussian-noise'"
+            )
         wanted = context.gradient(images, targets).public
         method = optax.adam(rate)
 

@@ -28,6 +28,7 @@ from kljax.studies.builder.attack_setup import (
     require_generator,
 )
 from kljax.studies.builder.attacker import assumed, check_simulated, understood
+from kljax.studies.builder.client_check import check_client
 from kljax.studies.builder.sizes import check_attack
 from kljax.studies.builder.victim_setup import (
     Source,
@@ -180,6 +181,7 @@ def prepare(config: LeakConfig) -> Prepared:
         if stage.protocol is not None:
             check_simulated(arm, setting)
         build_attack(config, setting, preset)  # a typo costs nothing
+        check_client(config, staged, stage)
         # Arms that differ in options alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
         if kind not in functions:
@@ -299,7 +301,6 @@ def one_victim(
         view = understood(arm, defence, threat.observe(setting.threat, update))
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
-
         # Of all that is true; no attacker sees it.
         found = diagnose(mine, preset, update, view)
         return Attacked(reconstruction, *found, update.substitute)
