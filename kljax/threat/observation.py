@@ -63,7 +63,8 @@ class Update(NamedTuple):
     # [t, ...] what the same client has sent before, oldest first; None: not recorded
     earlier: Public | None = None
     remembered: PyTree = ()  # by the release, after it
-    substitute: Array | None = None  # [n, H, W, C] trained on in place of the images
+    # [n, H, W, C] trained on in place of the images; of a gradient alone
+    substitute: Array | None = None
 
 
 class View(NamedTuple):

@@ -68,9 +68,10 @@ def local_update(
 
     Returns:
       The pair of functions. What of the change can be read is said of all examples
-      together, at the parameters received. The `Update` holds the private part that
-      the client takes its first step with, also as the lock weights of round 0:
-      whoever knows better replaces them.
+      together, at the parameters received. What was trained on in place of the images
+      is not recorded: each step has a substitute of its own, and `Update.substitute` is
+      None. The `Update` holds the private part that the client takes its first step
+      with, also as the lock weights of round 0: whoever knows better replaces them.
 
     Raises:
       ValueError: for T or B below 1, and from ``run`` if B does not divide n.
