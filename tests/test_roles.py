@@ -296,6 +296,8 @@ def test_clients_are_named_by_number_and_by_range():
         ("0:model-replacement=boost=1,boost", "'boost' is no finite number"),
         ("0:model-replacement=1,-1", "norm of model-replacement must be .* got -1"),
         ("3-7:backdoor", "there is no client 7, but 0 to 6"),
+        ("6-4:backdoor", "roles '6-4:backdoor': the range 6-4 is .*: write 4-6"),
+        ("1,3-2:backdoor", "the range 3-2 is written backwards"),
         ("1,1:backdoor", "client 1 has one already"),
         ("0:builtins:id", "role 'builtins:id' gave no .*Role, but int"),
     ],
@@ -303,6 +305,12 @@ def test_clients_are_named_by_number_and_by_range():
 def test_what_is_no_role_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_roles([text], ATTACK, 7)
+
+
+def test_a_range_beyond_all_clients_is_refused_before_it_is_counted_out():
+    # Ten thousand billion numbers fit in no memory.
+    with pytest.raises(ValueError, match="there is no client 9999999999999, but 0 to"):
+        parse_roles(["0-9999999999999:backdoor"], ATTACK, 7)
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,13 @@ def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int,
       Roles by the number of the client.
 
     Raises:
-      ValueError: for clients that do not exist or have two roles, an unknown name,
-        numbers that the role does not take, and a function that gives something else.
+      ValueError: for clients that do not exist or have two roles, a range that is
+        written backwards, an unknown name, numbers that the role does not take, and a function that gives something else.
     """
     roles: dict[int, Role] = {}
     for text in texts:
         numbers, _, name = text.partition(":")
-        ids = _clients(text, numbers if name else "")
+        ids = _clients(text, numbers if name else "", clients)
         role = make_named("role", name, ROLES, attack)
         if not isinstance(role, Role):
             raise ValueError(
@@ -182,18 +182,13 @@ def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int,
                 f"{type(role).__name__}"
             )
         for client in ids:
-            if client >= clients:
-                raise ValueError(
-                    f"roles {text!r}: there is no client {client}, but 0 to "
-                    f"{clients - 1}"
-                )
             if client in roles:
                 raise ValueError(f"roles {text!r}: client {client} has one already")
             roles[client] = role
     return roles
 
 
-def _clients(text: str, numbers: str) -> list[int]:
+def _clients(text: str, numbers: str, clients: int) -> list[int]:
     ids = []
     for part in numbers.split(","):
         first, dash, last = part.partition("-")
@@ -202,7 +197,17 @@ def _clients(text: str, numbers: str) -> list[int]:
                 f"roles {text!r}: write CLIENTS:ROLE, such as 0:backdoor or "
                 "1,4-6:label-flip"
             )
-        ids += range(int(first), int(last if dash else first) + 1)
+        begin, end = int(first), int(last if dash else first)
+        if begin > end:
+            raise ValueError(
+                f"roles {text!r}: the range {part} is written backwards: write "
+                f"{end}-{begin}"
+            )
+        if end >= clients:
+            raise ValueError(
+                f"roles {text!r}: there is no client {end}, but 0 to {clients - 1}"
+            )
+        ids += range(begin, end + 1)
     return ids
 
 
