@@ -16,7 +16,7 @@ from kljax.federated.roles import Role
 from kljax.studies import run_folder
 from kljax.studies.builder import from_run, run_setup
 from kljax.studies.config import TrainConfig
-from kljax.studies.measuring import watched_clients
+from kljax.studies.measuring import evaluate_arm, measuring_of, watched_clients
 from kljax.studies.training import train
 
 CLIENTS = 7
@@ -135,6 +135,23 @@ def test_whom_to_watch_is_honest(backdoored):
     assert watched_clients(nobody, clients) == [0, 2, 4]
     everyone = prepared._replace(roles=dict.fromkeys(range(CLIENTS), Role()))
     assert watched_clients(everyone, clients) == [0, 2, 4]
+
+
+def test_no_lock_of_an_attacker_is_evaluated_at_the_end():
+    """Attackers' locks are broken, and no test says anything else."""
+    config = attacked(arms=("keylock",), clients=3, public_examples=0)
+    prepared = run_setup.prepare(config)
+    setup = run_setup.arm_rounds(prepared, "keylock")
+    on = measuring_of(prepared, "keylock", setup)
+    server, clients = run_setup.start(prepared, setup.rounds)
+    whole = evaluate_arm(on, server, clients, None)
+    for leaf in jax.tree.leaves(clients.private):
+        leaf[2] = np.nan
+    assert evaluate_arm(on, server, clients, None) == whole
+    assert len(whole["own"]["values"]) == len(whole["other_pair"]["values"]) == 2
+    # Without roles, all are asked.
+    everyone = on._replace(prepared=prepared._replace(roles={}))
+    assert len(evaluate_arm(everyone, server, clients, None)["own"]["values"]) == 3
 
 
 # --- state, and older runs ------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 
 from kljax.core import files
 from kljax.core.drawing import draw_jointly
-from kljax.core.types import Gates
+from kljax.core.types import Gates, Private
 from kljax.defences import unit_gates
 from kljax.federated import evaluation
 from kljax.federated.clients import ClientState
@@ -76,10 +76,28 @@ def watched_clients(prepared: Prepared, clients: ClientState) -> list[int]:
     leaves = jax.tree.leaves(clients.private)
     if not leaves:
         return [0]
-    everyone = range(len(leaves[0]))
-    honest = [n for n in everyone if n not in prepared.roles] or list(everyone)
+    honest = _honest_clients(prepared, len(leaves[0]))
     count = min(len(honest), WATCHED)
     return [honest[n * len(honest) // count] for n in range(count)]
+
+
+def _honest_clients(prepared: Prepared, count: int) -> list[int]:
+    """Lists who has no role; everyone, if all have one."""
+    return [n for n in range(count) if n not in prepared.roles] or list(range(count))
+
+
+def _honest_privates(prepared: Prepared, clients: ClientState) -> Private:
+    """Gives the private parts of the clients that are to be evaluated.
+
+    With attackers, those are honest ones at equal distances, so that a client's other
+    is honest, too.
+    """
+    leaves = jax.tree.leaves(clients.private)
+    if not (leaves and prepared.roles):
+        return clients.private
+    honest = _honest_clients(prepared, len(leaves[0]))
+    chosen = [honest[n] for n in evaluation.chosen_clients(len(honest))]
+    return jax.tree.map(lambda x: x[np.array(chosen)], clients.private)
 
 
 def measure(on: Measuring, server: ServerState, clients: ClientState) -> Measured:
@@ -100,6 +118,8 @@ def evaluate_arm(
 ) -> dict[str, dict[str, Any]]:
     """Runs all tests on a trained model, or reads what they said before.
 
+    Locks are those of honest clients, as while training.
+
     Args:
       place: folder of the arm; None writes and reads nothing.
     """
@@ -117,7 +137,7 @@ def evaluate_arm(
         setup.defence,
         server.public,
         server.stats,
-        clients.private,
+        _honest_privates(prepared, clients),
         unit_gates=unit,
         test=test,
         rng=keys.evaluation,
