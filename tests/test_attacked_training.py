@@ -85,7 +85,9 @@ def test_what_is_measured_is_written_and_read(backdoored):
     assert run_folder.read_summary(folder) == json.loads(json.dumps(result.summary))
     # The twin is a run like any other, without a column for attackers.
     twin = folder / "honest"
-    assert run_folder.read_config(twin) == attacked(roles=())
+    kept = ATTACKED.keys() - {"roles", "trigger", "target_class"}
+    honest = tiny(**{name: ATTACKED[name] for name in kept})
+    assert run_folder.read_config(twin) == honest
     assert "attack_success" not in (twin / "metrics.csv").read_text()
     assert {row["attack_success"] for row in run_folder.read_rows(twin)} == {None}
     assert "attack_success" not in run_folder.read_summary(twin)
@@ -225,6 +227,9 @@ OPTIONS = (
         ("--roles 0:backdoor --trigger pach", "unknown trigger 'pach' (did you mean"),
         ("--roles 0:backdoor --trigger patch=8", "a patch of 8 pixels covers images"),
         ("--roles 0:backdoor --target-class 10", "'digits' has classes 0 to 9"),
+        ("--trigger patch=2", "trigger='patch=2' needs roles: it is about clients"),
+        ("--target-class 3", "target_class=3 needs roles"),
+        ("--poisoned .25", "poisoned=0.25 needs roles"),
         ("--target-class -1", "target_class must be an integer >= 0, got -1"),
         ("--poisoned 0", "poisoned must be a number > 0, got 0"),
         ("--poisoned 1.5", "poisoned is a share of a batch, at most 1, got 1.5"),

@@ -157,7 +157,9 @@ def test_a_client_of_a_training_on_text_is_attacked(tmp_path):
         leakage.prepare(config)
 
 
-@pytest.mark.parametrize("changes", ({"normalise": "cifar10"}, {"trigger": "patch=2"}))
+@pytest.mark.parametrize(
+    "changes", ({"normalise": "cifar10"}, {"roles": ("0:backdoor",)})
+)
 def test_what_is_about_images_is_refused_of_text(changes):
     config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
     with pytest.raises(ValueError, match="is about images, and dataset 'text' holds"):

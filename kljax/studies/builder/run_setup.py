@@ -74,7 +74,7 @@ def prepare(config: TrainConfig) -> Prepared:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
     train, test, public = task.load_split(config)
-    for option in ("normalise", "roles", "trigger"):
+    for option in ("normalise", "roles"):  # a trigger needs roles
         if getattr(config, option) != default(TrainConfig, option):
             _check_images(config, option, train)
     labels = train.labels[np.arange(len(train))]

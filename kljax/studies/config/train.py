@@ -11,6 +11,8 @@ from kljax.core.checks import (
     check_precision,
     check_rounds,
     check_whole,
+    default,
+    given,
 )
 from kljax.core.registry import notations as calls
 from kljax.data.augmentation import AUGMENTATIONS
@@ -55,6 +57,8 @@ TRAINING_WHOLE_OR_NONE = {
     "test_examples": 1,
     "public_examples": 0,
 }
+# What makes sense only where there are attackers.
+OF_ATTACKERS = ("trigger", "target_class", "poisoned")
 
 
 @fill_lists(
@@ -111,6 +115,7 @@ class TrainConfig:
       roles: who is not honest, each CLIENTS:ROLE, such as 0:model-replacement or
         1,4-6:label-flip; ROLE: {roles}, see `kljax.federated.roles`.
       trigger: what attackers put on images: {triggers}.
+        This and the next two need roles.
       target_class: of the attackers, for images with the trigger.
       poisoned: share of each batch of an attacker's that has the trigger.
       floor: whether a run with attackers is followed by the same run with honest
@@ -227,12 +232,12 @@ class TrainConfig:
         freeze(self, ("arms", "sites", "drops", "keep_rounds", "roles"))
         check_kinds(self)
         check_whole(self, TRAINING_WHOLE)
-        given = {
+        there = {
             name: least
             for name, least in TRAINING_WHOLE_OR_NONE.items()
             if getattr(self, name) is not None
         }
-        check_whole(self, given)
+        check_whole(self, there)
         if self.cohort > self.clients:
             raise ValueError(
                 f"cohort is {self.cohort}, and there are {self.clients} clients: draw "
@@ -251,6 +256,12 @@ class TrainConfig:
             raise ValueError(
                 f"poisoned is a share of a batch, at most 1, got {self.poisoned!r}"
             )
+        for name in OF_ATTACKERS:
+            if not self.roles and given(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} needs roles: it is about clients "
+                    "that are not honest, such as 0:backdoor"
+                )
         for name, most in (("drops", None), ("keep_rounds", self.rounds)):
             check_rounds(name, getattr(self, name), most)
 
@@ -259,4 +270,5 @@ class TrainConfig:
         """The same run without attackers, if it is to be made; None otherwise."""
         if not (self.roles and self.floor):
             return None
-        return dataclasses.replace(self, roles=())
+        unsaid = {name: default(TrainConfig, name) for name in OF_ATTACKERS}
+        return dataclasses.replace(self, roles=(), **unsaid)
