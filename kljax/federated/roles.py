@@ -169,7 +169,8 @@ def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int,
 
     Raises:
       ValueError: for clients that do not exist or have two roles, a range that is
-        written backwards, an unknown name, numbers that the role does not take, and a function that gives something else.
+        written backwards, an unknown name, numbers that the role does not take, and a
+        function that gives something else.
     """
     roles: dict[int, Role] = {}
     for text in texts:
