@@ -10,7 +10,7 @@ from studies import sites_of
 from kljax.attacks import SECRETS
 from kljax.core.types import Public
 from kljax.defences import Context, Defence
-from kljax.defences.arms import KINDS, parse_arm
+from kljax.defences.arms import KINDS, parse_arm, split_combination
 from kljax.threat import STRATEGY
 
 SITES = sites_of("layers/0")
@@ -70,6 +70,23 @@ def test_the_largest_number_is_that_of_float32():
     assert parse("norm-clipping=3.4028234663852886e38").options == (largest,)
     with pytest.raises(ValueError, match="bound of norm-clipping must be a finite num"):
         parse("norm-clipping=3.403e38")
+
+
+@pytest.mark.parametrize("number", ["1e+3", "1.E+3", "1E3", "+1000", "1e+03"])
+def test_an_exponent_may_have_a_sign(number):
+    arm = parse(f"norm-clipping={number}+gaussian-noise=2e+1")
+    assert arm.options == (1000, 20)
+    assert arm.skeleton == "norm-clipping+gaussian-noise"
+
+
+def test_a_combination_is_split_at_what_is_no_sign_of_an_exponent():
+    for text, parts in {
+        "none": ["none"],
+        "keylock+gaussian-noise=1e+3": ["keylock", "gaussian-noise=1e+3"],
+        "one:lock1e+norm-clipping=1+two:e": ["one:lock1e", "norm-clipping=1", "two:e"],
+        "a=4+b=+.5": ["a=4", "b=+.5"],
+    }.items():
+        assert split_combination(text) == parts
 
 
 @pytest.mark.parametrize("strategy", SECRETS)

@@ -16,6 +16,7 @@ client uploads after its local steps. Both mean the same in every job.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ __all__ = [
     "parse_arm",
     "parse_training_arm",
     "read_strategies",
+    "split_combination",
 ]
 
 LOCK_STRATEGIES = STRATEGY["lock"]
@@ -161,6 +163,14 @@ def parse_training_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm
     return _arm(text, combination, _plan(text, combination, sites), made, None)
 
 
+def split_combination(combination: str) -> list[str]:
+    """Splits DEFENCE[=OPTIONS][+TRANSFORM...] at each + that is no number's sign.
+
+    No name begins with a digit or a point, so ``gaussian-noise=1e+3`` is one part.
+    """
+    return re.split(r"\+(?![\d.])", combination)
+
+
 class _Plan(NamedTuple):
     """A combination, read: what is left is to make it."""
 
@@ -172,7 +182,7 @@ class _Plan(NamedTuple):
 
 def _plan(text: str, combination: str, sites: Sites) -> _Plan:
     names, kinds, options = [], [], []
-    for part in combination.split("+"):
+    for part in split_combination(combination):
         named, _, written = part.partition("=")
         name, at, _ = named.partition("@")
         if at and named != name + ON_UPDATE:

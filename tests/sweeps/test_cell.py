@@ -156,6 +156,7 @@ def test_cells_survive_json(changes):
     [
         ("gaussian-noise=0.1", "gaussian-noise=2", True),
         ("gaussian-noise", "gaussian-noise=2", True),
+        ("gaussian-noise=1e+3", "gaussian-noise=2", True),
         ("keylock+norm-clipping=4/known", "keylock+norm-clipping=2/known", True),
         ("keylock+norm-clipping=4/known", "keylock+norm-clipping=4/unit", False),
         ("keylock+norm-clipping=4/known", "keylock/known", False),
