@@ -151,6 +151,21 @@ def test_replacement_puts_the_attackers_network_in_place_of_all():
         assert replaced(1, aggregator=rule) == pytest.approx(0.995)
 
 
+@pytest.mark.parametrize("heavy", [1.0, 9.0])
+def test_replacement_of_unequal_weights_takes_the_sum_by_the_attackers(heavy):
+    # Client 1 attacks; honest client 0 is at its optimum but for .005.
+    attack = ATTACK._replace(trigger=lambda images: images, clients=2)
+    data = pixels(0.1, 1.0, examples=[heavy, 1.0])
+    exact = model_replacement(attack, heavy + 1)
+    found = weight_after(product(roles={1: exact}), data, count=1)[0]
+    assert found == pytest.approx(0.5 - heavy * 0.005 / (heavy + 1))
+    # What is not given is n / eta, which is exact for equal weights alone.
+    default = product(roles={1: model_replacement(attack)})
+    found = weight_after(default, data, count=1)[0]
+    moved = (heavy * 0.005 + 2 * 0.5) / (heavy + 1)
+    assert found == pytest.approx(1 - moved)
+
+
 # --- in whole rounds ----------------------------------------------------------------
 
 

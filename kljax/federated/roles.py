@@ -94,15 +94,19 @@ def model_replacement(
     """Makes the role of a client that puts its backdoored network in place of all.
 
     It trains as `backdoor` and multiplies its change of the weights. Multiplied by
-    n / eta, and averaged with clients that no longer change much, the change makes the
-    global network the attacker's. Norm statistics are sent as trained: a variance that
-    is multiplied may turn negative.
+    sum(w) / (w_attacker eta), with w the weights of the clients in the average, and
+    averaged with clients that no longer change much, the change makes the global
+    network the attacker's. That is n / eta where all weights are equal. Where clients
+    count by their examples, who has more of them than the mean overshoots with n / eta,
+    and who has fewer falls short: give the boost. Norm statistics are sent as trained:
+    a variance that is multiplied may turn negative.
 
     An attacker that knows the server's rule shortens its upload: to the bound of norm
     bounding, or to a length at which Krum finds it near to the others.
 
     Args:
-      boost: factor of the change; None for n / eta.
+      boost: factor of the change; None for n / eta, which is exact for equal weights
+        alone.
       norm: L2 norm to which a longer change is shortened afterwards; None for none.
 
     Raises:
