@@ -55,7 +55,8 @@ class Report:
       rows: axes that make the rows of the table; none for the arms.
       columns: axes that make its columns; none for the axis with most points.
       value: what is in it: ssim, success, psnr, or whatever else has a mean, see
-        ``kljax columns``.
+        ``kljax columns``; none for ssim of images, token_accuracy of text, and success
+        of a study of both.
       runs: folders of kljax train on the very networks attacked, for privacy against
         accuracy.
     """
@@ -64,7 +65,7 @@ class Report:
     out: Path | None = None
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    value: str = "ssim"
+    value: str | None = None
     runs: tuple[Path, ...] = ()
 
 

@@ -407,15 +407,17 @@ OUTCOME_RATES = by_name(
         _outcome(
             "recovered",
             "recovered",
-            "success, and at most half the squared error of the image's best floor",
+            "of an image success, and at most half the squared error of its best "
+            "floor; of a sentence at least half of the tokens right in their place, "
+            "and at most half as many wrong as in its best floor",
             1,
         ),
         _outcome(
             "recovered_affine",
             "recovered up to contrast",
-            "recovered up to brightness and contrast: the same after the best affine "
-            "map per channel, of the image and of its floors. It reads the truth, and "
-            "says what the gradient gave away",
+            "of an image alone, recovered up to brightness and contrast: the same "
+            "after the best affine map per channel, of the image and of its floors. It "
+            "reads the truth, and says what the gradient gave away",
             1,
         ),
         _outcome(
@@ -427,9 +429,10 @@ OUTCOME_RATES = by_name(
         _outcome(
             "ambiguous",
             "ambiguous",
-            "matched but wrong: the gradient is matched and the image is wrong, "
-            "whatever its contrast. Evidence for a defence only where the undefended "
-            "arm of the same cell is recovered; verdicts count those images",
+            "matched but wrong: the gradient is matched and what was found is not "
+            "recovered, an image whatever its contrast. Evidence for a defence only "
+            "where the undefended arm of the same cell is recovered; verdicts count "
+            "those victims",
         ),
         _outcome(
             "diverged",

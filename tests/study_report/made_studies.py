@@ -114,7 +114,8 @@ def write_part(folder: Path, name: str, cell, rows) -> None:
     place |= {f"axis_{axis}": cell["point"][axis] for axis in manifest["axes"]}
     lines = []
     for row in rows:
-        line = {"group": row["victim"], "success": row["ssim"] >= 0.6} | row
+        succeeds = row["ssim"] is not None and row["ssim"] >= 0.6
+        line = {"group": row["victim"], "success": succeeds} | row
         lines.append(place | common | line)
     schema = store.part_schema(manifest["axes"])
     (folder / "parts").mkdir(exist_ok=True)
@@ -151,6 +152,16 @@ def floor_rows(ssim, name="class_mean", **more):
         | {k: v[n] if isinstance(v, (list, np.ndarray)) else v for k, v in more.items()}
         for n, (row, s) in enumerate(zip(found, ssim, strict=True))
     ]
+
+
+def sentence_rows(cell, accuracy, floor, outcome="unsolved"):
+    """Makes rows of an attack on sentences, and of one floor, from token accuracies."""
+    found = attack_rows(cell, [None] * len(accuracy), outcome)
+    found += floor_rows([None] * len(floor), "own_tokens")
+    for row, share in zip(found, [*accuracy, *floor], strict=True):
+        row |= {"token_accuracy": share, "success": share == 1}
+        row |= {"exact_match": share == 1, "text": "of Moses", "text_guess": "of him"}
+    return found
 
 
 def drawn_rows(cell):

@@ -113,7 +113,7 @@ def test_a_rise_that_cannot_be_computed_is_not_called_chance(tmp_path):
 
     low, high = [0.1] * 12, [0.9] * 8 + [0.2] * 4
     curve = curve_of(tmp_path, rows(low), rows(high))
-    assert np.isnan(curve.gain.low) and np.isnan(curve.ssim_gain.low)
+    assert np.isnan(curve.gain.low) and np.isnan(curve.score_gain.low)
     assert curve.reads().endswith(
         "+67 points, SSIM +0.567; whether it rises is not known"
     )

@@ -105,6 +105,20 @@ label, `own_mean_colour` and `noise_affine` the image itself, and the best floor
 image is chosen by the truth. A success rate below its floor's proves nothing. Means
 hide spread: `rows.csv` has every image."""
 
+MEANINGS = {
+    "floor": "what the best of the floors reaches on the same victims: images made "
+    "without any gradient, such as the mean image of the class; some know the true "
+    "label, and some the image's own mean",
+    "recovered": "success, and at most half the squared error of the image's best "
+    "floor",
+    "recovered_affine": "recovered up to brightness and contrast: the same after the "
+    "best affine map per channel, of the image and of its floors. It reads the truth, "
+    "and says what the gradient gave away",
+    "ambiguous": "matched but wrong: the gradient is matched and the image is wrong, "
+    "whatever its contrast. Evidence for a defence only where the undefended arm of "
+    "the same cell is recovered; verdicts count those images",
+}
+
 IMAGES = Kind(
     score=score_images,
     primary="ssim",
@@ -117,4 +131,7 @@ IMAGES = Kind(
     success_words=metrics.COLUMNS["success"].heading,
     reading=READING,
     outcome=_outcome,
+    noun="image",
+    success_share="images with SSIM at or above .6",
+    meanings=MEANINGS,
 )

@@ -1,6 +1,7 @@
 """What has to be said of a kind of input before guesses at it can be scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,6 +33,10 @@ class Kind(NamedTuple):
       reading: how outcomes and floors are read, in Markdown.
       outcome: ``(row, matching_loss, loss_floor, finite) -> str``, one of
         `kljax.metrics.OUTCOMES`; the row has all scores and best floors.
+      noun: what one input is called.
+      success_share: inputs that succeed, in the plural: the share of what a rate is.
+      meanings: what reports say of success, floors and outcomes: name -> meaning. What
+        is not there means what `kljax.metrics.column_table` says of every kind.
     """
 
     score: Callable[..., Scores]
@@ -45,3 +50,6 @@ class Kind(NamedTuple):
     success_words: str
     reading: str
     outcome: Callable[[Row, float | None, float | None, bool], str]
+    noun: str = "example"
+    success_share: str = "examples that succeed"
+    meanings: Mapping[str, str] = MappingProxyType({})

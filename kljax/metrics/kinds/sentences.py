@@ -68,6 +68,18 @@ recovered. Floors are sentences made without any gradient, but for *own_tokens*,
 shuffles the true ones: so much the gradient of the embeddings says by itself, where the
 server sees it. Means hide spread: `rows.csv` has every sentence."""
 
+MEANINGS = {
+    "success": "all tokens of the sentence are right in their place",
+    "floor": "what the best sentence made without any gradient reaches on the same "
+    "victims; own_tokens alone, which shuffles the true tokens, knows more",
+    "recovered": "at least half of the tokens are right in their place, and at most "
+    "half as many are wrong as in the sentence's best floor",
+    "recovered_affine": "of images alone: no sentence is recovered up to anything",
+    "ambiguous": "matched but wrong: the gradient is matched and the sentence is not "
+    "recovered. Evidence for a defence only where the undefended arm of the same cell "
+    "is recovered; verdicts count those sentences",
+}
+
 SENTENCES = Kind(
     score=score_sentences,
     primary="token_accuracy",
@@ -80,4 +92,7 @@ SENTENCES = Kind(
     success_words="all tokens",
     reading=READING,
     outcome=_outcome,
+    noun="sentence",
+    success_share="sentences with all tokens right",
+    meanings=MEANINGS,
 )

@@ -12,10 +12,16 @@ from kljax.studies.reports.estimates import (
     by_image,
     estimate,
     mean_difference,
+    signed,
 )
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import direction, read_differences
-from kljax.studies.reports.successes import HEADER, success_entries, success_record
+from kljax.studies.reports.successes import (
+    names_of,
+    success_entries,
+    success_header,
+    success_record,
+)
 from kljax.studies.reports.tables import Entry, Table, at_words
 from kljax.studies.reports.values import known
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes
@@ -36,7 +42,7 @@ class Spent(NamedTuple):
     steps: int
     pool: Pool
     success: Estimate
-    ssim: Estimate
+    score: Estimate  # the primary one of its inputs
     outcomes: Outcomes
 
     @property
@@ -55,7 +61,8 @@ class Curve(NamedTuple):
       doubling: from which point to the last it is asked what the last doubling of the
         budget brought: the largest of at most half of the last; None if there is none.
       gain: how much success rose from there to the last, on the same victims.
-      ssim_gain: how much SSIM rose; NaN throughout where no victim has both.
+      score_gain: how much the primary score rose; NaN throughout where no victim has
+        both.
     """
 
     axis: str
@@ -64,7 +71,7 @@ class Curve(NamedTuple):
     points: tuple[Spent, ...]
     doubling: Spent | None
     gain: Interval | None
-    ssim_gain: Interval | None
+    score_gain: Interval | None
 
     @property
     def name(self) -> str:
@@ -78,16 +85,17 @@ class Curve(NamedTuple):
         step = f"from {before:,} to {last:,} evaluations"
         if self.gain is None:
             return f"{step}: not known, no victim has spent both"
-        gains = {COLUMNS["ssim"].heading: self.ssim_gain, "success": self.gain}
+        score = self.points[-1].score.value
+        gains = {score.heading: self.score_gain, "success": self.gain}
         sentence = read_differences(gains, RISING)
         if sentence == RISING[1]:
             sentence += ", so the last rate is a lower bound"
         elif 1 in map(direction, gains.values()):
             sentence += "; the last scores are lower bounds"
-        share, ssim = self.gain.estimate, self.ssim_gain.estimate
-        step += f": {100 * share:+.0f} points"
-        if np.isfinite(ssim):
-            step += f", SSIM {ssim:+.3f}"
+        step += f": {100 * self.gain.estimate:+.0f} points"
+        if np.isfinite(self.score_gain.estimate):
+            step += f", {score.heading} {signed(score, self.score_gain.estimate)}"
+            step += " points" if score.is_share else ""
         return f"{step}; {sentence}"
 
 
@@ -120,7 +128,7 @@ def _curve(pools: list[Pool], axis: Axis, axes: dict[str, Axis]) -> Curve | None
     rest = {a: b for a, b in pools[0].point.items() if a not in (arm, axis.name)}
     gains = (
         _gain(doubling, last, axis.name, value) if doubling else None
-        for value in ("success", "ssim")
+        for value in ("success", last.pool.primary)
     )
     return Curve(axis.name, pools[0].point[arm], rest, tuple(points), doubling, *gains)
 
@@ -133,7 +141,7 @@ def _spent(pool: Pool, axis: Axis) -> Spent:
         config["steps"],
         pool,
         estimate(pool, "success"),
-        estimate(pool, "ssim"),
+        estimate(pool, pool.primary),
         count_outcomes(pool),
     )
 
@@ -164,12 +172,14 @@ def _gain(before: Spent, after: Spent, axis: str, value: str) -> Interval | None
 def budgets_table(curves: Sequence[Curve]) -> Table:
     """Tables all points of all curves."""
     rest = tuple(dict.fromkeys(axis for curve in curves for axis in curve.point))
+    points = [spent for curve in curves for spent in curve.points]
+    scores = [spent.score for spent in points]
     header = (
         "arm",
         *rest,
         "budget",
         "evaluations",
-        *HEADER,
+        *success_header([spent.success for spent in points], scores),
     )
     places = [(curve, spent) for curve in curves for spent in curve.points]
     lines = [
@@ -181,7 +191,7 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
                 f"{spent.restarts} x {spent.steps:,} = {spent.evaluations:,}",
                 spent.evaluations,
             ),
-            *success_entries(spent.success, spent.ssim, spent.outcomes),
+            *success_entries(spent.success, spent.score, spent.outcomes),
         )
         for curve, spent in places
     ]
@@ -190,11 +200,13 @@ def budgets_table(curves: Sequence[Curve]) -> Table:
         "Success against evaluations",
         header,
         lines,
-        [_record(curve, spent, rest) for curve, spent in places],
+        [_record(curve, spent, rest, names_of(scores)) for curve, spent in places],
     )
 
 
-def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
+def _record(
+    curve: Curve, spent: Spent, rest: Sequence[str], names: Sequence[str]
+) -> dict[str, Any]:
     record: dict[str, Any] = {"arm": curve.arm}
     record |= {axis: curve.point.get(axis) for axis in rest}
     record |= {
@@ -203,20 +215,20 @@ def _record(curve: Curve, spent: Spent, rest: Sequence[str]) -> dict[str, Any]:
         "restarts": spent.restarts,
         "steps": spent.steps,
         "evaluations": spent.evaluations,
-        **success_record(spent.success, spent.ssim),
+        **success_record(spent.success, spent.score, names),
     }
     gain = curve.gain if spent is curve.points[-1] and curve.gain else None
-    ssim = curve.ssim_gain
-    return (
-        record
-        | spent.outcomes._asdict()
-        | {
-            "gain_from": curve.doubling.evaluations if gain else None,
-            "gain": known(gain.estimate) if gain else None,
-            "gain_low": known(gain.low) if gain else None,
-            "gain_high": known(gain.high) if gain else None,
-            "ssim_gain": known(ssim.estimate) if gain else None,
-            "ssim_gain_low": known(ssim.low) if gain else None,
-            "ssim_gain_high": known(ssim.high) if gain else None,
+    record |= spent.outcomes._asdict() | {
+        "gain_from": curve.doubling.evaluations if gain else None,
+        "gain": known(gain.estimate) if gain else None,
+        "gain_low": known(gain.low) if gain else None,
+        "gain_high": known(gain.high) if gain else None,
+    }
+    for name in names:
+        its = curve.score_gain if gain and spent.score.value.name == name else None
+        record |= {
+            f"{name}_gain": known(its.estimate) if its else None,
+            f"{name}_gain_low": known(its.low) if its else None,
+            f"{name}_gain_high": known(its.high) if its else None,
         }
-    )
+    return record

@@ -9,7 +9,12 @@ import numpy as np
 
 from kljax.metrics import COLUMNS, Column, Interval
 from kljax.studies.reports.axes import WHO, Axis, arm_axis
-from kljax.studies.reports.estimates import by_image, mean_difference, with_interval
+from kljax.studies.reports.estimates import (
+    by_image,
+    mean_difference,
+    signed,
+    with_interval,
+)
 from kljax.studies.reports.p_values import holm, mcnemar, p_text, sign_flips
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import Entry, Table
@@ -153,10 +158,12 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
     return best
 
 
-def comparisons_table(comparisons: Sequence[Comparison], value: Column) -> Table:
-    """Tables all comparisons."""
+def comparisons_table(
+    comparisons: Sequence[Comparison], value: Column, success: Column = SUCCESS
+) -> Table:
+    """Tables all comparisons; success is called what it is of the study's inputs."""
     axes = tuple(comparisons[0].point) if comparisons else ()
-    words = value.heading
+    words, succeeds = value.heading, success.heading
     header = (
         *axes,
         "arm",
@@ -164,9 +171,9 @@ def comparisons_table(comparisons: Sequence[Comparison], value: Column) -> Table
         "pairs",
         f"{words}, difference [95 %]",
         *_p_header(words, len(comparisons)),
-        "SSIM >= .6: arm / minus",
+        f"{succeeds}: arm / minus",
         "only arm / only minus",
-        *([] if value.name == "success" else _p_header("SSIM >= .6", len(comparisons))),
+        *([] if value.name == "success" else _p_header(succeeds, len(comparisons))),
         "unsolved: arm / minus",
     )
     return Table(
@@ -220,13 +227,7 @@ def _pairs(comparison: Comparison) -> str:
 def _difference(comparison: Comparison, value: Column) -> str:
     if not math.isfinite(comparison.difference.estimate):
         return "-"
-    return with_interval(value, comparison.difference, _signed)
-
-
-def _signed(value: Column, number: float) -> str:
-    if value.is_share:
-        return f"{100 * number:+.0f}"
-    return format(number, f"+{value.form}")
+    return with_interval(value, comparison.difference, signed)
 
 
 def _rates(comparison: Comparison) -> str:

@@ -12,6 +12,7 @@ from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
+from kljax.studies.reports.kinds import default_value, kinds_of, noun
 from kljax.studies.reports.notes import (
     counted,
     damaged_notes,
@@ -91,6 +92,7 @@ class Contents(NamedTuple):
 
     Attributes:
       name: of the study.
+      kinds: of inputs that it has.
       value: that tables are about.
       progress: how far the study is.
       facts: what all cells share, in words.
@@ -112,6 +114,7 @@ class Contents(NamedTuple):
     """
 
     name: str
+    kinds: tuple[str, ...]
     value: str
     progress: Progress
     facts: dict[str, str]
@@ -153,11 +156,14 @@ def make_contents(
     *,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    value: str = "ssim",
+    value: str | None = None,
     runs: Sequence[Path | str] = (),
 ) -> Contents:
     """Computes all that a report says; see `kljax.studies.reports.write_report`."""
-    column = find_value(value, values_of(study))
+    kinds, values = kinds_of(study), values_of(study)
+    default = default_value(kinds)
+    value = default if value is None else value
+    column = find_value(value, values)
     axes = axes_of(study.manifest)
     arrangement = arrange(axes, rows, columns)
     trainings = read_runs(runs)
@@ -173,26 +179,34 @@ def make_contents(
     manifest, gallery = study.manifest, make_gallery(study, pools)
     return Contents(
         name=manifest.get("name", study.folder.name),
+        kinds=kinds,
         value=value,
         progress=_progress(study, open_failures),
-        facts=_facts(manifest["cells"]),
+        facts=_facts(manifest["cells"], kinds),
         varied={a.name: a.labels for a in axes.values() if len(a.labels) > 1},
         threats=threat_models(pools),
         pivots=pivot_tables(lines, axes, arrangement, column),
         points=points_table(lines, column),
-        notes=result_notes(lines, arrangement, column) + damaged_notes(gallery),
-        distributions=draw_distributions(pools, axes, column),
-        comparisons=comparisons_table(compared, column) if compared else None,
+        notes=[
+            *result_notes(lines, arrangement, column, noun(kinds)),
+            *damaged_notes(gallery),
+        ],
+        distributions=draw_distributions(pools, axes, column, kinds),
+        comparisons=comparisons_table(compared, column, values["success"])
+        if compared
+        else None,
         budgets=budgets_table(curves) if curves else None,
-        budget_figure=draw_budgets(curves, axes),
+        budget_figure=draw_budgets(curves, axes, kinds),
         budget_words=[(curve.name, curve.reads()) for curve in curves],
         tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
-        tradeoff_figure=draw_tradeoffs(tradeoffs, axes),
+        tradeoff_figure=draw_tradeoffs(tradeoffs, axes, kinds),
         tradeoff_notes=tradeoff_notes(pools, trainings),
         gallery=gallery,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),
-        commands=_commands(study, rows, columns, value, runs),
+        commands=_commands(
+            study, rows, columns, None if value == default else value, runs
+        ),
         versions=manifest.get("versions", {}),
         device=str(manifest.get("device", "not known")),
     )
@@ -219,22 +233,24 @@ def _progress(study: Study, failures: list[dict[str, Any]]) -> Progress:
     )
 
 
-def _facts(cells: list[dict[str, Any]]) -> dict[str, str]:
-    """Lists the options that all cells share and that are set."""
+def _facts(cells: list[dict[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
+    """Lists the options that all cells share, that are set, and that are of use."""
     facts = {}
     for name in FACTS:
         values = [cell["config"].get(name) for cell in cells]
+        if name == "image_size" and "image" not in kinds:
+            continue
         if values and values[0] is not None and all(v == values[0] for v in values):
             listed = isinstance(values[0], (list, tuple))
             facts[name] = ", ".join(values[0]) if listed else str(values[0])
     return facts
 
 
-def _commands(study: Study, rows, columns, value: str, runs) -> list[str]:
+def _commands(study: Study, rows, columns, value: str | None, runs) -> list[str]:
     words = ["kljax", "report", study.folder.name]
     for option, given in (("--rows", rows), ("--columns", columns)):
         words += [option, *given] if given else []
-    words += ["--value", value] if value != "ssim" else []
+    words += ["--value", value] if value is not None else []
     words += ["--runs", *map(str, runs)] if runs else []
     return [
         shlex.join(["kljax", "sweep", "sweep.toml", "--out", study.folder.name]),

@@ -151,6 +151,13 @@ def with_interval(
     return f"{mean} [{write(value, interval.low)}, {write(value, interval.high)}]"
 
 
+def signed(value: Column, number: float) -> str:
+    """Writes a difference: in points (of a hundred) where the value is a share."""
+    if value.is_share:
+        return f"{100 * number:+.0f}"
+    return format(number, f"+{value.form}")
+
+
 def signed_less(value: Column, number: float) -> str:
     """Writes a width: in points (of a hundred) where the value is a share."""
     if value.is_share:

@@ -15,6 +15,7 @@ from kljax.metrics import VALUES
 from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.gallery import displayed
+from kljax.studies.reports.kinds import kind_of
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.studies.reports.values import known
@@ -151,14 +152,14 @@ def _ranked(count: int) -> dict[str, int]:
 def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
     examples, example = len(pictures["truths"]), row["example"]
     written = row.get("text") is not None  # rows of before there was text have none
-    kind, one = (KINDS["text"], "sentence") if written else (KINDS["image"], "image")
+    kind = KINDS[kind_of(written=written)]
     value = known(row[kind.primary])
     heading = VALUES[kind.primary].heading
     score = f"no finite {heading}" if value is None else kind.caption(value)
     if examples > 1:
         # An older row has the means of all, and no score of this image.
         score = f"mean of {examples}: {score}" if example is None else score
-        rank = f"{rank}, {one} {(example or 0) + 1} of {examples}"
+        rank = f"{rank}, {kind.noun} {(example or 0) + 1} of {examples}"
     drawn = (
         (row["text"], row["text_guess"])
         if written

@@ -19,13 +19,15 @@ def to_markdown(contents: Contents) -> str:
     ]
     if contents.comparisons:
         table = contents.comparisons
-        sections.append(_section(table.title, words.COMPARING, _table(table)))
+        sections.append(
+            _section(table.title, words.comparing(contents.kinds), _table(table))
+        )
     if contents.budgets:
         lines = [f"- {_safe(name)}: {reads}." for name, reads in contents.budget_words]
         sections.append(
             _section(
                 "Success against attack budget",
-                words.SPENDING,
+                words.spending(contents.kinds),
                 "\n".join(lines),
                 _figure(contents.budget_figure),
                 _table(contents.budgets),
@@ -42,7 +44,10 @@ def to_markdown(contents: Contents) -> str:
         )
     if contents.gallery.rows:
         sections.append(
-            _section("Reconstructions", f"{words.CHOOSING} They are in `report.html`.")
+            _section(
+                "Reconstructions",
+                f"{words.choosing(contents.kinds)} They are in `report.html`.",
+            )
         )
     if contents.failures:
         sections.append(_section("Failures", *_failures(contents)))
@@ -85,7 +90,9 @@ def _results(contents: Contents) -> list[str]:
         f"{' / '.join(Outcomes._fields)}."
     )
     parts += [f"### {contents.points.title}", _table(contents.points)]
-    reading = (f"- *{name}*: {meaning}" for name, meaning in words.READING)
+    reading = (
+        f"- *{name}*: {meaning}" for name, meaning in words.reading(contents.kinds)
+    )
     parts += ["### How to read it", "\n".join(reading)]
     parts.append("\n".join(f"- {_safe(note)}" for note in contents.notes))
     return [*parts, _figure(contents.distributions)]

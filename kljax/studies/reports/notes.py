@@ -13,7 +13,10 @@ FEW_GROUPS = 10  # below, a bootstrap over groups is too narrow
 
 
 def result_notes(
-    lines: list[Line], arrangement: Arrangement, value: Column
+    lines: list[Line],
+    arrangement: Arrangement,
+    value: Column,
+    noun: str = "image",
 ) -> list[str]:
     """Says what has to be known to read these very numbers."""
     if not any(len(line.pool.rows) for line in lines):
@@ -28,7 +31,7 @@ def result_notes(
     if methods & {"cluster_bootstrap", "wilson_on_groups"}:
         notes.append(
             "Some victims are not independent of each other, such as crops of one "
-            "photograph, images of one upload, or one example under two seeds: they "
+            f"photograph, {noun}s of one upload, or one example under two seeds: they "
             "are a group, and intervals come from a bootstrap over groups."
         )
     fewest = min(
@@ -55,8 +58,8 @@ def result_notes(
     left_out = sum(line.value.left_out for line in lines)
     if left_out:
         notes.append(
-            f"{counted(left_out, 'image')} without a finite {value.heading} "
-            "left out of its means; success rates and outcomes count all images."
+            f"{counted(left_out, noun)} without a finite {value.heading} "
+            f"left out of its means; success rates and outcomes count all {noun}s."
         )
     notes += _of_older_rows(lines)
     for column, words in (("device", "devices"), ("matmul_precision", "precisions")):

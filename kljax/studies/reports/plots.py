@@ -12,6 +12,7 @@ from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.budgets import Curve
 from kljax.studies.reports.estimates import Estimate, estimate
 from kljax.studies.reports.figures import Figure, Style, draw_panels
+from kljax.studies.reports.kinds import noun, success_share, success_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.studies.reports.tradeoffs import Tradeoff
@@ -21,7 +22,10 @@ STEPS = 200  # of a distribution that is drawn: more cannot be seen
 
 
 def draw_distributions(
-    pools: Sequence[Pool], axes: dict[str, Axis], value: Column
+    pools: Sequence[Pool],
+    axes: dict[str, Axis],
+    value: Column,
+    kinds: Sequence[str] = ("image",),
 ) -> Figure | None:
     """Draws the distribution of a value over images, one curve per arm.
 
@@ -36,7 +40,7 @@ def draw_distributions(
             panels.setdefault(where, []).append((pool.point[arm.name], pool))
     if not panels:
         return None
-    words = value.heading
+    words, inputs = value.heading, f"{noun(kinds)}s"
 
     def draw(members, style: Style, axis) -> None:
         for name, pool in members:
@@ -69,14 +73,14 @@ def draw_distributions(
         if value.name.startswith("matching_loss"):
             axis.set_xscale("log")
         axis.set_xlabel(words)
-        axis.set_ylabel("share of images at or below")
+        axis.set_ylabel(f"share of {inputs} at or below")
         axis.set_ylim(-0.02, 1.02)
 
     lower = "right" if value.leaks >= 0 else "left"
     return draw_panels(
         "distributions",
-        f"{words} of every image: the share of images at or below each value",
-        f"Empirical distributions of {words} over images, one curve per arm; the "
+        f"{words} of every {noun(kinds)}: the share of {inputs} at or below each value",
+        f"Empirical distributions of {words} over {inputs}, one curve per arm; the "
         f"further {lower}, the more leaks. The points table has their means.",
         panels,
         arm.labels,
@@ -95,7 +99,9 @@ def _distribution(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(ordered, 2), np.concatenate([[0], np.repeat(shares, 2)[:-1]])
 
 
-def draw_budgets(curves: Sequence[Curve], axes: dict[str, Axis]) -> Figure | None:
+def draw_budgets(
+    curves: Sequence[Curve], axes: dict[str, Axis], kinds: Sequence[str] = ("image",)
+) -> Figure | None:
     """Draws success against evaluations, one curve per arm."""
     panels: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -133,13 +139,13 @@ def draw_budgets(curves: Sequence[Curve], axes: dict[str, Axis]) -> Figure | Non
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("evaluations per victim")
-        axis.set_ylabel("SSIM >= .6")
+        axis.set_ylabel(success_words(kinds))
 
     return draw_panels(
         "budgets",
         "Success against attack budget",
-        "Share of images with SSIM at or above .6 against the number of evaluations, "
-        "one curve per arm with its 95 % interval, and the best floor. The table below "
+        f"Share of {success_share(kinds)} against the number of evaluations, one"
+        " curve per arm with its 95 % interval, and the best floor. The table below "
         "has the numbers.",
         panels,
         arm_axis(axes).labels,
@@ -168,7 +174,9 @@ def _draw_floor(axis, style: Style, members: list[Curve]) -> None:
 
 
 def draw_tradeoffs(
-    tradeoffs: Sequence[Tradeoff], axes: dict[str, Axis]
+    tradeoffs: Sequence[Tradeoff],
+    axes: dict[str, Axis],
+    kinds: Sequence[str] = ("image",),
 ) -> Figure | None:
     """Draws success against accuracy, one mark per attacked arm and training.
 
@@ -221,12 +229,12 @@ def draw_tradeoffs(
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("test accuracy")
-        axis.set_ylabel("SSIM >= .6")
+        axis.set_ylabel(success_words(kinds))
 
     return draw_panels(
         "tradeoffs",
         "Privacy against accuracy",
-        "Share of images with SSIM at or above .6 against test accuracy, one mark per "
+        f"Share of {success_share(kinds)} against test accuracy, one mark per "
         "attacked arm; lower right is better for the client. The table below has the "
         "numbers.",
         panels,

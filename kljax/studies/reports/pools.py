@@ -10,6 +10,7 @@ from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.frames import study_frame
 from kljax.studies.reports.axes import Axis, point_of
+from kljax.studies.reports.kinds import kind_of
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
 
@@ -37,6 +38,16 @@ class Pool(NamedTuple):
     floors: dict[str, pandas.DataFrame]
     failed: int
     values: Mapping[str, Column]
+
+    @property
+    def kind(self) -> str:
+        """Names the kind of its inputs; the axes tell kinds apart, as all data."""
+        return kind_of(written=bool(self.rows["text"].notna().any()))
+
+    @property
+    def primary(self) -> str:
+        """Names the score that says how near its guesses are."""
+        return KINDS[self.kind].primary
 
     @property
     def attacked(self) -> int:

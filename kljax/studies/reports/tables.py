@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kljax import metrics
 from kljax.metrics import COLUMNS, Column
+from kljax.metrics.kinds import KINDS
 from kljax.studies.reports.axes import Arrangement, Axis
 from kljax.studies.reports.estimates import Estimate, estimate
 from kljax.studies.reports.pools import Pool
@@ -67,13 +68,19 @@ def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
       value: that is asked for.
       undefended: see `kljax.studies.reports.verdicts.verdict`.
     """
-    estimates = {name: estimate(pool, name) for name in {"ssim", "success", value}}
+    names = {pool.primary, "success", value}
+    estimates = {name: estimate(pool, name) for name in names}
     return Line(
         pool,
         estimates[value],
         estimates["success"],
         count_outcomes(pool),
-        verdict(pool, estimates["ssim"], estimates["success"], undefended=undefended),
+        verdict(
+            pool,
+            estimates[pool.primary],
+            estimates["success"],
+            undefended=undefended,
+        ),
         {
             name: estimates.get(name) or estimate(pool, name)
             for name, column in pool.values.items()
@@ -92,11 +99,12 @@ def points_table(lines: Sequence[Line], value: Column) -> Table:
         for name, column in line.pool.values.items()
         if any(name in other.means for other in lines)
     }
+    success = lines[0].success.value if lines else COLUMNS["success"]
     asked = () if value.name == "success" else (f"{value.heading} [95 %]",)
     header = (
         *axes,
         "victims",
-        f"{COLUMNS['success'].heading} [95 %]",
+        f"{success.heading} [95 %]",
         *asked,
         " / ".join(Outcomes._fields),
         "reads as",
@@ -153,7 +161,7 @@ def victims_text(pool: Pool) -> str:
     if pool.state != "finished":
         text = f"{have} of {pool.expected}, {pool.state}"
     images = len(pool.rows)
-    return text if images == have else f"{text}\n{images} images"
+    return text if images == have else f"{text}\n{images} {KINDS[pool.kind].noun}s"
 
 
 def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kljax.attacks.presets import PRESETS, of_user
 from kljax.defences.arms import read_strategies
+from kljax.metrics.kinds import KINDS
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import declare
 from kljax.studies.reports.pools import Pool
@@ -67,15 +68,15 @@ DOES: dict[str, dict[str, str]] = {
         "fixed_random": "It guesses a private key at random, and believes its guess.",
         "fixed_mean": "It puts the mean private key in place of the true one, and "
         "believes it.",
-        "regress_private_key": "It optimises a private key along with the image.",
+        "regress_private_key": "It optimises a private key along with the {noun}.",
         "regress_gates": "It optimises two numbers per gated channel along with the "
-        "image, and needs neither private key nor lock weights.",
+        "{noun}, and needs neither private key nor lock weights.",
         "peel": "It solves for what the layers above the lock were fed, reads the "
         "gates off what came out of the lock, and believes them.",
     },
     "labels": {
         "given": "It is given the labels.",
-        "joint": "It optimises the labels along with the image.",
+        "joint": "It optimises the labels along with the {noun}.",
         "recovered": "It reads the labels off the gradient of the last layer.",
     },
 }
@@ -91,8 +92,12 @@ ABOUT_RELEASES = {
 }
 
 
-def threat_facts(config: LeakConfig) -> dict[str, str]:
+def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     """Words the threat model of a cell, one sentence by each fact.
+
+    Args:
+      config: of the cell.
+      noun: what one of its inputs is called.
 
     Raises:
       ValueError: if `config` has more than one arm, or an attacker who cannot be.
@@ -106,7 +111,10 @@ def threat_facts(config: LeakConfig) -> dict[str, str]:
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}
-    done = {f"does {name}": words[strategy[name]] for name, words in DOES.items()}
+    done = {
+        f"does {name}": words[strategy[name]].format(noun=noun)
+        for name, words in DOES.items()
+    }
     facts = known | done | {"upload": _upload(config, knowledge)}
     if not about_lock:
         facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
@@ -148,7 +156,8 @@ def threat_models(pools: Sequence[Pool]) -> list[tuple[str, list[str]]]:
     points, models, unread = [], [], {}
     for pool in pools:
         try:
-            models.append(threat_facts(LeakConfig(**pool.cells[0]["config"])))
+            config = LeakConfig(**pool.cells[0]["config"])
+            models.append(threat_facts(config, KINDS[pool.kind].noun))
             points.append(pool.point)
         except (TypeError, ValueError, KeyError) as error:
             # A study outlives the names of its options.

@@ -11,7 +11,12 @@ from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.estimates import Estimate, estimate, sample_deviation
 from kljax.studies.reports.pairing import is_gated, network_differences, training_of
 from kljax.studies.reports.pools import Pool
-from kljax.studies.reports.successes import HEADER, success_entries, success_record
+from kljax.studies.reports.successes import (
+    names_of,
+    success_entries,
+    success_header,
+    success_record,
+)
 from kljax.studies.reports.tables import Entry, Table, at_words
 from kljax.studies.reports.values import known
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes
@@ -29,7 +34,7 @@ class Tradeoff(NamedTuple):
       runs: names of the folders.
       accuracy: mean over the runs of the test accuracy with right gates.
       deviation: sample standard deviation over runs; NaN for fewer than two.
-      success, ssim: of the attack.
+      success, score: of the attack; the score is the primary one of its inputs.
       outcomes: of the attack.
     """
 
@@ -40,7 +45,7 @@ class Tradeoff(NamedTuple):
     accuracy: float
     deviation: float
     success: Estimate
-    ssim: Estimate
+    score: Estimate
     outcomes: Outcomes
 
     @property
@@ -102,7 +107,7 @@ def make_tradeoffs(
         fitting = [run for run in runs if not _why_apart(run, pool)]
         if not fitting:
             continue
-        success, ssim = estimate(pool, "success"), estimate(pool, "ssim")
+        success, score = estimate(pool, "success"), estimate(pool, pool.primary)
         outcomes = count_outcomes(pool)
         for repetitions in _alike(fitting):
             accuracies = [run.accuracy[defence] for run in repetitions]
@@ -115,7 +120,7 @@ def make_tradeoffs(
                     sum(accuracies) / len(accuracies),
                     sample_deviation(accuracies),
                     success,
-                    ssim,
+                    score,
                     outcomes,
                 )
             )
@@ -162,13 +167,14 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
     """Tables all trade-offs."""
     axes = tuple(tradeoffs[0].point) if tradeoffs else ()
+    scores = [tradeoff.score for tradeoff in tradeoffs]
     header = (
         "arm",
         *axes,
         "trained as",
         "runs",
         "accuracy",
-        *HEADER,
+        *success_header([tradeoff.success for tradeoff in tradeoffs], scores),
     )
     lines = [
         (
@@ -177,7 +183,7 @@ def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
             Entry(tradeoff.defence),
             Entry(", ".join(tradeoff.runs), len(tradeoff.runs)),
             Entry(_accuracy_text(tradeoff), tradeoff.accuracy),
-            *success_entries(tradeoff.success, tradeoff.ssim, tradeoff.outcomes),
+            *success_entries(tradeoff.success, tradeoff.score, tradeoff.outcomes),
         )
         for tradeoff in tradeoffs
     ]
@@ -186,7 +192,7 @@ def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
         "Accuracy of each defence, and success of each attack on it",
         header,
         lines,
-        [_record(tradeoff) for tradeoff in tradeoffs],
+        [_record(tradeoff, names_of(scores)) for tradeoff in tradeoffs],
     )
 
 
@@ -197,7 +203,7 @@ def _accuracy_text(tradeoff: Tradeoff) -> str:
     return text
 
 
-def _record(tradeoff: Tradeoff) -> dict[str, Any]:
+def _record(tradeoff: Tradeoff, names: Sequence[str]) -> dict[str, Any]:
     return {
         "arm": tradeoff.arm,
         **tradeoff.point,
@@ -205,6 +211,6 @@ def _record(tradeoff: Tradeoff) -> dict[str, Any]:
         "runs": " ".join(tradeoff.runs),
         "accuracy": tradeoff.accuracy,
         "accuracy_deviation": known(tradeoff.deviation),
-        **success_record(tradeoff.success, tradeoff.ssim),
+        **success_record(tradeoff.success, tradeoff.score, names),
         **tradeoff.outcomes._asdict(),
     }

@@ -1,10 +1,13 @@
 """Values: the columns of which means are tabled, read out of rows."""
 
+import dataclasses
+
 import numpy as np
 import pandas
 
 from kljax import metrics
 from kljax.metrics import OUTCOME_RATES, Column
+from kljax.studies.reports.kinds import kinds_of, success_words
 from kljax.studies.store import Study
 
 # From this version of the rows on each is of one image, whose label is right or not.
@@ -12,8 +15,13 @@ LABEL_OF_AN_IMAGE = 4
 
 
 def values_of(study: Study) -> dict[str, Column]:
-    """Finds the columns of a study, and the rates of outcomes, that can be tabled."""
+    """Finds the columns of a study, and the rates of outcomes, that can be tabled.
+
+    Success is called what it is of the kinds of inputs that the study has.
+    """
     columns = study.columns | OUTCOME_RATES
+    words = success_words(kinds_of(study))
+    columns["success"] = dataclasses.replace(columns["success"], words=words)
     return {name: column for name, column in columns.items() if column.is_value}
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from kljax.metrics.kinds import KINDS
 from kljax.studies.reports.estimates import Estimate
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import read_differences
@@ -107,7 +108,8 @@ def _of_uploads(pool: Pool) -> str:
     low, high = uploads.sum().min(), uploads.sum().max()
     span = str(low) if low == high else f"{low} to {high}"
     of = " or ".join(map(str, sorted(uploads.size().unique())))
-    return f"Of each upload's {of} images at least {span} leaked."
+    noun = KINDS[pool.kind].noun
+    return f"Of each upload's {of} {noun}s at least {span} leaked."
 
 
 def _counted(n: int, counts: dict[str, int]) -> str:

@@ -1,45 +1,83 @@
 """Words that every report says: how to read its numbers."""
 
+from collections.abc import Iterator, Sequence
+
 from kljax.metrics import COLUMNS, OUTCOME_RATES
+from kljax.metrics.kinds import KINDS
+from kljax.studies.reports.kinds import noun, primaries
 
 ORACLE = COLUMNS["ssim_affine_oracle"]
-READING = (
-    ("success", f"{COLUMNS['success'].meaning}."),
-    (
-        "floor",
-        "what the best of the floors reaches on the same victims: images or sentences "
-        "made without any gradient, such as the mean image of the class; some know "
-        "the true label, and some the image's own mean. A score that is not above its "
-        "floor's proves nothing. A verdict holds SSIM and success against their floors "
-        "victim by victim: where both always succeed, success tells nothing, and SSIM "
-        "may.",
-    ),
-    *((column.name, f"{column.meaning}.") for column in OUTCOME_RATES.values()),
-    (ORACLE.heading, f"{ORACLE.meaning}."),
-    (
-        "[a, b]",
+GENERAL = {
+    "success": COLUMNS["success"].meaning,
+    "floor": "what is reached without any gradient on the same victims",
+    **{column.name: column.meaning for column in OUTCOME_RATES.values()},
+}
+
+
+def reading(kinds: Sequence[str]) -> list[tuple[str, str]]:
+    """Says how tables are read: what each name means of the kinds of a study."""
+    items = [item for name in GENERAL for item in _meanings(name, kinds)]
+    if "image" in kinds:
+        items.append((ORACLE.heading, f"{ORACLE.meaning}."))
+    interval = (
         "the 95 % interval: Wilson's for rates over victims that stand for themselves, "
         "by bootstrap over groups otherwise. [?] where it is not known: of one group, "
-        "or of groups that are all alike.",
-    ),
-)
-COMPARING = (
-    "The same victims of the same seed, all but the arm being equal. The difference of "
-    "means has the 95 % interval of a bootstrap of pairs over groups, each by itself. "
-    "Each p says of which score it is: of the paired differences, by sign flips of "
-    "whole groups; of success the same is McNemar's exact test, and it is 1 where both "
-    "arms always succeed, whatever their SSIM. They stand as they are, and adjusted by "
-    "Holm's method for the number of comparisons in this table. A lower score of an "
-    "arm whose attack is unsolved is a failure of the attack, and says nothing for the "
-    "defence."
-)
-SPENDING = (
-    "Evaluations are restarts x steps. What the last doubling brought is told on the "
-    "same victims, of success and of SSIM; while one still rises, the last is a lower "
-    "bound."
-)
-CHOOSING = (
-    "Best, median and worst by the attacker's own loss, never by likeness to the "
-    "truth, which the attacker does not have. Of an upload of several images the first "
-    "are shown, each with its own score."
-)
+        "or of groups that are all alike."
+    )
+    return [*items, ("[a, b]", interval)]
+
+
+def _meanings(name: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Says what a name means: once where kinds agree, or of each kind."""
+    meanings = {kind: KINDS[kind].meanings.get(name, GENERAL[name]) for kind in kinds}
+    alike = len(set(meanings.values())) == 1
+    for kind, meaning in meanings.items():
+        more = _beside_floors([kind]) if name == "floor" else ""
+        yield name if alike else f"{name} ({kind})", f"{meaning}.{more}"
+        if alike:
+            return
+
+
+def _beside_floors(kinds: Sequence[str]) -> str:
+    scores = _scores(kinds)
+    return (
+        " A score that is not above its floor's proves nothing. A verdict holds "
+        f"{scores} and success against their floors victim by victim: where both "
+        f"always succeed, success tells nothing, and {scores} may."
+    )
+
+
+def _scores(kinds: Sequence[str]) -> str:
+    return " or ".join(column.heading for column in primaries(kinds))
+
+
+def comparing(kinds: Sequence[str]) -> str:
+    """Says how comparisons are read."""
+    return (
+        "The same victims of the same seed, all but the arm being equal. The "
+        "difference of means has the 95 % interval of a bootstrap of pairs over "
+        "groups, each by itself. Each p says of which score it is: of the paired "
+        "differences, by sign flips of whole groups; of success the same is McNemar's "
+        "exact test, and it is 1 where both arms always succeed, whatever their "
+        f"{_scores(kinds)}. They stand as they are, and adjusted by Holm's method for "
+        "the number of comparisons in this table. A lower score of an arm whose attack "
+        "is unsolved is a failure of the attack, and says nothing for the defence."
+    )
+
+
+def spending(kinds: Sequence[str]) -> str:
+    """Says how success against evaluations is read."""
+    return (
+        "Evaluations are restarts x steps. What the last doubling brought is told on "
+        f"the same victims, of success and of {_scores(kinds)}; while one still rises, "
+        "the last is a lower bound."
+    )
+
+
+def choosing(kinds: Sequence[str]) -> str:
+    """Says which reconstructions are shown."""
+    return (
+        "Best, median and worst by the attacker's own loss, never by likeness to the "
+        f"truth, which the attacker does not have. Of an upload of several "
+        f"{noun(kinds)}s the first are shown, each with its own score."
+    )

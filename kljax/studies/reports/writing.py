@@ -20,7 +20,7 @@ def write_report(
     *,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    value: str = "ssim",
+    value: str | None = None,
     runs: Sequence[Path | str] = (),
 ) -> Path:
     """Writes a report on a study, however far it is.
@@ -36,7 +36,9 @@ def write_report(
       out: folder to write to; None for ``report`` in the study.
       rows: axes whose points become lines; None for the one that sets the arm.
       columns: axes whose points become columns; None for the longest of the others.
-      value: one of `kljax.metrics.VALUES`, or a column of your own, by name.
+      value: one of `kljax.metrics.VALUES`, or a column of your own, by name; None for
+        the primary score of the study's kind of inputs (``ssim`` of images,
+        ``token_accuracy`` of text), and ``success`` where it has several kinds.
       runs: folders of finished trainings (`kljax train`), for accuracies; each counts
         for the attacked arms of the same network, see `kljax.studies.reports.pairing`.
 
