@@ -349,7 +349,7 @@ def test_initial_weights(stem, initialiser, kernel, classifier):
         ({"lockable": ("blocks/1/shortcut_norm",)}, "is no norm layer"),
         ({"lockable": ("conv1",)}, "'conv1'.* is no norm layer"),
         ({"lockable": "norm1"}, "tuple of paths, got 'norm1'"),
-        ({"norm": "layer"}, "unknown norm 'layer': expected one of 'batch', 'group'"),
+        ({"norm": "other"}, "unknown norm 'other': expected one of 'batch', 'group'"),
         ({"norm": None}, "unknown norm None"),
         ({"shortcut": "A"}, "unknown shortcut 'A': expected one of 'pad', 'conv'"),
         ({"stem": "cifar"}, "unknown stem 'cifar': expected one of 'small', 'large'"),

@@ -240,7 +240,7 @@ def prepare_again(study: Prepared, config: LeakConfig) -> Prepared:
         (job,) = study.jobs
         staged = job.staged._replace(draws=first.staged.draws)
         return study._replace(jobs=[job._replace(staged=staged, fn=first.fn)])
-    stage = study.stage
+    config, stage = from_run.settle(config), study.stage
     arm = parse_arm(config.arms[0], stage.sites, {})
     survey = survey_public(config, stage.dataset, find_preset(config.attack).inserts)
     job = first._replace(staged=first.staged._replace(arm=arm, survey=survey))

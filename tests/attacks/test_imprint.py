@@ -246,7 +246,7 @@ def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
 
 def test_what_is_hidden_cannot_change_a_reconstruction():
     truth, facts = update("keylock"), vars(ground().threat.knowledge)
-    assert len(hidden(facts)) == 7
+    assert len(hidden(facts)) == 9
     assert not differences(compiled()(poisoned(truth, facts)), compiled()(truth))
 
 

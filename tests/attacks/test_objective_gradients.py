@@ -134,6 +134,7 @@ LAYERS = always((1, 1, np.exp(-1), np.exp(-1)))
 GROUND = setting(threat(), none())
 PLAIN = {
     "squared_l2": total(square),
+    "mean_squared_l2": lambda g, o: total(square)(g, o) / len(SHAPES),
     "l1": total(absolute),
     "norm": total(length),
     "l2_norm": lambda g, o: total(square)(g, o) + total(square)(g, o) ** 0.5,
