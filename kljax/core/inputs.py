@@ -80,7 +80,7 @@ class InputSpec:
     search: SearchSpace
     draw: Callable[[Rng, int], Array]
     spell: Callable[[np.ndarray], str] | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def zeros(self, count: int) -> Array:
         """Gives inputs [count, *shape] of which nothing matters but shape and type."""

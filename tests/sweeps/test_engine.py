@@ -560,7 +560,7 @@ def test_eight_devices_give_the_same_rows(whole, tmp_path):
 
 def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", tmp_path],
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", tmp_path],
         capture_output=True,
     )
     if mounted.returncode:
@@ -572,7 +572,7 @@ def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
             assert path.name[0] != "."
         assert 0 < len(parts(tmp_path / "study")) < 8  # whole, as many as there are
         assert read_failures(tmp_path / "study") == []
-        remount = ["mount", "-o", "remount,ro,size=40k", tmp_path]
+        remount = ["mount", "-o", "remount,ro,size=160k", tmp_path]
         subprocess.run(remount, check=True)
         with pytest.raises(OSError, match="Read-only"):
             run(tmp_path / "study")
