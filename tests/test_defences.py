@@ -92,6 +92,7 @@ def test_the_table_holds_every_factory():
         "at_update",
         "step_transform",
         "without_release",
+        "without_changes",
     }
     elsewhere = {"selective_encryption"}  # test_selective.py
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)
