@@ -71,7 +71,7 @@ CHANGED = {
     ),
     "two, and more cells": (
         cells({"steps": 9, "init": 0}, arm=["none", "bn-control"], seed=[0, 1, 2]),
-        ("steps 2000 -> 9 in 4 cells", "init 0.5 -> 0.0 in 4 cells"),
+        ("steps 2000 -> 9 in 4 cells", "init None -> 0.0 in 4 cells"),
     ),
     "a point less": (
         cells(arm=["none", "bn-control"], seed=[0]),
