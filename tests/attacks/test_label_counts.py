@@ -29,7 +29,7 @@ def estimated(rule, here, view, **options):
         return jnp.zeros(examples, jnp.int32)
 
     def run(view):
-        with mock.patch.object(MODULE, "spread", catch):
+        with mock.patch.object(MODULE, "labels_of_counts", catch):
             rule(here, view, **options)
         return seen.pop()
 
