@@ -74,10 +74,10 @@ class FederatedPeer:
     def load(self, network, rate, arrays):
         """Sends the federation to the workers.
 
-        network: "lenet" or "resnet20"; rate: of the clients' plain SGD. arrays: images
-        [M, H, W, C] float32, labels [M] int32, batches [N, T, B] int64 (indices into
-        them), weights [N] float32 of the clients in the mean, and the server's
-        parameters and statistics by kljax's names ("conv1/kernel").
+        network: of `federated_speed.NETWORKS`; rate: of the clients' plain SGD.
+        arrays: images [M, H, W, C] float32, labels [M] int32, batches [N, T, B] int64
+        (indices into them), weights [N] float32 of the clients in the mean, and the
+        server's parameters and statistics by kljax's names ("conv1/kernel").
         """
         path = self._workers.folder / "federation.npz"
         np.savez(path, **arrays)
@@ -117,17 +117,19 @@ class FederatedPeer:
         return Round(seconds, {name: sum(m[name] for m in means) for name in means[0]})
 
 
-def fastest(peer, settings):
+def fastest(peer, settings, steps=None):
     """Returns the best setting and the seconds of the very first round.
+
+    `steps` cuts the clients' local training short, where a round takes long.
 
     That round, which is not counted, is where a library compiles. A setting gets a
     second chance unless it is far behind: two threads can collapse on a busy machine.
     """
-    first, times = peer.round(settings[0]).seconds, {}
+    first, times = peer.round(settings[0], steps).seconds, {}
     for setting in settings:
-        seconds = peer.round(setting).seconds
+        seconds = peer.round(setting, steps).seconds
         if seconds < 2 * min(times.values(), default=seconds):
-            seconds = min(seconds, peer.round(setting).seconds)
+            seconds = min(seconds, peer.round(setting, steps).seconds)
         times[setting] = seconds
     return min(times, key=times.get), first
 

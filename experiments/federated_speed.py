@@ -19,6 +19,7 @@ from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
 from memory import Watch
 from peak import matmul_peak, product_flops
 from table import entry, layout_title, on_gpu, ranking, turns
+from tutorial_cnn import TutorialCNN
 
 from kljax import data, defences
 from kljax.core.types import Private, Public
@@ -30,12 +31,16 @@ from kljax.models import LeNet, from_nnx, losses, resnet20, site_widths
 from kljax.parallel import Layout, fastest_layout
 
 SHAPE, CLASSES = (32, 32, 3), 10
-RATE = 0.05  # of the clients' plain SGD
 RNG = 0  # seed of everything
 
 
 class Work(NamedTuple):
-    """What a round consists of."""
+    """What a round consists of.
+
+    Attributes:
+      own: images that a client has, gone through in epochs; 0 for batches drawn from
+        images that all share.
+    """
 
     network: str
     clients: int
@@ -43,11 +48,18 @@ class Work(NamedTuple):
     batch: int
     checked: int  # steps after which the peers' aggregate is compared with ours
     tolerance: float  # of `agreement` then
+    own: int = 0
+    rate: float = 0.05  # of the clients' plain SGD
 
     @property
     def examples(self):
         """Counts the examples that a round trains on."""
         return self.clients * self.steps * self.batch
+
+    @property
+    def pace(self):
+        """Gives the unit of the entry, and how many of them a round is in a second."""
+        return ("rounds/min", 60) if self.own else ("examples/s", self.examples)
 
 
 # ResNet-20 on batches of ten is chaotic: from step to step a difference grows tenfold,
@@ -58,7 +70,20 @@ WORK = {
     "fl-lenet-b10": Work("lenet", 64, 10, 10, checked=10, tolerance=1e-4),
     "fl-lenet-b32": Work("lenet", 64, 10, 32, checked=10, tolerance=1e-4),
     "fl-resnet20-b10": Work("resnet20", 8, 5, 10, checked=1, tolerance=2e-3),
+    "fl-cnn-b50": Work(
+        "tutorial-cnn", 100, 40, 50, checked=40, tolerance=1e-4, own=400, rate=0.1
+    ),
 }
+# Rounds a minute that others published for the work of an entry; see speed.md.
+PUBLISHED = {
+    "fl-cnn-b50": {
+        "rounds_per_min": {"BlazeFL, 6 processes": 3.7, "Flower, 12 in parallel": 2.7},
+        "device": "one NVIDIA A100 40GB, 12 vCPUs (Google Cloud a2-highgpu-1g)",
+        "source": "github.com/kitsuyaazuma/BlazeFL, README.md and "
+        "docs/imgs/benchmark_cnn.png at 2390a15; read off the figure",
+    }
+}
+SEARCHED = 10  # steps at most, while the best setting of a peer is looked for
 SCALE = (64, 512, 4096)  # clients of fl-scale
 LAYOUTS = (
     Layout("loop"),
@@ -66,7 +91,7 @@ LAYOUTS = (
     Layout("chunked", 8),
     *(Layout(kind, n) for kind in ("sharded", "sharded_loop") for n in (8, 16)),
 )
-NETWORKS = {"lenet": LeNet, "resnet20": resnet20}
+NETWORKS = {"lenet": LeNet, "resnet20": resnet20, "tutorial-cnn": TutorialCNN}
 
 
 def network(name, convolution="auto", **options):
@@ -78,14 +103,17 @@ def network(name, convolution="auto", **options):
 
 
 class Federation:
-    """Clients with real images, and rounds over them."""
+    """Clients with images, real ones where they share them, and rounds over them."""
 
     def __init__(self, work, rounds):
         self.work, self.rounds = work, rounds
-        self.dataset = data.load("digits")
         draws = np.random.default_rng(RNG)
         shape = (work.clients, work.steps, work.batch)
-        self.batches = draws.integers(0, len(self.dataset), shape)
+        if work.own:
+            self.dataset, self.batches = noise(work, draws), epochs(work, draws)
+        else:
+            self.dataset = data.load("digits")
+            self.batches = draws.integers(0, len(self.dataset), shape)
         # More than are trained on, and unequal: the mean is a weighted one.
         least = work.steps * work.batch
         weights = draws.integers(least, 3 * least, work.clients)
@@ -128,6 +156,27 @@ class Federation:
         } | by_name(self.server)
 
 
+def noise(work, draws):
+    """Draws as many images as all clients have, of noise: their values cost nothing."""
+    count = work.clients * work.own
+    images = draws.random((count, *SHAPE), np.float32)
+    labels = draws.integers(0, CLASSES, count)
+    return data.Dataset("noise", images, labels, CLASSES, None, "drawn here")
+
+
+def epochs(work, draws):
+    """Shuffles each client's own images for each epoch: indices [N, T, B]."""
+    passes, rest = divmod(work.steps * work.batch, work.own)
+    if rest or work.own % work.batch:
+        raise ValueError(
+            f"{work.steps} steps of {work.batch} are no whole passes through "
+            f"{work.own} images in whole batches"
+        )
+    own = np.arange(work.clients * work.own).reshape(work.clients, 1, work.own)
+    shuffled = draws.permuted(np.tile(own, (1, passes, 1)), axis=-1)
+    return shuffled.reshape(work.clients, work.steps, work.batch)
+
+
 def by_name(server):
     """Parameters and norm statistics of the server as NumPy arrays."""
     return jax.device_get({**server.public.model, **server.stats})
@@ -136,7 +185,7 @@ def by_name(server):
 def averaging(work, layout=None, convolution="auto"):
     """Makes the federation of an entry: FedAvg with plain SGD."""
     model = network(work.network, convolution)
-    rounds = fedavg(model, losses.cross_entropy, optax.sgd(RATE), layout=layout)
+    rounds = fedavg(model, losses.cross_entropy, optax.sgd(work.rate), layout=layout)
     return Federation(work, rounds)
 
 
@@ -183,17 +232,18 @@ def flops_per_example(work):
 
 
 def compare(name, options, work=None):
-    """Ours beside the peers: examples per second."""
+    """Ours beside the peers: examples per second, or rounds per minute."""
     work = work or WORK[name]
     ours = averaging(work)
     # The same compiled round as the timed ones.
     _, compile_s, server = ours.round(functools.partial(ours.fetch, steps=work.checked))
     begin, ended = by_name(ours.server), by_name(server)
-    contestants = {"ours": lambda: work.examples / ours.round()[0]}
+    unit, amount = work.pace
+    contestants = {"ours": lambda: amount / ours.round()[0]}
     chosen, apart, first_s = {}, {}, {}
     with contextlib.ExitStack() as stack:
         for title, peer in _peers(stack, options).items():
-            peer.load(work.network, RATE, ours.arrays())
+            peer.load(work.network, work.rate, ours.arrays())
             chosen[title], first_s[title] = _best(name, title, peer, options)
             theirs = peer.round(chosen[title], work.checked, result=True).arrays
             biased = not title.startswith("torch")
@@ -206,7 +256,7 @@ def compare(name, options, work=None):
                     f"{work.tolerance:.0e} is allowed"
                 )
             contestants[title] = lambda peer=peer, setting=chosen[title]: (
-                work.examples / peer.round(setting).seconds
+                amount / peer.round(setting).seconds
             )
         values = turns(options.rounds, contestants)
     mine = values.pop("ours")
@@ -221,8 +271,10 @@ def compare(name, options, work=None):
         "flops_per_example": flops,
         "matmul_peak_gflops": peak / 1e9,
     }
-    share = float(np.median(mine)) * flops / peak
-    return [entry(name, mine, values, "examples/s", settings, share)]
+    if name in PUBLISHED and work == WORK[name]:
+        settings["published"] = PUBLISHED[name]
+    share = float(np.median(mine)) / amount * work.examples * flops / peak
+    return [entry(name, mine, values, unit, settings, share)]
 
 
 def _peers(stack, options):
@@ -245,7 +297,7 @@ def _best(name, title, peer, options):
         for made in json.loads(options.peers_from.read_text()):
             if made["name"] == name and title in made["settings"]["peers"]:
                 settings = [Setting(**made["settings"]["peers"][title])]
-    return fastest(peer, settings)
+    return fastest(peer, settings, SEARCHED)
 
 
 def scale(options, counts=SCALE, work=WORK["fl-lenet-b10"]):
@@ -256,7 +308,7 @@ def scale(options, counts=SCALE, work=WORK["fl-lenet-b10"]):
     sites = ("norm1",)
     model = network(work.network, lockable=sites)
     lock = key_lock(sites, site_widths(model, sites, SHAPE))
-    rounds = fedkl(model, losses.cross_entropy, optax.sgd(RATE), lock=lock)
+    rounds = fedkl(model, losses.cross_entropy, optax.sgd(work.rate), lock=lock)
     federations = {
         count: Federation(work._replace(clients=count), rounds) for count in counts
     }

@@ -14,6 +14,8 @@ Names:
                     batch 10, with all its cost; in examples/s
   fl-lenet-b32      the same with batch 32
   fl-resnet20-b10   8 clients x 5 steps x batch 10 of ResNet-20
+  fl-cnn-b50        the work of BlazeFL's published figure: 100 clients, 400 images
+                    each, 5 epochs, batch 50, PyTorch's tutorial's CNN; rounds/min
   fl-scale          FedKL with 64, 512 and 4,096 clients, LeNet, at the same chunk: s
                     per client, device memory, private state on the host; no peers
   ig-resnet20       values and image gradients of the cosine distance and the total

@@ -50,12 +50,26 @@ def test_ours_alone(capsys):
     assert "examples/s, 0% of the matmul peak" in capsys.readouterr().out
 
 
+def test_epochs_are_of_own_images():
+    batches = federated_speed.epochs(CNN, np.random.default_rng(0))
+    assert batches.shape == (3, 4, 2)
+    for client, (first, second) in enumerate(batches.reshape(3, 2, 4)):
+        own = {*range(4 * client, 4 * client + 4)}
+        assert {*first} == {*second} == own
+        assert first.tolist() != second.tolist()
+    with pytest.raises(ValueError, match="3 steps of 2 are no whole passes"):
+        federated_speed.epochs(CNN._replace(steps=3), np.random.default_rng(0))
+
+
+CNN = Work("tutorial-cnn", 3, 4, 2, checked=4, tolerance=1e-4, own=4, rate=0.1)
 RESNET = federated_speed.WORK["fl-resnet20-b10"]._replace(clients=3, steps=2)
 
 
 @pytest.mark.parametrize("library", PEERS)
 @pytest.mark.parametrize(
-    "work", (WORK, pytest.param(RESNET, marks=pytest.mark.slow)), ids=lambda w: w[0]
+    "work",
+    (WORK, *(pytest.param(own, marks=pytest.mark.slow) for own in (CNN, RESNET))),
+    ids=lambda w: w[0],
 )
 def test_a_peer_does_the_same_work(library, work):
     """Local steps, weights, norm statistics: all of a round."""
@@ -128,11 +142,11 @@ def test_fastest_gives_nobody_far_behind_a_second_round():
     asked = []
 
     class Peer:
-        def round(self, setting):
+        def round(self, setting, steps):
             asked.append(setting)
             return federated_peer.Round({"slow": 9.0, "good": 2.0, "bad": 5.0}[setting])
 
-    assert federated_peer.fastest(Peer(), ["slow", "good", "bad"]) == ("good", 9.0)
+    assert federated_peer.fastest(Peer(), ["slow", "good", "bad"], 10) == ("good", 9.0)
     assert asked == ["slow"] + ["slow"] * 2 + ["good"] * 2 + ["bad"]
 
 

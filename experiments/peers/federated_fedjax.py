@@ -20,10 +20,10 @@ import optax
 jax.tree_map = jax.tree_util.tree_map
 
 
-def convolve(params, path, x, stride=1):
-    """Convolves images [B, H, W, C] with an odd window, padded by half of it."""
+def convolve(params, path, x, stride=1, padded=True):
+    """Convolves images [B, H, W, C] with an odd window, padded by half of it or not."""
     kernel = params[f"{path}/kernel"]
-    half = kernel.shape[0] // 2
+    half = kernel.shape[0] // 2 if padded else 0
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -74,7 +74,21 @@ def resnet20(params, stats, images):
     return x.mean((1, 2)) @ params["fc/kernel"] + params["fc/bias"], updated
 
 
-NETWORKS = {"lenet": lenet, "resnet20": resnet20}
+def tutorial_cnn(params, stats, images):
+    """The network of PyTorch's tutorial: logits [B, Kc] and the (absent) statistics."""
+    x = images
+    for path in ("conv1", "conv2"):
+        x = convolve(params, path, x, padded=False) + params[f"{path}/bias"]
+        x = jax.nn.relu(x)
+        window, zero = (1, 2, 2, 1), -jnp.inf
+        x = jax.lax.reduce_window(x, zero, jax.lax.max, window, window, "VALID")
+    x = x.reshape(x.shape[0], -1)
+    for path in ("fc1", "fc2"):
+        x = jax.nn.relu(x @ params[f"{path}/kernel"] + params[f"{path}/bias"])
+    return x @ params["fc3/kernel"] + params["fc3/bias"], stats
+
+
+NETWORKS = {"lenet": lenet, "resnet20": resnet20, "tutorial-cnn": tutorial_cnn}
 
 
 def local_training(network, optimiser):

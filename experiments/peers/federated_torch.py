@@ -25,7 +25,7 @@ LEAVES = {
 class LeNet(nn.Module):
     """DLG's LeNet for images [B, 3, 32, 32]."""
 
-    # The classifier's inputs [C, H, W], which kljax numbers in the order H, W, C.
+    # The first dense layer's inputs [C, H, W], numbered by kljax in the order H, W, C.
     flattened = (12, 8, 8)
 
     def __init__(self, num_classes):
@@ -85,7 +85,27 @@ class ResNet20(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-NETWORKS = {"lenet": LeNet, "resnet20": ResNet20}
+class TutorialCNN(nn.Module):
+    """The network of PyTorch's tutorial for images [B, 3, 32, 32]."""
+
+    flattened = (16, 5, 5)
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(400, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, num_classes)
+
+    def forward(self, x):
+        for conv in (self.conv1, self.conv2):
+            x = F.max_pool2d(F.relu(conv(x)), 2)
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc3(F.relu(self.fc2(x)))
+
+
+NETWORKS = {"lenet": LeNet, "resnet20": ResNet20, "tutorial-cnn": TutorialCNN}
 
 
 def named(name):
@@ -94,12 +114,17 @@ def named(name):
     return ".".join((*path, LEAVES[leaf]))
 
 
+def _follows_maps(network, inputs):
+    """Tells whether a dense layer with so many inputs is the one behind the maps."""
+    return network.flattened is not None and inputs == np.prod(network.flattened)
+
+
 def transplanted(network, value, name):
     """Turns kljax's array into torch's layout."""
     if value.ndim == 4:  # HWIO -> OIHW
         value = value.transpose(3, 2, 0, 1)
     elif value.ndim == 2:
-        if network.flattened:  # [H * W * C, Kc] -> [C * H * W, Kc]
+        if _follows_maps(network, len(value)):  # [H * W * C, Kc] -> [C * H * W, Kc]
             channels, height, width = network.flattened
             value = value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3)
             value = value.reshape(channels * height * width, -1)
@@ -114,7 +139,7 @@ def given_back(network, value, name):
         value = value.transpose(2, 3, 1, 0)
     elif value.ndim == 2:
         value = value.T
-        if network.flattened:
+        if _follows_maps(network, len(value)):
             value = value.reshape(*network.flattened, -1).transpose(1, 2, 0, 3)
             value = value.reshape(-1, value.shape[-1])
     return np.ascontiguousarray(value)
