@@ -50,6 +50,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = (
     "kljax/attacks",
     "kljax/federated/clients",
+    "kljax/federated/aggregation",
+    "kljax/federated/roles.py",
     "kljax/federated/rounds.py",
     "kljax/metrics",
     "kljax/defences",

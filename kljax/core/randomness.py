@@ -23,6 +23,8 @@ FIXED = (
     "feature signs",
     "slopes of the loss",
     "metrics",
+    "label counts",
+    "langevin",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from kljax.core.inputs import InputSpec, images_of
 from kljax.data.checks import (
@@ -170,6 +172,31 @@ class Dataset:
         indices = self._rows(indices)
         groups = indices if self.groups is None else self.groups[indices]
         return groups.astype(np.int32)
+
+    def clusters_of(self, uploads: np.ndarray) -> np.ndarray:
+        """Returns the bootstrap clusters of uploads that share a group of examples.
+
+        Two uploads are one cluster where an example of one and an example of the other
+        are of the same group, and so are two that a third links.
+
+        Args:
+          uploads: [N, B] indices of the examples of each.
+
+        Returns:
+          [N] int32, the least group of each cluster: of one example, its own group.
+        """
+        groups = np.stack([self.groups_of(upload) for upload in uploads])
+        names, columns = np.unique(groups, return_inverse=True)
+        count, (uploads_count, examples) = len(names), groups.shape
+        rows = np.repeat(np.arange(uploads_count), examples)
+        columns = uploads_count + columns.ravel()
+        size = uploads_count + count
+        links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+        _, cluster = connected_components(links, directed=False)
+        least = {}
+        for name, member in zip(names, cluster[uploads_count:], strict=True):
+            least.setdefault(member, name)  # names ascend
+        return np.array([least[member] for member in cluster[:uploads_count]], np.int32)
 
     def positions_of(self, indices) -> np.ndarray:
         """Returns where the examples at ``indices`` are in the whole, [n] int64.

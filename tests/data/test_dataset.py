@@ -172,6 +172,29 @@ def test_groups_default_to_one_each():
     assert grouped.dtype == np.int32
 
 
+@given(st.lists(st.lists(st.integers(0, 11), min_size=2, max_size=2), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_uploads_that_share_a_group_are_one_cluster(uploads):
+    groups = [0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    dataset = toy(12, groups=groups)
+    # The slow form: merge whatever shares a group until nothing does.
+    members = [{groups[i] for i in upload} for upload in uploads]
+    for _ in members:
+        members = [
+            set().union(*(other for other in members if other & mine))
+            for mine in members
+        ]
+    clusters = dataset.clusters_of(np.array(uploads))
+    assert clusters.tolist() == [min(member) for member in members]
+
+
+def test_an_upload_is_linked_by_any_of_its_examples():
+    dataset = toy(groups=[5, 5, 6, 6])
+    # By first examples alone these were two clusters.
+    assert dataset.clusters_of(np.array([[0, 2], [3, 2]])).tolist() == [5, 5]
+    assert dataset.clusters_of(np.array([[3], [0]])).tolist() == [6, 5]
+
+
 def test_a_lazy_dataset_reads_only_the_rows_asked_for():
     rows, labels = Rows(ramp()), Rows(np.arange(4) % 3)
     data = toy(images=rows, labels=labels)

@@ -126,9 +126,8 @@ def _on_noise(
 ) -> tuple[Array, Array]:
     """Averages softmax [Kc] and the sum of the features [] over inputs of N(0, 1)."""
     tap = f"{setting.classifier}:input"
-    # The rules take no random key: everybody estimates on the same noise. It is of
-    # key(0) still, as the counts of experiments/labels.md are.
-    rng = jax.random.key(0)
+    # The rules take no random key: everybody estimates on the same noise.
+    rng = fixed_rng("label counts")
 
     def chunk(index: Array) -> tuple[Array, Array]:
         draw = jax.random.fold_in(rng, index)

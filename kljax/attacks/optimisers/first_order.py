@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.attacks.attack import Optimiser
+from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, PyTree
 
 
@@ -140,7 +141,7 @@ def langevin(schedule: optax.Schedule, noise: float) -> optax.GradientTransforma
         total = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(grads)), jnp.zeros(()))
         bits = jax.lax.bitcast_convert_type(total.astype(jnp.float32), jnp.uint32)
         seed = jnp.where(count == 0, bits, seed)
-        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), count)
+        rng = jax.random.fold_in(jax.random.fold_in(fixed_rng("langevin"), seed), count)
         size = noise * schedule(count)
         leaves, tree = jax.tree.flatten(grads)
         noisy = [

@@ -41,7 +41,7 @@ class Victims(NamedTuple):
     indices: np.ndarray  # [N, B] in the dataset of the stage
     images: np.ndarray  # [N, B, H, W, C] in [0, 1]
     labels: np.ndarray  # [N, B] int32
-    groups: np.ndarray  # [N] bootstrap clusters, of the first example
+    groups: np.ndarray  # [N] bootstrap clusters, see `data.Dataset.clusters_of`
     uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
     # Of what each client has sent before: images [N, t, B, H, W, C], labels [N, t, B]
     before: tuple[np.ndarray, ...] = ()
@@ -230,7 +230,7 @@ def _captured(
     survey = _survey_run(config, prepared.public, insertion)
     victims = choose_victims(config, data.subset(dataset, found.own))
     indices = found.own[victims.indices]
-    groups = dataset.groups_of(indices[:, 0])
+    groups = dataset.clusters_of(indices)
     victims = victims._replace(indices=indices, groups=groups)
     options = run_setup.local_options(prepared)
     # Arms that differ in strategy alone read their states once.
@@ -391,7 +391,7 @@ def choose_victims(config: LeakConfig, dataset: data.Dataset) -> Victims:
         indices,
         images.reshape(*indices.shape, *images.shape[1:]),
         labels.reshape(indices.shape),
-        dataset.groups_of(indices[:, 0]),
+        dataset.clusters_of(indices),
         np.arange(config.victims),
         choose_before(config, dataset),
     )
