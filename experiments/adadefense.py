@@ -61,7 +61,7 @@ def main():
 
 def count_parameters(config: LeakConfig) -> int:
     """Counts the parameters of the network of a study."""
-    params, _ = prepare(config).jobs[0].setting.shapes()
+    params, _ = prepare(config).jobs[0].setting.task.shapes()
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

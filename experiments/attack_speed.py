@@ -22,8 +22,16 @@ from torch_peer import PARAMETERS, TorchPeer, fastest
 from torch_peer import Setting as PeerSetting
 
 from kljax import data, defences, metrics
-from kljax.attacks import Setting, lbfgs_torch, normal, squared_l2
+from kljax.attacks import (
+    AssumedDefence,
+    Setting,
+    Task,
+    lbfgs_torch,
+    normal,
+    squared_l2,
+)
 from kljax.attacks.presets import gradient_matching
+from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.federated.clients import local_gradient
 from kljax.models import LeNet, from_nnx, losses, uniform
@@ -179,17 +187,8 @@ def attack_runner(problem, layout):
     """Makes ``() -> (seconds, images)`` for one complete attack on every victim."""
     threat = least_knowledge(Strategy(lock="unit", labels="given"))
     none = defences.none()
-    setting = Setting(
-        lenet(),
-        losses.cross_entropy,
-        none.gates,
-        none.simulate,
-        SHAPE,
-        CLASSES,
-        "fc",
-        (),
-        threat,
-    )
+    task = Task(lenet(), losses.cross_entropy, images_of(SHAPE), CLASSES, "fc")
+    setting = Setting(task, threat, AssumedDefence(none.gates, none.simulate))
     # Fixed steps without stopping rules, as the peers run them.
     optimiser = lbfgs_torch(
         history=20, max_iter=10**9, tolerance_grad=0.0, tolerance_change=0.0

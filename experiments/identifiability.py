@@ -176,7 +176,7 @@ class Case:
 
     def simulation(self):
         """Makes ``(view, candidate) -> (simulated, observed)``."""
-        gates = self.secret.gates if self.regressed else self.setting.gates
+        gates = self.secret.gates if self.regressed else self.setting.defence.gates
         return replay(self.setting, gates)
 
     @functools.cache  # noqa: B019 - as many as there are cases

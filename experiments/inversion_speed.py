@@ -20,9 +20,11 @@ from table import entry, layout_title, on_gpu, ranking, turns
 
 from kljax import data, defences
 from kljax.attacks import (
+    AssumedDefence,
     Candidate,
     Protocol,
     Setting,
+    Task,
     cosine,
     replay,
     total_variation,
@@ -130,23 +132,20 @@ class Problem:
         if upload == "update":
             protocol = Protocol(optax.sgd(RATE), self.work.steps, 1, RATE)
         none = defences.none()
-        return Setting(
-            model=self.model,
-            loss=losses.cross_entropy,
-            gates=none.gates,
-            simulate=none.simulate,
-            inputs=images_of(SHAPE),
-            num_classes=CLASSES,
-            classifier=self.classifier,
-            sites=(),
-            threat=threat,
-            protocol=protocol,
+        task = Task(
+            self.model,
+            losses.cross_entropy,
+            images_of(SHAPE),
+            CLASSES,
+            self.classifier,
         )
+        assumed = AssumedDefence(none.gates, none.simulate)
+        return Setting(task, threat, assumed, protocol)
 
     def simulation(self, setting=None):
         """What kljax's attacks replay."""
         setting = setting or self.setting()
-        return replay(setting, setting.gates)
+        return replay(setting, setting.defence.gates)
 
     def view(self, params, stats, observed, labels):
         targets = jax.nn.one_hot(labels, CLASSES)

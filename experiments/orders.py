@@ -93,8 +93,8 @@ def along_residual(problem, mixed):
         view = problem.view(params, stats, observed, labels)
 
         def loss(public, images):
-            out = setting.model.apply(public.model, stats, images, train=False)
-            return setting.loss(out.logits, view.targets)
+            out = setting.task.model.apply(public.model, stats, images, train=False)
+            return setting.task.loss(out.logits, view.targets)
 
         def penalty(images):
             candidate = Candidate(images, view.targets, Private())

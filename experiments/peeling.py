@@ -107,9 +107,9 @@ def probe(setting, optimiser=None, *, steps, restarts):
 
     def attack(rng, view):
         secret = Private(view.private_key, view.lock_weights)
-        truth = setting.gates(view.public.defence, secret)
+        truth = setting.defence.gates(view.public.defence, secret)
         return Reconstruction(
-            images=jnp.zeros((examples, *setting.image_shape)),
+            images=jnp.zeros((examples, *setting.task.image_shape)),
             labels=jnp.zeros(examples, jnp.int32),
             loss=jnp.zeros(()),
             finite=jnp.array(True),

@@ -179,7 +179,7 @@ def reveal(setting, optimiser=None, *, steps, restarts):
     def attack(rng, view):
         return Reconstruction(
             images=jnp.full(
-                (setting.threat.knowledge.examples, *setting.image_shape), 0.5
+                (setting.threat.knowledge.examples, *setting.task.image_shape), 0.5
             ),
             labels=jnp.zeros(setting.threat.knowledge.examples, jnp.int32),
             loss=jnp.zeros(()),

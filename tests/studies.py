@@ -5,9 +5,10 @@ import functools
 
 import jax
 import numpy as np
+from toys import setting_of
 
 from kljax import defences, metrics, threat
-from kljax.attacks import Reconstruction, Setting
+from kljax.attacks import Reconstruction, Task
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import matching
 from kljax.core.inputs import images_of
@@ -98,23 +99,13 @@ def lone_attack(**steps: int):
     strategy = threat.Strategy(lock="unit", labels="recovered")
     declared = threat.least_knowledge(strategy)
     defence = defences.none()
-    setting = Setting(
-        model=model,
-        loss=losses.cross_entropy,
-        gates=defence.gates,
-        simulate=defence.simulate,
-        simulate_update=defence.update.simulate,
-        inputs=images_of(SHAPE),
-        num_classes=10,
-        classifier="fc",
-        sites=(),
-        threat=declared,
-    )
+    task = Task(model, losses.cross_entropy, images_of(SHAPE), 10, "fc")
+    setting = setting_of(task, declared, defence)
     attacks = {
         name: matching(setting, OPTIMISERS[name](), steps=count, restarts=1)
         for name, count in steps.items()
     }
-    step = clients.one_step(model, setting.loss, defence, train=True)
+    step = clients.one_step(model, setting.task.loss, defence, train=True)
 
     def one(index, params, image, label):
         rng = jax.random.fold_in(jax.random.key(0), index)

@@ -102,7 +102,8 @@ def attack(setting, optimiser=None, *, steps, restarts):
     def run(rng, view):
         kernel, bias = (view.grads.model[f"first/{n}"] for n in ("kernel", "bias"))
         channel = jnp.argmax(jnp.abs(bias))
-        image = (kernel[:, channel] / bias[channel]).reshape(1, *setting.image_shape)
+        image = kernel[:, channel] / bias[channel]
+        image = image.reshape(1, *setting.task.image_shape)
         return Reconstruction(
             image, jnp.zeros(1, int), jnp.zeros(()), jnp.array(True), {}
         )

@@ -16,6 +16,7 @@ from toys import (
     quick_jit,
     random_images,
     random_weights,
+    replace_fields,
     setting,
     threat,
     toy_model,
@@ -100,7 +101,7 @@ def test_no_lock_hides_those_of_a_batch(examples):
 
 
 def test_what_a_gradient_does_not_determine_has_no_error():
-    classes = setting(threat(), DEFENCE).num_classes
+    classes = setting(threat(), DEFENCE).task.num_classes
     batch = setting(threat(examples=classes), DEFENCE)
     assert np.isnan(feature_error(batch, locked_update(classes)))
     several = setting(threat(upload="update"), DEFENCE)
@@ -153,7 +154,7 @@ def test_a_classifier_without_an_input_of_its_own_has_no_error(name):
     targets = np.eye(classes, dtype=np.float32)[np.arange(examples) % classes]
     declared = threat("unit", "given", examples=examples, labels="known")
     ground = setting(declared, none(), model=model, sites=(), **changes)
-    step = one_step(model, ground.loss, none(), train=False)
+    step = one_step(model, ground.task.loss, none(), train=False)
     update = quick_jit(step)(
         jax.random.key(0), Public(params), stats, Private(), images, targets
     )
@@ -188,7 +189,7 @@ def test_it_is_added_to_an_attacks_own_priors():
     assert min(parts) > 1e-4
     whole = with_feature(ground, gates_of, own)(view, candidate, progress)
     assert whole == pytest.approx(float(sum(parts)), rel=1e-5)
-    without = ground._replace(features=0.0)
+    without = replace_fields(ground, features=0.0)
     alone = with_feature(without, gates_of, own)(view, candidate, progress)
     assert alone == pytest.approx(float(parts[0]), rel=1e-6)
     assert with_feature(without, gates_of) is no_prior
@@ -209,7 +210,7 @@ def test_inputs_of_which_nothing_can_be_read_are_no_target(hidden):
         return prior(view, candidate, np.float32(0))
 
     def by_hand(images):
-        out = ground.model.apply(
+        out = ground.task.model.apply(
             view.public.model,
             view.stats,
             images,
@@ -252,7 +253,7 @@ def test_every_attack_that_searches_takes_it(name):
     ground = setting(declared, DEFENCE, model=model, inputs=images_of((8, 8, 1)))
     preset.build(ground, steps=1, restarts=2)
     with pytest.raises(ValueError, match="classifier's input is exact for one example"):
-        preset.build(ground._replace(features=0.1), steps=1, restarts=2)
+        preset.build(replace_fields(ground, features=0.1), steps=1, restarts=2)
 
 
 @pytest.mark.parametrize("name", ("rgap", "april", "imprint"))
@@ -279,7 +280,7 @@ def test_the_term_brings_the_classifiers_input_nearer():
 
 def test_a_study_hands_its_weight_on():
     (job,) = leakage.prepare(tiny(features=0.2)).jobs
-    assert job.setting.features == 0.2
+    assert job.setting.attacker.features == 0.2
     with pytest.raises(ValueError, match="classifier's input is exact for one example"):
         leakage.prepare(tiny(features=0.2, examples=2))
 

@@ -106,9 +106,9 @@ def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
     monkeypatch.setitem(PRESETS, "imprint", spied)
     prepared = leakage.prepare(tiny(**IMPRINT, arms=ARMS, victims=50))
     for job in prepared.jobs:
-        params, _ = jax.eval_shape(job.setting.model.init, jax.random.key(0))
+        params, _ = jax.eval_shape(job.setting.task.model.init, jax.random.key(0))
         assert params["imprint/kernel"].shape == (192, 64)
-        assert "fc/kernel" in params and job.setting.chain == ()
+        assert "fc/kernel" in params and job.setting.task.chain == ()
     (public,) = seen
     assert len(public) == 1797 // 2
     victims = prepared.stage.victims.images.reshape(400, -1)

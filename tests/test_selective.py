@@ -328,7 +328,7 @@ def test_the_truth_replays_to_what_is_visible():
     view = observe(declared, update)
     ground = setting(declared, defence)
     truth = Candidate(update.images, update.targets, update.private)
-    simulated, observed = replay(ground, ground.gates)(view, truth)
+    simulated, observed = replay(ground, ground.defence.gates)(view, truth)
     seen = flat(update.visible)
     np.testing.assert_allclose(flat(simulated), flat(observed), atol=1e-6)
     np.testing.assert_array_equal(flat(observed)[seen], flat(update.sent)[seen])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kljax.attacks import Setting
+from kljax.attacks import AssumedDefence, Setting, Task
 from kljax.core.inputs import images_of
 from kljax.core.types import Model, Private, Public
 from kljax.defences import Defence, keylock
@@ -53,6 +53,7 @@ IMAGE_SHAPE = (2, 2, 1)
 CLASSES = 3
 WIDTHS = (3,)
 SITES = ("norm",)
+PARTS = ("task", "defence", "attacker")  # of a setting
 LOCK = key_lock(SITES, WIDTHS, size=5)
 
 
@@ -94,20 +95,35 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
 
 
 def setting(threat: ThreatModel, defence: Defence, **changes) -> Setting:
-    """Makes the ground of an attack on the toy network."""
-    ground = Setting(
-        model=toy_model(),
-        loss=cross_entropy,
-        gates=defence.gates,
-        simulate=defence.simulate,
-        simulate_update=defence.update.simulate,
-        inputs=images_of(IMAGE_SHAPE),
-        num_classes=CLASSES,
-        classifier="fc",
-        sites=tuple(zip(SITES, WIDTHS, strict=True)),
-        threat=threat,
+    """Makes the setting of an attack on the toy network."""
+    task = Task(toy_model(), cross_entropy, images_of(IMAGE_SHAPE), CLASSES, "fc")
+    sites = tuple(zip(SITES, WIDTHS, strict=True))
+    return replace_fields(setting_of(task, threat, defence, sites), **changes)
+
+
+def setting_of(
+    task: Task,
+    threat: ThreatModel,
+    defence: Defence,
+    sites: tuple[tuple[str, int], ...] = (),
+) -> Setting:
+    """Makes the setting of an attacker who knows what the defence does."""
+    assumed = AssumedDefence(
+        defence.gates, defence.simulate, defence.update.simulate, sites
     )
-    return ground._replace(**changes)
+    return Setting(task, threat, assumed)
+
+
+def replace_fields(setting: Setting, **changes) -> Setting:
+    """Replaces fields of a setting, or of its parts, by their names."""
+    for name, value in changes.items():
+        if name in Setting._fields:
+            setting = setting._replace(**{name: value})
+            continue
+        (part,) = (p for p in PARTS if name in getattr(setting, p)._fields)
+        one = getattr(setting, part)._replace(**{name: value})
+        setting = setting._replace(**{part: one})
+    return setting
 
 
 def random_private(lock=LOCK, seed=4) -> Private:

@@ -8,9 +8,7 @@ from kljax.attacks.attack import (
     Evolution,
     Objective,
     Optimiser,
-    Protocol,
     Reconstruction,
-    Setting,
     Unknown,
     Unknowns,
     no_prior,
@@ -43,6 +41,13 @@ from kljax.attacks.optimisers import adam, cma_es, from_optax, lbfgs, lbfgs_torc
 from kljax.attacks.pooling import pooled
 from kljax.attacks.priors import feature, scheduled, total_variation
 from kljax.attacks.secrets import SECRETS, Secret, live_channels, secret_of
+from kljax.attacks.setting import (
+    AssumedDefence,
+    Attacker,
+    Protocol,
+    Setting,
+    Task,
+)
 from kljax.attacks.simulation import fedavg, local_steps, one_step, replay
 from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, searched, upsampled
@@ -51,6 +56,9 @@ __all__ = [
     "Attack",
     "Reconstruction",
     "Setting",
+    "Task",
+    "AssumedDefence",
+    "Attacker",
     "Protocol",
     "descend",
     "evolve",

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.attack import Unknown
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, PyTree, Rng
 from kljax.models.convolution import CHANNELS_LAST, matmul_convolution
 from kljax.threat import View
@@ -33,7 +34,7 @@ def generated_images(setting: Setting, inputs: int = 128) -> Unknown:
 
     Reference: GRNN (Ren, Deng, Xie 2022), its code; FedKL takes 1024 inputs.
     """
-    height, width, channels = setting.image_shape
+    height, width, channels = setting.task.image_shape
     blocks = int(math.log2(height)) - 2 if height > 0 else 0
     if height != width or blocks < 1 or SMALLEST * 2**blocks != height:
         raise ValueError(
@@ -57,7 +58,7 @@ def generated_labels(setting: Setting, inputs: int = 128) -> Unknown:
     return _generated(
         setting,
         inputs,
-        lambda rng: init_label_branch(rng, inputs, setting.num_classes),
+        lambda rng: init_label_branch(rng, inputs, setting.task.num_classes),
         label_branch,
     )
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.attack import Unknown
 from kljax.attacks.labels import LABELS
+from kljax.attacks.setting import Setting
 from kljax.attacks.starts import Start
 from kljax.core.generator import Generator
 from kljax.core.types import Array, Rng
@@ -29,7 +30,7 @@ def searched_latents(
       ValueError: for no generator, one of other classes or colours than the images,
         and labels that are optimised.
     """
-    generator, strategy = setting.generator, setting.threat.strategy
+    generator, strategy = setting.attacker.generator, setting.threat.strategy
     if generator is None:
         raise ValueError(
             "this attack looks among the images of a trained generator: name one with "
@@ -51,7 +52,7 @@ def searched_latents(
     def decode(free: Array, targets: Array) -> Array:
         inside = jnp.tanh(free) if bounded else free
         images = generator.decode(generator.weights, inside, targets)
-        return resized(images, setting.image_shape)
+        return resized(images, setting.task.image_shape)
 
     penalty = None
     if not (isinstance(divergence, (int, float)) and divergence == 0):
@@ -85,12 +86,12 @@ def resized(images: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def _check_fits(setting: Setting, generator: Generator) -> None:
-    if generator.num_classes != setting.num_classes:
+    if generator.num_classes != setting.task.num_classes:
         raise ValueError(
             f"the generator makes images of {generator.num_classes} classes, and the "
-            f"network tells {setting.num_classes} apart"
+            f"network tells {setting.task.num_classes} apart"
         )
-    colours, wanted = generator.shape[-1], setting.image_shape[-1]
+    colours, wanted = generator.shape[-1], setting.task.image_shape[-1]
     if colours not in (1, wanted):
         raise ValueError(
             f"the generator makes images of {colours} channels, and the network takes "

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.attack import Unknown
 from kljax.attacks.closed_form import (
     missing_paths,
     patch_peeling,
     peeling,
     private_key_from_lock_grads,
 )
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
@@ -43,7 +44,7 @@ def _fix_private(setting: Setting, private: Callable[[Rng, View], Private]) -> S
         start=lambda rng, view: ((), private(rng, view)),
         decode=lambda free, fixed: fixed,
     )
-    return Secret(unknown, setting.gates)
+    return Secret(unknown, setting.defence.gates)
 
 
 def unit(setting: Setting) -> Secret:
@@ -108,7 +109,7 @@ def regress_private_key(setting: Setting) -> Secret:
         start=lambda rng, view: (_draw_private_key(rng, view), view.lock_weights),
         decode=Private,
     )
-    return Secret(unknown, setting.gates)
+    return Secret(unknown, setting.defence.gates)
 
 
 def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
@@ -121,12 +122,12 @@ def live_channels(setting: Setting, view: View) -> dict[Path, Array]:
     part the visible entries tell; a channel that is hidden throughout counts as live.
 
     Returns:
-      site -> [C] bool, true throughout for a site of which `Setting.feeds` says
+      site -> [C] bool, true throughout for a site of which `Task.feeds` says
       nothing.
     """
-    feeds = dict(setting.feeds)
+    feeds = dict(setting.task.feeds)
     live = {}
-    for site, width in setting.sites:
+    for site, width in setting.defence.sites:
         if site not in feeds:
             live[site] = jnp.ones(width, bool)
             continue
@@ -145,10 +146,10 @@ def regress_gates(setting: Setting) -> Secret:
     Scales are positive, and looked for as logarithms; those of channels that are seen
     to be dead are 0 and stay so. Shifts are free. All channels of a site start alike,
     at the means of the gates that a freshly drawn lock of the same make could have
-    (`Setting.draw_gates`, dead scales left out); where nobody knows how locks are
-    initialised, at those of |N(0, 1)|. The mean scale is also the unit that shifts are
-    measured in. This is kljax's own attack; its start was chosen on victims of their
-    own by the attacker's own loss: experiments/gate_regression.py.
+    (`AssumedDefence.draw_gates`, dead scales left out); where nobody knows how locks
+    are initialised, at those of |N(0, 1)|. The mean scale is also the unit that shifts
+    are measured in. This is kljax's own attack; its start was chosen on victims of
+    their own by the attacker's own loss: experiments/gate_regression.py.
 
     A freshly drawn lock with negative scales says that scales have signs. They are then
     looked for as they are, from those of one draw: signs are guessed, and restarts
@@ -158,7 +159,7 @@ def regress_gates(setting: Setting) -> Secret:
     def start(rng: Rng, view: View):
         live, drawn = live_channels(setting, view), _draw_gates(setting, rng)
         free, fixed = {}, {}
-        for site, width in setting.sites:
+        for site, width in setting.defence.sites:
             draws = drawn[site]
             sizes, signed = jnp.abs(draws.scale), jnp.any(draws.scale < 0)
             alive = sizes > 0
@@ -205,16 +206,16 @@ def peel(setting: Setting) -> Secret:
 
 def _draw_gates(setting: Setting, rng: Rng) -> Gates:
     """Draws gates of every site, [DRAWS, C], as the public initialiser makes them."""
-    if setting.draw_gates is None:
-        rngs = jax.random.split(rng, len(setting.sites))
+    if setting.defence.draw_gates is None:
+        rngs = jax.random.split(rng, len(setting.defence.sites))
         return {
             site: Gate(*jnp.abs(jax.random.normal(rngs[i], (2, DRAWS, width))))
-            for i, (site, width) in enumerate(setting.sites)
+            for i, (site, width) in enumerate(setting.defence.sites)
         }
     # A draw is of a whole lock: one program for all sites. And one after another:
     # written out, or side by side, they nearly double what an attack takes to compile.
     rngs = jax.random.split(jax.random.fold_in(rng, 0), DRAWS)
-    return jax.lax.map(setting.draw_gates, rngs)
+    return jax.lax.map(setting.defence.draw_gates, rngs)
 
 
 SECRETS: dict[str, Callable[[Setting], Secret]] = {

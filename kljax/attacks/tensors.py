@@ -11,7 +11,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Objective, Setting
+from kljax.attacks.attack import Objective
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Params, Public, PyTree
 
 Weighting: TypeAlias = Callable[[Params], PyTree]
@@ -64,11 +65,11 @@ def depths_of(setting: Setting) -> Depths:
     0 is the first. Tensors that one call uses together (all layers of a scanned stack)
     keep the order of their names.
     """
-    params, stats = setting.shapes()
-    images = setting.inputs.zeros(1)
+    params, stats = setting.task.shapes()
+    images = setting.task.inputs.zeros(1)
 
     def logits(params, stats, images):
-        return setting.model.apply(params, stats, images, train=False).logits
+        return setting.task.model.apply(params, stats, images, train=False).logits
 
     traced = jax.make_jaxpr(logits)(params, stats, images).jaxpr
     leaves, tree = jax.tree.flatten(params)

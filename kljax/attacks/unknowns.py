@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from kljax.attacks.attack import Setting, Unknown
+from kljax.attacks.attack import Unknown
+from kljax.attacks.setting import Setting
 from kljax.attacks.starts import Start
 from kljax.core.types import Array, Params, PyTree, Rng
 from kljax.threat import View
@@ -12,7 +13,7 @@ from kljax.threat import View
 
 def searched(setting: Setting, start: Start) -> Unknown:
     """Looks in the search space of the inputs, unbounded: of images, for pixels."""
-    space, examples = setting.inputs.search, setting.threat.knowledge.examples
+    space, examples = setting.task.inputs.search, setting.threat.knowledge.examples
 
     def begin(rng: Rng, view: View) -> tuple[Array, Params]:
         params = view.public.model
@@ -29,7 +30,7 @@ def boxed(setting: Setting, unknown: Unknown) -> Unknown:
     """Keeps what is optimised where inputs can be, after every move."""
 
     def project(free: PyTree) -> PyTree:
-        return jax.tree.map(setting.inputs.search.project, unknown.project(free))
+        return jax.tree.map(setting.task.inputs.search.project, unknown.project(free))
 
     return unknown._replace(project=project)
 
@@ -63,7 +64,7 @@ def upsampled(setting: Setting, factor: int, start: Start) -> Unknown:
     Raises:
       ValueError: if `factor` is below 1 or does not divide the image's sides.
     """
-    height, width, channels = setting.image_shape
+    height, width, channels = setting.task.image_shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(
             f"factor={factor} does not divide the image's sides {height} x {width}"

@@ -16,10 +16,10 @@ from kljax.attacks import (
     rule_holds,
     targets_of,
 )
-from kljax.attacks.attack import as_sent
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
+from kljax.attacks.setting import as_sent
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Params, PyTree
 from kljax.metrics.outcomes import RESOLUTION
@@ -64,7 +64,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
       update: all that is true about the upload.
       view: what the attack was shown of it.
     """
-    gates = setting.gates(update.public.defence, update.private)
+    gates = setting.defence.gates(update.public.defence, update.private)
     live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
     error, holds = feature_error(setting, update), label_rule_holds(setting, view)
     readable = visible_share(update)
@@ -76,12 +76,12 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)
-    simulated, observed = replay(setting, setting.gates)(view, truth)
+    simulated, observed = replay(setting, setting.defence.gates)(view, truth)
     lost = None
     if setting.protocol is not None:
         # Weight decay and momentum move tensors that no image moves.
         blank = truth._replace(images=jnp.full_like(update.images, 0.5))
-        without, _ = replay(setting, setting.gates)(view, blank)
+        without, _ = replay(setting, setting.defence.gates)(view, blank)
         lost = jax.tree.map(jnp.subtract, simulated, without)
     return Diagnosis(
         jnp.asarray(objective(simulated, observed)),
@@ -122,12 +122,14 @@ def replay_is_exact(setting: Setting, update: Update, view: View) -> Array:
     Returns:
       [] bool; false where anything is not finite.
     """
-    plain = setting._replace(simulate=as_sent, simulate_update=as_sent)
+    plain = setting._replace(
+        defence=setting.defence._replace(simulate=as_sent, simulate_update=as_sent)
+    )
     unreleased = view._replace(
         grads=update.before_release, lock_grads=None, visible=None
     )
     truth = Candidate(update.images, update.targets, update.private)
-    simulated, observed = replay(plain, setting.gates)(unreleased, truth)
+    simulated, observed = replay(plain, setting.defence.gates)(unreleased, truth)
     errors, norms = (
         jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(tree)])
         for tree in (jax.tree.map(jnp.subtract, simulated, observed), observed)
@@ -164,7 +166,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
         setting.threat.knowledge.examples,
         setting.threat.knowledge.upload,
     )
-    fits = examples <= min(MOST, setting.num_classes - 1)
+    fits = examples <= min(MOST, setting.task.num_classes - 1)
     parts = _classifier_parts(setting, observe(setting.threat, update).grads.model)
     if not fits or upload != "gradient" or parts is None:
         return jnp.asarray(jnp.nan)
@@ -176,11 +178,11 @@ def feature_error(setting: Setting, update: Update) -> Array:
         found = dense_input(*parts)[None]
     else:
         labels = _recovered_labels(setting, update)
-        if labels is None or len(parts[1]) != setting.num_classes:
+        if labels is None or len(parts[1]) != setting.task.num_classes:
             return jnp.asarray(jnp.nan)
-        targets = targets_of(labels, setting.num_classes)
+        targets = targets_of(labels, setting.task.num_classes)
         weights = _classifier_parts(setting, update.public.model)
-        found = classifier_inputs(*parts, *weights, targets, loss=setting.loss)
+        found = classifier_inputs(*parts, *weights, targets, loss=setting.task.loss)
         found = found.inputs.mean
     errors = jnp.linalg.norm(found[None] - true[:, None], axis=-1)  # [true, found]
     return jnp.linalg.norm(jnp.min(errors, axis=1)) / jnp.linalg.norm(true)
@@ -188,7 +190,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
 
 def _classifier_parts(setting: Setting, model: Params) -> tuple[Array, Array] | None:
     """Finds the classifier's kernel [F, C] and bias [C]; None if it is not dense."""
-    paths = [f"{setting.classifier}/{name}" for name in ("kernel", "bias")]
+    paths = [f"{setting.task.classifier}/{name}" for name in ("kernel", "bias")]
     if not model.keys() >= {*paths}:
         return None
     kernel, bias = (model[path] for path in paths)
@@ -201,13 +203,13 @@ def _classifier_parts(setting: Setting, model: Params) -> tuple[Array, Array] | 
 
 def _classifier_input(setting: Setting, update: Update) -> Array | None:
     """Taps what the classifier was fed; None where no single input can be tapped."""
-    tap = f"{setting.classifier}:input"
+    tap = f"{setting.task.classifier}:input"
     try:
-        out = setting.model.apply(
+        out = setting.task.model.apply(
             update.public.model,
             update.stats,
             update.images,
-            gates=setting.gates(update.public.defence, update.private),
+            gates=setting.defence.gates(update.public.defence, update.private),
             taps=(tap,),
             train=setting.threat.knowledge.victim_norm == "train",
             rngs=fixed_rng("diagnosis"),

@@ -13,11 +13,10 @@ import jax
 import numpy as np
 
 from kljax import data, threat
-from kljax.attacks import Reconstruction, Setting
+from kljax.attacks import Attacker, Reconstruction, Setting, Task
 from kljax.attacks.presets import PRESETS, Preset, find_preset
-from kljax.core.drawing import draw_jointly
-from kljax.core.types import Array, Gates, Params, Path, PyTree, Rng, Stats
-from kljax.defences.arms import Arm, check_upload, parse_arm
+from kljax.core.types import Array, Params, Path, PyTree, Stats
+from kljax.defences.arms import Arm, Sites, check_upload, parse_arm
 from kljax.models import Network, feeding_layers
 from kljax.parallel import Layout, Timing, map_victims
 from kljax.studies.builder import from_run, task
@@ -27,7 +26,7 @@ from kljax.studies.builder.attack_setup import (
     dials,
     require_generator,
 )
-from kljax.studies.builder.attacker import assumed, check_simulated, understood
+from kljax.studies.builder.attacker import assume_defence, check_simulated, understood
 from kljax.studies.builder.client_check import check_client
 from kljax.studies.builder.sizes import check_attack
 from kljax.studies.builder.victim_setup import (
@@ -161,22 +160,20 @@ def prepare(config: LeakConfig) -> Prepared:
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         _check_size(config, staged, stage)
         setting = Setting(
-            model=staged.model,
-            loss=stage.loss,
-            **assumed(arm, arm.defence),
-            inputs=stage.dataset.inputs,
-            num_classes=stage.dataset.num_classes,
-            classifier=classifier,
-            sites=tuple(zip(stage.sites.paths, stage.sites.widths, strict=True)),
-            threat=declared,
-            protocol=stage.protocol,
-            # Behind an inserted module the chain does not begin with the image.
-            chain=network.chain if preset.inserts is None else (),
-            label_rule=config.label_rule,
-            feeds=_feeds(arm, staged, stage),
-            draw_gates=_draw_gates(stage) if arm.gated else None,
-            features=config.features,
-            generator=generator,
+            Task(
+                staged.model,
+                stage.loss,
+                stage.dataset.inputs,
+                stage.dataset.num_classes,
+                classifier,
+                # Behind an inserted module the chain does not begin with the image.
+                chain=network.chain if preset.inserts is None else (),
+                feeds=_feeds(arm, staged, stage),
+            ),
+            declared,
+            assume_defence(arm, arm.defence, stage.sites),
+            stage.protocol,
+            Attacker(config.label_rule, config.features, generator),
         )
         if stage.protocol is not None:
             check_simulated(arm, setting)
@@ -185,7 +182,7 @@ def prepare(config: LeakConfig) -> Prepared:
         # Arms that differ in options alone share a function, and its compilation.
         kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
         if kind not in functions:
-            functions[kind] = one_victim(config, setting, staged, preset)
+            functions[kind] = one_victim(config, setting, staged, preset, stage.sites)
         jobs.append(Job(staged, declared, functions[kind], setting))
     return Prepared(config, stage, jobs)
 
@@ -269,7 +266,7 @@ def inputs_of(config: LeakConfig, job: Job, victims: Victims) -> tuple[PyTree, .
 
 
 def one_victim(
-    config: LeakConfig, setting: Setting, staged: Staged, preset: Preset
+    config: LeakConfig, setting: Setting, staged: Staged, preset: Preset, sites: Sites
 ) -> Callable[..., Attacked]:
     """Makes the function of one victim.
 
@@ -289,12 +286,14 @@ def one_victim(
     ) -> Attacked:
         # Options are data: the defence is made of this victim's.
         defence = arm.make(dialled.options)
-        mine = setting._replace(**assumed(arm, defence))
-        if mine.generator is not None:
-            mine = mine._replace(
-                generator=mine.generator._replace(weights=dialled.generator)
-            )
-        attack = build_attack(config, mine, preset, dialled)
+        attacker = setting.attacker
+        if attacker.generator is not None:
+            generator = attacker.generator._replace(weights=dialled.generator)
+            attacker = attacker._replace(generator=generator)
+        of_victim = setting._replace(
+            defence=assume_defence(arm, defence, sites), attacker=attacker
+        )
+        attack = build_attack(config, of_victim, preset, dialled)
         update = staged.client(
             draw_rng(source, "step"), defence, network, held, images, labels, before
         )
@@ -302,7 +301,7 @@ def one_victim(
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
         # Of all that is true; no attacker sees it.
-        found = diagnose(mine, preset, update, view)
+        found = diagnose(of_victim, preset, update, view)
         return Attacked(reconstruction, *found, update.substitute)
 
     return run
@@ -313,17 +312,6 @@ def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], .
     if arm.lock_strategy != "regress_gates":
         return ()
     return feeding_layers(staged.model, stage.sites.paths, stage.dataset.inputs)
-
-
-def _draw_gates(stage: Stage) -> Callable[[Rng], Gates]:
-    """Makes what draws the gates of a freshly drawn lock, as all are initialised."""
-    lock = stage.sites.lock
-
-    def draw(rng: Rng) -> Gates:
-        rng_weights, rng_private_key = jax.random.split(rng)
-        return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
-
-    return draw_jointly(draw)
 
 
 def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> str:

@@ -14,7 +14,7 @@ import optax
 import pytest
 from poison import differences, hidden, poisoned
 from studies import study
-from toys import quick_jit, random_images, setting, threat
+from toys import quick_jit, random_images, replace_fields, setting, threat
 from victims import hide_some
 
 from kljax.attacks import (
@@ -93,7 +93,7 @@ def ground(strategy="unit", kind="vit", locked=False, **changes):
         num_classes=CLASSES,
         sites=(("patch", WIDTH),),
     )
-    return here._replace(**changes)
+    return replace_fields(here, **changes)
 
 
 class Victim(NamedTuple):

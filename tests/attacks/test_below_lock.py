@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from poison import differences, poisoned
-from toys import quick_jit, setting, threat
+from toys import quick_jit, replace_fields, setting, threat
 from victims import hide_some
 
 from kljax import LeakConfig, leak
@@ -61,7 +61,7 @@ def ground(strategy="unit", norm="norm1", signed=False, **changes):
         chain=NETWORKS["lenet"].chain,
         draw_gates=None if strategy == "unit" else draw_gates,
     )
-    return here._replace(**changes)
+    return replace_fields(here, **changes)
 
 
 @functools.cache
@@ -312,7 +312,11 @@ def test_gates_that_nobody_told_of_beforehand_are_refused_in_the_attack():
     attack = peeled_image(here)
     _, lock = made(None)
     shapes = jax.eval_shape(
-        lambda rng: (here.model.init(rng)[0], lock.private_key(rng), lock.init(rng)),
+        lambda rng: (
+            here.task.model.init(rng)[0],
+            lock.private_key(rng),
+            lock.init(rng),
+        ),
         jax.random.key(0),
     )
 

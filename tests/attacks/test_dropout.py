@@ -72,11 +72,11 @@ def simulation(kind):
     upload = "gradient" if kind == "one step" else "update"
     here = setting(threat(**MODES, upload=upload), none(), model=MODEL)
     if kind == "one step":
-        return one_step(here, here.gates)
+        return one_step(here, here.defence.gates)
     options = {"optimiser": optax.sgd(RATE), "steps": STEPS}
     if kind == "local steps":
-        return local_steps(here, here.gates, batch=1, **options)
-    return averaged_steps(here, here.gates, every=1, **options)
+        return local_steps(here, here.defence.gates, batch=1, **options)
+    return averaged_steps(here, here.defence.gates, every=1, **options)
 
 
 @pytest.mark.parametrize("kind", ("one step", "local steps", "averaged steps"))

@@ -77,7 +77,7 @@ def view_of(truth):
 
 def simulated(variant, images, targets, rate=RATE):
     setting = here(rate)
-    simulation = fedavg(setting, setting.gates, variant)
+    simulation = fedavg(setting, setting.defence.gates, variant)
     truth = update(rate=rate)
     candidate = Candidate(images, targets, Private())
     return quick_jit(simulation)(view_of(truth), candidate)
@@ -178,7 +178,9 @@ def test_of_a_gradient_every_variant_is_one_step(variant):
     images, targets = digits(2)
     view = view_of(update())._replace(public=Public(params), stats=stats)
     candidate = Candidate(images, targets, Private())
-    found, _ = quick_jit(fedavg(setting, setting.gates, variant))(view, candidate)
+    found, _ = quick_jit(fedavg(setting, setting.defence.gates, variant))(
+        view, candidate
+    )
 
     def loss(params):
         out = model().apply(params, stats, images, train=False)
@@ -190,11 +192,11 @@ def test_of_a_gradient_every_variant_is_one_step(variant):
 def test_what_is_no_variant_or_no_epoch_is_refused():
     setting = here()
     with pytest.raises(ValueError, match="variant must be one of"):
-        fedavg(setting, setting.gates, "half")
+        fedavg(setting, setting.defence.gates, "half")
     broken = setting._replace(protocol=setting.protocol._replace(steps=3))
     for variant in ("full_many", "none_epoch"):
         with pytest.raises(ValueError, match="no whole number of epochs"):
-            fedavg(broken, setting.gates, variant)
+            fedavg(broken, setting.defence.gates, variant)
     for sizes in ((4, 3), (0, 1), (4, 0)):
         with pytest.raises(ValueError, match="every must divide steps"):
             averaging(setting, *sizes)
@@ -203,7 +205,7 @@ def test_what_is_no_variant_or_no_epoch_is_refused():
 
 def averaging(setting, steps, every):
     options = {"optimiser": optax.sgd(1.0), "steps": steps, "every": every}
-    return averaged_steps(setting, setting.gates, **options)
+    return averaged_steps(setting, setting.defence.gates, **options)
 
 
 # --- priors ----------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from poison import differences, hidden, poisoned
-from toys import quick_jit, random_private, random_weights, threat
+from toys import quick_jit, random_private, random_weights, replace_fields, threat
 from victims import CHANNELS, IMAGE_SHAPE, SITE, digits, drowned, filled, hide_some
 from victims import ground as plain_ground
 from victims import model as plain_model
@@ -529,15 +529,15 @@ def test_a_network_that_has_an_imprint_gets_no_second():
         (lambda: imprint(ground(server="honest")), "server='malicious'.*'honest'"),
         (lambda: imprint(ground(lock="regress_gates")), "lock='regress_gates'"),
         (
-            lambda: imprint(ground()._replace(model=plain_model())),
+            lambda: imprint(replace_fields(ground(), model=plain_model())),
             "no imprint .'imprint/kernel'. for images of shape .8, 8, 1.",
         ),
         (
-            lambda: imprint(ground()._replace(inputs=images_of((8, 8, 3)))),
+            lambda: imprint(replace_fields(ground(), inputs=images_of((8, 8, 3)))),
             "no imprint .* for images of shape .8, 8, 3.",
         ),
         (lambda: imprint(ground(), rank="size"), "rank must be bias or weight"),
-        (lambda: imprint(ground()._replace(features=0.1)), "features=0.1"),
+        (lambda: imprint(replace_fields(ground(), features=0.1)), "features=0.1"),
     ],
 )
 def test_what_cannot_be_is_refused_when_the_attack_is_made(build, message):

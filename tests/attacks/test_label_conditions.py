@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from toys import quick_jit, setting, threat
+from toys import quick_jit, replace_fields, setting, threat
 from victims import digits
 
 from kljax.attacks import UNKNOWN
@@ -291,10 +291,10 @@ def test_a_classifier_without_a_column_for_each_class_has_no_labels_to_recover()
     with pytest.raises(ValueError, match=r"'fc' has 1 column\(s\) for 10 classes"):
         recovered(ground("one output"))
     with pytest.raises(ValueError, match=r"'fc' has 1 column\(s\) for 1 classes"):
-        recovered(ground("one output")._replace(num_classes=1))
+        recovered(replace_fields(ground("one output"), num_classes=1))
     with pytest.raises(ValueError, match="'fc' has 10 column.* for 5 classes"):
-        recovered(ground("relu")._replace(num_classes=5))
-    recovered(ground("two outputs")._replace(num_classes=2))  # are enough
+        recovered(replace_fields(ground("relu"), num_classes=5))
+    recovered(replace_fields(ground("two outputs"), num_classes=2))  # are enough
 
 
 def test_a_diagnosis_says_whether_the_rule_holds():

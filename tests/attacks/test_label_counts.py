@@ -39,7 +39,7 @@ def estimated(rule, here, view, **options):
 def on_noise(here, view, params):
     """Mean softmax, and mean sum of the features, over three hundred inputs."""
     apply = quick_jit(
-        functools.partial(here.model.apply, taps=("fc:input",), train=True)
+        functools.partial(here.task.model.apply, taps=("fc:input",), train=True)
     )
     softmax, sums = [], []
     for chunk in range(3):

@@ -13,6 +13,7 @@ from toys import (
     quick_jit,
     random_images,
     random_weights,
+    replace_fields,
     setting,
     threat,
     toy_model,
@@ -340,7 +341,7 @@ def test_counts_are_the_formula(at):
         draw = jax.random.fold_in(jax.random.key(0), 0)
         images = jax.random.normal(draw, (100, *SHAPE))
         out = quick_jit(
-            functools.partial(here.model.apply, taps=("fc:input",), train=True)
+            functools.partial(here.task.model.apply, taps=("fc:input",), train=True)
         )(params, view.stats, images)
         softmax.append(np.mean(jax.nn.softmax(out.logits), axis=0))
         sums.append(np.mean(np.sum(out.taps["fc:input"], axis=1)))
@@ -368,7 +369,7 @@ def test_the_mean_gradient_is_found_in_an_update(method):
     """At a small rate nothing moves, and every step has the gradient of the first."""
     labels = LABEL_SETS[0]
     here, view = client(labels, 1e-3, **method, batch=8)
-    model, params = here.model, view.public.model
+    model, params = here.task.model, view.public.model
 
     def loss(params):
         images = random_images(len(labels), *SHAPE)
@@ -387,7 +388,7 @@ def test_the_mean_gradient_is_found_in_an_update(method):
 
 def test_an_order_is_drawn_where_batches_make_one():
     here, view = client(LABEL_SETS[0], 0.05)
-    unknown = LABELS["recovered"](here._replace(label_rule="bias_corrected"))
+    unknown = LABELS["recovered"](replace_fields(here, label_rule="bias_corrected"))
     start, orders = quick_jit(unknown.start), []
     for seed in range(3):
         free, targets = start(jax.random.key(seed), view)
@@ -397,8 +398,10 @@ def test_an_order_is_drawn_where_batches_make_one():
     assert len({tuple(sorted(order)) for order in orders}) == 1
     # In one batch of all an order has no meaning, and none is drawn.
     examples = here.threat.knowledge.examples
-    whole = here._replace(
-        protocol=here.protocol._replace(batch=examples), label_rule="bias_corrected"
+    whole = replace_fields(
+        here,
+        protocol=here.protocol._replace(batch=examples),
+        label_rule="bias_corrected",
     )
     start = quick_jit(LABELS["recovered"](whole).start)
     one, other = (start(jax.random.key(seed), view)[1] for seed in range(2))
@@ -417,14 +420,16 @@ def test_auto_is_what_fits_the_upload():
     here, _ = client(LABEL_SETS[0], 0.05)
     examples = here.threat.knowledge.examples
     for classes, rule in ((examples, "counts"), (examples - 1, "yin")):
-        of_size = here._replace(num_classes=classes, model=dense(classes))
+        of_size = replace_fields(here, num_classes=classes, model=dense(classes))
         assert find_rule(of_size) is RULES[rule]
     assert find_rule(ground(3, "yin")) is RULES["yin"] is yin
 
 
 def without_bias(examples, rule="auto"):
     model = from_nnx(lambda rngs: CNN6(CLASSES, image_shape=(8, 8, 1), rngs=rngs))
-    return ground(examples, rule)._replace(model=model, inputs=images_of((8, 8, 1)))
+    return replace_fields(
+        ground(examples, rule), model=model, inputs=images_of((8, 8, 1))
+    )
 
 
 def test_a_classifier_without_a_bias_has_rules_of_its_own():

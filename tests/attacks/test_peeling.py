@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from toys import quick_jit, random_images, setting, threat
+from toys import quick_jit, random_images, replace_fields, setting, threat
 from victims import hide_some
 
 from kljax.attacks import Peeled, Protocol, peeling, pooled_gates, secret_of
@@ -46,7 +46,7 @@ def ground(name, declared=None, **changes):
         sites=(SITES[name],),
         chain=NETWORKS["dense" if name == "dense" else "lenet"].chain,
     )
-    return here._replace(**changes)
+    return replace_fields(here, **changes)
 
 
 @functools.cache

@@ -292,7 +292,7 @@ DISTANCES = {
 def test_distances_are_the_papers(name):
     """That of the attack, and that which diagnoses are made with."""
     generator = np.random.default_rng(3)
-    params, _ = here().shapes()
+    params, _ = here().task.shapes()
     ours, theirs = (
         {k: generator.standard_normal(v.shape) for k, v in params.items()}
         for _ in range(2)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from poison import differences, poisoned
-from toys import quick_jit, random_images, setting, threat
+from toys import quick_jit, random_images, replace_fields, setting, threat
 from victims import filled, hide_some
 
 from kljax.attacks import UNKNOWN, rgap
@@ -46,7 +46,7 @@ def ground(name="cnn", classes=2, declared=None, **changes):
         sites=(),
         chain=layers,
     )
-    return here._replace(**changes)
+    return replace_fields(here, **changes)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def ground(**changes):
 @functools.cache
 def update():
     """The upload of one sentence."""
-    step = one_step(MODEL, ground().loss, none(), train=False)
+    step = one_step(MODEL, ground().task.loss, none(), train=False)
     params, stats = MODEL.init(jax.random.key(3))
     run = quick_jit(functools.partial(step, private=Private()))
     return jax.device_get(
@@ -96,7 +96,7 @@ def test_embeddings_explain_all_but_their_own_table():
     view = threats.observe(here.threat, update())
     embedded = jnp.asarray(update().public.model[TABLE])[SENTENCE]
     truth = Candidate(embedded, TARGETS, Private())
-    simulated, observed = replay(here, here.gates)(view, truth)
+    simulated, observed = replay(here, here.defence.gates)(view, truth)
     assert update().sent.model.keys() - observed.model.keys() == {TABLE}
     for name, leaf in simulated.model.items():
         np.testing.assert_allclose(
@@ -117,7 +117,9 @@ def test_the_rows_of_the_table_tell_the_tokens_but_not_to_this_attack():
 def test_a_client_trains_on_tokens():
     """One step of gradient descent moves by the gradient, embeddings and all."""
     rate = 0.5
-    run = local_update(MODEL, ground().loss, none(), optax.sgd(rate), steps=1, batch=1)
+    run = local_update(
+        MODEL, ground().task.loss, none(), optax.sgd(rate), steps=1, batch=1
+    )
     received, stats = update().public, update().stats
     state = run.init(received, Private())
     sent = quick_jit(run.run)(
@@ -146,7 +148,7 @@ def test_what_is_hidden_has_no_part_in_what_is_found():
 
 def test_what_is_made_for_images_refuses_sentences():
     with pytest.raises(ValueError, match="looks for images, and the inputs are text"):
-        ground().image_shape  # noqa: B018
+        ground().task.image_shape  # noqa: B018
     other = ground(inputs=sentences_of(LENGTH, PIECES[:9]))
     strike = inverting_gradients(other, steps=1, restarts=1)
     with pytest.raises(ValueError, match="vocabulary does not fit"):

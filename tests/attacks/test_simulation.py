@@ -108,7 +108,7 @@ def simulate(update, size="epochs", defence="keylock", lock=None, **options):
     """Replays at the client's own examples, and at its private part or `lock`."""
     _, steps, batch = SIZES[size]
     here = ground(size, defence, "known" if lock is None else "regress_gates")
-    gates = here.gates if lock is None else lambda public, guess: guess
+    gates = here.defence.gates if lock is None else lambda public, guess: guess
     options = {"optimiser": DESCENT, "steps": steps, "batch": batch} | options
     simulation = local_steps(here, gates, **options)
     truth = Candidate(update.images, update.targets, lock or update.private)
@@ -204,7 +204,7 @@ def test_one_step_of_gradient_descent_is_minus_the_gradient():
     protocol = Protocol(optax.sgd(RATE), steps=1, batch=2, learning_rate=RATE)
     here = setting(declared, defence, protocol=protocol)
     truth = Candidate(images, targets, private)
-    simulated, observed = quick_jit(replay(here, here.gates))(
+    simulated, observed = quick_jit(replay(here, here.defence.gates))(
         observe(declared, update), truth
     )
     negative = jax.tree.map(jnp.negative, (gradient.sent, gradient.lock_grads))
@@ -276,15 +276,17 @@ def unrolled(here, steps, batch):
 
             def loss(now, rows=rows):
                 public, trainable = now
-                gates = here.gates((), Private(candidate.secret.secret, trainable))
-                out = here.model.apply(
+                gates = here.defence.gates(
+                    (), Private(candidate.secret.secret, trainable)
+                )
+                out = here.task.model.apply(
                     public.model,
                     view.stats,
                     candidate.images[np.array(rows)],
                     gates=gates,
                     train=True,
                 )
-                return here.loss(out.logits, candidate.targets[np.array(rows)])
+                return here.task.loss(out.logits, candidate.targets[np.array(rows)])
 
             grads = jax.tree.map(lambda g, w: g + 5e-2 * w, jax.grad(loss)(now), now)
             momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
@@ -302,7 +304,7 @@ def differentiated(rematerialise):
     here, view, candidate = off_truth()
     simulation = local_steps(
         here,
-        here.gates,
+        here.defence.gates,
         optimiser=DESCENT,
         steps=3,
         batch=3,
@@ -325,7 +327,9 @@ def test_its_derivative_is_the_slope():
     here, *knowns = off_truth()
     with jax.enable_x64(True):
         view, candidate = jax.tree.map(lambda x: np.asarray(x, np.float64), knowns)
-        simulation = local_steps(here, here.gates, optimiser=DESCENT, steps=3, batch=3)
+        simulation = local_steps(
+            here, here.defence.gates, optimiser=DESCENT, steps=3, batch=3
+        )
         evaluate = loss_of(simulation, view, candidate)
         _, grads = evaluate(candidate.images)
         length = np.linalg.norm(grads)
@@ -350,7 +354,7 @@ def test_rematerialisation_changes_nothing():
 def test_bad_sizes_are_refused(bad):
     here, options = ground(), {"optimiser": DESCENT, "steps": 2, "batch": 2} | bad
     with pytest.raises(ValueError, match="steps=.*batch=.*divide the 6 examples"):
-        local_steps(here, here.gates, **options)
+        local_steps(here, here.defence.gates, **options)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"batch": 0}])
@@ -383,7 +387,7 @@ def test_a_protocol_without_an_update_is_refused():
     protocol = Protocol(DESCENT, steps=1, batch=1, learning_rate=RATE)
     here = ground(upload="gradient")._replace(protocol=protocol)
     with pytest.raises(ValueError, match="upload='gradient'.*has a protocol"):
-        replay(here, here.gates)
+        replay(here, here.defence.gates)
 
 
 # --- an attack -------------------------------------------------------------------

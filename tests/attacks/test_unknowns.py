@@ -104,3 +104,19 @@ def test_around_takes_no_batch_and_no_other_sides(given):
     """A batch would broadcast, too."""
     with pytest.raises(ValueError, match="expected .4, 5, 3."):
         around(np.zeros(given))(RNG, (2, 4, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("field", "part"),
+    (("model", "task"), ("gates", "defence"), ("generator", "attacker")),
+)
+def test_a_field_of_a_part_says_where_it_is(field, part):
+    with pytest.raises(
+        AttributeError, match=f"setting.{field} is setting.{part}.{field}"
+    ):
+        getattr(ground(), field)
+
+
+def test_a_setting_has_no_other_fields():
+    for name in ("images", "_fields_of", "__jax_array__"):
+        assert not hasattr(ground(), name)

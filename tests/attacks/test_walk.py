@@ -242,8 +242,8 @@ def test_steps_have_the_shapes_of_the_network():
         chain=NETWORKS["lenet"].chain,
     )
     steps = steps_of(here)
-    params, _ = here.shapes()
-    assert [step.layer for step in steps] == list(here.chain)
+    params, _ = here.task.shapes()
+    assert [step.layer for step in steps] == list(here.task.chain)
     assert steps[0].shape == shape and steps[0].below is None
     for step, after in zip(steps, steps[1:], strict=False):
         out = jax.eval_shape(

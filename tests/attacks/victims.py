@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 from sklearn.datasets import load_digits
-from toys import quick_jit, random_weights, threat
+from toys import quick_jit, random_weights, replace_fields, setting_of, threat
 
-from kljax.attacks import Attack, Reconstruction, Setting
+from kljax.attacks import Attack, Reconstruction, Setting, Task
 from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.defences import Defence, none
@@ -65,19 +65,9 @@ def digits(count: int):
 def ground(threat: ThreatModel, defence: Defence | None = None, **changes) -> Setting:
     """Makes the setting of an attack on the small network."""
     defence = none() if defence is None else defence
-    setting = Setting(
-        model=model(),
-        loss=cross_entropy,
-        gates=defence.gates,
-        simulate=defence.simulate,
-        simulate_update=defence.update.simulate,
-        inputs=images_of(IMAGE_SHAPE),
-        num_classes=CLASSES,
-        classifier="fc",
-        sites=((SITE, CHANNELS),),
-        threat=threat,
-    )
-    return setting._replace(**changes)
+    task = Task(model(), cross_entropy, images_of(IMAGE_SHAPE), CLASSES, "fc")
+    setting = setting_of(task, threat, defence, ((SITE, CHANNELS),))
+    return replace_fields(setting, **changes)
 
 
 @functools.cache

@@ -49,7 +49,7 @@ ATTACK = """
 
     def last_class(setting, view):
         \"\"\"Says of each example that it is of the last class.\"\"\"
-        return jnp.full(setting.threat.knowledge.examples, setting.num_classes - 1)
+        return jnp.full(setting.threat.knowledge.examples, setting.task.num_classes - 1)
 """
 
 

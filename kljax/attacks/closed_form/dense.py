@@ -8,9 +8,10 @@ import math
 
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_bias
 from kljax.attacks.labels import idlg
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, LockWeights, PrivateKey, Rng
 from kljax.threat import View
 
@@ -81,15 +82,15 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
     Reference: Zhu and Blaschko, "R-GAP" (ICLR 2021), the fully connected case.
     """
     refuse_batches(setting, "dense_layer")
-    params, _ = setting.shapes()
-    pixels = math.prod(setting.image_shape)
+    params, _ = setting.task.shapes()
+    pixels = math.prod(setting.task.image_shape)
     kernel = params.get(f"{layer}/kernel")
     if kernel is None or kernel.ndim != 2 or len(kernel) != pixels:
         found = "is not there" if kernel is None else f"has a kernel {kernel.shape}"
         raise ValueError(
             f"dense_layer needs a dense layer that is fed the {pixels} numbers of an "
-            f"image of shape {setting.image_shape}, and {layer!r} {found}; the network "
-            f"has {', '.join(params)}"
+            f"image of shape {setting.task.image_shape}, and {layer!r} {found}; the "
+            f"network has {', '.join(params)}"
         )
     refuse_no_bias(setting, "dense_layer", layer)
 
@@ -105,7 +106,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
             x = jnp.where(jnp.isnan(x), MISSING, x)
         share = jnp.sum(left) / jnp.sum(power)
         return Reconstruction(
-            images=x.reshape(1, *setting.image_shape),
+            images=x.reshape(1, *setting.task.image_shape),
             labels=idlg(setting, view),
             loss=share,
             finite=jnp.isfinite(share),

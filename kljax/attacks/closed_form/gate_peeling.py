@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.closed_form.layer_input import (
@@ -37,6 +36,7 @@ from kljax.attacks.closed_form.walk import (
     walk_down,
 )
 from kljax.attacks.labels import find_rule, targets_of
+from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gate, Gates, Params, Path
 from kljax.threat import View
@@ -105,7 +105,7 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
                 place = below_classifier(above[-1], grads, params)
             else:
                 place, unexplained = below_batch(
-                    above[-1], grads, params, targets, setting.loss
+                    above[-1], grads, params, targets, setting.task.loss
                 )
                 residuals[above[-1].layer.path] = unexplained
             place, left = walk_down(above[:-1], place, grads, params)
@@ -122,11 +122,11 @@ def peeling(setting: Setting) -> Callable[[View], Peeled]:
         return Peeled({site: gate}, {site: deviation}, residuals, ranks)
 
     def attack(view: View) -> Peeled:
-        targets = jnp.zeros((examples, setting.num_classes))
+        targets = jnp.zeros((examples, setting.task.num_classes))
         if examples > 1 and given:
             targets = view.targets
         elif rule is not None:
-            targets = targets_of(rule(setting, view), setting.num_classes)
+            targets = targets_of(rule(setting, view), setting.task.num_classes)
         return peel(view.grads.model, view.public.model, targets)
 
     return attack
@@ -176,20 +176,20 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
     """Finds the chain from the locked layer on; refuses what cannot be peeled."""
     knows = setting.threat.knowledge
     refuse_no_chain(setting, "lock strategy 'peel'")
-    refuse_no_bias(setting, "lock strategy 'peel'", setting.chain[-1].path)
-    if len(setting.sites) != 1:
+    refuse_no_bias(setting, "lock strategy 'peel'", setting.task.chain[-1].path)
+    if len(setting.defence.sites) != 1:
         raise ValueError(
             "lock strategy 'peel' needs a lock of one site, got the sites "
-            f"{[path for path, _ in setting.sites]}"
+            f"{[path for path, _ in setting.defence.sites]}"
         )
-    most = min(MOST, setting.num_classes - 1)
+    most = min(MOST, setting.task.num_classes - 1)
     if knows.examples > most or knows.upload != "gradient":
         raise ValueError(
             f"lock strategy 'peel' needs the gradient of at most {most} examples "
             f"(fewer than there are classes, and {MOST} for the work's sake), the "
             f"threat model has examples={knows.examples}, upload={knows.upload!r}"
         )
-    ((site, _),) = setting.sites
+    ((site, _),) = setting.defence.sites
     steps = steps_of(setting)
     paths = [step.layer.norm or step.layer.path for step in steps[:-1]]
     paths += [step.layer.path for step in steps[:-1]]
@@ -200,7 +200,7 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
         )
     steps = steps[paths.index(site) % (len(steps) - 1) :]
     layer = steps[0].layer
-    _, stats = setting.shapes()
+    _, stats = setting.task.shapes()
     norms = [step.layer.norm for step in steps[1:] if step.layer.norm]
     above = [n for n in norms if any(path.startswith(f"{n}/") for path in stats)]
     if above:
@@ -248,10 +248,10 @@ def _by_moments(bottom: Step, place: Place, grads: Params) -> tuple[Gate, Gate]:
 
 def _may_be_negative(setting: Setting) -> bool:
     """Tells whether locks of this make have negative scales: a fresh draw shows it."""
-    if setting.draw_gates is None:
+    if setting.defence.draw_gates is None:
         return False
     with jax.ensure_compile_time_eval():
-        gates = setting.draw_gates(fixed_rng("lock signs"))
+        gates = setting.defence.draw_gates(fixed_rng("lock signs"))
         return any(bool(jnp.any(gate.scale < 0)) for gate in gates.values())
 
 

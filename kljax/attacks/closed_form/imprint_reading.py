@@ -8,11 +8,12 @@ layer gives it away, as it would for a batch of one.
 
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.insertions import BIAS, KERNEL
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Rng
 from kljax.threat import View
 
@@ -111,7 +112,7 @@ def imprint(
         more = examples - len(order)  # a batch may be larger than there are bins
         images = jnp.pad(x, ((0, more), (0, 0)), constant_values=MISSING)
         return Reconstruction(
-            images=images.reshape(examples, *setting.image_shape),
+            images=images.reshape(examples, *setting.task.image_shape),
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.any(found),
@@ -139,10 +140,11 @@ def _check(setting: Setting) -> None:
             "imprint reads what is in front of any lock and replays none, the threat "
             f"model says lock={strategy.lock!r}: write 'unit'"
         )
-    params, _ = setting.shapes()
-    size = jnp.size(jnp.zeros(setting.image_shape))
+    params, _ = setting.task.shapes()
+    size = jnp.size(jnp.zeros(setting.task.image_shape))
     if KERNEL not in params or params[KERNEL].shape[0] != size:
         raise ValueError(
             f"the network has no imprint ({KERNEL!r}) for images of shape "
-            f"{setting.image_shape}: put one in front of it (kljax.attacks.insertions)"
+            f"{setting.task.image_shape}: put one in front of it "
+            "(kljax.attacks.insertions)"
         )

@@ -14,7 +14,7 @@ choosing the label, the one whose image stays in [0, 1] is taken.
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.closed_form.layer_input import (
     float64,
     one_at_a_time,
@@ -32,6 +32,7 @@ from kljax.attacks.closed_form.walk import (
 from kljax.attacks.labels import or_unknown, settled_labels
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Params, Rng
 from kljax.models.losses import cross_entropy
 from kljax.threat import View
@@ -67,9 +68,9 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
     _check(setting)
     strategy = setting.threat.strategy
     labels = settled_labels(setting, "rgap")
-    by_signal = strategy.labels == "recovered" and setting.label_rule == "auto"
+    by_signal = strategy.labels == "recovered" and setting.attacker.label_rule == "auto"
     *body, top = steps_of(setting)
-    params, _ = setting.shapes()
+    params, _ = setting.task.shapes()
     biased = [step.layer.path for step in body]
     biased = [path for path in biased if f"{path}/bias" in params]
     with_bias = f"{top.layer.path}/bias" in params
@@ -78,7 +79,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
             f"rgap needs a bias in the classifier {top.layer.path!r}, or none "
             f"anywhere; there are some in {', '.join(biased)}"
         )
-    if not with_bias and setting.loss is not cross_entropy:
+    if not with_bias and setting.task.loss is not cross_entropy:
         raise ValueError(
             f"rgap finds the length of what comes back through a classifier without "
             f"bias under cross-entropy alone; {top.layer.path!r} has none, and the "
@@ -125,7 +126,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         x, signal, residuals, ranks = walk(view.grads.model, view.public.model)
-        images = x.reshape(1, *setting.image_shape)
+        images = x.reshape(1, *setting.task.image_shape)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
             images=images,
@@ -149,12 +150,12 @@ def _check(setting: Setting) -> None:
             f"rgap knows no lock, the threat model says lock={strategy.lock!r}; "
             "against one there is the attack 'peeling'"
         )
-    if setting.draw_gates is not None:
+    if setting.defence.draw_gates is not None:
         raise ValueError(
             "rgap knows no gates, and this defence has some: they scale and shift what "
             "its equations take as plain"
         )
-    _, stats = setting.shapes()
+    _, stats = setting.task.shapes()
     if stats:
         raise ValueError(
             "rgap cannot walk through norm layers, whose statistics hide contrast and "

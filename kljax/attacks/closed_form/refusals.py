@@ -3,7 +3,7 @@
 Each raises a `ValueError` that names the attack, while the attack is being made.
 """
 
-from kljax.attacks.attack import Setting
+from kljax.attacks.setting import Setting
 from kljax.core.types import Path
 
 
@@ -29,7 +29,7 @@ def refuse_search(setting: Setting, attack: str, other: str) -> None:
 
 def refuse_no_chain(setting: Setting, attack: str) -> None:
     """Refuses networks of fewer than two layers that simply follow each other."""
-    if len(setting.chain) < 2:
+    if len(setting.task.chain) < 2:
         raise ValueError(
             f"{attack} walks a chain of layers, and this network is none: it "
             "takes two at least, and skip connections, pooling and ReLU have no place"
@@ -38,7 +38,7 @@ def refuse_no_chain(setting: Setting, attack: str) -> None:
 
 def refuse_no_bias(setting: Setting, attack: str, layer: Path, hint: str = "") -> None:
     """Refuses networks where a layer lacks the bias that its input is read by."""
-    params, _ = setting.shapes()
+    params, _ = setting.task.shapes()
     if f"{layer}/bias" not in params:
         raise ValueError(
             f"{attack} needs a bias in the layer {layer!r}, and there is none{hint}"

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.gate_peeling import Peeled
 from kljax.attacks.closed_form.layer_input import ROUNDING
 from kljax.attacks.closed_form.refusals import refuse_batches
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Gate, Params
 from kljax.threat import View
 
@@ -89,7 +89,7 @@ class Known(NamedTuple):
 
 def missing_paths(setting: Setting, transformer: Transformer = VIT) -> list[str]:
     """Lists what the network lacks to be such a transformer."""
-    params, _ = setting.shapes()
+    params, _ = setting.task.shapes()
     return [path for path in transformer.paths() if path not in params]
 
 
@@ -207,7 +207,7 @@ def patch_peeling(
       ValueError: for a lock at another place, several examples per upload, and several
         local steps.
     """
-    sites = [path for path, _ in setting.sites]
+    sites = [path for path, _ in setting.defence.sites]
     if sites != [transformer.patch]:
         raise ValueError(
             "lock strategy 'peel' finds the gates of a vision transformer's patch "
@@ -245,8 +245,8 @@ def check_transformer(setting: Setting, transformer: Transformer, attack: str) -
             f"{attack} needs a vision transformer (the network 'vit'), and this "
             f"network has no {', '.join(missing)}"
         )
-    params, _ = setting.shapes()
-    height, width, channels = setting.image_shape
+    params, _ = setting.task.shapes()
+    height, width, channels = setting.task.image_shape
     kernel = params[f"{transformer.patch}/kernel"].shape
     positions = params[transformer.positions].shape
     rows, features = kernel[0], kernel[-1]
@@ -259,7 +259,8 @@ def check_transformer(setting: Setting, transformer: Transformer, attack: str) -
         raise ValueError(
             f"{attack} needs patches [p, p, channels, d] that tile the image, and "
             f"positions [n, d] with one class token; images of shape "
-            f"{setting.image_shape} have patches {kernel} and positions {positions}"
+            f"{setting.task.image_shape} have patches {kernel} and positions "
+            f"{positions}"
         )
 
 

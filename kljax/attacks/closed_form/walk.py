@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.closed_form.dense import dense_input
 from kljax.attacks.closed_form.features import batch_inputs
 from kljax.attacks.closed_form.layer_input import (
@@ -20,6 +19,7 @@ from kljax.attacks.closed_form.layer_input import (
     solve,
     through,
 )
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Loss, Params, Path
 from kljax.models.chain import Activation, Layer
 
@@ -50,9 +50,9 @@ class Place(NamedTuple):
 
 def steps_of(setting: Setting) -> tuple[Step, ...]:
     """Finds the shapes along the chain, from the images to the logits."""
-    params, _ = setting.shapes()
-    steps, shape, below = [], setting.image_shape, None
-    for layer in setting.chain:
+    params, _ = setting.task.shapes()
+    steps, shape, below = [], setting.task.image_shape, None
+    for layer in setting.task.chain:
         kernel = params[f"{layer.path}/kernel"]
         if kernel.ndim == 2:
             shape = (math.prod(shape),)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.labels import label_counts as counting
 from kljax.attacks.labels import rules
 from kljax.attacks.labels.conditions import CONDITIONS, pulls_the_true_class_alone
+from kljax.attacks.setting import Setting
 from kljax.core.registry import check_callable, resolve
 from kljax.core.types import Array
 from kljax.threat import View
@@ -74,13 +74,13 @@ def settle_rule(setting: Setting) -> str:
         an update without a protocol, a rule that reads the classifier's bias where
         there is none, and a classifier that has no column for each class.
     """
-    name, knows = setting.label_rule, setting.threat.knowledge
+    name, knows = setting.attacker.label_rule, setting.threat.knowledge
     updates = knows.upload != "gradient"
-    params, _ = setting.shapes()
-    biased = f"{setting.classifier}/bias" in params
+    params, _ = setting.task.shapes()
+    biased = f"{setting.task.classifier}/bias" in params
     if name == "auto" and knows.examples == 1:
         name = "idlg" if biased else "opposite_sign"
-    elif name == "auto" and knows.examples > setting.num_classes:
+    elif name == "auto" and knows.examples > setting.task.num_classes:
         name = "yin"
     elif name == "auto":
         name = "counts" if updates else "bias_corrected" if biased else "yin"
@@ -89,12 +89,12 @@ def settle_rule(setting: Setting) -> str:
         raise ValueError(
             f"label_rule must be {legal}, or package.module:function, got {name!r}"
         )
-    columns = params[f"{setting.classifier}/kernel"].shape[-1]
-    if columns != setting.num_classes or columns < 2:
+    columns = params[f"{setting.task.classifier}/kernel"].shape[-1]
+    if columns != setting.task.num_classes or columns < 2:
         raise ValueError(
             f"labels are read off one column of the classifier per class: "
-            f"{setting.classifier!r} has {columns} column(s) for {setting.num_classes} "
-            "classes; take labels='given' or 'joint'"
+            f"{setting.task.classifier!r} has {columns} column(s) for "
+            f"{setting.task.num_classes} classes; take labels='given' or 'joint'"
         )
     if name in OF_ONE_EXAMPLE and knows.examples != 1:
         raise ValueError(
@@ -109,6 +109,6 @@ def settle_rule(setting: Setting) -> str:
     if name in OF_BIAS and not biased:
         raise ValueError(
             f"label rule {name!r} reads the classifier's bias, and "
-            f"{setting.classifier!r} has none: take {OF_BIAS[name]!r}"
+            f"{setting.task.classifier!r} has none: take {OF_BIAS[name]!r}"
         )
     return name

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kljax.attacks.attack import Setting
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array
 from kljax.threat import View
@@ -33,9 +33,9 @@ def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
     """
     sent = view.grads.model
     names = {
-        part: f"{setting.classifier}/{part}"
+        part: f"{setting.task.classifier}/{part}"
         for part in ("kernel", "bias")
-        if f"{setting.classifier}/{part}" in sent
+        if f"{setting.task.classifier}/{part}" in sent
     }
     if setting.threat.knowledge.upload == "gradient":
         return _of({part: sent[name] for part, name in names.items()})

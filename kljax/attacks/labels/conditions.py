@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import classifier_grads
 from kljax.attacks.labels.rules import columns_of_one_sign, columns_unlike_all_others
+from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array
 from kljax.threat import View
@@ -63,7 +63,7 @@ def one_column_differs(setting: Setting, view: View) -> Array:
 def labels_can_differ(setting: Setting, view: View) -> Array:
     """Tells whether there are as many classes as examples."""
     del view
-    return jnp.asarray(setting.threat.knowledge.examples <= setting.num_classes)
+    return jnp.asarray(setting.threat.knowledge.examples <= setting.task.num_classes)
 
 
 def few_classes_pull(setting: Setting, view: View) -> Array:
@@ -85,13 +85,13 @@ def features_are_nowhere_negative(setting: Setting, view: View) -> Array:
 
     Gates are left out of the network, for the attacker does not have them.
     """
-    tap = f"{setting.classifier}:input"
+    tap = f"{setting.task.classifier}:input"
     # Rules take no random key: everybody looks at the same noise.
     rng_images, rng_masks = jax.random.split(fixed_rng("feature signs"))
-    out = setting.model.apply(
+    out = setting.task.model.apply(
         view.public.model,
         view.stats,
-        setting.inputs.draw(rng_images, PROBES),
+        setting.task.inputs.draw(rng_images, PROBES),
         taps=(tap,),
         train=setting.threat.knowledge.attacker_norm == "train",
         rngs=rng_masks,
@@ -105,11 +105,11 @@ def pulls_the_true_class_alone(setting: Setting) -> bool:
     Checked on a few logits, at the time of tracing; the network is not asked.
     """
     with jax.ensure_compile_time_eval():
-        classes = setting.num_classes
+        classes = setting.task.num_classes
         rng = fixed_rng("slopes of the loss")
         logits = jax.random.normal(rng, (classes, classes))
         targets = jnp.eye(classes)
-        slopes = jax.grad(lambda x: jnp.sum(setting.loss(x, targets)))(logits)
+        slopes = jax.grad(lambda x: jnp.sum(setting.task.loss(x, targets)))(logits)
         true = jnp.diagonal(slopes)
         others = jnp.where(targets == 1, jnp.inf, slopes)
         return bool(jnp.all(true < 0) & (jnp.all(others >= 0)))

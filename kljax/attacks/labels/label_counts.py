@@ -9,9 +9,9 @@ images, so both are estimated on noise, and ``count_c = n p_c - n dW_c / O``.
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.attacks.labels.rules import labels_of_counts, or_unknown
+from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Public
 from kljax.threat import View
@@ -94,7 +94,7 @@ def _pull(setting: Setting, grads: ClassifierGrads, size: Array, by_bias: bool):
     if grads.bias is None:
         raise ValueError(
             "label rule 'counts_bias' reads the classifier's bias, and "
-            f"{setting.classifier!r} has none: take 'counts'"
+            f"{setting.task.classifier!r} has none: take 'counts'"
         )
     return grads.bias
 
@@ -125,14 +125,14 @@ def _on_noise(
     setting: Setting, view: View, public: Public, samples: int
 ) -> tuple[Array, Array]:
     """Averages softmax [Kc] and the sum of the features [] over inputs of N(0, 1)."""
-    tap = f"{setting.classifier}:input"
+    tap = f"{setting.task.classifier}:input"
     # The rules take no random key: everybody estimates on the same noise.
     rng = fixed_rng("label counts")
 
     def chunk(index: Array) -> tuple[Array, Array]:
         draw = jax.random.fold_in(rng, index)
-        images = setting.inputs.draw(draw, CHUNK)
-        out = setting.model.apply(
+        images = setting.task.inputs.draw(draw, CHUNK)
+        out = setting.task.model.apply(
             public.model,
             view.stats,
             images,

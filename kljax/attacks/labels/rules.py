@@ -15,8 +15,9 @@ not finite, or hidden in part, every label is `kljax.attacks.UNKNOWN`.
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import UNKNOWN, Setting
+from kljax.attacks.attack import UNKNOWN
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array
 from kljax.threat import View
 
@@ -157,7 +158,7 @@ def wainakh_simple(setting: Setting, view: View) -> Array:
     score = jnp.sum(classifier_grads(setting, view).kernel, axis=0)
     negative = score < 0
     impact = jnp.sum(jnp.where(negative, score, 0.0)) / _examples(setting)
-    impact *= 1 + 1 / setting.num_classes
+    impact *= 1 + 1 / setting.task.num_classes
     return or_unknown(_greedy(score, impact, negative, _examples(setting)), score)
 
 
@@ -208,7 +209,7 @@ def _greedy(score: Array, impact: Array, waiting: Array, examples: int) -> Array
 
 
 def _lowest(setting: Setting, score: Array) -> Array:
-    ranks = jnp.arange(_examples(setting)) % setting.num_classes
+    ranks = jnp.arange(_examples(setting)) % setting.task.num_classes
     return or_unknown(jnp.argsort(score)[ranks].astype(jnp.int32), score)
 
 
@@ -217,7 +218,7 @@ def _bias(rule: str, setting: Setting, view: View) -> Array:
     if bias is None:
         raise ValueError(
             f"label rule {rule!r} reads the classifier's bias, and "
-            f"{setting.classifier!r} has none: take 'wainakh_simple'"
+            f"{setting.task.classifier!r} has none: take 'wainakh_simple'"
         )
     return bias
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Setting, Unknown, labels_of
+from kljax.attacks.attack import Unknown, labels_of
 from kljax.attacks.labels.catalogue import find_rule
+from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Rng
 from kljax.threat import View
 
@@ -44,7 +45,7 @@ def recovered(setting: Setting) -> Unknown:
         labels = rule(setting, view)
         if ordered:
             labels = jax.random.permutation(rng, labels)
-        return (), targets_of(labels, setting.num_classes)
+        return (), targets_of(labels, setting.task.num_classes)
 
     return Unknown(start, decode=lambda free, fixed: fixed)
 
@@ -60,7 +61,7 @@ def joint(setting: Setting) -> Unknown:
 
     Reference: DLG (Zhu et al. 2019), algorithm 1.
     """
-    shape = (setting.threat.knowledge.examples, setting.num_classes)
+    shape = (setting.threat.knowledge.examples, setting.task.num_classes)
     return Unknown(
         start=lambda rng, view: (jax.random.normal(rng, shape), ()),
         decode=lambda free, fixed: jax.nn.softmax(free),

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kljax.attacks import insertions, objectives
-from kljax.attacks.attack import Attack, Objective, Setting
+from kljax.attacks.attack import Attack, Objective
 from kljax.attacks.closed_form import imprint, rgap
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import (
@@ -32,6 +32,7 @@ from kljax.attacks.presets.vision_transformers import (
     april_objective,
     april_optimisation,
 )
+from kljax.attacks.setting import Setting
 from kljax.core.registry import check_callable, resolve
 
 

@@ -12,7 +12,6 @@ from kljax.attacks.attack import (
     Objective,
     Optimiser,
     Prior,
-    Setting,
     Unknown,
     Unknowns,
 )
@@ -30,6 +29,7 @@ from kljax.attacks.priors import (
     with_feature,
 )
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import epochs_of, fedavg
 from kljax.attacks.tensors import Depths, depths_of, exponential, weighted
 from kljax.core.trees import named
@@ -146,7 +146,7 @@ def standardised(
 ) -> Unknown:
     """Looks for standardised images, n for each epoch, from N(0, 1)."""
     count = epochs * setting.threat.knowledge.examples
-    shape = (count, *setting.image_shape)
+    shape = (count, *setting.task.image_shape)
     return Unknown(
         start=lambda rng, view: (jax.random.normal(rng, shape), ()),
         decode=lambda free, fixed: mean + deviation * free,
@@ -198,7 +198,7 @@ def _order(
         return ()
     weight, more = numbers.order_weight / deviation**2, {}
     if numbers.order_features:
-        channels = setting.image_shape[-1]
+        channels = setting.task.image_shape[-1]
         more["features"] = random_convolution(channels, features=numbers.order_features)
     return (order_invariance(weight, epochs, numbers.order, **more),)
 

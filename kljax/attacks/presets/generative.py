@@ -1,6 +1,6 @@
 """Generators in place of pixels: GRNN's is untrained, GGL's has seen public images."""
 
-from kljax.attacks.attack import Attack, Evolution, Optimiser, Setting, Unknowns
+from kljax.attacks.attack import Attack, Evolution, Optimiser, Unknowns
 from kljax.attacks.drivers import descend, evolve
 from kljax.attacks.generators import generated_images, generated_labels
 from kljax.attacks.labels import LABELS
@@ -9,6 +9,7 @@ from kljax.attacks.objectives import l2_norm, mean_squared_l2
 from kljax.attacks.optimisers import cma_es, rmsprop
 from kljax.attacks.priors import squared_variation, with_feature
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Attack, Reconstruction, Setting
+from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
 from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
 from kljax.attacks.closed_form.refusals import (
@@ -19,6 +19,7 @@ from kljax.attacks.labels import settled_labels
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.core.types import Gate, Params, Path, Rng
 from kljax.threat import View
 
@@ -76,7 +77,7 @@ def peeled_image(
         image, residuals = solve(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
-            images=jnp.clip(image, 0, 1).reshape(1, *setting.image_shape),
+            images=jnp.clip(image, 0, 1).reshape(1, *setting.task.image_shape),
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
@@ -89,8 +90,8 @@ def peeled_image(
 
 def _norm_below(setting: Setting) -> Path | None:
     """Finds the norm of the first layer; None where there is none."""
-    _, stats = setting.shapes()
-    norm = setting.chain[0].norm
+    _, stats = setting.task.shapes()
+    norm = setting.task.chain[0].norm
     there = norm is not None and any(path.startswith(f"{norm}/") for path in stats)
     return norm if there else None
 
@@ -110,17 +111,17 @@ def _check(setting: Setting) -> None:
     refuse_batches(setting, "peeling")
     refuse_search(setting, "peeling", "gate-regression")
     hint = "; the attack 'rgap' takes networks without any"
-    refuse_no_bias(setting, "peeling", setting.chain[-1].path, hint)
+    refuse_no_bias(setting, "peeling", setting.task.chain[-1].path, hint)
     norm = _norm_below(setting)
-    _, stats = setting.shapes()
+    _, stats = setting.task.shapes()
     other = sorted(path for path in stats if not path.startswith(f"{norm}/"))
     if other:
         raise ValueError(
             "peeling solves for images below the norm of the first layer alone, and "
             f"this network has {', '.join(other)}"
         )
-    if setting.draw_gates is not None:
-        _refuse_gates_elsewhere(dict(setting.sites), norm)
+    if setting.defence.draw_gates is not None:
+        _refuse_gates_elsewhere(dict(setting.defence.sites), norm)
     if norm is not None and setting.threat.knowledge.victim_norm != "train":
         raise ValueError(
             "peeling needs victim_norm='train': in eval mode a norm is no function of "

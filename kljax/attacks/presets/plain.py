@@ -1,14 +1,6 @@
 """Plain gradient matching: squared distance of gradients, pixels as unknowns."""
 
-from kljax.attacks.attack import (
-    Attack,
-    Objective,
-    Optimiser,
-    Prior,
-    Setting,
-    Unknowns,
-    no_prior,
-)
+from kljax.attacks.attack import Attack, Objective, Optimiser, Prior, Unknowns, no_prior
 from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import squared_l2
@@ -16,6 +8,7 @@ from kljax.attacks.objectives import tag as l2_and_l1
 from kljax.attacks.optimisers import adam, lbfgs, lbfgs_torch
 from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import Start, normal
 from kljax.attacks.unknowns import searched

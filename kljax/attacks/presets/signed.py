@@ -1,12 +1,13 @@
 """Inverting Gradients: cosine distance, total variation, signed descent in a box."""
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
+from kljax.attacks.attack import Attack, Optimiser, Unknowns
 from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import cosine
 from kljax.attacks.optimisers import sign_adam
 from kljax.attacks.priors import total_variation, with_feature
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import boxed, searched

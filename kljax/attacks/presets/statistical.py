@@ -2,13 +2,7 @@
 
 from jax.typing import ArrayLike
 
-from kljax.attacks.attack import (
-    Attack,
-    Objective,
-    Optimiser,
-    Setting,
-    Unknowns,
-)
+from kljax.attacks.attack import Attack, Objective, Optimiser, Unknowns
 from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import norm, scaled, squared_l2
@@ -22,6 +16,7 @@ from kljax.attacks.priors import (
     with_feature,
 )
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import around, normal
 from kljax.attacks.unknowns import boxed, searched
@@ -80,7 +75,7 @@ def gradinversion(
     GIFD's code, its ``yin``.
     """
     secret = secret_of(setting)
-    first = {path: first_statistics for path, _ in setting.sites[:1]}
+    first = {path: first_statistics for path, _ in setting.defence.sites[:1]}
     priors = [
         total_variation(variation, relative=False),
         image_norm(size, per_pixel=True),
@@ -141,7 +136,7 @@ def bn_updates(
     Reference: Hatamizadeh et al., "Do Gradient Inversion Attacks Make Federated
     Learning Unsafe?" (IEEE TMI 2023); its code, NVFlare, quantifying-data-leakage.
     """
-    _, stats = setting.shapes()
+    _, stats = setting.task.shapes()
     if not stats:
         raise ValueError(
             "bn-updates reads the running statistics of norm layers, and this network "

@@ -5,7 +5,7 @@ private key nor the lock weights are needed. With another strategy it is the sam
 on a lock that is known, guessed, or not there: the control to hold it against.
 """
 
-from kljax.attacks.attack import Attack, Optimiser, Setting, Unknowns
+from kljax.attacks.attack import Attack, Optimiser, Unknowns
 from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import balanced_l2
@@ -18,6 +18,7 @@ from kljax.attacks.priors import (
     with_feature,
 )
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
 from kljax.attacks.unknowns import searched

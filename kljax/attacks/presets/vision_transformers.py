@@ -6,13 +6,7 @@ Transformers" (CVPR 2022).
 
 import jax.numpy as jnp
 
-from kljax.attacks.attack import (
-    Attack,
-    Objective,
-    Optimiser,
-    Reconstruction,
-    Setting,
-)
+from kljax.attacks.attack import Attack, Objective, Optimiser, Reconstruction
 from kljax.attacks.closed_form.layer_input import one_at_a_time
 from kljax.attacks.closed_form.refusals import refuse_batches, refuse_search
 from kljax.attacks.closed_form.transformer import (
@@ -30,6 +24,7 @@ from kljax.attacks.optimisers import lbfgs, refuse_optimiser
 from kljax.attacks.presets.plain import gradient_matching
 from kljax.attacks.priors import refuse_feature, total_variation
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
 from kljax.attacks.starts import normal
 from kljax.attacks.tensors import public_of
 from kljax.core.types import Array, Gate, Params, PyTree, Rng
@@ -89,7 +84,7 @@ def april(
         tokens, unsolved = find_tokens(sent, known, gate, cutoff)
         patches, unexplained = find_patches(tokens, known, gate)
         side = params[f"{path}/kernel"].shape[0]
-        image = folded(patches, setting.image_shape, side)
+        image = folded(patches, setting.task.image_shape, side)
         return image, tokens, unsolved, unexplained
 
     def attack(rng: Rng, view: View) -> Reconstruction:
@@ -164,7 +159,7 @@ def april_optimisation(
       ValueError: for a network without a position embedding.
     """
     place = VIT.positions
-    params, _ = setting.shapes()
+    params, _ = setting.task.shapes()
     if place not in params:
         raise ValueError(
             f"april-optimisation compares the gradients of {place!r}, a position "

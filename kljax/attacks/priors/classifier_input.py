@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate, Prior, Setting, no_prior
+from kljax.attacks.attack import Candidate, Prior, no_prior
 from kljax.attacks.closed_form.dense import dense_input
 from kljax.attacks.priors.sums import added, check_weight
+from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array
 from kljax.threat import View
@@ -40,18 +41,20 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
             f"step, the threat model says examples={knowledge.examples} and "
             f"upload={knowledge.upload!r}"
         )
-    params, _ = setting.shapes()
-    kernel, bias = (f"{setting.classifier}/{name}" for name in ("kernel", "bias"))
+    params, _ = setting.task.shapes()
+    kernel, bias = (f"{setting.task.classifier}/{name}" for name in ("kernel", "bias"))
     if bias not in params:
-        raise ValueError(f"classifier {setting.classifier!r} has no bias to divide by")
-    tap = f"{setting.classifier}:input"
+        raise ValueError(
+            f"classifier {setting.task.classifier!r} has no bias to divide by"
+        )
+    tap = f"{setting.task.classifier}:input"
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del progress
         partly = view.visible is not None
         sent = view.grads.model
         wanted = dense_input(sent[kernel], sent[bias], partly=partly)
-        out = setting.model.apply(
+        out = setting.task.model.apply(
             view.public.model,
             view.stats,
             candidate.images,
@@ -81,15 +84,15 @@ def with_feature(setting: Setting, gates: Callable[..., Any], *priors: Prior) ->
     Raises:
       ValueError: as `feature`, where there is a weight.
     """
-    if setting.features:
-        priors = (*priors, feature(setting, gates, setting.features))
+    if setting.attacker.features:
+        priors = (*priors, feature(setting, gates, setting.attacker.features))
     return added(*priors) if priors else no_prior
 
 
 def refuse_feature(setting: Setting, attack: str) -> None:
     """Refuses a weight where there is no objective to add a term to."""
-    if setting.features:
+    if setting.attacker.features:
         raise ValueError(
-            f"{attack} has no objective that features={setting.features!r} could be a "
-            "term of: leave it out"
+            f"{attack} has no objective that features={setting.attacker.features!r} "
+            "could be a term of: leave it out"
         )

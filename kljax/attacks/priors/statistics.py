@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate, Prior, Setting
+from kljax.attacks.attack import Candidate, Prior
 from kljax.attacks.objectives import root
 from kljax.attacks.priors.sums import check_weight
+from kljax.attacks.setting import Setting
 from kljax.core.dependence import trace_dependence
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Path, Stats
@@ -69,7 +70,7 @@ def batch_statistics(
         (1, knows.examples) if protocol is None else (protocol.steps, protocol.batch)
     )
     emphasis = emphasis or {}
-    _, stats = setting.shapes()
+    _, stats = setting.task.shapes()
     layers = sorted({name.rpartition("/")[0] for name in stats})
     wanted = {f"{layer}/{part}" for layer in layers for part in ("mean", "var")}
     if stats.keys() != wanted:
@@ -97,7 +98,7 @@ def batch_statistics(
         def go(carry, step):
             mine, running, kept = carry
             before = {name: running[name] for name in moving}
-            out = setting.model.apply(
+            out = setting.task.model.apply(
                 public.model,
                 running,
                 cut[step % len(cut)],
@@ -140,13 +141,15 @@ def _moving(setting: Setting, layers: list[Path]) -> list[Path]:
     Raises:
       ValueError: where there are norm layers, and none of them does.
     """
-    images = setting.inputs.zeros(1)
+    images = setting.task.inputs.zeros(1)
 
     def updated(images: Array, params: Any, stats: Stats) -> Stats:
         rng = fixed_rng("dropout")
-        return setting.model.apply(params, stats, images, train=True, rngs=rng).stats
+        return setting.task.model.apply(
+            params, stats, images, train=True, rngs=rng
+        ).stats
 
-    found = trace_dependence(updated, images, *setting.shapes()).outputs
+    found = trace_dependence(updated, images, *setting.task.shapes()).outputs
     moving = [layer for layer in layers if found[f"{layer}/mean"]]
     if layers and not moving:
         raise ValueError(

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kljax.attacks.attack import Candidate, Setting, Simulation
+from kljax.attacks.attack import Candidate, Simulation
+from kljax.attacks.setting import Setting
 from kljax.attacks.simulation.steps import local_replay, replay
 from kljax.core.types import Array, Public
 from kljax.threat import View

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kljax.attacks.attack import Candidate, Protocol, Setting, Simulation
+from kljax.attacks.attack import Candidate, Simulation
+from kljax.attacks.setting import Protocol, Setting
 from kljax.attacks.visibility import comparable
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Private, Public, PyTree
@@ -65,7 +66,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
 
         def objective(public: Public, trainable):
             guess = secret._replace(trainable=trainable) if with_secret else secret
-            out = setting.model.apply(
+            out = setting.task.model.apply(
                 public.model,
                 view.stats,
                 candidate.images,
@@ -74,10 +75,10 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
                 # The victim's dropout masks are unknown: one fixed guess.
                 rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
             )
-            return setting.loss(out.logits, candidate.targets)
+            return setting.task.loss(out.logits, candidate.targets)
 
         def simulate(grads: Public) -> Public:
-            return setting.simulate(grads, view.grads, view.earlier)
+            return setting.defence.simulate(grads, view.grads, view.earlier)
 
         if not with_secret:
             grads = jax.grad(objective)(view.public, ())
@@ -98,7 +99,7 @@ def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, P
     (`SearchSpace`).
     """
     mine, theirs = comparable(view, simulated)
-    missing = setting.inputs.search.unexplained
+    missing = setting.task.inputs.search.unexplained
     if not missing:
         return mine, theirs
 
@@ -230,7 +231,7 @@ def local_replay(
     def gradient(now, stats, index: Array, images: Array, targets: Array):
         def objective(public: Public, trainable):
             guess = secret._replace(trainable=trainable) if trained_too else secret
-            out = setting.model.apply(
+            out = setting.task.model.apply(
                 public.model,
                 stats,
                 images,
@@ -239,7 +240,7 @@ def local_replay(
                 # The victim's dropout masks are unknown: one fixed guess.
                 rngs=jax.random.fold_in(fixed_rng("dropout"), index),
             )
-            value = setting.loss(out.logits, targets)
+            value = setting.task.loss(out.logits, targets)
             if penalty is not None:
                 value += penalty(public, view.public)
             return value, out.stats
@@ -247,13 +248,13 @@ def local_replay(
         (grads, lock_grads), stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
             *now
         )
-        return (setting.simulate(grads, None, None), lock_grads), stats
+        return (setting.defence.simulate(grads, None, None), lock_grads), stats
 
     start = (view.public, secret.trainable if trained_too else ())
 
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained, start)
-        simulated = setting.simulate_update(change, view.grads, view.earlier)
+        simulated = setting.defence.simulate_update(change, view.grads, view.earlier)
         simulated, observed = compared(setting, view, simulated)
         if trained_too and view.lock_grads is not None:
             simulated = (simulated, lock_change)

@@ -1,31 +1,44 @@
 """What the attacker of an arm makes of what the defence does to what is sent."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
-from kljax.attacks import Setting
+from kljax.attacks import AssumedDefence, Setting
 from kljax.attacks.visibility import zeros_for_hidden
-from kljax.core.types import Params, Public
+from kljax.core.drawing import draw_jointly
+from kljax.core.types import Gates, Params, Public, Rng
 from kljax.defences import SEND_ALL, Defence, as_sent
-from kljax.defences.arms import Arm
+from kljax.defences.arms import Arm, Sites
 from kljax.threat import View
 
 
-def assumed(arm: Arm, defence: Defence) -> dict[str, Callable[..., Any]]:
-    """Gives what the attacker of an arm assumes the defence does, for a `Setting`."""
-    found = {
-        "gates": defence.gates,
-        "simulate": defence.simulate,
-        "simulate_update": defence.update.simulate,
-    }
+def assume_defence(arm: Arm, defence: Defence, sites: Sites) -> AssumedDefence:
+    """Gives what the attacker of an arm assumes the defence to do."""
+    assumed = AssumedDefence(
+        defence.gates,
+        defence.simulate,
+        defence.update.simulate,
+        tuple(zip(sites.paths, sites.widths, strict=True)),
+        _draw_gates(sites) if arm.gated else None,
+    )
     if arm.release_strategy == "unaware":
-        found |= {"simulate": as_sent, "simulate_update": as_sent}
-    elif arm.release_strategy == "undo":  # of what is done last
+        return assumed._replace(simulate=as_sent, simulate_update=as_sent)
+    if arm.release_strategy == "undo":  # of what is done last
         last = "simulate" if defence.update == SEND_ALL else "simulate_update"
-        found[last] = as_sent
-    return found
+        return assumed._replace(**{last: as_sent})
+    return assumed
+
+
+def _draw_gates(sites: Sites) -> Callable[[Rng], Gates]:
+    """Makes what draws the gates of a freshly drawn lock, as all are initialised."""
+    lock = sites.lock
+
+    def draw(rng: Rng) -> Gates:
+        rng_weights, rng_private_key = jax.random.split(rng)
+        return lock.gates(lock.init(rng_weights), lock.private_key(rng_private_key))
+
+    return draw_jointly(draw)
 
 
 def understood(arm: Arm, defence: Defence, view: View) -> View:
@@ -54,7 +67,7 @@ def check_simulated(arm: Arm, setting: Setting) -> None:
         return arm.defence.simulate(Public(params, public), None, None)
 
     try:
-        jax.eval_shape(simulate, setting.shapes()[0])
+        jax.eval_shape(simulate, setting.task.shapes()[0])
     except Exception as error:  # whatever a user's function raises
         raise ValueError(
             f"arm {arm.name!r}: what its defence does to the gradient of a local step "

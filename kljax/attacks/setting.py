@@ -1,0 +1,150 @@
+"""What an attack is built on: the task, the threat, the defence, the attacker's means.
+
+All of it is known before any upload is seen, and the same for all victims of an arm.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from kljax.core.generator import Generator
+from kljax.core.inputs import InputSpec
+from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
+from kljax.models.chain import Layer
+from kljax.threat import ThreatModel
+
+
+class Task(NamedTuple):
+    """What everybody knows of the network and of the data.
+
+    Attributes:
+      model: the network.
+      loss: the clients' training loss.
+      inputs: what the network takes in, and where it is looked for.
+      num_classes: Kc.
+      classifier: path of the last dense layer, from which labels are read.
+      chain: the network's layers in forward order, where they simply follow each
+        other; () where they do not.
+      feeds: (site, the layer with a kernel whose output the site takes in), where that
+        is known (`kljax.models.feeding_layers`).
+    """
+
+    model: Model
+    loss: Loss
+    inputs: InputSpec
+    num_classes: int
+    classifier: str
+    chain: tuple[Layer, ...] = ()
+    feeds: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Gives [H, W, C] of one image, to what is made for images alone.
+
+        Raises:
+          ValueError: for inputs of another kind.
+        """
+        if self.inputs.kind != "image":
+            raise ValueError(
+                f"this attack looks for images, and the inputs are {self.inputs.kind}"
+            )
+        return self.inputs.shape
+
+    def shapes(self) -> tuple[PyTree, PyTree]:
+        """Finds shapes of the network's params and stats, {path: ShapeDtypeStruct}."""
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
+
+class Protocol(NamedTuple):
+    """How every client trains in one round; the server prescribes it, so it is known.
+
+    Attributes:
+      optimiser: of the clients, in this round.
+      steps: T local steps.
+      batch: B examples in each. A client's n examples are cut into batches of B in
+        order, and gone through again in the same order until T steps are made.
+      learning_rate: what a change is measured in. Changes are divided by
+        ``learning_rate * steps`` before they are compared: one step of plain gradient
+        descent then gives minus the gradient, and objectives and priors keep the
+        scale that they have for gradients.
+      penalty: ``(Public now, Public received) -> []``, added to the loss; or None.
+    """
+
+    optimiser: optax.GradientTransformation
+    steps: int
+    batch: int
+    learning_rate: float
+    penalty: Callable[[Public, Public], Array] | None = None
+
+
+def as_sent(grads: PyTree, sent: PyTree | None, earlier: PyTree | None) -> PyTree:
+    """Assumes that a defence does nothing to what it sends."""
+    del sent, earlier
+    return grads
+
+
+class AssumedDefence(NamedTuple):
+    """What an attacker assumes the defence in force to do.
+
+    Attributes:
+      gates: ``(public, Private) -> gates``.
+      simulate: ``(grads, sent, earlier) -> grads``, what it does to a gradient, given
+        what is seen (`View.grads`, `View.earlier`). Of a local step nobody sees
+        anything, and both are None.
+      simulate_update: the same of what it does to a whole change.
+      sites: (path, channels) of every gated layer, in chain order.
+      draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
+        and drawn a private key: what everybody can simulate. None where there is none.
+    """
+
+    gates: Callable[..., Any]
+    simulate: Callable[..., Any] = as_sent
+    simulate_update: Callable[..., Any] = as_sent
+    sites: tuple[tuple[Path, int], ...] = ()
+    draw_gates: Callable[[Rng], Gates] | None = None
+
+
+class Attacker(NamedTuple):
+    """What an attacker brings along, whatever the protocol and the defence are.
+
+    Attributes:
+      label_rule: how labels are recovered, where they are: ``auto`` or a name in
+        `kljax.attacks.labels.RULES`.
+      features: weight of the classifier's input as a term of its own
+        (`kljax.attacks.priors.with_feature`); 0 for none.
+      generator: trained on public images; None for none.
+    """
+
+    label_rule: str = "auto"
+    features: float = 0.0
+    generator: Generator | None = None
+
+
+class Setting(NamedTuple):
+    """What an attack is built on.
+
+    Attributes:
+      task: the network and the data.
+      threat: what the attacker knows and does.
+      defence: what the attacker assumes of the defence in force.
+      protocol: of an upload after several local steps; None for one step's gradient.
+      attacker: what the attacker brings along.
+    """
+
+    task: Task
+    threat: ThreatModel
+    defence: AssumedDefence
+    protocol: Protocol | None = None
+    attacker: Attacker = Attacker()
+
+    def __getattr__(self, name: str):
+        """Says in which part a field is."""
+        for part in ("task", "defence", "attacker"):
+            if hasattr(_PARTS[part], name) and not name.startswith("_"):
+                raise AttributeError(f"setting.{name} is setting.{part}.{name}")
+        raise AttributeError(f"a Setting has no {name!r}")
+
+
+_PARTS = {"task": Task, "defence": AssumedDefence, "attacker": Attacker}
