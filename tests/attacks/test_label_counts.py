@@ -14,6 +14,7 @@ from toys import quick_jit
 
 from kljax.attacks import UNKNOWN
 from kljax.attacks.labels import counts, counts_bias
+from kljax.core.randomness import fixed_rng
 
 MODULE = importlib.import_module("kljax.attacks.labels.label_counts")
 RATE, EXAMPLES, SAMPLES = 0.05, 8, 230  # rounded up to 300
@@ -43,7 +44,7 @@ def on_noise(here, view, params):
     )
     softmax, sums = [], []
     for chunk in range(3):
-        draw = jax.random.fold_in(jax.random.key(0), chunk)
+        draw = jax.random.fold_in(fixed_rng("label counts"), chunk)
         out = apply(params, view.stats, jax.random.normal(draw, (100, *SHAPE)))
         scores = np.exp(np.asarray(out.logits, float))
         softmax.append(np.mean(scores / scores.sum(axis=1, keepdims=True), axis=0))
