@@ -185,7 +185,7 @@ def evaluation_runner(problem, layout, convolution="auto"):
 
 def attack_runner(problem, layout):
     """Makes ``() -> (seconds, images)`` for one complete attack on every victim."""
-    threat = least_knowledge(Strategy(lock="unit", labels="given"))
+    threat = least_knowledge(Strategy(secret="unit", labels="given"))
     none = defences.none()
     task = Task(lenet(), losses.cross_entropy, images_of(SHAPE), CLASSES, "fc")
     setting = Setting(task, threat, AssumedDefence(none.gates, none.simulate))

@@ -122,7 +122,7 @@ class Problem:
         """The undefended setting of an attack; norms in evaluation mode."""
         upload = "gradient" if self.work.steps == 1 else "update"
         threat = least_knowledge(
-            Strategy(lock="unit", labels=labels),
+            Strategy(secret="unit", labels=labels),
             examples=self.work.steps,
             upload=upload,
             victim_norm="eval",

@@ -96,7 +96,7 @@ def lone_attack(**steps: int):
     of weights, and that is not what these tests are about.
     """
     model = from_nnx(lambda rngs: Dense(10, image_shape=SHAPE, widths=(24,), rngs=rngs))
-    strategy = threat.Strategy(lock="unit", labels="recovered")
+    strategy = threat.Strategy(secret="unit", labels="recovered")
     declared = threat.least_knowledge(strategy)
     defence = defences.none()
     task = Task(model, losses.cross_entropy, images_of(SHAPE), 10, "fc")
@@ -164,7 +164,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
     results = []
     for text in config.arms:
         arm = arms.parse_arm(text, sites_of("layers/0"), {})
-        strategy = threat.Strategy(lock=arm.lock_strategy, labels="given")
+        strategy = threat.Strategy(secret=arm.secret_strategy, labels="given")
         spent = np.full(config.victims, config.restarts * config.steps)
         found = Reconstruction(
             images=guesses(text, victims),

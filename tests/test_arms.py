@@ -48,7 +48,7 @@ def test_every_defence_has_an_arm(name):
     arm = parse(text)
     assert arm.name == text
     assert isinstance(arm.defence, Defence)
-    assert arm.lock_strategy == ("known" if KINDS[name].locked else "unit")
+    assert arm.secret_strategy == ("known" if KINDS[name].locked else "unit")
     # Gates sit where the norm that a lock brings along is, and only gated arms gate.
     assert bool(gates(arm)) == arm.gated
     assert arm.norm == (arm.gated or name == "bn-control")
@@ -90,13 +90,13 @@ def test_a_combination_is_split_at_what_is_no_sign_of_an_exponent():
 
 
 @pytest.mark.parametrize("strategy", SECRETS)
-def test_every_lock_strategy_can_be_named(strategy):
+def test_every_secret_strategy_can_be_named(strategy):
     arm = parse(f"keylock/{strategy}")
-    assert (arm.lock_strategy, arm.norm, arm.gated) == (strategy, True, True)
+    assert (arm.secret_strategy, arm.norm, arm.gated) == (strategy, True, True)
 
 
 def test_every_strategy_of_a_threat_model_has_an_attack():
-    assert SECRETS.keys() == STRATEGY["lock"].keys()
+    assert SECRETS.keys() == STRATEGY["secret"].keys()
 
 
 def test_the_control_starts_from_the_very_gates_of_the_lock():
@@ -146,7 +146,7 @@ def test_transforms_follow_in_the_order_written():
 
 def test_a_lock_can_be_chained_with_transforms():
     arm = parse("keylock+magnitude-pruning=0.5+norm-clipping=2/regress_gates")
-    assert (arm.lock_strategy, arm.norm, arm.gated) == ("regress_gates", True, True)
+    assert (arm.secret_strategy, arm.norm, arm.gated) == ("regress_gates", True, True)
     assert gates(arm).keys() == {"layers/0"}
     assert np.count_nonzero(sent(arm)) == 3
     np.testing.assert_allclose(np.linalg.norm(sent(arm)), 2, rtol=1e-6)
@@ -164,7 +164,7 @@ def test_arms_that_differ_in_strategy_alone_share_their_defence():
 
 def test_a_users_defence_can_be_named():
     arm = parse("outside_package:half_gradient")
-    assert (arm.norm, arm.gated, arm.lock_strategy) == (False, False, "unit")
+    assert (arm.norm, arm.gated, arm.secret_strategy) == (False, False, "unit")
     np.testing.assert_allclose(sent(arm), outside_package.HALF * GRADS.model["w"])
     behind_a_lock = parse("keylock+outside_package:half_gradient/known")
     np.testing.assert_allclose(sent(behind_a_lock), 0.5 * GRADS.model["w"])
@@ -223,7 +223,7 @@ def test_options_may_be_data():
 )
 def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
     arm = parse(text)
-    assert (arm.lock_strategy, arm.release_strategy) == (lock, release)
+    assert (arm.secret_strategy, arm.release_strategy) == (lock, release)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +234,12 @@ def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
         ("", "unknown defence ''"),
         ("none+", "unknown defence ''"),
         ("none,keylock/known", "unknown defence 'none,keylock'"),
-        ("keylock", "unknown lock strategy ''.*keylock/STRATEGY.*regress_gates"),
-        ("keylock/", "unknown lock strategy ''"),
+        ("keylock", "unknown secret strategy ''.*keylock/STRATEGY.*regress_gates"),
+        ("keylock/", "unknown secret strategy ''"),
         ("keylock/knwon", "'keylock/knwon'.*did you mean 'known'"),
-        ("none/known", "'none/known': only a keylock has a lock strategy"),
-        ("bn-control/known", "only a keylock has a lock strategy"),
-        ("none/", "only a keylock has a lock strategy"),
+        ("none/known", "'none/known': only a keylock has a secret strategy"),
+        ("bn-control/known", "only a keylock has a secret strategy"),
+        ("none/", "only a keylock has a secret strategy"),
         ("gaussian-noise=loud", "option std of gaussian-noise.* got 'loud'"),
         ("gaussian-noise=-1", "std must be >= 0, got -1"),
         ("magnitude-pruning=1", "fraction must be in .0, 1., got 1"),
@@ -248,7 +248,7 @@ def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
         ("keylock=3/known", "keylock has no options, drop '=3'"),
         ("none/unaware", "'none/unaware' changes nothing that is sent"),
         ("keylock/known/undo", "hides nothing of it: drop '/undo'"),
-        ("keylock+adadefense/undo", "unknown lock strategy ''"),
+        ("keylock+adadefense/undo", "unknown secret strategy ''"),
         ("adadefense/unawre", "drop '/unawre' .did you mean 'unaware'"),
         ("gaussian-noise/undo", "does cannot be undone, drop '/undo'"),
         ("adadefense+norm-clipping/undo", "does cannot be undone, drop '/undo'"),

@@ -236,7 +236,7 @@ def test_inputs_of_which_nothing_can_be_read_are_no_target(hidden):
 def test_every_attack_that_searches_takes_it(name):
     """Where it cannot be, asking for it is refused: so it was asked for."""
     preset = PRESETS[name]
-    plan = Strategy(lock="regress_gates", labels=preset.labels)
+    plan = Strategy(secret="regress_gates", labels=preset.labels)
     declared = least_knowledge(plan, **EVAL, **preset.needs, examples=2)
 
     def apply(params, stats, images, **options):

@@ -33,7 +33,7 @@ LISTED = {
     LeakConfig: {
         "model": NETWORKS,
         "data": EMBEDDED,
-        "arms": (*KINDS, *STRATEGY["lock"]),
+        "arms": (*KINDS, *STRATEGY["secret"]),
         "attack": PRESETS,
         "generator": list_decoders(),
         "optimiser": OPTIMISERS,
@@ -125,7 +125,7 @@ def test_a_partition_is_written_as_it_is_listed():
 
 # What tells them apart, or who is allowed what, and no list of all.
 EXPLAINS = {"attacks/labels/catalogue.py", "defences/arms.py", "threat/knowledge.py"}
-CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, STRATEGY["lock"])
+CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, STRATEGY["secret"])
 
 
 def copied(source):

@@ -141,8 +141,8 @@ def test_a_preset_that_inserts_needs_a_malicious_server_whatever_it_says():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ("keylock/known",)}, "lock='known'"),
-        ({"arms": ("keylock/regress_gates",)}, "lock='regress_gates'"),
+        ({"arms": ("keylock/known",)}, "secret='known'"),
+        ({"arms": ("keylock/regress_gates",)}, "secret='regress_gates'"),
         ({"features": 0.1}, "imprint has no objective that features=0.1"),
     ],
 )

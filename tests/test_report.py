@@ -120,7 +120,7 @@ def wilson(successes, n):
 def test_the_summary_has_the_keys_of_the_schema(summary):
     result, _ = finished()
     assert summary.keys() == TOP
-    assert summary["schema_version"] == 5
+    assert summary["schema_version"] == 6
     assert tuple(summary["arms"]) == result.config.arms
     assert tuple(summary["floors"]) == tuple(FLOORS)
     for arm in summary["arms"].values():
@@ -359,7 +359,7 @@ def test_the_config_says_where_it_ran(folder, summary):
     assert config["device"].startswith("cpu")
     threat = config["threat_models"]["keylock/known"]
     assert threat["knowledge"]["private_key"] == "known"
-    assert threat["strategy"] == {"lock": "known", "labels": "recovered"}
+    assert threat["strategy"] == {"secret": "known", "labels": "recovered"}
     assert "Handwritten Digits" in config["data_licence"]
 
 
@@ -389,11 +389,11 @@ def test_threat_models_say_once_what_all_arms_share():
         assert fact in lines[0] and facts.count(fact) == 1
     assert "labels=recovered" in lines[1] and facts.count("labels=recovered") == 1
     known = next(line for line in lines if line.startswith("keylock/known: "))
-    assert "private_key=known" in known and "lock=known" in known
+    assert "private_key=known" in known and "secret=known" in known
     assert len(lines) == 2 + 4
     # One arm shares everything with itself.
     alone = leak_report.threat_lines(result._replace(arms=result.arms[:1]))
-    assert len(alone) == 2 and "lock=unit" in alone[1]
+    assert len(alone) == 2 and "secret=unit" in alone[1]
 
 
 def test_all_of_a_threat_model_is_in_what_is_printed():

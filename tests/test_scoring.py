@@ -14,7 +14,7 @@ from kljax.studies import leak_report, scoring
 from kljax.studies.scoring import SCHEMA_VERSION, matched_images
 
 OF_AN_ATTACK = (
-    "lock_strategy",
+    "secret_strategy",
     "label_strategy",
     "label_guess",
     "label_accuracy",
@@ -35,7 +35,7 @@ def test_rows_have_the_columns_of_the_schema():
     _, rows = finished()
     for row in rows:
         assert tuple(row) == tuple(COLUMNS)
-        assert row["schema_version"] == SCHEMA_VERSION == 5
+        assert row["schema_version"] == SCHEMA_VERSION == 6
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():
@@ -64,7 +64,7 @@ def test_rows_say_what_was_done():
             assert (row["restarts"], row["evaluations"]) == (1, 100)
             assert row["label_strategy"] == "recovered"
             assert row["outcome"] in OUTCOMES
-    strategies = {row["arm"]: row["lock_strategy"] for row in rows}
+    strategies = {row["arm"]: row["secret_strategy"] for row in rows}
     assert strategies["none"] == strategies["gaussian-noise=0.1"] == "unit"
     assert strategies["keylock/regress_gates"] == "regress_gates"
 

@@ -75,7 +75,7 @@ def test_fields_and_values_are_those_of_the_specification():
     fields = {field.name for field in dataclasses.fields(Knowledge)}
     assert fields == {*VALUES, "examples"}
     assert {name: set(table) for name, table in STRATEGY.items()} == {
-        "lock": set(LEGAL),
+        "secret": set(LEGAL),
         "labels": set(LEGAL_LABELS),
     }
 
@@ -88,7 +88,7 @@ def test_every_pair_of_knowledge_and_strategy_is_judged_as_specified(lock):
         for examples, labels in itertools.product((1, 2), LEGAL_LABELS):
             facts = dict(zip(names, values, strict=True), examples=examples)
             knowledge = dataclasses.replace(BASE, **facts)
-            strategy = Strategy(lock=lock, labels=labels)
+            strategy = Strategy(secret=lock, labels=labels)
             legal = LEGAL[lock](knowledge) and LEGAL_LABELS[labels](knowledge)
             judged[bool(legal)] += 1
             if legal:
@@ -102,11 +102,11 @@ def test_every_pair_of_knowledge_and_strategy_is_judged_as_specified(lock):
 CONTRADICTIONS = {
     "private key": (
         ("known", "joint", {"lock_weights": "known"}),
-        "lock='known' needs private_key='known'.*private_key='hidden'",
+        "secret='known' needs private_key='known'.*private_key='hidden'",
     ),
     "drifted weights": (
         ("known", "joint", {"private_key": "known", "lock_weights": "initial"}),
-        "lock='known' needs lock_weights='known'.*lock_weights='initial'",
+        "secret='known' needs lock_weights='known'.*lock_weights='initial'",
     ),
     "useless private key": (
         ("extract", "joint", {"lock_grads": "shared"}),
@@ -137,7 +137,7 @@ def test_unknown_facts_are_named_with_the_legal_ones(name):
 
 @pytest.mark.parametrize(
     ("strategies", "name"),
-    [(("maybe", "joint"), "lock"), (("unit", "maybe"), "labels")],
+    [(("maybe", "joint"), "secret"), (("unit", "maybe"), "labels")],
 )
 def test_unknown_strategies_are_named_with_the_legal_ones(strategies, name):
     with pytest.raises(ValueError, match=rf"{name}='maybe'.*expected one of"):
@@ -153,7 +153,7 @@ def test_examples_is_a_positive_integer(examples):
 def test_a_name_that_does_not_exist_is_no_contradiction():
     for facts in ({"lock_weights": "maybe"}, {"weather": "fine"}, {"examples": 0}):
         with pytest.raises(ValueError) as refused:
-            least_knowledge(Strategy(lock="known", labels="joint"), **facts)
+            least_knowledge(Strategy(secret="known", labels="joint"), **facts)
         assert not isinstance(refused.value, IllegalThreat)
     assert issubclass(IllegalThreat, ValueError)
 
@@ -164,7 +164,7 @@ def test_no_fact_has_a_default():
         del facts["stats"]
         Knowledge(**facts)
     with pytest.raises(TypeError, match="labels"):
-        Strategy(lock="unit")
+        Strategy(secret="unit")
 
 
 def test_a_threat_model_prints_every_field_and_cannot_be_changed():

@@ -611,7 +611,7 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
 def test_a_training_arm_is_a_defence_and_no_strategy():
     prepared = run_setup.prepare(tiny())
     arm = parse_training_arm("keylock+norm-clipping=4", prepared.sites, {})
-    assert arm.lock_strategy is None and arm.gated and arm.norm
+    assert arm.secret_strategy is None and arm.gated and arm.norm
     with pytest.raises(ValueError, match="drop '/'"):
         parse_training_arm("none/", prepared.sites, {})
 

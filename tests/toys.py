@@ -90,7 +90,7 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
         "examples": 1,
     }
     return ThreatModel(
-        Knowledge(**{**hidden, **facts}), Strategy(lock=lock, labels=label_strategy)
+        Knowledge(**{**hidden, **facts}), Strategy(secret=lock, labels=label_strategy)
     )
 
 

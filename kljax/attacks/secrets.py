@@ -236,4 +236,4 @@ def secret_of(setting: Setting) -> Secret:
     Raises:
       ValueError: where the setting is not one that the strategy can work on.
     """
-    return SECRETS[setting.threat.strategy.lock](setting)
+    return SECRETS[setting.threat.strategy.secret](setting)

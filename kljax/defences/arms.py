@@ -44,7 +44,7 @@ __all__ = [
     "split_combination",
 ]
 
-LOCK_STRATEGIES = STRATEGY["lock"]
+SECRET_STRATEGIES = STRATEGY["secret"]
 # What the attacker does about the release: to its own candidate what the defence does;
 # nothing, and what is hidden it takes for zeros; or it undoes what the defence did, and
 # sees the gradient.
@@ -69,7 +69,7 @@ class Arm(NamedTuple):
       make: ``options -> Defence``, the same defence at other numbers, which may be
         traced: one compilation serves them all.
       skeleton: the name without numbers; arms of one skeleton differ in data alone.
-      lock_strategy: what the attacker does about the lock; None where there is no
+      secret_strategy: what the attacker does about the lock; None where there is no
         attacker.
       release_strategy: out of `RELEASE_STRATEGIES`; None the same.
     """
@@ -81,7 +81,7 @@ class Arm(NamedTuple):
     options: tuple[float, ...]
     make: Callable[[Options], Defence]
     skeleton: str
-    lock_strategy: str | None
+    secret_strategy: str | None
     release_strategy: str | None = None
 
 
@@ -104,15 +104,15 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
     plan = _plan(text, combination, sites)
     about_lock, about_release = read_strategies(text)
     if plan.kind.locked:
-        if about_lock not in LOCK_STRATEGIES:
+        if about_lock not in SECRET_STRATEGIES:
             raise ValueError(
-                f"arm {text!r}: unknown lock strategy {about_lock!r}"
-                f"{nearest(about_lock, LOCK_STRATEGIES)}; write keylock/STRATEGY with "
-                f"one of {', '.join(LOCK_STRATEGIES)}"
+                f"arm {text!r}: unknown secret strategy {about_lock!r}"
+                f"{nearest(about_lock, SECRET_STRATEGIES)}; write keylock/STRATEGY "
+                f"with one of {', '.join(SECRET_STRATEGIES)}"
             )
     elif about_lock or (slash and not about_release):
         raise ValueError(
-            f"arm {text!r}: only a keylock has a lock strategy, drop '/{about_lock}'"
+            f"arm {text!r}: only a keylock has a secret strategy, drop '/{about_lock}'"
             f"{nearest(about_lock, RELEASE_STRATEGIES)}"
         )
     arm = _arm(text, combination, plan, made, about_lock or "unit")

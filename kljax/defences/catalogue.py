@@ -35,7 +35,7 @@ class Kind(NamedTuple):
       options: the value of each option if none is written, in the order in which they
         are written; None where one has to be.
       norm, gated: see `kljax.defences.arms.Arm`.
-      locked: whether a lock strategy may follow.
+      locked: whether a secret strategy may follow.
     """
 
     make: Callable[..., Defence]

@@ -13,6 +13,7 @@ from kljax.metrics.columns import (
     column_to_dict,
     find_value,
     guide,
+    names_today,
 )
 from kljax.metrics.floors import (
     FLOORS,
@@ -97,6 +98,7 @@ __all__ = (
     "find_value",
     "PLACES",
     "by_name",
+    "names_today",
     "column_to_dict",
     "column_from_dict",
     "guide",

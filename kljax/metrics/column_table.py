@@ -37,7 +37,7 @@ def _reported(name: str, words: str, meaning: str, **more) -> Column:
 
 WHICH = (
     Column(name="schema_version", dtype="int32", meaning="version of the columns"),
-    _option("arm", "string", "defence and lock strategy, or floor/NAME", "arms"),
+    _option("arm", "string", "defence and secret strategy, or floor/NAME", "arms"),
     Column(
         name="victim",
         dtype="int64",
@@ -91,11 +91,12 @@ OPTIONS = (
     _option("threat", "string", "facts about the wire that were set, with commas"),
     _option("attack", "string", "attack", rows="attack"),
     Column(
-        name="lock_strategy",
+        name="secret_strategy",
         dtype="string",
-        meaning="what the attacker does about the lock",
+        meaning="what the attacker does about what the defence hides",
         knows="attacker",
         rows="attack",
+        formerly="lock_strategy",
     ),
     _option(
         "label_strategy", "string", "where labels come from", "labels", rows="attack"

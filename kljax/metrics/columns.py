@@ -44,6 +44,7 @@ class Column:
         have it.
       shown: where its mean is tabled unasked, one of `PLACES` and those before it;
         None for nowhere.
+      formerly: its name in rows of an older kljax; empty for the same.
 
     Raises:
       ValueError: for a name, type or form that is none, and any other choice that
@@ -63,6 +64,7 @@ class Column:
     leaks: int = 0
     rate: bool = False
     shown: str | None = None
+    formerly: str = ""
 
     def __post_init__(self):
         if not NAME.fullmatch(self.name):
@@ -154,6 +156,11 @@ def by_name(columns: Iterable[Column]) -> dict[str, Column]:
             )
         table[column.name] = column
     return table
+
+
+def names_today(columns: Iterable[Column]) -> dict[str, str]:
+    """Maps the names that columns had in rows of an older kljax to those of today."""
+    return {column.formerly: column.name for column in columns if column.formerly}
 
 
 def find_value(name: str, columns: Mapping[str, Column]) -> Column:

@@ -72,7 +72,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         nothing, exact = jnp.asarray(jnp.nan), jnp.asarray(False)
         return Diagnosis(nothing, nothing, live, error, exact, holds, readable)
     objective = preset.objective(setting)
-    if "lock_weights" not in STRATEGY["lock"][setting.threat.strategy.lock]:
+    if "lock_weights" not in STRATEGY["secret"][setting.threat.strategy.secret]:
         # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)

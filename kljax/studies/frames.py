@@ -21,6 +21,7 @@ from kljax.metrics import (
     Column,
     by_name,
     column_from_dict,
+    names_today,
 )
 from kljax.studies import run_folder, store
 from kljax.studies.leakage import LeakResult
@@ -128,6 +129,7 @@ def _read_leak(folder: Path) -> "pandas.DataFrame":
     try:
         # As text: the column says what it is. An empty field is nothing, `nan` is NaN.
         found = pandas.read_csv(text, dtype=str, keep_default_na=False)
+        found = found.rename(columns=names_today(columns.values()))
         known = [name for name in found.columns if name in columns]
         if "arm" not in known:
             raise ValueError("it has no column 'arm'")

@@ -156,7 +156,7 @@ def prepare(config: LeakConfig) -> Prepared:
         arm = parse_arm(text, stage.sites, made)
         task.check_norm(config, network, arm)
         check_upload(arm, config.upload)
-        declared = declare(config, arm.lock_strategy, preset)
+        declared = declare(config, arm.secret_strategy, preset)
         staged = stage.stage(arm, declared.knowledge.victim_norm == "train")
         _check_size(config, staged, stage)
         setting = Setting(
@@ -180,7 +180,7 @@ def prepare(config: LeakConfig) -> Prepared:
         build_attack(config, setting, preset)  # a typo costs nothing
         check_client(config, staged, stage)
         # Arms that differ in options alone share a function, and its compilation.
-        kind = arm.skeleton, arm.lock_strategy, arm.release_strategy
+        kind = arm.skeleton, arm.secret_strategy, arm.release_strategy
         if kind not in functions:
             functions[kind] = one_victim(config, setting, staged, preset, stage.sites)
         jobs.append(Job(staged, declared, functions[kind], setting))
@@ -309,7 +309,7 @@ def one_victim(
 
 def _feeds(arm: Arm, staged: Staged, stage: Stage) -> tuple[tuple[Path, Path], ...]:
     """Finds the layers below the gates, for strategies that look there."""
-    if arm.lock_strategy != "regress_gates":
+    if arm.secret_strategy != "regress_gates":
         return ()
     return feeding_layers(staged.model, stage.sites.paths, stage.dataset.inputs)
 
@@ -330,13 +330,13 @@ def _classifier(config: LeakConfig, network: Network, dataset: data.Dataset) -> 
 
 
 def declare(
-    config: LeakConfig, lock_strategy: str, preset: Preset
+    config: LeakConfig, secret_strategy: str, preset: Preset
 ) -> threat.ThreatModel:
     """Declares the threat model of an arm: the least knowledge that it needs.
 
     Args:
       config: of the study.
-      lock_strategy: of the arm.
+      secret_strategy: of the arm.
       preset: the attack: its label strategy, in place of which the study may have
         another, and what it needs to know.
 
@@ -345,7 +345,7 @@ def declare(
       ValueError: for a fact that does not exist or contradicts the study.
     """
     strategy = threat.Strategy(
-        lock=lock_strategy, labels=config.labels or preset.labels
+        secret=secret_strategy, labels=config.labels or preset.labels
     )
     if config.label_rule != "auto" and strategy.labels != "recovered":
         raise ValueError(
@@ -354,7 +354,7 @@ def declare(
         )
     facts: dict[str, Any] = dict(preset.needs)
     facts |= {"examples": config.examples, "upload": config.upload}
-    needed = threat.STRATEGY["lock"][strategy.lock].get("lock_weights", ())
+    needed = threat.STRATEGY["secret"][strategy.secret].get("lock_weights", ())
     if config.from_run is not None and "initial" in needed:
         # After round 0 the client has moved on, and the server has not seen it.
         facts["lock_weights"] = "initial"

@@ -29,8 +29,9 @@ from kljax.studies.row_columns import columns_of
 
 # Up to version 3 an upload of several examples was one row, with the means of their
 # scores, and `victim` and `label` were those of its first example. Since version 5 rows
-# say all options that change results.
-SCHEMA_VERSION = 5
+# say all options that change results. Since version 6 what was `lock_strategy` is
+# `secret_strategy`.
+SCHEMA_VERSION = 6
 REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
 
 # Of the truths that are scored together, with all that is made of them.
@@ -194,7 +195,7 @@ def _arm_rows(
         if labels != "recovered":
             of_upload["label_rule"] = None
         of_upload |= {
-            "lock_strategy": arm.arm.lock_strategy,
+            "secret_strategy": arm.arm.secret_strategy,
             "label_strategy": labels,
             "matching_loss": loss,
             "matching_loss_at_truth": at_truth if measured else None,

@@ -24,7 +24,7 @@ KNOWLEDGE: dict[str, tuple[str, ...]] = {
 # What each strategy cannot do without: field -> the values that will do.
 _LOCK_WEIGHTS = {"lock_weights": ("known", "initial")}
 STRATEGY: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
-    "lock": {
+    "secret": {
         "unit": {},
         "known": {"private_key": ("known",), "lock_weights": ("known",)},
         "extract": {"lock_grads": ("shared",), **_LOCK_WEIGHTS},
@@ -93,10 +93,10 @@ class Knowledge:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """What the attacker does about the lock and about the labels.
+    """What the attacker does about what the defence hides, and about the labels.
 
     Attributes:
-      lock: ``unit`` (runs the net with unit gates), ``known``, ``extract`` (reads the
+      secret: ``unit`` (runs the net with unit gates), ``known``, ``extract`` (reads the
         private key off shared lock gradients), ``fixed_random`` or ``fixed_mean`` (a
         guessed private key), ``regress_private_key``, ``regress_gates`` (two numbers
         per channel, needs no lock weights) or ``peel`` (reads the gates off the layers
@@ -107,7 +107,7 @@ class Strategy:
       ValueError: for a value that is not in `STRATEGY`.
     """
 
-    lock: str
+    secret: str
     labels: str
 
     def __post_init__(self):

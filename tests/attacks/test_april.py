@@ -449,7 +449,7 @@ def test_what_it_cannot_invert_is_refused(changes, message):
         april(ground(**changes))
 
 
-def test_every_lock_strategy_is_taken_or_refused():
+def test_every_secret_strategy_is_taken_or_refused():
     regressing = {name for name in SECRETS if name.startswith("regress")}
     assert set(SECRETS) == {*FACTS, *regressing}
 
@@ -603,7 +603,7 @@ def uploaded(upload):
 
 
 def variant(upload, strategy):
-    plan = Strategy(lock=strategy, labels="recovered")
+    plan = Strategy(secret=strategy, labels="recovered")
     here = ground(
         locked=True,
         threat=least_knowledge(plan, upload=upload),
@@ -619,7 +619,7 @@ def variant(upload, strategy):
     [
         (upload, strategy)
         for upload in ("gradient", "update")
-        for strategy in STRATEGY["lock"]
+        for strategy in STRATEGY["secret"]
         if (upload, strategy) != ("update", "peel")  # refused: below
     ],
 )

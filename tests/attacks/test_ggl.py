@@ -111,7 +111,7 @@ def test_what_is_hidden_does_not_reach_it(labels):
 
 
 @pytest.mark.parametrize(
-    "strategy", sorted({"regress_gates", "unit"} & {*STRATEGY["lock"]})
+    "strategy", sorted({"regress_gates", "unit"} & {*STRATEGY["secret"]})
 )
 @pytest.mark.parametrize("optimiser", (None, cma_es(population=4), adam(0.1)))
 def test_secrets_and_drivers_go_with_it(strategy, optimiser):

@@ -527,7 +527,7 @@ def test_a_network_that_has_an_imprint_gets_no_second():
     ("build", "message"),
     [
         (lambda: imprint(ground(server="honest")), "server='malicious'.*'honest'"),
-        (lambda: imprint(ground(lock="regress_gates")), "lock='regress_gates'"),
+        (lambda: imprint(ground(lock="regress_gates")), "secret='regress_gates'"),
         (
             lambda: imprint(replace_fields(ground(), model=plain_model())),
             "no imprint .'imprint/kernel'. for images of shape .8, 8, 1.",

@@ -1,4 +1,4 @@
-"""Every iterative preset takes every lock strategy that its threat model allows.
+"""Every iterative preset takes every secret strategy that its threat model allows.
 
 On gradients and on updates; what is refused is written down.
 """
@@ -66,7 +66,7 @@ def shrunk():
 
 def declare(name, strategy, **facts):
     """The least that an attacker must know who has this preset and this strategy."""
-    plan = Strategy(lock=strategy, labels=PRESETS[name].labels)
+    plan = Strategy(secret=strategy, labels=PRESETS[name].labels)
     return least_knowledge(plan, **facts, **PRESETS[name].needs)
 
 
@@ -112,13 +112,13 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 
 @pytest.mark.parametrize(
     ("strategy", "fact"),
-    [(name, fact) for name in SECRETS for fact in STRATEGY["lock"][name]],
+    [(name, fact) for name in SECRETS for fact in STRATEGY["secret"][name]],
 )
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""
-    with pytest.raises(IllegalThreat, match=f"lock='{strategy}' needs {fact}="):
+    with pytest.raises(IllegalThreat, match=f"secret='{strategy}' needs {fact}="):
         less = {fact: 2 if fact == "examples" else "hidden"}
-        least_knowledge(Strategy(lock=strategy, labels="joint"), **less)
+        least_knowledge(Strategy(secret=strategy, labels="joint"), **less)
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
@@ -190,10 +190,10 @@ UNFIT = {
     "april": "april needs a vision transformer",
     "april-optimisation": "'positions', a position embedding",
     "bn-updates": "bn-updates reads the running statistics .* this network has none",
-    "imprint": "imprint reads what is in front of any lock .* lock='peel'",
-    "imprint-one-shot": "imprint reads what is in front of any lock .* lock='peel'",
+    "imprint": "imprint reads what is in front of any lock .* secret='peel'",
+    "imprint-one-shot": "imprint reads what is in front of any lock .* secret='peel'",
     "peeling": "first layer's norm, and layers/0 is none",
-    "rgap": "rgap knows no lock, the threat model says lock='peel'",
+    "rgap": "rgap knows no lock, the threat model says secret='peel'",
 }
 
 
@@ -227,7 +227,7 @@ UPDATES = [
         else pytest.mark.slow,
     )
     for name in ITERATIVE
-    for strategy in STRATEGY["lock"]
+    for strategy in STRATEGY["secret"]
     if strategy not in REFUSED
 ]
 

@@ -171,7 +171,7 @@ def test_too_few_filters_are_seen_in_the_rank():
     [
         ({"chain": ()}, "walks a chain .* this network is none"),
         ({"declared": threat(examples=2)}, "one example, .* examples=2"),
-        ({"declared": threat("regress_gates")}, "lock='regress_gates'.*'peeling'"),
+        ({"declared": threat("regress_gates")}, "secret='regress_gates'.*'peeling'"),
         ({"declared": threat("unit", "joint")}, "label strategy 'joint' optimises"),
         ({"draw_gates": lambda rng: {}}, "rgap knows no gates"),
         ({"loss": squared_error}, "without bias under cross-entropy alone; 'fc'"),

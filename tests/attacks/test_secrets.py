@@ -66,7 +66,7 @@ def assert_close(found, expected, rtol=1e-6):
 
 def test_the_table_is_that_of_the_threat_model():
     # What peeling needs is more than this toy has: test_peeling.py.
-    assert set(SECRETS) == {*LEAST, "peel"} == set(STRATEGY["lock"])
+    assert set(SECRETS) == {*LEAST, "peel"} == set(STRATEGY["secret"])
 
 
 @pytest.mark.parametrize("name", LEAST)

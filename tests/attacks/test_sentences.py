@@ -38,7 +38,7 @@ TARGETS = np.eye(CLASSES, dtype=np.float32)[[1]]
 
 
 def ground(**changes):
-    strategy = threats.Strategy(lock="unit", labels="given")
+    strategy = threats.Strategy(secret="unit", labels="given")
     declared = threats.least_knowledge(strategy)
     here = {"model": MODEL, "inputs": SPEC, "num_classes": CLASSES, "sites": ()}
     return setting(declared, none(), **here | changes)

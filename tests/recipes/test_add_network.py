@@ -46,5 +46,5 @@ def test_it_is_locked_at_any_of_its_layers(mine, leak):
     mine(NETWORKS["with a norm and dropout"])
     options = "--model mine:Network --classifier head --sites norm --arms keylock/known"
     (row,) = leak(*options.split()).of_arms()
-    assert row["lock_strategy"] == "known"
+    assert row["secret_strategy"] == "known"
     assert 0 <= int(row["live_channels"]) <= 4

@@ -208,7 +208,7 @@ def drawn_rows(cell):
             | own
             | {
                 "arm": arm,
-                "lock_strategy": arm.partition("/")[2] or "unit",
+                "secret_strategy": arm.partition("/")[2] or "unit",
                 "label_strategy": "recovered",
                 "label_guess": int(victim) % 10,
                 "label_accuracy": 1.0,

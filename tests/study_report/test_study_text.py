@@ -172,7 +172,7 @@ def test_attackers_look_for_sentences():
     config = LeakConfig(arms=("keylock/regress_private_key",), labels="joint")
     found = threat_facts(config, "sentence")
     assert found["does labels"] == "It optimises the labels along with the sentence."
-    assert found["does lock"].endswith("private key along with the sentence.")
+    assert found["does secret"].endswith("private key along with the sentence.")
     said = " ".join(words for fact in DOES.values() for words in fact.values())
     assert "image" not in said
 

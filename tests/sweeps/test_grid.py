@@ -257,10 +257,10 @@ REFUSED = {
         '[axes]\narm = ["none", "gausian-noise=1"]',
         "[axes] arm: unknown defence 'gausian-noise' (did you mean 'gaussian-noise'?)",
     ),
-    "lock strategy": (
+    "secret strategy": (
         '[fixed]\narm = "keylock/knwon"',
-        "[fixed] arm: arm 'keylock/knwon': unknown lock strategy 'knwon' (did you mean "
-        "'known'?)",
+        "[fixed] arm: arm 'keylock/knwon': unknown secret strategy 'knwon' (did you "
+        "mean 'known'?)",
     ),
     "optimiser": (
         f'{ARM}optimiser = "adm"',

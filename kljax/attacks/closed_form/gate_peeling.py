@@ -175,17 +175,17 @@ def _sign_like_first(scales: Array) -> Array:
 def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
     """Finds the chain from the locked layer on; refuses what cannot be peeled."""
     knows = setting.threat.knowledge
-    refuse_no_chain(setting, "lock strategy 'peel'")
-    refuse_no_bias(setting, "lock strategy 'peel'", setting.task.chain[-1].path)
+    refuse_no_chain(setting, "secret strategy 'peel'")
+    refuse_no_bias(setting, "secret strategy 'peel'", setting.task.chain[-1].path)
     if len(setting.defence.sites) != 1:
         raise ValueError(
-            "lock strategy 'peel' needs a lock of one site, got the sites "
+            "secret strategy 'peel' needs a lock of one site, got the sites "
             f"{[path for path, _ in setting.defence.sites]}"
         )
     most = min(MOST, setting.task.num_classes - 1)
     if knows.examples > most or knows.upload != "gradient":
         raise ValueError(
-            f"lock strategy 'peel' needs the gradient of at most {most} examples "
+            f"secret strategy 'peel' needs the gradient of at most {most} examples "
             f"(fewer than there are classes, and {MOST} for the work's sake), the "
             f"threat model has examples={knows.examples}, upload={knows.upload!r}"
         )
@@ -195,7 +195,7 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
     paths += [step.layer.path for step in steps[:-1]]
     if site not in paths:
         raise ValueError(
-            f"lock strategy 'peel': the site {site!r} is not below the classifier of "
+            f"secret strategy 'peel': the site {site!r} is not below the classifier of "
             f"this chain; those are {', '.join(dict.fromkeys(paths))}"
         )
     steps = steps[paths.index(site) % (len(steps) - 1) :]
@@ -205,21 +205,21 @@ def _from_the_lock(setting: Setting) -> tuple[Step, ...]:
     above = [n for n in norms if any(path.startswith(f"{n}/") for path in stats)]
     if above:
         raise ValueError(
-            "lock strategy 'peel' cannot walk through norm layers above the lock, and "
-            f"there are {', '.join(above)}"
+            "secret strategy 'peel' cannot walk through norm layers above the lock, "
+            f"and there are {', '.join(above)}"
         )
     if layer.norm == site and knows.victim_norm != "train":
         raise ValueError(
-            "lock strategy 'peel' needs victim_norm='train': in eval mode what is "
+            "secret strategy 'peel' needs victim_norm='train': in eval mode what is "
             "gated is not standardised"
         )
     if layer.norm != site and len(steps[0].kernel) != 2:
         raise ValueError(
-            f"lock strategy 'peel' needs a norm at the locked layer {site!r}, or a "
+            f"secret strategy 'peel' needs a norm at the locked layer {site!r}, or a "
             "dense layer"
         )
     if layer.norm != site:
-        refuse_no_bias(setting, "lock strategy 'peel'", site)
+        refuse_no_bias(setting, "secret strategy 'peel'", site)
         steps = (steps[0]._replace(layer=layer._replace(norm=None)), *steps[1:])
     return steps
 

@@ -80,7 +80,7 @@ def imprint(
 
     Raises:
       ValueError: for an optimiser, an honest server, a network without an imprint,
-        another lock strategy than unit, and an unknown `rank`.
+        another secret strategy than unit, and an unknown `rank`.
 
     Reference: Fowl et al., "Robbing the Fed: Directly Obtaining Private Data in
     Federated Learning with Modified Models" (ICLR 2022); code JonasGeiping/breaching.
@@ -135,10 +135,10 @@ def _check(setting: Setting) -> None:
             "imprint reads a layer that the server has put into the network: it needs "
             f"server='malicious', the threat model says server={knows.server!r}"
         )
-    if strategy.lock != "unit":
+    if strategy.secret != "unit":
         raise ValueError(
             "imprint reads what is in front of any lock and replays none, the threat "
-            f"model says lock={strategy.lock!r}: write 'unit'"
+            f"model says secret={strategy.secret!r}: write 'unit'"
         )
     params, _ = setting.task.shapes()
     size = jnp.size(jnp.zeros(setting.task.image_shape))

@@ -60,7 +60,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
     Raises:
       ValueError: for an optimiser, a network that is no chain of layers, one with norm
         layers or with biases everywhere but in the classifier, one without a bias in
-        the classifier under another loss than cross-entropy, gates, a lock strategy,
+        the classifier under another loss than cross-entropy, gates, a secret strategy,
         labels that are optimised, and for anything but one step on one example.
     """
     refuse_optimiser(optimiser, "rgap")
@@ -145,9 +145,9 @@ def _check(setting: Setting) -> None:
     strategy = setting.threat.strategy
     refuse_no_chain(setting, "rgap")
     refuse_batches(setting, "rgap")
-    if strategy.lock != "unit":
+    if strategy.secret != "unit":
         raise ValueError(
-            f"rgap knows no lock, the threat model says lock={strategy.lock!r}; "
+            f"rgap knows no lock, the threat model says secret={strategy.secret!r}; "
             "against one there is the attack 'peeling'"
         )
     if setting.defence.draw_gates is not None:

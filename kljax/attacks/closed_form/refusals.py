@@ -18,11 +18,11 @@ def refuse_batches(setting: Setting, attack: str) -> None:
 
 
 def refuse_search(setting: Setting, attack: str, other: str) -> None:
-    """Refuses lock strategies that optimise; `other` is an attack that searches."""
-    strategy = setting.threat.strategy.lock
+    """Refuses secret strategies that optimise; `other` is an attack that searches."""
+    strategy = setting.threat.strategy.secret
     if strategy.startswith("regress"):
         raise ValueError(
-            f"{attack} is a closed form, and lock strategy {strategy!r} optimises: "
+            f"{attack} is a closed form, and secret strategy {strategy!r} optimises: "
             f"take another, such as 'peel', or the attack {other!r}"
         )
 

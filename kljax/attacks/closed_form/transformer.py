@@ -210,10 +210,10 @@ def patch_peeling(
     sites = [path for path, _ in setting.defence.sites]
     if sites != [transformer.patch]:
         raise ValueError(
-            "lock strategy 'peel' finds the gates of a vision transformer's patch "
+            "secret strategy 'peel' finds the gates of a vision transformer's patch "
             f"embedding {transformer.patch!r} alone, got the sites {sites}"
         )
-    attack = "lock strategy 'peel' of a vision transformer"
+    attack = "secret strategy 'peel' of a vision transformer"
     refuse_batches(setting, attack)
     check_transformer(setting, transformer, attack)
 

@@ -34,7 +34,7 @@ def peeled_image(
     Returns:
       The attack. Its loss is the share of the layers' weight gradients, in squared
       norm, that is left unexplained, the mean over the layers; ``info["residuals"]``
-      has the share of each, {layer: []}, ``info["secret"]`` what the lock strategy
+      has the share of each, {layer: []}, ``info["secret"]`` what the secret strategy
       settled on.
 
     Raises:
@@ -49,7 +49,7 @@ def peeled_image(
     secret, labels = secret_of(setting), settled_labels(setting, "peeling")
     bottom, *body, top = steps_of(setting)
     site = _norm_below(setting)
-    epsilon = EPSILON if setting.threat.strategy.lock == "peel" else 0.0
+    epsilon = EPSILON if setting.threat.strategy.secret == "peel" else 0.0
 
     @one_at_a_time
     def solve(grads: Params, params: Params, gate: Gate):
@@ -101,7 +101,7 @@ def _refuse_gates_elsewhere(gated: Iterable[Path], norm: Path | None) -> None:
         if path != norm:
             raise ValueError(
                 "peeling solves for images below gates on the first layer's norm, and "
-                f"{path} is none: take another attack with the lock strategy 'peel'"
+                f"{path} is none: take another attack with the secret strategy 'peel'"
             )
 
 

@@ -181,5 +181,5 @@ def _draws_apart_from_images(setting: Setting) -> bool:
     return (
         strategy.labels == "joint"
         or (strategy.labels == "recovered" and ordered)
-        or strategy.lock in DRAWN_SECRETS
+        or strategy.secret in DRAWN_SECRETS
     )

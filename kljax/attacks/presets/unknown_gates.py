@@ -1,6 +1,6 @@
 """Gate regression: kljax's own attack on a key-lock.
 
-Image and gates are looked for together (lock strategy ``regress_gates``); neither the
+Image and gates are looked for together (secret strategy ``regress_gates``); neither the
 private key nor the lock weights are needed. With another strategy it is the same attack
 on a lock that is known, guessed, or not there: the control to hold it against.
 """
@@ -56,8 +56,8 @@ def gate_regression(
         (`kljax.attacks.priors.batch_statistics`), where they are visible.
 
     Raises:
-      ValueError: for a setting that its lock strategy, its labels or the weight of its
-        features cannot work on, and fewer than one upload.
+      ValueError: for a setting that its secret strategy, its labels or the weight of
+        its features cannot work on, and fewer than one upload.
     """
     secret = secret_of(setting)
     labels = LABELS[setting.threat.strategy.labels](setting)

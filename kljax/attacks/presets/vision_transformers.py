@@ -46,7 +46,7 @@ def april(
     """Makes the closed form; it has no optimiser, no steps and no restarts.
 
     A lock on the patch embedding does not touch the equations of the tokens. To get
-    from tokens to pixels takes its gates, from the lock strategy.
+    from tokens to pixels takes its gates, from the secret strategy.
 
     Args:
       setting: of the attack.
@@ -65,8 +65,8 @@ def april(
 
     Raises:
       ValueError: for a network that is no vision transformer (see `Transformer`), an
-        optimiser, a lock strategy that optimises, and for anything but the gradient of
-        one example.
+        optimiser, a secret strategy that optimises, and for anything but the gradient
+        of one example.
 
     Reference: the paper's closed form; JonasGeiping/breaching, april_analytic. Differs:
     small singular values are cut off, so that float32 will do; what is left open is

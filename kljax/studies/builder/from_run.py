@@ -276,7 +276,7 @@ def describe(config: LeakConfig) -> str:
 
 
 def trained_name(arm: str) -> str:
-    """Gives an attacked arm's name in the run: the same without a lock strategy."""
+    """Gives an attacked arm's name in the run: the same without a secret strategy."""
     return arm.partition("/")[0]
 
 

@@ -76,7 +76,7 @@ def weights_limit(model: str) -> float:
     models=NETWORKS,
     datasets=EMBEDDED,
     defences=DEFENCES,
-    lock_strategies=STRATEGY["lock"],
+    secret_strategies=STRATEGY["secret"],
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
@@ -101,7 +101,7 @@ class LeakConfig:
         see `kljax.defences.arms`. A transform acts on each gradient, as
         TRANSFORM@update once on the whole update.
         DEFENCE and TRANSFORM: {defences}.
-        STRATEGY, what the attacker does about a key-lock: {lock_strategies}.
+        STRATEGY, what the attacker does about a key-lock: {secret_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the

@@ -59,7 +59,7 @@ KNOWS: dict[str, dict[str, str]] = {
 }
 # field of kljax.threat.Strategy -> value -> what it does
 DOES: dict[str, dict[str, str]] = {
-    "lock": {
+    "secret": {
         "unit": "It replays the network without a lock's gates.",
         "known": "It replays the network with the true gates, which the private key "
         "and the lock weights give it.",
@@ -118,7 +118,7 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     facts = known | done | {"upload": _upload(config, knowledge)}
     if not about_lock:
         facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
-        facts["does lock"] = UNLOCKED
+        facts["does secret"] = UNLOCKED
     if about_release:
         facts["does release"] = ABOUT_RELEASES[about_release]
     return facts

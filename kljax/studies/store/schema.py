@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 import pyarrow
 
-from kljax.metrics import COLUMNS, Column, column_from_dict, column_to_dict
+from kljax.metrics import (
+    COLUMNS,
+    Column,
+    column_from_dict,
+    column_to_dict,
+    names_today,
+)
 
 AXIS = "axis_"  # before the name of an axis in the name of its column
 MEANS = b"kljax_column"  # in the metadata of a field: the column, where it is not ours
@@ -49,6 +55,8 @@ def _field(column: Column) -> pyarrow.Field:
 
 def filled(part: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
     """Brings a part into a schema; columns that it has not are null."""
+    today = names_today(COLUMNS.values())
+    part = part.rename_columns([today.get(name, name) for name in part.column_names])
     columns = [
         part[field.name].cast(field.type)
         if field.name in part.column_names

@@ -31,7 +31,7 @@ def is_legal(config: LeakConfig) -> bool:
     """
     _check_names(config)
     try:
-        strategy = _arm(config).lock_strategy
+        strategy = _arm(config).secret_strategy
         leakage.declare(config, strategy, find_preset(config.attack))
     except IllegalThreat:
         return False
