@@ -99,8 +99,8 @@ def test_a_folder_of_the_version_before_is_read():
     frame = kljax.read_rows(OLDER / "leak")
     assert list(frame.columns) == list(COLUMNS) and len(frame) == len(old) == 16
     new = COLUMNS.keys() - old[0].keys() - {"secret_strategy"}
-    plans = frame["secret_strategy"].astype(str).replace("nan", "")
-    assert plans.tolist() == [row["lock_strategy"] for row in old]
+    plans = ["" if pandas.isna(x) else x for x in frame["secret_strategy"]]
+    assert plans == [row["lock_strategy"] for row in old]
     assert set(plans) == {"", "unit", "known"}
     assert {"label_rule", "init", "upload_kind"} <= new
     assert frame[list(new)].isna().all(axis=None)
