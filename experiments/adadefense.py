@@ -20,7 +20,7 @@ import numpy as np
 
 from kljax import LeakConfig, leak, score_rows
 from kljax.parallel import Layout
-from kljax.studies.leakage import prepare
+from kljax.studies.builder.study import build_study
 
 OFFICIAL, SMOOTH = "adadefense", "adadefense=1,0.9,0.999,0.001"
 ATTACKERS = ("simulate", "undo", "unaware")
@@ -61,7 +61,7 @@ def main():
 
 def count_parameters(config: LeakConfig) -> int:
     """Counts the parameters of the network of a study."""
-    params, _ = prepare(config).jobs[0].setting.task.shapes()
+    params, _ = build_study(config).attacks[0].setting.task.shapes()
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -46,8 +46,8 @@ from kljax.attacks import (
 from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.secrets import secret_of
 from kljax.core.types import Gate
-from kljax.studies.builder.victim_setup import draw_rng, sources
-from kljax.studies.leakage import inputs_of, prepare
+from kljax.studies.builder.drawn_client import draw_rng
+from kljax.studies.builder.study import build_study
 from kljax.threat import observe
 
 ARMS = (
@@ -139,24 +139,23 @@ class Case:
 
     def __init__(self, config: LeakConfig):
         """Prepares the arm."""
-        study = prepare(config)
-        (job,) = study.jobs
-        config, victims = study.config, study.stage.victims
+        study = build_study(config)
+        (job,) = study.attacks
+        config = study.config
         self.config, self.job = config, job
         self.setting = job.setting
         self.secret = secret_of(self.setting)
-        network, held = job.staged.draws
+        network, held = job.client.draws
         self.updates = []
-        *_, images, labels = inputs_of(config, job, victims)
-        source = sources(config, victims)
-        defence = job.staged.arm.defence
+        source, _, images, labels = job.inputs
+        defence = job.arm.defence
 
         @jax.jit
         def step(source, images, labels):
             drawn = network(source)
             mine = held(source, drawn)
             drawn, mine = _double((drawn, mine))
-            return job.staged.client(
+            return job.client.upload(
                 draw_rng(source, "step"), defence, drawn, mine, images, labels
             )
 
@@ -168,8 +167,8 @@ class Case:
     def truth(self, victim: int):
         """Gives the view, the true candidate, and the true gates ({} without any)."""
         update = self.updates[victim]
-        view = observe(self.job.threat, update)
-        gates = self.job.staged.arm.defence.gates(update.public.defence, update.private)
+        view = observe(self.job.setting.threat, update)
+        gates = self.job.arm.defence.gates(update.public.defence, update.private)
         lock = gates if self.regressed else update.private
         candidate = Candidate(update.images, update.targets, lock)
         return view, candidate, gates

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from kljax.studies import run_folder
-from kljax.studies.builder import from_run
+from kljax.studies.builder import from_run, run_client
 from kljax.studies.config import LeakConfig
 
 
@@ -38,8 +38,8 @@ def counts(run, arm, number):
         study = LeakConfig(
             from_run=run, round=number, client=client, arms=(f"{arm}/known",)
         )
-        seen = from_run.capture(from_run.settle(study))
-        state = from_run.capture_arm(seen, arm)
+        seen = run_client.capture(from_run.settle(study))
+        state = run_client.capture_arm(seen, arm)
         defence = seen.prepared.arms[arm].defence
         gates = defence.gates(state.public.defence, state.client.private)
         leaves = jax.tree.leaves(gates)

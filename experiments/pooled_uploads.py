@@ -19,8 +19,8 @@ import numpy as np
 
 from kljax import LeakConfig, metrics
 from kljax.attacks.presets import gate_regression
-from kljax.studies.builder.victim_setup import draw_rng, sources
-from kljax.studies.leakage import prepare
+from kljax.studies.builder.drawn_client import draw_rng, make_sources
+from kljax.studies.builder.study import build_study
 from kljax.threat import observe
 
 HEAD = ("arm", "uploads", "loss median", "SSIM", "SSIM affine", "gate error median")
@@ -56,11 +56,10 @@ def line(arm: str, uploads: int, options) -> str:
         lock_init=options.lock_init,
         seed=options.seed,
     )
-    study = prepare(config)
-    (job,) = study.jobs
-    victims, staged = study.stage.victims, job.staged
-    defence = staged.arm.defence
-    draw_network, draw_held = staged.draws
+    study = build_study(config)
+    (job,) = study.attacks
+    victims, defence = study.victims, job.arm.defence
+    draw_network, draw_held = job.client.draws
     attack = gate_regression(
         job.setting, steps=options.steps, restarts=1, uploads=uploads
     )
@@ -75,10 +74,10 @@ def line(arm: str, uploads: int, options) -> str:
 
         def upload(source, network, images, labels):
             rng = draw_rng(source, "step")
-            return staged.client(rng, defence, network, held, images, labels)
+            return job.client.upload(rng, defence, network, held, images, labels)
 
         updates = jax.vmap(upload)(source, networks, images, labels)
-        views = jax.vmap(lambda update: observe(job.threat, update))(updates)
+        views = jax.vmap(lambda update: observe(job.setting.threat, update))(updates)
         if uploads == 1:
             views = jax.tree.map(lambda leaf: leaf[0], views)
         found = attack(draw_rng(first[0], "attack"), views)
@@ -93,7 +92,7 @@ def line(arm: str, uploads: int, options) -> str:
 
     with jax.default_matmul_precision(config.precision):
         found, truth, gates = one_client(
-            *jax.tree.map(grouped, (sources(config, victims), *victims[1:3]))
+            *jax.tree.map(grouped, (make_sources(config, victims), *victims[1:3]))
         )
     images = np.asarray(found.images)
     truths = np.asarray(grouped(victims.images))[:, 0, 0]

@@ -38,7 +38,7 @@ def begin(folder, **changes):
         prepared, run_setup.arm_rounds(prepared, arm).rounds
     )
     folder.mkdir()
-    described = run_folder.describe(prepared.config, prepared.train.licence)
+    described = run_folder.describe(prepared.config, prepared.task.dataset.licence)
     files.write_json(folder / "config.json", described)
     checkpoints.save(folder / arm, server, clients, (0,))
     return prepared, server, clients

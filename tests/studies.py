@@ -19,7 +19,8 @@ from kljax.federated import clients
 from kljax.models import Dense, from_nnx, losses
 from kljax.parallel import Layout, Timing
 from kljax.studies import leakage, scoring
-from kljax.studies.builder import victim_setup
+from kljax.studies.builder.generator import find_generator
+from kljax.studies.builder.victims import choose_victims, load_victim_data
 from kljax.studies.config import LeakConfig
 
 TINY = {
@@ -158,8 +159,8 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
         ``replay_is_exact``, ``label_rule_holds``, ``visible_share`` [N],
         ``numbers``.
     """
-    dataset = victim_setup.load_dataset(config)
-    victims = victim_setup.choose_victims(config, dataset)
+    dataset = load_victim_data(config)
+    victims, _ = choose_victims(config, dataset, find_generator(config))
     each = np.ones(config.victims, np.float32)
     results = []
     for text in config.arms:

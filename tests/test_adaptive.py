@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from studies import scored, sites_of, study, tiny
 
-from kljax.studies import leak_report, leakage
+from kljax.defences.arms import check_upload, parse_arm
+from kljax.studies import leak_report
+from kljax.studies.builder.study import build_study
 from kljax.studies.reports import threat_words
 
 # An eps at which gradients of these networks, up to 1, survive the rounding of float32.
@@ -79,7 +81,7 @@ def test_a_past_longer_than_the_dataset_is_refused():
     with pytest.raises(
         ValueError, match="earlier=9000 uploads of 3 victims take 27000"
     ):
-        leakage.prepare(tiny(arms=("none",), earlier=9000))
+        build_study(tiny(arms=("none",), earlier=9000))
 
 
 def test_the_tables_say_what_it_does(revealed):
@@ -92,11 +94,11 @@ def test_the_tables_say_what_it_does(revealed):
 
 
 def test_what_nobody_sees_cannot_be_undone():
-    arm = leakage.parse_arm("adadefense/undo", sites_of(), {})
+    arm = parse_arm("adadefense/undo", sites_of(), {})
     with pytest.raises(ValueError, match="adadefense/undo'.*each local step.*@update"):
-        leakage.check_upload(arm, "update")
-    on_update = leakage.parse_arm("adadefense@update/undo", sites_of(), {})
-    leakage.check_upload(on_update, "update")
+        check_upload(arm, "update")
+    on_update = parse_arm("adadefense@update/undo", sites_of(), {})
+    check_upload(on_update, "update")
 
 
 @pytest.mark.slow

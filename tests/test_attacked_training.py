@@ -14,7 +14,7 @@ from kljax.core.registry import own_functions
 from kljax.federated import checkpoints
 from kljax.federated.roles import Role
 from kljax.studies import run_folder
-from kljax.studies.builder import from_run, run_setup
+from kljax.studies.builder import from_run, run_client, run_setup
 from kljax.studies.config import TrainConfig
 from kljax.studies.measuring import evaluate_arm, measuring_of, watched_clients
 from kljax.studies.training import train
@@ -110,7 +110,7 @@ def test_attack_success_is_that_of_the_images_of_other_classes(backdoored):
             continue
         image = image.copy()
         image[-2:, -2:] = 1.0
-        logits = prepared.models[False].apply(
+        logits = prepared.task.models[False].apply(
             server.public.model, server.stats, image[None], train=False
         )
         taken.append(int(np.argmax(logits.logits)) == 3)
@@ -199,10 +199,10 @@ def test_an_attacker_is_no_victim(backdoored):
     _, folder, *_ = backdoored
     leak = LeakConfig(from_run=str(folder), client=2, round=5, victims=1)
     with pytest.raises(ValueError, match="client=2 .* is an attacker itself .2:model"):
-        from_run.capture(from_run.settle(leak))
+        run_client.capture(from_run.settle(leak))
     honest = LeakConfig(from_run=str(folder), client=1, round=5, victims=1)
-    captured = from_run.capture(from_run.settle(honest))
-    arm = from_run.capture_arm(captured, "none")
+    captured = run_client.capture(from_run.settle(honest))
+    arm = run_client.capture_arm(captured, "none")
     assert np.all(np.isfinite(arm.public.model["fc/kernel"]))
 
 

@@ -12,7 +12,8 @@ from kljax.core.randomness import derive_rng
 from kljax.federated import checkpoints
 from kljax.federated.clients import STEP_PURPOSES, local_gradient
 from kljax.studies import leakage
-from kljax.studies.builder import run_setup, victim_setup
+from kljax.studies.builder import run_setup
+from kljax.studies.builder.drawn_client import draw_rng, make_sources
 from kljax.studies.leakage import leak
 
 REVEAL = "outside_package:measured_reveal"  # answers with the view, and measures
@@ -66,12 +67,12 @@ def test_a_gradient_is_of_the_augmented_image(tmp_path):
     result = leak(study(tmp_path / "run", **KNOWN))
     view = result.arms[0].attacked.reconstruction.info["view"]
     made = run_setup.arm_rounds(prepared, "keylock")
-    gradient = local_gradient(made.model, prepared.loss, made.defence, train=True)
-    source = victim_setup.sources(result.config, result.victims)
+    gradient = local_gradient(made.model, prepared.task.loss, made.defence, train=True)
+    source = make_sources(result.config, result.victims)
     augment = run_setup.local_options(prepared)["augment"]
     for n in range(2):
         mine = jax.tree.map(lambda x, n=n: x[n], source)
-        rng = victim_setup.draw_rng(mine, "step")
+        rng = draw_rng(mine, "step")
         images = augment(
             derive_rng(rng, STEP_PURPOSES, "augmentation"), result.victims.images[n]
         )

@@ -30,7 +30,8 @@ from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
 from kljax.federated.clients import one_step
 from kljax.models import from_nnx
-from kljax.studies import leak_report, leakage
+from kljax.studies import leak_report
+from kljax.studies.builder.study import build_study
 from kljax.studies.diagnosis import feature_error
 from kljax.threat import LocalSteps, Strategy, least_knowledge, observe
 
@@ -260,7 +261,7 @@ def test_every_attack_that_searches_takes_it(name):
 def test_a_closed_form_has_no_term(name):
     config = tiny(attack=name, optimiser=None, features=0.1)
     with pytest.raises(ValueError, match=f"{name} has no objective that features=0.1"):
-        leakage.prepare(config)
+        build_study(config)
 
 
 def test_the_term_brings_the_classifiers_input_nearer():
@@ -279,10 +280,10 @@ def test_the_term_brings_the_classifiers_input_nearer():
 
 
 def test_a_study_hands_its_weight_on():
-    (job,) = leakage.prepare(tiny(features=0.2)).jobs
+    (job,) = build_study(tiny(features=0.2)).attacks
     assert job.setting.attacker.features == 0.2
     with pytest.raises(ValueError, match="classifier's input is exact for one example"):
-        leakage.prepare(tiny(features=0.2, examples=2))
+        build_study(tiny(features=0.2, examples=2))
 
 
 def test_a_negative_weight_is_refused():

@@ -13,7 +13,8 @@ from kljax.models.decoders import Account, read_decoder, write_decoder
 from kljax.parallel import Layout
 from kljax.studies import leakage
 from kljax.studies.builder.generator import find_generator, private_rows
-from kljax.studies.builder.victim_setup import choose_victims
+from kljax.studies.builder.study import build_study
+from kljax.studies.builder.victims import choose_victims
 from kljax.studies.sweeps.cell import make_cell, signature
 
 ACCOUNT = Account(
@@ -63,13 +64,15 @@ def test_no_victim_is_one_of_the_images_it_was_trained_on(seed):
     whole = data.load("digits", shape=(8, 8, 3))
     seen = read_decoder(decoders.FOLDER / "digits.npz").origin.public
     most = int((~seen).sum())
-    victims = choose_victims(config(seed=seed, victims=most), whole)
+    generator = find_generator(config())
+    victims, others = choose_victims(config(seed=seed, victims=most), whole, generator)
+    assert len(others) == 0
     assert not seen[victims.indices].any()
     assert len(np.unique(victims.indices)) == most == 899
     with pytest.raises(ValueError, match="has 899 that its generator has not seen"):
-        choose_victims(config(seed=seed, victims=most + 1), whole)
+        choose_victims(config(seed=seed, victims=most + 1), whole, generator)
     # Without a generator they would be: the test can fail.
-    all_of_them = choose_victims(config(generator=None, victims=most), whole)
+    all_of_them, _ = choose_victims(config(seed=seed, victims=most), whole)
     assert seen[all_of_them.indices].any()
 
 
@@ -77,7 +80,7 @@ def test_a_part_of_a_dataset_remembers_who_is_public():
     part = data.subset(data.load("digits", shape=(8, 8, 3)), [5, 3, 900, 1796])
     seen = read_decoder(decoders.FOLDER / "digits.npz").origin.public
     np.testing.assert_array_equal(
-        private_rows(config(), part), ~seen[[5, 3, 900, 1796]]
+        private_rows(config(), part, find_generator(config())), ~seen[[5, 3, 900, 1796]]
     )
 
 
@@ -103,7 +106,7 @@ def test_splits_are_told_apart(tmp_path):
 
     def private(dataset, split, count=60):
         named = config(generator=str(path), data=dataset, split=split)
-        return private_rows(named, Split(count))
+        return private_rows(named, Split(count), find_generator(named))
 
     for name in ("fashion_mnist", "fashion_mnist:3.0.1"):
         for split in (None, "train"):
@@ -256,14 +259,16 @@ def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     write_decoder(path, ACCOUNT, weights(), public())
     options = {"attack": "ggl", "model": "dense", "victims": 1, "steps": 100}
     given = {"generator": str(path), "attack_options": ("divergence=0.1",)}
-    study = leakage.prepare(config(**options, **given))
-    (job,) = study.jobs
+    study = build_study(config(**options, **given))
+    (job,) = study.attacks
 
     def run(**changes):
         changed = config(**options, **(given | changes))
-        again = leakage.prepare_again(study, changed)
-        inputs = leakage.inputs_of(changed, again.jobs[0], again.stage.victims)
-        mapped = leakage.map_victims(job.fn, Layout("loop"), draws=job.staged.draws)
+        again = build_study(changed, study)
+        inputs = again.attacks[0].inputs
+        mapped = leakage.map_victims(
+            job.attack_one, Layout("loop"), draws=job.client.draws
+        )
         return mapped(*inputs)
 
     first, timing = run()

@@ -14,7 +14,9 @@ from kljax.core.types import Public
 from kljax.defences.lock import key_lock
 from kljax.parallel import Layout
 from kljax.studies import leakage, scoring
-from kljax.studies.builder import task, victim_setup
+from kljax.studies.builder import task
+from kljax.studies.builder.drawn_client import Source, draw_rng
+from kljax.studies.builder.victims import choose_victims
 from kljax.studies.config import LeakConfig
 from kljax.studies.config.leak import WHOLE
 from kljax.studies.diagnosis import weakest_tensor
@@ -260,7 +262,7 @@ def test_a_victim_does_not_depend_on_how_many_there_are(revealed):
 def test_another_seed_is_another_study():
     digits = data.load("digits", shape=(8, 8, 3))
     chosen = [
-        victim_setup.choose_victims(tiny(victims=4, seed=seed), digits).indices[:, 0]
+        choose_victims(tiny(victims=4, seed=seed), digits)[0].indices[:, 0]
         for seed in (0, 1)
     ]
     assert set(chosen[0]) != set(chosen[1])
@@ -282,13 +284,13 @@ def test_another_seed_is_another_study():
 
 def source_of(seed, index):
     rng_data = jax.random.key_data(jax.random.key(seed))
-    return victim_setup.Source(index, rng_data)
+    return Source(index, rng_data)
 
 
 def test_what_is_drawn_for_one_purpose_says_nothing_of_another():
     drawn = {
         np.asarray(
-            jax.random.key_data(victim_setup.draw_rng(source_of(seed, index), purpose))
+            jax.random.key_data(draw_rng(source_of(seed, index), purpose))
         ).tobytes()
         for seed in (0, 1)
         for index in (0, 1, 2)

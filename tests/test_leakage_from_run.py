@@ -14,7 +14,7 @@ from kljax import cli, data, metrics
 from kljax.federated import checkpoints
 from kljax.parallel import Layout
 from kljax.studies import scoring, training
-from kljax.studies.builder import from_run, run_setup
+from kljax.studies.builder import from_run, run_client, run_setup
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.leakage import leak
 
@@ -165,12 +165,12 @@ def test_victims_are_the_clients_own(gradients, folder):
     result = gradients[0]
     chosen = result.victims.indices.ravel()
     assert set(chosen) <= set(prepared.partition[CLIENT].tolist())
-    images, labels = prepared.train.fetch(chosen)
+    images, labels = prepared.task.dataset.fetch(chosen)
     np.testing.assert_array_equal(result.victims.images[:, 0], images)
     np.testing.assert_array_equal(result.victims.labels[:, 0], labels)
-    groups = prepared.train.groups_of(chosen)
+    groups = prepared.task.dataset.groups_of(chosen)
     np.testing.assert_array_equal(result.victims.groups, groups)
-    other = from_run.capture(from_run.settle(study(folder, client=2)))
+    other = run_client.capture(from_run.settle(study(folder, client=2)))
     assert not set(other.own) & set(prepared.partition[CLIENT].tolist())
 
 
@@ -245,7 +245,7 @@ def test_a_momentum_from_before_is_the_clients_secret(folder):
 def test_the_rate_of_the_round_is_replayed(folder):
     """It drops in round 1, and changes are measured in it."""
     found = [
-        from_run.capture(
+        run_client.capture(
             from_run.settle(study(folder, **UPDATE, round=number))
         ).protocol
         for number in (0, 1)
@@ -306,6 +306,14 @@ def test_sizes_of_an_update(folder, changes, sizes):
 def test_contradictions_are_refused_by_name(folder, nothing_runs, changes, message):
     with pytest.raises(ValueError, match=message):
         leak(study(folder, **changes))
+
+
+def test_a_hundred_million_local_steps_are_refused(folder, nothing_runs):
+    config = study(
+        folder, **UPDATE | {"local_steps": 10**8, "victims": 1}, attack="ig-fedavg"
+    )
+    with pytest.raises(ValueError, match="[TP]iB .*lower local_steps or restarts"):
+        leak(config)
 
 
 def test_what_the_run_has_may_be_repeated(folder, nothing_runs):

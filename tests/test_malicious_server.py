@@ -12,9 +12,10 @@ from kljax.attacks.closed_form import expected_singletons
 from kljax.attacks.presets import PRESETS, Preset
 from kljax.parallel import Layout
 from kljax.studies import leak_report, leakage, training
-from kljax.studies.builder import from_run
+from kljax.studies.builder import study as builder_study
+from kljax.studies.builder.study import build_study
+from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig, TrainConfig
-from kljax.studies.leakage import declare
 from kljax.studies.sweeps.legality import is_legal
 from kljax.threat import IllegalThreat
 
@@ -104,14 +105,14 @@ def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
 
     spied = preset._replace(inserts=preset.inserts._replace(survey=survey))
     monkeypatch.setitem(PRESETS, "imprint", spied)
-    prepared = leakage.prepare(tiny(**IMPRINT, arms=ARMS, victims=50))
-    for job in prepared.jobs:
+    prepared = build_study(tiny(**IMPRINT, arms=ARMS, victims=50))
+    for job in prepared.attacks:
         params, _ = jax.eval_shape(job.setting.task.model.init, jax.random.key(0))
         assert params["imprint/kernel"].shape == (192, 64)
         assert "fc/kernel" in params and job.setting.task.chain == ()
     (public,) = seen
     assert len(public) == 1797 // 2
-    victims = prepared.stage.victims.images.reshape(400, -1)
+    victims = prepared.victims.images.reshape(400, -1)
     known = {image.tobytes() for image in public.reshape(len(public), -1)}
     twins = sum(image.tobytes() in known for image in victims)
     assert twins == 0
@@ -119,7 +120,7 @@ def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
 
 def test_too_many_victims_leave_nothing_public():
     with pytest.raises(ValueError, match="898 public images.*leave 797 of 1797"):
-        leakage.prepare(tiny(**(IMPRINT | {"examples": 1}), victims=1000))
+        build_study(tiny(**(IMPRINT | {"examples": 1}), victims=1000))
 
 
 @pytest.mark.parametrize("attack", ("imprint", "imprint-one-shot"))
@@ -129,13 +130,13 @@ def test_an_honest_server_has_no_imprint(attack):
     honest = dataclasses.replace(config, threat=("server=honest",))
     assert not is_legal(honest)
     with pytest.raises(IllegalThreat, match="needs server='malicious'.*'honest'"):
-        leakage.prepare(honest)
+        build_study(honest)
 
 
 def test_a_preset_that_inserts_needs_a_malicious_server_whatever_it_says():
     forgetful = Preset(None, "recovered", None, inserts=PRESETS["imprint"].inserts)
     with pytest.raises(IllegalThreat, match="needs server='malicious'"):
-        declare(tiny(), "unit", forgetful)
+        declare_threat(tiny(), "unit", forgetful)
 
 
 @pytest.mark.parametrize(
@@ -148,30 +149,25 @@ def test_a_preset_that_inserts_needs_a_malicious_server_whatever_it_says():
 )
 def test_what_says_nothing_of_an_imprint_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        leakage.prepare(tiny(**(IMPRINT | changes)))
+        build_study(tiny(**(IMPRINT | changes)))
 
 
 # --- other seeds share the compilation --------------------------------------------
 
 
 def test_a_study_prepared_again_measures_its_own_public_images():
-    first = leakage.prepare(tiny(**IMPRINT))
+    first = build_study(tiny(**IMPRINT))
     config = tiny(**IMPRINT, seed=3)
-    again, anew = leakage.prepare_again(first, config), leakage.prepare(config)
-    inputs = [
-        leakage.inputs_of(config, found.jobs[0], found.stage.victims)
-        for found in (again, anew)
-    ]
+    again, anew = build_study(config, first), build_study(config)
+    inputs = [found.attacks[0].inputs for found in (again, anew)]
     jax.tree.map(np.testing.assert_array_equal, *inputs)
-    old = first.jobs[0].staged.survey
-    assert not np.array_equal(again.jobs[0].staged.survey, old)
+    old = first.survey
+    assert not np.array_equal(again.survey, old)
     with quick_compilation():
         source = jax.tree.map(lambda x: x[0], inputs[0][0])
-        draw = again.jobs[0].staged.draws[0]
+        draw = again.attacks[0].client.draws[0]
         params, _ = jax.jit(draw)(source)
-    np.testing.assert_allclose(
-        params["imprint/bias"], -again.jobs[0].staged.survey, rtol=1e-6
-    )
+    np.testing.assert_allclose(params["imprint/bias"], -again.survey, rtol=1e-6)
 
 
 # --- a client of a run -------------------------------------------------------------
@@ -230,13 +226,13 @@ def test_a_trained_network_is_modified_too(folder, monkeypatch):
 def test_what_a_run_cannot_give_is_refused(folder, monkeypatch):
     update = {"upload": "update", "victims": 1, "local_steps": 2, "examples": 1}
     with pytest.raises(ValueError, match="attack upload='gradient'"):
-        leakage.prepare(of_run(folder, **update))
-    capture = from_run.capture
+        build_study(of_run(folder, **update))
+    capture = builder_study.capture
 
     def without_public(config):
         found = capture(config)
         return found._replace(prepared=found.prepared._replace(public=None))
 
-    monkeypatch.setattr(from_run, "capture", without_public)
+    monkeypatch.setattr(builder_study, "capture", without_public)
     with pytest.raises(ValueError, match="has none .public_examples of kljax train"):
-        leakage.prepare(of_run(folder))
+        build_study(of_run(folder))

@@ -11,8 +11,8 @@ from flax import nnx
 
 from kljax.models import from_nnx, redrawn, uniform
 from kljax.models.redrawing import drawn_parameters
-from kljax.studies import leakage
 from kljax.studies.builder import run_setup, task
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
 
 LEAK = functools.partial(
@@ -29,7 +29,7 @@ TRAIN = functools.partial(
     TrainConfig, data="digits", arms=("none",), clients=2, rounds=1, image_size=8
 )
 JOBS = {
-    "leak": lambda model: leakage.prepare(LEAK(model=model)),
+    "leak": lambda model: build_study(LEAK(model=model)),
     "train": lambda model: run_setup.prepare(TRAIN(model=model)),
 }
 IN_EACH_JOB = pytest.mark.parametrize("prepare", JOBS.values(), ids=JOBS)

@@ -27,8 +27,10 @@ from kljax.federated.clients import Batches
 from kljax.models import from_nnx
 from kljax.models.losses import cross_entropy
 from kljax.parallel import Layout, map_victims
-from kljax.studies import leakage, training
-from kljax.studies.builder import run_setup, victim_setup
+from kljax.studies import training
+from kljax.studies.builder import run_setup
+from kljax.studies.builder.drawn_client import PURPOSES
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -66,9 +68,7 @@ def test_a_new_purpose_changes_none_before_it():
 def test_fixed_draws_are_no_studys():
     fixed = {name(fixed_rng(purpose)) for purpose in FIXED}
     root = jax.random.key(0)
-    families = {
-        name(derive_rng(root, victim_setup.PURPOSES, p)) for p in victim_setup.PURPOSES
-    }
+    families = {name(derive_rng(root, PURPOSES, p)) for p in PURPOSES}
     assert len(fixed) == len(FIXED) and not fixed & families
 
 
@@ -184,11 +184,11 @@ STUDY = OWN | {
 
 def drawn_by(config):
     with recorded_draws() as seen:
-        study = leakage.prepare(config)
+        study = build_study(config)
         seen.take()
-        for job in study.jobs:
-            run = map_victims(job.fn, config.layout, draws=job.staged.draws)
-            run(*leakage.inputs_of(study.config, job, study.stage.victims))
+        for job in study.attacks:
+            run = map_victims(job.attack_one, config.layout, draws=job.client.draws)
+            run(*job.inputs)
             yield seen.take()
 
 

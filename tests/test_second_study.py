@@ -10,7 +10,7 @@ from flax import nnx
 from studies import quick_compilation
 
 from kljax import data
-from kljax.studies.builder import from_run, run_setup, task
+from kljax.studies.builder import from_run, run_client, run_setup, task
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.leakage import leak
 
@@ -57,10 +57,10 @@ def test_redefined_data_are_those_of_the_second_run(tmp_path, monkeypatch, uploa
 def test_one_function_that_gives_other_data_is_asked_again(tmp_path, monkeypatch):
     images = define(monkeypatch, 1)
     begin(tmp_path / "a", **CHANGING)
-    before = from_run.capture(settled(tmp_path / "a")).prepared
+    before = run_client.capture(settled(tmp_path / "a")).prepared
     images[:] = define(monkeypatch, 2)  # the same array: the first run's data change
     begin(tmp_path / "b", **CHANGING)
-    after = from_run.capture(settled(tmp_path / "b")).prepared
+    after = run_client.capture(settled(tmp_path / "b")).prepared
     assert after is not before
 
 
@@ -83,10 +83,10 @@ def test_redefined_parts_are_those_of_the_second_study(
     options = {field: "outside_package:redefined", "arms": ("none",)}
     begin(tmp_path / "a", **options)
     config = from_run.settle(study(tmp_path / "a", arms=("none",)))
-    before = from_run.capture(config).prepared
-    assert from_run.capture(config).prepared is before  # not twice for nothing
+    before = run_client.capture(config).prepared
+    assert run_client.capture(config).prepared is before  # not twice for nothing
     monkeypatch.setattr(outside_package, "redefined", value)
-    after = from_run.capture(config).prepared
+    after = run_client.capture(config).prepared
     assert after is not before
     if field == "loss":
         assert (before.loss, after.loss) == (original[field], value)
@@ -103,11 +103,11 @@ class _Wide(nnx.Module):
 def test_a_folder_written_anew_is_read_anew(tmp_path):
     config = study(tmp_path / "run", arms=("keylock/known",))
     begin(tmp_path / "run")
-    before = from_run.capture(from_run.settle(config)).prepared
-    assert from_run.capture(from_run.settle(config)).prepared is before
+    before = run_client.capture(from_run.settle(config)).prepared
+    assert run_client.capture(from_run.settle(config)).prepared is before
     (tmp_path / "run").rename(tmp_path / "old")
     begin(tmp_path / "run", seed=1)
-    after = from_run.capture(from_run.settle(config)).prepared
+    after = run_client.capture(from_run.settle(config)).prepared
     assert after.config.seed == 1
     assert not np.array_equal(after.partition[1], before.partition[1])
 

@@ -3,16 +3,20 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from studies import TINY, tiny
 
 from kljax import data
+from kljax.attacks.presets import PRESETS
 from kljax.core import memory
+from kljax.core.generator import Generator
 from kljax.data.catalogue import SIZES
 from kljax.parallel import Layout
 from kljax.studies import leakage, training
 from kljax.studies.builder import run_setup, sizes
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
 
 ABSURD = {
@@ -72,53 +76,129 @@ def test_an_absurd_training_is_refused_with_the_option_to_lower(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_estimate_of_an_attack_is_what_must_be_there(monkeypatch):
-    """Worked out by hand: 192-64-10 weights, an 8x8x3 image, a private key of 16."""
+@pytest.fixture
+def asked(monkeypatch):
+    """Lists the bytes that are asked for, and by what."""
     asked = []
     monkeypatch.setattr(
-        sizes, "check_fits", lambda needed, what, *_: asked.append((needed, what))
+        sizes,
+        "check_fits",
+        lambda needed, what, lower, *_: asked.append((needed, what, lower)),
     )
-    config = tiny(arms=("keylock/known",), sites=("layers/0",), restarts=5)
-    (job,) = leakage.prepare(config).jobs
-    network = 4 * (192 * 64 + 64 + 64 * 10 + 10)
-    lock = 4 * (16 + 2 * (16 * 64 + 64))
-    image = 4 * 8 * 8 * 3
-    each = network + lock + image + 5 * (2 * image + network)
-    assert asked[0] == (each, "1 victim of arm 'keylock/known'")
-    assert asked[1][0] == 3 * image * 2
-    asked.clear()
+    return asked
+
+
+NETWORK = 4 * (192 * 64 + 64 + 64 * 10 + 10)
+IMAGE = 4 * 8 * 8 * 3
+
+
+def checked(config, *, study=None, layout=None):
+    """Checks the only arm of a study, and gives the study."""
+    study = study or build_study(config)
+    (attack,) = study.attacks
     sizes.check_attack(
         config,
-        job.staged.arm,
-        job.staged.model,
+        study.preset,
+        study.attacker.generator,
+        attack.arm,
+        attack.setting.task.model,
         (8, 8, 3),
-        searched=False,
-        layout=Layout("sharded", 8),
+        layout,
     )
+    return study
+
+
+def test_the_estimate_of_an_attack_is_what_must_be_there(asked):
+    """Worked out by hand: 192-64-10 weights, an 8x8x3 image, a private key of 16."""
+    config = tiny(arms=("keylock/known",), sites=("layers/0",), restarts=5)
+    study = build_study(config)
+    lock = 4 * (16 + 2 * (16 * 64 + 64))
+    each = NETWORK + lock + IMAGE + 5 * (2 * IMAGE + NETWORK)
+    assert asked[0][:2] == (each, "1 victim of arm 'keylock/known'")
+    assert asked[1][0] == 3 * IMAGE * 2
+    asked.clear()
+    checked(config, study=study, layout=Layout("sharded", 8))
     block = -(-3 // jax.local_device_count()) * jax.local_device_count()
-    assert asked[0][0] == block * (network + lock + image)
+    assert asked[0][0] == block * each
     # All victims of a run are one client, and have one lock.
     asked.clear()
-    captured = dataclasses.replace(config, from_run="run")
-    sizes.check_attack(
-        captured, job.staged.arm, job.staged.model, (8, 8, 3), searched=False
-    )
-    assert asked[0][0] == network + image
+    checked(dataclasses.replace(config, from_run="run"), study=study)
+    assert asked[0][0] == each - lock
+    # A closed form has no restarts.
+    asked.clear()
+    checked(config, study=study._replace(preset=PRESETS["rgap"]))
+    assert asked[0][0] == NETWORK + lock + IMAGE
 
 
-def test_a_rule_that_gathers_needs_all_uploads_at_one_time(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        sizes, "check_fits", lambda needed, what, *_: asked.append((needed, what))
+def small_generator(latents=6):
+    """A generator of one dense layer: its weights are 4 (6 + 10) 192 bytes."""
+    weights = {"kernel": np.zeros((latents + 10, 192), np.float32)}
+
+    def decode(weights, z, targets):
+        images = jnp.concatenate([z, targets], axis=-1) @ weights["kernel"]
+        return jax.nn.sigmoid(images).reshape(-1, 8, 8, 3)
+
+    return Generator(decode, weights, latents, (8, 8, 3), 10)
+
+
+def many_latents():
+    return small_generator(50_000)
+
+
+def test_a_population_and_a_generator_are_counted(asked):
+    """Fifty candidates side by side, and a covariance of six numbers at least."""
+    ggl = {"attack": "ggl", "generator": "test_sizes:small_generator"}
+    config = tiny(**ggl, optimiser=None, steps=50, restarts=2)
+    study = checked(config)
+    weights = 4 * 16 * 192
+    least = NETWORK + IMAGE + weights + 2 * 50 * (IMAGE + NETWORK)
+    covariance = 2 * 4 * 6 * 6
+    needed, _, lower = asked[0]
+    assert least + covariance <= needed <= least + 20 * covariance
+    assert "population" in lower
+    # By gradients, there is one candidate.
+    asked.clear()
+    checked(dataclasses.replace(config, optimiser="adam"), study=study)
+    assert asked[0][0] == NETWORK + IMAGE + weights + 2 * (2 * IMAGE + NETWORK)
+
+
+def test_a_strategy_of_too_many_latents_is_refused(nothing_runs, monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**33)
+    monkeypatch.setattr(sizes, "machine_memory", lambda: 2**33)
+    config = tiny(
+        attack="ggl",
+        generator="test_sizes:many_latents",
+        optimiser=None,
+        steps=50,
     )
-    network = 4 * (192 * 64 + 64 + 64 * 10 + 10)
-    told = (3 * network, "the uploads of 3 clients, which median has side by side,")
+    with pytest.raises(ValueError, match="GiB.*population or the generator's latents"):
+        build_study(config)
+
+
+@pytest.mark.parametrize("attack", ["matching", "ig-fedavg", "fedavg-inversion"])
+def test_every_local_step_is_counted(asked, attack):
+    """A client has its batches, and a search goes back through all parameters."""
+    study = build_study(tiny(attack=attack, optimiser=None))
+    update = {"from_run": "run", "upload": "update", "local_steps": 7, "batch": 2}
+    update |= {"examples": 4, "attack": attack, "optimiser": None}
+    asked.clear()
+    checked(tiny(**update), study=study)
+    each = NETWORK + 4 * IMAGE + 7 * 2 * IMAGE + (2 * 4 * IMAGE + NETWORK)
+    assert asked[0][0] == each + 7 * NETWORK
+    if attack == "fedavg-inversion":
+        asked.clear()
+        checked(tiny(**update, attack_options=("variant=none",)), study=study)
+        assert asked[0][0] == each
+
+
+def test_a_rule_that_gathers_needs_all_uploads_at_one_time(asked):
+    told = (3 * NETWORK, "the uploads of 3 clients, which median has side by side,")
     options = TRAINING | {"arms": ("none",), "clients": 5, "cohort": 3}
     for aggregator in ("median", "mean"):
         asked.clear()
         config = TrainConfig(**options, aggregator=aggregator)
         sizes.check_training(run_setup.prepare(config))
-        assert (told in asked) == (aggregator == "median")
+        assert (told in [one[:2] for one in asked]) == (aggregator == "median")
 
 
 def test_a_size_is_counted_over_all_leaves():

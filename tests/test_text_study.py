@@ -12,6 +12,7 @@ from kljax import data
 from kljax.metrics import COLUMNS
 from kljax.studies import leak_report, leakage
 from kljax.studies.builder import from_run, run_setup, task
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.sentences import mark, sentence_lines
 
@@ -118,7 +119,7 @@ def test_what_is_wrong_is_marked():
 )
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        leakage.prepare(LeakConfig(arms=("none",), **TEXT | changes))
+        build_study(LeakConfig(arms=("none",), **TEXT | changes))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +128,11 @@ def test_what_does_not_fit_is_refused(changes, message):
 def test_a_defence_that_differentiates_by_inputs_is_refused_before_anything_runs(arm):
     message = rf"arm '{arm}' fails on inputs of kind text, .*'text'.* these are int32: "
     with pytest.raises(ValueError, match=message):
-        leakage.prepare(LeakConfig(arms=("none", arm), **TEXT))
+        build_study(LeakConfig(arms=("none", arm), **TEXT))
 
 
 def test_a_defence_that_looks_at_no_derivative_of_inputs_is_for_text_too():
-    leakage.prepare(LeakConfig(arms=("selective-fisher", "selective-random"), **TEXT))
+    build_study(LeakConfig(arms=("selective-fisher", "selective-random"), **TEXT))
 
 
 OF_TEXT = {
@@ -154,7 +155,7 @@ def test_a_client_of_a_training_on_text_is_attacked(tmp_path):
     assert row["exact_match"], (row["text"], row["text_guess"])
     config = dataclasses.replace(config, upload="update", local_steps=2, batch=1)
     with pytest.raises(ValueError, match="train tokens/embedding, which .*'gradient'"):
-        leakage.prepare(config)
+        build_study(config)
 
 
 @pytest.mark.parametrize(

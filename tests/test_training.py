@@ -241,7 +241,7 @@ def test_train_test_and_public_examples_share_nothing():
     prepared = run_setup.prepare(
         tiny(examples=None, test_examples=None, public_examples=None)
     )
-    parts = (prepared.train, prepared.test, prepared.public)
+    parts = (prepared.task.dataset, prepared.test, prepared.public)
     # Digits: a fifth to test on, a tenth of the rest public.
     assert [len(part) for part in parts] == [1295, 359, 143]
     images = [image.tobytes() for part in parts for image in part.images]
@@ -610,10 +610,10 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
 
 def test_a_training_arm_is_a_defence_and_no_strategy():
     prepared = run_setup.prepare(tiny())
-    arm = parse_training_arm("keylock+norm-clipping=4", prepared.sites, {})
+    arm = parse_training_arm("keylock+norm-clipping=4", prepared.task.sites, {})
     assert arm.secret_strategy is None and arm.gated and arm.norm
     with pytest.raises(ValueError, match="drop '/'"):
-        parse_training_arm("none/", prepared.sites, {})
+        parse_training_arm("none/", prepared.task.sites, {})
 
 
 # --- the command line, and TensorBoard --------------------------------------------

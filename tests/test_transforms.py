@@ -39,6 +39,7 @@ from kljax.federated.clients import Batches, local_training, local_update, one_s
 from kljax.models.losses import cross_entropy
 from kljax.parallel import Layout
 from kljax.studies import leakage, run_folder, training
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.sweeps.legality import is_legal
 
@@ -360,7 +361,7 @@ def test_a_leak_of_a_gradient_refuses_what_acts_on_an_update():
         "'gaussian-noise=0.5.norm-clipping'.*upload='update'"
     )
     with pytest.raises(ValueError, match=message):
-        leakage.prepare(config)
+        build_study(config)
     with pytest.raises(ValueError, match=message):
         is_legal(tiny(arms=config.arms[1:]))
 
@@ -425,8 +426,8 @@ def test_gradients_of_the_run_are_attacked_where_an_arm_acts_on_them(folder):
     with pytest.raises(
         ValueError, match="norm-clipping@update=0.05' acts on the whole"
     ):
-        leakage.prepare(attacked(folder, RUN.arms[0], **gradient))
-    leakage.prepare(attacked(folder, RUN.arms[1], **gradient))
+        build_study(attacked(folder, RUN.arms[0], **gradient))
+    build_study(attacked(folder, RUN.arms[1], **gradient))
 
 
 def test_what_no_attacker_can_simulate_is_refused(folder, monkeypatch):
@@ -440,7 +441,7 @@ def test_what_no_attacker_can_simulate_is_refused(folder, monkeypatch):
     with pytest.raises(
         ValueError, match="half_gradient'.*cannot be simulated.*@update"
     ):
-        leakage.prepare(attacked(folder, RUN.arms[1]))
+        build_study(attacked(folder, RUN.arms[1]))
 
 
 # --- runs of before ------------------------------------------------------------------

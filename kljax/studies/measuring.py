@@ -62,10 +62,10 @@ def measuring_of(prepared: Prepared, name: str, setup: ArmRounds) -> Measuring:
 
 def _unit_gates(prepared: Prepared, name: str) -> Gates:
     """Makes the gates that change nothing, of all sites that the arm's network has."""
-    sites = prepared.sites
-    model = prepared.models[prepared.arms[name].norm]
+    sites = prepared.task.sites
+    model = prepared.task.models[prepared.arms[name].norm]
     try:
-        site_widths(model, sites.paths, prepared.train.shape)
+        site_widths(model, sites.paths, prepared.task.dataset.shape)
     except ValueError:
         return {}  # LeNet without a lock has no norm to gate
     return unit_gates(sites.paths, sites.widths)(None, None)
@@ -148,7 +148,7 @@ def evaluate_arm(
         ),
         initial_lock_weights=initial if jax.tree.leaves(initial) else None,
         mean_gates=mean_gates(prepared) if unit else None,
-        loss=prepared.loss,
+        loss=prepared.task.loss,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
     with agreed():

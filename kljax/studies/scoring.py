@@ -22,7 +22,7 @@ from kljax.core.inputs import InputSpec
 from kljax.data import Dataset, select
 from kljax.metrics import COLUMNS, Column
 from kljax.metrics.kinds import Kind, find_kind
-from kljax.studies.builder.victim_setup import Victims
+from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.row_columns import columns_of

@@ -181,7 +181,7 @@ def _train(
     on_round: Callable[[Row], Any],
 ) -> TrainResult:
     config = prepared.config
-    described = run_folder.describe(config, prepared.train.licence)
+    described = run_folder.describe(config, prepared.task.dataset.licence)
     rows: list[Row] = []
     with agreed():
         if folder is not None:
@@ -242,7 +242,7 @@ def _train_twin(
 def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
     if not (folder / "config.json").exists():
         files.write_json(folder / "config.json", described)
-    dataset = prepared.train
+    dataset = prepared.task.dataset
     with optional("partition.png"):
         figures.draw_partition(
             prepared.partition,

@@ -35,8 +35,8 @@ from kljax.attacks import Protocol, adam, presets
 from kljax.attacks.closed_form.transformer import VIT
 from kljax.metrics import relative_leakage, ssim
 from kljax.models import Dense, from_nnx
+from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
-from kljax.studies.leakage import declare
 from kljax.studies.sweeps.legality import is_legal
 from kljax.threat import IllegalThreat
 
@@ -265,11 +265,11 @@ def test_what_a_preset_needs_is_asked_for_when_it_is_made(name):
 def test_a_study_grants_what_its_attack_needs():
     config = LeakConfig(attack="gradinversion", arms=("none",))
     preset = presets.PRESETS["gradinversion"]
-    assert declare(config, "unit", preset).knowledge.stats == "visible"
+    assert declare_threat(config, "unit", preset).knowledge.stats == "visible"
     assert is_legal(config)
     blind = LeakConfig(attack="gradinversion", arms=("none",), threat=("stats=hidden",))
     with pytest.raises(IllegalThreat, match="'gradinversion' needs stats='visible'"):
-        declare(blind, "unit", preset)
+        declare_threat(blind, "unit", preset)
     assert not is_legal(blind)
 
 

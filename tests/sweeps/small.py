@@ -17,7 +17,7 @@ from studies import quick_compilation
 
 from kljax import metrics
 from kljax.parallel import Layout
-from kljax.studies import leakage
+from kljax.studies.builder.study import build_study
 from kljax.studies.store.manifest import open_study
 from kljax.studies.sweeps import expand, parse_sweep, running
 
@@ -95,16 +95,12 @@ def run(folder, sweep=None, *, part=PART, **options):
 def seed_1_raises(monkeypatch, error):
     """Makes every cell of seed 1 fail, until it is undone."""
 
-    def guard(function):
-        def prepare(*args):
-            if args[-1].seed == 1:
-                raise error
-            return function(*args)
+    def build(config, twin=None):
+        if config.seed == 1:
+            raise error
+        return build_study(config, twin)
 
-        return prepare
-
-    for name in ("prepare", "prepare_again"):
-        monkeypatch.setattr(leakage, name, guard(getattr(leakage, name)))
+    monkeypatch.setattr(running, "build_study", build)
 
 
 RUN = """

@@ -13,7 +13,7 @@ from studies import TINY
 
 from kljax.defences.arms import KINDS
 from kljax.parallel import Layout
-from kljax.studies import leakage
+from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
 from kljax.studies.sweeps import (
     cell_from_json,
@@ -181,15 +181,15 @@ def test_a_step_size_is_data_and_having_one_is_not():
 
 def program(cell):
     """Writes what is compiled for a cell, from its draws to its reconstruction."""
-    study = leakage.prepare(cell.config)
-    (job,) = study.jobs
+    study = build_study(cell.config)
+    (job,) = study.attacks
 
     def whole(source, dials, images, labels):
-        network = job.staged.draws[0](source)
-        held = job.staged.draws[1](source, network)
-        return job.fn(network, held, source, dials, images, labels)
+        network = job.client.draws[0](source)
+        held = job.client.draws[1](source, network)
+        return job.attack_one(network, held, source, dials, images, labels)
 
-    inputs = leakage.inputs_of(study.config, job, study.stage.victims)
+    inputs = job.inputs
     one = jax.tree.map(lambda x: x[0], inputs)
     # Functions inside are printed with their address.
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(whole)(*one)))

@@ -18,7 +18,7 @@ from studies import close, pretended, tiny
 from kljax import cli
 from kljax.parallel import Layout
 from kljax.studies import leakage, scoring, store
-from kljax.studies.builder import victim_setup
+from kljax.studies.builder.victims import choose_victims, load_victim_data
 from kljax.studies.config import LeakConfig
 from kljax.studies.store import images, layouts
 from kljax.studies.store.failures import command_of, read_failures, write_failure
@@ -118,8 +118,8 @@ def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
     assert set(store.finished_victims(study).values()) == {3}
     assert store.missing_cells(study) == []
     for cell in cells_of(study.manifest):
-        dataset = victim_setup.load_dataset(cell.config)
-        victims = victim_setup.choose_victims(cell.config, dataset)
+        dataset = load_victim_data(cell.config)
+        victims, _ = choose_victims(cell.config, dataset)
         mine = [row for row in study.rows.to_pylist() if row["cell"] == cell.id]
         arms = {row["arm"] for row in mine}
         assert len(arms) == 7
@@ -291,10 +291,10 @@ def test_what_is_finished_stays_when_another_cell_fails_on_a_second_try(
     kept = (pictures / f"{first.id}.npz").read_bytes()
     monkeypatch.undo()
 
-    def prepare(config):
+    def build(*args):
         raise RuntimeError("a worse day")
 
-    monkeypatch.setattr(leakage, "prepare", prepare)
+    monkeypatch.setattr(running, "build_study", build)
     report = run(folder, sweep, retry_failed=True)
     assert report.failed == (second.id,)
     assert parts(folder)["00-0000-00000.parquet"] == before

@@ -9,7 +9,8 @@ import small
 from studies import scored, study
 
 from kljax import cli
-from kljax.studies import leakage, store
+from kljax.studies import store
+from kljax.studies.builder.study import build_study
 from kljax.studies.reports import write_report
 from kljax.studies.sweeps import expand
 from kljax.studies.sweeps.cell import groups
@@ -44,14 +45,12 @@ def test_what_it_draws_follows_its_own_numbers():
             public["mark"], np.full_like(public["mark"], scale)
         )
     # So does a cell of a sweep that is run by the functions of another.
-    first = leakage.prepare(dataclasses.replace(result.config, arms=arms[:1]))
-    again = leakage.prepare_again(
-        first, dataclasses.replace(first.config, arms=arms[1:])
-    )
-    (job,) = again.jobs
-    source, *_ = leakage.inputs_of(again.config, job, again.stage.victims)
-    network = job.staged.draws[0](jax.tree.map(lambda x: x[0], source))
-    public, _ = job.staged.draws[1](jax.tree.map(lambda x: x[0], source), network)
+    first = build_study(dataclasses.replace(result.config, arms=arms[:1]))
+    again = build_study(dataclasses.replace(first.config, arms=arms[1:]), first)
+    (job,) = again.attacks
+    source, *_ = job.inputs
+    network = job.client.draws[0](jax.tree.map(lambda x: x[0], source))
+    public, _ = job.client.draws[1](jax.tree.map(lambda x: x[0], source), network)
     np.testing.assert_array_equal(public["mark"], [7, 7])
 
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kljax.attacks import insertions, objectives
-from kljax.attacks.attack import Attack, Objective
+from kljax.attacks.attack import Attack, Evolution, Objective
 from kljax.attacks.closed_form import imprint, rgap
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import (
@@ -15,6 +15,7 @@ from kljax.attacks.objectives import (
     mean_squared_l2,
     squared_l2,
 )
+from kljax.attacks.optimisers import cma_es
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.generative import ggl, grnn
 from kljax.attacks.presets.peeling import peeled_image
@@ -54,6 +55,8 @@ class Preset(NamedTuple):
       dials: options of `build`, numbers, that one compiled attack takes as data; others
         are part of the program.
       generator: whether it needs a trained one.
+      evolution: makes the optimiser that it has where none is named, if that tries
+        populations (`kljax.attacks.Evolution`).
     """
 
     build: Callable[..., Attack]
@@ -66,6 +69,7 @@ class Preset(NamedTuple):
     inputs: tuple[str, ...] | None = ("image",)
     dials: tuple[str, ...] = ()
     generator: bool = False
+    evolution: Callable[[], Evolution] | None = None
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -93,6 +97,7 @@ PRESETS: dict[str, Preset] = {
         anywhere(mean_squared_l2),
         dials=("divergence",),
         generator=True,
+        evolution=cma_es,
     ),
     "gradinversion": Preset(
         gradinversion,

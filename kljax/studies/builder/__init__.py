@@ -1,4 +1,5 @@
 """From a configuration to what it names: data, network, arms, victims, states of a run.
 
-Nothing here attacks or trains.
+`study` builds a study in one pass, `run_setup` a training; nothing here attacks or
+trains.
 """

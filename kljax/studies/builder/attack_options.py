@@ -27,7 +27,7 @@ def parse_options(
     Raises:
       ValueError: for what is no option of the attack, given twice, or of another type.
     """
-    defaults, found = _defaults(preset), {}
+    defaults, given = _defaults(preset), {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
@@ -38,10 +38,10 @@ def parse_options(
                 f"attack {attack!r} has no option {name!r}{nearest(name, defaults)}; "
                 f"it has {known}"
             )
-        if name in found:
+        if name in given:
             raise ValueError(f"attack option {name!r} is given twice")
-        found[name] = _converted(text, value, type(defaults[name]))
-    return found
+        given[name] = _converted(text, value, type(defaults[name]))
+    return given
 
 
 def split_options(

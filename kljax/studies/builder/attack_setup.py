@@ -31,7 +31,13 @@ class Dials(NamedTuple):
     generator: PyTree = ()  # weights of the attacker's generator
 
 
-def dials(config: LeakConfig, arm: Arm, preset: Preset, count: int) -> Dials:
+def make_dials(
+    config: LeakConfig,
+    arm: Arm,
+    preset: Preset,
+    generator: Generator | None,
+    count: int,
+) -> Dials:
     """Makes the dials of an arm, with a leading axis [N]."""
 
     def each(value: ArrayLike) -> np.ndarray:
@@ -39,12 +45,11 @@ def dials(config: LeakConfig, arm: Arm, preset: Preset, count: int) -> Dials:
         return np.broadcast_to(value, (count, *value.shape))
 
     given = parse_options(config.attack_options, config.attack, preset)
-    found = find_generator(config)
     return Dials(
         tuple(each(option) for option in arm.options),
         None if config.step_size is None else each(config.step_size),
         {name: each(value) for name, value in split_options(given, preset)[1].items()},
-        () if found is None else jax.tree.map(each, found.weights),
+        () if generator is None else jax.tree.map(each, generator.weights),
     )
 
 

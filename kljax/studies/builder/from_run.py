@@ -1,30 +1,17 @@
-"""Captured states: a client of a training, at a round whose states were kept.
+"""What a study of a run settles: model, data, arms and sizes are the run's.
 
-A run of ``kljax train`` keeps the states before the rounds it is told to. Here such a
-state becomes the task of a leakage study: the network, the defence and the loss of
-the run, what the server held, and what the client under attack held.
+`kljax.studies.builder.run_client` reads the states that are attacked.
 """
 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from kljax import data
-from kljax.attacks import Protocol
-from kljax.core.drawing import draw_jointly
 from kljax.core.registry import own_functions
-from kljax.core.types import LockWeights, Model, Public, Rng, Stats
 from kljax.defences.arms import KINDS
-from kljax.federated import checkpoints
-from kljax.federated.algorithms import proximal
-from kljax.federated.clients import ClientState, local_training
-from kljax.federated.server import ServerState
 from kljax.studies import run_folder
 from kljax.studies.builder import run_setup
 from kljax.studies.builder.run_setup import Prepared
@@ -52,33 +39,6 @@ SETTLED = (
 STRATEGIES = ("known", "regress_gates", "fixed_random")
 
 
-class CapturedArm(NamedTuple):
-    """One arm of a run at one round, as its server and one client see it."""
-
-    model: Model
-    public: Public  # what the server sends
-    stats: Stats
-    client: ClientState  # of the client under attack
-    initial_lock_weights: LockWeights  # of round 0: the server drew them
-
-
-class Captured(NamedTuple):
-    """A run at one round, and one of its clients.
-
-    Attributes:
-      config: of the study, settled.
-      prepared: what all arms share.
-      own: [n] indices of the client's examples in ``prepared.train``.
-      protocol: how the client trains in this round; None where its upload is one
-        gradient.
-    """
-
-    config: LeakConfig
-    prepared: Prepared
-    own: np.ndarray
-    protocol: Protocol | None
-
-
 def settle(config: LeakConfig) -> LeakConfig:
     """Fills in what follows from the run; without one, how weights are drawn.
 
@@ -99,7 +59,7 @@ def settle(config: LeakConfig) -> LeakConfig:
             f"earlier={config.earlier}: a client of a run has sent what it has sent, "
             "and the run has no record of it; leave it out"
         )
-    run = _read(config)
+    run = read_run(config)
     changes = {name: _settle_field(config, run, name) for name in SETTLED}
     if config.split not in (None, run.train_split):
         raise _contradiction(config, "split", run.train_split)
@@ -112,78 +72,13 @@ def settle(config: LeakConfig) -> LeakConfig:
     config = dataclasses.replace(config, **changes)
     if config.upload == "gradient":
         return config
-    prepared = _prepared(config, run)
+    prepared = prepare_run(config, run)
     return dataclasses.replace(
-        config, **_sizes(config, run, len(_own(config, prepared)))
+        config, **_sizes(config, run, len(own_examples(config, prepared)))
     )
 
 
-def capture(config: LeakConfig) -> Captured:
-    """Prepares the run and the client of a settled study.
-
-    Raises:
-      ValueError: for a client that the run does not have, or one with too few
-        examples.
-    """
-    run = _read(config)
-    prepared = _prepared(config, run)
-    own = _own(config, prepared)
-    needed = config.victims * config.examples
-    if needed > len(own):
-        raise ValueError(
-            f"{config.victims} victims of {config.examples} examples each are "
-            f"{needed}, and client {config.client} has {len(own)}: take fewer victims, "
-            "or smaller ones"
-        )
-    return Captured(config, prepared, own, _protocol(config, run))
-
-
-def capture_arm(captured: Captured, name: str) -> CapturedArm:
-    """Reads the states of an arm, named as in the run.
-
-    Raises:
-      ValueError: if the round was not kept; those that were are listed.
-    """
-    config, prepared = captured.config, captured.prepared
-    folder = Path(config.from_run) / name
-    kept = checkpoints.saved(folder)
-    if config.round not in kept:
-        raise ValueError(
-            f"the state before round {config.round} of arm {name!r} in run "
-            f"{config.from_run!r} was not kept; kept are "
-            f"{', '.join(map(str, kept)) or 'none'} (keep_rounds of kljax train)"
-        )
-    made = run_setup.arm_rounds(prepared, name)
-    training = local_training(
-        made.model,
-        prepared.loss,
-        made.defence,
-        run_setup.local_optimiser(prepared.config),
-    )
-    rng = run_setup.random_keys(prepared.config).init
-
-    def first(rng: Rng) -> tuple[ServerState, ClientState]:
-        server = made.rounds.init(rng)
-        private = made.defence.init(rng, server.public.model)[1]
-        return server, training.init(server.public, private)
-
-    server, clients = jax.eval_shape(first, rng)
-    count = prepared.config.clients
-    clients = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), clients
-    )
-    server, clients = checkpoints.restore(folder, config.round, server, clients)
-    mine = jax.tree.map(lambda x: x[config.client], clients)
-    if config.client_optimiser == "fresh":
-        fresh = training.init(server.public, mine.private)
-        mine = mine._replace(optimiser=fresh.optimiser)
-    initial = jax.jit(draw_jointly(made.rounds.init_lock))(rng)
-    return CapturedArm(
-        made.model, server.public, server.stats, mine, jax.device_get(initial)
-    )
-
-
-def _prepared(config: LeakConfig, run: TrainConfig) -> Prepared:
+def prepare_run(config: LeakConfig, run: TrainConfig) -> Prepared:
     """Prepares the run of a study, unless it is the one that was prepared before.
 
     A study asks more than once, and every cell of a sweep does. What is the same is
@@ -192,7 +87,7 @@ def _prepared(config: LeakConfig, run: TrainConfig) -> Prepared:
     """
     folder = Path(config.from_run).resolve()
     written = (folder / "config.json").stat()
-    return _prepared_once(
+    return _prepare_once(
         run,
         (str(folder), written.st_mtime_ns, written.st_size),
         data.stamp(run.data, run.data_dir) if ":" not in run.data else (),
@@ -201,37 +96,22 @@ def _prepared(config: LeakConfig, run: TrainConfig) -> Prepared:
 
 
 @functools.lru_cache(maxsize=1)
-def _prepared_once(run: TrainConfig, *read_from) -> Prepared:
+def _prepare_once(run: TrainConfig, *read_from) -> Prepared:
     del read_from
     return run_setup.prepare(run)
 
 
-def _optimiser(config: LeakConfig, run: TrainConfig) -> optax.GradientTransformation:
-    """Makes the optimiser of the clients in the round under attack."""
-    found = run_setup.local_optimiser(run)
-    if isinstance(found, optax.GradientTransformation):
-        return found
-    return found(jnp.asarray(config.round, jnp.int32))
-
-
-def _protocol(config: LeakConfig, run: TrainConfig) -> Protocol | None:
-    if config.upload == "gradient":
-        return None
-    dropped = sum(config.round >= number for number in run.drops)
-    return Protocol(
-        _optimiser(config, run),
-        steps=config.local_steps,
-        batch=config.batch,
-        learning_rate=run.learning_rate * run.drop_factor**dropped,
-        penalty=proximal(run.proximal) if run.proximal else None,
-    )
-
-
-def _read(config: LeakConfig) -> TrainConfig:
+def read_run(config: LeakConfig) -> TrainConfig:
+    """Reads the configuration of the run that a study names."""
     return run_folder.read_config(Path(config.from_run))
 
 
-def _own(config: LeakConfig, prepared: Prepared) -> np.ndarray:
+def own_examples(config: LeakConfig, prepared: Prepared) -> np.ndarray:
+    """Finds the examples [n] of the client under attack, in the run's dataset.
+
+    Raises:
+      ValueError: for a client that the run does not have, or one that attacks.
+    """
     count = len(prepared.partition)
     if config.client >= count:
         raise ValueError(

@@ -29,36 +29,37 @@ def find_generator(config: LeakConfig) -> Generator | None:
             path = decoders.FOLDER / f"{name}.npz"
         return _read(path.resolve(), path.stat().st_mtime_ns)
     known = dict.fromkeys(decoders.list_decoders())
-    made = call_named("generator", name, resolve("generator", name, known))
-    if not isinstance(made, Generator):
+    generator = call_named("generator", name, resolve("generator", name, known))
+    if not isinstance(generator, Generator):
         raise ValueError(
-            f"generator {name!r} gave {type(made).__name__}, expected a "
+            f"generator {name!r} gave {type(generator).__name__}, expected a "
             "kljax.core.generator.Generator"
         )
-    check_generator(made, name)
-    return made
+    check_generator(generator, name)
+    return generator
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, changed: int) -> Generator:
     """Reads a decoder; a sweep asks for the same one in every cell."""
     del changed  # part of the cache's index
-    made = decoders.read_decoder(path)
-    check_generator(made, str(path))
-    return made
+    generator = decoders.read_decoder(path)
+    check_generator(generator, str(path))
+    return generator
 
 
-def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray | None:
+def private_rows(
+    config: LeakConfig, dataset: data.Dataset, generator: Generator | None
+) -> np.ndarray | None:
     """Tells which examples of a dataset can be victims, [n] bool; None for all.
 
-    They are those that the study's generator was not trained on. Of a generator of your
-    own that does not say, they are all.
+    They are those that `generator`, the study's, was not trained on. Of a generator of
+    your own that does not say, they are all.
 
     Raises:
       ValueError: if it cannot be told: for a slice of the split, or another version of
         the dataset, that the generator was trained on.
     """
-    generator = find_generator(config)
     origin = None if generator is None else generator.origin
     if origin is None or _base(config.data) != _base(origin.dataset):
         return None
@@ -77,18 +78,6 @@ def private_rows(config: LeakConfig, dataset: data.Dataset) -> np.ndarray | None
             "that split, or one that has nothing of it"
         )
     return ~origin.public[positions]
-
-
-def private_order(
-    config: LeakConfig, dataset: data.Dataset, count: int | None = None
-) -> np.ndarray:
-    """Draws the first `count`, or all, of the examples that can be victims, [n]."""
-    private = private_rows(config, dataset)
-    if private is None:
-        count = len(dataset) if count is None else count
-        return data.select(dataset, count, config.seed)
-    order = data.select(dataset, len(dataset), config.seed)
-    return order[private[order]][:count]
 
 
 def _base(name: str) -> str:

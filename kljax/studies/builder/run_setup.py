@@ -16,11 +16,11 @@ from kljax import data
 from kljax.core.drawing import draw_jointly
 from kljax.core.randomness import derive_rng
 from kljax.core.registry import call_named, check_callable, resolve
-from kljax.core.types import Gates, Loss, Model, Rng
+from kljax.core.types import Gates, Model, Rng
 from kljax.data.augmentation import AUGMENTATIONS
 from kljax.data.triggers import make_trigger
 from kljax.defences import Defence, arms, keylock
-from kljax.defences.arms import Arm, Sites
+from kljax.defences.arms import Arm
 from kljax.federated.aggregation import Aggregator, make_aggregator
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
@@ -28,8 +28,8 @@ from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
-from kljax.models import FEDKL_STATISTICS, losses, normalised
-from kljax.studies.builder import task
+from kljax.models import FEDKL_STATISTICS, normalised
+from kljax.studies.builder.task import LearningTask, build_task, check_norm, load_split
 from kljax.studies.config import TrainConfig, default
 
 
@@ -37,15 +37,12 @@ class Prepared(NamedTuple):
     """What all arms of a run share."""
 
     config: TrainConfig
-    train: data.Dataset  # the examples of all clients
+    task: LearningTask  # of the examples of all clients
     test: data.Dataset
     public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
-    partition: data.Partition  # of each client: indices into `train`
+    partition: data.Partition  # of each client: indices into the task's dataset
     steps: int  # T: local steps of the largest client; others are padded
-    sites: Sites
-    models: dict[bool, Model]  # without and with the norm layers of a lock
     arms: dict[str, Arm]
-    loss: Loss
     aggregator: Aggregator
     attack: Attack | None  # what clients that are not honest aim at
     roles: dict[int, Role]  # of those clients
@@ -73,14 +70,14 @@ def prepare(config: TrainConfig) -> Prepared:
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
-    train, test, public = task.load_split(config)
+    train, test, public = load_split(config)
     for option in ("normalise", "roles"):  # a trigger needs roles
         if getattr(config, option) != default(TrainConfig, option):
             _check_images(config, option, train)
     labels = train.labels[np.arange(len(train))]
     partition = data.partition(config.partition, labels, config.clients, config.seed)
     steps = max(local_steps(config, len(own)) for own in partition)
-    network = task.find_network(config)
+    task = build_task(config, train)
     statistics = resolve(
         "normalisation", config.normalise, {"none": None, **FEDKL_STATISTICS}
     )
@@ -89,32 +86,27 @@ def prepare(config: TrainConfig) -> Prepared:
             f"normalisation {config.normalise!r} is no tuple (mean, std), but "
             f"{type(statistics).__name__}"
         )
-    models = {}
-    for norm in (False, True):
-        model = task.make_model(config, network, train, norm=norm)
-        models[norm] = normalised(model, *statistics) if statistics else model
-    task.check_classes(config, models[False], train)
-    sites = task.find_sites(config, network, train)
-    made: dict[str, Defence] = {}
-    parsed = {text: arms.parse_training_arm(text, sites, made) for text in config.arms}
+    if statistics is not None:
+        models = {n: normalised(m, *statistics) for n, m in task.models.items()}
+        task = task._replace(models=models)
+    defences: dict[str, Defence] = {}
+    parsed = {
+        text: arms.parse_training_arm(text, task.sites, defences)
+        for text in config.arms
+    }
     for arm in parsed.values():
-        task.check_norm(config, network, arm)
-    loss = resolve("loss", config.loss, losses.LOSSES)
-    check_callable("loss", config.loss, loss)
+        check_norm(config, task.network, arm)
     aggregator = _find_aggregator(config)
     attack = _find_attack(config, train, test)
     roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
     prepared = Prepared(
         config,
-        train,
+        task,
         test,
         public,
         partition,
         steps,
-        sites,
-        models,
         parsed,
-        loss,
         aggregator,
         attack,
         roles,
@@ -175,7 +167,7 @@ def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
       ValueError: for an unknown optimiser or augmentation.
     """
     arm = prepared.arms[name]
-    model = prepared.models[arm.norm]
+    model = prepared.task.models[arm.norm]
     return ArmRounds(model, arm.defence, _rounds(prepared, model, arm.defence))
 
 
@@ -183,7 +175,7 @@ def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
     config = prepared.config
     return fedavg(
         model,
-        prepared.loss,
+        prepared.task.loss,
         local_optimiser(config),
         defence=defence,
         local=local_options(prepared),
@@ -208,7 +200,7 @@ def local_options(prepared: Prepared) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown augmentation.
     """
-    config, lock = prepared.config, prepared.sites.lock
+    config, lock = prepared.config, prepared.task.sites.lock
     augment = resolve("augmentation", config.augment, AUGMENTATIONS)
     if augment is not None:
         check_callable("augmentation", config.augment, augment)
@@ -239,9 +231,9 @@ def mean_gates(prepared: Prepared) -> Gates:
     Those are the gates of the constant private key 0.5, the mean of all keys, through
     the lock weights that the server gives to everybody before the first round.
     """
-    config, lock = prepared.config, prepared.sites.lock
+    config, lock = prepared.config, prepared.task.sites.lock
     defence = keylock(lock)
-    rounds = _rounds(prepared, prepared.models[True], defence)
+    rounds = _rounds(prepared, prepared.task.models[True], defence)
     weights = jax.jit(draw_jointly(rounds.init_lock))(random_keys(config).init)
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 
@@ -317,7 +309,7 @@ def batches_of(prepared: Prepared, number: int) -> Fetch:
             for client in ids
         ]
         indices, valid = data.stacked(drawn, prepared.steps)
-        images, labels = data.fetch_batches(prepared.train, indices)
+        images, labels = data.fetch_batches(prepared.task.dataset, indices)
         counts = [len(prepared.partition[client]) for client in ids]
         return Batches(images, labels, valid), np.array(counts, np.float32)
 

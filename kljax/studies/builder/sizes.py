@@ -2,7 +2,7 @@
 
 Bounds from below, see `kljax.core.memory`: what must be there at one time, whatever the
 compiler makes of it. Letters: P bytes of a network's parameters, I bytes of a victim's
-images, L bytes of the weights of a lock.
+images, L bytes of the weights of a lock, T local steps of B of the n images.
 """
 
 import math
@@ -11,37 +11,45 @@ import jax
 import numpy as np
 import optax
 
+from kljax.attacks import Evolution
+from kljax.attacks.optimisers import make_optimiser
+from kljax.attacks.presets import Preset
+from kljax.core.generator import Generator
 from kljax.core.memory import check_fits, device_memory, machine_memory
 from kljax.core.types import Model, PyTree
 from kljax.defences.arms import Arm
 from kljax.parallel import Layout
 from kljax.studies.builder import run_setup
+from kljax.studies.builder.attack_options import parse_options
 from kljax.studies.builder.run_setup import Prepared
 from kljax.studies.config import LeakConfig
 
 
 def check_attack(
     config: LeakConfig,
+    preset: Preset,
+    generator: Generator | None,
     arm: Arm,
     model: Model,
     image_shape: tuple[int, ...],
-    *,
-    searched: bool,
     layout: Layout | None = None,
 ) -> None:
     """Refuses an attack on an arm that surely does not fit.
 
     A victim has its network, its lock and its images, P + L + I, but that all
-    victims of a run are one client, with one lock. Each restart of a
+    victims of a run are one client, with one lock; the batches of all T steps of
+    an update, T B / n I; and the weights of the attacker's generator. Each restart of a
     search has a candidate, its gradient and the gradient that it would upload,
-    2 I + P.
+    2 I + P, and on the way back through an update the parameters of every step, T P.
+    A population has I + P per candidate, and the state of its strategy.
 
     Args:
       config: the study.
-      arm: of it.
+      preset: the attack; a closed form has no restarts.
+      generator: that the attacker has.
+      arm: of the study.
       model: the arm's network.
       image_shape: [H, W, C] of one image.
-      searched: whether the attack has restarts; a closed form has none.
       layout: how victims are run; None for one at a time.
 
     Raises:
@@ -49,21 +57,33 @@ def check_attack(
     """
     params = jax.eval_shape(model.init, jax.random.key(0))
     held = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
-    images = 4 * config.examples * math.prod(image_shape)
-    network, lock = nbytes(params), nbytes(held)
+    image = 4 * math.prod(image_shape)
+    images, network, lock = config.examples * image, nbytes(params), nbytes(held)
     if config.from_run is not None:
         lock = 0  # there once, as it was when the run was trained
-    search = config.restarts * (2 * images + network) if searched else 0
+    steps = config.local_steps if config.upload == "update" else 0
+    restart, lower = 2 * images + network, "restarts"
+    weights = 0 if generator is None else nbytes(generator.weights)
+    evolution = _find_evolution(config, preset)
+    if evolution is not None:
+        restart = evolution.population * (images + network)
+        restart += _state_bytes(config, evolution, generator)
+        lower = "restarts, the optimiser's population or the generator's latents"
+    elif steps and _replays_steps(config, preset):
+        restart += steps * nbytes(params[0])
+        lower = "local_steps or restarts"
     parts = {
         "private_key_size or the number of sites": lock,
         "image_size, or take a smaller model": network,
         "image_size or examples": images,
-        "restarts": search,
+        "local_steps or batch": steps * (config.batch or 0) * image,
+        "the size of the generator": weights,
+        lower: config.restarts * restart if preset.objective is not None else 0,
     }
     _check_block(
         layout or Layout("loop"),
         config.victims,
-        network + lock + images + search,
+        sum(parts.values()),
         f"victims of arm {arm.name!r}",
         _largest(parts),
     )
@@ -74,6 +94,31 @@ def check_attack(
         f"the images of {config.victims} victims",
         "victims, examples or image_size",
     )
+
+
+def _find_evolution(config: LeakConfig, preset: Preset) -> Evolution | None:
+    """Finds what asks for populations, where the attack tries them."""
+    if config.optimiser is None:
+        return None if preset.evolution is None else preset.evolution()
+    optimiser = make_optimiser(config.optimiser, config.step_size)
+    return optimiser if isinstance(optimiser, Evolution) else None
+
+
+def _state_bytes(
+    config: LeakConfig, evolution: Evolution, generator: Generator | None
+) -> int:
+    """Counts what a strategy remembers of its generations, such as a covariance."""
+    if generator is None:
+        return 0  # nobody says here how long the vectors are
+    start = jax.ShapeDtypeStruct((config.examples * generator.latents,), np.float32)
+    return nbytes(jax.eval_shape(evolution.init, jax.random.key(0), start))
+
+
+def _replays_steps(config: LeakConfig, preset: Preset) -> bool:
+    """Tells whether a search goes back through every local step of a candidate."""
+    options = parse_options(config.attack_options, config.attack, preset)
+    # Others of fedavg-inversion's variants have fewer steps of their own.
+    return options.get("variant", "full") in ("full", "full_many")
 
 
 def check_training(prepared: Prepared) -> None:
@@ -87,16 +132,16 @@ def check_training(prepared: Prepared) -> None:
     """
     config, rng = prepared.config, jax.random.key(0)
     for name, arm in prepared.arms.items():
-        params, _ = jax.eval_shape(prepared.models[arm.norm].init, rng)
+        params, _ = jax.eval_shape(prepared.task.models[arm.norm].init, rng)
         _, private = jax.eval_shape(arm.defence.init, rng, params)
-        kept = nbytes(private)
+        state = nbytes(private)
         if not config.reset_optimiser:
-            kept += nbytes(
+            state += nbytes(
                 jax.eval_shape(_optimiser(prepared).init, (params, private.trainable))
             )
         rule, cohort = prepared.aggregator, run_setup.cohort_size(config)
         if rule.gathers:
-            model = prepared.models[arm.norm]
+            model = prepared.task.models[arm.norm]
             check_fits(
                 cohort * nbytes(jax.eval_shape(model.init, rng)),
                 f"the uploads of {cohort} clients, which {rule.name} has side by side,",
@@ -104,11 +149,11 @@ def check_training(prepared: Prepared) -> None:
                 device_memory(),
             )
         check_fits(
-            config.clients * kept,
+            config.clients * state,
             f"the states of {config.clients} clients of arm {name!r}",
             "clients, private_key_size or the number of sites",
         )
-    image = 4 * math.prod(prepared.train.shape)
+    image = 4 * math.prod(prepared.task.dataset.shape)
     check_fits(
         image * len(prepared.test), "the test images", "test_examples or image_size"
     )
@@ -148,9 +193,13 @@ def _largest(parts: dict[str, int]) -> str:
 
 
 def _optimiser(prepared: Prepared) -> optax.GradientTransformation:
-    found = run_setup.local_optimiser(prepared.config)
+    optimiser = run_setup.local_optimiser(prepared.config)
     # One whose learning rate drops is made for a round.
-    return found if isinstance(found, optax.GradientTransformation) else found(0)
+    return (
+        optimiser
+        if isinstance(optimiser, optax.GradientTransformation)
+        else optimiser(0)
+    )
 
 
 def nbytes(tree: PyTree) -> int:

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 
 from kljax import data
-from kljax.core.registry import call_named, resolve
-from kljax.core.types import Array, Model, Rng
+from kljax.core.registry import call_named, check_callable, resolve
+from kljax.core.types import Array, Loss, Model, Rng
 from kljax.defences.arms import Arm, Sites
 from kljax.defences.lock import ACTIVATIONS, key_lock
 from kljax.models import (
     NETWORKS,
     Network,
     from_nnx,
+    losses,
     redrawn,
     site_widths,
     uniform,
@@ -30,6 +31,24 @@ Config = LeakConfig | TrainConfig
 
 TEST_SHARE = 0.2  # held out of a dataset without splits
 PUBLIC = 1000  # examples that outsiders re-fit gates on: the most that a test wants
+
+
+class LearningTask(NamedTuple):
+    """What clients train, the same in every arm.
+
+    Attributes:
+      dataset: that clients have examples of.
+      network: as it is named, with the sites that the study locks.
+      models: by whether the norm layers of a lock are there.
+      loss: of training.
+      sites: where a lock sits, and the lock.
+    """
+
+    dataset: data.Dataset
+    network: Network
+    models: dict[bool, Model]
+    loss: Loss
+    sites: Sites
 
 
 class Split(NamedTuple):
@@ -138,29 +157,47 @@ def _shuffled(dataset: data.Dataset, indices: np.ndarray, seed: int) -> np.ndarr
     return order[np.isin(order, indices)]
 
 
+def build_task(config: Config, dataset: data.Dataset) -> LearningTask:
+    """Builds what clients train on a dataset.
+
+    Raises:
+      ValueError: for a model, sites or a loss that do not exist or do not fit.
+    """
+    network = find_network(config)
+    _check_inputs(config, network, dataset)
+    models = {
+        norm: make_model(config, network, dataset, norm=norm) for norm in (False, True)
+    }
+    _check_classes(config, models[False], dataset)
+    loss = resolve("loss", config.loss, losses.LOSSES)
+    check_callable("loss", config.loss, loss)
+    sites = _find_sites(config, network, models[True], dataset)
+    return LearningTask(dataset, network, models, loss, sites)
+
+
 def find_network(config: Config) -> Network:
     """Finds the network, with the sites that the study locks.
 
     Raises:
       ValueError: an unknown name, and for what cannot be called as a factory is.
     """
-    found = resolve("model", config.model, NETWORKS)
-    if not isinstance(found, Network):  # a user's factory
-        _check_factory(config.model, found)
-        found = Network(found, (), "fc", inputs=None)
-    single, every = found.sites, found.all_sites
+    network = resolve("model", config.model, NETWORKS)
+    if not isinstance(network, Network):  # a user's factory
+        _check_factory(config.model, network)
+        network = Network(network, (), "fc", inputs=None)
+    single, every = network.sites, network.all_sites
     named = {(): single, ("single",): single, ("all",): every}
-    return found._replace(sites=named.get(config.sites, config.sites))
+    return network._replace(sites=named.get(config.sites, config.sites))
 
 
-def _check_factory(name: str, found: Any) -> None:
+def _check_factory(name: str, factory: Any) -> None:
     wanted = "(num_classes, *, image_shape, rngs) -> flax.nnx.Module"
-    if not callable(found):
+    if not callable(factory):
         raise ValueError(
-            f"model {name!r} is {found!r}, expected a function or class {wanted}"
+            f"model {name!r} is {factory!r}, expected a function or class {wanted}"
         )
     try:
-        inspect.signature(found).bind(1, image_shape=(), rngs=None)
+        inspect.signature(factory).bind(1, image_shape=(), rngs=None)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"model {name!r} cannot be called as {wanted}: {error}"
@@ -173,10 +210,8 @@ def make_model(
     """Makes the network of an arm, with or without the norm layers of a lock.
 
     Raises:
-      ValueError: for a user's network that cannot be built, or is none; and for one
-        that takes another kind of input than the dataset holds.
+      ValueError: for a user's network that cannot be built, or is none.
     """
-    check_inputs(config, network, dataset)
     options: dict[str, Any] = {"image_shape": dataset.shape}
     sizes = dataset.inputs.sizes
     options |= {name: sizes[name] for name in sizes if network.accepts(name)}
@@ -199,7 +234,7 @@ def make_model(
     return model
 
 
-def check_inputs(config: Config, network: Network, dataset: data.Dataset) -> None:
+def _check_inputs(config: Config, network: Network, dataset: data.Dataset) -> None:
     """Refuses a network on inputs of a kind that it does not take."""
     kind = dataset.inputs.kind
     if network.inputs not in (None, kind):
@@ -211,7 +246,7 @@ def check_inputs(config: Config, network: Network, dataset: data.Dataset) -> Non
         )
 
 
-def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
+def _check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
     """Compares the logits of a network with the classes, without computing anything.
 
     Raises:
@@ -231,13 +266,14 @@ def check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
         )
 
 
-def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites:
+def _find_sites(
+    config: Config, network: Network, model: Model, dataset: data.Dataset
+) -> Sites:
     """Finds the layers to lock, and makes their lock.
 
     Raises:
       ValueError: for a site that the network has not.
     """
-    model = make_model(config, network, dataset, norm=True)
     widths = site_widths(model, network.sites, dataset.inputs)
     lock = key_lock(
         network.sites,
@@ -248,6 +284,23 @@ def find_sites(config: Config, network: Network, dataset: data.Dataset) -> Sites
         activation=ACTIVATIONS[config.lock_activation],
     )
     return Sites(network.sites, widths, lock)
+
+
+def find_classifier(config: LeakConfig, task: LearningTask) -> str:
+    """Finds the layer from which labels are read.
+
+    Raises:
+      ValueError: for a layer that the network has not, or that has no kernel.
+    """
+    path = config.classifier or task.network.classifier
+    params, _ = jax.eval_shape(task.models[False].init, jax.random.key(0))
+    if f"{path}/kernel" not in params:
+        layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
+        raise ValueError(
+            f"classifier {path!r} is no layer with a kernel of {config.model!r}; "
+            f"those are {', '.join(layers)}"
+        )
+    return path
 
 
 def check_norm(config: Config, network: Network, arm: Arm) -> None:

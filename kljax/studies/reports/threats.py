@@ -8,8 +8,8 @@ from typing import Any
 from kljax.attacks.presets import PRESETS, of_user
 from kljax.defences.arms import read_strategies
 from kljax.metrics.kinds import KINDS
+from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
-from kljax.studies.leakage import declare
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 
@@ -107,7 +107,7 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
     about_lock, about_release = read_strategies(config.arms[0])
-    declared = declare(config, about_lock or "unit", preset)
+    declared = declare_threat(config, about_lock or "unit", preset)
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}

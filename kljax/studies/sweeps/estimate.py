@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from kljax.parallel import Layout, block_memory, fastest_layout, map_victims
-from kljax.studies import leakage
-from kljax.studies.leakage import inputs_of
+from kljax.studies.builder.study import build_study
 from kljax.studies.store.manifest import Group, plan
 
 SECONDS = 60.0  # what a probe may take
@@ -88,12 +87,12 @@ def _probe(group: Group, layout: Layout) -> _Probed:
     devices = jax.local_device_count() if layout.spread else 1
     # One block of real victims, as many as there are.
     count = min(config.victims, layout.chunk * devices)
-    study = leakage.prepare(dataclasses.replace(config, steps=steps, victims=count))
-    (job,) = study.jobs
-    inputs = inputs_of(study.config, job, study.stage.victims)
+    study = build_study(dataclasses.replace(config, steps=steps, victims=count))
+    (attack,) = study.attacks
+    one, draws, inputs = attack.attack_one, attack.client.draws, attack.inputs
     with jax.default_matmul_precision(config.precision):
-        memory, spent = block_memory(job.fn, layout, inputs, draws=job.staged.draws)
-        run = map_victims(job.fn, layout, draws=job.staged.draws, full=True)
+        memory, spent = block_memory(one, layout, inputs, draws=draws)
+        run = map_victims(one, layout, draws=draws, full=True)
         attacked, first = run(*inputs)
         _, again = run(*inputs)
     # A block is full, however few there are.
@@ -104,6 +103,6 @@ def _probe(group: Group, layout: Layout) -> _Probed:
         0.0 if searches else each,
         each / (steps * config.restarts) if searches else 0.0,
         spent.compile_s + first.compile_s,
-        1 + len(job.staged.draws),
+        1 + len(draws),
         memory * devices,
     )

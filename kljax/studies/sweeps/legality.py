@@ -16,8 +16,8 @@ from kljax.defences import arms
 from kljax.defences.arms import Arm, Sites
 from kljax.defences.lock import key_lock
 from kljax.models import NETWORKS, losses
-from kljax.studies import leakage
 from kljax.studies.builder import task
+from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat
 
@@ -32,7 +32,7 @@ def is_legal(config: LeakConfig) -> bool:
     _check_names(config)
     try:
         strategy = _arm(config).secret_strategy
-        leakage.declare(config, strategy, find_preset(config.attack))
+        declare_threat(config, strategy, find_preset(config.attack))
     except IllegalThreat:
         return False
     return True

@@ -23,9 +23,10 @@ from kljax.core.types import PyTree
 from kljax.data import Dataset
 from kljax.parallel import Layout, Timing, block_memory, fastest_layout, map_victims
 from kljax.parallel.processes import ALONE, Place
-from kljax.studies import leakage, scoring
-from kljax.studies.builder.victim_setup import Victims
-from kljax.studies.leakage import ArmResult, Attacked, Job, LeakResult, Prepared
+from kljax.studies import scoring
+from kljax.studies.builder.one_victim import Attacked
+from kljax.studies.builder.study import ArmAttack, Study, build_study
+from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.row_columns import own_columns
 from kljax.studies.scoring import Floors, Row
 from kljax.studies.store import images
@@ -215,16 +216,16 @@ class _Runner:
     ):
         self._folder, self._group, self._floors = folder, group, floors
         self._most, self._memory = layout, memory
-        self._first: Prepared | None = None  # whose functions all cells share
+        self._first: Study | None = None  # whose functions all cells share
         self._layout: Layout | None = None
-        self._prepared: dict[str, Prepared] = {}
+        self._studies: dict[str, Study] = {}
 
     def run(self, chunk: Chunk, failed: Iterable[str]) -> _Done:
         """Runs a chunk; a cell that raises does not stop the others."""
         failed, new = set(failed), {}
         sound: list[Piece] = []
         here = {piece.cell.id for piece in chunk.pieces}
-        self._prepared = {c: p for c, p in self._prepared.items() if c in here}
+        self._studies = {c: p for c, p in self._studies.items() if c in here}
         for piece in chunk.pieces:
             if piece.cell.id in failed or piece.cell.id in new:
                 continue
@@ -265,42 +266,45 @@ class _Runner:
         )
 
     def _prepare(self, cell: Cell) -> None:
-        if cell.id in self._prepared:
+        if cell.id in self._studies:
             return
-        if self._first is None:
-            self._first = prepared = leakage.prepare(cell.config)
-        else:
-            prepared = leakage.prepare_again(self._first, cell.config)
-        self._prepared[cell.id] = prepared
+        study = build_study(cell.config, self._first)
+        self._first = self._first or study
+        self._studies[cell.id] = study
 
     def _attack(self, pieces: list[Piece]) -> tuple[list[LeakResult], Timing]:
         """Attacks the victims of several pieces in one call."""
         if not pieces:
             return [], Timing(0.0, 0.0, 0)
-        asked = []
-        for piece in pieces:
-            config, stage, (job,) = self._prepared[piece.cell.id]
-            victims = _some(stage.victims, piece)
-            asked.append((config, stage, job, victims))
-        inputs = _joined([leakage.inputs_of(c, j, v) for c, _, j, v in asked])
-        config, (job,) = asked[0][0], self._first.jobs
-        with jax.default_matmul_precision(config.precision):
+        studies = [self._studies[piece.cell.id] for piece in pieces]
+        inputs = _joined(
+            [
+                _some(study.attacks[0].inputs, piece)
+                for study, piece in zip(studies, pieces, strict=True)
+            ]
+        )
+        (first,) = self._first.attacks
+        with jax.default_matmul_precision(self._first.config.precision):
             fitted = Timing(0.0, 0.0, 0)
             if self._layout is None:
-                self._layout, fitted = self._lay_out(job, inputs)
-            run = map_victims(job.fn, self._layout, draws=job.staged.draws, full=True)
+                self._layout, fitted = self._lay_out(first, inputs)
+            draws = first.client.draws
+            run = map_victims(first.attack_one, self._layout, draws=draws, full=True)
             attacked, timing = run(*inputs)
         timing = _sum([fitted, timing])
         results, start = [], 0
-        for config, stage, job, victims in asked:
+        for study, piece in zip(studies, pieces, strict=True):
+            victims, (attack,) = _some(study.victims, piece), study.attacks
             end = start + len(victims.labels)
             own: Attacked = jax.tree.map(lambda x, a=start, b=end: x[a:b], attacked)
             start = end
-            arm = ArmResult(job.staged.arm, job.threat, own, timing)
-            results.append(LeakResult(config, stage.dataset, victims, [arm]))
+            arm = ArmResult(attack.arm, attack.setting.threat, own, timing)
+            results.append(LeakResult(study.config, study.task.dataset, victims, [arm]))
         return results, timing
 
-    def _lay_out(self, job: Job, inputs: tuple[PyTree, ...]) -> tuple[Layout, Timing]:
+    def _lay_out(
+        self, attack: ArmAttack, inputs: tuple[PyTree, ...]
+    ) -> tuple[Layout, Timing]:
         """Reads how this group was laid out when it began, or fits it to the memory."""
         there = read_layout(self._folder, self._group.name)
         if there is not None:
@@ -312,7 +316,9 @@ class _Runner:
         budget = memory_budget() if self._memory is None else self._memory
         layout, spent = dataclasses.replace(most, chunk=chunk), []
         while True:
-            taken, timing = block_memory(job.fn, layout, inputs, draws=job.staged.draws)
+            taken, timing = block_memory(
+                attack.attack_one, layout, inputs, draws=attack.client.draws
+            )
             spent.append(timing)
             needed = devices * taken
             if needed <= budget:
@@ -379,8 +385,9 @@ def _images(piece: Piece, result: LeakResult) -> images.Images:
     return images.Images(piece.first, matched, victims.images, first)
 
 
-def _some(victims: Victims, piece: Piece) -> Victims:
-    return jax.tree.map(lambda part: part[piece.first : piece.end], victims)
+def _some(tree: PyTree, piece: Piece) -> PyTree:
+    """Takes the victims of a piece."""
+    return jax.tree.map(lambda part: part[piece.first : piece.end], tree)
 
 
 def _joined(inputs: list[tuple[PyTree, ...]]) -> tuple[PyTree, ...]:

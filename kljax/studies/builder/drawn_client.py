@@ -1,0 +1,183 @@
+"""The client of an arm: what it and its server have, and what it uploads.
+
+Networks, private keys and lock weights are drawn afresh for each victim, here, or are
+those of a run of `kljax train` (`kljax.studies.builder.run_client`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax import threat
+from kljax.core.drawing import draw_jointly
+from kljax.core.randomness import derive_rng
+from kljax.core.types import Array, Model, Params, Public, PyTree, Rng, Stats
+from kljax.defences import as_given, everything
+from kljax.defences.arms import Arm
+from kljax.defences.catalogue import find_kind
+from kljax.defences.defence import no_parts
+from kljax.federated import clients
+from kljax.studies.builder.task import LearningTask
+from kljax.studies.builder.victims import Victims
+from kljax.studies.config import LeakConfig
+
+# What the random key of a study is for.
+PURPOSES = ("weights", "defence", "step", "attack")
+
+
+class Source(NamedTuple):
+    """What everything random of a victim is drawn from."""
+
+    index: Array  # [] position of its first example in the dataset
+    rng_data: Array  # [2] uint32 of the random key of the study
+    survey: PyTree = ()  # what a malicious server measured on public images
+    options: tuple[Array, ...] = ()  # of the arm, where its defence draws by them
+
+
+class Client(NamedTuple):
+    """The client of an arm.
+
+    Attributes:
+      upload: ``(rng, Defence, network, held, images [B, H, W, C], labels [B],
+        before=()) -> Update`` of one victim, where network is (params, stats), held
+        what it has beside it, and before the images and labels of earlier uploads, see
+        `Victims`.
+      draws: functions that draw network and held for each `Source`, see `map_victims`;
+        () where they are the same for all victims.
+      same: network and held, where they are the same.
+    """
+
+    upload: Callable[..., threat.Update]
+    draws: tuple[Callable[..., PyTree], ...] = ()
+    same: tuple[PyTree, ...] = ()
+
+
+def make_sources(
+    config: LeakConfig,
+    victims: Victims,
+    survey: PyTree = (),
+    options: tuple[float, ...] = (),
+) -> Source:
+    """Makes the sources of victims, with a leading axis [N]."""
+    options = tuple(np.float32(value) for value in options)
+    indices = victims.indices[:, 0]
+    rng_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+    same = jax.tree.map(
+        lambda x: np.broadcast_to(x, (len(indices), *np.shape(x))),
+        (rng_data, survey, options),
+    )
+    return Source(indices, *same)
+
+
+def draw_rng(source: Source, purpose: str) -> Rng:
+    """Derives a victim's random key for one of `PURPOSES`."""
+    rng = derive_rng(jax.random.wrap_key_data(source.rng_data), PURPOSES, purpose)
+    return jax.random.fold_in(rng, source.index)
+
+
+def make_upload(
+    learning: LearningTask, model: Model, *, train: bool
+) -> Callable[..., threat.Update]:
+    """Makes what a client does whose network and defence are drawn, see `Client`."""
+    classes, loss = learning.dataset.num_classes, learning.loss
+
+    def upload(rng, defence, network, held, images, labels, before=()):
+        (params, stats), (public, private) = network, held
+        step = clients.one_step(model, loss, defence, train=train)
+        if before:
+            earlier, labels_before = before
+            targets = jax.nn.one_hot(labels_before, classes)
+            step = clients.recorded(step, earlier, targets)
+        targets = jax.nn.one_hot(labels, classes)
+        return step(rng, Public(params, public), stats, private, images, targets)
+
+    return upload
+
+
+def draw_network(
+    config: LeakConfig, modified: Callable[[PyTree], Model]
+) -> Callable[[Source], PyTree]:
+    """Makes ``Source -> (params, stats)``.
+
+    Args:
+      config: says whether all victims have the same weights.
+      modified: gives the network for what a malicious server measured; that is data:
+        studies of other seeds share the compilation.
+    """
+
+    def draw(source: Source) -> PyTree:
+        if config.weights == "shared":
+            source = source._replace(index=jnp.zeros_like(source.index))
+        model = modified(source.survey)
+        return draw_jointly(model.init)(draw_rng(source, "weights"))
+
+    return draw
+
+
+def draw_defence(arm: Arm) -> Callable[..., PyTree]:
+    """Makes ``(Source, (params, stats)) -> (public, Private)``."""
+
+    def draw(source: Source, network: tuple[Params, Stats]) -> PyTree:
+        defence = arm.make(source.options) if source.options else arm.defence
+        return draw_jointly(defence.init)(draw_rng(source, "defence"), network[0])
+
+    return draw
+
+
+def drawing_part(arm: Arm) -> str:
+    """Names what the draws of an arm's defence depend on; other arms may share it."""
+    # Only the first part of a combination has parts of its own to draw.
+    return arm.skeleton if options_of_draws(arm) else _first_part(arm)
+
+
+def options_of_draws(arm: Arm) -> tuple[float, ...]:
+    """Gives the numbers of an arm, if its own parts may be drawn by them; else ()."""
+    name = _first_part(arm).partition("@")[0]
+    by_options = arm.defence.init is not no_parts and find_kind(name).options
+    return arm.options if by_options else ()
+
+
+def _first_part(arm: Arm) -> str:
+    return arm.skeleton.partition("+")[0]
+
+
+def check_client(
+    config: LeakConfig, kind: str, arm: Arm, client: Client, inputs: tuple[PyTree, ...]
+) -> None:
+    """Refuses a defence that fails on the kind of input that its client trains on.
+
+    The client is traced, and nothing is computed. Defences that neither replace inputs
+    nor hide entries look at no input, and cost nothing here.
+
+    Args:
+      config: the study.
+      kind: of input.
+      arm: of the client.
+      client: of the arm.
+      inputs: of the function of one victim, see `kljax.studies.builder.study`.
+
+    Raises:
+      ValueError: with the arm, the kind of input, and what the defence raises.
+    """
+    defence = arm.defence
+    if defence.inputs is as_given and defence.visible is everything:
+        return
+
+    def upload(source: Source, images: Array, labels: Array, *before) -> threat.Update:
+        parts = list(client.same)
+        for draw in client.draws:
+            parts.append(draw(source, *parts))
+        rng = draw_rng(source, "step")
+        return client.upload(rng, defence, *parts, images, labels, *before)
+
+    source, _, *private = inputs[len(client.same) :]
+    try:
+        jax.eval_shape(upload, *jax.tree.map(lambda x: x[0], (source, *private)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"arm {arm.name!r} fails on inputs of kind {kind}, which dataset "
+            f"{config.data!r} holds: {error}"
+        ) from error

@@ -1,0 +1,85 @@
+"""One victim: from its upload, through the boundary, to its reconstruction."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kljax import threat
+from kljax.attacks import Reconstruction, Setting
+from kljax.attacks.presets import Preset
+from kljax.core.types import Array, Params, PyTree, Stats
+from kljax.defences.arms import Arm, Sites
+from kljax.studies.builder.attack_setup import Dials, build_attack
+from kljax.studies.builder.attacker import assume_defence, understood
+from kljax.studies.builder.drawn_client import Client, Source, draw_rng
+from kljax.studies.config import LeakConfig
+from kljax.studies.diagnosis import diagnose
+from kljax.studies.row_columns import check_numbers
+
+
+class Attacked(NamedTuple):
+    """What the compiled function says of one victim."""
+
+    reconstruction: Reconstruction
+    loss_at_truth: Array  # [], see `kljax.studies.diagnosis.Diagnosis`
+    loss_scale: Array  # []
+    live_channels: Array  # []
+    feature_error: Array  # []
+    replay_is_exact: Array  # [] bool
+    label_rule_holds: Array  # []
+    visible_share: Array  # []
+    # [B, H, W, C] trained on in place of the private images; None for those themselves
+    substitute: Array | None = None
+
+
+def make_attack_on_one(
+    config: LeakConfig,
+    preset: Preset,
+    arm: Arm,
+    sites: Sites,
+    setting: Setting,
+    client: Client,
+) -> Callable[..., Attacked]:
+    """Makes the function of one victim of an arm.
+
+    Args:
+      config: the study.
+      preset: the attack.
+      arm: of any numbers: those of a victim are data.
+      sites: of a lock.
+      setting: of the attack on this arm.
+      client: of this arm.
+
+    Returns:
+      ``(network, held, Source, Dials, images, labels, before=()) -> Attacked``.
+    """
+
+    def attack_one(
+        network: tuple[Params, Stats],
+        held: PyTree,
+        source: Source,
+        dials: Dials,
+        images: Array,
+        labels: Array,
+        before: tuple[Array, ...] = (),
+    ) -> Attacked:
+        # Options are data: the defence is made of this victim's.
+        defence = arm.make(dials.options)
+        attacker = setting.attacker
+        if attacker.generator is not None:
+            generator = attacker.generator._replace(weights=dials.generator)
+            attacker = attacker._replace(generator=generator)
+        own_setting = setting._replace(
+            defence=assume_defence(arm, defence, sites), attacker=attacker
+        )
+        attack = build_attack(config, own_setting, preset, dials)
+        update = client.upload(
+            draw_rng(source, "step"), defence, network, held, images, labels, before
+        )
+        view = understood(arm, defence, threat.observe(setting.threat, update))
+        reconstruction = attack(draw_rng(source, "attack"), view)
+        check_numbers(config, reconstruction.numbers)
+        # Of all that is true; no attacker sees it.
+        diagnosis = diagnose(own_setting, preset, update, view)
+        return Attacked(reconstruction, *diagnosis, update.substitute)
+
+    return attack_one

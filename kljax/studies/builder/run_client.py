@@ -1,0 +1,240 @@
+"""A client of a training, at a round whose states were kept.
+
+A run of ``kljax train`` keeps the states before the rounds it is told to: the network,
+what the server held, and what the client under attack held.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kljax import data, threat
+from kljax.attacks import Protocol
+from kljax.core.drawing import draw_jointly
+from kljax.core.generator import Generator
+from kljax.core.types import LockWeights, Model, Params, Public, Rng, Stats
+from kljax.defences.arms import Arm
+from kljax.federated import checkpoints, clients
+from kljax.federated.algorithms import proximal
+from kljax.federated.clients import ClientState, local_training
+from kljax.federated.server import ServerState
+from kljax.studies.builder import run_setup
+from kljax.studies.builder.drawn_client import Client
+from kljax.studies.builder.from_run import (
+    own_examples,
+    prepare_run,
+    read_run,
+    trained_name,
+)
+from kljax.studies.builder.run_setup import Prepared
+from kljax.studies.builder.victims import Victims, choose_victims
+from kljax.studies.config import LeakConfig, TrainConfig
+
+
+class CapturedArm(NamedTuple):
+    """One arm of a run at one round, as its server and one client see it."""
+
+    public: Public  # what the server sends
+    stats: Stats
+    client: ClientState  # of the client under attack
+    initial_lock_weights: LockWeights  # of round 0: the server drew them
+
+
+class Captured(NamedTuple):
+    """A run at one round, and one of its clients.
+
+    Attributes:
+      config: of the study, settled.
+      prepared: what all arms share.
+      own: [n] indices of the client's examples in the run's dataset.
+      protocol: how the client trains in this round; None where its upload is one
+        gradient.
+    """
+
+    config: LeakConfig
+    prepared: Prepared
+    own: np.ndarray
+    protocol: Protocol | None
+
+
+def capture(config: LeakConfig) -> Captured:
+    """Prepares the run and the client of a settled study.
+
+    Raises:
+      ValueError: for a client that the run does not have, or one with too few
+        examples.
+    """
+    run = read_run(config)
+    prepared = prepare_run(config, run)
+    own = own_examples(config, prepared)
+    needed = config.victims * config.examples
+    if needed > len(own):
+        raise ValueError(
+            f"{config.victims} victims of {config.examples} examples each are "
+            f"{needed}, and client {config.client} has {len(own)}: take fewer victims, "
+            "or smaller ones"
+        )
+    return Captured(config, prepared, own, _protocol(config, run))
+
+
+def choose_own(captured: Captured, generator: Generator | None) -> Victims:
+    """Chooses victims among the examples of the client, see `choose_victims`."""
+    dataset, own = captured.prepared.task.dataset, captured.own
+    victims, _ = choose_victims(captured.config, data.subset(dataset, own), generator)
+    indices = own[victims.indices]
+    groups = dataset.clusters_of(indices)
+    return victims._replace(indices=indices, groups=groups)
+
+
+def capture_arm(captured: Captured, name: str) -> CapturedArm:
+    """Reads the states of an arm, named as in the run.
+
+    Raises:
+      ValueError: if the round was not kept; those that were are listed.
+    """
+    config, prepared = captured.config, captured.prepared
+    folder = Path(config.from_run) / name
+    rounds_kept = checkpoints.saved(folder)
+    if config.round not in rounds_kept:
+        raise ValueError(
+            f"the state before round {config.round} of arm {name!r} in run "
+            f"{config.from_run!r} was not kept; kept are "
+            f"{', '.join(map(str, rounds_kept)) or 'none'} (keep_rounds of kljax train)"
+        )
+    arm_rounds = run_setup.arm_rounds(prepared, name)
+    training = local_training(
+        arm_rounds.model,
+        prepared.task.loss,
+        arm_rounds.defence,
+        run_setup.local_optimiser(prepared.config),
+    )
+    rng = run_setup.random_keys(prepared.config).init
+
+    def first(rng: Rng) -> tuple[ServerState, ClientState]:
+        server = arm_rounds.rounds.init(rng)
+        private = arm_rounds.defence.init(rng, server.public.model)[1]
+        return server, training.init(server.public, private)
+
+    server, states = jax.eval_shape(first, rng)
+    count = prepared.config.clients
+    states = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), states
+    )
+    server, states = checkpoints.restore(folder, config.round, server, states)
+    state = jax.tree.map(lambda x: x[config.client], states)
+    if config.client_optimiser == "fresh":
+        fresh = training.init(server.public, state.private)
+        state = state._replace(optimiser=fresh.optimiser)
+    initial = jax.jit(draw_jointly(arm_rounds.rounds.init_lock))(rng)
+    return CapturedArm(server.public, server.stats, state, jax.device_get(initial))
+
+
+def read_states(captured: Captured) -> Callable[[Arm], CapturedArm]:
+    """Makes what reads the states of an arm; once for arms of other strategies."""
+    read = functools.cache(functools.partial(capture_arm, captured))
+    return lambda arm: read(trained_name(arm.name))
+
+
+def captured_client(
+    captured: Captured, state: CapturedArm, model: Model, *, train: bool
+) -> Client:
+    """Makes the client of an arm that was trained.
+
+    Args:
+      captured: the run, and which of its clients.
+      state: of the arm.
+      model: the run's network, or what a malicious server made of it.
+      train: mode of the norms in the one step of a gradient.
+    """
+    prepared, protocol = captured.prepared, captured.protocol
+    loss, classes = prepared.task.loss, prepared.task.dataset.num_classes
+    options = run_setup.local_options(prepared)
+
+    def upload(rng, defence, network, held, images, labels, before=()) -> threat.Update:
+        del before  # a client of a run has sent what it has sent
+        (params, stats), (public, own_state, initial) = network, held
+        received = Public(params, public)
+        if protocol is None:
+            step = clients.one_step(model, loss, defence, train=train, **options)
+            private, steps = own_state.private, own_state.release.steps
+            targets = jax.nn.one_hot(labels, classes)
+            update = step(rng, received, stats, private, images, targets, steps)
+        else:
+            training = clients.local_update(
+                model,
+                loss,
+                defence,
+                run_setup.local_optimiser(prepared.config),
+                steps=protocol.steps,
+                batch=protocol.batch,
+                **options,
+            )
+            number = jnp.asarray(captured.config.round)
+            update = training.run(
+                rng, number, received, stats, own_state, images, labels
+            )
+        return update._replace(initial_lock_weights=initial)
+
+    params = _with_inserted(model, state.public.model)
+    held = state.public.defence, state.client, state.initial_lock_weights
+    return Client(upload, same=((params, state.stats), held))
+
+
+def _with_inserted(model: Model, params: Params) -> Params:
+    """Adds to trained parameters those that a malicious server's module has."""
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
+    if shapes.keys() == params.keys():
+        return params
+
+    def draw_inserted() -> Params:
+        drawn, _ = model.init(jax.random.key(0))
+        return {name: drawn[name] for name in drawn.keys() - params.keys()}
+
+    return {**params, **jax.device_get(jax.jit(draw_inserted)())}
+
+
+def public_images(captured: Captured) -> np.ndarray:
+    """Reads the public images of a run, for a malicious server to measure.
+
+    Raises:
+      ValueError: if the run has none, and for uploads of several steps.
+    """
+    config, public = captured.config, captured.prepared.public
+    if config.upload != "gradient":
+        raise ValueError(
+            f"attack {config.attack!r} modifies the network, and what the client of a "
+            "run remembers of its training does not fit: attack upload='gradient'"
+        )
+    if public is None:
+        raise ValueError(
+            f"attack {config.attack!r} needs public images, and run "
+            f"{config.from_run!r} has none (public_examples of kljax train)"
+        )
+    return public.fetch(np.arange(len(public)))[0]
+
+
+def _optimiser(config: LeakConfig, run: TrainConfig) -> optax.GradientTransformation:
+    """Makes the optimiser of the clients in the round under attack."""
+    optimiser = run_setup.local_optimiser(run)
+    if isinstance(optimiser, optax.GradientTransformation):
+        return optimiser
+    return optimiser(jnp.asarray(config.round, jnp.int32))
+
+
+def _protocol(config: LeakConfig, run: TrainConfig) -> Protocol | None:
+    if config.upload == "gradient":
+        return None
+    dropped = sum(config.round >= number for number in run.drops)
+    return Protocol(
+        _optimiser(config, run),
+        steps=config.local_steps,
+        batch=config.batch,
+        learning_rate=run.learning_rate * run.drop_factor**dropped,
+        penalty=proximal(run.proximal) if run.proximal else None,
+    )

@@ -1,0 +1,358 @@
+"""A study: from its configuration to the functions that attack, in one pass.
+
+`build_study` goes through these steps, each once:
+
+1. the configuration is settled, from a run where it names one;
+2. the attack is found, with the generator that its attacker has;
+3. the dataset is loaded, and the victims are chosen;
+4. the task is built: network, loss, the sites of a lock, the classifier;
+5. a malicious server surveys public images, and modifies the network;
+6. of each arm, the threat is declared, its client is made, drawn or of a run, the
+   setting of the attack, and the function of one victim.
+
+What can be wrong is refused on the way, before anything is computed.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kljax import data
+from kljax.attacks import Attacker, Setting, Task
+from kljax.attacks.presets import PRESETS, Preset, find_preset
+from kljax.core.inputs import InputSpec
+from kljax.core.types import Model, Path, PyTree
+from kljax.defences.arms import Arm, check_upload, parse_arm
+from kljax.models import feeding_layers
+from kljax.parallel import Layout
+from kljax.studies.builder.attack_setup import (
+    build_attack,
+    make_dials,
+    require_generator,
+)
+from kljax.studies.builder.attacker import assume_defence, check_simulated
+from kljax.studies.builder.drawn_client import (
+    Client,
+    check_client,
+    draw_defence,
+    draw_network,
+    drawing_part,
+    make_sources,
+    make_upload,
+    options_of_draws,
+)
+from kljax.studies.builder.from_run import settle
+from kljax.studies.builder.one_victim import Attacked, make_attack_on_one
+from kljax.studies.builder.run_client import (
+    Captured,
+    CapturedArm,
+    capture,
+    captured_client,
+    choose_own,
+    public_images,
+    read_states,
+)
+from kljax.studies.builder.sizes import check_attack
+from kljax.studies.builder.task import (
+    PUBLIC,
+    LearningTask,
+    build_task,
+    check_norm,
+    find_classifier,
+)
+from kljax.studies.builder.threat_model import declare_threat
+from kljax.studies.builder.victims import Victims, choose_victims, load_victim_data
+from kljax.studies.config import LeakConfig
+from kljax.studies.config.listing import join_names
+from kljax.studies.row_columns import check_own
+
+
+class ArmAttack(NamedTuple):
+    """The attack on one arm, ready to be mapped over the victims.
+
+    Attributes:
+      arm: the defence, and what is done about it.
+      setting: what the attack is built on.
+      client: of the arm.
+      inputs: of `attack_one`, with a leading axis [N]. They begin with what the draws
+        of the client make the rest from, or with what is the same for all victims.
+      attack_one: of one victim, see `make_attack_on_one`; compiled once for all arms
+        of a kind.
+    """
+
+    arm: Arm
+    setting: Setting
+    client: Client
+    inputs: tuple[PyTree, ...]
+    attack_one: Callable[..., Attacked] | None = None
+
+
+class Study(NamedTuple):
+    """A study, ready to run.
+
+    Attributes:
+      config: settled.
+      preset: the attack.
+      attacker: what every arm's attacker brings along.
+      victims: the private data.
+      task: what all arms stand on.
+      classifier: path of the layer from which labels are read.
+      survey: what a malicious server measured on public images; () for an honest one.
+      networks: by whether the norm layers of a lock are there, as clients get them.
+      captured: the run whose client is attacked; None where clients are drawn.
+      shared: what arms share, and studies that differ in data alone: functions, and
+        with them their compilation.
+      attacks: one per arm.
+    """
+
+    config: LeakConfig
+    preset: Preset
+    attacker: Attacker
+    victims: Victims
+    task: LearningTask
+    classifier: str
+    survey: PyTree
+    networks: dict[bool, Model]
+    captured: Captured | None
+    shared: dict[Hashable, Any]
+    attacks: tuple[ArmAttack, ...] = ()
+
+
+def build_study(config: LeakConfig, twin: Study | None = None) -> Study:
+    """Builds all that a study names, and runs nothing.
+
+    Args:
+      config: the study.
+      twin: a study that differs in data alone, in the seed, the number of victims,
+        strengths or step sizes (`kljax.studies.sweeps.cell.signature`); its functions
+        are taken, which are compiled.
+
+    Raises:
+      ValueError: for anything in `config` that does not exist or does not fit.
+    """
+    config = settle(config)
+    preset = find_preset(config.attack)
+    generator = require_generator(config, preset)
+    captured, task = None, None
+    if config.from_run is not None:
+        captured = capture(config)
+        task = captured.prepared.task
+    elif twin is not None:
+        task = twin.task
+    dataset = load_victim_data(config) if task is None else task.dataset
+    _check_inputs(config, preset, dataset.inputs)
+    check_own(config, dataset.inputs)
+    if captured is None:
+        victims, others = choose_victims(config, dataset, generator)
+    else:
+        victims, others = choose_own(captured, generator), None
+    if task is None:
+        task = build_task(config, dataset)
+    survey = _survey(config, preset, dataset, others, captured)
+    study = Study(
+        config,
+        preset,
+        Attacker(config.label_rule, config.features, generator),
+        victims,
+        task,
+        find_classifier(config, task) if twin is None else twin.classifier,
+        survey,
+        {norm: _modified(preset, task, norm, survey) for norm in (False, True)},
+        captured,
+        {} if twin is None else twin.shared,
+    )
+    defences = {}
+    arms = [parse_arm(text, task.sites, defences) for text in config.arms]
+    states = None if captured is None else read_states(captured)
+    return study._replace(
+        attacks=tuple(_build_arm_attack(study, arm, states) for arm in arms)
+    )
+
+
+def _build_arm_attack(
+    study: Study, arm: Arm, states: Callable[[Arm], CapturedArm] | None
+) -> ArmAttack:
+    """Builds the attack on one arm, and checks it once for all arms of its kind."""
+    config, preset, task = study.config, study.preset, study.task
+    check_norm(config, task.network, arm)
+    check_upload(arm, config.upload)
+    threat = declare_threat(config, arm.secret_strategy, preset)
+    model, captured = study.networks[arm.norm], study.captured
+    train = threat.knowledge.victim_norm == "train"
+    if captured is None:
+        client = _drawn_client(study, arm, train=train)
+    else:
+        client = captured_client(captured, states(arm), model, train=train)
+    setting = Setting(
+        Task(
+            model,
+            task.loss,
+            task.dataset.inputs,
+            task.dataset.num_classes,
+            study.classifier,
+            # Behind an inserted module the chain does not begin with the image.
+            chain=task.network.chain if preset.inserts is None else (),
+            feeds=_feeding_layers(study, arm),
+        ),
+        threat,
+        assume_defence(arm, arm.defence, task.sites),
+        None if captured is None else captured.protocol,
+        study.attacker,
+    )
+    attack = ArmAttack(arm, setting, client, _inputs(study, arm, client))
+    # Arms that differ in options alone share a function, and its compilation.
+    kind = arm.skeleton, arm.secret_strategy, arm.release_strategy
+
+    def make() -> Callable[..., Attacked]:
+        _check_arm_attack(study, attack)
+        return make_attack_on_one(config, preset, arm, task.sites, setting, client)
+
+    return attack._replace(attack_one=_shared(study, kind, make))
+
+
+def check_layout(study: Study) -> None:
+    """Refuses a study whose layout has more victims at one time than surely fit.
+
+    Raises:
+      ValueError: with the numbers, and the options to lower.
+    """
+    for attack in study.attacks:
+        _check_size(study, attack, study.config.layout)
+
+
+def _check_size(study: Study, attack: ArmAttack, layout: Layout | None = None) -> None:
+    check_attack(
+        study.config,
+        study.preset,
+        study.attacker.generator,
+        attack.arm,
+        attack.setting.task.model,
+        study.task.dataset.shape,
+        layout,
+    )
+
+
+def _drawn_client(study: Study, arm: Arm, *, train: bool) -> Client:
+    """Makes a client whose network and defence are drawn afresh for each victim."""
+    modify = functools.partial(_modified, study.preset, study.task, arm.norm)
+    # Arms that share a network or a defence share its draws, and their compilation.
+    network = _shared(
+        study,
+        ("draw network", arm.norm),
+        lambda: draw_network(study.config, modify),
+    )
+    defence = _shared(
+        study, ("draw defence", drawing_part(arm)), lambda: draw_defence(arm)
+    )
+    upload = make_upload(study.task, study.networks[arm.norm], train=train)
+    return Client(upload, draws=(network, defence))
+
+
+def _inputs(study: Study, arm: Arm, client: Client) -> tuple[PyTree, ...]:
+    """Makes the arguments of the function of one victim, see `ArmAttack`."""
+    config, victims = study.config, study.victims
+    count = len(victims.labels)
+    same = jax.tree.map(
+        lambda x: np.broadcast_to(x, (count, *np.shape(x))), client.same
+    )
+    return (
+        *same,
+        make_sources(config, victims, study.survey, options_of_draws(arm)),
+        make_dials(config, arm, study.preset, study.attacker.generator, count),
+        victims.images,
+        victims.labels,
+        *([victims.before] if victims.before else ()),
+    )
+
+
+def _feeding_layers(study: Study, arm: Arm) -> tuple[tuple[Path, Path], ...]:
+    """Finds the layers below the gates, for strategies that look there."""
+    if arm.secret_strategy != "regress_gates":
+        return ()
+    model, task = study.networks[arm.norm], study.task
+    return _shared(
+        study,
+        ("feeding layers", arm.norm),
+        lambda: feeding_layers(model, task.sites.paths, task.dataset.inputs),
+    )
+
+
+def _shared(study: Study, key: Hashable, make: Callable[[], Any]) -> Any:
+    """Makes what arms and studies share, unless one of them has it."""
+    if key not in study.shared:
+        study.shared[key] = make()
+    return study.shared[key]
+
+
+def _modified(preset: Preset, task: LearningTask, norm: bool, survey: PyTree) -> Model:
+    """Gives the network that clients get: a malicious server's, or the agreed one."""
+    if preset.inserts is None:
+        return task.models[norm]
+    return preset.inserts.insert(task.models[norm], task.dataset.shape, survey)
+
+
+def _survey(
+    config: LeakConfig,
+    preset: Preset,
+    dataset: data.Dataset,
+    others: np.ndarray,
+    captured: Captured | None,
+) -> PyTree:
+    """Measures what a malicious server knows of images before it sees a client's.
+
+    It has a run's public ones; or at most `PUBLIC` of the same dataset, and no more
+    than half of it, none of which is a victim's.
+
+    Raises:
+      ValueError: for more victims than leave enough of the dataset.
+    """
+    if preset.inserts is None:
+        return ()
+    if captured is not None:
+        return preset.inserts.survey(public_images(captured))
+    private = config.victims * config.examples * (1 + config.earlier)
+    there = len(others) + private
+    count = min(PUBLIC, there // 2)
+    if count > len(others):
+        raise ValueError(
+            f"attack {config.attack!r} needs {count} public images of dataset "
+            f"{dataset.name!r}, and {config.victims} victims of {config.examples} "
+            f"examples leave {len(others)} of {there}"
+        )
+    return preset.inserts.survey(dataset.fetch(others[-count:])[0])
+
+
+def _check_inputs(config: LeakConfig, preset: Preset, inputs: InputSpec) -> None:
+    """Refuses an attack on a kind of input that it is not made for."""
+    if preset.inputs is not None and inputs.kind not in preset.inputs:
+        able = [
+            name
+            for name, row in PRESETS.items()
+            if row.inputs is None or inputs.kind in row.inputs
+        ]
+        hint = f": take {join_names(able)}" if able else ""
+        raise ValueError(
+            f"attack {config.attack!r} looks for inputs of kind "
+            f"{join_names(preset.inputs)}, and dataset {config.data!r} holds "
+            f"{inputs.kind}{hint}"
+        )
+    if inputs.search.unexplained and config.upload == "update":
+        raise ValueError(
+            f"upload='update': the steps of a client train "
+            f"{', '.join(inputs.search.unexplained)}, which the attacker's candidates "
+            f"say nothing of in dataset {config.data!r}: attack upload='gradient'"
+        )
+
+
+def _check_arm_attack(study: Study, attack: ArmAttack) -> None:
+    """Refuses what an arm, its client or its attack cannot work on or would not fit."""
+    config, arm, setting = study.config, attack.arm, attack.setting
+    _check_size(study, attack)
+    if setting.protocol is not None:
+        check_simulated(arm, setting)
+    build_attack(config, setting, study.preset)  # a typo costs nothing
+    kind = study.task.dataset.inputs.kind
+    check_client(config, kind, arm, attack.client, attack.inputs)

@@ -1,0 +1,99 @@
+"""The victims of a study: whose uploads are attacked, and what they train on."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kljax import data
+from kljax.core.generator import Generator
+from kljax.core.memory import check_fits
+from kljax.metrics.image import SSIM_WINDOW
+from kljax.studies.builder import task
+from kljax.studies.builder.generator import private_rows
+from kljax.studies.config import LeakConfig
+
+
+class Victims(NamedTuple):
+    """The private data under attack, one upload's worth per victim."""
+
+    indices: np.ndarray  # [N, B] in the dataset of the study
+    images: np.ndarray  # [N, B, H, W, C] in [0, 1]
+    labels: np.ndarray  # [N, B] int32
+    groups: np.ndarray  # [N] bootstrap clusters, see `data.Dataset.clusters_of`
+    uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
+    # Of what each client has sent before: images [N, t, B, H, W, C], labels [N, t, B]
+    before: tuple[np.ndarray, ...] = ()
+
+
+def load_victim_data(config: LeakConfig) -> data.Dataset:
+    """Loads the dataset that victims are drawn from; see `task.load_dataset`."""
+    dataset = task.load_dataset(config, config.split)
+    if dataset.inputs.kind == "image" and min(dataset.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(
+            f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM needs "
+            f"sides of at least {SSIM_WINDOW}"
+        )
+    return dataset
+
+
+def choose_victims(
+    config: LeakConfig, dataset: data.Dataset, generator: Generator | None = None
+) -> tuple[Victims, np.ndarray]:
+    """Draws the victims: the first n of more victims are the n of fewer.
+
+    What they have sent before is the last of the same order, so that the first n of
+    more victims have the past of n of fewer.
+
+    Args:
+      config: the study.
+      dataset: that they are drawn from.
+      generator: that the attacker has; what it was trained on is no victim's.
+
+    Returns:
+      The victims; and the examples that are nobody's, indices [M] in random order.
+
+    Raises:
+      ValueError: for more examples than there are, or than the memory holds.
+    """
+    private = private_rows(config, dataset, generator)
+    there = len(dataset) if private is None else int(private.sum())
+    wanted = config.victims * config.examples
+    if wanted > there:
+        unseen = "" if private is None else " that its generator has not seen"
+        raise ValueError(
+            f"victims={config.victims} of examples={config.examples} are {wanted} "
+            f"images, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
+        )
+    image = 4 * math.prod(dataset.shape)
+    check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
+    earlier = wanted * config.earlier
+    if wanted + earlier > there:
+        raise ValueError(
+            f"earlier={config.earlier} uploads of {config.victims} victims take "
+            f"{earlier} examples beside the {wanted} under attack, and dataset "
+            f"{dataset.name!r} has {there}: ask for fewer"
+        )
+    check_fits(earlier * image, f"{earlier} images", "earlier or victims")
+    order = data.select(dataset, len(dataset), config.seed)
+    order = order if private is None else order[private[order]]
+    shape, before = (config.victims, config.examples), ()
+    if earlier:
+        past = config.victims, config.earlier, config.examples
+        before = _fetch(dataset, order[::-1][:earlier].reshape(past))
+    indices = order[:wanted].reshape(shape)
+    victims = Victims(
+        indices,
+        *_fetch(dataset, indices),
+        dataset.clusters_of(indices),
+        np.arange(config.victims),
+        before,
+    )
+    return victims, order[wanted : there - earlier]
+
+
+def _fetch(dataset: data.Dataset, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Reads images [..., H, W, C] and labels [...] at indices [...]."""
+    images, labels = task.fetch_examples(dataset, indices.ravel())
+    shape = indices.shape
+    return images.reshape(*shape, *images.shape[1:]), labels.reshape(shape)
