@@ -89,7 +89,7 @@ def test_redefined_parts_are_those_of_the_second_study(
     after = run_client.capture(config).prepared
     assert after is not before
     if field == "loss":
-        assert (before.loss, after.loss) == (original[field], value)
+        assert (before.task.loss, after.task.loss) == (original[field], value)
 
 
 class _Wide(nnx.Module):
@@ -145,6 +145,6 @@ def test_training_itself_prepares_anew(monkeypatch):
     config = TrainConfig(**CHANGING, image_size=8, public_examples=0, arms=("none",))
     for seed in (1, 2):
         images = define(monkeypatch, seed)
-        train = run_setup.prepare(config).train
+        train = run_setup.prepare(config).task.dataset
         found, _ = train.fetch(np.arange(len(train)))
         assert all(np.any(np.all(one == images, axis=(1, 2, 3))) for one in found)
