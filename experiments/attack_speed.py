@@ -205,7 +205,7 @@ def attack_runner(problem, layout):
         view = View(
             Public(params), {}, Public(observed), None, target[None], None, None, None
         )
-        return attack(jax.random.key(0), view).images[0]
+        return attack(jax.random.key(0), view).inputs[0]
 
     run = map_victims(one, layout)
     args = (problem.params, problem.targets, problem.observed, problem.starts)

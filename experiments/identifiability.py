@@ -322,8 +322,8 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
         ]
         return max(float(jnp.linalg.norm(g - t) / jnp.linalg.norm(t)) for g, t in pairs)
 
-    affine = metrics.affine_fit(found.images[0], truth.images[0])
-    scores = metrics.score(found.images[0], truth.images[0])
+    affine = metrics.affine_fit(found.inputs[0], truth.images[0])
+    scores = metrics.score(found.inputs[0], truth.images[0])
     errors = ("-", "-")
     if case.regressed:
         errors = tuple(
@@ -334,7 +334,7 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
             f"{first:.1e}",
             f"{found.loss:.1e}",
             f"{image_error(start):.1e}",
-            f"{image_error(found.images):.1e}",
+            f"{image_error(found.inputs):.1e}",
             f"{image_error(affine[None]):.1e}",
             f"{scores['ssim']:.3f}",
             f"{scores['ssim_affine_oracle']:.3f}",

@@ -89,7 +89,7 @@ def reader(samples):
                 more = {"samples": samples} if name.startswith("counts") else {}
                 found[name] = rule(setting, view, **more)
             return Reconstruction(
-                images=jnp.zeros((examples, *setting.task.image_shape)),
+                inputs=jnp.zeros((examples, *setting.task.image_shape)),
                 labels=jnp.zeros(examples, jnp.int32),
                 loss=jnp.zeros(()),
                 finite=jnp.array(True),

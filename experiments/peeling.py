@@ -109,7 +109,7 @@ def probe(setting, optimiser=None, *, steps, restarts):
         secret = Private(view.private_key, view.lock_weights)
         truth = setting.defence.gates(view.public.defence, secret)
         return Reconstruction(
-            images=jnp.zeros((examples, *setting.task.image_shape)),
+            inputs=jnp.zeros((examples, *setting.task.image_shape)),
             labels=jnp.zeros(examples, jnp.int32),
             loss=jnp.zeros(()),
             finite=jnp.array(True),

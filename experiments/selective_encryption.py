@@ -82,7 +82,7 @@ def label_alone(setting, optimiser=None, *, steps=None, restarts=None):
 
     def attack(rng, view):
         return Reconstruction(
-            images=jnp.full((1, *setting.task.image_shape), 0.5),
+            inputs=jnp.full((1, *setting.task.image_shape), 0.5),
             labels=idlg(setting, view),
             loss=jnp.zeros(()),
             finite=jnp.array(True),

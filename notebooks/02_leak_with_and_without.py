@@ -88,7 +88,7 @@ def scores(name, column="ssim"):
 def images_of(result, name):
     """Finds the reconstructions [N, H, W, C] of one arm."""
     (arm,) = (arm for arm in result.arms if arm.arm.name == name)
-    return arm.attacked.reconstruction.images[:, 0]
+    return arm.attacked.reconstruction.inputs[:, 0]
 
 
 def draw(lines):

@@ -322,7 +322,7 @@ lines |= {
     f"floor/{name}": [made[name] for made in floors]
     for name in ("class_mean", "same_class")
 }
-lines |= {a.arm.name: a.attacked.reconstruction.images[:, 0] for a in result.arms}
+lines |= {a.arm.name: a.attacked.reconstruction.inputs[:, 0] for a in result.arms}
 figure, axes = plt.subplots(
     len(lines),
     config.victims,

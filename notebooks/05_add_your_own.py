@@ -244,7 +244,7 @@ for line, name in zip(axes, ["truth", *names], strict=True):
     images, scores = truths, [1.0] * len(truths)
     if name != "truth":
         (arm,) = (arm for arm in result.arms if arm.arm.name == name)
-        images = arm.attacked.reconstruction.images[:, 0]
+        images = arm.attacked.reconstruction.inputs[:, 0]
         scores = [row["edges"] for row in rows if row["arm"] == name]
     for axis, image, score in zip(line, images, scores, strict=True):
         axis.imshow(np.clip(np.nan_to_num(image), 0, 1))

@@ -178,7 +178,7 @@ def reveal(setting, optimiser=None, *, steps, restarts):
 
     def attack(rng, view):
         return Reconstruction(
-            images=jnp.full(
+            inputs=jnp.full(
                 (setting.threat.knowledge.examples, *setting.task.image_shape), 0.5
             ),
             labels=jnp.zeros(setting.threat.knowledge.examples, jnp.int32),

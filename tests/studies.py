@@ -115,7 +115,7 @@ def lone_attack(**steps: int):
         view = threat.observe(declared, update)
         found = {name: attack(rng, view) for name, attack in attacks.items()}
         return {
-            name: {"image": result.images[0], "loss": result.loss}
+            name: {"image": result.inputs[0], "loss": result.loss}
             for name, result in found.items()
         }
 
@@ -168,7 +168,7 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
         strategy = threat.Strategy(secret=arm.secret_strategy, labels="given")
         spent = np.full(config.victims, config.restarts * config.steps)
         found = Reconstruction(
-            images=guesses(text, victims),
+            inputs=guesses(text, victims),
             labels=facts.get("labels", victims.labels),
             loss=facts.get("loss", each),
             finite=facts.get("finite", each > 0),

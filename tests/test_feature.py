@@ -273,7 +273,7 @@ def test_the_term_brings_the_classifiers_input_nearer():
         attack = PRESETS["matching"].build(ground, steps=60, restarts=1)
         found = quick_jit(attack)(jax.random.key(0), view)
         assert bool(found.finite)
-        candidate = Candidate(found.images, update.targets, found.info["secret"])
+        candidate = Candidate(found.inputs, update.targets, found.info["secret"])
         term = feature(ground, SECRETS["unit"](ground).gates, 1.0)
         apart[weight] = float(term(view, candidate, np.float32(0)))
     assert apart[10.0] < 0.9 * apart[0.0]

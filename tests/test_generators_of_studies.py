@@ -274,8 +274,8 @@ def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     first, timing = run()
     heavy, later = run(attack_options=("divergence=1000",))
     assert timing.compilations > 0 and later.compilations == 0
-    assert not np.array_equal(first.reconstruction.images, heavy.reconstruction.images)
+    assert not np.array_equal(first.reconstruction.inputs, heavy.reconstruction.inputs)
     write_decoder(path, ACCOUNT, {k: -v for k, v in weights().items()}, public())
     other, later = run()
     assert later.compilations == 0
-    assert not np.array_equal(first.reconstruction.images, other.reconstruction.images)
+    assert not np.array_equal(first.reconstruction.inputs, other.reconstruction.inputs)

@@ -120,7 +120,7 @@ def test_a_reconstruction_is_held_against_both():
     assert all(row["ssim_substitute"] is None for row in rows["none"])
     substitutes = result.arms[1].attacked.substitute
     assert substitutes.shape == result.victims.images.shape
-    found = result.arms[1].attacked.reconstruction.images
+    found = result.arms[1].attacked.reconstruction.inputs
     for row, guess, there in zip(rows[arms[1]], found, substitutes, strict=True):
         error = np.mean((np.clip(guess, 0, 1) - there) ** 2)
         assert row["psnr_substitute"] == pytest.approx(-10 * np.log10(error), abs=0.01)

@@ -140,7 +140,7 @@ USERS = {"model": "outside_package:Tiny", "classifier": "head"}
         ({"data": "outside_package:nan_image"}, "image 4 of .*'broken' holds NaN"),
         ({"data": "outside_package:constant_image"}, "image 3 .* is constant"),
         ({"data": "outside_package:label_out_of_range"},
-         r"image 2 .* label 7; labels must lie in \[0, 2\)"),
+         r"example 2 .* label 7; labels must lie in \[0, 2\)"),
         ({"data": "outside_package:lazy_nan_image", "victims": 6},
          "image 4 of .*'late' holds NaN"),
         ({"data": "outside_package:small_images"}, "small_images.*(6, 6, 3).*SSIM"),
@@ -509,7 +509,7 @@ def test_extraction_is_as_good_as_knowing_the_private_key():
     np.testing.assert_allclose(
         one.info["secret"].secret, other.info["secret"].secret, rtol=0, atol=1e-5
     )
-    np.testing.assert_allclose(one.images, other.images, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(one.inputs, other.inputs, rtol=0, atol=1e-4)
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)
 
 
@@ -524,7 +524,7 @@ def test_restarts_choose_by_the_attackers_own_loss():
     # The first of three starts is the only one of one.
     np.testing.assert_allclose(losses[:, 0], single.loss, rtol=1e-4)
     first = np.argmin(losses, axis=1) == 0
-    apart = np.max(np.abs(three.images - single.images), axis=(1, 2, 3, 4))
+    apart = np.max(np.abs(three.inputs - single.inputs), axis=(1, 2, 3, 4))
     np.testing.assert_array_equal(apart < 1e-4, first)
     np.testing.assert_array_equal(three.numbers["evaluations"], 18)
     np.testing.assert_array_equal(single.numbers["evaluations"], 6)
@@ -535,7 +535,7 @@ def test_a_search_that_breaks_off_is_not_finite():
     found = result.arms[0].attacked.reconstruction
     assert not np.any(found.finite)
     # What it had before is kept.
-    assert np.all(np.isfinite(found.images)) and np.all(np.isfinite(found.loss))
+    assert np.all(np.isfinite(found.inputs)) and np.all(np.isfinite(found.loss))
     outcomes = [row["outcome"] for row in scored(result)]
     assert outcomes.count("diverged") == 3
     sound = finished()[0].arms[0].attacked.reconstruction
@@ -548,7 +548,7 @@ def test_several_examples_can_share_a_gradient():
     assert result.arms[0].threat.knowledge.examples == 2
     assert result.victims.images.shape == (2, 2, 8, 8, 3)
     found = result.arms[0].attacked.reconstruction
-    assert found.images.shape == (2, 2, 8, 8, 3)
+    assert found.inputs.shape == (2, 2, 8, 8, 3)
     assert found.labels.shape == (2, 2)
     np.testing.assert_array_less(0, found.loss)
 
@@ -629,11 +629,11 @@ def test_strengths_and_step_sizes_are_data():
     noise = ("gaussian-noise=0.1", "gaussian-noise=0", "none")
     slow, fast = (study(arms=noise, step_size=rate) for rate in (1e-3, 0.3))
     assert slow.arms[1].timing.compilations == 0  # the arm before has made it
-    loud, silent, bare = (r.attacked.reconstruction.images for r in slow.arms)
+    loud, silent, bare = (r.attacked.reconstruction.inputs for r in slow.arms)
     np.testing.assert_allclose(silent, bare, atol=1e-6)
     assert np.abs(loud - bare).max() > 1e-4
     moved = [
-        np.abs(r.arms[2].attacked.reconstruction.images - 0.5).max()
+        np.abs(r.arms[2].attacked.reconstruction.inputs - 0.5).max()
         for r in (slow, fast)
     ]
     assert moved[1] > moved[0] + 0.5

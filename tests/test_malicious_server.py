@@ -218,7 +218,7 @@ def test_a_trained_network_is_modified_too(folder, monkeypatch):
     single = np.asarray(found.info["bins"]) >= 0
     errors = [
         np.min(np.mean((images[:, None] - truths[None]) ** 2, axis=(2, 3, 4)), axis=1)
-        for images, truths in zip(found.images, result.victims.images, strict=True)
+        for images, truths in zip(found.inputs, result.victims.images, strict=True)
     ]
     assert np.median(np.stack(errors)[single]) < 1e-8
 

@@ -274,7 +274,7 @@ def test_layouts_agree_on_lenet(optimiser, steps, fully):
         study = leakage.leak(config)
         # Weights, defence and attack are compiled apart; victims are not.
         assert study.arms[0].timing.compilations == 3
-        images.append(study.arms[0].attacked.reconstruction.images)
+        images.append(study.arms[0].attacked.reconstruction.inputs)
     sharded, chunked, single = images
     np.testing.assert_allclose(sharded, chunked, rtol=0, atol=1e-5)
     # Without a batch XLA adds up in another order, and these steps amplify rounding: in
@@ -302,7 +302,7 @@ def test_layouts_recover_the_same_victims_by_long_fixed_steps(fully):
         )
         rows = [r for r in scoring.score_rows(study) if r["arm"] == "none"]
         recovered.append({r["victim"] for r in rows if r["outcome"] == "recovered"})
-        images.append(study.arms[0].attacked.reconstruction.images)
+        images.append(study.arms[0].attacked.reconstruction.inputs)
     print("recovered:", *map(sorted, recovered))
     assert np.max(np.abs(images[0] - images[1])) > 1e-5
     assert len(recovered[0] & recovered[1]) >= 6

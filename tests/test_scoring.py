@@ -134,7 +134,7 @@ def test_scores_against_values_computed_another_way():
     for arm in result.arms:
         for n, row in enumerate(rows_of(rows, arm.arm.name)):
             truth = result.victims.images[n, 0].astype(np.float64)
-            guess = np.clip(arm.attacked.reconstruction.images[n, 0], 0, 1)
+            guess = np.clip(arm.attacked.reconstruction.inputs[n, 0], 0, 1)
             error = np.mean((guess.astype(np.float64) - truth) ** 2)
             assert row["mse"] == pytest.approx(error, rel=1e-4)
             assert row["psnr"] == pytest.approx(-10 * np.log10(error), rel=1e-4)

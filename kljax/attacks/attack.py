@@ -21,12 +21,17 @@ class Reconstruction(NamedTuple):
     The best candidate by the attacker's own loss, over iterates and restarts.
     """
 
-    images: Array  # [B, H, W, C], or inputs of another kind, as a dataset has them
+    inputs: PyTree  # [B, ...] as a dataset has them: of images [B, H, W, C]
     labels: Array  # [B] int32; `UNKNOWN` where nothing told them
     loss: Array  # [] matching loss of this candidate, without priors
     finite: Array  # [] bool: something was there to match, and the search did not break
     info: dict[str, Any] = {}  # for humans: "losses" [points], "secret", ...
     numbers: dict[str, Array] = {}  # column of the rows -> [], such as "evaluations"
+
+    @property
+    def images(self) -> Array:
+        """Raises AttributeError: what is found need not be images."""
+        raise AttributeError("Reconstruction.images is Reconstruction.inputs")
 
 
 Attack: TypeAlias = Callable[[Rng, View], Reconstruction]

@@ -36,13 +36,13 @@ def merged(attack: Attack, epochs: int) -> Attack:
     def run(rng: Rng, view: View) -> Reconstruction:
         found = attack(rng, view)
         examples = found.labels.shape[0] // epochs
-        images = found.images.reshape(epochs, examples, *found.images.shape[1:])
+        images = found.inputs.reshape(epochs, examples, *found.inputs.shape[1:])
 
         def in_order(others: Array) -> Array:
             return others[best_order(others, images[0])]
 
         return found._replace(
-            images=jnp.mean(jax.lax.map(in_order, images), axis=0),
+            inputs=jnp.mean(jax.lax.map(in_order, images), axis=0),
             labels=found.labels[:examples],
         )
 

@@ -143,7 +143,7 @@ def floor_images(
 
 def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
     """Orders each victim's reconstructions [N, B, H, W, C] like the truths."""
-    guesses = np.asarray(arm.attacked.reconstruction.images)
+    guesses = np.asarray(arm.attacked.reconstruction.inputs)
     orders = _orders(arm, victims)
     return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
 
@@ -154,7 +154,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
-    guesses = arm.attacked.reconstruction.images
+    guesses = arm.attacked.reconstruction.inputs
     return [metrics.assign(g, t) for g, t in zip(guesses, victims.images, strict=True)]
 
 

@@ -176,7 +176,7 @@ def noisy(std):
 
 
 def psnr(found, victim):
-    return -10 * np.log10(np.mean((found.images[0] - victim.image) ** 2))
+    return -10 * np.log10(np.mean((found.inputs[0] - victim.image) ** 2))
 
 
 # --- without a lock --------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_the_image_is_found(seed):
     assert found.numbers["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [seed % CLASSES])
     np.testing.assert_allclose(found.info["tokens"], truth.tokens, atol=2e-3)
-    assert np.all((found.images >= 0) & (found.images <= 1))
+    assert np.all((found.inputs >= 0) & (found.inputs <= 1))
 
 
 def by_hand(truth):
@@ -222,7 +222,7 @@ def test_tokens_and_image_are_those_of_the_plain_formula():
     z, image = by_hand(truth)
     found = attacked(truth)
     np.testing.assert_allclose(found.info["tokens"], z, atol=5e-3)
-    np.testing.assert_allclose(found.images[0], image, atol=5e-3)
+    np.testing.assert_allclose(found.inputs[0], image, atol=5e-3)
 
 
 def test_victims_in_a_batch_are_those_alone():
@@ -233,8 +233,8 @@ def test_victims_in_a_batch_are_those_alone():
     found = quick_jit(
         jax.vmap(lambda update: attack(jax.random.key(1), observe(here.threat, update)))
     )(batch)
-    for one, truth in zip(found.images, truths, strict=True):
-        np.testing.assert_allclose(one, attacked(truth).images, atol=1e-3)
+    for one, truth in zip(found.inputs, truths, strict=True):
+        np.testing.assert_allclose(one, attacked(truth).inputs, atol=1e-3)
 
 
 # --- behind a lock ---------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_a_gradient_of_nothing_is_a_reported_failure(strategy, value):
     truth = victim(0, locked=strategy != "unit")
     found = attacked(changed(truth, lambda g: np.full_like(g, value)), strategy)
     assert not bool(found.finite)
-    assert np.all(np.isnan(found.images))
+    assert np.all(np.isnan(found.inputs))
 
 
 @pytest.mark.parametrize("strategy", ("unit", "peel"))
@@ -396,7 +396,7 @@ def test_a_study_finds_images(arm, least):
         attack="april", optimiser=None, arms=(arm,), victims=4, steps=1, **options
     )
     found = result.arms[0].attacked.reconstruction
-    errors = np.mean((found.images - result.victims.images) ** 2, axis=(1, 2, 3, 4))
+    errors = np.mean((found.inputs - result.victims.images) ** 2, axis=(1, 2, 3, 4))
     assert np.all(-10 * np.log10(errors) > least)
     assert np.all(found.finite)
     np.testing.assert_array_equal(found.labels, result.victims.labels)
@@ -630,7 +630,7 @@ def test_the_variant_takes_every_strategy(upload, strategy):
     strike = quick_jit(attack)
     found = strike(truth)
     assert bool(found.finite) and np.isfinite(found.loss)
-    assert found.images.shape == (1, *SHAPE) and np.all(np.isfinite(found.images))
+    assert found.inputs.shape == (1, *SHAPE) and np.all(np.isfinite(found.inputs))
     assert found.labels.tolist() == np.argmax(truth.targets, axis=-1).tolist()
     assert len(hidden(facts)) >= 4
     assert not differences(strike(poisoned(truth, facts)), found)

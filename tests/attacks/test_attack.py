@@ -57,7 +57,7 @@ VIEW = jnp.array([1.0, -2.0])
 def test_gradient_descent_by_hand(rng):
     """Each step of rate 1/4 on |x - v|^2 halves the distance."""
     found = attack(steps=4, points=4)(rng, VIEW)
-    np.testing.assert_allclose(found.images, VIEW * (1 - 0.5**3))
+    np.testing.assert_allclose(found.inputs, VIEW * (1 - 0.5**3))
     np.testing.assert_allclose(found.loss, 5 * 0.25**3)
     np.testing.assert_allclose(found.info["losses"], 5 * 0.25 ** np.arange(4))
     assert found.labels.tolist() == [1]
@@ -90,7 +90,7 @@ def test_of_iterates_that_are_as_good_the_first_is_kept(rng):
     round_about = Optimiser(lambda free: jnp.array(1), step)
     found = attack(lambda rng: places[0], round_about, steps=4)(rng, VIEW)
     np.testing.assert_array_equal(found.info["losses"], [9] * 4)
-    np.testing.assert_array_equal(found.images, places[0])
+    np.testing.assert_array_equal(found.inputs, places[0])
 
 
 def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):
@@ -102,7 +102,7 @@ def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):
     found = attack(optimiser=Optimiser(lambda free: jnp.array(0), step))(rng, VIEW)
     assert not bool(found.finite)
     np.testing.assert_allclose(found.loss, 5 * 0.25**2)
-    assert np.all(np.isfinite(found.images))
+    assert np.all(np.isfinite(found.inputs))
 
 
 def test_the_restart_with_the_lowest_own_loss_wins(rng):
@@ -114,7 +114,7 @@ def test_the_restart_with_the_lowest_own_loss_wins(rng):
     assert losses.shape == (8,) and len(set(losses.tolist())) == 8
     assert found.loss == losses.min()
     np.testing.assert_allclose(
-        jnp.sum((found.images - VIEW) ** 2), losses.min(), rtol=1e-5
+        jnp.sum((found.inputs - VIEW) ** 2), losses.min(), rtol=1e-5
     )
 
 
@@ -184,13 +184,13 @@ def test_a_prior_moves_the_answer_and_not_the_reported_loss(rng):
         return jnp.sum(candidate.images**2)
 
     found = attack(prior=prior)(rng, VIEW)
-    np.testing.assert_allclose(found.images, VIEW / 2, rtol=1e-4)
+    np.testing.assert_allclose(found.inputs, VIEW / 2, rtol=1e-4)
     np.testing.assert_allclose(found.loss, 1.25, rtol=1e-4)
 
 
 def test_every_move_is_projected(rng):
     found = attack(project=lambda x: jnp.clip(x, 0, 0.5))(rng, VIEW)
-    assert found.images.tolist() == [0.5, 0.0]
+    assert found.inputs.tolist() == [0.5, 0.0]
 
 
 def late(weight, after):
@@ -219,7 +219,7 @@ def test_iterates_are_compared_with_the_prior_of_the_last_step(rng, after):
     """One that begins half-way would be lowest just before it, if compared as met."""
     found = attack(prior=late(1.0, after), steps=40, points=40)(rng, VIEW)
     image, matching = by_slow_descent(40, 1.0, after)
-    np.testing.assert_allclose(found.images, image, rtol=1e-5)
+    np.testing.assert_allclose(found.inputs, image, rtol=1e-5)
     np.testing.assert_allclose(found.loss, matching, rtol=1e-5)
 
 
@@ -245,7 +245,7 @@ def test_restarts_are_compared_with_the_prior_of_the_last_step(rng):
     matching = squares(starts, VIEW)
     chosen = np.argmin(matching + 5.0 * squares(starts))
     assert chosen != np.argmin(matching)
-    np.testing.assert_allclose(found.images, starts[chosen], rtol=1e-5)
+    np.testing.assert_allclose(found.inputs, starts[chosen], rtol=1e-5)
 
 
 def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
@@ -288,7 +288,7 @@ def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
     ]
     as_met = squares(near, VIEW) + weight * squares(near, means)
     assert np.argmin(together) != np.argmin(as_met)
-    np.testing.assert_allclose(found.images, near[np.argmin(together)], rtol=1e-6)
+    np.testing.assert_allclose(found.inputs, near[np.argmin(together)], rtol=1e-6)
 
 
 def times_traced(primitive, prior):

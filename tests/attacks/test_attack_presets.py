@@ -116,7 +116,7 @@ def test_an_all_zero_gradient_is_no_success(name):
     truth = victim(name)
     clean, found = attack(name)(truth), attack(name)(filled(truth, 0.0))
     assert not bool(found.finite)
-    assert np.all(np.isfinite(found.images))
+    assert np.all(np.isfinite(found.inputs))
     assert float(found.loss) > abs(float(clean.loss))
     assert error_of(found, truth) > GREY / 2
 
@@ -290,7 +290,7 @@ def from_mean_digit(steps):
 
 def gained(found, truth):
     """Computes RDLV: 0 where a reconstruction is no nearer than the mean digit."""
-    nearness = [ssim(x, truth.images[0]) for x in (found.images[0], mean_digit())]
+    nearness = [ssim(x, truth.images[0]) for x in (found.inputs[0], mean_digit())]
     return float(relative_leakage(*nearness))
 
 
@@ -310,7 +310,7 @@ def test_bn_updates_gains_on_its_prior_image_and_loses_to_noise():
 
 def test_bn_updates_starts_at_its_prior_image():
     found = from_mean_digit(1)(victim("bn-updates"))
-    np.testing.assert_array_equal(found.images[0], mean_digit())
+    np.testing.assert_array_equal(found.inputs[0], mean_digit())
 
 
 @pytest.mark.parametrize(

@@ -128,13 +128,13 @@ def attacked(
 
 def likeness(found, image):
     """Correlation, which is indifferent to brightness and contrast."""
-    return np.corrcoef(np.ravel(found.images[0]), image.ravel())[0, 1]
+    return np.corrcoef(np.ravel(found.inputs[0]), image.ravel())[0, 1]
 
 
 @pytest.mark.parametrize("seed", (0, 1))
 def test_without_a_norm_the_image_is_exact(seed):
     image, found = attacked("unit", None, seed, locked=False)
-    assert np.abs(found.images[0] - image).max() < 1e-3 and found.loss < 1e-10
+    assert np.abs(found.inputs[0] - image).max() < 1e-3 and found.loss < 1e-10
     assert found.numbers["evaluations"] == 0
     np.testing.assert_array_equal(found.labels, [seed])
 
@@ -143,7 +143,7 @@ def test_without_a_norm_the_image_is_exact(seed):
 def test_below_a_norm_all_but_brightness_and_contrast_is_found(seed):
     image, found = attacked("unit", "norm1", seed, locked=False)
     assert likeness(found, image) > 0.99 and found.loss < 1e-10
-    assert np.all((found.images >= 0) & (found.images <= 1))
+    assert np.all((found.inputs >= 0) & (found.inputs <= 1))
 
 
 @pytest.mark.parametrize("seed", (0, 1, 2))
@@ -202,7 +202,7 @@ def test_the_epsilon_is_told_where_scales_were_peeled(
     found = jax.eval_shape(
         lambda view: peeled_image(here)(jax.random.key(1), view), view
     )
-    assert seen == told and found.images.shape == (1, *SHAPE)
+    assert seen == told and found.inputs.shape == (1, *SHAPE)
 
 
 def observed(strategy, signed):
@@ -229,7 +229,7 @@ def test_a_dense_network_is_peeled_without_a_lock_and_refused_with_one():
     config = dict(model="dense", image_size=8, attack="peeling", victims=2, init=0.0)
     (arm,) = leak(LeakConfig(arms=("none",), **config)).arms
     found = arm.attacked.reconstruction
-    assert found.images.shape == (2, 1, 8, 8, 3) and np.all(found.loss < 1e-10)
+    assert found.inputs.shape == (2, 1, 8, 8, 3) and np.all(found.loss < 1e-10)
     with pytest.raises(ValueError, match="first layer's norm, and layers/0 is none"):
         leak(LeakConfig(arms=("keylock/peel",), **config))
 

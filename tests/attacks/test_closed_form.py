@@ -105,7 +105,7 @@ def attacked(
 @pytest.mark.parametrize(("widths", "layer"), NETWORKS.values(), ids=NETWORKS)
 def test_a_dense_network_gives_its_image_away(widths, layer):
     images, found = attacked(widths, layer)
-    np.testing.assert_allclose(found.images, images, atol=1e-5)
+    np.testing.assert_allclose(found.inputs, images, atol=1e-5)
     np.testing.assert_array_equal(found.labels, [2])
     assert found.finite and abs(found.loss) < 1e-10
     assert found.labels.dtype == np.int32
@@ -114,13 +114,13 @@ def test_a_dense_network_gives_its_image_away(widths, layer):
 
 def test_the_image_is_given_away_under_another_loss():
     images, found = attacked(*NETWORKS["linear"], loss=LOSSES["squared_error"])
-    np.testing.assert_allclose(found.images, images, atol=1e-5)
+    np.testing.assert_allclose(found.inputs, images, atol=1e-5)
 
 
 def test_a_zero_gradient_is_told_apart_from_a_success():
     _, found = attacked(*NETWORKS["one hidden layer"], dead=True)
     assert not found.finite
-    assert np.all(np.isnan(found.images))
+    assert np.all(np.isnan(found.inputs))
 
 
 @pytest.mark.parametrize("value", (0.0, np.nan))
@@ -133,7 +133,7 @@ def test_a_gradient_of_nothing_is_a_reported_failure(widths, layer, value):
 @pytest.mark.parametrize(("widths", "layer"), NETWORKS.values(), ids=NETWORKS)
 def test_noise_takes_the_image_away(widths, layer):
     images, found = attacked(widths, layer, change=drowned)
-    assert np.mean((found.images - images) ** 2) > GREY and found.loss > 0.1
+    assert np.mean((found.inputs - images) ** 2) > GREY and found.loss > 0.1
 
 
 def test_what_is_hidden_cannot_change_a_reconstruction():

@@ -94,7 +94,7 @@ def test_values_are_told_by_hand_and_the_best_of_all_generations_is_kept():
     ):
         np.testing.assert_array_equal(candidates, np.float32(asked))
         np.testing.assert_allclose(values, np.nan_to_num(expected, nan=np.inf), 1e-6)
-    np.testing.assert_array_equal(np.ravel(found.images), np.float32(ASKED[1][2]))
+    np.testing.assert_array_equal(np.ravel(found.inputs), np.float32(ASKED[1][2]))
     np.testing.assert_allclose(found.loss, 0.01, rtol=1e-5)
     np.testing.assert_allclose(found.info["losses"], [0.04, 0.01], rtol=1e-5)
     assert bool(found.finite) and int(found.numbers["evaluations"]) == 6
@@ -105,7 +105,7 @@ def test_what_is_not_allowed_is_brought_back_before_it_is_judged():
     box = images(project=lambda x: jnp.clip(x, -1.2, 0.3))
     found = attack(evolution, images=box, steps=3)
     jax.effects_barrier()
-    np.testing.assert_allclose(np.ravel(found.images), [0.3, -1.1], rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(found.inputs), [0.3, -1.1], rtol=1e-6)
     np.testing.assert_array_equal(told[0][0][:, 0], [9, 8, 7])  # as it was asked for
 
 
@@ -116,7 +116,7 @@ def test_the_penalty_of_what_is_looked_for_counts():
     for part, best in ((images(), values[0][0]), (heavy, values[0][1])):
         _, evolution = recording(values)
         found = attack(evolution, images=part, steps=3)
-        np.testing.assert_allclose(np.ravel(found.images), best, rtol=1e-6)
+        np.testing.assert_allclose(np.ravel(found.inputs), best, rtol=1e-6)
     # The loss that is reported is the match alone.
     np.testing.assert_allclose(found.loss, 0.01 + 1.44, rtol=1e-5)
 
@@ -126,7 +126,7 @@ def test_a_descent_pays_the_penalty_too():
         images(penalty=lambda free: jnp.sum(free**2)), nothing(), nothing()
     )
     strike = descend(unknowns, matches, squared_l2(), adam(0.05), steps=400)
-    np.testing.assert_allclose(strike(RNG, Seen(TRUTH)).images, TRUTH / 2, atol=1e-2)
+    np.testing.assert_allclose(strike(RNG, Seen(TRUTH)).inputs, TRUTH / 2, atol=1e-2)
 
 
 def test_a_last_generation_that_breaks_is_reported_and_the_best_kept():
@@ -183,7 +183,7 @@ def test_cma_es_finds_the_minimum_of_a_bent_valley(restarts):
         restarts=restarts,
     )
     found = jax.jit(lambda rng: strike(rng, Seen(TRUTH)))(RNG)
-    np.testing.assert_allclose(found.images, TRUTH, atol=1e-3)
+    np.testing.assert_allclose(found.inputs, TRUTH, atol=1e-3)
     assert int(found.numbers["evaluations"]) == 800 * restarts
     losses = found.info["restart_losses"]
     assert losses.shape == (restarts,) and float(found.loss) == losses.min()

@@ -264,7 +264,7 @@ def test_epochs_are_put_in_order_and_averaged():
     found = quick_jit(merged(attack, 2))(jax.random.key(0), None)
     back = np.argsort(order)
     expected = (both[:4] + both[4:][back]) / 2
-    np.testing.assert_allclose(found.images, expected, atol=1e-6)
+    np.testing.assert_allclose(found.inputs, expected, atol=1e-6)
     np.testing.assert_array_equal(found.labels, np.arange(4))
 
 
@@ -424,7 +424,7 @@ def test_a_broken_update_is_a_reported_failure(name):
 def test_an_all_zero_update_is_no_success(name):
     truth = update()
     clean, found = attack(name)(truth), attack(name)(filled(truth, 0.0))
-    assert np.all(np.isfinite(found.images)) and not bool(found.finite)
+    assert np.all(np.isfinite(found.inputs)) and not bool(found.finite)
     assert float(found.loss) > 10 * abs(float(clean.loss))
 
 
@@ -473,7 +473,7 @@ def believer(variant):
 
     def strike(view):
         found = run(view)
-        images, truth = np.clip(found.images, 0, 1), digits(EXAMPLES)[0]
+        images, truth = np.clip(found.inputs, 0, 1), digits(EXAMPLES)[0]
         error = np.mean((images[assign(images, truth)] - truth) ** 2)
         return float(error), float(found.loss)
 

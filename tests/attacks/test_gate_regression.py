@@ -42,7 +42,7 @@ def attack(model):
 
 
 def error(found, examples=1):
-    return float(np.max(np.abs(found.images - locked_update(examples).images)))
+    return float(np.max(np.abs(found.inputs - locked_update(examples).images)))
 
 
 def test_a_small_lock_is_solved():

@@ -74,7 +74,7 @@ def attack(label_strategy="recovered"):
 
 
 def error(found, image) -> float:
-    return float(np.mean((found.images - image) ** 2))
+    return float(np.mean((found.inputs - image) ** 2))
 
 
 def test_an_image_that_the_generator_made_is_recovered():
@@ -125,7 +125,7 @@ def test_secrets_and_drivers_go_with_it(strategy, optimiser):
     )
     truth = upload(made())
     found = quick_jit(lambda u: strike(jax.random.key(8), observe(declared, u)))(truth)
-    assert bool(found.finite) and found.images.shape == (1, 8, 8, 1)
+    assert bool(found.finite) and found.inputs.shape == (1, 8, 8, 1)
     assert int(found.numbers["evaluations"]) == 200
     assert np.all(np.diff(found.info["losses"]) <= 0)
     assert ("norm" in found.info["secret"]) == (strategy == "regress_gates")

@@ -91,7 +91,7 @@ def compiled(examples=EXAMPLES, rank="bias", one_shot=False, **options):
 
 def decibels(found, truth):
     """Computes the PSNR of each true image's own reconstruction."""
-    images = np.asarray(found.images)[assign(found.images, truth.images)]
+    images = np.asarray(found.inputs)[assign(found.inputs, truth.images)]
     errors = np.mean((images - truth.images) ** 2, axis=(1, 2, 3))
     return -10 * np.log10(np.maximum(errors, 1e-20))
 
@@ -116,7 +116,7 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
     assert np.all(reached[single] > REFERENCE)
     assert bool(found.finite)
     assert int(found.numbers["bins_read"]) == occupied
-    assert found.images.shape == truth.images.shape
+    assert found.inputs.shape == truth.images.shape
     if defence == "keylock":  # the gates do something, and not to this
         plain = update("none")
         assert not np.allclose(
@@ -141,16 +141,16 @@ def test_images_of_one_bin_are_lost_and_said_to_be():
     assert int(found.numbers["bins_read"]) == occupied
     missing = np.asarray(found.info["bins"]) == -1
     assert missing.sum() == EXAMPLES - occupied
-    assert np.all(np.asarray(found.images)[missing] == 0.5)
+    assert np.all(np.asarray(found.inputs)[missing] == 0.5)
 
 
 def test_a_batch_larger_than_the_bins():
     found = compiled(bins=4)(update(bins=4))
-    assert found.images.shape == (EXAMPLES, *IMAGE_SHAPE)
+    assert found.inputs.shape == (EXAMPLES, *IMAGE_SHAPE)
     assert int(found.numbers["bins_read"]) <= 4
     bins = np.asarray(found.info["bins"])
     assert bins.shape == (EXAMPLES,) and (bins == -1).sum() >= EXAMPLES - 4
-    assert np.all(np.asarray(found.images)[bins == -1] == 0.5)
+    assert np.all(np.asarray(found.inputs)[bins == -1] == 0.5)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_one_shot_finds_the_image_that_it_is_aimed_at():
     assert low < own <= high
     found = compiled(examples, one_shot=True, **options)(truth)
     assert int(found.numbers["bins_read"]) == 1 and bool(found.finite)
-    error = np.mean((np.asarray(found.images[0]) - images[wanted]) ** 2)
+    error = np.mean((np.asarray(found.inputs[0]) - images[wanted]) ** 2)
     assert -10 * math.log10(error + 1e-20) > REFERENCE
-    assert np.all(np.asarray(found.images[1:]) == 0.5)
+    assert np.all(np.asarray(found.inputs[1:]) == 0.5)
 
 
 def test_an_update_of_several_small_steps_is_read_approximately():
@@ -226,7 +226,7 @@ def test_an_update_of_several_small_steps_is_read_approximately():
 def test_it_fails_where_noise_leaves_nothing(rank):
     truth = update()
     found = compiled(rank=rank)(drowned(truth))
-    images = np.asarray(found.images)[assign(found.images, truth.images)]
+    images = np.asarray(found.inputs)[assign(found.inputs, truth.images)]
     assert np.mean((images - truth.images) ** 2) > GREY
     assert found.loss > 0.1 > 100 * compiled()(update("keylock")).loss
 
@@ -236,7 +236,7 @@ def test_a_gradient_that_says_nothing_is_a_reported_failure(value):
     found = compiled()(filled(update(), value))
     assert not bool(found.finite)
     assert int(found.numbers["bins_read"]) == 0
-    assert np.all(np.asarray(found.images) == 0.5)
+    assert np.all(np.asarray(found.inputs) == 0.5)
 
 
 def test_a_gradient_that_is_hidden_in_part_is_a_reported_failure():
@@ -272,7 +272,7 @@ def test_the_readout_is_the_papers_loop():
     found = compiled()(truth)
     bins = [int(n) for n in found.info["bins"] if n >= 0]
     assert sorted(bins) == sorted(hits)
-    for n, image in zip(bins, np.asarray(found.images), strict=False):
+    for n, image in zip(bins, np.asarray(found.inputs), strict=False):
         expected = np.clip(hits[n], 0, 1)
         np.testing.assert_allclose(image.reshape(-1), expected, atol=1e-4)
     # The largest first.
@@ -303,7 +303,7 @@ def test_the_largest_bins_are_read_by_whatever_ranks_them(rank):
     )
     order = {"bias": [1, 2, 0], "weight": [1, 0, 2]}[rank]
     assert found.info["bins"].tolist() == order and found.numbers["bins_read"] == 3
-    for image, n in zip(found.images, order, strict=True):
+    for image, n in zip(found.inputs, order, strict=True):
         np.testing.assert_allclose(np.ravel(image), images[n], rtol=2e-5, atol=1e-5)
     assert found.loss < 1e-9
 

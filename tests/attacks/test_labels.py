@@ -153,7 +153,7 @@ def test_an_attack_on_labels_that_nothing_tells_is_a_reported_failure(value):
     ground, view = silent(value)
     found = quick_jit(matching(ground, steps=2, restarts=1))(RNG, view)
     assert not bool(found.finite) and found.labels.tolist() == [UNKNOWN]
-    assert np.all(np.isfinite(found.images))
+    assert np.all(np.isfinite(found.inputs))
 
 
 def test_who_is_given_the_labels_needs_no_classifier():

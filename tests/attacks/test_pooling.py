@@ -178,7 +178,7 @@ def test_the_attack_on_a_pool_returns_all_its_images():
     attack = gate_regression(GROUND, steps=2, restarts=1, uploads=UPLOADS)
     views = stack([observe(MODEL, update) for update in uploads()])
     found = quick_jit(attack)(RNG, views)
-    assert found.images.shape == (UPLOADS * EXAMPLES, *IMAGE_SHAPE)
+    assert found.inputs.shape == (UPLOADS * EXAMPLES, *IMAGE_SHAPE)
     assert found.labels.shape == (UPLOADS * EXAMPLES,)
     assert bool(found.finite) and found.info["secret"]["norm"].scale.shape == (3,)
 

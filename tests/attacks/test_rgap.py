@@ -74,7 +74,7 @@ def attacked(name, classes, seed=0, label=0, change=lambda update: update):
     target = np.eye(classes, dtype=np.float32)[[label]]
     update = step(jax.random.key(0), Public(params), stats, Private(), images, target)
     found = attack(observe(threat(), change(update)))
-    mse = np.mean((found.images - images) ** 2)
+    mse = np.mean((found.inputs - images) ** 2)
     return 10 * np.log10(1 / mse), found
 
 
@@ -163,7 +163,7 @@ def test_too_few_filters_are_seen_in_the_rank():
 
     found = quick_jit(run)(params)
     assert found.info["ranks"]["layers/0"] < 0.9
-    assert np.mean((found.images - images) ** 2) > 1e-3
+    assert np.mean((found.inputs - images) ** 2) > 1e-3
 
 
 @pytest.mark.parametrize(

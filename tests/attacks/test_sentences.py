@@ -81,14 +81,14 @@ def with_noise(grads, deviation):
 
 def test_a_sentence_is_recovered_token_by_token():
     found = attacked(update().sent)
-    assert found.finite and found.images.dtype == jnp.int32
-    np.testing.assert_array_equal(found.images, SENTENCE)
+    assert found.finite and found.inputs.dtype == jnp.int32
+    np.testing.assert_array_equal(found.inputs, SENTENCE)
 
 
 def test_noise_hides_the_sentence():
     found = attacked(with_noise(update().sent, 0.5))
-    assert np.mean(np.asarray(found.images) == SENTENCE) < 1
-    assert np.all((found.images >= 0) & (found.images < len(PIECES)))
+    assert np.mean(np.asarray(found.inputs) == SENTENCE) < 1
+    assert np.all((found.inputs >= 0) & (found.inputs < len(PIECES)))
 
 
 def test_embeddings_explain_all_but_their_own_table():
@@ -111,7 +111,7 @@ def test_the_rows_of_the_table_tell_the_tokens_but_not_to_this_attack():
     rows = np.flatnonzero(np.any(sent.model[TABLE] != 0, axis=1))
     np.testing.assert_array_equal(rows, np.unique(SENTENCE))
     poisoned = sent._replace(model=sent.model | {TABLE: np.full((24, 8), np.nan)})
-    np.testing.assert_array_equal(attacked(poisoned).images, attacked(sent).images)
+    np.testing.assert_array_equal(attacked(poisoned).inputs, attacked(sent).inputs)
 
 
 def test_a_client_trains_on_tokens():
@@ -143,7 +143,7 @@ def test_what_is_hidden_has_no_part_in_what_is_found():
     poisoned = update()._replace(images=0 * SENTENCE, private=nothing)
     view = threats.observe(ground().threat, poisoned)
     found = attack()(jax.random.key(7), view)
-    np.testing.assert_array_equal(found.images, SENTENCE)
+    np.testing.assert_array_equal(found.inputs, SENTENCE)
 
 
 def test_what_is_made_for_images_refuses_sentences():

@@ -429,8 +429,8 @@ def test_two_steps_on_a_dense_network_give_their_images_away():
 
     found, first = run(public.model)
     assert found.loss < 1e-5 * first.loss
-    errors = np.mean((found.images - images) ** 2, axis=(1, 2, 3))
-    guessed = np.mean((first.images - images) ** 2, axis=(1, 2, 3))
+    errors = np.mean((found.inputs - images) ** 2, axis=(1, 2, 3))
+    guessed = np.mean((first.inputs - images) ** 2, axis=(1, 2, 3))
     # In the order of the steps, so that nothing need be matched.
     assert np.min(errors) < 1e-3 * np.min(guessed)
     np.testing.assert_array_equal(found.labels, labels)

@@ -168,7 +168,7 @@ def test_a_mask_that_hides_nothing_changes_nothing():
     truth = update()
     plain, open_ = adaptive()(truth), adaptive()(masked(truth, 0.0))
     assert error_of(plain, truth) < 1e-4
-    np.testing.assert_allclose(open_.images, plain.images, atol=1e-2)
+    np.testing.assert_allclose(open_.inputs, plain.inputs, atol=1e-2)
     assert error_of(open_, truth) < 1e-4 and open_.finite
 
 
@@ -348,7 +348,7 @@ def test_a_dense_network_gives_away_what_its_visible_entries_say():
     view = view_of(Public(grads), Public(masks_like(grads, hidden)))
     found = attack(jax.random.key(0), view)
     expected = np.where(np.arange(16) == 5, 0.5, image.ravel())
-    np.testing.assert_allclose(found.images.ravel(), expected, rtol=1e-5)
+    np.testing.assert_allclose(found.inputs.ravel(), expected, rtol=1e-5)
     assert found.finite and found.loss < 1e-10
     nothing = view_of(Public(grads), Public(masks_like(grads, [("fc/bias", WHOLE)])))
     assert not attack(jax.random.key(0), nothing).finite

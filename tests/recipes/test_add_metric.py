@@ -32,7 +32,7 @@ from kljax.attacks.presets import Preset
 def build(setting, optimiser=None, *, steps, restarts):
     def attack(rng, view):
         return Reconstruction(
-            images=jnp.full((1, *setting.task.image_shape), .5),
+            inputs=jnp.full((1, *setting.task.image_shape), .5),
             labels=jnp.zeros(1, int),
             loss=jnp.zeros(()),
             finite=jnp.array(True),

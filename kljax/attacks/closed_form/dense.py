@@ -106,7 +106,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
             x = jnp.where(jnp.isnan(x), MISSING, x)
         share = jnp.sum(left) / jnp.sum(power)
         return Reconstruction(
-            images=x.reshape(1, *setting.task.image_shape),
+            inputs=x.reshape(1, *setting.task.image_shape),
             labels=idlg(setting, view),
             loss=share,
             finite=jnp.isfinite(share),

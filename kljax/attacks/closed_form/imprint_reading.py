@@ -112,7 +112,7 @@ def imprint(
         more = examples - len(order)  # a batch may be larger than there are bins
         images = jnp.pad(x, ((0, more), (0, 0)), constant_values=MISSING)
         return Reconstruction(
-            images=images.reshape(examples, *setting.task.image_shape),
+            inputs=images.reshape(examples, *setting.task.image_shape),
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.any(found),

@@ -129,7 +129,7 @@ def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Atta
         images = x.reshape(1, *setting.task.image_shape)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
-            images=images,
+            inputs=images,
             labels=label(signal) if by_signal else labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(images)),

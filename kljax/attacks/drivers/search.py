@@ -189,7 +189,7 @@ def restarted(
         chosen = jnp.argmin(own)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(
-            images=candidate.images,
+            inputs=candidate.images,
             labels=labels_of(candidate.targets),
             loss=best.matching,
             finite=finite & jnp.isfinite(best.matching) & says_something(view),

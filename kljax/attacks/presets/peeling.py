@@ -77,7 +77,7 @@ def peeled_image(
         image, residuals = solve(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack([*residuals.values()]))
         return Reconstruction(
-            images=jnp.clip(image, 0, 1).reshape(1, *setting.task.image_shape),
+            inputs=jnp.clip(image, 0, 1).reshape(1, *setting.task.image_shape),
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),

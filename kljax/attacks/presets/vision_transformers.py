@@ -96,7 +96,7 @@ def april(
         image, tokens, *residuals = invert(view.grads.model, params, gate)
         loss = jnp.mean(jnp.stack(residuals))
         return Reconstruction(
-            images=jnp.clip(image, 0, 1)[None],
+            inputs=jnp.clip(image, 0, 1)[None],
             labels=labels(rng, view),
             loss=loss,
             finite=jnp.isfinite(loss) & jnp.all(jnp.isfinite(image)),
