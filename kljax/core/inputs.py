@@ -6,9 +6,13 @@ the *search space* in which an attack descends, and what is said of an example. 
 are the first kind (`images_of`); a kind of your own is a spec of your own, together
 with its scores (`kljax.metrics.kinds`).
 
+A network may take several inputs (`several_of`): an example is then a tree of arrays,
+and so are its shape, its latents and whatever is said of a batch of them.
+
 Letters: n examples, B in one upload, H W C of an image.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.types import Array, Params, Path, Rng
+from kljax.core.array_checks import refuse_rows
+from kljax.core.trees import list_columns
+from kljax.core.types import Array, Params, Path, PyTree, Rng
 
 
 def _as_they_are(params: Params, inputs: Array) -> Array:
@@ -45,13 +51,20 @@ class SearchSpace:
         attacks that stay inside a box do so after every move.
       unexplained: parameters whose gradient a latent does not explain, because the
         network uses them only for real inputs. They are left out of what is compared.
+      trained: whether what is fed stands for entries of those parameters, each its own:
+        over the local steps of a client, it then moves as they do.
+      hold: ``(upload, fed) -> fed``: brings candidates in line with what a gradient, or
+        a change, of the parameters says of inputs in plain sight, such as where a
+        sentence ends; None where nothing is said so.
     """
 
-    shape: Callable[[Params], tuple[int, ...]]
+    shape: Callable[[Params], PyTree]
     decode: Callable[[Params, Array], Array] = _as_they_are
     read: Callable[[Params, Array], Array] = _as_they_are
     project: Callable[[Array], Array] = _anywhere
     unexplained: tuple[Path, ...] = ()
+    trained: bool = False
+    hold: Callable[[Params, Array], Array] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +84,40 @@ class InputSpec:
       spell: ``input [*shape] -> str``, where an example can be read as text.
       sizes: what else a network's factory is told where it asks for it, by name:
         ``vocabulary``, the number of tokens.
+      parts: of several inputs, the spec of each by name; empty for a single one. Shapes
+        and types are then mappings of the same names.
+      primary: of several inputs, the one that is scored and shown.
     """
 
     kind: str
-    shape: tuple[int, ...]
-    dtype: Any
-    check: Callable[[np.ndarray, np.ndarray, str], np.ndarray]
+    shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] = field(hash=False)
+    dtype: Any = field(hash=False)
+    check: Callable[[PyTree, np.ndarray, str], PyTree]
     search: SearchSpace
-    draw: Callable[[Rng, int], Array]
+    draw: Callable[[Rng, int], PyTree]
     spell: Callable[[np.ndarray], str] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, "InputSpec"] = field(default_factory=dict, hash=False)
+    primary: str | None = None
 
-    def zeros(self, count: int) -> Array:
+    @property
+    def entries(self) -> int:
+        """Counts the entries of one example, of all its inputs."""
+        return sum(map(math.prod, list_columns(self.shape)))
+
+    @property
+    def scored(self) -> "InputSpec":
+        """Gives the spec of what is scored: of several inputs, the primary one."""
+        return self.parts[self.primary] if self.parts else self
+
+    def scored_of(self, inputs: PyTree) -> PyTree:
+        """Takes what is scored out of inputs of this spec."""
+        return inputs[self.primary] if self.parts else inputs
+
+    def zeros(self, count: int) -> PyTree:
         """Gives inputs [count, *shape] of which nothing matters but shape and type."""
+        if self.parts:
+            return {name: part.zeros(count) for name, part in self.parts.items()}
         return jnp.zeros((count, *self.shape), self.dtype)
 
 
@@ -109,6 +143,90 @@ def images_of(shape: tuple[int, ...]) -> InputSpec:
             shape=lambda params: shape, project=lambda x: jnp.clip(x, 0.0, 1.0)
         ),
         draw=lambda rng, count: jax.random.normal(rng, (count, *shape)),
+    )
+
+
+def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
+    """Makes the spec of several inputs: a network is called with {name: inputs}.
+
+    An attack searches all of them, each in its own space. Scores, floors and pictures
+    are those of the primary one.
+
+    Args:
+      parts: the spec of each input, by the name that the network knows it by.
+      primary: name of the one that is scored.
+
+    Raises:
+      ValueError: for a primary input that is not there, and inputs of inputs.
+    """
+    parts = dict(parts)
+    if primary not in parts:
+        raise ValueError(
+            f"primary={primary!r} is no input; they are {', '.join(parts) or 'none'}"
+        )
+    nested = [name for name, part in parts.items() if part.parts]
+    if nested:
+        raise ValueError(
+            f"input {nested[0]!r} has several inputs itself: name them all"
+        )
+
+    def check(inputs: PyTree, rows: np.ndarray, name: str) -> PyTree:
+        given = set(inputs) if isinstance(inputs, Mapping) else set()
+        if given != set(parts):
+            raise ValueError(
+                f"inputs of {name} must be a mapping of {', '.join(parts)}, got "
+                f"{', '.join(sorted(given)) or type(inputs).__name__}"
+            )
+        lengths = {len(inputs[part]) for part in parts}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"inputs of {name} have lengths {sorted(lengths)}; give one of each "
+                "for every example"
+            )
+        return {
+            part: spec.check(np.asarray(inputs[part]), rows, f"{part} of {name}")
+            for part, spec in parts.items()
+        }
+
+    def of_each(function: str) -> Callable[..., PyTree]:
+        def call_each(params: Params, values: PyTree) -> PyTree:
+            functions = {n: getattr(s.search, function) for n, s in parts.items()}
+            return {
+                name: values[name] if call is None else call(params, values[name])
+                for name, call in functions.items()
+            }
+
+        return call_each
+
+    def draw(rng: Rng, count: int) -> PyTree:
+        rngs = jax.random.split(rng, len(parts))
+        pairs = zip(parts.items(), rngs, strict=True)
+        return {name: spec.draw(own, count) for (name, spec), own in pairs}
+
+    held = any(spec.search.hold is not None for spec in parts.values())
+    return InputSpec(
+        kind="several",
+        shape={name: spec.shape for name, spec in parts.items()},
+        dtype={name: spec.dtype for name, spec in parts.items()},
+        check=check,
+        search=SearchSpace(
+            shape=lambda params: {
+                name: spec.search.shape(params) for name, spec in parts.items()
+            },
+            decode=of_each("decode"),
+            read=of_each("read"),
+            project=lambda latents: {
+                name: spec.search.project(latents[name]) for name, spec in parts.items()
+            },
+            unexplained=tuple(
+                path for spec in parts.values() for path in spec.search.unexplained
+            ),
+            hold=of_each("hold") if held else None,
+        ),
+        draw=draw,
+        sizes={n: size for spec in parts.values() for n, size in spec.sizes.items()},
+        parts=parts,
+        primary=primary,
     )
 
 
@@ -161,21 +279,3 @@ def check_images(images: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
         lambda i: f"is constant ({low[i]:g} everywhere, standard deviation 0)",
     )
     return images
-
-
-def refuse_rows(
-    culprits: np.ndarray, rows: np.ndarray, what: str, explain: Callable[[int], str]
-) -> None:
-    """Raises ValueError at the first of the culprits [n] bool, if there is one.
-
-    Args:
-      culprits: which rows are wrong.
-      rows: [n], what they are called.
-      what: the subject of the sentence, with ``{}`` for the row.
-      explain: ``index -> str``, what is wrong with that one.
-    """
-    if culprits.any():
-        first = int(np.argmax(culprits))
-        more = int(culprits.sum()) - 1
-        also = f" (and {more} more)" if more else ""
-        raise ValueError(f"{what.format(rows[first])} {explain(first)}{also}")

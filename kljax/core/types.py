@@ -2,7 +2,10 @@
 
 Letters, the same everywhere: B examples in one gradient, H W image sides, C channels,
 Kc classes, K length of a private key, R restarts. Arrays are float32 unless a
-docstring says otherwise; images are [B, H, W, C] in [0, 1].
+docstring says otherwise; images are [B, H, W, C] in [0, 1]. Where inputs are of another
+kind (`kljax.core.inputs`), they stand in the place of images, and of several inputs a
+tree of arrays does; targets of another kind (`kljax.core.targets`) stand in that of
+targets [B, Kc].
 
 Nothing here has a victim or client axis: every type describes ONE client and ONE
 victim; `kljax.parallel` adds the axis.
@@ -22,7 +25,7 @@ Params: TypeAlias = PyTree  # trainable weights of a network: public, uploaded
 Stats: TypeAlias = PyTree  # running statistics of norm layers: public, uploaded
 PrivateKey: TypeAlias = Array  # [K]: the client's secret, never leaves the client
 LockWeights: TypeAlias = PyTree  # trainable, private: never leaves the client
-Loss: TypeAlias = Callable[[Array, Array], Array]  # (logits, targets) -> scalar
+Loss: TypeAlias = Callable[[Array, Array], Array]  # (outputs, targets) -> scalar
 
 
 class Gate(NamedTuple):
@@ -38,7 +41,7 @@ Gates: TypeAlias = Mapping[Path, Gate]  # {} = no gates
 class Output(NamedTuple):
     """What one forward pass of a `Model` gives back."""
 
-    logits: Array  # [B, Kc]
+    logits: Array  # [B, Kc], or outputs of the shape of other targets
     stats: Stats  # the norm statistics after this pass
     taps: dict[str, Array]  # the values asked for, by the name they were asked by
 

@@ -19,8 +19,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kljax.data.checks import check_integers, check_whole
-from kljax.data.dataset import Dataset, LazyColumn
+from kljax.core.array_checks import check_integers
+from kljax.core.trees import map_columns
+from kljax.data.checks import check_whole
+from kljax.data.dataset import Dataset
 from kljax.data.draws import check_below, shuffled
 
 
@@ -159,22 +161,23 @@ def fetch_batches(dataset: Dataset, indices) -> tuple[np.ndarray, np.ndarray]:
       indices: integers into the dataset, of any shape, such as [n, T, B].
 
     Returns:
-      images [n, T, B, H, W, C] float32 in [0, 1], and labels [n, T, B] int32.
+      images [n, T, B, H, W, C] float32 in [0, 1], and labels [n, T, B] int32; or as
+      the dataset has them.
 
     Raises:
       As `Dataset.fetch`.
     """
     indices = np.asarray(indices)
     rows, place = indices.ravel(), None
-    if isinstance(dataset.images, LazyColumn) or isinstance(dataset.labels, LazyColumn):
+    if dataset.is_lazy:
         rows, place = np.unique(rows, return_inverse=True)
+
+    def in_batches(column: np.ndarray) -> np.ndarray:
+        column = column if place is None else column[place]
+        return column.reshape(*indices.shape, *column.shape[1:])
+
     images, labels = dataset.fetch(rows)
-    if place is not None:
-        images, labels = images[place], labels[place]
-    return (
-        images.reshape(*indices.shape, *dataset.shape),
-        labels.reshape(indices.shape),
-    )
+    return map_columns(in_batches, images), in_batches(labels)
 
 
 def _at_least_one(value, name: str) -> int:

@@ -9,31 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from kljax.core.inputs import InputSpec, images_of, refuse_rows
+from kljax.core.inputs import InputSpec, images_of
+from kljax.core.targets import TargetSpec, classes_of
+from kljax.core.trees import list_columns, map_columns
+from kljax.core.types import PyTree
 
 
 def check_batch(
     images,
     labels,
-    num_classes: int,
+    num_classes: int | None,
     *,
     name: str = "the batch",
     indices=None,
     inputs: InputSpec | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    targets: TargetSpec | None = None,
+) -> tuple[PyTree, np.ndarray]:
     """Checks labelled inputs and returns them with the types kljax works in.
 
     Args:
       images: [n, H, W, C] floating point in [0, 1] or 8-bit integers, no image
         constant; or whatever `inputs` says.
-      labels: [n] integers in [0, num_classes).
-      num_classes: number of classes.
+      labels: [n] integers in [0, num_classes); or whatever `targets` says.
+      num_classes: number of classes; of no meaning beside `targets`.
       name: what error messages call the batch.
       indices: [n] what error messages call its rows; 0 to n - 1 if None.
       inputs: what the inputs are; None for images of their own shape.
+      targets: what the labels are; None for classes.
 
     Returns:
-      images [n, H, W, C] float32 (or as `inputs` has them), and labels [n] int32.
+      images [n, H, W, C] float32 (or as `inputs` has them), and labels [n] int32 (or
+      as `targets` has them).
 
     Raises:
       TypeError: images neither floating point nor 8-bit, or labels not integers.
@@ -48,23 +54,21 @@ def check_batch(
         label out of range  negative, or num_classes and above
         ==================  ====================================================
     """
-    check_num_classes(num_classes, name)
-    images = np.asarray(images)
-    if images.ndim and len(images) == 0:
+    if targets is None:
+        check_num_classes(num_classes, name)
+        targets = classes_of(num_classes)
+    images = map_columns(np.asarray, images)
+    columns = list_columns(images)
+    counts = [len(column) if column.ndim else None for column in columns]
+    if 0 in counts:
         raise ValueError(f"{name} is empty; give at least one example")
-    spec = images_of(images.shape[1:]) if inputs is None else inputs
-    rows = np.arange(len(images) if images.ndim else 0)
-    rows = rows if indices is None else np.asarray(indices)
+    count = counts[0] or 0
+    spec = images_of(columns[0].shape[1:]) if inputs is None else inputs
+    rows = np.arange(count) if indices is None else np.asarray(indices)
     images = spec.check(images, rows, name)
-    labels = check_integers(labels, "labels", name)
-    check_lengths(len(images), len(labels), name)
-    refuse_rows(
-        (labels < 0) | (labels >= num_classes),
-        rows,
-        f"{'image' if spec.kind == 'image' else 'example'} {{}} of {name}",
-        lambda i: f"has label {labels[i]}; labels must lie in [0, {num_classes})",
-    )
-    return images, labels
+    labels = np.asarray(labels)
+    check_lengths(count, len(labels) if labels.ndim else 0, name)
+    return images, targets.check(labels, rows, name)
 
 
 def check_local_batches(
@@ -119,10 +123,13 @@ def check_local_batches(
         )
     # One quick look at all of it, padding included: of NaN neither is true. How many
     # tokens there are, the dataset knows.
-    if images.min() >= 0 and (of_tokens or images.max() <= 1):
+    if images.min() >= -of_tokens and (of_tokens or images.max() <= 1):
         return
     if of_tokens:
-        raise ValueError(f"a token in {whose} is {images.min()}: they count from 0")
+        raise ValueError(
+            f"a token in {whose} is {images.min()}: they count from 0, and padding is "
+            "-1"
+        )
     outside = (images < 0) | (images > 1)
     wrong = valid & outside.any(axis=(2, 3, 4, 5))
     if wrong.any():
@@ -148,20 +155,6 @@ def check_num_classes(num_classes, name: str) -> None:
     """Refuses what is no positive integer."""
     if check_whole(num_classes, f"num_classes of {name}") < 1:
         raise ValueError(f"num_classes of {name} is {num_classes}; give 1 or more")
-
-
-def check_integers(values, field: str, name: str, dtype=np.int32) -> np.ndarray:
-    """Returns a list of integers as an array [n] of ``dtype``, or refuses it."""
-    values = np.asarray(values)
-    if values.size and not np.issubdtype(values.dtype, np.integer):
-        raise TypeError(f"{field} of {name} are {values.dtype}; give integers")
-    if values.ndim != 1:
-        raise ValueError(f"{field} of {name} have shape {values.shape}; give a list")
-    # A label of 2**32 must not come back as 0.
-    limits = np.iinfo(dtype)
-    if values.size and (values.min() < limits.min or values.max() > limits.max):
-        raise ValueError(f"{field} of {name} do not fit {np.dtype(dtype).name}")
-    return values.astype(dtype, copy=False)
 
 
 def check_whole(value, name: str) -> int:

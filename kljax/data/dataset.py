@@ -2,10 +2,11 @@
 
 Letters: N examples in a dataset, n examples asked for, H W image sides, C channels.
 
-A `Dataset` holds two columns, images and labels, and an `InputSpec`, which says what
-stands in the first: images, or sentences. A column is a NumPy array, or a
-`LazyColumn` that reads only the rows asked for, so that a data set of ImageNet's size
-costs as much as the victims taken from it.
+A `Dataset` holds two columns, images and labels, an `InputSpec`, which says what stands
+in the first (images, sentences, or several columns by name), and a `TargetSpec`, which
+says what stands in the second: classes, or distributions, sequences, numbers. A column
+is a NumPy array, or a `LazyColumn` that reads only the rows asked for, so that a data
+set of ImageNet's size costs as much as the victims taken from it.
 
 >>> import numpy as np
 >>> ramp = np.linspace(0, 1, 3 * 4 * 4, dtype=np.float32).reshape(3, 4, 4, 1)
@@ -24,10 +25,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from kljax.core.array_checks import check_integers
 from kljax.core.inputs import InputSpec, images_of
+from kljax.core.targets import TargetSpec, classes_of
+from kljax.core.trees import list_columns, map_columns
+from kljax.core.types import PyTree
 from kljax.data.checks import (
     check_batch,
-    check_integers,
     check_lengths,
     check_num_classes,
     check_whole,
@@ -61,9 +65,10 @@ class Dataset:
     Attributes:
       name: what error messages and reports call it.
       images: [N, H, W, C] float32 in [0, 1], of any sides and number of channels,
-        kept as such where 8-bit integers are given; or whatever `inputs` says.
-      labels: [N] int32 in [0, num_classes).
-      num_classes: number of classes.
+        kept as such where 8-bit integers are given; or whatever `inputs` says: of
+        several inputs, a mapping of columns.
+      labels: [N] int32 in [0, num_classes); or whatever `targets` says.
+      num_classes: number of classes; None where `targets` says all.
       groups: [N] int32, the cluster each example belongs to in a bootstrap (all crops
         of a photograph are one), or None where every example is its own.
       licence: licence and source of the images, in words.
@@ -72,6 +77,7 @@ class Dataset:
       positions: [N] int64, where the examples are in the whole dataset that these are
         a part of (`kljax.data.subsets`), or None where they are all of it.
       inputs: what stands in the column of images; images if None is given.
+      targets: what stands in the column of labels; classes if None is given.
 
     Raises:
       ValueError: empty, unequal lengths, or anything `check_batch` refuses.
@@ -81,30 +87,39 @@ class Dataset:
     name: str
     images: Any
     labels: Any
-    num_classes: int
+    num_classes: int | None
     groups: Any
     licence: str
     untrained_only: bool = False
     class_names: Sequence[str] | None = None
     positions: Any = None
     inputs: InputSpec | None = None
+    targets: TargetSpec | None = None
 
     def __post_init__(self):
         whole = f"dataset {self.name!r}"
         images, labels = self.images, self.labels
         if self.inputs is None:
             object.__setattr__(self, "inputs", images_of(np.shape(images)[1:]))
-        if isinstance(images, LazyColumn) or isinstance(labels, LazyColumn):
+        if self.targets is None:
             check_num_classes(self.num_classes, whole)
-            check_lengths(len(images), len(labels), whole)
-        else:
-            images, labels = check_batch(
-                images, labels, self.num_classes, name=whole, inputs=self.inputs
+            object.__setattr__(self, "targets", classes_of(self.num_classes))
+        elif self.num_classes not in (None, self.targets.classes):
+            raise ValueError(
+                f"num_classes of {whole} is {self.num_classes}, and its targets are "
+                f"{self.targets.kind} of shape {self.targets.shape}: give None"
             )
-        for field, column in (("images", images), ("labels", labels)):
-            if not isinstance(column, LazyColumn):
-                column = _frozen(np.asarray(column))
-            object.__setattr__(self, field, column)
+        object.__setattr__(self, "num_classes", self.targets.classes)
+        if self.is_lazy:
+            lengths = {len(column) for column in list_columns(images)}
+            check_lengths(lengths.pop(), len(labels), whole)
+            for length in lengths:
+                check_lengths(length, len(labels), whole)
+        else:
+            images, labels = self._checked(images, labels, None)
+        images = map_columns(_kept, images)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", _kept(labels))
         if self.groups is not None:
             groups = check_integers(self.groups, "groups", whole)
             if len(groups) != len(self):
@@ -121,19 +136,29 @@ class Dataset:
                     "give one position per image, or None"
                 )
             object.__setattr__(self, "positions", _frozen(positions))
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
             raise ValueError(
                 f"{whole} has {self.num_classes} classes and "
                 f"{len(self.class_names)} class_names; give one name per class"
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Returns the shape of one input: (H, W, C) of an image."""
-        return tuple(self.images.shape[1:])
+    def shape(self) -> PyTree:
+        """Returns the shape of one input: (H, W, C) of an image.
+
+        Of several inputs it is a mapping, as they are.
+        """
+        return map_columns(lambda column: tuple(column.shape[1:]), self.images)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Tells whether any column is read row by row."""
+        columns = (*list_columns(self.images), self.labels)
+        return any(isinstance(column, LazyColumn) for column in columns)
 
     def fetch(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """Reads the examples at ``indices``, in that order.
@@ -143,29 +168,34 @@ class Dataset:
 
         Returns:
           images [n, H, W, C] float32 in [0, 1], or as `inputs` has them, and labels
-          [n] int32.
+          [n] int32, or as `targets` has them.
 
         Raises:
           IndexError: an index outside the dataset.
           ValueError: a lazily read row that `check_batch` refuses.
         """
         indices = self._rows(indices)
-        images, labels = self.images[indices], self.labels[indices]
-        lazy = isinstance(self.images, LazyColumn) or isinstance(
-            self.labels, LazyColumn
-        )
+        images = map_columns(lambda column: column[indices], self.images)
+        labels = self.labels[indices]
         if not len(indices):  # nothing to check, but of the same types
-            return images.astype(self.inputs.dtype), labels.astype(np.int32)
-        if lazy:
-            images, labels = check_batch(
-                images,
-                labels,
-                self.num_classes,
-                name=f"dataset {self.name!r}",
-                indices=indices,
-                inputs=self.inputs,
-            )
-        return images, labels
+            typed = map_columns(lambda x, to: x.astype(to), images, self.inputs.dtype)
+            return typed, labels.astype(self.targets.dtype)
+        return (
+            self._checked(images, labels, indices) if self.is_lazy else (images, labels)
+        )
+
+    def _checked(
+        self, images: PyTree, labels: np.ndarray, indices: np.ndarray | None
+    ) -> tuple[PyTree, np.ndarray]:
+        return check_batch(
+            images,
+            labels,
+            self.num_classes,
+            name=f"dataset {self.name!r}",
+            indices=indices,
+            inputs=self.inputs,
+            targets=self.targets,
+        )
 
     def groups_of(self, indices) -> np.ndarray:
         """Returns the bootstrap clusters [n] int32 of the examples at ``indices``."""
@@ -246,6 +276,10 @@ def select(dataset: Dataset, n: int, seed: int) -> np.ndarray:
     # what Generator.permutation makes of it.
     order = np.random.PCG64(seed).random_raw(len(dataset))
     return np.argsort(order, kind="stable")[:n]
+
+
+def _kept(column: Any) -> Any:
+    return column if isinstance(column, LazyColumn) else _frozen(np.asarray(column))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

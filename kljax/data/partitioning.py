@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from scipy import special
 
-from kljax.data.checks import check_integers, check_positive, check_whole
+from kljax.core.array_checks import check_integers
+from kljax.data.checks import check_positive, check_whole
 from kljax.data.dataset import LazyColumn
 from kljax.data.draws import check_below, shuffled, uniforms
 

@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.inputs import InputSpec, SearchSpace, refuse_rows
+from kljax.core.array_checks import refuse_rows
+from kljax.core.inputs import InputSpec, SearchSpace
 from kljax.core.types import Array, Params, Path
 
 TABLE = "tokens/embedding"  # where networks of this package have their embeddings
+POSITIONS = "positions"  # and those of places
+PADDING = -1  # stands after the end of a sentence
 SPACE = "▁"  # begins a piece that begins a word
 
 
 def sentences_of(
-    length: int, pieces: Sequence[str], *, table: Path = TABLE
+    length: int,
+    pieces: Sequence[str],
+    *,
+    table: Path = TABLE,
+    padded: bool = False,
+    positions: Path = POSITIONS,
 ) -> InputSpec:
     """Makes the spec of sentences: numbers of pieces, looked for as embeddings.
 
@@ -29,10 +37,22 @@ def sentences_of(
     server sees: untied, the rows that are not 0 are the tokens of the sentence in
     another order.
 
+    Over the local steps of an update the table is trained. A replay moves the
+    embeddings of a candidate by their own gradient, which is that of the rows that they
+    stand for: exactly so for tokens that occur once in all of a client's examples, for
+    a row of the table moves by the sum over its places. What a penalty or a defence
+    does to the table is not replayed.
+
     Args:
       length: T tokens in each sentence.
       pieces: V of them; a word's first begins with ``▁``.
       table: path of the network's embeddings [V, d].
+      padded: whether sentences are of different lengths: what follows their end is -1.
+        A network with an argument ``padded`` is told so; it is fed zeros in the place
+        of padding, where embeddings are looked for.
+      positions: path of the network's embeddings [T, d] of places. Where they have no
+        gradient, no sentence of an upload has a token: so an attacker reads off where
+        the longest sentence ends, and takes all for as long.
 
     Reference: Zhu, Liu, Han, "Deep Leakage from Gradients" (NeurIPS 2019), section 4.2;
     Balunović et al., "LAMP" (NeurIPS 2022), its code (nearest by cosine).
@@ -62,12 +82,20 @@ def sentences_of(
             raise ValueError(
                 f"tokens of {name} have shape {tokens.shape}; give [n, {length}]"
             )
-        wrong = (tokens < 0) | (tokens >= count)
+        wrong = (tokens < (PADDING if padded else 0)) | (tokens >= count)
+        what = f"sentence {{}} of {name}"
         refuse_rows(
             wrong.any(axis=1),
             rows,
-            f"sentence {{}} of {name}",
+            what,
             lambda i: f"has token {tokens[i][wrong[i]][0]}; they lie in [0, {count})",
+        )
+        real = tokens >= 0
+        refuse_rows(
+            ~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(axis=1),
+            rows,
+            what,
+            lambda i: "has padding in front of a token, or no token",
         )
         return tokens.astype(np.int32, copy=False)
 
@@ -78,7 +106,15 @@ def sentences_of(
         return latents * jnp.std(embeddings(params))
 
     def read(params: Params, fed: Array) -> Array:
-        return nearest_tokens(embeddings(params), fed)
+        tokens = nearest_tokens(embeddings(params), fed)
+        return jnp.where(jnp.any(fed != 0, axis=-1), tokens, PADDING)
+
+    def hold(upload: Params, fed: Array) -> Array:
+        places = upload.get(positions)
+        if places is None or places.shape[:1] != shape:
+            return fed
+        # NaN, which is hidden, is not 0 either.
+        return jnp.where(jnp.any(places != 0, axis=1)[:, None], fed, 0.0)
 
     def draw(rng: Array, n: int) -> Array:
         return jax.random.randint(rng, (n, length), 0, count)
@@ -89,11 +125,16 @@ def sentences_of(
         dtype=np.int32,
         check=check,
         search=SearchSpace(
-            shape=latent_shape, decode=decode, read=read, unexplained=(table,)
+            shape=latent_shape,
+            decode=decode,
+            read=read,
+            unexplained=(table,),
+            trained=True,
+            hold=hold if padded else None,
         ),
         draw=draw,
         spell=lambda tokens: spell(pieces, tokens),
-        sizes={"vocabulary": count},
+        sizes={"vocabulary": count, "padded": padded},
     )
 
 
@@ -112,5 +153,6 @@ def nearest_tokens(table: Array, embedded: Array) -> Array:
 
 
 def spell(pieces: Sequence[str], tokens: np.ndarray) -> str:
-    """Writes tokens [T] as text."""
-    return "".join(pieces[int(t)] for t in tokens).replace(SPACE, " ").strip()
+    """Writes tokens [T] as text; padding is nothing."""
+    written = "".join(pieces[int(t)] for t in tokens if t >= 0)
+    return written.replace(SPACE, " ").strip()

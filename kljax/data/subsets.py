@@ -10,6 +10,7 @@ import dataclasses
 
 import numpy as np
 
+from kljax.core.trees import map_columns
 from kljax.data.dataset import Dataset, LazyColumn
 
 MEMORY = 2**31  # bytes of images that are kept: 60,000 of 32 x 32 x 3 are a third
@@ -48,10 +49,11 @@ def subset(dataset: Dataset, indices, *, memory: int = MEMORY) -> Dataset:
     """
     rows = np.asarray(indices, np.int64)
     groups = dataset.groups_of(rows)  # checks the indices
-    if 4 * len(rows) * int(np.prod(dataset.shape)) <= memory:
+    if 4 * len(rows) * dataset.inputs.entries <= memory:
         images, labels = dataset.fetch(rows)
     else:
-        images, labels = _Rows(dataset.images, rows), _Rows(dataset.labels, rows)
+        images = map_columns(lambda column: _Rows(column, rows), dataset.images)
+        labels = _Rows(dataset.labels, rows)
     positions = dataset.positions_of(rows)
     return dataclasses.replace(
         dataset, images=images, labels=labels, groups=groups, positions=positions

@@ -53,8 +53,8 @@ class Update(NamedTuple):
     # The same draws, and nothing done on release or to an example's gradient
     before_release: Public
     new_stats: Stats
-    images: Array  # [n, H, W, C]
-    targets: Array  # [n, Kc]
+    images: PyTree  # [n, H, W, C], or inputs of another kind
+    targets: Array  # [n, Kc], or others of `kljax.core.targets`
     private: Private  # before the first step
     initial_lock_weights: LockWeights  # of round 0, as the server drew them
     lock_grads: PyTree  # their gradient, or their change
@@ -76,7 +76,7 @@ class View(NamedTuple):
     # NaN, so that whoever overlooks `visible` computes nothing.
     grads: Public
     new_stats: Stats | None
-    targets: Array | None  # [n, Kc]
+    targets: Array | None  # [n, Kc], see `Update`
     private_key: PrivateKey | None  # [K]
     lock_weights: LockWeights | None
     lock_grads: PyTree | None
@@ -106,10 +106,10 @@ def observe(threat: ThreatModel, update: Update) -> View:
             f"the threat model declares upload={knows.upload!r}, the update records "
             f"upload={recorded!r}"
         )
-    if update.images.shape[0] != knows.examples:
+    if update.targets.shape[0] != knows.examples:
         raise ValueError(
             f"the threat model declares examples={knows.examples}, the update was "
-            f"made from {update.images.shape[0]}"
+            f"made from {update.targets.shape[0]}"
         )
     lock_weights = {
         "known": update.private.trainable,

@@ -41,8 +41,7 @@ def recorded(
                 public,
                 stats,
                 private,
-                images[index],
-                targets[index],
+                *jax.tree.map(lambda x: x[index], (images, targets)),
                 remembered,
             )
 
@@ -52,7 +51,7 @@ def recorded(
 
         first = send(None, 0)
         remembered, later = jax.lax.scan(
-            follow, first.remembered, jnp.arange(1, len(images))
+            follow, first.remembered, jnp.arange(1, len(targets))
         )
         earlier = jax.tree.map(
             lambda one, more: jnp.concatenate([one[None], more]),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.randomness import derive_rng
+from kljax.core.targets import TargetSpec
 from kljax.core.types import (
     Array,
     Augment,
@@ -110,12 +111,11 @@ def _by_example(
                 public,
                 stats,
                 private,
-                image[None],
-                target[None],
+                *jax.tree.map(lambda x: x[None], (image, target)),
             )
             return found._replace(public=change(found.public), logits=found.logits[0])
 
-        count = images.shape[0]
+        count = targets.shape[0]
         each = jax.lax.map(one, (jnp.arange(count), images, targets), batch_size=count)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)._replace(
             logits=each.logits
@@ -134,15 +134,16 @@ def one_step(
     penalty: Penalty | None = None,
     reset_optimiser: bool = False,
     renew: Renew | None = None,
+    targets: TargetSpec | None = None,
 ) -> Callable[..., Update]:
     """Makes the function that runs one client for one step and records all of it.
 
     Args:
       model, loss, defence: see `local_gradient`.
       train: whether norm layers use the batch's statistics (and dropout is on).
-      augment, penalty, reset_optimiser, renew: of `local_training`, whose first step
-        this is; a gradient has no optimiser. The `Update` holds the images before an
-        augmentation.
+      augment, penalty, reset_optimiser, renew, targets: of `local_training`, whose
+        first step this is; a gradient has no optimiser, and is given its targets. The
+        `Update` holds the images before an augmentation.
 
     Returns:
       ``(rng, public, stats, private, images, targets, remembered=None) -> Update``:
@@ -153,7 +154,7 @@ def one_step(
     Raises:
       ValueError: for a defence that acts on the change of a whole local training.
     """
-    del reset_optimiser
+    del reset_optimiser, targets
     if defence.update != SEND_ALL:
         raise ValueError(
             "the defence acts on the whole change of a local training, and one step "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from kljax.core.randomness import derive_rng
+from kljax.core.targets import TargetSpec, classes_of
 from kljax.core.types import (
     Array,
     Augment,
@@ -37,8 +38,8 @@ LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs")
 class Batches(NamedTuple):
     """What one client trains on in one round."""
 
-    images: Array  # [T, B, H, W, C] in [0, 1]
-    labels: Array  # [T, B] int32
+    images: PyTree  # [T, B, H, W, C] in [0, 1], or other inputs
+    labels: Array  # [T, B] int32, or other targets as a dataset has them
     valid: Array  # [T] bool: false for steps that only pad a small client
 
 
@@ -68,7 +69,8 @@ class Progress(NamedTuple):
     """How local training went; for humans."""
 
     loss: Array  # [] mean over valid steps, NaN without any
-    accuracy: Array  # [] share of examples right before the step that used them
+    # [] share of examples right before the step that used them; of numbers NaN
+    accuracy: Array
     finite: Array  # [] bool: everything uploaded and kept is finite
 
 
@@ -104,6 +106,7 @@ def local_training(
     penalty: Penalty | None = None,
     reset_optimiser: bool = False,
     renew: Renew | None = None,
+    targets: TargetSpec | None = None,
 ) -> LocalTraining:
     """Makes the local training of one client: T steps on its own batches.
 
@@ -127,6 +130,7 @@ def local_training(
         round to round otherwise, as in FedKL.
       renew: ``(rng, Private) -> Private``, before the first step of every round: what
         a client draws anew, such as its private key.
+      targets: what the labels of `Batches` are; None for classes, one per logit.
 
     Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
     equals the unpadded one (a release of the update that looks at the images in its
@@ -156,8 +160,7 @@ def local_training(
         batches: Batches,
     ) -> tuple[Public, Upload, ClientState, Progress]:
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
-        num_classes = count_classes(model, received, stats, batches.images[0])
-        one_hot = functools.partial(jax.nn.one_hot, num_classes=num_classes)
+        kind = targets_of(model, received, stats, batches.images, targets)
         state = state._replace(private=renew_private(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
 
@@ -172,25 +175,27 @@ def local_training(
             if augment is not None:
                 images = augment(rng_of("augmentation"), images)
             private = Private(secret, trainable)
-            targets = one_hot(labels)
+            aims = kind.encode(labels)
             mine = functools.partial(
                 gradient, rng_of("gradient"), public, stats, private
             )
-            images, targets = defence.inputs(
-                rng_of("inputs"), Context(public, stats, images, targets, mine)
+            images, aims = defence.inputs(
+                rng_of("inputs"), Context(public, stats, images, aims, mine)
             )
-            grads = mine(images, targets)
+            grads = mine(images, aims)
             down, remembered = defence.release(
                 rng_of("release"),
                 remembered,
                 add_pull(penalty, grads.public, public, received),
-                Context(public, stats, images, targets, mine),
+                Context(public, stats, images, aims, mine),
             )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)
             )
             trained = optax.apply_updates((public, trainable), moves)
-            right = jnp.mean(jnp.argmax(grads.logits, axis=-1) == labels)
+            right = jnp.nan
+            if kind.right is not None:
+                right = jnp.mean(kind.right(grads.logits, labels))
             tally = tally + jnp.stack([grads.loss, right, 1.0])
             return trained, grads.stats, memory, remembered, tally
 
@@ -220,8 +225,7 @@ def local_training(
             Context(
                 received,
                 stats,
-                images.reshape(-1, *images.shape[2:]),
-                one_hot(labels.reshape(-1)),
+                *jax.tree.map(_of_all_steps, (images, kind.encode(labels))),
             ),
         )
         upload = Upload(sent, new_stats)
@@ -261,12 +265,31 @@ def renew_private(renew: Renew | None, rng: Rng, private: Private) -> Private:
     return renew(derive_rng(rng, ROUND_PURPOSES, "renewal"), private)
 
 
-def count_classes(model: Model, public: Public, stats: Stats, images: Array) -> int:
-    """Asks the network for its number of classes, without computing anything."""
+def targets_of(
+    model: Model,
+    public: Public,
+    stats: Stats,
+    images: PyTree,
+    targets: TargetSpec | None,
+) -> TargetSpec:
+    """Gives what a client trains towards; if nothing is said, classes, one per logit.
+
+    Args:
+      model, public, stats: the network, which is asked without computing anything.
+      images: [T, B, ...].
+      targets: what is said.
+    """
+    if targets is not None:
+        return targets
+    batch = jax.tree.map(lambda x: x[0], images)
     logits = jax.eval_shape(
-        lambda: model.apply(public.model, stats, images, train=False).logits
+        lambda: model.apply(public.model, stats, batch, train=False).logits
     )
-    return logits.shape[-1]
+    return classes_of(logits.shape[-1])
+
+
+def _of_all_steps(values: Array) -> Array:
+    return values.reshape(-1, *values.shape[2:])
 
 
 def all_finite(tree: PyTree) -> Array:

@@ -24,9 +24,9 @@ from kljax.federated.clients.local import (
     ClientState,
     LocalOptimiser,
     Remembered,
-    count_classes,
     local_training,
     renew_private,
+    targets_of,
 )
 from kljax.threat import LocalSteps, Update
 
@@ -92,17 +92,17 @@ def local_update(
         images: Array,
         labels: Array,
     ) -> Update:
-        examples = images.shape[0]
+        examples = labels.shape[0]
         if examples % batch:
             raise ValueError(
                 f"batch={batch} does not divide the {examples} examples of the update"
             )
         order = np.arange(steps * batch) % examples
-        batches = Batches(
-            images[order].reshape(steps, batch, *images.shape[1:]),
-            labels[order].reshape(steps, batch),
-            jnp.ones(steps, bool),
-        )
+
+        def cut(values: Array) -> Array:
+            return values[order].reshape(steps, batch, *values.shape[1:])
+
+        batches = Batches(jax.tree.map(cut, images), cut(labels), jnp.ones(steps, bool))
         state = state._replace(private=renew_private(renew, rng, state.private))
         delta, upload, kept, _ = training.record(
             rng, number, received, stats, state, batches
@@ -113,9 +113,10 @@ def local_update(
             forgetful = state._replace(release=Remembered((), ()))
             delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
         before = state.private.trainable
-        targets = jax.nn.one_hot(
-            labels, count_classes(model, received, stats, batches.images[0])
+        kind = targets_of(
+            model, received, stats, batches.images, options.get("targets")
         )
+        targets = kind.encode(labels)
         rng_gradient, rng_visible = jax.random.split(
             derive_rng(rng, ROUND_PURPOSES, "visible")
         )
