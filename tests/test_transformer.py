@@ -8,6 +8,7 @@ from toys import check_refused, quick_jit, random_weights
 
 from kljax.core.types import Gate
 from kljax.models import NETWORKS, Transformer, from_nnx, uniform
+from kljax.models.losses import cross_entropy
 
 SMALL = {"image_shape": (4,), "vocabulary": 11, "width": 6, "depth": 2, "heads": 2}
 RNG = jax.random.key(1, impl="unsafe_rbg")  # the kind that is quickest to compile
@@ -85,6 +86,42 @@ def test_the_network_equals_the_formula(causal, tied):
     np.testing.assert_allclose(run(params, embedded), found, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ("encoder", "causal", "language model"))
+@pytest.mark.parametrize("embedded", (False, True))
+def test_a_padded_sentence_is_the_shorter_one(kind, embedded):
+    changes = {"causal": kind != "encoder", "per_token": kind == "language model"}
+    wide = from_nnx(build(padded=True, depth=1, **changes))
+    narrow = from_nnx(build(image_shape=(2,), depth=1, **changes))
+    params, _ = random_weights(wide)
+    # What stands at the places of padding is poisoned: nothing may depend on it.
+    params["positions"] = np.array(params["positions"])
+    params["positions"][2:] = 1e6
+    short = {**params, "positions": params["positions"][:2]}
+    sentences = np.array([[3, 10], [7, 1]], np.int32)
+    longer = np.pad(sentences, ((0, 0), (0, 2)), constant_values=-1)
+    if embedded:
+        sentences = params["tokens/embedding"][sentences]
+        longer = np.pad(sentences, ((0, 0), (0, 2), (0, 0)))
+    if kind == "language model":
+        targets = np.array([[2, 0], [1, 1]])
+        padded_targets = np.pad(targets, ((0, 0), (0, 2)), constant_values=-1)
+    else:
+        targets = padded_targets = np.array([2, 0])
+
+    def loss(params, model, inputs, labels):
+        logits = model.apply(params, {}, inputs, train=True).logits
+        return cross_entropy(logits, jax.nn.one_hot(labels, 3))
+
+    run = quick_jit(jax.value_and_grad(loss), static_argnums=1)
+    value, grads = run(params, wide, longer, padded_targets)
+    expected, their_grads = run(short, narrow, sentences, targets)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for path, leaf in their_grads.items():
+        mine = grads[path][:2] if path == "positions" else grads[path]
+        np.testing.assert_allclose(mine, leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+    np.testing.assert_array_equal(grads["positions"][2:], 0)
+
+
 def test_initial_weights():
     own = quick_jit(from_nnx(build(width=32, vocabulary=60, depth=1)).init)(RNG)[0]
     for path in ("tokens/embedding", "positions"):
@@ -98,7 +135,9 @@ def test_initial_weights():
             assert 0.2 < np.max(np.abs(leaf)) <= 0.5, path
 
 
-@pytest.mark.parametrize("name", ("transformer", "causal-transformer"))
+@pytest.mark.parametrize(
+    "name", ("transformer", "causal-transformer", "language-model")
+)
 def test_rows_of_the_catalogue_fit_their_network(name):
     network = NETWORKS[name]
     assert network.inputs == "text" and network.accepts("vocabulary")

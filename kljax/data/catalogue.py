@@ -1,6 +1,7 @@
 """Which data sets there are, by name."""
 
 import difflib
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "photos": load_photos,
     "text": load_text,
+    "text-verses": functools.partial(load_text, whole=True),
+    "text-next-token": functools.partial(load_text, next_token=True),
 }
 # Those whose examples are sentences, of a length and not of a shape.
-TEXTS = frozenset({"text"})
+TEXTS = frozenset({"text", "text-verses", "text-next-token"})
 # How many images they have. All are made at once, twice in memory for a moment.
 SIZES = {"digits": 1797, "photos": 362}
 

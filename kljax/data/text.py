@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from kljax.core.targets import sequences_of
 from kljax.data.checks import check_whole
 from kljax.data.dataset import Dataset
-from kljax.data.sentences import sentences_of
+from kljax.data.sentences import PADDING, sentences_of
 
 FILE = Path(__file__).with_name("text.npz")
 # How many books each part has, in the order in which the books are printed.
@@ -39,11 +40,18 @@ LICENCE = (
 )
 
 
-def load_text(length: int = 8) -> Dataset:
+def load_text(
+    length: int = 8, *, whole: bool = False, next_token: bool = False
+) -> Dataset:
     """Loads the first `length` pieces of verses, with the part of the Bible as label.
 
     Args:
       length: T, at least 1.
+      whole: takes whole verses of at most T pieces instead, with padding behind them.
+      next_token: has as targets, in place of the label, the piece that follows each:
+        what a language model learns. The T targets say all of the sentence but its
+        first piece, so who is given them is given that. The last piece of a whole
+        verse has none.
 
     Raises:
       ValueError: for a length that no two verses have.
@@ -54,25 +62,37 @@ def load_text(length: int = 8) -> Dataset:
     corpus = _read()
     lengths = corpus["lengths"].astype(int)
     starts = np.cumsum(lengths) - lengths
-    long = np.flatnonzero(lengths >= length)
-    if len(long) < 2:
+    needed = length + (next_token and not whole)
+    fitting = lengths <= length if whole else lengths >= needed
+    chosen = np.flatnonzero(fitting)
+    if len(chosen) < 2:
+        most, more = ("shortest", "more") if whole else ("longest", "fewer")
+        bound = lengths.min() if whole else lengths.max()
         raise ValueError(
-            f"no sentences of {length} tokens: the longest verses of dataset 'text' "
-            f"have {lengths.max()}; ask for fewer (tokens)"
+            f"no sentences of {needed} tokens: the {most} verses of dataset 'text' "
+            f"have {bound}; ask for {more} (tokens)"
         )
-    tokens = corpus["tokens"][starts[long, None] + np.arange(length)]
+    places = np.arange(length + 1)
+    inside = places < lengths[chosen, None]
+    at = np.where(inside, starts[chosen, None] + places, 0)
+    pieces = np.where(inside, corpus["tokens"][at].astype(np.int32), PADDING)
+    tokens, following = pieces[:, :length], pieces[:, 1:]
     _, first = np.unique(tokens, axis=0, return_index=True)
     kept = np.sort(first)
     parts = np.repeat(np.arange(len(PARTS)), list(PARTS.values()))
+    vocabulary = corpus["pieces"].tolist()
+    labels = parts[corpus["books"][chosen[kept]]]
+    targets = sequences_of(length, len(vocabulary)) if next_token else None
     return Dataset(
         name="text",
-        images=tokens[kept].astype(np.int32),
-        labels=parts[corpus["books"][long[kept]]],
-        num_classes=len(PARTS),
-        groups=corpus["chapters"][long[kept]].astype(np.int32),
+        images=tokens[kept],
+        labels=following[kept] if next_token else labels,
+        num_classes=None if next_token else len(PARTS),
+        groups=corpus["chapters"][chosen[kept]].astype(np.int32),
         licence=LICENCE,
-        class_names=tuple(PARTS),
-        inputs=sentences_of(length, corpus["pieces"].tolist()),
+        class_names=None if next_token else tuple(PARTS),
+        inputs=sentences_of(length, vocabulary, padded=whole),
+        targets=targets,
     )
 
 

@@ -1,7 +1,8 @@
 """Compares a guessed sentence with the true one, and with what nobody has to steal.
 
 Letters: T tokens of a sentence, V tokens of a vocabulary, n sentences of a reference.
-Tokens are integers [T]; ROUGE reads text.
+Tokens are integers [T]; ROUGE reads text. What is negative in the true sentence is
+padding, and counts for nothing, whatever is guessed there.
 
 A *floor* is a sentence that was guessed without the victim's gradient.
 
@@ -32,19 +33,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 ROUGES = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+PADDING = -1
 SUCCESS_TOKENS = 0.5  # of a sentence: what more than half says is given away
 
 
 def token_accuracy(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
     """Gives the share of tokens [n, T] that are right in their place: [n]."""
     guesses, truths = _pair(guesses, truths)
-    return np.mean(guesses == truths, axis=-1)
+    counted = truths >= 0
+    return np.sum((guesses == truths) & counted, axis=-1) / np.sum(counted, axis=-1)
 
 
 def exact_match(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
     """Tells whether all tokens [n, T] are right in their place: [n] bool."""
     guesses, truths = _pair(guesses, truths)
-    return np.all(guesses == truths, axis=-1)
+    return np.all((guesses == truths) | (truths < 0), axis=-1)
 
 
 def rouge(guess: str, truth: str) -> dict[str, float]:
@@ -151,15 +154,17 @@ def bigrams(victim: Victim, reference: SentenceReference) -> np.ndarray | None:
     before, after = others[:, :-1].ravel(), others[:, 1:].ravel()
     tokens = [_mode(others[:, 0])]
     while len(tokens) < len(victim.tokens):
-        following = after[before == tokens[-1]]
+        following = after[(before == tokens[-1]) & (after >= 0)]
         tokens.append(_mode(following if len(following) else others))
     return np.array(tokens)
 
 
 def own_tokens(victim: Victim, reference: SentenceReference) -> np.ndarray:
-    """Shuffles the victim's own tokens (oracle)."""
+    """Shuffles the victim's own tokens, and leaves padding where it is (oracle)."""
     del reference
-    return victim.rng.permutation(victim.tokens)
+    shuffled, real = victim.tokens.copy(), victim.tokens >= 0
+    shuffled[real] = victim.rng.permutation(victim.tokens[real])
+    return shuffled
 
 
 SENTENCE_FLOORS: dict[str, Callable[..., np.ndarray | None]] = {
@@ -211,7 +216,9 @@ def floor_sentences(
 
 
 def _mode(tokens: np.ndarray) -> int:
-    return int(np.argmax(np.bincount(tokens.ravel())))
+    """Gives the commonest token; of nothing but padding, padding."""
+    real = tokens[tokens >= 0]
+    return int(np.argmax(np.bincount(real))) if len(real) else PADDING
 
 
 def _modes(sentences: np.ndarray) -> np.ndarray | None:

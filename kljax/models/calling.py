@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
-from kljax.core.types import Array
+from kljax.core.trees import map_columns
+from kljax.core.types import Array, PyTree
 
 # (network, images [B, H, W, C], train) -> logits [B, Kc]
 Call: TypeAlias = Callable[[Any, Array, bool], Array]
@@ -79,23 +81,25 @@ def _speaks_of_mode(argument: str) -> bool:
     return argument in MODES or bool(WORDS & {*argument.lower().split("_")})
 
 
-def check_output(name: str, images: Array, output: Any) -> Array:
+def check_output(name: str, images: PyTree, output: Any) -> Array:
     """Checks that a network gave one array with a row per image.
 
     Args:
       name: of the network's class, for errors.
-      images: [B, H, W, C], what it was given.
+      images: [B, H, W, C], what it was given, or other inputs.
       output: what it gave.
 
     Raises:
       ValueError: for anything else, such as a tuple.
     """
     shape = output.shape if isinstance(output, jax.Array) else None
-    if shape is None or shape[:1] != images.shape[:1]:
+    count = jax.tree.leaves(images)[0].shape[0]
+    if shape is None or shape[:1] != (count,):
         gives = type(output).__name__ if shape is None else f"shape {shape}"
+        shapes = map_columns(jnp.shape, images)
         raise ValueError(
-            f"{name} gives {gives} for images of shape {images.shape}, expected one "
-            f"array of logits [{images.shape[0]}, Kc]: pass {HOW} that gives it"
+            f"{name} gives {gives} for images of shape {shapes}, expected one "
+            f"array of logits [{count}, Kc]: pass {HOW} that gives it"
         )
     return output
 

@@ -77,4 +77,7 @@ NETWORKS: dict[str, Network] = {
     "causal-transformer": _sentences(
         functools.partial(transformer.Transformer, causal=True)
     ),
+    "language-model": _sentences(
+        functools.partial(transformer.Transformer, causal=True, per_token=True)
+    ),
 }

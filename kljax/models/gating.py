@@ -22,7 +22,8 @@ from flax import nnx
 from flax.errors import FlaxError
 from jax import lax
 
-from kljax.core.types import Array, Gate, Gates, Path
+from kljax.core.trees import map_columns
+from kljax.core.types import Array, Gate, Gates, Path, PyTree
 from kljax.models.convolution import Convolution
 
 WATCH = "_kljax_watch"  # attribute by which a gated or tapped module finds its watch
@@ -279,7 +280,7 @@ def describe(error: Exception) -> str:
 
 @contextlib.contextmanager
 def layers_named(
-    name: str, images: Array, path_of: Callable[[Any], Path | None]
+    name: str, images: PyTree, path_of: Callable[[Any], Path | None]
 ) -> Iterator[None]:
     """Says in which layer a forward pass failed.
 
@@ -303,6 +304,7 @@ def layers_named(
         if frame.f_globals["__name__"] in OWN:
             raise
         at = f"layer {path!r} of {name}" if path else name
+        shapes = map_columns(jnp.shape, images)
         raise ValueError(
-            f"{at} fails on images of shape {images.shape}: {describe(error)}"
+            f"{at} fails on images of shape {shapes}: {describe(error)}"
         ) from error

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kljax.core.inputs import InputSpec, zeros_of
 from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Stats
 from kljax.models.calling import Call, check_output, find_call
 from kljax.models.gating import gated, layers_named, refuse_nested, unknown_path
@@ -26,7 +27,7 @@ _passes = itertools.count()
 
 def from_linen(
     module: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, int, int] | InputSpec,
     *,
     call: Call | None = None,
 ) -> Model:
@@ -37,7 +38,8 @@ def from_linen(
 
     Args:
       module: maps images [B, H, W, C] to logits [B, Kc].
-      image_shape: [H, W, C] of one image; Linen needs a pass to find its parameters.
+      image_shape: [H, W, C] of one image, or the spec of other inputs; Linen needs a
+        pass to find its parameters.
       call: ``(module, images, train) -> logits``, see `kljax.models.from_nnx`.
 
     Returns:
@@ -60,7 +62,7 @@ def from_linen(
         return next_call(*args, **kwargs)
 
     def variables(rng: Rng) -> Mapping[str, Any]:
-        images = jnp.zeros((1, *image_shape))
+        images = zeros_of(image_shape, 1)
         with layers_named(kind, images, _path_of):
             return module.init(rng, images, False, method=call)
 

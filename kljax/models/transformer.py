@@ -1,4 +1,4 @@
-"""Small transformers that classify sentences: an encoder, and a causal one."""
+"""Small transformers of sentences: an encoder, a causal one, a language model."""
 
 from typing import Any
 
@@ -61,8 +61,11 @@ class Transformer(nnx.Module):
     It takes embeddings in place of tokens, too: floating-point inputs [B, T, d] stand
     for what ``tokens`` gives. An attack that looks for embeddings feeds it those.
 
+    Where sentences end in padding, that is a token below 0, or an embedding of zeros.
+    No token sees it, nothing is learnt at its place, and no sentence is a mean of it.
+
     Reference: Vaswani et al., "Attention is All You Need" (NeurIPS 2017). Differs: the
-    norms stand in front, as in GPT-2, and there is no dropout and no padding.
+    norms stand in front, as in GPT-2, and there is no dropout.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Transformer(nnx.Module):
         depth: int = DEPTH,
         heads: int = HEADS,
         causal: bool = False,
+        per_token: bool = False,
+        padded: bool = False,
         tied: bool = False,
         lockable: tuple[Path, ...] = (),
         initialiser: Initialiser | None = None,
@@ -90,6 +95,9 @@ class Transformer(nnx.Module):
           depth: number of blocks, at least 1.
           heads: of each attention.
           causal: whether a token sees only itself and those before it.
+          per_token: whether each token is classified, and not the sentence: logits are
+            [B, T, Kc]. With `causal` it is a language model.
+          padded: whether sentences may end in padding.
           tied: whether the classifier's weights are the embeddings of the first Kc
             tokens, which stand for the classes; there is no ``fc`` then.
           lockable: paths of norms without scale and shift.
@@ -125,6 +133,7 @@ class Transformer(nnx.Module):
         draw = initialiser or normal(EMBEDDING_STD)
         self.length, self.width, self.num_classes = length, width, num_classes
         self.causal, self.tied = causal, tied
+        self.per_token, self.padded = per_token, padded
         self.tokens = nnx.Embed(vocabulary, width, embedding_init=draw, rngs=rngs)
         self.positions = nnx.Param(draw(rngs.params(), (length, width)))
         self.blocks = nnx.List(
@@ -140,6 +149,8 @@ class Transformer(nnx.Module):
     def __call__(self, inputs: Array) -> Array:
         """Maps tokens [B, T] integer, or embeddings [B, T, d], to logits [B, Kc].
 
+        Of each token they are [B, T, Kc].
+
         Raises:
           ValueError: for inputs of another shape.
         """
@@ -151,13 +162,31 @@ class Transformer(nnx.Module):
                 f"tokens [B, {self.length}] or embeddings [B, {self.length}, "
                 f"{self.width}]"
             )
+        if self.padded:
+            real = jnp.any(inputs != 0, axis=-1) if embedded else inputs >= 0
+            inputs = inputs if embedded else jnp.maximum(inputs, 0)
         x = inputs if embedded else self.tokens(inputs)
         x = x + self.positions[...][None]
         mask = jnp.tril(jnp.ones((1, 1, self.length, self.length), bool))
+        mask = mask if self.causal else None
+        if self.padded:
+            x = jnp.where(real[..., None], x, 0.0)
+            seen = real[:, None, None, :]
+            mask = seen if mask is None else seen & mask
         for block in self.blocks:
-            x = block(x, mask if self.causal else None)
+            x = block(x, mask)
         x = self.norm(x)
-        x = x[:, -1] if self.causal else jnp.mean(x, axis=1)
+        if not self.per_token:
+            x = self._summarise(x, real if self.padded else None)
         if self.tied:
             return x @ self.tokens.embedding[...][: self.num_classes].T
         return self.fc(x)
+
+    def _summarise(self, x: Array, real: Array | None) -> Array:
+        """Makes what stands for a sentence, [B, d], of its tokens [B, T, d]."""
+        if real is None:
+            return x[:, -1] if self.causal else jnp.mean(x, axis=1)
+        count = jnp.maximum(jnp.sum(real, axis=1), 1)
+        if self.causal:
+            return jnp.take_along_axis(x, (count - 1)[:, None, None], axis=1)[:, 0]
+        return jnp.sum(jnp.where(real[..., None], x, 0.0), axis=1) / count[:, None]

@@ -19,7 +19,7 @@ def mark(
     'In the [thes]'
     """
     written, wrong = "", False
-    for place in range(len(guess)):
+    for place in np.flatnonzero(np.asarray(truth) >= 0):  # not in padding
         now = bool(guess[place] != truth[place])
         piece = spell(guess[: place + 1])[len(spell(guess[:place])) :]
         space = piece[: len(piece) - len(piece.lstrip())]

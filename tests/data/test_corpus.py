@@ -75,10 +75,41 @@ def test_what_is_no_sentence_is_refused(tokens, error, message):
         check_batch(tokens, [0, 1], 2, inputs=sentences_of(2, WORDS))
 
 
+@pytest.mark.parametrize("tokens", ([[0, -1, 1]], [[-1, -1, -1]], [[-1, 0, 1]]))
+def test_padding_stands_behind_a_sentence(tokens):
+    padded = sentences_of(3, WORDS, padded=True)
+    check_batch([[0, 1, -1], [2, -1, -1]], [0, 1], 2, inputs=padded)
+    with pytest.raises(ValueError, match="sentence 0 .*padding in front of a token"):
+        check_batch(tokens, [0], 2, inputs=padded)
+    assert padded.spell(np.array([0, 1, -1])) == spell(WORDS, [0, 1])
+
+
+def test_verses_are_whole_and_padded():
+    corpus = load_text(12, whole=True)
+    real = corpus.images >= 0
+    lengths = real.sum(axis=1)
+    assert len(np.unique(lengths)) > 3 and lengths.max() == 12
+    # Each is a whole verse: the next piece of the corpus begins another one.
+    long = load_text(13)
+    begun = {tuple(tokens[:12]) for tokens in long.images}
+    assert not begun & {tuple(tokens) for tokens in corpus.images[lengths == 12]}
+    with pytest.raises(ValueError, match="no sentences of 2 tokens: the shortest"):
+        load_text(2, whole=True)
+
+
+@pytest.mark.parametrize("whole", (False, True))
+def test_the_target_of_a_token_is_the_next(whole):
+    corpus = load_text(10, whole=whole, next_token=True)
+    assert corpus.targets.shape == (10, 4096) and corpus.num_classes is None
+    tokens, following = corpus.fetch(np.arange(50))
+    np.testing.assert_array_equal(following[:, :-1], tokens[:, 1:])
+    assert whole == bool(np.any(following < 0)) and np.all(following[:, 0] >= 0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     (
-        (lambda tokens, labels: (tokens - 1, labels), "a token in .* client 7 is -1"),
+        (lambda tokens, labels: (tokens - 2, labels), "a token in .* client 7 is -2"),
         (lambda tokens, labels: (tokens, labels + 1), "client 8 has label 3"),
         (lambda tokens, labels: (tokens[..., None], labels), r"\[n, T, B, L\] tokens"),
     ),

@@ -17,6 +17,8 @@ def score_sentences(guesses: np.ndarray, truths: np.ndarray, spec: InputSpec) ->
         "token_accuracy": text.token_accuracy(guesses, truths),
         "exact_match": text.exact_match(guesses, truths),
     }
+    # What is guessed in the place of padding is not read.
+    guesses = np.where(truths < 0, text.PADDING, guesses)
     written = [[spec.spell(tokens) for tokens in side] for side in (guesses, truths)]
     table["text_guess"], table["text"] = map(np.array, written)
     with optional("ROUGE"):
