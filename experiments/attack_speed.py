@@ -32,6 +32,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.presets import gradient_matching
 from kljax.core.inputs import images_of
+from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.federated.clients import local_gradient
 from kljax.models import LeNet, from_nnx, losses, uniform
@@ -187,7 +188,9 @@ def attack_runner(problem, layout):
     """Makes ``() -> (seconds, images)`` for one complete attack on every victim."""
     threat = least_knowledge(Strategy(secret="unit", labels="given"))
     none = defences.none()
-    task = Task(lenet(), losses.cross_entropy, images_of(SHAPE), CLASSES, "fc")
+    task = Task(
+        lenet(), losses.cross_entropy, images_of(SHAPE), classes_of(CLASSES), "fc"
+    )
     setting = Setting(task, threat, AssumedDefence(none.gates, none.simulate))
     # Fixed steps without stopping rules, as the peers run them.
     optimiser = lbfgs_torch(

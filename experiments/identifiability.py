@@ -45,6 +45,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.objectives import balanced_l2
 from kljax.attacks.secrets import secret_of
+from kljax.core.targets import likeliest
 from kljax.core.types import Gate
 from kljax.studies.builder.drawn_client import draw_rng
 from kljax.studies.builder.study import build_study
@@ -190,7 +191,11 @@ class Case:
         def run(view, images, targets, lock, gates):
             parts = Unknowns(
                 Unknown(lambda rng, view: (images, ()), lambda free, fixed: free),
-                Unknown(lambda rng, view: ((), targets), lambda free, fixed: fixed),
+                Unknown(
+                    lambda rng, view: ((), targets),
+                    lambda free, fixed: fixed,
+                    read=lambda targets, fixed: likeliest(targets),
+                ),
                 Unknown(
                     lambda rng, view: lock,
                     regressed if self.regressed else lambda free, fixed: fixed,

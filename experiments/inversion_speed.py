@@ -39,6 +39,7 @@ from kljax.attacks.objectives import l2_norm
 from kljax.attacks.optimisers import rmsprop
 from kljax.attacks.priors import squared_variation
 from kljax.core.inputs import images_of
+from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.models import NETWORKS, from_nnx, losses
 from kljax.parallel import Layout, map_victims
@@ -136,7 +137,7 @@ class Problem:
             self.model,
             losses.cross_entropy,
             images_of(SHAPE),
-            CLASSES,
+            classes_of(CLASSES),
             self.classifier,
         )
         assumed = AssumedDefence(none.gates, none.simulate)

@@ -12,6 +12,7 @@ from kljax.attacks import Reconstruction, Task
 from kljax.attacks.optimisers import OPTIMISERS
 from kljax.attacks.presets import matching
 from kljax.core.inputs import images_of
+from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.defences import arms
 from kljax.defences.lock import key_lock
@@ -100,7 +101,7 @@ def lone_attack(**steps: int):
     strategy = threat.Strategy(secret="unit", labels="recovered")
     declared = threat.least_knowledge(strategy)
     defence = defences.none()
-    task = Task(model, losses.cross_entropy, images_of(SHAPE), 10, "fc")
+    task = Task(model, losses.cross_entropy, images_of(SHAPE), classes_of(10), "fc")
     setting = setting_of(task, declared, defence)
     attacks = {
         name: matching(setting, OPTIMISERS[name](), steps=count, restarts=1)

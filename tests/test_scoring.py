@@ -245,7 +245,7 @@ def test_examples_are_matched_one_to_one():
         labels=shuffled(victims.labels),
     )
     np.testing.assert_array_equal(
-        matched_images(mixed.arms[0], victims), close("none", victims)
+        matched_images(mixed.arms[0], mixed), close("none", victims)
     )
     for one, other in zip(scored(straight), scored(mixed), strict=True):
         assert one == other

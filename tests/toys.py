@@ -13,6 +13,7 @@ from flax import nnx
 
 from kljax.attacks import AssumedDefence, Setting, Task
 from kljax.core.inputs import images_of
+from kljax.core.targets import classes_of
 from kljax.core.types import Model, Private, Public
 from kljax.defences import Defence, keylock
 from kljax.defences.lock import key_lock
@@ -96,7 +97,9 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
 
 def setting(threat: ThreatModel, defence: Defence, **changes) -> Setting:
     """Makes the setting of an attack on the toy network."""
-    task = Task(toy_model(), cross_entropy, images_of(IMAGE_SHAPE), CLASSES, "fc")
+    task = Task(
+        toy_model(), cross_entropy, images_of(IMAGE_SHAPE), classes_of(CLASSES), "fc"
+    )
     sites = tuple(zip(SITES, WIDTHS, strict=True))
     return replace_fields(setting_of(task, threat, defence, sites), **changes)
 
@@ -116,6 +119,8 @@ def setting_of(
 
 def replace_fields(setting: Setting, **changes) -> Setting:
     """Replaces fields of a setting, or of its parts, by their names."""
+    if "num_classes" in changes:
+        changes["targets"] = classes_of(changes.pop("num_classes"))
     for name, value in changes.items():
         if name in Setting._fields:
             setting = setting._replace(**{name: value})

@@ -2,7 +2,6 @@
 
 from kljax.attacks.attack import (
     RESTARTS,
-    UNKNOWN,
     Attack,
     Candidate,
     Evolution,
@@ -51,6 +50,7 @@ from kljax.attacks.setting import (
 from kljax.attacks.simulation import fedavg, local_steps, one_step, replay
 from kljax.attacks.starts import around, constant, normal
 from kljax.attacks.unknowns import boxed, decoded, searched, upsampled
+from kljax.core.targets import UNKNOWN
 
 __all__ = [
     "Attack",

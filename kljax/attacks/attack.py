@@ -22,7 +22,8 @@ class Reconstruction(NamedTuple):
     """
 
     inputs: PyTree  # [B, ...] as a dataset has them: of images [B, H, W, C]
-    labels: Array  # [B] int32; `UNKNOWN` where nothing told them
+    # [B] int32, or other targets as a dataset has them; `UNKNOWN` where nothing told
+    labels: Array
     loss: Array  # [] matching loss of this candidate, without priors
     finite: Array  # [] bool: something was there to match, and the search did not break
     info: dict[str, Any] = {}  # for humans: "losses" [points], "secret", ...
@@ -40,8 +41,8 @@ Attack: TypeAlias = Callable[[Rng, View], Reconstruction]
 class Candidate(NamedTuple):
     """One guess at everything that the gradient depends on."""
 
-    images: Array  # [B, H, W, C], or what a network is fed in place of other inputs
-    targets: Array  # [B, Kc]
+    images: PyTree  # [B, H, W, C], or what a network is fed in place of other inputs
+    targets: Array  # [B, Kc], or others of `kljax.core.targets`
     secret: PyTree  # what the defence hides, as the strategy about it has it
 
 
@@ -53,7 +54,7 @@ class Unknown(NamedTuple):
       decode: ``(free, fixed) -> value`` of that part.
       project: ``free -> free``, after every move: back to what is allowed.
       read: ``(value, fixed) -> value``, of what is found in the end: a token, where
-        embeddings were looked for.
+        embeddings were looked for; a label, where probabilities were.
       penalty: ``free -> []``, added to the objective as a prior is: how unlikely what
         is looked for is, whatever becomes of it; None for nothing.
     """
@@ -111,13 +112,6 @@ Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
 # (View, Candidate, share of the steps that are made [] in [0, 1)) -> penalty []
 Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
 RESTARTS = "restarts"  # axis over which one restart can see the others
-UNKNOWN = -1  # a label of which the upload says nothing
-
-
-def labels_of(targets: Array) -> Array:
-    """Takes the likeliest labels [B] int32 of targets [B, Kc]; of NaN, `UNKNOWN`."""
-    known = jnp.all(jnp.isfinite(targets), axis=-1)
-    return jnp.where(known, jnp.argmax(targets, axis=-1), UNKNOWN).astype(jnp.int32)
 
 
 def no_prior(view: View, candidate: Candidate, progress: Array) -> Array:

@@ -60,7 +60,7 @@ def generated_labels(setting: Setting, inputs: int = 128) -> Unknown:
         inputs,
         lambda rng: init_label_branch(rng, inputs, setting.task.num_classes),
         label_branch,
-    )
+    )._replace(read=lambda targets, fixed: setting.task.targets.decode(targets))
 
 
 def _generated(

@@ -58,7 +58,12 @@ def pooled(
             values = jax.vmap(part.decode, axis_size=uploads)(free, fixed)
             return jax.tree.map(_joined, values)
 
-        return Unknown(start, decode, jax.vmap(part.project, axis_size=uploads))
+        def read(values: PyTree, fixed: PyTree) -> PyTree:
+            found = jax.vmap(part.read)(_parted(values, uploads), fixed)
+            return jax.tree.map(_joined, found)
+
+        project = jax.vmap(part.project, axis_size=uploads)
+        return Unknown(start, decode, project, read)
 
     def first(part: Unknown) -> Unknown:
         def start(rng: Rng, views: View):
@@ -69,12 +74,8 @@ def pooled(
     def split(candidate: Candidate) -> tuple[Candidate, Candidate]:
         """Gives the candidates of all uploads, and their axes."""
 
-        def cut(leaf: Array) -> Array:
-            return leaf.reshape(uploads, -1, *leaf.shape[1:])
-
-        candidates = candidate._replace(
-            images=cut(candidate.images), targets=cut(candidate.targets)
-        )
+        images, targets = _parted((candidate.images, candidate.targets), uploads)
+        candidates = candidate._replace(images=images, targets=targets)
         return candidates, Candidate(images=0, targets=0, secret=None)
 
     def simulate(views: View, candidate: Candidate):
@@ -94,6 +95,10 @@ def pooled(
     images, targets, secret = unknowns
     parts = Unknowns(each(images), each(targets), first(secret))
     return parts, simulate, distance, believe
+
+
+def _parted(values: PyTree, uploads: int) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(uploads, -1, *x.shape[1:]), values)
 
 
 def _joined(leaf: Array) -> Array:

@@ -11,6 +11,7 @@ import optax
 
 from kljax.core.generator import Generator
 from kljax.core.inputs import InputSpec
+from kljax.core.targets import TargetSpec
 from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 from kljax.models.chain import Layer
 from kljax.threat import ThreatModel
@@ -23,7 +24,7 @@ class Task(NamedTuple):
       model: the network.
       loss: the clients' training loss.
       inputs: what the network takes in, and where it is looked for.
-      num_classes: Kc.
+      targets: what the network is trained towards, and how that is looked for.
       classifier: path of the last dense layer, from which labels are read.
       chain: the network's layers in forward order, where they simply follow each
         other; () where they do not.
@@ -34,10 +35,19 @@ class Task(NamedTuple):
     model: Model
     loss: Loss
     inputs: InputSpec
-    num_classes: int
+    targets: TargetSpec
     classifier: str
     chain: tuple[Layer, ...] = ()
     feeds: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Gives Kc, to what is made for classes alone.
+
+        Raises:
+          ValueError: for targets of another kind.
+        """
+        return self.targets.require_classes("what reads classes off an upload")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """Unknown inputs: what is optimised, and how it becomes an image, or a sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -12,18 +12,30 @@ from kljax.threat import View
 
 
 def searched(setting: Setting, start: Start) -> Unknown:
-    """Looks in the search space of the inputs, unbounded: of images, for pixels."""
+    """Looks in the search space of the inputs, unbounded: of images, for pixels.
+
+    Of several inputs, each begins from a draw of its own.
+    """
     space, examples = setting.task.inputs.search, setting.threat.knowledge.examples
 
-    def begin(rng: Rng, view: View) -> tuple[Array, Params]:
+    def begin(rng: Rng, view: View) -> tuple[PyTree, tuple[Params, Params]]:
         params = view.public.model
-        return start(rng, (examples, *space.shape(params))), params
+        upload = {} if space.hold is None else view.grads.model
+        return draw(rng, space.shape(params)), (params, upload)
 
-    return Unknown(
-        start=begin,
-        decode=lambda free, params: space.decode(params, free),
-        read=lambda fed, params: space.read(params, fed),
-    )
+    def draw(rng: Rng, shapes: PyTree) -> PyTree:
+        if not isinstance(shapes, Mapping):
+            return start(rng, (examples, *shapes))
+        rngs = jax.random.split(rng, len(shapes))
+        pairs = zip(shapes.items(), rngs, strict=True)
+        return {name: draw(own, shape) for (name, shape), own in pairs}
+
+    def decode(free: PyTree, fixed: tuple[Params, Params]) -> PyTree:
+        params, upload = fixed
+        fed = space.decode(params, free)
+        return fed if space.hold is None else space.hold(upload, fed)
+
+    return Unknown(begin, decode, read=lambda fed, fixed: space.read(fixed[0], fed))
 
 
 def boxed(setting: Setting, unknown: Unknown) -> Unknown:

@@ -86,7 +86,8 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     from kljax.studies.matched_but_wrong import ambiguous_lines
 
     config, speed = result.config, summary["throughput"]
-    of = f" of {config.examples} images" if config.examples > 1 else ""
+    noun = summary.get("noun", "image")
+    of = f" of {config.examples} {noun}s" if config.examples > 1 else ""
     budget = f", {config.restarts} x {config.steps} evaluations each"
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = budget if speed["evaluations_per_s"] else ""

@@ -58,6 +58,16 @@ WHICH = (
         meaning="bootstrap cluster: that of the upload's first example",
     ),
     Column(name="label", dtype="int64", meaning="true class", unit="from 0"),
+    Column(
+        name="kind",
+        dtype="string",
+        meaning="kind of the input that is scored: image, text, or one of your own",
+    ),
+    Column(
+        name="input",
+        dtype="string",
+        meaning="of several inputs, the one that is scored",
+    ),
 )
 
 OPTIONS = (
@@ -266,6 +276,22 @@ FOUND = (
         "1 where the guess of this image's label is right, or 0",
         **SHARE,
         leaks=1,
+        shown="terminal",
+    ),
+    _reported(
+        "target_accuracy",
+        "target tokens",
+        "share of the tokens of this example's target that are right in their place",
+        **SHARE,
+        leaks=1,
+        shown="terminal",
+    ),
+    _reported(
+        "target_error",
+        "target error",
+        "mean absolute error of the numbers of this example's target",
+        form=".3f",
+        leaks=-1,
         shown="terminal",
     ),
     _reported(

@@ -80,7 +80,8 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     lost = None
     if setting.protocol is not None:
         # Weight decay and momentum move tensors that no image moves.
-        blank = truth._replace(images=jnp.full_like(update.images, 0.5))
+        grey = jax.tree.map(lambda x: jnp.full_like(x, 0.5), update.images)
+        blank = truth._replace(images=grey)
         without, _ = replay(setting, setting.defence.gates)(view, blank)
         lost = jax.tree.map(jnp.subtract, simulated, without)
     return Diagnosis(
@@ -166,7 +167,7 @@ def feature_error(setting: Setting, update: Update) -> Array:
         setting.threat.knowledge.examples,
         setting.threat.knowledge.upload,
     )
-    fits = examples <= min(MOST, setting.task.num_classes - 1)
+    fits = examples <= min(MOST, setting.task.targets.outputs - 1)
     parts = _classifier_parts(setting, observe(setting.threat, update).grads.model)
     if not fits or upload != "gradient" or parts is None:
         return jnp.asarray(jnp.nan)
@@ -178,9 +179,10 @@ def feature_error(setting: Setting, update: Update) -> Array:
         found = dense_input(*parts)[None]
     else:
         labels = _recovered_labels(setting, update)
-        if labels is None or len(parts[1]) != setting.task.num_classes:
+        outputs = setting.task.targets.outputs
+        if labels is None or len(parts[1]) != outputs:
             return jnp.asarray(jnp.nan)
-        targets = targets_of(labels, setting.task.num_classes)
+        targets = targets_of(labels, outputs)
         weights = _classifier_parts(setting, update.public.model)
         found = classifier_inputs(*parts, *weights, targets, loss=setting.task.loss)
         found = found.inputs.mean

@@ -35,7 +35,8 @@ def draw_gallery(
 
     lines = _lines(result, rows, most)
     shown = len(lines[0][1])
-    wide, high = (1.15, 1.3) if result.dataset.inputs.spell is None else (1.4, 0.9)
+    pictures = result.dataset.inputs.scored.spell is None
+    wide, high = (1.15, 1.3) if pictures else (1.4, 0.9)
     figure = matplotlib.figure.Figure(
         figsize=(wide * shown + 2.2, high * len(lines)), layout="constrained"
     )
@@ -79,21 +80,23 @@ def _lines(
     result: LeakResult, rows: list[Row], most: int
 ) -> list[tuple[str, np.ndarray | list[str], list[str]]]:
     """Lists names, images [n, H, W, C] or sentences, and captions of what is drawn."""
-    spell, kind = result.dataset.inputs.spell, find_kind(result.dataset.inputs)
-    victims, names = result.victims, result.dataset.class_names
+    spec, targets = result.dataset.inputs, result.dataset.targets
+    spell, kind, victims = spec.scored.spell, find_kind(spec), result.victims
     examples = victims.labels.shape[1]
     uploads = -(-most // examples)  # no more of them than the columns need
 
     def first(values: np.ndarray) -> np.ndarray:
         return values[:uploads].reshape(-1, *values.shape[2:])[:most]
 
-    truths, labels = first(victims.images), first(victims.labels)
-    captions = [f"class {n}" if names is None else str(names[n]) for n in labels]
+    truths, labels = first(spec.scored_of(victims.images)), first(victims.labels)
+    captions = [""] * len(labels)
+    if targets.class_of is not None:
+        names, classes = result.dataset.class_names, targets.class_of(labels)
+        captions = [f"class {n}" if names is None else str(names[n]) for n in classes]
     captions = [textwrap.fill(caption, WIDEST) for caption in captions]
     places = [divmod(n, examples) for n in range(len(truths))]
     if examples > 1:
-        one = "image" if spell is None else "sentence"
-        where = [f"upload {victims.uploads[n]}, {one} {e}" for n, e in places]
+        where = [f"upload {victims.uploads[n]}, {kind.noun} {e}" for n, e in places]
         captions = ["\n".join(words) for words in zip(captions, where, strict=True)]
     at = {(row["arm"], row["upload"], row["example"]): row for row in rows}
 
@@ -116,7 +119,7 @@ def _lines(
     lines.append((PREFIX + best, legible(floor), scores(PREFIX + best)))
     for arm in result.arms:
         name = arm.arm.name
-        guesses = first(matched_images(arm, victims))
+        guesses = first(matched_images(arm, result))
         lines.append((name, legible(guesses), scores(name)))
     return lines
 

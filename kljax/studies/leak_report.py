@@ -54,8 +54,8 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     NaN where it cannot be told. Images of one upload are a group, and
     ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
     each upload have that outcome, where uploads have several.
-    ``success_words`` says what success is of other inputs than images, and
-    ``sentences`` lists the first of these and what was found, where inputs are text.
+    ``success_words`` says what success is of other inputs than images, ``noun`` what
+    one is called; ``sentences`` lists the first of these and what was found of them.
     ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
     recovered in the arm ``none``, contrast or not; None without that arm.
     """
@@ -97,9 +97,9 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
 def _of_kind(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     """Says what other inputs than images have: another success, and sentences."""
     spec, lines = result.dataset.inputs, sentence_lines(rows)
-    if spec.kind == "image":
+    if spec.scored.kind == "image":
         return {}
-    words = {"success_words": find_kind(spec).success_words}
+    words = {n: getattr(find_kind(spec), n) for n in ("success_words", "noun")}
     return words | ({"sentences": lines} if lines else {})
 
 
@@ -161,7 +161,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
     columns = _columns(summary)
-    heads = COUNTED | {"success_rate": _success_head(summary, " ")}
+    heads = COUNTED | {"n": f"{summary.get('noun', 'image')}s"}
+    heads |= {"success_rate": _success_head(summary, " ")}
     heads |= {
         column.name: column.heading
         for column in _shown("summary", summary)
@@ -190,15 +191,14 @@ def _columns(summary: dict[str, Any]) -> dict[str, Column]:
 
 def upload_lines(summary: dict[str, Any]) -> list[str]:
     """Says how many images of each upload each arm lost; none for single examples."""
-    examples = summary["config"]["examples"]
+    examples, noun = summary["config"]["examples"], summary.get("noun", "image")
     lines = []
     for name, arm in summary["arms"].items():
         if "recovered_of_uploads" not in arm:
             continue
         counts = np.array([arm["recovered_of_uploads"]])
-        text = (
-            f"{name}: recovered {_span(counts)} of the {examples} images of an upload"
-        )
+        found = f"recovered {_span(counts)} of the {examples} {noun}s of an upload"
+        text = f"{name}: {found}"
         affine = counts + [arm["recovered_affine_of_uploads"]]
         if (affine != counts).any():
             text += f", {_span(affine)} with those up to brightness and contrast"

@@ -45,7 +45,7 @@ def check_own(config: LeakConfig, inputs: InputSpec) -> None:
     """
     own_columns(config)
     if config.metrics:
-        pair = np.asarray(inputs.draw(fixed_rng("metrics"), 2))
+        pair = np.asarray(inputs.scored_of(inputs.draw(fixed_rng("metrics"), 2)))
         for own in find_metrics(config.metrics):
             check_metric(own, *pair)
 

@@ -22,7 +22,6 @@ from kljax.core.inputs import InputSpec
 from kljax.data import Dataset, select
 from kljax.metrics import COLUMNS, Column
 from kljax.metrics.kinds import Kind, find_kind
-from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
 from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.row_columns import columns_of
@@ -58,7 +57,7 @@ class Floors(NamedTuple):
 
 def score_rows(result: LeakResult) -> list[Row]:
     """Scores a finished study: the rows of all floors, then of all arms."""
-    count, examples, *shape = result.victims.images.shape
+    count, examples, *shape = _truths(result).shape
     # Pixels of an image, however many channels it has; tokens of a sentence.
     size = max(1, PIXELS_PER_BLOCK // (examples * math.prod(shape[:2])))
     reference = _reference(result.dataset, result.config.seed)
@@ -81,7 +80,7 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
     Returns:
       The rows, and the floors.
     """
-    victims, columns = result.victims, columns_of(result.config)
+    columns = columns_of(result.config)
     if floors is None:
         reference = _reference(result.dataset, result.config.seed)
         floors = _score_floors(result, reference)
@@ -90,9 +89,9 @@ def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], 
         for name, (having, scores) in floors.scores.items()
         for n, place in enumerate(having)
     ]
-    truths = _flat(victims.images)
+    truths = _flat(_truths(result))
     everyone = list(range(len(truths)))
-    sets = [(everyone, _flat(matched_images(arm, victims))) for arm in result.arms]
+    sets = [(everyone, _flat(matched_images(arm, result))) for arm in result.arms]
     # Apart from the floors, which may be known: the last bits of an image's scores
     # may depend on what else is in a call, and rows must not on what came before.
     scored = _scores_of(sets, truths, result)
@@ -106,7 +105,8 @@ def _substitute_scores(result: LeakResult, arm: ArmResult, guesses: Guesses) -> 
     """Scores guesses against what was trained on in place of the private images."""
     if arm.attacked.substitute is None:
         return {}
-    substitutes = _flat(np.asarray(arm.attacked.substitute))
+    spec = result.dataset.inputs
+    substitutes = _flat(np.asarray(spec.scored_of(arm.attacked.substitute)))
     (scores,) = _scores_of([guesses], substitutes, result)
     named = {f"{name}_substitute": scores.get(name) for name in ("ssim", "psnr")}
     return {name: values for name, values in named.items() if values is not None}
@@ -137,15 +137,29 @@ def floor_images(
       ValueError: for an image of another shape than the dataset's, or that is not
         the one of its index.
     """
-    examples = images, labels, indices
-    return _floors(*examples, _reference(dataset, seed), seed, dataset.inputs)
+    examples = images, _classes(dataset, labels, indices), indices
+    return _floors(*examples, _reference(dataset, seed), seed, dataset.inputs.scored)
 
 
-def matched_images(arm: ArmResult, victims: Victims) -> np.ndarray:
-    """Orders each victim's reconstructions [N, B, H, W, C] like the truths."""
-    guesses = np.asarray(arm.attacked.reconstruction.inputs)
-    orders = _orders(arm, victims)
+def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
+    """Orders each victim's reconstructions [N, B, H, W, C] like the truths.
+
+    Of several inputs, those of the one that is scored.
+    """
+    spec, orders = result.dataset.inputs, _orders(arm, result)
+    guesses = np.asarray(spec.scored_of(arm.attacked.reconstruction.inputs))
     return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
+
+
+def _truths(result: LeakResult) -> np.ndarray:
+    """Gives the private inputs [N, B, ...] that are scored."""
+    return result.dataset.inputs.scored_of(result.victims.images)
+
+
+def _classes(dataset: Dataset, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Gives the class [n] of targets [n, ...]; without classes each is its own."""
+    class_of = dataset.targets.class_of
+    return indices if class_of is None else class_of(labels)
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
@@ -153,9 +167,10 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, *values.shape[2:])
 
 
-def _orders(arm: ArmResult, victims: Victims) -> list[np.ndarray]:
-    guesses = arm.attacked.reconstruction.inputs
-    return [metrics.assign(g, t) for g, t in zip(guesses, victims.images, strict=True)]
+def _orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
+    guesses = result.dataset.inputs.scored_of(arm.attacked.reconstruction.inputs)
+    pairs = zip(guesses, _truths(result), strict=True)
+    return [metrics.assign(guess, truth) for guess, truth in pairs]
 
 
 def _arm_rows(
@@ -167,13 +182,19 @@ def _arm_rows(
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
     found, kind = attacked.reconstruction, find_kind(result.dataset.inputs)
+    targets = result.dataset.targets
     spent = found.numbers.get("evaluations")  # a user's attack need not count
     degree = find_preset(result.config.attack).degree
     labels = arm.threat.strategy.labels
     rows = []
-    for n, order in enumerate(_orders(arm, victims)):
+    for n, order in enumerate(_orders(arm, result)):
         live = int(attacked.live_channels[n])
-        guesses = found.labels[n][order]
+        guesses = np.asarray(found.labels[n])[order]
+        of_targets = targets.score(guesses, victims.labels[n])
+        classes = in_any_order = None
+        if targets.class_of is not None:
+            classes, true = map(targets.class_of, (guesses, victims.labels[n]))
+            in_any_order = metrics.multiset_accuracy(classes, true)
         loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
         measured = np.isfinite(at_truth)
         # What a wrong replay misses at the true images is its own error, and a loss
@@ -203,21 +224,19 @@ def _arm_rows(
             "matching_loss_scale": scale if measured else None,
             "matching_loss_degree": degree if measured else None,
             "live_channels": live if live or arm.arm.gated else None,
-            "label_multiset_accuracy": metrics.multiset_accuracy(
-                found.labels[n], victims.labels[n]
-            ),
+            "label_multiset_accuracy": in_any_order,
             "feature_error": error if np.isfinite(error) else None,
             "replay_is_exact": exact if measured else None,
             "label_rule_holds": None if np.isnan(holds) else bool(holds),
             "visible_share": float(attacked.visible_share[n]),
         }
-        for example, guess in enumerate(guesses):
+        for example in range(len(guesses)):
             place = n * len(guesses) + example
             scored = _at(columns, scores, place)
             row = _row(result, columns, place, arm.arm.name, floors, scored)
             row |= of_upload | {
-                "label_guess": int(guess),
-                "label_accuracy": float(guess == victims.labels[n, example]),
+                "label_guess": None if classes is None else int(classes[example]),
+                **_at(columns, of_targets, example),
                 "outcome": kind.outcome(
                     row, loss if measured else None, floor, bool(found.finite[n])
                 ),
@@ -236,13 +255,17 @@ def _row(
 ) -> Row:
     config, victims = result.config, result.victims
     n, example = divmod(place, victims.labels.shape[1])
+    class_of = result.dataset.targets.class_of
+    label = None if class_of is None else class_of(victims.labels[n, [example]])[0]
     row: Row = dict.fromkeys(columns) | _options(config, "all")
     row |= {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
         "victim": int(result.dataset.positions_of(victims.indices[n, [example]])[0]),
         "group": int(victims.groups[n]),
-        "label": int(victims.labels[n, example]),
+        "label": None if label is None else int(label),
+        "kind": result.dataset.inputs.scored.kind,
+        "input": result.dataset.inputs.primary,
         "device": jax.devices()[0].device_kind,
         "success": find_kind(result.dataset.inputs).success(scores),
         "upload": int(victims.uploads[n]),
@@ -285,8 +308,10 @@ def _value(dtype: str, value: Any) -> str | float | int | bool | None:
 def _reference(dataset: Dataset, seed: int) -> Any:
     # Another seed than the victims', who would otherwise all be part of it.
     chosen = select(dataset, min(REFERENCE_SIZE, len(dataset)), seed + 1)
-    make = find_kind(dataset.inputs).reference
-    return make(*dataset.fetch(chosen), chosen, dataset.inputs)
+    make, spec = find_kind(dataset.inputs).reference, dataset.inputs
+    inputs, labels = dataset.fetch(chosen)
+    classes = _classes(dataset, labels, chosen)
+    return make(spec.scored_of(inputs), classes, chosen, spec.scored)
 
 
 def _floors(
@@ -305,11 +330,12 @@ def _floors(
 
 
 def _score_floors(result: LeakResult, reference: Any) -> Floors:
-    victims, spec = result.victims, result.dataset.inputs
+    victims, spec = result.victims, result.dataset.inputs.scored
     kind: Kind = find_kind(spec)
     truths, labels, indices = map(
-        _flat, (victims.images, victims.labels, victims.indices)
+        _flat, (_truths(result), victims.labels, victims.indices)
     )
+    labels = _classes(result.dataset, labels, indices)
     made = _floors(truths, labels, indices, reference, result.config.seed, spec)
     sets = {}
     for name in kind.floors:
@@ -330,7 +356,7 @@ def _scores_of(
     """Scores sets of guesses against their truths, all in one table."""
     guesses = np.concatenate([images for _, images in sets])
     truths = np.concatenate([truths[places] for places, _ in sets])
-    spec = result.dataset.inputs
+    spec = result.dataset.inputs.scored
     table = find_kind(spec).score(guesses, truths, spec)
     for own in metrics.find_metrics(result.config.metrics):
         with optional(f"metric {own.column.name!r}"):

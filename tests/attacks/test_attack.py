@@ -18,9 +18,14 @@ from kljax.attacks import (
     from_optax,
     squared_l2,
 )
+from kljax.core.targets import likeliest
 
 NOTHING = Unknown(lambda rng, view: ((), ()), lambda free, fixed: ())
-LABEL = Unknown(lambda rng, view: ((), jnp.eye(3)[None, 1]), lambda free, fixed: fixed)
+LABEL = Unknown(
+    lambda rng, view: ((), jnp.eye(3)[None, 1]),
+    lambda free, fixed: fixed,
+    read=lambda targets, fixed: likeliest(targets),
+)
 SGD = from_optax(optax.sgd(0.25))
 
 
@@ -416,5 +421,8 @@ def test_names_of_before_say_where_they_went():
         attacks.LOCKS  # noqa: B018
     with pytest.raises(AttributeError, match="'kljax.attacks' has no attribute 'LOKS'"):
         attacks.LOKS  # noqa: B018
+    nothing = attacks.Reconstruction((), (), 0.0, True)
+    with pytest.raises(AttributeError, match="Reconstruction.images is .*inputs"):
+        nothing.images  # noqa: B018
     for name in attacks._MOVED.values():
         assert hasattr(attacks, name)

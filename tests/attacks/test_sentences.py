@@ -1,5 +1,6 @@
 """DLG for text: sentences are looked for among embeddings, and read as tokens."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import quick_jit, setting
+from toys import quick_jit, replace_fields, setting
 
 from kljax import threat as threats
-from kljax.attacks import Candidate, replay
-from kljax.attacks.optimisers import lbfgs_torch
+from kljax.attacks import Candidate, Protocol, replay
+from kljax.attacks.optimisers import lbfgs, lbfgs_torch
 from kljax.attacks.presets import dlg, inverting_gradients
 from kljax.core.types import Private, Public
 from kljax.data.sentences import sentences_of
@@ -136,6 +137,75 @@ def test_a_client_trains_on_tokens():
             sent.model[name], -rate * leaf, rtol=1e-3, atol=1e-6, err_msg=name
         )
     assert np.any(sent.model[TABLE])
+
+
+APART = np.array([[5, 17, 2, 20], [1, 9, 3, 22]], np.int32)  # no token twice
+
+
+@functools.cache
+def change(sentences):
+    """The change of four steps of momentum on two sentences, and its setting."""
+    optimiser, rate = optax.sgd(0.2, momentum=0.9), 0.2
+    strategy = threats.Strategy(secret="unit", labels="given")
+    declared = threats.least_knowledge(strategy, upload="update", examples=2)
+    here = setting(
+        declared,
+        none(),
+        model=MODEL,
+        inputs=SPEC,
+        num_classes=CLASSES,
+        sites=(),
+        protocol=Protocol(optimiser, 4, 1, rate),
+    )
+    run = local_update(MODEL, here.task.loss, none(), optimiser, steps=4, batch=1)
+    received, stats = update().public, update().stats
+    sent = quick_jit(run.run)(
+        jax.random.key(0),
+        jnp.asarray(0),
+        received,
+        stats,
+        run.init(received, Private()),
+        np.reshape(sentences, (2, LENGTH)).astype(np.int32),
+        np.array([1, 2]),
+    )
+    return here, jax.device_get(sent)
+
+
+def replayed(here, sent, fed):
+    view = threats.observe(here.threat, sent)
+    truth = Candidate(fed, sent.targets, Private())
+    return replay(here, here.defence.gates)(view, truth)
+
+
+def test_embeddings_move_as_the_rows_of_the_table_that_a_client_trains():
+    here, sent = change(tuple(APART.ravel().tolist()))
+    embedded = jnp.asarray(sent.public.model[TABLE])[APART]
+    simulated, observed = replayed(here, sent, embedded)
+    assert sent.sent.model.keys() - observed.model.keys() == {TABLE}
+    largest = 0.0
+    for name, leaf in observed.model.items():
+        np.testing.assert_allclose(
+            simulated.model[name], leaf, rtol=1e-3, atol=1e-5, err_msg=name
+        )
+        # The client's own tokens, looked up in the table, do the same.
+        exact = replayed(here, sent, jnp.asarray(APART))[0].model[name]
+        np.testing.assert_allclose(exact, leaf, rtol=1e-3, atol=1e-5, err_msg=name)
+        still = here.task.inputs.search
+        still = dataclasses.replace(SPEC, search=dataclasses.replace(still, trained=0))
+        fixed = replayed(replace_fields(here, inputs=still), sent, embedded)[0]
+        apart = np.linalg.norm(fixed.model[name] - leaf)
+        largest = max(largest, apart / np.linalg.norm(leaf))
+    assert largest > 0.01  # to leave the table where it was would be wrong
+
+
+def test_sentences_are_read_off_a_whole_update():
+    here, sent = change(tuple(APART.ravel().tolist()))
+    view = threats.observe(here.threat, sent)
+    strike = quick_jit(dlg(here, lbfgs(), steps=300, restarts=1))
+    found = strike(jax.random.key(7), view)
+    # One start of many: that it matches all is not certain, that it reads most is.
+    np.testing.assert_array_equal(found.inputs[0], APART[0])
+    assert np.mean(np.asarray(found.inputs) == APART) >= 0.75
 
 
 def test_what_is_hidden_has_no_part_in_what_is_found():

@@ -17,6 +17,7 @@ from toys import quick_jit, random_weights, replace_fields, setting_of, threat
 
 from kljax.attacks import Attack, Reconstruction, Setting, Task
 from kljax.core.inputs import images_of
+from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.defences import Defence, none
 from kljax.federated.clients import one_step
@@ -65,7 +66,9 @@ def digits(count: int):
 def ground(threat: ThreatModel, defence: Defence | None = None, **changes) -> Setting:
     """Makes the setting of an attack on the small network."""
     defence = none() if defence is None else defence
-    task = Task(model(), cross_entropy, images_of(IMAGE_SHAPE), CLASSES, "fc")
+    task = Task(
+        model(), cross_entropy, images_of(IMAGE_SHAPE), classes_of(CLASSES), "fc"
+    )
     setting = setting_of(task, threat, defence, ((SITE, CHANNELS),))
     return replace_fields(setting, **changes)
 

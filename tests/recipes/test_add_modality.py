@@ -70,6 +70,7 @@ TABLE = """
         success_words="PSNR > 20 dB",
         reading="*recovered*: at most half the squared error of the columns' means.",
         outcome=outcome,
+        noun="row",
     )
 
     # --- data, and a network that takes it -------------------------------------------
@@ -113,6 +114,9 @@ def test_rows_of_a_table_are_attacked_scored_and_reported(mine, leak):
     assert all(row["ssim"] == "" for row in job.rows)  # no score of images
     assert "# Leakage of `mine:Network` on `mine:table`" in job.report
     assert "PSNR > 20 dB [95 %]" in job.report
+    # It is called what it is.
+    assert {row["kind"] for row in job.rows} == {"mine:ROWS"}
+    assert "| rows" in job.report and "image" not in job.report
     assert (job.folder / "gallery.png").stat().st_size > 1000
 
 

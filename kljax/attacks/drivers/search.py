@@ -15,7 +15,6 @@ from kljax.attacks.attack import (
     Reconstruction,
     Simulation,
     Unknowns,
-    labels_of,
 )
 from kljax.attacks.visibility import says_something
 from kljax.core.dependence import Dependence, trace_dependence
@@ -190,7 +189,7 @@ def restarted(
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(
             inputs=candidate.images,
-            labels=labels_of(candidate.targets),
+            labels=candidate.targets,
             loss=best.matching,
             finite=finite & jnp.isfinite(best.matching) & says_something(view),
             info={

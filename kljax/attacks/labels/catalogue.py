@@ -70,11 +70,18 @@ def settle_rule(setting: Setting) -> str:
     has no bias to read.
 
     Raises:
-      ValueError: for an unknown rule, one of a single example for several, counts of
-        an update without a protocol, a rule that reads the classifier's bias where
-        there is none, and a classifier that has no column for each class.
+      ValueError: for targets that are no classes, an unknown rule, one of a single
+        example for several, counts of an update without a protocol, a rule that reads
+        the classifier's bias where there is none, and a classifier that has no column
+        for each class.
     """
     name, knows = setting.attacker.label_rule, setting.threat.knowledge
+    targets = setting.task.targets
+    if targets.kind != "classes":
+        raise ValueError(
+            f"label rules read classes, and targets are {targets.kind} of shape "
+            f"{targets.shape} here: take labels='given' or 'joint'"
+        )
     updates = knows.upload != "gradient"
     params, _ = setting.task.shapes()
     biased = f"{setting.task.classifier}/bias" in params

@@ -15,9 +15,9 @@ not finite, or hidden in part, every label is `kljax.attacks.UNKNOWN`.
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import UNKNOWN
 from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.attacks.setting import Setting
+from kljax.core.targets import UNKNOWN
 from kljax.core.types import Array
 from kljax.threat import View
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Unknown, labels_of
+from kljax.attacks.attack import Unknown
 from kljax.attacks.labels.catalogue import find_rule
 from kljax.attacks.setting import Setting
-from kljax.core.types import Array, Rng
+from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
 
 def given(setting: Setting) -> Unknown:
     """Takes the labels from the view, where the threat model grants them."""
-    del setting
     return Unknown(
         start=lambda rng, view: ((), view.targets),
         decode=lambda free, fixed: fixed,
+        read=_read(setting),
     )
 
 
@@ -47,7 +47,7 @@ def recovered(setting: Setting) -> Unknown:
             labels = jax.random.permutation(rng, labels)
         return (), targets_of(labels, setting.task.num_classes)
 
-    return Unknown(start, decode=lambda free, fixed: fixed)
+    return Unknown(start, decode=lambda free, fixed: fixed, read=_read(setting))
 
 
 def targets_of(labels: Array, num_classes: int) -> Array:
@@ -59,13 +59,22 @@ def targets_of(labels: Array, num_classes: int) -> Array:
 def joint(setting: Setting) -> Unknown:
     """Optimises label logits together with the image, started from N(0, 1).
 
+    Targets that are no probabilities are optimised as they are.
+
     Reference: DLG (Zhu et al. 2019), algorithm 1.
     """
-    shape = (setting.threat.knowledge.examples, setting.task.num_classes)
+    targets = setting.task.targets
+    shape = (setting.threat.knowledge.examples, *targets.shape)
     return Unknown(
         start=lambda rng, view: (jax.random.normal(rng, shape), ()),
-        decode=lambda free, fixed: jax.nn.softmax(free),
+        decode=lambda free, fixed: targets.constrain(free),
+        read=_read(setting),
     )
+
+
+def _read(setting: Setting) -> Callable[[Array, PyTree], Array]:
+    """Makes what reads targets as a dataset has them."""
+    return lambda targets, fixed: setting.task.targets.decode(targets)
 
 
 def settled_labels(setting: Setting, attack: str) -> Callable[[Rng, View], Array]:
@@ -83,7 +92,8 @@ def settled_labels(setting: Setting, attack: str) -> Callable[[Rng, View], Array
     unknown = LABELS[strategy](setting)
 
     def labels(rng: Rng, view: View) -> Array:
-        return labels_of(unknown.decode(*unknown.start(rng, view)))
+        free, fixed = unknown.start(rng, view)
+        return unknown.read(unknown.decode(free, fixed), fixed)
 
     return labels
 

@@ -108,12 +108,12 @@ def averaged_steps(
         )
 
     def simulation(view: View, candidate: Candidate):
-        replayed = local_replay(setting, gates, view, candidate.secret, penalty, unit)
+        replayed = local_replay(setting, gates, view, candidate, penalty, unit)
 
         def phase(carry, index: Array):
             now, stats, memory = carry
             grads, stats = replayed.gradient(
-                now, stats, index, candidate.images, candidate.targets
+                now, stats, index, replayed.inputs, candidate.targets
             )
 
             def step(carry, _):

@@ -168,8 +168,12 @@ def local_steps(
         )
 
     def simulation(view: View, candidate: Candidate):
-        replayed = local_replay(setting, gates, view, candidate.secret, penalty, unit)
-        order = np.arange(steps * batch) % candidate.images.shape[0]
+        replayed = local_replay(setting, gates, view, candidate, penalty, unit)
+        count = jax.tree.leaves(candidate.images)[0].shape[0]
+        order = np.arange(steps * batch) % count
+
+        def cut(values: PyTree) -> PyTree:
+            return jax.tree.map(lambda x: _cut(x[order], steps), values)
 
         def step(carry, inputs):
             now, stats, memory = carry
@@ -179,8 +183,8 @@ def local_steps(
 
         inputs = (
             jnp.arange(steps),
-            _cut(candidate.images[order], steps),
-            _cut(candidate.targets[order], steps),
+            cut(replayed.inputs),
+            cut(candidate.targets),
         )
         if rematerialise:
             # Inside a scan nothing can be merged with the forward pass anyway.
@@ -198,23 +202,26 @@ class LocalReplay(NamedTuple):
     """One client's training at a guessed secret, step by step.
 
     Attributes:
-      start: what is trained, before the first step: the public parameters, and the
-        lock weights where the candidate has any.
-      gradient: ``(now, stats, index [] of the step, images, targets) -> (grads,
+      start: what is trained, before the first step: the public parameters, the lock
+        weights where the candidate has any, and the candidate's inputs where they stand
+        for parameters (`SearchSpace.trained`).
+      inputs: [n, ...] of the candidate, as `gradient` takes them.
+      gradient: ``(now, stats, index [] of the step, inputs, targets) -> (grads,
         stats)``.
       compare: ``trained -> (simulated, observed)``, in the unit asked for.
     """
 
-    start: tuple[Public, PyTree]
+    start: tuple[PyTree, ...]
+    inputs: PyTree
     gradient: Callable[..., tuple[PyTree, PyTree]]
-    compare: Callable[[tuple[Public, PyTree]], tuple[PyTree, PyTree]]
+    compare: Callable[[tuple[PyTree, ...]], tuple[PyTree, PyTree]]
 
 
 def local_replay(
     setting: Setting,
     gates: Callable[..., Any],
     view: View,
-    secret: PyTree,
+    candidate: Candidate,
     penalty: Callable[[Public, Public], Array] | None,
     unit: float,
 ) -> LocalReplay:
@@ -223,18 +230,27 @@ def local_replay(
     Args:
       setting, gates, penalty, unit: see `local_steps`.
       view: what was received, and what came back.
-      secret: that part of the candidate.
+      candidate: whose training it is.
     """
+    secret = candidate.secret
     train = setting.threat.knowledge.attacker_norm == "train"
     trained_too = _is_trained(secret)
 
-    def gradient(now, stats, index: Array, images: Array, targets: Array):
-        def objective(public: Public, trainable):
+    start = (view.public, secret.trainable if trained_too else ())
+    inputs = candidate.images
+    # Real tokens are looked up in the table that is trained.
+    moves = setting.task.inputs.search.trained and _is_floating(inputs)
+    if moves:
+        start = (*start, inputs)
+        inputs = jnp.arange(inputs.shape[0])
+
+    def gradient(now, stats, index: Array, inputs: PyTree, targets: Array):
+        def objective(public: Public, trainable, *fed: Array):
             guess = secret._replace(trainable=trainable) if trained_too else secret
             out = setting.task.model.apply(
                 public.model,
                 stats,
-                images,
+                fed[0][inputs] if moves else inputs,
                 gates=gates(public.defence, guess),
                 train=train,
                 # The victim's dropout masks are unknown: one fixed guess.
@@ -245,15 +261,12 @@ def local_replay(
                 value += penalty(public, view.public)
             return value, out.stats
 
-        (grads, lock_grads), stats = jax.grad(objective, argnums=(0, 1), has_aux=True)(
-            *now
-        )
-        return (setting.defence.simulate(grads, None, None), lock_grads), stats
-
-    start = (view.public, secret.trainable if trained_too else ())
+        places = tuple(range(len(now)))
+        grads, stats = jax.grad(objective, argnums=places, has_aux=True)(*now)
+        return (setting.defence.simulate(grads[0], None, None), *grads[1:]), stats
 
     def compare(trained):
-        change, lock_change = jax.tree.map(jnp.subtract, trained, start)
+        change, lock_change = jax.tree.map(jnp.subtract, trained[:2], start[:2])
         simulated = setting.defence.simulate_update(change, view.grads, view.earlier)
         simulated, observed = compared(setting, view, simulated)
         if trained_too and view.lock_grads is not None:
@@ -261,7 +274,7 @@ def local_replay(
             observed = (observed, view.lock_grads)
         return jax.tree.map(lambda x: x / unit, (simulated, observed))
 
-    return LocalReplay(start, gradient, compare)
+    return LocalReplay(start, inputs, gradient, compare)
 
 
 def move_by_gradient(
@@ -290,6 +303,11 @@ def move_by_gradient(
     carry = (start, protocol.optimiser.init(start))
     (now, _), _ = jax.lax.scan(step, carry, length=protocol.steps)
     return jax.tree.map(jnp.subtract, now, start)
+
+
+def _is_floating(inputs: PyTree) -> bool:
+    leaves = jax.tree.leaves(inputs)
+    return all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
 
 
 def _is_trained(secret: PyTree) -> bool:

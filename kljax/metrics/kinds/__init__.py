@@ -18,18 +18,27 @@ KINDS: dict[str, Kind] = {"image": IMAGES, "text": SENTENCES}
 
 
 def find_kind(spec: InputSpec) -> Kind:
-    """Finds how inputs are scored.
+    """Finds how inputs are scored; of several, the primary one.
 
     Raises:
       ValueError: for an unknown kind, and for what is no `Kind`.
     """
-    found = resolve("kind of input", spec.kind, KINDS)
+    return kind_named(spec.scored.kind)
+
+
+def kind_named(name: str) -> Kind:
+    """Finds a kind of input by its name.
+
+    Raises:
+      ValueError: for an unknown kind, and for what is no `Kind`.
+    """
+    found = resolve("kind of input", name, KINDS)
     if not isinstance(found, Kind):
         raise ValueError(
-            f"kind of input {spec.kind!r} is {type(found).__name__}, expected a "
+            f"kind of input {name!r} is {type(found).__name__}, expected a "
             "kljax.metrics.kinds.Kind"
         )
     return found
 
 
-__all__ = ["Kind", "KINDS", "find_kind"]
+__all__ = ["Kind", "KINDS", "find_kind", "kind_named"]

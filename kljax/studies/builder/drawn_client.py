@@ -82,17 +82,15 @@ def make_upload(
     learning: LearningTask, model: Model, *, train: bool
 ) -> Callable[..., threat.Update]:
     """Makes what a client does whose network and defence are drawn, see `Client`."""
-    classes, loss = learning.dataset.num_classes, learning.loss
+    encode, loss = learning.dataset.targets.encode, learning.loss
 
     def upload(rng, defence, network, held, images, labels, before=()):
         (params, stats), (public, private) = network, held
         step = clients.one_step(model, loss, defence, train=train)
         if before:
             earlier, labels_before = before
-            targets = jax.nn.one_hot(labels_before, classes)
-            step = clients.recorded(step, earlier, targets)
-        targets = jax.nn.one_hot(labels, classes)
-        return step(rng, Public(params, public), stats, private, images, targets)
+            step = clients.recorded(step, earlier, encode(labels_before))
+        return step(rng, Public(params, public), stats, private, images, encode(labels))
 
     return upload
 
@@ -176,7 +174,7 @@ def check_client(
     source, _, *private = inputs[len(client.same) :]
     try:
         jax.eval_shape(upload, *jax.tree.map(lambda x: x[0], (source, *private)))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"arm {arm.name!r} fails on inputs of kind {kind}, which dataset "
             f"{config.data!r} holds: {error}"

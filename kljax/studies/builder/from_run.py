@@ -13,10 +13,10 @@ from kljax import data
 from kljax.core.registry import own_functions
 from kljax.defences.arms import KINDS
 from kljax.studies import run_folder
-from kljax.studies.builder import run_setup
+from kljax.studies.builder import run_setup, task
 from kljax.studies.builder.run_setup import Prepared
 from kljax.studies.config import LeakConfig, TrainConfig, default
-from kljax.studies.config.leak import weights_limit
+from kljax.studies.config.leak import weights_limit, weights_limit_of
 
 # What a run has settled, by the same name in both configurations.
 SETTLED = (
@@ -53,7 +53,11 @@ def settle(config: LeakConfig) -> LeakConfig:
     if config.from_run is None:
         if config.init is not None:
             return config
-        return dataclasses.replace(config, init=weights_limit(config.model))
+        limit = weights_limit(config.model, config.data)
+        if limit is None:
+            inputs = task.load_dataset(config, config.split).inputs
+            limit = weights_limit_of(inputs.scored.kind)
+        return dataclasses.replace(config, init=limit)
     if config.earlier:
         raise ValueError(
             f"earlier={config.earlier}: a client of a run has sent what it has sent, "

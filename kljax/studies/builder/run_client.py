@@ -153,7 +153,7 @@ def captured_client(
       train: mode of the norms in the one step of a gradient.
     """
     prepared, protocol = captured.prepared, captured.protocol
-    loss, classes = prepared.task.loss, prepared.task.dataset.num_classes
+    loss, encode = prepared.task.loss, prepared.task.dataset.targets.encode
     options = run_setup.local_options(prepared)
 
     def upload(rng, defence, network, held, images, labels, before=()) -> threat.Update:
@@ -163,8 +163,7 @@ def captured_client(
         if protocol is None:
             step = clients.one_step(model, loss, defence, train=train, **options)
             private, steps = own_state.private, own_state.release.steps
-            targets = jax.nn.one_hot(labels, classes)
-            update = step(rng, received, stats, private, images, targets, steps)
+            update = step(rng, received, stats, private, images, encode(labels), steps)
         else:
             training = clients.local_update(
                 model,

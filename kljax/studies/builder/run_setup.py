@@ -71,6 +71,7 @@ def prepare(config: TrainConfig) -> Prepared:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
     train, test, public = load_split(config)
+    _check_trainable(config, train)
     for option in ("normalise", "roles"):  # a trigger needs roles
         if getattr(config, option) != default(TrainConfig, option):
             _check_images(config, option, train)
@@ -114,6 +115,24 @@ def prepare(config: TrainConfig) -> Prepared:
     for name in parsed:
         arm_rounds(prepared, name)  # a typo in an optimiser costs nothing
     return prepared
+
+
+def _check_trainable(config: TrainConfig, train: data.Dataset) -> None:
+    """Refuses what rounds of clients do not take.
+
+    Raises:
+      ValueError: for targets that are no classes, which accuracy is measured on, and
+        several inputs.
+    """
+    train.targets.require_classes(
+        f"a training on dataset {config.data!r}, whose accuracy is measured (kljax."
+        "local_training takes others),"
+    )
+    if train.inputs.parts:
+        raise ValueError(
+            f"dataset {config.data!r} has several inputs, {', '.join(train.shape)}: a "
+            "training takes one (kljax.local_training takes several)"
+        )
 
 
 def _find_aggregator(config: TrainConfig) -> Aggregator:
@@ -209,6 +228,7 @@ def local_options(prepared: Prepared) -> dict[str, Any]:
         "augment": augment,
         "penalty": proximal(config.proximal) if config.proximal else None,
         "reset_optimiser": config.reset_optimiser,
+        "targets": prepared.task.dataset.targets,
     }
 
 

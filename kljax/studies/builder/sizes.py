@@ -31,7 +31,7 @@ def check_attack(
     generator: Generator | None,
     arm: Arm,
     model: Model,
-    image_shape: tuple[int, ...],
+    entries: int,
     layout: Layout | None = None,
 ) -> None:
     """Refuses an attack on an arm that surely does not fit.
@@ -49,7 +49,7 @@ def check_attack(
       generator: that the attacker has.
       arm: of the study.
       model: the arm's network.
-      image_shape: [H, W, C] of one image.
+      entries: of one example, such as H x W x C of an image.
       layout: how victims are run; None for one at a time.
 
     Raises:
@@ -57,7 +57,7 @@ def check_attack(
     """
     params = jax.eval_shape(model.init, jax.random.key(0))
     held = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
-    image = 4 * math.prod(image_shape)
+    image = 4 * entries
     images, network, lock = config.examples * image, nbytes(params), nbytes(held)
     if config.from_run is not None:
         lock = 0  # there once, as it was when the run was trained
@@ -153,7 +153,7 @@ def check_training(prepared: Prepared) -> None:
             f"the states of {config.clients} clients of arm {name!r}",
             "clients, private_key_size or the number of sites",
         )
-    image = 4 * math.prod(prepared.task.dataset.shape)
+    image = 4 * prepared.task.dataset.inputs.entries
     check_fits(
         image * len(prepared.test), "the test images", "test_examples or image_size"
     )

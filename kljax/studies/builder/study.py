@@ -191,7 +191,7 @@ def _build_arm_attack(
             model,
             task.loss,
             task.dataset.inputs,
-            task.dataset.num_classes,
+            task.dataset.targets,
             study.classifier,
             # Behind an inserted module the chain does not begin with the image.
             chain=task.network.chain if preset.inserts is None else (),
@@ -230,7 +230,7 @@ def _check_size(study: Study, attack: ArmAttack, layout: Layout | None = None) -
         study.attacker.generator,
         attack.arm,
         attack.setting.task.model,
-        study.task.dataset.shape,
+        study.task.dataset.inputs.entries,
         layout,
     )
 
@@ -339,7 +339,8 @@ def _check_inputs(config: LeakConfig, preset: Preset, inputs: InputSpec) -> None
             f"{join_names(preset.inputs)}, and dataset {config.data!r} holds "
             f"{inputs.kind}{hint}"
         )
-    if inputs.search.unexplained and config.upload == "update":
+    replayable = inputs.search.trained or not inputs.search.unexplained
+    if config.upload == "update" and not replayable:
         raise ValueError(
             f"upload='update': the steps of a client train "
             f"{', '.join(inputs.search.unexplained)}, which the attacker's candidates "

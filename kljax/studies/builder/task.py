@@ -97,6 +97,7 @@ def fetch_examples(
         name=dataset.name,
         indices=chosen,
         inputs=dataset.inputs,
+        targets=dataset.targets,
     )
 
 
@@ -168,7 +169,7 @@ def build_task(config: Config, dataset: data.Dataset) -> LearningTask:
     models = {
         norm: make_model(config, network, dataset, norm=norm) for norm in (False, True)
     }
-    _check_classes(config, models[False], dataset)
+    _check_outputs(config, models[False], dataset)
     loss = resolve("loss", config.loss, losses.LOSSES)
     check_callable("loss", config.loss, loss)
     sites = _find_sites(config, network, models[True], dataset)
@@ -223,7 +224,7 @@ def make_model(
         options["initialiser"] = uniform(config.init)
 
     def build(rngs):
-        return network.factory(dataset.num_classes, rngs=rngs, **options)
+        return network.factory(dataset.targets.outputs, rngs=rngs, **options)
 
     try:
         model = from_nnx(build, convolution=config.convolution)
@@ -246,24 +247,36 @@ def _check_inputs(config: Config, network: Network, dataset: data.Dataset) -> No
         )
 
 
-def _check_classes(config: Config, model: Model, dataset: data.Dataset) -> None:
-    """Compares the logits of a network with the classes, without computing anything.
+def _check_outputs(config: Config, model: Model, dataset: data.Dataset) -> None:
+    """Compares what a network gives with the targets, without computing anything.
 
     Raises:
-      ValueError: for another number of logits than one per class.
+      ValueError: for outputs of another shape than the targets, such as another number
+        of logits than one per class; and for a loss that does not fit them.
     """
+    targets = dataset.targets
+    losses.check_fits(config.loss, targets.kind)
 
-    def logits(rng: Rng) -> Array:
+    def outputs(rng: Rng) -> Array:
         inputs = dataset.inputs.zeros(1)
         return model.apply(*model.init(rng), inputs, train=False).logits
 
-    shape = jax.eval_shape(logits, jax.random.key(0)).shape
-    if shape != (1, dataset.num_classes):
+    wanted = (1, *targets.shape)
+    shape = jax.eval_shape(outputs, jax.random.key(0)).shape
+    if shape == wanted:
+        return
+    one = "image" if dataset.inputs.kind == "image" else "example"
+    if targets.kind == "classes":
         raise ValueError(
-            f"model {config.model!r} gives logits of shape {shape} for one image, and "
-            f"dataset {config.data!r} has {dataset.num_classes} classes: expected one "
-            f"logit per class, shape (1, {dataset.num_classes})"
+            f"model {config.model!r} gives logits of shape {shape} for one {one}, and "
+            f"dataset {config.data!r} has {targets.classes} classes: expected one "
+            f"logit per class, shape {wanted}"
         )
+    raise ValueError(
+        f"model {config.model!r} gives outputs of shape {shape} for one {one}, and "
+        f"targets of dataset {config.data!r} are {targets.kind}: expected shape "
+        f"{wanted}"
+    )
 
 
 def _find_sites(

@@ -1,13 +1,14 @@
 """The victims of a study: whose uploads are attacked, and what they train on."""
 
-import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from kljax import data
 from kljax.core.generator import Generator
 from kljax.core.memory import check_fits
+from kljax.core.types import PyTree
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.studies.builder import task
 from kljax.studies.builder.generator import private_rows
@@ -18,8 +19,8 @@ class Victims(NamedTuple):
     """The private data under attack, one upload's worth per victim."""
 
     indices: np.ndarray  # [N, B] in the dataset of the study
-    images: np.ndarray  # [N, B, H, W, C] in [0, 1]
-    labels: np.ndarray  # [N, B] int32
+    images: PyTree  # [N, B, H, W, C] in [0, 1], or other inputs
+    labels: np.ndarray  # [N, B] int32, or other targets as the dataset has them
     groups: np.ndarray  # [N] bootstrap clusters, see `data.Dataset.clusters_of`
     uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
     # Of what each client has sent before: images [N, t, B, H, W, C], labels [N, t, B]
@@ -29,9 +30,10 @@ class Victims(NamedTuple):
 def load_victim_data(config: LeakConfig) -> data.Dataset:
     """Loads the dataset that victims are drawn from; see `task.load_dataset`."""
     dataset = task.load_dataset(config, config.split)
-    if dataset.inputs.kind == "image" and min(dataset.shape[:2]) < SSIM_WINDOW:
+    scored = dataset.inputs.scored
+    if scored.kind == "image" and min(scored.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
-            f"dataset {config.data!r} has images of shape {dataset.shape}; SSIM needs "
+            f"dataset {config.data!r} has images of shape {scored.shape}; SSIM needs "
             f"sides of at least {SSIM_WINDOW}"
         )
     return dataset
@@ -65,7 +67,7 @@ def choose_victims(
             f"victims={config.victims} of examples={config.examples} are {wanted} "
             f"images, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
         )
-    image = 4 * math.prod(dataset.shape)
+    image = 4 * dataset.inputs.entries
     check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
     earlier = wanted * config.earlier
     if wanted + earlier > there:
@@ -94,6 +96,7 @@ def choose_victims(
 
 def _fetch(dataset: data.Dataset, indices: np.ndarray) -> tuple[np.ndarray, ...]:
     """Reads images [..., H, W, C] and labels [...] at indices [...]."""
-    images, labels = task.fetch_examples(dataset, indices.ravel())
-    shape = indices.shape
-    return images.reshape(*shape, *images.shape[1:]), labels.reshape(shape)
+    return jax.tree.map(
+        lambda x: x.reshape(*indices.shape, *x.shape[1:]),
+        task.fetch_examples(dataset, indices.ravel()),
+    )

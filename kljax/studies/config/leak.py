@@ -18,6 +18,7 @@ from kljax.core.checks import (
     given,
 )
 from kljax.data.catalogue import EMBEDDED, TEXTS
+from kljax.data.files import is_path
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
@@ -66,10 +67,22 @@ OF_UPDATES = ("local_steps", "local_epochs", "batch", "client_optimiser")
 INSERTING = [name for name, preset in PRESETS.items() if preset.inserts]
 
 
-def weights_limit(model: str) -> float:
-    """Gives the `init` of a model if nothing is said, by its name."""
-    network = NETWORKS.get(model)
-    return 0.0 if network is not None and network.inputs == "text" else 0.5
+def weights_limit(model: str, data: str) -> float | None:
+    """Gives the `init` of a study if nothing is said, by the names of both.
+
+    None where that depends on the inputs of a dataset of somebody's own
+    (`weights_limit_of`).
+    """
+    if model in NETWORKS:
+        return weights_limit_of(NETWORKS[model].inputs)
+    if data in TEXTS:
+        return weights_limit_of("text")
+    return None if ":" in data and not is_path(data) else weights_limit_of("image")
+
+
+def weights_limit_of(kind: str) -> float:
+    """Gives the `init` of a study of a kind of input, if nothing is said."""
+    return 0.0 if kind == "text" else 0.5
 
 
 @fill_lists(
@@ -132,7 +145,7 @@ class LeakConfig:
       init: network weights from U(-init, init); 0 leaves the network its own
         initialiser. What a network of your own does not draw (norm layers, trained
         weights) stays. None for 0.5, as in DLG and FedKL's attack tests, and for 0
-        where the network is one of sentences.
+        where inputs are sentences.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
       lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,

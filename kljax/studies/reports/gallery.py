@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kljax.core.files import DamagedFile
-from kljax.metrics import VALUES
-from kljax.metrics.kinds import KINDS
+from kljax.metrics import COLUMNS
 from kljax.studies import store
 from kljax.studies.gallery import displayed
-from kljax.studies.reports.kinds import kind_of
+from kljax.studies.reports.kinds import find_words, kind_of
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.studies.reports.values import known
@@ -25,25 +24,26 @@ RANKS = ("best", "median", "worst")
 LARGEST = 128  # pixels of a side in the page
 MOST = 60  # pools that are shown
 IMAGES = 8  # of one upload
+NUMBERS = 12  # of what is no picture
 
 
 class Shown(NamedTuple):
-    """One image, or one sentence.
+    """One input: an image, a sentence, or whatever a study is of.
 
     Attributes:
       rank: best, median or worst of its pool, by the attacker's own loss; which of how
         many images of the upload it is, if there are several.
       victim: index in the dataset.
-      label: its class.
+      label: its class; None where there are none.
       loss: matching loss of the upload.
-      score: SSIM of this image, or the share of right tokens, in words.
+      score: the primary score of its kind, in words.
       outcome: see `kljax.metrics.outcome`.
-      truth, guess: PNG of an image; a sentence itself.
+      truth, guess: PNG of an image; a sentence itself; of others, numbers.
     """
 
     rank: str
     victim: int
-    label: int
+    label: int | None
     loss: float
     score: str
     outcome: str
@@ -151,20 +151,18 @@ def _ranked(count: int) -> dict[str, int]:
 
 def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
     examples, example = len(pictures["truths"]), row["example"]
-    written = row.get("text") is not None  # rows of before there was text have none
-    kind = KINDS[kind_of(written=written)]
+    kind = find_words(kind_of(row))
     value = known(row[kind.primary])
-    heading = VALUES[kind.primary].heading
+    heading = COLUMNS[kind.primary].heading
     score = f"no finite {heading}" if value is None else kind.caption(value)
     if examples > 1:
         # An older row has the means of all, and no score of this image.
         score = f"mean of {examples}: {score}" if example is None else score
         rank = f"{rank}, {kind.noun} {(example or 0) + 1} of {examples}"
-    drawn = (
-        (row["text"], row["text_guess"])
-        if written
-        else (to_png(pictures[name][example or 0]) for name in ("truths", "images"))
-    )
+    if row.get("text") is not None:
+        drawn = row["text"], row["text_guess"]
+    else:
+        drawn = (_draw(pictures[name][example or 0]) for name in ("truths", "images"))
     return Shown(
         rank,
         row["victim"],
@@ -174,6 +172,15 @@ def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> S
         row["outcome"],
         *drawn,
     )
+
+
+def _draw(shown: np.ndarray) -> bytes | str:
+    """Draws an image [H, W, C]; of anything else, writes the first numbers."""
+    if shown.ndim == 3:
+        return to_png(shown)
+    numbers = shown.ravel()
+    more = " ..." if len(numbers) > NUMBERS else ""
+    return ", ".join(f"{number:.3g}" for number in numbers[:NUMBERS]) + more
 
 
 def to_png(image: np.ndarray) -> bytes:

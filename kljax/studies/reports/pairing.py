@@ -141,7 +141,8 @@ def network_differences(
             right[name] if name in right else _default(TrainConfig, LeakConfig, name)
         )
         if name == "init" and here is None:  # whatever suits the network
-            here = weights_limit(attacked.get("model", ""))
+            names = (attacked.get(field, "") for field in ("model", "data"))
+            here = weights_limit(*names)
         if here != there:
             differences.append(f"{name} is {here!r} attacked and {there!r} trained")
     return differences

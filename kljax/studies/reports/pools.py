@@ -10,7 +10,7 @@ from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.frames import study_frame
 from kljax.studies.reports.axes import Axis, point_of
-from kljax.studies.reports.kinds import kind_of
+from kljax.studies.reports.kinds import find_words, kind_of
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
 
@@ -42,12 +42,14 @@ class Pool(NamedTuple):
     @property
     def kind(self) -> str:
         """Names the kind of its inputs; the axes tell kinds apart, as all data."""
-        return kind_of(written=bool(self.rows["text"].notna().any()))
+        rows = self.rows[["kind", "text"]].astype(object)
+        rows = rows.where(rows.notna(), None)
+        return kind_of(rows.iloc[0]) if len(rows) else "image"
 
     @property
     def primary(self) -> str:
         """Names the score that says how near its guesses are."""
-        return KINDS[self.kind].primary
+        return find_words(self.kind).primary
 
     @property
     def attacked(self) -> int:

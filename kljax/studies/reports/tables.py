@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from kljax import metrics
 from kljax.metrics import COLUMNS, Column
-from kljax.metrics.kinds import KINDS
 from kljax.studies.reports.axes import Arrangement, Axis
 from kljax.studies.reports.estimates import Estimate, estimate
+from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.values import known, numbers
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes, verdict
@@ -161,7 +161,7 @@ def victims_text(pool: Pool) -> str:
     if pool.state != "finished":
         text = f"{have} of {pool.expected}, {pool.state}"
     images = len(pool.rows)
-    return text if images == have else f"{text}\n{images} {KINDS[pool.kind].noun}s"
+    return text if images == have else f"{text}\n{images} {find_words(pool.kind).noun}s"
 
 
 def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any]:

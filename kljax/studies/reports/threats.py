@@ -7,9 +7,9 @@ from typing import Any
 
 from kljax.attacks.presets import PRESETS, of_user
 from kljax.defences.arms import read_strategies
-from kljax.metrics.kinds import KINDS
 from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
+from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 
@@ -157,7 +157,7 @@ def threat_models(pools: Sequence[Pool]) -> list[tuple[str, list[str]]]:
     for pool in pools:
         try:
             config = LeakConfig(**pool.cells[0]["config"])
-            models.append(threat_facts(config, KINDS[pool.kind].noun))
+            models.append(threat_facts(config, find_words(pool.kind).noun))
             points.append(pool.point)
         except (TypeError, ValueError, KeyError) as error:
             # A study outlives the names of its options.

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from kljax.metrics.kinds import KINDS
 from kljax.studies.reports.estimates import Estimate
+from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import read_differences
 from kljax.studies.reports.undefended import ambiguous_yet_recovered, is_undefended
@@ -108,7 +108,7 @@ def _of_uploads(pool: Pool) -> str:
     low, high = uploads.sum().min(), uploads.sum().max()
     span = str(low) if low == high else f"{low} to {high}"
     of = " or ".join(map(str, sorted(uploads.size().unique())))
-    noun = KINDS[pool.kind].noun
+    noun = find_words(pool.kind).noun
     return f"Of each upload's {of} {noun}s at least {span} leaked."
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from kljax.metrics import COLUMNS, OUTCOME_RATES
-from kljax.metrics.kinds import KINDS
-from kljax.studies.reports.kinds import noun, primaries
+from kljax.studies.reports.kinds import find_words, noun, primaries
 
 ORACLE = COLUMNS["ssim_affine_oracle"]
 GENERAL = {
@@ -29,7 +28,9 @@ def reading(kinds: Sequence[str]) -> list[tuple[str, str]]:
 
 def _meanings(name: str, kinds: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Says what a name means: once where kinds agree, or of each kind."""
-    meanings = {kind: KINDS[kind].meanings.get(name, GENERAL[name]) for kind in kinds}
+    meanings = {
+        kind: find_words(kind).meanings.get(name, GENERAL[name]) for kind in kinds
+    }
     alike = len(set(meanings.values())) == 1
     for kind, meaning in meanings.items():
         more = _beside_floors([kind]) if name == "floor" else ""

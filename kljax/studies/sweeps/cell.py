@@ -62,7 +62,7 @@ def identity(config: LeakConfig) -> dict[str, Any]:
         name, value = field.name, getattr(config, field.name)
         if name in NO_RESULTS:
             continue
-        if name == "init" and value == weights_limit(config.model):
+        if name == "init" and value == weights_limit(config.model, config.data):
             continue  # said or not, the weights are the same
         # The number of default arms may change; that of a cell is always one.
         if name == "arms" or value != getattr(DEFAULTS, name):

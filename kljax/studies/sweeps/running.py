@@ -380,9 +380,10 @@ def _sum(timings: Iterable[Timing]) -> Timing:
 
 def _images(piece: Piece, result: LeakResult) -> images.Images:
     (arm,), victims = result.arms, result.victims
-    matched = scoring.matched_images(arm, victims)
+    matched = scoring.matched_images(arm, result)
     first = result.dataset.positions_of(victims.indices[:, 0])
-    return images.Images(piece.first, matched, victims.images, first)
+    truths = result.dataset.inputs.scored_of(victims.images)
+    return images.Images(piece.first, matched, truths, first)
 
 
 def _some(tree: PyTree, piece: Piece) -> PyTree:
