@@ -33,4 +33,4 @@ def nothing_runs(monkeypatch):
     def begun(*args, **kwargs):
         raise AssertionError("the study has begun")
 
-    monkeypatch.setattr(leakage, "map_victims", begun)
+    monkeypatch.setattr(leakage, "compile_victims", begun)

@@ -45,7 +45,7 @@ def nothing_is_computed(monkeypatch, tmp_path):
     def begin(*_, **__):
         raise Begun
 
-    monkeypatch.setattr(leakage, "map_victims", begin)
+    monkeypatch.setattr(leakage, "compile_victims", begin)
     monkeypatch.setattr(training, "start", begin)
     monkeypatch.setattr(running, "sweep", begin)
     monkeypatch.setattr(estimate, "estimate_sweep", begin)

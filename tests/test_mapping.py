@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from studies import lone_attack, lone_victims, quick_compilation
 
-from kljax.parallel import LAYOUTS, Layout, map_victims
+from kljax.parallel import LAYOUTS, Layout, compile_victims, map_victims
 from kljax.studies import leakage, scoring
 from kljax.studies.config import LeakConfig
 
@@ -205,6 +205,26 @@ def test_draws_come_first_and_are_shared(layout):
         assert timing.compilations == (3 if fn is total else 1)
     assert (weights.traces, offsets.traces) == (1, 1)
     assert done[-1] == 5
+
+
+@pytest.mark.parametrize("layout", MORE_LAYOUTS, ids=str)
+def test_what_was_compiled_ahead_is_not_compiled_again(layout):
+    weights = counting(lambda index: {"w": 10.0 * index})
+    fns = [
+        counting(lambda drawn, index, x, factor=factor: factor * drawn["w"] + x)
+        for factor in (1, 2, 3)
+    ]
+    args = np.arange(5, dtype=np.float32), np.full(5, 0.5, np.float32)
+    # One is asked for twice, and all draw the same.
+    calls = [(fn, (weights,), args) for fn in (*fns, fns[0])]
+    spent = list(compile_victims(calls, layout))
+    assert sum(timing.compilations for timing in spent) == 4
+    assert all(timing.compile_s >= 0 and timing.run_s == 0 for timing in spent)
+    for factor, fn in enumerate(fns, 1):
+        results, timing = map_victims(fn, layout, draws=(weights,))(*args)
+        np.testing.assert_allclose(results, factor * 10 * args[0] + 0.5)
+        assert (timing.compilations, timing.compile_s) == (0, 0)
+    assert [fn.traces for fn in (weights, *fns)] == [1, 1, 1, 1]
 
 
 def test_draws_do_not_depend_on_the_batch():

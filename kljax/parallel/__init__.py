@@ -10,7 +10,11 @@ number, memory stays flat, and a progress bar has something to show.
 
 from kljax.parallel.client_axis import gather_clients, sum_clients
 from kljax.parallel.layout import LAYOUTS, Layout, Timing, fastest_layout
-from kljax.parallel.victim_axis import block_memory, map_victims
+from kljax.parallel.victim_axis import (
+    block_memory,
+    compile_victims,
+    map_victims,
+)
 
 __all__ = [
     "Layout",
@@ -19,6 +23,7 @@ __all__ = [
     "Timing",
     "map_victims",
     "block_memory",
+    "compile_victims",
     "sum_clients",
     "gather_clients",
 ]

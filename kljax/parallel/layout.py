@@ -105,3 +105,7 @@ class Timing(NamedTuple):
     compile_s: float
     run_s: float
     compilations: int  # made for this call; what was compiled before is not counted
+
+    def after(self, other: "Timing") -> "Timing":
+        """Adds what was spent before."""
+        return Timing(*map(sum, zip(self, other, strict=True)))

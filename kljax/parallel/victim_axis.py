@@ -1,8 +1,7 @@
 """The victim axis: a function of one victim becomes a function of many."""
 
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +10,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from kljax.core.types import PyTree
 from kljax.parallel.layout import Layout, Timing, fastest_layout
+from kljax.parallel.threads import Once, side_by_side
+
+# Arms, and later calls, share what is the same.
+_compilations = Once(most=64)
 
 
 def _looped(fn: Callable) -> Callable:
@@ -25,33 +28,52 @@ def _sharded(chunk_fn: Callable) -> Callable:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(fn, layout, looped, precision, shapes, tree):
-    """Compiles the block form of `fn`, once per shape; arms share what is the same."""
-    del precision  # part of the cache's index: what is traced depends on it
-    # A chunk of one is looped, too: an axis of length 1 is not free.
-    chunk_fn = _looped(fn) if looped or layout.looped else jax.vmap(fn)
-    block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*leaf) for leaf in shapes])
-    start = time.perf_counter()
-    block_fn = _sharded(chunk_fn) if layout.spread else chunk_fn
-    compiled = jax.jit(block_fn).lower(*block).compile()
-    return compiled, time.perf_counter() - start
+def _block_of(
+    stage: Callable, layout: Layout, looped: bool, inputs: PyTree
+) -> tuple[Any, float]:
+    """Compiles one stage for a block of inputs, unless that was done before.
 
-
-def _block_of(stage: Callable, layout: Layout, looped: bool, inputs: PyTree):
-    """Compiles one stage for a block of inputs, unless that was done before."""
+    Returns:
+      The compiled stage, and the seconds that this call has compiled for: 0 if another
+      has done it.
+    """
     leaves, tree = jax.tree.flatten(inputs)
     # Of 64 bits JAX takes 32, and newer ones warn if asked for more.
     shapes = tuple(
         (np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves
     )
+    # What is traced depends on the precision.
     precision = jax.config.jax_default_matmul_precision
-    return _compiled(stage, layout, looped, precision, shapes, tree)
+
+    def compiled() -> tuple[Any, float]:
+        # A chunk of one is looped, too: an axis of length 1 is not free.
+        one_by_one = looped or layout.looped
+        chunk_fn = _looped(stage) if one_by_one else jax.vmap(stage)
+        block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*s) for s in shapes])
+        start = time.perf_counter()
+        block_fn = _sharded(chunk_fn) if layout.spread else chunk_fn
+        program = jax.jit(block_fn).lower(*block).compile()
+        return program, time.perf_counter() - start
+
+    key = stage, layout, looped, precision, shapes, tree
+    (program, seconds), new = _compilations.get(key, compiled)
+    return program, seconds * new
 
 
 def _size(layout: Layout, victims: int, full: bool) -> int:
     devices = jax.local_device_count()
     return layout.block(max(victims, devices * layout.chunk if full else 0), devices)
+
+
+def _shapes(layout: Layout, args: PyTree, *, full: bool) -> PyTree:
+    """Tells the shapes of a block of victims, whose arguments are given."""
+    size = _size(layout, len(jax.tree.leaves(args)[0]), full)
+
+    def rows(x):
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), dtype)
+
+    return jax.tree.map(rows, jax.tree.map(np.asarray, args))
 
 
 def block_memory(
@@ -75,26 +97,56 @@ def block_memory(
     Returns:
       The bytes, and what the compilation took if there was none before.
     """
-    size = _size(layout, len(jax.tree.leaves(args)[0]), True)
-
-    def rows(x):
-        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-        return jax.ShapeDtypeStruct((size, *np.shape(x)[1:]), dtype)
-
-    block = jax.tree.map(rows, jax.tree.map(np.asarray, args))
+    block = _shapes(layout, args, full=True)
     drawn: list[PyTree] = []
     for draw in draws:
         drawn.append(jax.eval_shape(jax.vmap(draw), block[0], *drawn))
-    misses = _compiled.cache_info().misses
     compiled, seconds = _block_of(fn, layout, False, (*drawn, *block))
-    new = _compiled.cache_info().misses - misses
     memory = compiled.memory_analysis()
     taken = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    return taken, Timing(seconds * new, 0.0, new)
+    return taken, Timing(seconds, 0.0, int(seconds > 0))
+
+
+def compile_victims(
+    calls: Sequence[tuple[Callable[..., PyTree], Sequence[Callable], PyTree]],
+    layout: Layout | None = None,
+) -> Iterator[Timing]:
+    """Compiles what calls of `map_victims` will need, side by side, and runs nothing.
+
+    Args:
+      calls: `fn`, its draws and the arguments of each, see `map_victims`.
+      layout: as there.
+
+    Yields:
+      For each call, in order and as soon as it is compiled: the seconds that were
+      waited for it since the one before, and what was compiled for it alone. They add
+      up to the time by the clock.
+    """
+    layout = layout or fastest_layout("victims")
+
+    def compiling(fn, draws, args) -> Callable[[], int]:
+        block = _shapes(layout, args, full=False)
+
+        def run() -> int:
+            drawn, spent = [], []
+            for draw in draws:
+                program, seconds = _block_of(draw, layout, True, (block[0], *drawn))
+                drawn.append(program.out_info)
+                spent.append(seconds)
+            spent.append(_block_of(fn, layout, False, (*drawn, *block))[1])
+            return sum(seconds > 0 for seconds in spent)
+
+        return run
+
+    last = time.perf_counter()
+    for compilations in side_by_side([compiling(*call) for call in calls]):
+        now = time.perf_counter()
+        yield Timing(now - last, 0.0, compilations)
+        last = now
 
 
 def map_victims(
@@ -141,10 +193,8 @@ def map_victims(
 
         def call(stage: Callable, looped: bool, *inputs: PyTree) -> PyTree:
             nonlocal compile_s, compilations
-            misses = _compiled.cache_info().misses
             compiled, seconds = _block_of(stage, layout, looped, inputs)
-            if _compiled.cache_info().misses > misses:
-                compile_s, compilations = compile_s + seconds, compilations + 1
+            compile_s, compilations = compile_s + seconds, compilations + (seconds > 0)
             return compiled(*inputs)
 
         results = []

@@ -6,14 +6,14 @@ its reconstruction. `kljax.studies.scoring` and `kljax.studies.leak_report` take
 from there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
 from kljax import data, threat
 from kljax.defences.arms import Arm
-from kljax.parallel import Timing, map_victims
+from kljax.parallel import Timing, compile_victims, map_victims
 from kljax.studies.builder.one_victim import Attacked
 from kljax.studies.builder.study import build_study, check_layout
 from kljax.studies.builder.victims import Victims
@@ -51,6 +51,7 @@ def leak(
     config: LeakConfig,
     *,
     on_arm: Callable[[str], Any] = lambda name: None,
+    on_compile: Callable[[Sequence[str]], Any] = lambda names: None,
     on_block: Callable[[int], Any] | None = None,
 ) -> LeakResult:
     """Attacks every victim under every arm.
@@ -58,6 +59,8 @@ def leak(
     Args:
       config: the study.
       on_arm: called with each arm's name before it begins.
+      on_compile: called with the names of the arms that are waited for, before any
+        begins and after each that is compiled.
       on_block: called with the number of victims of this arm finished so far.
 
     Raises:
@@ -67,16 +70,20 @@ def leak(
     study = build_study(config)
     config, results = study.config, []
     check_layout(study)
+    names = [attack.arm.name for attack in study.attacks]
+    calls = [(a.attack_one, a.client.draws, a.inputs) for a in study.attacks]
+    compiled: list[Timing] = []
     with jax.default_matmul_precision(config.precision):
-        for attack in study.attacks:
+        on_compile(names)
+        for spent in compile_victims(calls, config.layout):
+            compiled.append(spent)
+            on_compile(names[len(compiled) :])
+        # Only now, so that what runs is timed alone.
+        for attack, (fn, draws, inputs) in zip(study.attacks, calls, strict=True):
             on_arm(attack.arm.name)
-            run = map_victims(
-                attack.attack_one,
-                config.layout,
-                draws=attack.client.draws,
-                on_block=on_block,
-            )
-            attacked, timing = run(*attack.inputs)
+            run = map_victims(fn, config.layout, draws=draws, on_block=on_block)
+            attacked, timing = run(*inputs)
+            timing = timing.after(compiled[len(results)])
             results.append(
                 ArmResult(attack.arm, attack.setting.threat, attacked, timing)
             )

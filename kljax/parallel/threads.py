@@ -1,0 +1,79 @@
+"""Work of the host that is done side by side in threads: tracing, compiling.
+
+XLA compiles without the interpreter's lock, and mostly on one core.
+"""
+
+import collections
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+
+class Once:
+    """Makes values once: who asks for one that is being made waits for it.
+
+    Args:
+      most: values that are kept; the one that was asked for longest ago goes first.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._futures: collections.OrderedDict[Hashable, Future] = (
+            collections.OrderedDict()
+        )
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> tuple[Any, bool]:
+        """Gives the value of a key, and whether this call has made it.
+
+        Whoever waits for a value that cannot be made gets the same error, and whoever
+        comes later tries again.
+        """
+        with self._lock:
+            future = self._futures.get(key)
+            new = future is None
+            if new:
+                future = self._futures[key] = Future()
+                while len(self._futures) > self._most:
+                    self._futures.popitem(last=False)
+            else:
+                self._futures.move_to_end(key)
+        if new:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    self._futures.pop(key, None)
+                future.set_exception(error)
+                raise
+        return future.result(), new
+
+
+def side_by_side(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+    """Makes calls in as many threads as there are cores.
+
+    JAX's matmul precision, which belongs to a thread, is the caller's in all of them.
+
+    Yields:
+      What each call gives, in their order, as soon as it is there.
+
+    Raises:
+      Whatever a call raises, when its turn comes. Calls that have not begun by then
+      are not made, and those that have are waited for.
+    """
+    precision = jax.config.jax_default_matmul_precision
+
+    def run(call: Callable[[], Any]) -> Any:
+        with jax.default_matmul_precision(precision):
+            return call()
+
+    workers = max(1, min(len(calls), os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="side_by_side")
+    try:
+        for future in [pool.submit(run, call) for call in calls]:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,81 @@
+"""Work that is done side by side: once each, in order, with the caller's settings."""
+
+import functools
+import threading
+import time
+
+import jax
+import pytest
+
+from kljax.parallel.threads import Once, side_by_side
+
+
+def test_what_is_being_made_is_waited_for():
+    made, begun, allowed = [], threading.Event(), threading.Event()
+
+    def make():
+        begun.set()
+        allowed.wait(10)
+        made.append(1)
+        return len(made)
+
+    once, results = Once(most=2), []
+
+    def ask():
+        results.append(once.get("key", make))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(10)
+    allowed.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [(1, False), (1, False), (1, True)]
+
+
+def test_the_one_asked_for_longest_ago_goes_first():
+    once = Once(most=2)
+    for key in ("a", "b", "a", "c"):
+        once.get(key, lambda key=key: key)
+    assert [once.get(key, lambda: "again")[1] for key in ("a", "c", "b")] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_what_could_not_be_made_is_tried_again():
+    def fail():
+        raise ValueError("no")
+
+    once = Once(most=2)
+    with pytest.raises(ValueError, match="no"):
+        once.get("key", fail)
+    assert once.get("key", lambda: 1) == (1, True)
+
+
+def test_calls_come_in_order_under_the_callers_precision():
+    def precision():
+        return jax.config.jax_default_matmul_precision
+
+    with jax.default_matmul_precision("highest"):
+        found = list(side_by_side([precision, lambda: 1, precision]))
+    assert found == ["highest", 1, "highest"]
+    assert list(side_by_side([])) == []
+
+
+def test_a_call_that_fails_stops_those_that_have_not_begun(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    later = []
+
+    def fail():
+        raise ValueError("no")
+
+    # The failure is known long before the third has ended.
+    waits = functools.partial(time.sleep, 2)
+    calls = side_by_side([lambda: 1, fail, waits, lambda: later.append(1)])
+    assert next(calls) == 1
+    with pytest.raises(ValueError, match="no"):
+        next(calls)
+    assert later == []
