@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from kljax.core.drawing import draw_jointly
 from kljax.core.types import Array, Rng
 
 Start: TypeAlias = Callable[[Rng, tuple[int, ...]], Array]
@@ -16,9 +17,14 @@ def normal(mean: float, std: float) -> Start:
     """Draws every entry from N(mean, std^2); DLG draws images from N(0, 1)."""
 
     def start(rng: Rng, shape: tuple[int, ...]) -> Array:
-        return mean + std * jax.random.normal(rng, shape)
+        return mean + std * _draw_normal(rng, shape)
 
     return start
+
+
+def _draw_normal(rng: Rng, shape: tuple[int, ...]) -> Array:
+    """Draws N(0, 1): what `jax.random.normal` does, in a batch compiled faster."""
+    return draw_jointly(lambda rng: jax.random.normal(rng, shape))(rng)
 
 
 def around(image: ArrayLike, std: float = 0.0) -> Start:
@@ -46,7 +52,7 @@ def around(image: ArrayLike, std: float = 0.0) -> Start:
             )
         begun = jnp.broadcast_to(given, shape)
         # Nothing is drawn in vain: that restarts start alike can then be seen.
-        return begun + std * jax.random.normal(rng, shape) if std else begun
+        return begun + std * _draw_normal(rng, shape) if std else begun
 
     return start
 

@@ -47,19 +47,28 @@ class Demo:
 def run_leak(job: Leak, console: Console) -> None:
     """Runs a study, writes its folder and prints its table."""
     from kljax.core import folders
+    from kljax.parallel import compilation
     from kljax.studies import leak_report, leakage, scoring
     from kljax.studies.builder import from_run
+    from kljax.studies.sweeps import program_of
 
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     given = {name: getattr(job, name) for name in names}
     config = from_run.settle(LeakConfig(**given | job.layout_of("victims")))
+    cache, program = compilation.use_cache(), program_of(config)
+    last = compilation.seconds_of(program, cache)
     with warnings_told(folders.LeftOut) as told:
         with folders.claim(folder, leak_report.room_of(config)) as claimed:
-            with LeakProgress(config, console) as progress:
+            with LeakProgress(config, console, last) as progress:
                 result = leakage.leak(
-                    config, on_arm=progress.on_arm, on_block=progress.on_block
+                    config,
+                    on_arm=progress.on_arm,
+                    on_compile=progress.on_compile,
+                    on_block=progress.on_block,
                 )
+                seconds = sum(arm.timing.compile_s for arm in result.arms)
+                compilation.remember_seconds(program, cache, seconds)
                 progress.say("scoring")
                 rows = scoring.score_rows(result)
                 progress.say("done")

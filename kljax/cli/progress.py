@@ -2,6 +2,7 @@
 
 import datetime
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -33,10 +34,16 @@ class AttacksPace(ProgressColumn):
 
 
 class LeakProgress:
-    """Shows a leakage study: one bar over all arms."""
+    """Shows a leakage study: what is compiling, then one bar over all arms.
 
-    def __init__(self, config: LeakConfig, console: Console):
-        self._victims = config.victims
+    Args:
+      config: the study.
+      console: to show it on.
+      last: seconds that its compilation took the last time; None if nobody knows.
+    """
+
+    def __init__(self, config: LeakConfig, console: Console, last: float | None = None):
+        self._victims, self._last = config.victims, last
         self._finished = -config.victims
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -55,9 +62,13 @@ class LeakProgress:
         if self._bar.live.is_started:
             self._bar.stop()
 
+    def on_compile(self, names: Sequence[str]) -> None:
+        self._bar.start()  # not before the whole study is known to be sound
+        last = "" if self._last is None else f" (all took {self._last:.0f} s last time)"
+        self.say(f"compiling {', '.join(names)}{last}" if names else "compiled")
+
     def on_arm(self, name: str) -> None:
         self._finished += self._victims
-        self._bar.start()  # not before the whole study is known to be sound
         self.say(name)
 
     def on_block(self, done: int) -> None:

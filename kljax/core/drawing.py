@@ -172,9 +172,11 @@ def _grouped(bits: list[Equation]) -> Iterator[list[Equation]]:
 
 
 def _bits(rngs: list[Rng], shapes: list[tuple[int, ...]]) -> list[Array]:
-    """Draws 32 bits for each number of several arrays, as `jax.random.bits` does."""
-    if len(rngs) == 1:
-        return [jax.random.bits(rngs[0], shapes[0])]
+    """Draws 32 bits for each number of several arrays, as `jax.random.bits` does.
+
+    One array is flat here, too: several axes to count along take XLA, in a batch, four
+    times as long to compile.
+    """
     sizes = [math.prod(shape) for shape in shapes]
 
     def joined(parts):

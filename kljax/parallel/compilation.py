@@ -1,11 +1,17 @@
-"""Compilations that outlive a process: XLA's persistent cache."""
+"""Compilations that outlive a process: XLA's persistent cache, and how long it took."""
 
+import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 import jax
 
+from kljax.core.files import DamagedFile, read_json, write_json
+
 FOLDER = "kljax"
+SECONDS = "kljax_compile_seconds.json"  # in the folder of the cache
+MOST = 1000  # programs whose seconds are remembered
 DEFAULT_S = 1.0  # JAX's own limit, below which nothing is kept
 LEAST_S = 0.1
 
@@ -38,3 +44,42 @@ def use_cache(folder: Path | None = None) -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
+
+
+def seconds_of(program: str, folder: Path | None) -> float | None:
+    """Tells how long a program took to compile the last time; None if nobody knows.
+
+    Args:
+      program: what says which it is.
+      folder: of the cache, see `use_cache`.
+    """
+    return _read_seconds(folder).get(_digest(program))
+
+
+def remember_seconds(program: str, folder: Path | None, seconds: float) -> None:
+    """Writes down how long a program took to compile; for information alone.
+
+    Where the folder cannot be written nothing is remembered. Of two processes at once
+    the later one may forget what the earlier one wrote.
+    """
+    if folder is None:
+        return
+    known = _read_seconds(folder)
+    known.pop(_digest(program), None)
+    known = dict([*known.items(), (_digest(program), round(seconds, 1))][-MOST:])
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SECONDS, known)
+
+
+def _read_seconds(folder: Path | None) -> dict[str, float]:
+    if folder is None:
+        return {}
+    try:
+        return read_json(folder / SECONDS, dict[str, float]) or {}
+    except (DamagedFile, OSError):  # nothing depends on it
+        return {}
+
+
+def _digest(program: str) -> str:
+    return hashlib.sha256(program.encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ label can be wrong where a condition holds, and right where it fails. Of a gradi
 that is hidden in part no condition on its signs holds.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from kljax.attacks.labels.classifier import classifier_grads
 from kljax.attacks.labels.rules import columns_of_one_sign, columns_unlike_all_others
 from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array
+from kljax.core.types import Array, Loss
 from kljax.threat import View
 
 PROBES = 100  # inputs from N(0, 1) on which features are looked at
@@ -104,15 +105,23 @@ def pulls_the_true_class_alone(setting: Setting) -> bool:
 
     Checked on a few logits, at the time of tracing; the network is not asked.
     """
-    with jax.ensure_compile_time_eval():
-        classes = setting.task.num_classes
+    return _pulls_the_true_class_alone(setting.task.loss, setting.task.num_classes)
+
+
+@functools.lru_cache(maxsize=16)
+def _pulls_the_true_class_alone(loss: Loss, classes: int) -> bool:
+    @jax.jit  # one program, and not one for each operation
+    def pulls() -> Array:
         rng = fixed_rng("slopes of the loss")
         logits = jax.random.normal(rng, (classes, classes))
         targets = jnp.eye(classes)
-        slopes = jax.grad(lambda x: jnp.sum(setting.task.loss(x, targets)))(logits)
+        slopes = jax.grad(lambda x: jnp.sum(loss(x, targets)))(logits)
         true = jnp.diagonal(slopes)
         others = jnp.where(targets == 1, jnp.inf, slopes)
-        return bool(jnp.all(true < 0) & (jnp.all(others >= 0)))
+        return jnp.all(true < 0) & (jnp.all(others >= 0))
+
+    with jax.ensure_compile_time_eval():
+        return bool(pulls())
 
 
 def all_of(*tests: Test) -> Test:

@@ -7,6 +7,7 @@ from kljax.studies.sweeps.cell import (
     groups,
     identity,
     make_cell,
+    program_of,
     signature,
 )
 from kljax.studies.sweeps.comparison import Difference, difference, merge
@@ -33,6 +34,7 @@ __all__ = [
     "cell_from_json",
     "identity",
     "signature",
+    "program_of",
     "groups",
     "Difference",
     "difference",

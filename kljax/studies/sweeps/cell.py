@@ -78,15 +78,20 @@ def signature(cell: Cell) -> str:
     (`kljax.attacks.presets.Preset`), all of which a program can take as data. Whether
     there is a step size, or a dial is set, is part of the program.
     """
+    return program_of(cell.config)
+
+
+def program_of(config: LeakConfig) -> str:
+    """Writes what the compiled programs of a study depend on, see `signature`."""
     program = {
-        field.name: _plain(field.name, getattr(cell.config, field.name))
+        field.name: _plain(field.name, getattr(config, field.name))
         for field in dataclasses.fields(LeakConfig)
         if field.name not in NO_PROGRAM
     }
-    program["arms"] = [_without_strengths(arm) for arm in cell.config.arms]
-    if cell.config.attack_options:
-        preset = find_preset(cell.config.attack)
-        program["attack_options"] = without_dials(cell.config.attack_options, preset)
+    program["arms"] = [_without_strengths(arm) for arm in config.arms]
+    if config.attack_options:
+        preset = find_preset(config.attack)
+        program["attack_options"] = without_dials(config.attack_options, preset)
     if "step_size" in program:
         program["step_size"] = program["step_size"] is not None
     return _canonical(program)
