@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peak import matmul_peak, product_flops
+from slow_form import slow_difference
 from table import entry, layout_title, on_gpu, ranking, turns
 from torch_peer import PARAMETERS, TorchPeer, fastest
 from torch_peer import Setting as PeerSetting
@@ -108,7 +109,9 @@ class Problem:
 
     def __init__(self, count):
         digits = data.load("digits")
-        chosen = data.select(digits, count, seed=0)
+        # More victims than there are images begin again.
+        chosen = data.select(digits, min(count, len(digits)), seed=0)
+        chosen = np.resize(chosen, count)
         self.images, self.labels = digits.fetch(chosen)
         rngs = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(chosen)
         weights, starts = jax.vmap(jax.random.split, out_axes=1)(rngs)
@@ -163,16 +166,19 @@ def objective(convolution, params, target, observed, image):
     return squared_l2()(gradient, observed)
 
 
+def evaluation(params, target, observed, image, convolution="auto"):
+    """DLG's objective for one victim, and its image gradient."""
+    return jax.value_and_grad(
+        functools.partial(objective, convolution, params, target, observed)
+    )(image)
+
+
 def evaluation_runner(problem, layout, convolution="auto"):
     """Makes ``() -> seconds`` for `Size.repeats` evaluations of every victim."""
 
     def one(params, target, observed, start):
-        evaluate = jax.value_and_grad(
-            functools.partial(objective, convolution, params, target, observed)
-        )
-
         def step(image, _):
-            value, grads = evaluate(image)
+            value, grads = evaluation(params, target, observed, image, convolution)
             # A move, so that no evaluation can be left out.
             return image - 1e-3 * grads, value
 
@@ -226,12 +232,7 @@ def evaluation_flops(problem):
         lambda x: x[0],
         (problem.params, problem.targets, problem.observed, problem.starts),
     )
-    return product_flops(
-        lambda p, t, o, x: jax.value_and_grad(
-            functools.partial(objective, "matmul", p, t, o)
-        )(x),
-        *first,
-    )
+    return product_flops(functools.partial(evaluation, convolution="matmul"), *first)
 
 
 def best_peers(peer, options, problem, processes=(1, 2)):
@@ -287,10 +288,13 @@ def dlg_lenet_eval(options):
         values = turns(options.rounds, contestants)
     flops, peak = evaluation_flops(problem), matmul_peak()
     mine = values.pop("ours")
+    some = problem.params, problem.targets, problem.observed, problem.starts
+    slow = functools.partial(evaluation, convolution="lax")
     settings = {
         "victims": victims,
         "layout": str(layout),
         "compile_s": compile_s,
+        "difference_to_slow_form": slow_difference(evaluation, slow, some, layout),
         "peers": {name: setting._asdict() for name, setting in chosen.items()},
         "flops_per_evaluation": flops,
         "matmul_peak_gflops": peak / 1e9,

@@ -231,6 +231,27 @@ def flops_per_example(work):
     return flops / work.batch
 
 
+def local_step(work, clients):
+    """Gives one local step of one client, and its arguments of `clients` of them."""
+    model = network(work.network)
+    gradient = local_gradient(model, losses.cross_entropy, defences.none(), train=True)
+    params, stats = model.init(jax.random.key(RNG))
+
+    def step(params, stats, images, targets):
+        rng = jax.random.key(RNG)
+        sent = gradient(rng, Public(params), stats, Private(), images, targets)
+        return jax.tree.map(
+            lambda x, grad: x - work.rate * grad, params, sent.public.model
+        ), sent.stats
+
+    def each(x):
+        return np.broadcast_to(x, (clients, *np.shape(x)))
+
+    images = np.random.default_rng(RNG).random((work.batch, *SHAPE), np.float32)
+    targets = np.eye(CLASSES, dtype=np.float32)[np.arange(work.batch) % CLASSES]
+    return step, jax.tree.map(each, (params, stats, images, targets))
+
+
 def compare(name, options, work=None):
     """Ours beside the peers: examples per second, or rounds per minute."""
     work = work or WORK[name]
@@ -271,10 +292,26 @@ def compare(name, options, work=None):
         "flops_per_example": flops,
         "matmul_peak_gflops": peak / 1e9,
     }
+    if not chosen:  # nobody else has said that it is right
+        settings["difference_to_slow_form"] = slow_round(work)
     if name in PUBLISHED and work == WORK[name]:
         settings["published"] = PUBLISHED[name]
     share = float(np.median(mine)) / amount * work.examples * flops / peak
     return [entry(name, mine, values, unit, settings, share)]
+
+
+def slow_round(work):
+    """Compares the round of two clients with its slow form, see `agreement`.
+
+    The slow form has `lax.conv` and no batching.
+    """
+    work, ended = work._replace(clients=2), []
+    for layout, convolution in ((None, "auto"), (Layout("loop"), "lax")):
+        federation = averaging(work, layout, convolution)
+        fetch = functools.partial(federation.fetch, steps=work.checked)
+        ended.append(by_name(federation.round(fetch)[2]))
+    begin = by_name(federation.server)
+    return agreement(work, begin, *ended, biased=True)
 
 
 def _peers(stack, options):
@@ -300,11 +337,12 @@ def _best(name, title, peer, options):
     return fastest(peer, settings, SEARCHED)
 
 
-def scale(options, counts=SCALE, work=WORK["fl-lenet-b10"]):
+def scale(options, counts=None, work=None):
     """FedKL for more and more clients: seconds per client, and memory.
 
     One `Rounds` for all numbers of clients: one layout, one chunk, one compilation.
     """
+    counts, work = counts or SCALE, work or WORK["fl-lenet-b10"]
     sites = ("norm1",)
     model = network(work.network, lockable=sites)
     lock = key_lock(sites, site_widths(model, sites, SHAPE))

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from inversion_peer import PEERS, InversionPeer, fastest
 from peak import matmul_peak, product_flops
+from slow_form import slow_difference
 from table import entry, layout_title, on_gpu, ranking, turns
 
 from kljax import data, defences
@@ -292,6 +293,11 @@ def compare(name, options, work=None):
         "convolution": form,
         "compile_s": compile_s,
     }
+    if not set(PEERS) & set(options.peers):  # who else could say that it is right?
+        slow = Problem(work._replace(victims=1), "lax").evaluation()
+        settings["difference_to_slow_form"] = slow_difference(
+            problem.evaluation(), slow, given, layout
+        )
 
     def load(peer):
         peer.load(work.network, problem.in_torch(), RATE, VARIATION)
@@ -357,8 +363,8 @@ class Generators:
       optimiser: of the weights.
     """
 
-    def __init__(self, work=GRNN):
-        self.work, self._problem = work, Problem(work)
+    def __init__(self, work=GRNN, convolution="auto"):
+        self.work, self._problem = work, Problem(work, convolution)
         setting = self._problem.setting(labels="joint")
         parts = generated_images(setting), generated_labels(setting)
         rngs = jax.random.split(jax.random.key(1), (work.victims, 2))
@@ -425,6 +431,13 @@ def grnn_lenet(options, work=None):
         "layout": str(layout),
         "compile_s": compile_s,
     }
+    if not set(PEERS) & set(options.peers):
+        slow = Generators(work._replace(victims=1), "lax").objective
+        settings["difference_to_slow_form"] = slow_difference(
+            *(jax.value_and_grad(own) for own in (problem.objective, slow)),
+            problem.given,
+            layout,
+        )
 
     def load(peer):
         peer.load_generators(problem.in_torch(), GRNN_VARIATION)

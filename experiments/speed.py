@@ -69,6 +69,7 @@ import federated_speed
 import inversion_peer
 import inversion_speed
 import sweep_speed
+import tiny
 from table import show
 
 from kljax.parallel import fastest_layout
@@ -103,7 +104,12 @@ def arguments():
         choices=PEERS,
         help="default: all on a CPU, PyTorch's on a GPU; none after it: none",
     )
+    parser.add_argument(
+        "--tiny", action="store_true", help="sizes of seconds, which measure nothing"
+    )
     options = parser.parse_args()
+    if options.tiny:
+        tiny.shrink()
     if options.peers is None:
         options.peers = {
             "cpu": PEERS,

@@ -19,7 +19,7 @@ from kljax.defences.lock import key_lock
 from kljax.federated import clients
 from kljax.models import Dense, from_nnx, losses
 from kljax.parallel import Layout, Timing
-from kljax.studies import leakage, scoring
+from kljax.studies import cost, devices, leakage, scoring
 from kljax.studies.builder.generator import find_generator
 from kljax.studies.builder.victims import choose_victims, load_victim_data
 from kljax.studies.config import LeakConfig
@@ -201,3 +201,9 @@ def wrong(text, victims):
     """Guesses noise."""
     noise = np.random.default_rng(7).random(victims.images.shape)
     return noise.astype(np.float32)
+
+
+def made_up_device(monkeypatch):
+    """Saves the calibration of this machine's device, and the user's cache from it."""
+    device = cost.Device("made up", 1e11, 10, 3e10, 1e10, 2**20, 1e-6, "a test")
+    monkeypatch.setattr(devices, "this_device", lambda place=None: device)

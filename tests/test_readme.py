@@ -7,7 +7,7 @@ import re
 import pages
 import pytest
 import tyro
-from studies import quick_compilation
+from studies import made_up_device, quick_compilation
 
 import kljax
 from kljax import metrics
@@ -55,6 +55,7 @@ def small(monkeypatch, tmp_path):
     # LPIPS is an extra, and its networks take long to compile.
     monkeypatch.setattr(metrics, "lpips_available", lambda: False)
     monkeypatch.chdir(tmp_path)
+    made_up_device(monkeypatch)
     with quick_compilation():
         yield
 

@@ -5,6 +5,7 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -22,10 +23,15 @@ class Leak(LayoutOptions, LeakConfig):
       from_run: folder of a run of ``kljax train`` to attack a client of, at the state
         before ``round``; None for networks that are drawn afresh.
       out: run folder to write; None for runs/DATE-TIME.
+      dry_run: whether to say what it would take, by the cost model, and run nothing.
+      device: JSON file of a device that the cost model is to predict for; None for
+        this one, which is calibrated once and kept in the user's cache.
     """
 
     from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
     out: Path | None = None
+    dry_run: bool = False
+    device: Path | None = None
 
     def __post_init__(self):
         """Leaves the checks to the `LeakConfig` made of it, behind the parser."""
@@ -56,6 +62,9 @@ def run_leak(job: Leak, console: Console) -> None:
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     given = {name: getattr(job, name) for name in names}
     config = from_run.settle(LeakConfig(**given | job.layout_of("victims")))
+    if job.dry_run:
+        say_what_it_takes(config, job.device, console)
+        return
     cache, program = compilation.use_cache(), program_of(config)
     last = compilation.seconds_of(program, cache)
     with warnings_told(folders.LeftOut) as told:
@@ -87,6 +96,30 @@ def run_leak(job: Leak, console: Console) -> None:
     if claimed.folder != folder:
         say(console, f"warning: {folder}/ appeared meanwhile, and is not touched")
     say(console, f"written: {claimed.folder}/ (summary.md, gallery.png, rows.csv, ...)")
+
+
+def say_what_it_takes(
+    config: LeakConfig, device: Path | None, console: Console
+) -> None:
+    """Prints what the arms of a study would take, by the cost model."""
+    from kljax.studies.builder.study import build_study
+    from kljax.studies.devices import basis, this_device
+    from kljax.studies.sweeps.estimate import predict_attack
+
+    attacks, known = build_study(config).attacks, this_device(device)
+    layout, seconds, lines = config.layout, 0.0, []
+    for attack in attacks:
+        cost = predict_attack(config, attack, layout, known)
+        seconds += cost.seconds
+        numbers = cost.flops / 1e9, cost.nbytes / 1e9, cost.seconds
+        lines.append([attack.arm.name, *(f"{x:.3g}" for x in numbers)])
+    header = ["arm", "GFLOP in products", "GB", "s per victim"]
+    console.print(printed_table(header, lines))
+    victims = config.victims * len(attacks)
+    devices = jax.local_device_count() if layout.spread else 1
+    each = seconds / len(attacks)
+    whole = config.victims * seconds / devices
+    say(console, basis(each, whole, victims, known), wrap=True)
 
 
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:

@@ -27,6 +27,8 @@ class Sweep(LayoutOptions, JoinOptions):
       file: sweep file, in TOML; see experiments/presets.
       out: study folder to write, or to go on with; None for runs/NAME of the file.
       dry_run: whether to say what it would take, and run nothing but a short probe.
+      device: JSON file of a device that the cost model of ``dry_run`` is to predict
+        for; None for this one, which is calibrated once and kept in the user's cache.
       probe: seconds that the probe may take; it never stops before its first group.
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
@@ -38,6 +40,7 @@ class Sweep(LayoutOptions, JoinOptions):
     file: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     dry_run: bool = False
+    device: Path | None = None
     probe: float = 60.0
     part: int | None = None
     memory: float | None = None
@@ -130,9 +133,10 @@ def run_sweep(job: Sweep, console: Console) -> None:
 
 def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
     """Prints cells, compilations, victims, time and memory of a sweep."""
+    from kljax.studies.devices import basis, this_device
     from kljax.studies.store.manifest import cells_of, make_manifest
     from kljax.studies.sweeps import expand, read_sweep
-    from kljax.studies.sweeps.estimate import estimate_sweep
+    from kljax.studies.sweeps.estimate import estimate_sweep, predict_sweep
 
     sweep = read_sweep(job.file)
     manifest = make_manifest(name, sweep, expand(sweep), job.part)
@@ -159,6 +163,9 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
         f"attacking, {found.memory / 2**20:.0f} MiB for the largest block",
         highlight=False,
     )
+    layout, device = job.layout_of("victims")["layout"], this_device(job.device)
+    each, whole = predict_sweep(manifest, layout, device)
+    say(console, basis(each, whole, victims, device), wrap=True)
 
 
 def run_report(job: Report, console: Console) -> None:

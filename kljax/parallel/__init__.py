@@ -12,6 +12,7 @@ from kljax.parallel.client_axis import gather_clients, sum_clients
 from kljax.parallel.layout import LAYOUTS, Layout, Timing, fastest_layout
 from kljax.parallel.victim_axis import (
     block_memory,
+    chunk_program,
     compile_victims,
     map_victims,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Timing",
     "map_victims",
     "block_memory",
+    "chunk_program",
     "compile_victims",
     "sum_clients",
     "gather_clients",

@@ -20,6 +20,11 @@ def _looped(fn: Callable) -> Callable:
     return lambda *args: jax.lax.map(lambda one: fn(*one), args)
 
 
+def chunk_program(fn: Callable[..., PyTree], layout: Layout) -> Callable[..., PyTree]:
+    """Makes of a program of one victim that of a chunk, as one device runs it."""
+    return _looped(fn) if layout.looped else jax.vmap(fn)
+
+
 def _sharded(chunk_fn: Callable) -> Callable:
     mesh = Mesh(np.array(jax.local_devices()), ("victims",))
     spec = PartitionSpec("victims")
@@ -47,8 +52,7 @@ def _block_of(
 
     def compiled() -> tuple[Any, float]:
         # A chunk of one is looped, too: an axis of length 1 is not free.
-        one_by_one = looped or layout.looped
-        chunk_fn = _looped(stage) if one_by_one else jax.vmap(stage)
+        chunk_fn = _looped(stage) if looped else chunk_program(stage, layout)
         block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*s) for s in shapes])
         start = time.perf_counter()
         block_fn = _sharded(chunk_fn) if layout.spread else chunk_fn

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small
 from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
-from studies import close, pretended, tiny
+from studies import close, made_up_device, pretended, tiny
 
 from kljax import cli
 from kljax.parallel import Layout
@@ -591,6 +591,7 @@ def test_the_engine_refuses_a_process_that_there_is_not(tmp_path):
 def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "few.toml").write_text(FILE)
+    made_up_device(monkeypatch)
     layout = ["--layout.kind", "chunked", "--layout.chunk", "4"]
     with small.quick():
         assert (
@@ -600,6 +601,7 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
         assert not (tmp_path / "runs").exists()
         assert "12 cells (0 excluded, 0 illegal" in said and "60 victims" in said
         assert "6 compilations in 2 groups; from a probe of 1 of them" in said
+        assert "by the cost model about" in said and "for all 60 with" in said
         assert cli.main(["sweep", "few.toml", *layout]) == 0
         said = capsys.readouterr().out
     study = tmp_path / "runs" / "few"

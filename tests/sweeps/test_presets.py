@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from studies import made_up_device
 
 from kljax import cli
 from kljax.studies.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict
@@ -54,6 +55,7 @@ def test_the_ablation_has_the_pairs_that_can_be():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_every_preset_dry_runs(name, capsys, monkeypatch, tmp_path):
+    made_up_device(monkeypatch)
     monkeypatch.chdir(tmp_path)
     file = str(PRESETS / f"{name}.toml")
     assert cli.main(["sweep", file, "--dry-run", "--probe", "0"]) == 0

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from kljax.parallel import Layout, block_memory, fastest_layout, map_victims
-from kljax.studies.builder.study import build_study
+from kljax.studies.builder.study import ArmAttack, build_study
+from kljax.studies.config import LeakConfig
+from kljax.studies.cost import Cost, Device, chunk_operations, predict
 from kljax.studies.store.manifest import Group, plan
 
 SECONDS = 60.0  # what a probe may take
@@ -79,6 +81,42 @@ def estimate_sweep(
         run_s,
         max(one.memory for one in probed),
     )
+
+
+def predict_attack(
+    config: LeakConfig, attack: ArmAttack, layout: Layout, device: Device
+) -> Cost:
+    """Predicts what a victim of an arm takes on one device, by the cost model.
+
+    Nothing is compiled or run. A full chunk is traced, and its cost divided.
+    """
+    with jax.default_matmul_precision(config.precision):
+        operations = chunk_operations(
+            attack.attack_one, layout, attack.inputs, draws=attack.client.draws
+        )
+    return Cost(*(number / layout.chunk for number in predict(operations, device)))
+
+
+def predict_sweep(
+    manifest: dict[str, Any], layout: Layout, device: Device
+) -> tuple[float, float]:
+    """Predicts a sweep by the cost model: s per victim on one device, s in all.
+
+    Raises:
+      ValueError: for anything in a cell that does not exist or does not fit.
+    """
+    seconds, victims = 0.0, 0
+    for group in plan(manifest):
+        first = group.cells[0].config
+        (attack,) = build_study(dataclasses.replace(first, victims=1)).attacks
+        each = predict_attack(first, attack, layout, device).seconds
+        for cell in group.cells:
+            spent = cell.config.steps * cell.config.restarts
+            spent /= first.steps * first.restarts
+            seconds += cell.config.victims * each * spent
+            victims += cell.config.victims
+    devices = jax.local_device_count() if layout.spread else 1
+    return seconds / victims, seconds / devices
 
 
 def _probe(group: Group, layout: Layout) -> _Probed:

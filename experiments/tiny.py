@@ -1,0 +1,28 @@
+"""Sizes of seconds for the entries of speed.py: to try commands, not to measure."""
+
+import attack_speed
+import federated_speed
+import inversion_speed
+import peak
+import sweep_speed
+
+
+def shrink():
+    """Makes all entries small; called before any of them."""
+    peak.CPU_WORK, peak.GPU_WORK = 1e8, 1e11
+    few = attack_speed.CPU.candidates[:2]
+    attack_speed.CPU = attack_speed.GPU = attack_speed.Size(4, 1, few)
+    attack_speed.ITERATIONS = 3
+    small = {"victims": 2, "repeats": 1, "chunks": (1,)}
+    for name in inversion_speed.ON_GPU:
+        inversion_speed.ON_GPU[name] = small
+    for name, work in inversion_speed.WORK.items():
+        inversion_speed.WORK[name] = work._replace(**small)
+    inversion_speed.GRNN = inversion_speed.GRNN._replace(**small)
+    for name, work in federated_speed.WORK.items():
+        own = {"own": 4} if work.own else {}
+        federated_speed.WORK[name] = work._replace(
+            clients=2, steps=2, batch=2, checked=1, **own
+        )
+    federated_speed.SCALE = (2, 4)
+    sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)
