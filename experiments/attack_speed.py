@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from peak import matmul_peak, product_flops
+from resident import resident
 from slow_form import slow_difference
 from table import entry, layout_title, on_gpu, ranking, turns
 from torch_peer import PARAMETERS, TorchPeer, fastest
@@ -184,8 +185,11 @@ def evaluation_runner(problem, layout, convolution="auto"):
 
         return jax.lax.scan(step, start, length=size().repeats)
 
-    run = map_victims(one, layout)
     args = (problem.params, problem.targets, problem.observed, problem.starts)
+    if on_gpu():
+        timed, compile_s = resident(one, args, layout)
+        return (lambda: timed()[0]), compile_s
+    run = map_victims(one, layout)
     _, timing = run(*args)
     return (lambda: run(*args)[1].run_s), timing.compile_s
 

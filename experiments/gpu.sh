@@ -2,7 +2,8 @@
 # Measures on one GPU, within ten minutes, what experiments/speed.md lists as missing
 # there: whole entries beside their peers, where LeNet's time goes, the cost model.
 #
-#   experiments/gpu.sh [--out DIR] [--limit SECONDS] [--tiny] [--only NAME ...]
+#   experiments/gpu.sh [--out DIR] [--limit SECONDS] [--slack N] [--tiny]
+#                      [--only NAME ...]
 #
 # Each entry is a process of its own with a limit, and ends as DIR/NAME.json, whole, or
 # as DIR/NAME.failed, which says why. Called again, it does what is missing. At the end
@@ -11,16 +12,18 @@
 #   PYTHON        has jax and kljax's needs (default: python)
 #   TORCH_PYTHON  has PyTorch (default: PYTHON); where it has none, peers are left out,
 #                 and the table says so
+#   --slack       how many times as long an entry may take as on a machine of its own
 #   --tiny        sizes of seconds, on any device: tries the commands, measures nothing
 set -u
 cd "$(dirname "$0")" || exit 1
 PYTHON=${PYTHON:-python}
 TORCH_PYTHON=${TORCH_PYTHON:-$PYTHON}
-out=../runs/gpu limit=590 tiny="" only=""
+out=../runs/gpu limit=590 slack=1 tiny="" only=""
 while (($#)); do
     case $1 in
         --out) out=$2; shift 2 ;;
         --limit) limit=$2; shift 2 ;;
+        --slack) slack=$2; shift 2 ;;
         --tiny) tiny=--tiny; shift ;;
         --only) shift; while (($#)) && [[ $1 != --* ]]; do only+=" $1 "; shift; done ;;
         *) echo "gpu.sh: unknown option $1; see the head of the file" >&2; exit 2 ;;
@@ -38,7 +41,7 @@ peers=$(cat "$out/peers") # those of PyTorch, or nothing
 
 # entry NAME SECONDS COMMAND...: runs it, unless it is there already.
 entry() {
-    local name=$1 most=$2 left=$((limit - SECONDS)) rc
+    local name=$1 most=$(($2 * slack)) left=$((limit - SECONDS)) rc
     shift 2
     [[ -z $only || $only == *" $name "* ]] || return
     if [[ -s $out/$name.json ]]; then

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from studies import quick_compilation
 
@@ -21,6 +22,10 @@ import inversion_speed  # noqa: E402
 import orders  # noqa: E402
 from inversion_peer import Setting  # noqa: E402
 from inversion_speed import GRNN, WORK  # noqa: E402
+from resident import resident  # noqa: E402
+from slow_form import slow_difference  # noqa: E402
+
+from kljax.parallel import Layout, map_victims  # noqa: E402
 
 SMALL = {"victims": 2, "repeats": 1, "chunks": (1,)}
 
@@ -47,6 +52,8 @@ def test_ours_alone():
     (made,) = inversion_speed.compare("fedavg-inversion", options(), work)
     assert made["ours"]["low"] > 0 and made["peers"] == {}
     assert made["settings"]["local_steps"] == 5
+    # An update is a small difference of weights, in which rounding shows.
+    assert made["settings"]["difference_to_slow_form"] < 1e-2
     # Five steps: at least five times the products of a forward pass and its gradient.
     convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
     forward = sum(2 * 25 * n for n in convolutions) + 2 * 768 * 10
@@ -65,6 +72,29 @@ def test_what_is_timed_computes_the_gradient():
     whole, value = flops(problem.evaluation()), flops(problem.objective())
     timed = flops(inversion_speed.repeated(problem.evaluation(), repeats=1))
     assert timed > 0.99 * whole > 1.5 * value
+
+
+def test_a_program_on_the_device_gives_the_same():
+    given = np.arange(6.0, dtype=np.float32), np.ones((6, 3), np.float32)
+
+    def one(number, row):
+        return number * row
+
+    timed, compile_s = resident(one, given, Layout("sharded", 2))
+    seconds, results = timed()
+    assert len(results) == 3 and min(seconds, compile_s) > 0
+    expected, _ = map_victims(one, Layout("chunked", 2))(*given)
+    assert np.concatenate(results).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="6 victims are no whole chunks of 4"):
+        resident(one, given, Layout("sharded", 4))
+
+
+def test_the_slow_form_tells_what_is_wrong():
+    given = (np.ones((3, 4), np.float32),)
+    layout, right = Layout("chunked", 2), (lambda x: (x, x.sum()))
+    assert slow_difference(right, right, given, layout) == 0
+    wrong = slow_difference(lambda x: (x, 1.1 * x.sum()), right, given, layout)
+    assert wrong == pytest.approx(0.1 * 4 / 20**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("order", [*orders.ORDERS][1:])

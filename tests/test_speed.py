@@ -6,7 +6,9 @@ TORCH_PYTHON or FEDJAX_PYTHON names.
 
 import argparse
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 
 import federated_peer  # noqa: E402
 import federated_speed  # noqa: E402
+import gpu_table  # noqa: E402
 import table  # noqa: E402
 from federated_speed import Work, agreement, averaging, by_name  # noqa: E402
 
@@ -41,6 +44,7 @@ def small(monkeypatch):
 def test_ours_alone(capsys):
     (made,) = federated_speed.compare("fl-lenet-b10", options(), WORK)
     assert made["ours"]["low"] > 0 and made["peers"] == {}
+    assert made["settings"]["difference_to_slow_form"] < 1e-4
     # Twice the forward pass on the way back, less the gradient of the images.
     convolutions = 3 * 12 * 16**2, 12 * 12 * 8**2, 12 * 12 * 8**2
     forward = [2 * 25 * n for n in convolutions] + [2 * 768 * 10]
@@ -160,3 +164,29 @@ def test_a_missing_peer_is_named(monkeypatch, capsys):
     assert "name a Python that has it with --fedjax-python" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", command.split()[:-1])  # nobody beside us
     assert speed.arguments().peers == []
+
+
+def test_a_gpu_that_is_none_is_refused(tmp_path):
+    script = Path(federated_speed.__file__).parent / "gpu.sh"
+    env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    made = subprocess.run(
+        [script, "--out", tmp_path / "out"], env=env, capture_output=True, text=True
+    )
+    assert made.returncode == 1 and "JAX sees cpu and no GPU" in made.stderr
+    made = subprocess.run([script, "--fast"], capture_output=True, text=True)
+    assert made.returncode == 2 and "unknown option --fast" in made.stderr
+
+
+def test_what_a_gpu_gave_is_one_table(tmp_path, capsys):
+    settings = {"agreement": {"torch-func": 2e-6}}
+    made = table.entry("fl", [3.0], {"torch-func": [2.0]}, "rounds/min", settings)
+    (tmp_path / "fl.json").write_text(json.dumps([made]))
+    (tmp_path / "sweep-64.failed").write_text("stopped after 90 s\n")
+    (tmp_path / "machine.json").write_text(json.dumps({"peers_left_out": "no torch"}))
+    gpu_table.summarise(tmp_path)
+    said = capsys.readouterr().out
+    assert "torch-func: 2" in said and "1.50" in said and "2e-06" in said
+    assert "missing: sweep-64: stopped after 90 s" in said and "no torch" in said
+    whole = json.loads((tmp_path / "gpu.json").read_text())
+    assert whole["entries"][0]["file"] == "fl"
+    gpu_table.summarise(tmp_path)  # what it wrote itself is no entry
