@@ -95,10 +95,10 @@ def run(folder, sweep=None, *, part=PART, **options):
 def seed_1_raises(monkeypatch, error):
     """Makes every cell of seed 1 fail, until it is undone."""
 
-    def build(config, twin=None):
+    def build(config, compiled=None):
         if config.seed == 1:
             raise error
-        return build_study(config, twin)
+        return build_study(config, compiled)
 
     monkeypatch.setattr(running, "build_study", build)
 

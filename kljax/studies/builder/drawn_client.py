@@ -5,7 +5,7 @@ those of a run of `kljax train` (`kljax.studies.builder.run_client`).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,11 +78,30 @@ def draw_rng(source: Source, purpose: str) -> Rng:
     return jax.random.fold_in(rng, source.index)
 
 
-def make_upload(
-    learning: LearningTask, model: Model, *, train: bool
-) -> Callable[..., threat.Update]:
-    """Makes what a client does whose network and defence are drawn, see `Client`."""
-    encode, loss = learning.dataset.targets.encode, learning.loss
+def make_drawn_client(
+    config: LeakConfig,
+    task: LearningTask,
+    arm: Arm,
+    model: Model,
+    modify: Callable[[PyTree], Model],
+    share: Callable[..., Any],
+    *,
+    train: bool,
+) -> Client:
+    """Makes a client whose network and defence are drawn afresh for each victim.
+
+    Args:
+      config: of the study.
+      task: what clients train.
+      arm: of the client.
+      model: the network that it gets.
+      modify: gives that network for what a malicious server measured: data, so that
+        studies of other seeds share the compilation.
+      share: ``(key, make) -> what is made``, once for all arms of one key. Arms that
+        share a network or a defence share its draws, and their compilation.
+      train: mode of the norms.
+    """
+    encode, loss = task.dataset.targets.encode, task.loss
 
     def upload(rng, defence, network, held, images, labels, before=()):
         (params, stats), (public, private) = network, held
@@ -92,43 +111,23 @@ def make_upload(
             step = clients.recorded(step, earlier, encode(labels_before))
         return step(rng, Public(params, public), stats, private, images, encode(labels))
 
-    return upload
-
-
-def draw_network(
-    config: LeakConfig, modified: Callable[[PyTree], Model]
-) -> Callable[[Source], PyTree]:
-    """Makes ``Source -> (params, stats)``.
-
-    Args:
-      config: says whether all victims have the same weights.
-      modified: gives the network for what a malicious server measured; that is data:
-        studies of other seeds share the compilation.
-    """
-
-    def draw(source: Source) -> PyTree:
+    def draw_network(source: Source) -> PyTree:
         if config.weights == "shared":
             source = source._replace(index=jnp.zeros_like(source.index))
-        model = modified(source.survey)
-        return draw_jointly(model.init)(draw_rng(source, "weights"))
+        init = modify(source.survey).init
+        return draw_jointly(init)(draw_rng(source, "weights"))
 
-    return draw
-
-
-def draw_defence(arm: Arm) -> Callable[..., PyTree]:
-    """Makes ``(Source, (params, stats)) -> (public, Private)``."""
-
-    def draw(source: Source, network: tuple[Params, Stats]) -> PyTree:
+    def draw_defence(source: Source, network: tuple[Params, Stats]) -> PyTree:
         defence = arm.make(source.options) if source.options else arm.defence
         return draw_jointly(defence.init)(draw_rng(source, "defence"), network[0])
 
-    return draw
-
-
-def drawing_part(arm: Arm) -> str:
-    """Names what the draws of an arm's defence depend on; other arms may share it."""
     # Only the first part of a combination has parts of its own to draw.
-    return arm.skeleton if options_of_draws(arm) else _first_part(arm)
+    drawing = arm.skeleton if options_of_draws(arm) else _first_part(arm)
+    draws = (
+        share(("draw network", arm.norm), lambda: draw_network),
+        share(("draw defence", drawing), lambda: draw_defence),
+    )
+    return Client(upload, draws)
 
 
 def options_of_draws(arm: Arm) -> tuple[float, ...]:

@@ -141,7 +141,7 @@ def read_states(captured: Captured) -> Callable[[Arm], CapturedArm]:
     return lambda arm: read(trained_name(arm.name))
 
 
-def captured_client(
+def make_captured_client(
     captured: Captured, state: CapturedArm, model: Model, *, train: bool
 ) -> Client:
     """Makes the client of an arm that was trained.

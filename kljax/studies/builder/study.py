@@ -37,11 +37,8 @@ from kljax.studies.builder.attacker import assume_defence, check_simulated
 from kljax.studies.builder.drawn_client import (
     Client,
     check_client,
-    draw_defence,
-    draw_network,
-    drawing_part,
+    make_drawn_client,
     make_sources,
-    make_upload,
     options_of_draws,
 )
 from kljax.studies.builder.from_run import settle
@@ -50,8 +47,8 @@ from kljax.studies.builder.run_client import (
     Captured,
     CapturedArm,
     capture,
-    captured_client,
     choose_own,
+    make_captured_client,
     public_images,
     read_states,
 )
@@ -121,14 +118,14 @@ class Study(NamedTuple):
     attacks: tuple[ArmAttack, ...] = ()
 
 
-def build_study(config: LeakConfig, twin: Study | None = None) -> Study:
+def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
     """Builds all that a study names, and runs nothing.
 
     Args:
       config: the study.
-      twin: a study that differs in data alone, in the seed, the number of victims,
-        strengths or step sizes (`kljax.studies.sweeps.cell.signature`); its functions
-        are taken, which are compiled.
+      compiled: a study whose functions are taken, and with them their compilation. It
+        differs in data alone: the seed, the number of victims, strengths, step sizes
+        (`kljax.studies.sweeps.cell.signature`).
 
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit.
@@ -140,8 +137,8 @@ def build_study(config: LeakConfig, twin: Study | None = None) -> Study:
     if config.from_run is not None:
         captured = capture(config)
         task = captured.prepared.task
-    elif twin is not None:
-        task = twin.task
+    elif compiled is not None:
+        task = compiled.task
     dataset = load_victim_data(config) if task is None else task.dataset
     _check_inputs(config, preset, dataset.inputs)
     check_own(config, dataset.inputs)
@@ -158,11 +155,11 @@ def build_study(config: LeakConfig, twin: Study | None = None) -> Study:
         Attacker(config.label_rule, config.features, generator),
         victims,
         task,
-        find_classifier(config, task) if twin is None else twin.classifier,
+        find_classifier(config, task) if compiled is None else compiled.classifier,
         survey,
         {norm: _modified(preset, task, norm, survey) for norm in (False, True)},
         captured,
-        {} if twin is None else twin.shared,
+        {} if compiled is None else compiled.shared,
     )
     defences = {}
     arms = [parse_arm(text, task.sites, defences) for text in config.arms]
@@ -183,9 +180,11 @@ def _build_arm_attack(
     model, captured = study.networks[arm.norm], study.captured
     train = threat.knowledge.victim_norm == "train"
     if captured is None:
-        client = _drawn_client(study, arm, train=train)
+        modify = functools.partial(_modified, preset, task, arm.norm)
+        share = functools.partial(_share, study.shared)
+        client = make_drawn_client(config, task, arm, model, modify, share, train=train)
     else:
-        client = captured_client(captured, states(arm), model, train=train)
+        client = make_captured_client(captured, states(arm), model, train=train)
     setting = Setting(
         Task(
             model,
@@ -210,7 +209,7 @@ def _build_arm_attack(
         _check_arm_attack(study, attack)
         return make_attack_on_one(config, preset, arm, task.sites, setting, client)
 
-    return attack._replace(attack_one=_shared(study, kind, make))
+    return attack._replace(attack_one=_share(study.shared, kind, make))
 
 
 def check_layout(study: Study) -> None:
@@ -235,22 +234,6 @@ def _check_size(study: Study, attack: ArmAttack, layout: Layout | None = None) -
     )
 
 
-def _drawn_client(study: Study, arm: Arm, *, train: bool) -> Client:
-    """Makes a client whose network and defence are drawn afresh for each victim."""
-    modify = functools.partial(_modified, study.preset, study.task, arm.norm)
-    # Arms that share a network or a defence share its draws, and their compilation.
-    network = _shared(
-        study,
-        ("draw network", arm.norm),
-        lambda: draw_network(study.config, modify),
-    )
-    defence = _shared(
-        study, ("draw defence", drawing_part(arm)), lambda: draw_defence(arm)
-    )
-    upload = make_upload(study.task, study.networks[arm.norm], train=train)
-    return Client(upload, draws=(network, defence))
-
-
 def _inputs(study: Study, arm: Arm, client: Client) -> tuple[PyTree, ...]:
     """Makes the arguments of the function of one victim, see `ArmAttack`."""
     config, victims = study.config, study.victims
@@ -273,18 +256,18 @@ def _feeding_layers(study: Study, arm: Arm) -> tuple[tuple[Path, Path], ...]:
     if arm.secret_strategy != "regress_gates":
         return ()
     model, task = study.networks[arm.norm], study.task
-    return _shared(
-        study,
+    return _share(
+        study.shared,
         ("feeding layers", arm.norm),
         lambda: feeding_layers(model, task.sites.paths, task.dataset.inputs),
     )
 
 
-def _shared(study: Study, key: Hashable, make: Callable[[], Any]) -> Any:
+def _share(shared: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
     """Makes what arms and studies share, unless one of them has it."""
-    if key not in study.shared:
-        study.shared[key] = make()
-    return study.shared[key]
+    if key not in shared:
+        shared[key] = make()
+    return shared[key]
 
 
 def _modified(preset: Preset, task: LearningTask, norm: bool, survey: PyTree) -> Model:
