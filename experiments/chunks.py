@@ -54,7 +54,13 @@ def main():
     rows = []
     with jax.default_matmul_precision("highest"):
         for chunk in options.chunks:
-            rows.append(measure(chunk, options.rounds))
+            try:
+                rows.append(measure(chunk, options.rounds))
+            except jax.errors.JaxRuntimeError as error:
+                if not rows or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                print(f"chunks of {chunk} and more do not fit into the memory")
+                break
             print(json.dumps(rows[-1]), flush=True)
     fixed, each = 0.0, rows[0]["call_s"] / rows[0]["chunk"]
     if len(rows) > 1:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
 from memory import Watch
+from own_images import epochs, noise
 from peak import matmul_peak, product_flops
 from table import entry, layout_title, on_gpu, ranking, turns
 from tutorial_cnn import TutorialCNN
@@ -110,7 +111,8 @@ class Federation:
         draws = np.random.default_rng(RNG)
         shape = (work.clients, work.steps, work.batch)
         if work.own:
-            self.dataset, self.batches = noise(work, draws), epochs(work, draws)
+            self.dataset = noise(work.clients * work.own, SHAPE, CLASSES, draws)
+            self.batches = epochs(work, draws)
         else:
             self.dataset = data.load("digits")
             self.batches = draws.integers(0, len(self.dataset), shape)
@@ -154,27 +156,6 @@ class Federation:
             "batches": self.batches,
             "weights": self.weights,
         } | by_name(self.server)
-
-
-def noise(work, draws):
-    """Draws as many images as all clients have, of noise: their values cost nothing."""
-    count = work.clients * work.own
-    images = draws.random((count, *SHAPE), np.float32)
-    labels = draws.integers(0, CLASSES, count)
-    return data.Dataset("noise", images, labels, CLASSES, None, "drawn here")
-
-
-def epochs(work, draws):
-    """Shuffles each client's own images for each epoch: indices [N, T, B]."""
-    passes, rest = divmod(work.steps * work.batch, work.own)
-    if rest or work.own % work.batch:
-        raise ValueError(
-            f"{work.steps} steps of {work.batch} are no whole passes through "
-            f"{work.own} images in whole batches"
-        )
-    own = np.arange(work.clients * work.own).reshape(work.clients, 1, work.own)
-    shuffled = draws.permuted(np.tile(own, (1, passes, 1)), axis=-1)
-    return shuffled.reshape(work.clients, work.steps, work.batch)
 
 
 def by_name(server):

@@ -79,6 +79,9 @@ chunks="64 256 1024 4096"
 # The least time is lost if the last ones are cut off.
 XLA_FLAGS="${XLA_FLAGS:-} ${tiny:+--xla_cpu_multi_thread_eigen=false}" \
     entry chunks 60 "$PYTHON" chunks.py --chunks $chunks
+# Without CUDA graphs, whose kernels a trace may not tell apart.
+XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer=" \
+    entry chunks-traced 40 "$PYTHON" chunks.py --chunks ${chunks% *} --rounds 2
 speed fl-cnn-b50 90
 speed fedavg-inversion 60
 speed ig-resnet20 60
@@ -88,6 +91,7 @@ speed dlg-lenet-eval 90 --peers ${peers//torch-compile/}
 XLA_FLAGS="${XLA_FLAGS:-} $triton" speed ig-convnet64 90
 entry cost 60 "$PYTHON" cost_check.py $tiny --rounds 3 --only dlg-lenet-eval \
     fl-lenet-b10 fl-lenet-b32 fedavg-inversion ig-resnet20
+# The search for the peers' best settings is not made twice; without it, no peers.
 attack="--peers"
 [[ ! -s $out/dlg-lenet-eval.json ]] || attack="--peers-from $out/dlg-lenet-eval.json"
 speed dlg-lenet-attack 60 --peers ${peers//torch-compile/} $attack

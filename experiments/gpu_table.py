@@ -19,7 +19,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 # Entries about chunks and the cost model have tables of their own, in their logs.
-OTHERS = ("chunks", "cost", "machine", "gpu")
+TABLES = ("chunks", "chunks-traced", "cost")
+OTHERS = (*TABLES, "machine", "gpu")
 HEADER = ("entry", "ours", "unit", "best peer", "ours / peer", "apart", "device")
 
 
@@ -78,7 +79,7 @@ def summarise(folder):
     print(tabulate(lines, HEADER, tablefmt="github", disable_numparse=True))
     others = {
         name: json.loads((folder / f"{name}.json").read_text())
-        for name in ("chunks", "cost")
+        for name in TABLES
         if (folder / f"{name}.json").exists()
     }
     missing = {

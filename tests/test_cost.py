@@ -92,7 +92,9 @@ def test_a_device_is_calibrated_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(devices, "CPU_SIZES", devices.Sizes(64, 2, 4))
     monkeypatch.setattr(devices, "SECONDS", 0.01)
-    device = devices.this_device()
+    told = []
+    device = devices.this_device(on_calibrate=lambda: told.append("once"))
+    assert told == ["once"]
     (file,) = (tmp_path / "kljax").iterdir()
     assert file.name == "device-cpu.json"
     assert json.loads(file.read_text()) == dataclasses.asdict(device)
@@ -140,3 +142,5 @@ def test_a_device_that_is_none_is_refused(tmp_path, capsys, monkeypatch):
     study = ["leak", "--model", "dense", "--image-size", "8", "--arms", "none"]
     assert cli.main([*study, *options]) == 2
     assert "device.json does not describe a device" in capsys.readouterr().err
+    assert cli.main([*study, *options[:-1], "elsewhere.json"]) == 2
+    assert "elsewhere.json" in capsys.readouterr().err

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "experiments"))
 import federated_peer  # noqa: E402
 import federated_speed  # noqa: E402
 import gpu_table  # noqa: E402
+import own_images  # noqa: E402
 import table  # noqa: E402
 from federated_speed import Work, agreement, averaging, by_name  # noqa: E402
 
@@ -55,14 +56,14 @@ def test_ours_alone(capsys):
 
 
 def test_epochs_are_of_own_images():
-    batches = federated_speed.epochs(CNN, np.random.default_rng(0))
+    batches = own_images.epochs(CNN, np.random.default_rng(0))
     assert batches.shape == (3, 4, 2)
     for client, (first, second) in enumerate(batches.reshape(3, 2, 4)):
         own = {*range(4 * client, 4 * client + 4)}
         assert {*first} == {*second} == own
         assert first.tolist() != second.tolist()
     with pytest.raises(ValueError, match="3 steps of 2 are no whole passes"):
-        federated_speed.epochs(CNN._replace(steps=3), np.random.default_rng(0))
+        own_images.epochs(CNN._replace(steps=3), np.random.default_rng(0))
 
 
 CNN = Work("tutorial-cnn", 3, 4, 2, checked=4, tolerance=1e-4, own=4, rate=0.1)
@@ -175,6 +176,22 @@ def test_a_gpu_that_is_none_is_refused(tmp_path):
     assert made.returncode == 1 and "JAX sees cpu and no GPU" in made.stderr
     made = subprocess.run([script, "--fast"], capture_output=True, text=True)
     assert made.returncode == 2 and "unknown option --fast" in made.stderr
+
+
+def test_peers_are_left_out_for_a_reason(tmp_path):
+    assert "no-such-python" in gpu_table.why_no_torch(
+        f"{tmp_path}/no-such-python", True
+    )
+    python = tmp_path / "python"
+    for said, reason in (
+        ("echo 'ModuleNotFoundError: no torch' >&2; exit 1", "ModuleNotFoundError"),
+        ("echo False", "sees no GPU"),
+    ):
+        python.write_text(f"#!/bin/sh\n{said}\n")
+        python.chmod(0o755)
+        assert reason in gpu_table.why_no_torch(str(python), gpu=True)
+    python.write_text("#!/bin/sh\necho True\n")
+    assert gpu_table.why_no_torch(str(python), gpu=True) is None
 
 
 def test_what_a_gpu_gave_is_one_table(tmp_path, capsys):

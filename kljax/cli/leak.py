@@ -103,10 +103,11 @@ def say_what_it_takes(
 ) -> None:
     """Prints what the arms of a study would take, by the cost model."""
     from kljax.studies.builder.study import build_study
-    from kljax.studies.devices import basis, this_device
+    from kljax.studies.devices import CALIBRATING, basis, this_device
     from kljax.studies.sweeps.estimate import predict_attack
 
-    attacks, known = build_study(config).attacks, this_device(device)
+    attacks = build_study(config).attacks
+    known = this_device(device, lambda: say(console, CALIBRATING))
     layout, seconds, lines = config.layout, 0.0, []
     for attack in attacks:
         cost = predict_attack(config, attack, layout, known)

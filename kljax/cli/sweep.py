@@ -133,7 +133,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
 
 def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
     """Prints cells, compilations, victims, time and memory of a sweep."""
-    from kljax.studies.devices import basis, this_device
+    from kljax.studies.devices import CALIBRATING, basis, this_device
     from kljax.studies.store.manifest import cells_of, make_manifest
     from kljax.studies.sweeps import expand, read_sweep
     from kljax.studies.sweeps.estimate import estimate_sweep, predict_sweep
@@ -163,7 +163,8 @@ def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:
         f"attacking, {found.memory / 2**20:.0f} MiB for the largest block",
         highlight=False,
     )
-    layout, device = job.layout_of("victims")["layout"], this_device(job.device)
+    layout = job.layout_of("victims")["layout"]
+    device = this_device(job.device, lambda: say(console, CALIBRATING))
     each, whole = predict_sweep(manifest, layout, device)
     say(console, basis(each, whole, victims, device), wrap=True)
 

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
 
 CPU_SIZES, OTHER_SIZES = Sizes(1024, 48, 512), Sizes(4096, 512, 4096)
 ROWS, DEPTH, COLUMNS = 64, 300, 12  # of the narrow products of the layer
+CALIBRATING = "measuring this kind of device for the cost model, once"
 REPEATS = 20  # within a call, so that calling costs nothing
 
 
@@ -159,23 +160,30 @@ def _rate(fn: Callable[[Array], Array], work: float, shape: tuple[int, ...]) -> 
     return statistics.median(rates)
 
 
-def this_device(place: Path | None = None) -> Device:
-    """Reads what is known of the device at hand, or calibrates it and remembers.
+def this_device(
+    place: Path | None = None, on_calibrate: Callable[[], Any] = lambda: None
+) -> Device:
+    """Reads what is known of a device; calibrates the one at hand the first time.
 
     Args:
-      place: JSON file; None for one per kind of device in the user's cache folder
-        (``XDG_CACHE_HOME``, ``~/.cache``).
+      place: JSON file that says it; None for the one of this kind of device in the
+        user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``), which is written if it
+        is not there.
+      on_calibrate: called before a calibration.
 
     Raises:
+      OSError: for a file that cannot be read.
       ValueError: for a file that holds something else.
     """
-    kind = jax.local_devices()[0].device_kind
-    if place is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        name = "".join(c if c.isalnum() else "-" for c in kind.lower())
-        place = Path(home) / FOLDER / f"device-{name}.json"
+    if place is not None:
+        return read_device(place)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kind = jax.local_devices()[0].device_kind.lower()
+    name = "".join(letter if letter.isalnum() else "-" for letter in kind)
+    place = Path(home) / FOLDER / f"device-{name}.json"
     if place.exists():
         return read_device(place)
+    on_calibrate()
     device = calibrate()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -189,10 +197,12 @@ def read_device(place: Path) -> Device:
     """Reads a device from a JSON file.
 
     Raises:
+      OSError: for a file that cannot be read.
       ValueError: for a file that holds something else.
     """
+    text = place.read_text()
     try:
-        return Device(**json.loads(place.read_text()))
+        return Device(**json.loads(text))
     except (TypeError, ValueError) as error:
         names = ", ".join(field.name for field in dataclasses.fields(Device))
         raise ValueError(
