@@ -115,7 +115,9 @@ def _state_bytes(
 
 
 def _replays_steps(config: LeakConfig, preset: Preset) -> bool:
-    """Tells whether a search goes back through every local step of a candidate."""
+    """Tells whether a search surely goes back through every step of a candidate."""
+    if ":" in config.attack:
+        return False  # nobody says what an attack of one's own simulates
     options = parse_options(config.attack_options, config.attack, preset)
     # Others of fedavg-inversion's variants have fewer steps of their own.
     return options.get("variant", "full") in ("full", "full_many")
