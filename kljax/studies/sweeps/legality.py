@@ -1,7 +1,7 @@
 """Legality: whether what a cell names exists, and whether its attacker can be.
 
 Nothing is loaded, compiled or run for it. What needs the data or the shapes of the
-network (sites, the classifier, a run to attack) is checked when the cell is staged.
+network (sites, the classifier, a run to attack) is checked when its study is built.
 """
 
 import functools
