@@ -102,7 +102,7 @@ def checked(config, *, study=None, layout=None):
         study.attacker.generator,
         attack.arm,
         attack.setting.task.model,
-        (8, 8, 3),
+        8 * 8 * 3,
         layout,
     )
     return study
