@@ -29,6 +29,9 @@ Names:
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
   sweep-4096        the same with 4,096 attacks, once
+  demo-cold         a whole `kljax demo`, from Enter on, with a cold compilation cache;
+                    in evaluations/s, its peer eager PyTorch's evaluations alone
+  demo-warm         the same with a warm one
 Only when named, candidates against each other:
   convolution       the formulations of `kljax.models.convolution` and the layouts of
                     `kljax.parallel` for attacks; in evaluations/s
@@ -64,6 +67,7 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 import attack_speed
+import demo_speed
 import federated_peer
 import federated_speed
 import inversion_peer
@@ -75,10 +79,11 @@ from table import show
 from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
-NAMES |= sweep_speed.NAMES
+NAMES |= sweep_speed.NAMES | demo_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
+RIVALS |= dict.fromkeys(demo_speed.NAMES, (demo_speed.PEER,))
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 
