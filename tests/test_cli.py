@@ -471,3 +471,17 @@ def test_progress_counts_attacks_and_what_is_left():
     assert shown(0, 96, 3.0) == "-- attacks/s, ETA -:--:--"
     assert shown(16, 96, 32.0) == "0.50 attacks/s, ETA 0:02:40"
     assert shown(96, 96, 48.0) == "2.00 attacks/s, ETA 0:00:00"
+
+
+def test_what_is_compiling_is_shown_with_what_it_took():
+    console = printing.open_console()
+    config = LeakConfig(arms=("none", "bn-control"))
+    for last, words in ((None, ""), (9.4, " (all took 9 s last time)")):
+        with progress.LeakProgress(config, console, last) as shown:
+            (task,) = shown._bar.tasks
+            shown.on_compile(["none", "bn-control"])
+            assert task.description == f"compiling none, bn-control{words}"
+            shown.on_compile(["bn-control"])
+            assert task.description == f"compiling bn-control{words}"
+            shown.on_arm("none")
+            assert task.description == "none"
