@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from studies import scored, study
+from studies import scored, study, tiny
 from toys import (
     CLASSES,
     IMAGE_SHAPE,
@@ -37,6 +37,8 @@ from kljax.federated.algorithms import proximal
 from kljax.federated.clients import local_update
 from kljax.models import LeNet, from_nnx, resnet20
 from kljax.models.losses import cross_entropy
+from kljax.studies import diagnosis
+from kljax.studies.builder.study import build_study
 from kljax.studies.diagnosis import replay_is_exact
 from kljax.threat import Update, observe
 
@@ -286,6 +288,24 @@ def test_noise_is_no_error_of_the_replay():
         assert row["replay_is_exact"] is True
         assert row["matching_loss"] < row["matching_loss_at_truth"]
         assert row["outcome"] == "ambiguous"
+
+
+def test_what_was_replayed_is_not_traced_again(monkeypatch):
+    replays = []
+
+    def counted(*args):
+        replays.append(args)
+        return replay(*args)
+
+    monkeypatch.setattr(diagnosis, "replay", counted)
+    arms = {"none": 1, "keylock/known": 1, "gaussian-noise=0.1": 2}
+    for attack in build_study(tiny(arms=tuple(arms), victims=1)).attacks:
+        replays.clear()
+        drawn = []
+        for draw in attack.client.draws:
+            drawn.append(jax.eval_shape(jax.vmap(draw), attack.inputs[0], *drawn))
+        jax.eval_shape(jax.vmap(attack.attack_one), *drawn, *attack.inputs)
+        assert len(replays) == arms[attack.arm.name], attack.arm.name
 
 
 def test_an_attack_that_replays_nothing_says_nothing_of_it():
