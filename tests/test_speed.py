@@ -207,3 +207,18 @@ def test_what_a_gpu_gave_is_one_table(tmp_path, capsys):
     whole = json.loads((tmp_path / "gpu.json").read_text())
     assert whole["entries"][0]["file"] == "fl"
     gpu_table.summarise(tmp_path)  # what it wrote itself is no entry
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    script = Path(federated_speed.__file__).parent / "gpu.sh"
+    command = [script, "--tiny", "--slack", "9", "--limit", "900", "--out", tmp_path]
+    env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    for again in (False, True):
+        made = subprocess.run(
+            [*command, "--only", "fl-scale"], env=env, capture_output=True, text=True
+        )
+        assert made.returncode == 0
+        assert ("fl-scale: there already" in made.stdout) == again
+        assert "fl-scale-4" in made.stdout and "peers left out: --tiny" in made.stdout
+    assert not [*tmp_path.glob("*.failed")]
