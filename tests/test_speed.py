@@ -209,16 +209,62 @@ def test_what_a_gpu_gave_is_one_table(tmp_path, capsys):
     gpu_table.summarise(tmp_path)  # what it wrote itself is no entry
 
 
-@pytest.mark.slow
-def test_what_was_measured_is_not_measured_again(tmp_path):
+# In place of Python: begins as on a GPU with peers, and measures nothing.
+PRETENDED = """#!{python}
+import json, os, pathlib, runpy, sys
+script, *given = sys.argv[1:]
+if script != "gpu_table.py":
+    print("a last line")
+    part = pathlib.Path(given[given.index("--json") + 1])
+    with open({log!r}, "a") as log:
+        print(part.name, script, *given[:-2], file=log)
+    if part.name in os.environ.get("BROKEN", ""):
+        sys.exit(3)
+    values = {{"median": 1, "low": 1, "high": 1}}
+    made = {{"name": part.name, "ours": values, "unit": "x/s", "device": "gpu: none"}}
+    made |= {{"peers": {{}}, "ratios": {{}}, "settings": {{}}}}
+    part.write_text(json.dumps([made]))
+elif "--begin" in given:
+    folder = pathlib.Path(given[0])
+    (folder / "machine.json").write_text(json.dumps({{"peers_left_out": None}}))
+    (folder / "peers").write_text("torch-eager torch-func torch-compile")
+else:
+    sys.argv = [script, *given]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_every_entry_for_a_gpu_runs_once(tmp_path):
     script = Path(federated_speed.__file__).parent / "gpu.sh"
-    command = [script, "--tiny", "--slack", "9", "--limit", "900", "--out", tmp_path]
-    env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
-    for again in (False, True):
-        made = subprocess.run(
-            [*command, "--only", "fl-scale"], env=env, capture_output=True, text=True
-        )
-        assert made.returncode == 0
-        assert ("fl-scale: there already" in made.stdout) == again
-        assert "fl-scale-4" in made.stdout and "peers left out: --tiny" in made.stdout
-    assert not [*tmp_path.glob("*.failed")]
+    log, python, out = tmp_path / "log", tmp_path / "python", tmp_path / "out"
+    python.write_text(PRETENDED.format(python=sys.executable, log=str(log)))
+    python.chmod(0o755)
+
+    def measure(*options, **variables):
+        log.write_text("")
+        env = os.environ | {"PYTHON": str(python)} | variables
+        command = [script, "--out", out, *options]
+        made = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+        return made.stdout, {part[1:-5]: asked for part, asked in lines}
+
+    said, asked = measure(BROKEN=".ig-resnet20.part")
+    assert "missing: ig-resnet20: failed (3): a last line" in said
+    assert "--peers torch-eager torch-func torch-compile" in asked["fl-cnn-b50"]
+    # The search for its peers' settings is not made twice.
+    assert f"--peers-from {out}/dlg-lenet-eval.json" in asked["dlg-lenet-attack"]
+    assert asked["dlg-lenet-eval-compiled"].endswith("--peers torch-compile")
+    missing = {"sweep-64", "sweep-4096", "fl-scale", "layouts-ig-convnet64", "cost"}
+    assert {*missing, "chunks", "fedavg-inversion", "ig-convnet64"} < {*asked}
+    said, again = measure()
+    assert {*again} == {"ig-resnet20"} and "fl-scale: there already" in said
+    assert "missing" not in said
+    whole = json.loads((out / "gpu.json").read_text())
+    files = {made["file"] for made in whole["entries"]}
+    assert files == {*asked} - {"chunks", "chunks-traced", "cost"}
+    (out / "fl-scale.json").unlink()
+    said, none = measure("--limit", "5")
+    assert not none and "missing: fl-scale: not begun: the 5 s are over" in said
+    said, none = measure("--only", "cost")
+    assert not none and "fl-scale: there" not in said
