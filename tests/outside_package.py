@@ -239,7 +239,7 @@ def blended(size, mix=0.5):
     def nothing(grads):
         return jax.tree.map(jnp.zeros_like, grads)
 
-    def simulate(grads, sent, earlier):
+    def simulate(grads, sent, earlier, private):
         first = earlier is None or not len(jax.tree.leaves(earlier)[0])
         before = nothing(grads) if first else jax.tree.map(lambda x: x[-1], earlier)
         return blend(before, grads)

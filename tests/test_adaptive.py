@@ -1,5 +1,6 @@
 """What an attacker does about what a defence does to what is sent."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from kljax.defences.arms import check_upload, parse_arm
 from kljax.studies import leak_report
 from kljax.studies.builder.study import build_study
 from kljax.studies.reports import threat_words
+from kljax.studies.sweeps.legality import is_legal
 
 # An eps at which gradients of these networks, up to 1, survive the rounding of float32.
 SENT = "adadefense=eps=1e-6"
@@ -114,3 +116,50 @@ def test_the_table_of_the_experiment_has_its_trend(capsys, monkeypatch):
     recovered = {arm.strip("`"): int(count[0]) for _, arm, count, *_ in cells}
     assert recovered["none"] == recovered["adadefense/undo"] == 4
     assert recovered["adadefense/unaware"] == 0
+
+
+HIDING = "adadefense+selective-magnitude=0.1"
+
+
+def test_labels_that_memory_and_encryption_mix_are_refused():
+    for labels, arm, earlier, refused in (
+        (None, HIDING, 1, True),
+        ("recovered", f"{HIDING}/simulate", 1, True),
+        ("joint", HIDING, 1, False),
+        (None, HIDING, 0, False),
+        (None, f"{HIDING}/undo", 1, False),
+        # Nothing is remembered; nothing is hidden.
+        (None, "norm-clipping=1+selective-magnitude=0.1", 1, False),
+        (None, "adadefense", 1, False),
+    ):
+        options = {"labels": labels, "earlier": earlier, "arms": (arm,)}
+        config = tiny(attack="inverting-gradients", victims=1, **options)
+        if refused:
+            with pytest.raises(
+                ValueError, match=f"{re.escape(HIDING)}.*labels='joint'.*/undo'"
+            ):
+                build_study(config)
+            with pytest.raises(ValueError, match="labels='recovered' reads signs"):
+                is_legal(config)
+        else:
+            build_study(config)
+            assert is_legal(config)
+
+
+def test_who_undoes_a_defence_looks_where_its_whole_record_is_readable():
+    """Labels are read as without a memory, and the loss is finite."""
+    arm = f"{HIDING}/undo"
+    (found,) = study(
+        arms=(arm,), attack="outside_package:measured_reveal", earlier=2, labels="given"
+    ).arms
+    view = found.attacked.reconstruction.info["view"]
+    for name, record in view.earlier.model.items():
+        gaps = np.isnan(record).any(axis=1)  # [N, t, ...]
+        seen = view.visible.model[name]
+        assert not np.any(seen & gaps)
+        np.testing.assert_array_equal(np.isnan(view.grads.model[name]), ~seen)
+    assert np.isfinite(found.attacked.loss_at_truth).all()
+    options = {"attack": "inverting-gradients", "steps": 3, "earlier": 1}
+    (attacked,) = study(arms=(arm,), **options).arms
+    found = attacked.attacked.reconstruction
+    assert np.isfinite(found.loss).all() and (found.labels >= 0).all()

@@ -11,7 +11,7 @@ from kljax.attacks import SECRETS
 from kljax.core.types import Public
 from kljax.defences import Context, Defence
 from kljax.defences.arms import KINDS, parse_arm, split_combination
-from kljax.threat import STRATEGY
+from kljax.threat import KEYLOCK_STRATEGIES
 
 SITES = sites_of("layers/0")
 GRADS = Public({"w": jnp.array([3.0, -4.0, 0.1, 0.2, -0.3])})
@@ -44,11 +44,12 @@ def gates(arm):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_defence_has_an_arm(name):
-    text = f"{name}/known" if KINDS[name].locked else name
+    locked = name == "keylock"
+    text = f"{name}/known" if locked else name
     arm = parse(text)
     assert arm.name == text
     assert isinstance(arm.defence, Defence)
-    assert arm.secret_strategy == ("known" if KINDS[name].locked else "unit")
+    assert arm.secret_strategy == ("known" if locked else "unit")
     # Gates sit where the norm that a lock brings along is, and only gated arms gate.
     assert bool(gates(arm)) == arm.gated
     assert arm.norm == (arm.gated or name == "bn-control")
@@ -96,7 +97,7 @@ def test_every_secret_strategy_can_be_named(strategy):
 
 
 def test_every_strategy_of_a_threat_model_has_an_attack():
-    assert SECRETS.keys() == STRATEGY["secret"].keys()
+    assert SECRETS.keys() == KEYLOCK_STRATEGIES.keys()
 
 
 def test_the_control_starts_from_the_very_gates_of_the_lock():
@@ -237,9 +238,9 @@ def test_an_attacker_has_a_strategy_about_what_is_sent(text, lock, release):
         ("keylock", "unknown secret strategy ''.*keylock/STRATEGY.*regress_gates"),
         ("keylock/", "unknown secret strategy ''"),
         ("keylock/knwon", "'keylock/knwon'.*did you mean 'known'"),
-        ("none/known", "'none/known': only a keylock has a secret strategy"),
-        ("bn-control/known", "only a keylock has a secret strategy"),
-        ("none/", "only a keylock has a secret strategy"),
+        ("none/known", "'none/known': none has no secret strategy, drop '/known'"),
+        ("bn-control/known", "bn-control has no secret strategy"),
+        ("none/", "none has no secret strategy"),
         ("gaussian-noise=loud", "option std of gaussian-noise.* got 'loud'"),
         ("gaussian-noise=-1", "std must be >= 0, got -1"),
         ("magnitude-pruning=1", "fraction must be in .0, 1., got 1"),

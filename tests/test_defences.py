@@ -16,6 +16,7 @@ from kljax.defences import (
     gates_of,
     gaussian_noise,
     keylock,
+    laplace_noise,
     magnitude_pruning,
     none,
     norm_clipping,
@@ -35,6 +36,7 @@ DEFENCES = {
     "plaintext_gates": plaintext_gates(unit_gates(("b", "a"), (3, 2))),
     "plaintext_gates from a lock": plaintext_gates(gates_of(keylock(LOCK))),
     "gaussian_noise": gaussian_noise(0.1),
+    "laplace_noise": laplace_noise(0.1),
     "magnitude_pruning": magnitude_pruning(0.3),
     "norm_clipping": norm_clipping(0.5),
     "adam_stand_in": defences.adam_stand_in(),
@@ -43,7 +45,7 @@ DEFENCES = {
     "chain": chain(keylock(LOCK), norm_clipping(0.5), magnitude_pruning(0.3)),
     "chain with noise": chain(none(), magnitude_pruning(0.3), gaussian_noise(0.1)),
 }
-NOISY = {"gaussian_noise", "chain with noise"}
+NOISY = {"gaussian_noise", "laplace_noise", "chain with noise"}
 ALL = pytest.mark.parametrize("defence", DEFENCES.values(), ids=DEFENCES)
 
 
@@ -112,7 +114,7 @@ def test_what_is_sent_has_structure_shape_and_dtype_of_the_gradient(defence):
     sent, new_state = jax.eval_shape(release)
     assert sent == jax.eval_shape(lambda: grads)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    simulated = jax.eval_shape(defence.simulate, grads, grads, None)
+    simulated = jax.eval_shape(defence.simulate, grads, grads, None, None)
     assert simulated == jax.eval_shape(lambda: grads)
 
 
@@ -120,7 +122,7 @@ def test_what_is_sent_has_structure_shape_and_dtype_of_the_gradient(defence):
 def test_simulation_at_the_truth_gives_what_was_sent(name):
     defence, grads = DEFENCES[name], gradient()
     sent = released(defence, grads)
-    simulated = defence.simulate(grads, sent, None)
+    simulated = defence.simulate(grads, sent, None, None)
     if name in NOISY:  # the noise is what the attacker cannot know
         assert np.std(flat(simulated) - flat(sent)) == pytest.approx(0.1, rel=0.5)
     else:
@@ -184,23 +186,60 @@ def noise_of(defence, size=4000):
     return {name: np.asarray(sent[name] - grads[name], np.float64) for name in grads}
 
 
-def test_noise_has_its_scale_and_no_other():
-    noise = noise_of(gaussian_noise(0.3))["two"]
-    assert stats.kstest(noise / 0.3, "norm").pvalue > 0.01
+NOISES = pytest.mark.parametrize(
+    ("noise", "peer", "scale"),
+    (
+        (gaussian_noise, stats.norm, lambda std: std),
+        (laplace_noise, stats.laplace, lambda std: std / np.sqrt(2)),
+    ),
+    ids=("gaussian", "laplace"),
+)
+
+
+@NOISES
+def test_noise_has_its_scale_and_no_other(noise, peer, scale):
+    drawn = noise_of(noise(0.3), size=8000)["two"]
+    assert np.std(drawn) == pytest.approx(0.3, rel=0.05)
+    assert stats.kstest(drawn / scale(0.3), peer.cdf).pvalue > 0.01
     for wrong in (0.26, 0.34):
-        assert stats.kstest(noise / wrong, "norm").pvalue < 1e-4
+        assert stats.kstest(drawn / scale(wrong), peer.cdf).pvalue < 1e-4
 
 
-def test_noise_has_the_density_that_it_says():
+@NOISES
+def test_noise_has_the_density_that_it_says(noise, peer, scale):
     grads = gradient()
     del grads.model["half"]
-    seen = released(gaussian_noise(0.3), grads)
-    wanted = stats.norm.logpdf(flat(seen), flat(grads), 0.3).sum()
-    found = gaussian_noise(0.3).log_prob(seen, grads)
+    seen = released(noise(0.3), grads)
+    wanted = peer.logpdf(flat(seen), flat(grads), scale(0.3)).sum()
+    found = noise(0.3).log_prob(seen, grads)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     # Alone in a chain it still does; behind pruning nobody has written it down.
-    assert chain(none(), gaussian_noise(0.3)).log_prob(seen, grads) == found
-    assert chain(magnitude_pruning(0.1), gaussian_noise(0.3)).log_prob is None
+    assert chain(none(), noise(0.3)).log_prob(seen, grads) == found
+    assert chain(magnitude_pruning(0.1), noise(0.3)).log_prob is None
+
+
+@NOISES
+def test_what_is_hidden_has_no_part_in_a_density(noise, peer, scale):
+    grads = gradient()
+    del grads.model["half"]
+    seen = released(noise(0.3), grads)
+    kernel = seen.model["conv/kernel"]
+    hidden = kernel.at[0].set(jnp.nan)
+    partly = {"conv/kernel": hidden, "fc/bias": None}
+    seen = seen._replace(model=partly, defence=())
+    grads = grads._replace(defence=())
+    wanted = peer.logpdf(kernel[1], grads.model["conv/kernel"][1], scale(0.3)).sum()
+    value, slope = jax.value_and_grad(lambda g: noise(0.3).log_prob(seen, g))(grads)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    assert not np.any(slope.model["fc/bias"]) and not np.any(
+        slope.model["conv/kernel"][0]
+    )
+    assert np.all(slope.model["conv/kernel"][1] != 0)
+
+
+@NOISES
+def test_no_noise_has_no_density(noise, peer, scale):
+    assert noise(0).log_prob is None and noise(0.0).log_prob is None
 
 
 def test_tensors_draw_for_themselves():
@@ -233,7 +272,7 @@ def test_lengths_are_taken_as_a_millionth_and_more():
 def test_clipping_a_zero_gradient_has_a_derivative():
     def length(scale):
         grads = {"a": scale * jnp.ones(3)}
-        sent = norm_clipping(0.5).simulate(grads, grads, None)
+        sent = norm_clipping(0.5).simulate(grads, grads, None, None)
         return jnp.sum(sent["a"])
 
     assert jax.grad(length)(0.0) == pytest.approx(3.0)
@@ -262,7 +301,7 @@ def test_pruning_drops_what_numpys_quantile_says(fraction):
 def test_pruning_shows_the_attacker_what_to_compare():
     sent = {"a": jnp.array([0.0, 3.0, 0.0, -4.0])}
     candidate = {"a": jnp.array([9.0, 1.0, -9.0, 0.5])}
-    simulated = magnitude_pruning(0.5).simulate(candidate, sent, None)
+    simulated = magnitude_pruning(0.5).simulate(candidate, sent, None, None)
     np.testing.assert_array_equal(simulated["a"], [0, 1, 0, 0.5])
 
 

@@ -26,14 +26,14 @@ from kljax.models.catalogue import NETWORKS
 from kljax.models.decoders import list_decoders
 from kljax.models.losses import LOSSES
 from kljax.studies.config.listing import fill_lists
-from kljax.threat import STRATEGY
+from kljax.threat import KEYLOCK_STRATEGIES
 
 SOURCE = Path(kljax.__file__).parent
 LISTED = {
     LeakConfig: {
         "model": NETWORKS,
         "data": EMBEDDED,
-        "arms": (*KINDS, *STRATEGY["secret"]),
+        "arms": (*KINDS, *KEYLOCK_STRATEGIES),
         "attack": PRESETS,
         "generator": list_decoders(),
         "optimiser": OPTIMISERS,
@@ -125,7 +125,7 @@ def test_a_partition_is_written_as_it_is_listed():
 
 # What tells them apart, or who is allowed what, and no list of all.
 EXPLAINS = {"attacks/labels/catalogue.py", "defences/arms.py", "threat/knowledge.py"}
-CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, STRATEGY["secret"])
+CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, KEYLOCK_STRATEGIES)
 
 
 def copied(source):

@@ -1,6 +1,7 @@
 """Defences that act before a gradient is sent: on inputs, and on single examples."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from kljax.defences import (
     norm_clipping,
     obscure_inputs,
 )
+from kljax.defences.arms import check_upload, parse_arm, unplaced_sites
 from kljax.federated.clients import Batches, local_training, local_update, one_step
 from kljax.models.losses import cross_entropy
 
@@ -126,6 +128,85 @@ def test_a_reconstruction_is_held_against_both():
         assert row["psnr_substitute"] == pytest.approx(-10 * np.log10(error), abs=0.01)
         # What was trained on is found; it is not the private image.
         assert row["ssim_substitute"] > 0.9 > row["ssim"]
+
+
+def context_of(images):
+    """A context whose client is a network of one dense layer."""
+    kernel = random_images(*IMAGE_SHAPE, CLASSES).reshape(-1, CLASSES) - 0.5
+
+    def gradient(images, targets):
+        def loss(kernel):
+            flattened = images.reshape(len(images), -1)
+            return cross_entropy(jnp.tanh(flattened @ kernel), targets)
+
+        return UnreleasedGradient(jax.grad(loss)(jnp.asarray(kernel)))
+
+    return Context(None, None, images, TARGETS[:1], gradient)
+
+
+class UnreleasedGradient(NamedTuple):
+    public: jax.Array
+
+
+@pytest.mark.parametrize("steps", (0, 3, 20))
+def test_who_knows_the_defence_and_its_draws_makes_the_same_substitute(steps):
+    defence, context = obscure_inputs(steps, 0.05, 0.5), context_of(IMAGES[:1])
+    made, targets = quick_jit(lambda: defence.inputs(RNG, context))()
+    simulated, same = quick_jit(lambda: defence.simulate_inputs(RNG, context))()
+    np.testing.assert_allclose(simulated, made, atol=1e-4)
+    np.testing.assert_array_equal(same, targets)
+    assert made.shape == (1, *IMAGE_SHAPE)
+
+
+def test_a_simulated_substitute_has_the_derivative_of_differences():
+    defence = obscure_inputs(2, 0.02, 0.5)
+    along = jnp.asarray(random_images(1, *IMAGE_SHAPE)) - 0.5
+
+    def brightness(size):
+        context = context_of(IMAGES[:1] + size * along)
+        made, _ = defence.simulate_inputs(RNG, context)
+        return jnp.sum(made * along)
+
+    slope = quick_jit(jax.grad(brightness))(0.0)
+    value, width = quick_jit(brightness), 1e-2
+    wanted = (value(width) - value(-width)) / (2 * width)
+    assert abs(wanted) > 1e-4
+    assert float(slope) == pytest.approx(float(wanted), rel=0.05)
+
+
+def test_who_simulates_inputs_looks_for_what_is_behind_them():
+    arm = "obscured-inputs=3,0.1,0.5"
+    arms = (arm, f"{arm}/simulate")
+    result = study(arms=arms, steps=3, victims=1)
+    unaware, knowing = (
+        next(row for row in scored(result) if row["arm"] == name) for name in arms
+    )
+    assert np.isfinite(knowing["matching_loss"])
+    # Another replay of the truth, and the very same upload.
+    truths = [row["matching_loss_at_truth"] for row in (unaware, knowing)]
+    assert truths[0] != truths[1]
+    sent = [arm.attacked.substitute for arm in result.arms]
+    np.testing.assert_array_equal(*sent)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    (
+        ("obscured-inputs=65/simulate", "cannot be simulated here.*drop '/simulate'"),
+        ("obscured-inputs/undo", "cannot be undone"),
+        ("none/simulate", "changes nothing that is sent"),
+    ),
+)
+def test_what_nobody_can_simulate_is_refused(arm, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arm(arm, unplaced_sites(), {})
+
+
+def test_inputs_of_local_steps_are_not_simulated():
+    arm = parse_arm("obscured-inputs/simulate", unplaced_sites(), {})
+    with pytest.raises(ValueError, match="obscured-inputs/simulate'.*'gradient'"):
+        check_upload(arm, "update")
+    check_upload(arm, "gradient")
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,10 @@ def test_an_attacker_follows_the_moments_of_earlier_uploads():
     first, second = draw(seed=1), draw(seed=2)
     sent = released(adam_stand_in(), [first, second])
     earlier, last = (jax.tree.map(lambda x, s=s: x[s], sent) for s in (slice(1), 1))
-    simulated = adam_stand_in().simulate(second, last, earlier)
+    simulated = adam_stand_in().simulate(second, last, earlier, None)
     np.testing.assert_allclose(flat(simulated), flat(last), rtol=0.01, atol=1e-6)
     # Who has no record of them believes in a first release.
-    forgetful = flat(adam_stand_in().simulate(second, last, None))
+    forgetful = flat(adam_stand_in().simulate(second, last, None, None))
     np.testing.assert_array_equal(np.sign(forgetful), np.sign(flat(second)))
     apart = np.linalg.norm(forgetful - flat(last)) / np.linalg.norm(flat(last))
     assert apart > 0.3
@@ -115,7 +115,7 @@ def test_an_entry_with_a_gap_in_its_record_makes_no_difference():
 
     other = draw(seed=5)  # a candidate that is not the truth
     found, whole = (
-        flat(defence.simulate(other, last, past)) for past in (record, earlier)
+        flat(defence.simulate(other, last, past, None)) for past in (record, earlier)
     )
     np.testing.assert_array_equal(found[gap], flat(last)[gap])
     np.testing.assert_array_equal(found[~gap], whole[~gap])
@@ -131,7 +131,7 @@ def test_an_entry_with_a_gap_in_its_record_makes_no_difference():
 
     def total(scale):
         candidate = jax.tree.map(lambda x: scale * x, third)
-        simulated = defence.simulate(candidate, hidden, record)
+        simulated = defence.simulate(candidate, hidden, record, None)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(simulated))
 
     assert np.isfinite(total(1.0)) and np.isfinite(jax.grad(total)(1.0))
@@ -155,7 +155,7 @@ def test_a_second_release_is_undone_up_to_a_branch():
     assert 0.6 < np.mean(right) < 1
     # The other root is as good an explanation of what was sent.
     again = adam_stand_in().undo(last, earlier)
-    simulated = adam_stand_in().simulate(again, last, earlier)
+    simulated = adam_stand_in().simulate(again, last, earlier, None)
     np.testing.assert_allclose(flat(simulated), flat(last), rtol=0.02, atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_what_an_attacker_assumes_has_a_finite_derivative(earlier):
 
     def total(scale):
         candidate = jax.tree.map(lambda x: scale * x, grads)
-        simulated = defence.simulate(candidate, grads, record)
+        simulated = defence.simulate(candidate, grads, record, None)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(simulated))
 
     for scale in (0.0, 1.0):  # where the root of the second moment has none

@@ -27,8 +27,9 @@ from kljax.attacks import (
 )
 from kljax.defences import keylock
 from kljax.threat import (
+    KEYLOCK_STRATEGIES,
     KNOWLEDGE,
-    STRATEGY,
+    LABEL_STRATEGIES,
     IllegalThreat,
     Knowledge,
     LocalSteps,
@@ -74,10 +75,8 @@ def test_fields_and_values_are_those_of_the_specification():
     assert {name: set(values) for name, values in KNOWLEDGE.items()} == VALUES
     fields = {field.name for field in dataclasses.fields(Knowledge)}
     assert fields == {*VALUES, "examples"}
-    assert {name: set(table) for name, table in STRATEGY.items()} == {
-        "secret": set(LEGAL),
-        "labels": set(LEGAL_LABELS),
-    }
+    assert set(KEYLOCK_STRATEGIES) == set(LEGAL)
+    assert set(LABEL_STRATEGIES) == set(LEGAL_LABELS)
 
 
 @pytest.mark.parametrize("lock", LEGAL)

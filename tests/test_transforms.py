@@ -432,7 +432,7 @@ def test_gradients_of_the_run_are_attacked_where_an_arm_acts_on_them(folder):
 
 def test_what_no_attacker_can_simulate_is_refused(folder, monkeypatch):
     def half():
-        def simulate(grads, sent, earlier):
+        def simulate(grads, sent, earlier, private):
             return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
 
         return none()._replace(release=lambda *_: None, simulate=simulate)

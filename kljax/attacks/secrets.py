@@ -1,10 +1,11 @@
 """Secrets: what the attacker does about what a defence hides.
 
-A search knows one part of its candidate as the secret, and nothing of what it is. The
-strategies here are those about the key-lock, whose gates the attacker cannot see: one
-factory per strategy of `kljax.threat.STRATEGY`. Each takes the `Setting` and gives the
-unknown part of the candidate and the function that makes gates of it. None touches more
-of the view than its strategy needs.
+A search knows one part of its candidate as the secret, and nothing of what it is. A
+defence brings its strategies along (`kljax.threat.SecretStrategy`). Those here are
+about the key-lock, whose gates the attacker cannot see: one factory per strategy of
+`kljax.threat.KEYLOCK_STRATEGIES`. Each takes the `Setting` and gives the unknown part
+of the candidate and the function that makes gates of it. None touches more of the view
+than its strategy needs.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Secret(NamedTuple):
 
     Attributes:
       unknown: the secret of a `Candidate`.
-      gates: ``(public, that part) -> gates``.
+      gates: ``(public, that part) -> gates``: the defence's, unless the part is
+        something else than a client's `Private`.
     """
 
     unknown: Unknown
@@ -234,6 +236,18 @@ def secret_of(setting: Setting) -> Secret:
     """Makes the strategy that the threat model names.
 
     Raises:
-      ValueError: where the setting is not one that the strategy can work on.
+      ValueError: where the setting is not one that the strategy can work on, and for a
+        strategy of the defence's own that gives no `Unknown`.
     """
-    return SECRETS[setting.threat.strategy.secret](setting)
+    name, own = setting.threat.strategy.secret, setting.threat.about_secret.unknown
+    if own is None:
+        return SECRETS[name](setting)
+    unknown = own(setting)
+    if isinstance(unknown, Unknown):
+        return Secret(unknown, setting.defence.gates)
+    if not isinstance(unknown, Secret):
+        raise ValueError(
+            f"secret strategy {name!r} gave {type(unknown).__name__}, expected a "
+            "kljax.attacks.Unknown"
+        )
+    return unknown

@@ -89,9 +89,11 @@ class Protocol(NamedTuple):
     penalty: Callable[[Public, Public], Array] | None = None
 
 
-def as_sent(grads: PyTree, sent: PyTree | None, earlier: PyTree | None) -> PyTree:
+def as_sent(
+    grads: PyTree, sent: PyTree | None, earlier: PyTree | None, private: PyTree
+) -> PyTree:
     """Assumes that a defence does nothing to what it sends."""
-    del sent, earlier
+    del sent, earlier, private
     return grads
 
 
@@ -100,13 +102,20 @@ class AssumedDefence(NamedTuple):
 
     Attributes:
       gates: ``(public, Private) -> gates``.
-      simulate: ``(grads, sent, earlier) -> grads``, what it does to a gradient, given
-        what is seen (`View.grads`, `View.earlier`). Of a local step nobody sees
-        anything, and both are None.
+      simulate: ``(grads, sent, earlier, private) -> grads``, what it does to a
+        gradient, given what is seen (`View.grads`, `View.earlier`) and what is taken
+        for the client's `Private` (`Candidate.secret`). Of a local step nobody sees
+        anything, and the first two are None.
       simulate_update: the same of what it does to a whole change.
       sites: (path, channels) of every gated layer, in chain order.
       draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
         and drawn a private key: what everybody can simulate. None where there is none.
+      log_prob: ``(seen, simulated) -> []``, the log-density of what is uploaded, given
+        what simulation makes of the client's gradient or change; None where there is
+        none.
+      inputs: ``(public, stats, images, targets, gradient) -> (images, targets)``, what
+        it trains on in place of a batch, of whose gradient ``gradient(images,
+        targets)`` gives something with ``public``; None for the batch itself.
     """
 
     gates: Callable[..., Any]
@@ -114,6 +123,8 @@ class AssumedDefence(NamedTuple):
     simulate_update: Callable[..., Any] = as_sent
     sites: tuple[tuple[Path, int], ...] = ()
     draw_gates: Callable[[Rng], Gates] | None = None
+    log_prob: Callable[[Public, Public], Array] | None = None
+    inputs: Callable[..., tuple[Array, Array]] | None = None
 
 
 class Attacker(NamedTuple):

@@ -35,6 +35,25 @@ def comparable(view: View, simulated: Public) -> tuple[Public, Public]:
     return mine, theirs
 
 
+def without_gaps(view: View) -> View:
+    """Hides each entry that any earlier upload hides.
+
+    What a defence remembers of it nobody can follow, and so nobody can undo there what
+    the defence did.
+    """
+    if view.visible is None or view.earlier is None:
+        return view
+    visible = jax.tree.map(
+        lambda seen, record: seen & ~jnp.any(jnp.isnan(record), axis=0),
+        view.visible,
+        view.earlier,
+    )
+    grads = jax.tree.map(
+        lambda seen, x: jnp.where(seen, x, jnp.nan), visible, view.grads
+    )
+    return view._replace(grads=grads, visible=visible)
+
+
 def says_something(view: View) -> Array:
     """Tells [] whether anything but zeros can be read of an upload; NaN is something.
 

@@ -25,6 +25,7 @@ FIXED = (
     "metrics",
     "label counts",
     "langevin",
+    "substitute",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

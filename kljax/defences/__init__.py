@@ -18,7 +18,7 @@ from kljax.defences.defence import (
     without_release,
 )
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
-from kljax.defences.noise import gaussian_noise
+from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.selective import selective_encryption
@@ -39,6 +39,7 @@ __all__ = [
     "unit_gates",
     "gates_of",
     "gaussian_noise",
+    "laplace_noise",
     "magnitude_pruning",
     "norm_clipping",
     "example_clipping",

@@ -4,10 +4,10 @@ An arm is written ``DEFENCE[=OPTIONS][+TRANSFORM[=OPTIONS]...][/STRATEGY]``, suc
 ``none``, ``keylock/regress_gates``, ``gaussian-noise=0.01`` or
 ``keylock+norm-clipping=4/known``. OPTIONS are numbers with commas between them, in the
 order of `kljax.defences.catalogue.KINDS`, or by name: ``norm-clipping=bound=4``.
-STRATEGY is what the attacker does about the lock (`kljax.threat.STRATEGY`), and, after
-another slash or alone, what it does about the rest (`RELEASE_STRATEGIES`): one who does
-not know the defence is written ``norm-clipping=4/unaware``. An arm that is trained has
-none.
+STRATEGY is what the attacker does about what the defence hides: one of those that it
+brings along (`Defence.strategies`). After another slash, or alone, stands what the
+attacker does about the rest (`RELEASE_STRATEGIES`): one who does not know the defence
+is written ``norm-clipping=4/unaware``. An arm that is trained has none.
 
 A transform acts on every gradient that a client computes: on the one that is attacked,
 and on that of each local step where clients train. Written ``TRANSFORM@update``, such
@@ -15,22 +15,22 @@ as ``keylock+gaussian-noise@update=0.01``, it acts once, on the whole change tha
 client uploads after its local steps. Both mean the same in every job.
 """
 
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from kljax import defences
-from kljax.core.checks import LARGEST
 from kljax.core.registry import nearest
-from kljax.core.types import Array
+from kljax.core.types import Array, Path
 from kljax.defences import Defence
+from kljax.defences.arm_options import read_options
 from kljax.defences.catalogue import KINDS, Kind, Sites, find_kind
 from kljax.defences.lock import key_lock
-from kljax.threat import STRATEGY
+from kljax.threat import NOTHING_HIDDEN, SecretStrategy, check_strategies
+from kljax.threat.secrets import by_name
 
 __all__ = [
     "KINDS",
@@ -38,16 +38,17 @@ __all__ = [
     "Sites",
     "acts_on_release",
     "check_upload",
+    "last_transform",
     "parse_arm",
     "parse_training_arm",
     "read_strategies",
     "split_combination",
+    "unplaced_sites",
 ]
 
-SECRET_STRATEGIES = STRATEGY["secret"]
 # What the attacker does about the release: to its own candidate what the defence does;
 # nothing, and what is hidden it takes for zeros; or it undoes what the defence did, and
-# sees the gradient.
+# sees the gradient. Inputs that are replaced it replaces, too, if simulate is written.
 RELEASE_STRATEGIES = ("simulate", "unaware", "undo")
 
 Options = tuple[float | Array, ...]
@@ -69,9 +70,11 @@ class Arm(NamedTuple):
       make: ``options -> Defence``, the same defence at other numbers, which may be
         traced: one compilation serves them all.
       skeleton: the name without numbers; arms of one skeleton differ in data alone.
-      secret_strategy: what the attacker does about the lock; None where there is no
-        attacker.
+      secret_strategy: what the attacker does about what is hidden; None where there is
+        no attacker.
       release_strategy: out of `RELEASE_STRATEGIES`; None the same.
+      simulates_inputs: whether the attacker replaces its candidates as the defence
+        replaces inputs.
     """
 
     name: str
@@ -83,6 +86,27 @@ class Arm(NamedTuple):
     skeleton: str
     secret_strategy: str | None
     release_strategy: str | None = None
+    simulates_inputs: bool = False
+
+    @property
+    def strategies(self) -> Mapping[str, SecretStrategy]:
+        """Gives what there is to do about what its defence hides, by name."""
+        return by_name(self.defence.strategies) or NOTHING_HIDDEN
+
+    @property
+    def release_words(self) -> str | None:
+        """Says in a word what the attacker does about what is sent, or trained on."""
+        return "simulate inputs" if self.simulates_inputs else self.release_strategy
+
+    @property
+    def changes_uploads(self) -> bool:
+        """Tells whether its defence does anything to a computed gradient."""
+        return defences.without_release(self.defence) != self.defence
+
+    @property
+    def hides_entries(self) -> bool:
+        """Tells whether a server cannot read all that is sent."""
+        return self.defence.visible is not defences.everything
 
 
 def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
@@ -96,50 +120,60 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
 
     Raises:
       ValueError: for an unknown defence, option or strategy (with the nearest known
-        one), an option that is missing or no number, a key-lock without a strategy, a
-        strategy without a key-lock, gates without a site to put them on, or ``@`` with
-        something else than ``update``, or after what does nothing on release.
+        one), an option that is missing or no number, a defence with strategies and no
+        word which, a strategy where there is none, gates without a site to put them
+        on, or ``@`` with something else than ``update``, or after what does nothing on
+        release.
     """
     combination, slash, strategy = text.partition("/")
     plan = _plan(text, combination, sites)
-    about_lock, about_release = read_strategies(text)
-    if plan.kind.locked:
-        if about_lock not in SECRET_STRATEGIES:
-            raise ValueError(
-                f"arm {text!r}: unknown secret strategy {about_lock!r}"
-                f"{nearest(about_lock, SECRET_STRATEGIES)}; write keylock/STRATEGY "
-                f"with one of {', '.join(SECRET_STRATEGIES)}"
-            )
-    elif about_lock or (slash and not about_release):
+    about_secret, about_release = read_strategies(text)
+    arm = _arm(text, combination, plan, made, about_secret or "unit")
+    strategies = by_name(arm.defence.strategies)
+    if strategies and about_secret not in strategies:
         raise ValueError(
-            f"arm {text!r}: only a keylock has a secret strategy, drop '/{about_lock}'"
-            f"{nearest(about_lock, RELEASE_STRATEGIES)}"
+            f"arm {text!r}: unknown secret strategy {about_secret!r}"
+            f"{nearest(about_secret, strategies)}; write {combination}/STRATEGY with "
+            f"one of {', '.join(strategies)}"
         )
-    arm = _arm(text, combination, plan, made, about_lock or "unit")
-    changes = defences.without_release(arm.defence) != arm.defence
-    hides = arm.defence.visible is not defences.everything
-    if about_release and not changes and not hides:
+    if not strategies and (about_secret or (slash and not about_release)):
+        raise ValueError(
+            f"arm {text!r}: {combination} has no secret strategy, drop "
+            f"'/{about_secret}'{nearest(about_secret, RELEASE_STRATEGIES)}"
+        )
+    changes, hides = arm.changes_uploads, arm.hides_entries
+    replaces = arm.defence.inputs is not defences.as_given
+    simulates = about_release == "simulate" and arm.defence.simulate_inputs is not None
+    if about_release == "simulate" and replaces and not (simulates or changes):
+        raise ValueError(
+            f"arm {text!r}: what takes the place of inputs cannot be simulated here, "
+            "for want of a simulate_inputs, or because it is made in too many steps "
+            f"(see {combination}): drop '/simulate'"
+        )
+    if about_release and not (changes or hides or replaces):
         raise ValueError(
             f"arm {text!r} changes nothing that is sent, and hides nothing of it: drop "
             f"'/{about_release}'"
         )
-    if about_release == "undo" and _last(arm.defence).undo is None:
+    if about_release == "undo" and last_transform(arm.defence).undo is None:
         raise ValueError(
             f"arm {text!r}: what this defence does cannot be undone, drop '/undo'"
         )
-    return arm._replace(release_strategy=about_release or "simulate")
+    return arm._replace(
+        release_strategy=about_release or "simulate", simulates_inputs=simulates
+    )
 
 
 def read_strategies(text: str) -> tuple[str, str]:
-    """Reads what is written of the attacker: about the lock, about the release."""
+    """Reads what is written of the attacker: about the secret, about the release."""
     strategy = text.partition("/")[2]
-    about_lock, _, about_release = strategy.rpartition("/")
+    about_secret, _, about_release = strategy.rpartition("/")
     if about_release in RELEASE_STRATEGIES:
-        return about_lock, about_release
+        return about_secret, about_release
     return strategy, ""
 
 
-def _last(defence: Defence) -> defences.Transform:
+def last_transform(defence: Defence) -> defences.Transform:
     """Gives what is done last to what is sent."""
     if defence.update != defences.SEND_ALL:
         return defence.update
@@ -196,7 +230,7 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
         except ValueError as error:
             raise ValueError(f"{error} (in arm {text!r})") from error
         try:
-            options += _read_options(name, kind, written)
+            options += read_options(name, kind, written)
         except ValueError as error:
             raise ValueError(f"arm {text!r}: {error}") from error
         names.append(named)
@@ -219,57 +253,6 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
     return _Plan(kinds[0], tuple(options), make, "+".join(names))
 
 
-def _read_options(name: str, kind: Kind, written: str) -> list[float]:
-    """Reads the numbers of a defence, in the order of its options.
-
-    Raises:
-      ValueError: for an option that the defence has not, one that is written twice or
-        not at all, and what is no number.
-    """
-    names = list(kind.options)
-    if written and not names:
-        raise ValueError(f"{name} has no options, drop '={written}'")
-    there = f"its options are {', '.join(names)}"
-    found: dict[str, float] = {}
-    for place, item in enumerate(written.split(",") if written else ()):
-        option, equals, number = item.rpartition("=")
-        if equals and option not in names:
-            raise ValueError(
-                f"{name} has no option {option!r}{nearest(option, names)}; {there}"
-            )
-        if not equals:
-            if place >= len(names):
-                raise ValueError(f"{name} has no option for {item!r}; {there}")
-            if place != len(found) or list(found) != names[:place]:
-                raise ValueError(
-                    f"{item!r} follows options of {name} that are written by name: "
-                    f"write it by name, too; {there}"
-                )
-            option = names[place]
-        if option in found:
-            raise ValueError(f"option {option} of {name} is written twice")
-        found[option] = _number(name, option, number)
-    missing = [n for n in names if n not in found and kind.options[n] is None]
-    if missing:
-        raise ValueError(
-            f"option {missing[0]} of {name} has no default: write {name}="
-            f"{','.join(f'{n}=NUMBER' for n in missing)}"
-        )
-    return [found.get(n, kind.options[n]) for n in names]
-
-
-def _number(name: str, option: str, written: str) -> float:
-    try:
-        value = float(written)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:
-        raise ValueError(
-            f"option {option} of {name} must be a finite number, got {written!r}"
-        )
-    return value
-
-
 def _arm(
     text: str,
     combination: str,
@@ -280,6 +263,7 @@ def _arm(
     if combination not in made:
         try:
             made[combination] = plan.make(plan.options)
+            check_strategies(made[combination].strategies)
             _check_data(plan)
         except ValueError as error:
             raise ValueError(f"arm {text!r}: {error}") from error
@@ -336,8 +320,9 @@ def check_upload(arm: Arm, upload: str) -> None:
       upload: ``gradient`` or ``update``, see `kljax.threat.Knowledge`.
 
     Raises:
-      ValueError: for a transform of the whole update where a gradient is uploaded, and
-        one of each gradient that is to be undone where nobody sees any.
+      ValueError: for a transform of the whole update where a gradient is uploaded, one
+        of each gradient that is to be undone where nobody sees any, and inputs of local
+        steps that are to be simulated.
     """
     acts_on_update = arm.defence.update != defences.SEND_ALL
     if upload == "update" and arm.release_strategy == "undo" and not acts_on_update:
@@ -345,6 +330,11 @@ def check_upload(arm: Arm, upload: str) -> None:
             f"arm {arm.name!r}: what is done to the gradient of each local step cannot "
             "be undone, since the attacker sees the whole change alone: drop '/undo', "
             f"or let it act on the whole, as NAME{ON_UPDATE}"
+        )
+    if upload == "update" and arm.simulates_inputs:
+        raise ValueError(
+            f"arm {arm.name!r}: what takes the place of inputs in each local step is "
+            "not simulated: drop '/simulate', or attack upload='gradient'"
         )
     if upload != "gradient" or not acts_on_update:
         return
@@ -355,14 +345,19 @@ def check_upload(arm: Arm, upload: str) -> None:
     )
 
 
+def unplaced_sites(paths: tuple[Path, ...] = ("site",)) -> Sites:
+    """Makes sites for an arm that is read where no network is; no width is right."""
+    widths = (1,) * len(paths)
+    return Sites(paths, widths, key_lock(paths, widths))
+
+
 def acts_on_release(text: str) -> bool:
     """Tells whether an arm as it is written changes what is sent.
 
     Raises:
       ValueError: for an unknown defence or option.
     """
-    paths, widths = ("site",), (1,)  # wherever they are
     combination = text.partition("/")[0]
-    plan = _plan(text, combination, Sites(paths, widths, key_lock(paths, widths)))
+    plan = _plan(text, combination, unplaced_sites())
     defence = plan.make(plan.options)
     return defences.without_release(defence) != defence

@@ -35,14 +35,12 @@ class Kind(NamedTuple):
       options: the value of each option if none is written, in the order in which they
         are written; None where one has to be.
       norm, gated: see `kljax.defences.arms.Arm`.
-      locked: whether a secret strategy may follow.
     """
 
     make: Callable[..., Defence]
     options: Mapping[str, float | None] = {}
     norm: bool = False
     gated: bool = False
-    locked: bool = False
 
 
 def _without_sites(make: Callable[..., Defence], **options: float | None) -> Kind:
@@ -72,10 +70,10 @@ KINDS: dict[str, Kind] = {
         lambda sites: defences.keylock(sites.lock),
         norm=True,
         gated=True,
-        locked=True,
     ),
     # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
+    "laplace-noise": _without_sites(defences.laplace_noise, std=0.01),
     "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
     "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
     "example-clipping": _without_sites(defences.example_clipping, bound=4.0),

@@ -1,6 +1,7 @@
 """Clipping of the gradient's norm, or of each example's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,10 @@ def norm_clipping(bound: float | Array) -> Defence:
         del rng, context
         return clip(grads), state
 
-    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
-        del sent, earlier
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
+        del sent, earlier, private
         return clip(grads)
 
     return Defence(release=release, simulate=simulate)
@@ -56,8 +59,10 @@ def example_clipping(bound: float | Array) -> Defence:
     """
     clip = _shortener(bound)
 
-    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
-        del sent, earlier
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
+        del sent, earlier, private
         return clip(grads)
 
     return Defence(per_example=clip, simulate=simulate)

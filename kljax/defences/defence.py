@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
+from kljax.threat import SecretStrategy
 
 
 class Context(NamedTuple):
@@ -28,6 +29,7 @@ class Context(NamedTuple):
     # something with `public`, a `Public`, and `logits` [B, Kc]. None where a whole
     # change is released.
     gradient: Callable[[Array, Array], Any] | None = None
+    private: Private = Private()  # what the client hides; before its step
 
 
 def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
@@ -36,9 +38,11 @@ def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
     return grads, state
 
 
-def as_sent(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+def as_sent(
+    grads: Public, sent: Public | None, earlier: Public | None, private: Any
+) -> Public:
     """Assumes that the gradient was sent as it is."""
-    del sent, earlier
+    del sent, earlier, private
     return grads
 
 
@@ -60,11 +64,14 @@ class Transform(NamedTuple):
     Attributes:
       release: ``(rng, state, grads, Context) -> (sent, state)``. ``grads`` and
         ``sent`` are `Public` trees of the same structure, shapes and dtypes.
-      simulate: ``(grads, sent, earlier) -> grads``. What an attacker who knows the
-        defence assumes happened to its own candidate gradient, given what it saw.
+      simulate: ``(grads, sent, earlier, private) -> grads``. What an attacker who
+        knows the defence assumes happened to its own candidate gradient, given what it
+        saw.
         ``sent`` is None for a step of local training, whose gradient nobody sees.
         ``earlier`` is like ``sent`` with a leading axis [t], what the same client has
         sent before, oldest first; None where the server has no record of it.
+        ``private`` is what the attacker takes for the client's `Private`, as its
+        strategy about it has it (`Defence.strategies`).
       init_state: ``grads -> state``, before the first release.
       undo: ``(sent, earlier) -> grads``, see `simulate`. What an attacker who knows the
         defence takes for the gradient that was sent; None where a release loses what
@@ -75,7 +82,7 @@ class Transform(NamedTuple):
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
-    simulate: Callable[[Public, Public | None, Public | None], Public]
+    simulate: Callable[[Public, Public | None, Public | None, Any], Public]
     init_state: Callable[[Public], PyTree]
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
@@ -111,8 +118,13 @@ class Defence(NamedTuple):
         the gates, and never ``Private.secret``.
       inputs: ``(rng, Context) -> (images [B, H, W, C], targets [B, Kc])``: what is
         trained on in place of the batch in the context.
+      simulate_inputs: the same of an attacker who knows the defence, and replaces its
+        candidate, with draws of its own; it has a derivative. None where inputs are as
+        given, or nobody simulates them.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
+      strategies: what an attacker may do about what is hidden; an arm of the defence
+        names one of them. Empty where nothing is hidden.
       per_example: ``grads -> grads`` of one example alone, before the mean over the
         batch is taken; None where no example is looked at alone. Norm layers in train
         mode then have the statistics of one example.
@@ -125,10 +137,12 @@ class Defence(NamedTuple):
 
     init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
     inputs: Callable[[Rng, Context], tuple[Array, Array]] = as_given
+    simulate_inputs: Callable[[Rng, Context], tuple[Array, Array]] | None = None
     gates: Callable[[PyTree, Private], Gates] = no_gates
+    strategies: tuple[SecretStrategy, ...] = ()
     per_example: Callable[[Public], Public] | None = None
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
-    simulate: Callable[[Public, Public | None, Public | None], Public] = as_sent
+    simulate: Callable[[Public, Public | None, Public | None, Any], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
@@ -204,7 +218,7 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
         if transform.init is not no_parts or transform.gates is not no_gates:
             raise ValueError(
                 f"defence {i} of the chain has gates or parts of its own: only the "
-                "first of a chain may change the forward pass"
+                "first of a chain may change the forward pass, or hide anything"
             )
     members = (first, *transforms)
     step = _in_order([step_transform(member) for member in members])
@@ -213,6 +227,7 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
         **step._asdict(),
         update=update,
         inputs=_replacing([member.inputs for member in members]),
+        simulate_inputs=_simulating(members),
         per_example=_one_by_one([member.per_example for member in members]),
         visible=_readable([member.visible for member in members]),
     )
@@ -229,6 +244,13 @@ def _replacing(members: list[Callable]) -> Callable[[Rng, Context], Any]:
         return context.images, context.targets
 
     return inputs
+
+
+def _simulating(members: tuple[Defence, ...]) -> Callable | None:
+    acting = [member for member in members if member.inputs is not as_given]
+    if not acting or any(member.simulate_inputs is None for member in acting):
+        return None
+    return _replacing([member.simulate_inputs or as_given for member in members])
 
 
 def _one_by_one(members: list[Callable | None]) -> Callable[[Public], Public] | None:
@@ -270,9 +292,11 @@ def _in_order(members: list[Transform]) -> Transform:
             states.append(part)
         return grads, tuple(states)
 
-    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
         for member in members:
-            grads = member.simulate(grads, sent, earlier)
+            grads = member.simulate(grads, sent, earlier, private)
         return grads
 
     def init_state(grads: Public):

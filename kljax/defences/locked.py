@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kljax.core.types import Gate, Gates, Params, Path, Private, Rng
 from kljax.defences.defence import Defence
 from kljax.defences.lock import KeyLock
+from kljax.threat import KEYLOCK_STRATEGIES
 
 
 def keylock(lock: KeyLock) -> Defence:
@@ -32,7 +33,8 @@ def keylock(lock: KeyLock) -> Defence:
             return {}
         return lock.gates(private.trainable, private.secret)
 
-    return Defence(init=init, gates=gates)
+    strategies = tuple(KEYLOCK_STRATEGIES.values())
+    return Defence(init=init, gates=gates, strategies=strategies)
 
 
 def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:

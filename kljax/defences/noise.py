@@ -1,5 +1,7 @@
 """Noise on the gradient."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.scipy import stats
@@ -12,16 +14,52 @@ def gaussian_noise(std: float | Array) -> Defence:
     """Adds independent noise N(0, std^2) to every entry of the gradient.
 
     Without clipping and accounting this is not differential privacy. An attacker who
-    knows `std` gains nothing by it under a squared distance: its simulation is the
-    noise-free gradient.
+    knows `std` gains nothing by it: the likeliest gradient is the nearest one, under
+    whatever `std`, and its simulation is the noise-free gradient.
 
     Args:
-      std: standard deviation, in units of the gradient's entries; 0 is the identity.
+      std: standard deviation, in units of the gradient's entries; 0 is the identity,
+        which has no density.
 
     Raises:
       ValueError: for a negative `std`.
 
     Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
+    """
+    return _added(std, jax.random.normal, stats.norm.logpdf, std)
+
+
+def laplace_noise(std: float | Array) -> Defence:
+    """Adds independent Laplace noise of mean 0 to every entry of the gradient.
+
+    The likeliest gradient is the one whose absolute distance is least. Without clipping
+    and accounting this is not differential privacy either.
+
+    Args:
+      std: standard deviation, in units of the gradient's entries, which is the root of
+        2 times the scale of the distribution; 0 is the identity, without a density.
+
+    Raises:
+      ValueError: for a negative `std`.
+
+    Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
+    """
+    return _added(std, jax.random.laplace, stats.laplace.logpdf, std / 2**0.5)
+
+
+def _added(
+    std: float | Array,
+    draw: Callable[..., Array],
+    logpdf: Callable[[Array, Array, float | Array], Array],
+    scale: float | Array,
+) -> Defence:
+    """Adds independent noise.
+
+    Args:
+      std: of the noise, for messages.
+      draw: ``(rng, shape, dtype) -> noise`` of scale 1.
+      logpdf: ``(x, mean, scale) -> log-density`` of each entry.
+      scale: of the noise.
     """
     if is_concrete(std) and not std >= 0:
         raise ValueError(f"std must be >= 0, got {std!r}")
@@ -31,15 +69,22 @@ def gaussian_noise(std: float | Array) -> Defence:
         leaves, tree = jax.tree.flatten(grads)
         rngs = jax.random.split(rng, len(leaves))
         noisy = [
-            leaf + std * jax.random.normal(rng_leaf, leaf.shape, leaf.dtype)
+            leaf + scale * draw(rng_leaf, leaf.shape, leaf.dtype)
             for rng_leaf, leaf in zip(rngs, leaves, strict=True)
         ]
         return jax.tree.unflatten(tree, noisy), state
 
     def log_prob(seen: Public, simulated: Public) -> Array:
-        logs = jax.tree.map(
-            lambda x, mean: jnp.sum(stats.norm.logpdf(x, mean, std)), seen, simulated
-        )
-        return jax.tree.reduce(jnp.add, logs)
+        def of_tensor(x: Array | None, mean: Array | None) -> Array:
+            if x is None:
+                return jnp.zeros(())
+            there = ~jnp.isnan(x)
+            # Filled in before: a NaN would spoil the derivative.
+            x, mean = (jnp.where(there, value, 0.0) for value in (x, mean))
+            return jnp.sum(jnp.where(there, logpdf(x, mean, scale), 0.0))
 
-    return Defence(release=release, log_prob=log_prob)
+        logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
+        return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
+
+    exact = is_concrete(std) and std == 0
+    return Defence(release=release, log_prob=None if exact else log_prob)

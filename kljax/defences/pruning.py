@@ -1,5 +1,7 @@
 """Pruning of the gradient."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,8 +38,10 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         del rng, context
         return jax.tree.map(prune, grads), state
 
-    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
-        del earlier
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
+        del earlier, private
         if sent is None:
             return jax.tree.map(prune, grads)
         return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)

@@ -1,6 +1,6 @@
 """A stand-in for the gradient: the step that Adam would make of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,10 @@ def adam_stand_in(
 
         return jax.lax.scan(follow, start, earlier)[0]
 
-    def simulate(grads: Public, sent: Public | None, earlier: Public | None) -> Public:
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
+        del private
         first = step(init_state(grads), grads)[0]
         if earlier is None:
             return first

@@ -24,7 +24,7 @@ from kljax.attacks.setting import as_sent
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Params, PyTree
 from kljax.metrics.outcomes import RESOLUTION
-from kljax.threat import STRATEGY, Update, View, observe
+from kljax.threat import Update, View, observe
 
 
 class Diagnosis(NamedTuple):
@@ -73,7 +73,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         nothing, exact = jnp.asarray(jnp.nan), jnp.asarray(False)
         return Diagnosis(nothing, nothing, live, error, exact, holds, readable)
     objective = preset.objective(setting)
-    if "lock_weights" not in STRATEGY["secret"][setting.threat.strategy.secret]:
+    if "lock_weights" not in setting.threat.about_secret.needs:
         # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
     truth = Candidate(update.images, update.targets, update.private)

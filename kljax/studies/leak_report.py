@@ -252,7 +252,7 @@ def threat_lines(result: LeakResult) -> list[str]:
         }
         for arm in result.arms
     }
-    releases = [arm.arm.release_strategy for arm in result.arms]
+    releases = [arm.arm.release_words for arm in result.arms]
     if any(release not in (None, "simulate") for release in releases):
         for model, release in zip(facts.values(), releases, strict=True):
             model["does"]["release"] = release

@@ -6,22 +6,28 @@ A `ThreatModel` says what is known on the wire and what the attacker does with i
 
 from kljax.threat.knowledge import (
     KNOWLEDGE,
-    STRATEGY,
+    LABEL_STRATEGIES,
     IllegalThreat,
     Knowledge,
     Strategy,
     ThreatModel,
+    check_strategies,
     least_knowledge,
 )
 from kljax.threat.observation import LocalSteps, Update, View, observe
+from kljax.threat.secrets import KEYLOCK_STRATEGIES, NOTHING_HIDDEN, SecretStrategy
 
 __all__ = [
+    "KEYLOCK_STRATEGIES",
     "KNOWLEDGE",
-    "STRATEGY",
+    "LABEL_STRATEGIES",
+    "NOTHING_HIDDEN",
     "IllegalThreat",
     "Knowledge",
+    "SecretStrategy",
     "Strategy",
     "ThreatModel",
+    "check_strategies",
     "least_knowledge",
     "LocalSteps",
     "Update",

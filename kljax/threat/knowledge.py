@@ -4,7 +4,11 @@ A `ThreatModel` is `Knowledge` and `Strategy`; contradictions raise when it is m
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from kljax.core.registry import nearest
+from kljax.threat.secrets import KEYLOCK_STRATEGIES, SecretStrategy
 
 KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "private_key": ("known", "hidden"),
@@ -21,24 +25,12 @@ KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "server": ("honest", "malicious"),
 }
 
-# What each strategy cannot do without: field -> the values that will do.
-_LOCK_WEIGHTS = {"lock_weights": ("known", "initial")}
-STRATEGY: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
-    "secret": {
-        "unit": {},
-        "known": {"private_key": ("known",), "lock_weights": ("known",)},
-        "extract": {"lock_grads": ("shared",), **_LOCK_WEIGHTS},
-        "fixed_random": _LOCK_WEIGHTS,
-        "fixed_mean": _LOCK_WEIGHTS,
-        "regress_private_key": _LOCK_WEIGHTS,
-        "regress_gates": {},
-        "peel": {},
-    },
-    "labels": {
-        "given": {"labels": ("known",)},
-        "joint": {},
-        "recovered": {},
-    },
+Needs = Mapping[str, tuple[Any, ...]]  # field -> the values that will do
+# What each strategy about the labels cannot do without.
+LABEL_STRATEGIES: dict[str, Needs] = {
+    "given": {"labels": ("known",)},
+    "joint": {},
+    "recovered": {},
 }
 
 
@@ -51,9 +43,11 @@ class Knowledge:
     """Facts about the wire; no field has a default, each is a decision.
 
     Attributes:
-      private_key: ``known`` or ``hidden``.
-      lock_weights: ``known`` (round 0), ``initial`` (the server knows the values of
-        round 0, the client has drifted) or ``hidden``.
+      private_key: ``known`` or ``hidden``: a key-lock's, or what else a defence never
+        trains of what it hides (``Private.secret``).
+      lock_weights: a key-lock's, or what else a defence trains of what it hides
+        (``Private.trainable``): ``known`` (round 0), ``initial`` (the server knows the
+        values of round 0, the client has drifted) or ``hidden``.
       lock_grads: gradients of the lock weights, ``hidden`` or ``shared`` (the
         paper's ablation).
       labels: ``known`` or ``hidden``.
@@ -96,40 +90,45 @@ class Strategy:
     """What the attacker does about what the defence hides, and about the labels.
 
     Attributes:
-      secret: ``unit`` (runs the net with unit gates), ``known``, ``extract`` (reads the
-        private key off shared lock gradients), ``fixed_random`` or ``fixed_mean`` (a
-        guessed private key), ``regress_private_key``, ``regress_gates`` (two numbers
-        per channel, needs no lock weights) or ``peel`` (reads the gates off the layers
-        above the lock, needs no lock weights).
+      secret: one of the strategies that the defence brings along
+        (`ThreatModel.strategies`); ``unit`` where it hides nothing.
       labels: ``given``, ``joint`` (optimised) or ``recovered`` (from the last layer).
 
     Raises:
-      ValueError: for a value that is not in `STRATEGY`.
+      ValueError: for another way to labels.
     """
 
     secret: str
     labels: str
 
     def __post_init__(self):
-        for name, legal in STRATEGY.items():
-            _check("strategy", name, getattr(self, name), tuple(legal))
+        _check("strategy", "labels", self.labels, tuple(LABEL_STRATEGIES))
 
 
 @dataclasses.dataclass(frozen=True)
 class ThreatModel:
     """Knowledge and strategy, known to be compatible.
 
+    Attributes:
+      knowledge, strategy: which they are.
+      strategies: what there is to do about what the defence hides, by name: the
+        key-lock's, if not said.
+
     Raises:
       IllegalThreat: if the strategy needs what the knowledge does not grant.
+      ValueError: for a strategy that there is not.
     """
 
     knowledge: Knowledge
     strategy: Strategy
+    strategies: Mapping[str, SecretStrategy] = dataclasses.field(
+        default_factory=lambda: KEYLOCK_STRATEGIES, repr=False, compare=False
+    )
 
     def __post_init__(self):
-        for name, table in STRATEGY.items():
+        for name, needs in _needs_of(self.strategy, self.strategies).items():
             chosen = getattr(self.strategy, name)
-            for field, values in table[chosen].items():
+            for field, values in needs.items():
                 have = getattr(self.knowledge, field)
                 if have not in values:
                     wanted = " or ".join(repr(value) for value in values)
@@ -137,6 +136,11 @@ class ThreatModel:
                         f"strategy {name}={chosen!r} needs {field}={wanted}, but the "
                         f"threat model says {field}={have!r}"
                     )
+
+    @property
+    def about_secret(self) -> SecretStrategy:
+        """Gives the strategy about what the defence hides."""
+        return self.strategies[self.strategy.secret]
 
     def __str__(self) -> str:
         facts = dataclasses.asdict(self.knowledge).items()
@@ -147,7 +151,12 @@ class ThreatModel:
         )
 
 
-def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
+def least_knowledge(
+    strategy: Strategy,
+    strategies: Mapping[str, SecretStrategy] = KEYLOCK_STRATEGIES,
+    /,
+    **facts: Any,
+) -> ThreatModel:
     """Declares the attacker who knows as little as `strategy` can do with.
 
     The untouched facts are those of the paper's setting: private key, lock weights,
@@ -156,12 +165,13 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
 
     Args:
       strategy: what the attacker does.
+      strategies: of the defence, see `ThreatModel`.
       facts: fields of `Knowledge` to set otherwise; they win over what the strategy
         would need, so that a contradiction raises.
 
     Raises:
       IllegalThreat: for a contradiction.
-      ValueError: for an unknown fact or value.
+      ValueError: for an unknown fact, value or strategy.
     """
     knowledge = {
         "private_key": "hidden",
@@ -181,10 +191,61 @@ def least_knowledge(strategy: Strategy, **facts: Any) -> ThreatModel:
             f"unknown facts {unknown} of a threat model: expected some of "
             f"{tuple(knowledge)}"
         )
-    for name, table in STRATEGY.items():
-        for field, values in table[getattr(strategy, name)].items():
+    for needs in _needs_of(strategy, strategies).values():
+        for field, values in needs.items():
             knowledge[field] = values[0]
-    return ThreatModel(Knowledge(**{**knowledge, **facts}), strategy)
+    return ThreatModel(Knowledge(**{**knowledge, **facts}), strategy, strategies)
+
+
+def check_strategies(strategies: Iterable[Any]) -> None:
+    """Checks what a defence says may be done about what it hides.
+
+    Raises:
+      ValueError: for what is no `SecretStrategy`, two of one name, one without a
+        function under a name that is no key-lock's, one with a function under such a
+        name (but for ``known``), and for needs that are no facts.
+    """
+    names = set()
+    for strategy in strategies:
+        if not isinstance(strategy, SecretStrategy):
+            raise ValueError(f"strategy {strategy!r} is no kljax.threat.SecretStrategy")
+        name = strategy.name
+        if name in names:
+            raise ValueError(f"strategy {name!r} is there twice")
+        names.add(name)
+        if strategy.unknown is None and KEYLOCK_STRATEGIES.get(name) != strategy:
+            raise ValueError(
+                f"strategy {name!r} does nothing: give it `unknown`, a function of a "
+                "kljax.attacks.Setting that makes a kljax.attacks.Unknown"
+            )
+        taken = KEYLOCK_STRATEGIES.keys() - {"known"}
+        if strategy.unknown is not None and name in taken:
+            raise ValueError(
+                f"strategy {name!r} is one about key-locks: take another name"
+            )
+        for field, values in strategy.needs.items():
+            if field not in KNOWLEDGE:
+                raise ValueError(
+                    f"strategy {name!r} needs {field!r}, which is no fact"
+                    f"{nearest(field, KNOWLEDGE)}; those are {', '.join(KNOWLEDGE)}"
+                )
+            strange = [value for value in values if value not in KNOWLEDGE[field]]
+            if strange or isinstance(values, str) or not values:
+                raise ValueError(
+                    f"strategy {name!r} needs {field}={values!r}: expected a tuple of "
+                    f"some of {KNOWLEDGE[field]}"
+                )
+
+
+def _needs_of(
+    strategy: Strategy, strategies: Mapping[str, SecretStrategy]
+) -> dict[str, Needs]:
+    """Gives what a strategy needs to know, by field of `Strategy`."""
+    _check("strategy", "secret", strategy.secret, tuple(strategies))
+    return {
+        "secret": strategies[strategy.secret].needs,
+        "labels": LABEL_STRATEGIES[strategy.labels],
+    }
 
 
 def _check(kind: str, name: str, value: Any, legal: tuple[str, ...]) -> None:

@@ -38,7 +38,7 @@ from kljax.federated.clients import local_update, one_step
 from kljax.models import LeNet, VisionTransformer, from_nnx
 from kljax.models.losses import cross_entropy
 from kljax.models.vit import Block
-from kljax.threat import STRATEGY, Strategy, View, least_knowledge, observe
+from kljax.threat import KEYLOCK_STRATEGIES, Strategy, View, least_knowledge, observe
 
 PUBLISHED = 23.90
 SHAPE, CLASSES, WIDTH, HEADS, TOKENS = (8, 8, 3), 5, 32, 2, 17  # patches of 12 pixels
@@ -619,7 +619,7 @@ def variant(upload, strategy):
     [
         (upload, strategy)
         for upload in ("gradient", "update")
-        for strategy in STRATEGY["secret"]
+        for strategy in KEYLOCK_STRATEGIES
         if (upload, strategy) != ("update", "peel")  # refused: below
     ],
 )

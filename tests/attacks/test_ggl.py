@@ -21,7 +21,7 @@ from kljax.defences import none
 from kljax.federated.clients import one_step
 from kljax.models.decoders import FOLDER, read_decoder
 from kljax.models.losses import cross_entropy
-from kljax.threat import STRATEGY, observe
+from kljax.threat import KEYLOCK_STRATEGIES, observe
 
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}
 LABEL = 3
@@ -111,7 +111,7 @@ def test_what_is_hidden_does_not_reach_it(labels):
 
 
 @pytest.mark.parametrize(
-    "strategy", sorted({"regress_gates", "unit"} & {*STRATEGY["secret"]})
+    "strategy", sorted({"regress_gates", "unit"} & {*KEYLOCK_STRATEGIES})
 )
 @pytest.mark.parametrize("optimiser", (None, cma_es(population=4), adam(0.1)))
 def test_secrets_and_drivers_go_with_it(strategy, optimiser):

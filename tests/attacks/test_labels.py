@@ -12,7 +12,7 @@ from kljax.attacks.presets import matching
 from kljax.core.types import Public
 from kljax.defences import none
 from kljax.models.losses import cross_entropy
-from kljax.threat import STRATEGY, View, observe
+from kljax.threat import LABEL_STRATEGIES, View, observe
 
 RNG = jax.random.key(2)
 
@@ -71,7 +71,7 @@ def test_idlg_reads_the_signs_that_are_left(case):
 
 
 def test_the_table_is_that_of_the_threat_model():
-    assert set(LABELS) == set(STRATEGY["labels"])
+    assert set(LABELS) == set(LABEL_STRATEGIES)
 
 
 def begin(name, rng=RNG, **facts):

@@ -31,7 +31,13 @@ from kljax.defences.lock import key_lock
 from kljax.federated.clients import local_update, one_step
 from kljax.models import NETWORKS, Dense, from_nnx
 from kljax.models.losses import cross_entropy
-from kljax.threat import STRATEGY, IllegalThreat, Strategy, least_knowledge, observe
+from kljax.threat import (
+    KEYLOCK_STRATEGIES,
+    IllegalThreat,
+    Strategy,
+    least_knowledge,
+    observe,
+)
 
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
@@ -112,7 +118,7 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 
 @pytest.mark.parametrize(
     ("strategy", "fact"),
-    [(name, fact) for name in SECRETS for fact in STRATEGY["secret"][name]],
+    [(name, fact) for name in SECRETS for fact in KEYLOCK_STRATEGIES[name].needs],
 )
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""
@@ -227,7 +233,7 @@ UPDATES = [
         else pytest.mark.slow,
     )
     for name in ITERATIVE
-    for strategy in STRATEGY["secret"]
+    for strategy in KEYLOCK_STRATEGIES
     if strategy not in REFUSED
 ]
 

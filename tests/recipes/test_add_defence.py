@@ -19,7 +19,7 @@ DEFENCE = """
             sent = jax.tree.map(lambda g: share(sent_before) * g, grads)
             return sent, sent_before + 1.0
 
-        def simulate(grads, sent, earlier):
+        def simulate(grads, sent, earlier, private):
             before = 0.0 if earlier is None else jax.tree.leaves(earlier)[0].shape[0]
             return jax.tree.map(lambda g: share(before) * g, grads)
 

@@ -14,11 +14,12 @@ from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.threats import DOES, KNOWS, threat_models
-from kljax.threat import KNOWLEDGE, STRATEGY
+from kljax.threat import KEYLOCK_STRATEGIES, KNOWLEDGE, LABEL_STRATEGIES
 
 
 def test_there_are_words_for_everything():
-    for words, legal in ((KNOWS, KNOWLEDGE), (DOES, STRATEGY)):
+    plans = {"secret": KEYLOCK_STRATEGIES, "labels": LABEL_STRATEGIES}
+    for words, legal in ((KNOWS, KNOWLEDGE), (DOES, plans)):
         assert {name: set(said) for name, said in words.items()} == {
             name: set(values) for name, values in legal.items()
         }

@@ -20,6 +20,11 @@ def refuse_batches(setting: Setting, attack: str) -> None:
 def refuse_search(setting: Setting, attack: str, other: str) -> None:
     """Refuses secret strategies that optimise; `other` is an attack that searches."""
     strategy = setting.threat.strategy.secret
+    if setting.threat.about_secret.unknown is not None:
+        raise ValueError(
+            f"{attack} is a closed form, and knows strategies about key-locks alone, "
+            f"not the defence's own {strategy!r}: take the attack {other!r}"
+        )
     if strategy.startswith("regress"):
         raise ValueError(
             f"{attack} is a closed form, and secret strategy {strategy!r} optimises: "

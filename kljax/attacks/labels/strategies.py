@@ -1,6 +1,6 @@
 """Strategies: how the attacker comes to the labels, as an unknown of the attack.
 
-One factory per strategy of `kljax.threat.STRATEGY`.
+One factory per strategy of `kljax.threat.LABEL_STRATEGIES`.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ from kljax.attacks.objectives import (
 from kljax.attacks.optimisers import cma_es
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.generative import ggl, grnn
+from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
@@ -57,6 +58,7 @@ class Preset(NamedTuple):
       generator: whether it needs a trained one.
       evolution: makes the optimiser that it has where none is named, if that tries
         populations (`kljax.attacks.Evolution`).
+      density: whether it needs that of what is sent (`AssumedDefence.log_prob`).
     """
 
     build: Callable[..., Attack]
@@ -70,6 +72,7 @@ class Preset(NamedTuple):
     dials: tuple[str, ...] = ()
     generator: bool = False
     evolution: Callable[[], Evolution] | None = None
+    density: bool = False
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -88,6 +91,13 @@ PRESETS: dict[str, Preset] = {
     # iDLG (Zhao, Mopuri, Bilen 2020) is DLG with the label read off first.
     "idlg": Preset(dlg, "recovered", anywhere(squared_l2), inputs=ANY),
     "gate-regression": Preset(gate_regression, "recovered", anywhere(balanced_l2)),
+    "likelihood": Preset(
+        likelihood,
+        "recovered",
+        negative_log_likelihood,
+        dials=("variation",),
+        density=True,
+    ),
     "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1, inputs=ANY),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
     "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),

@@ -64,32 +64,43 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
         secret = candidate.secret
         with_secret = view.lock_grads is not None and _is_trained(secret)
 
-        def objective(public: Public, trainable):
-            guess = secret._replace(trainable=trainable) if with_secret else secret
-            out = setting.task.model.apply(
-                public.model,
-                view.stats,
-                candidate.images,
-                gates=gates(public.defence, guess),
-                train=train,
-                # The victim's dropout masks are unknown: one fixed guess.
-                rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
-            )
-            return setting.task.loss(out.logits, candidate.targets)
+        def gradient(images: Array, targets: Array) -> _Gradient:
+            def objective(public: Public, trainable):
+                guess = secret._replace(trainable=trainable) if with_secret else secret
+                out = setting.task.model.apply(
+                    public.model,
+                    view.stats,
+                    images,
+                    gates=gates(public.defence, guess),
+                    train=train,
+                    # The victim's dropout masks are unknown: one fixed guess.
+                    rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
+                )
+                return setting.task.loss(out.logits, targets)
 
-        def simulate(grads: Public) -> Public:
-            return setting.defence.simulate(grads, view.grads, view.earlier)
+            if not with_secret:
+                return _Gradient(jax.grad(objective)(view.public, ()))
+            start = view.public, secret.trainable
+            return _Gradient(*jax.grad(objective, argnums=(0, 1))(*start))
 
+        batch = candidate.images, candidate.targets
+        if setting.defence.inputs is not None:
+            batch = setting.defence.inputs(view.public, view.stats, *batch, gradient)
+        grads, lock_grads = gradient(*batch)
+        simulated = setting.defence.simulate(grads, view.grads, view.earlier, secret)
+        simulated, observed = compared(setting, view, simulated)
         if not with_secret:
-            grads = jax.grad(objective)(view.public, ())
-            return compared(setting, view, simulate(grads))
-        grads, lock_grads = jax.grad(objective, argnums=(0, 1))(
-            view.public, secret.trainable
-        )
-        mine, theirs = compared(setting, view, simulate(grads))
-        return (mine, lock_grads), (theirs, view.lock_grads)
+            return simulated, observed
+        return (simulated, lock_grads), (observed, view.lock_grads)
 
     return simulation
+
+
+class _Gradient(NamedTuple):
+    """What one step of a client gives, as a defence's inputs know it."""
+
+    public: Public
+    trainable: PyTree = ()
 
 
 def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, Public]:
@@ -233,8 +244,17 @@ def local_replay(
       candidate: whose training it is.
     """
     secret = candidate.secret
+    if setting.defence.inputs is not None:
+        raise ValueError(
+            "inputs that are replaced in each step of a local training are not "
+            "simulated: attack upload='gradient'"
+        )
     train = setting.threat.knowledge.attacker_norm == "train"
     trained_too = _is_trained(secret)
+    simulate = setting.defence.simulate
+
+    def with_weights(trainable: PyTree) -> PyTree:
+        return secret._replace(trainable=trainable) if trained_too else secret
 
     start = (view.public, secret.trainable if trained_too else ())
     inputs = candidate.images
@@ -246,12 +266,11 @@ def local_replay(
 
     def gradient(now, stats, index: Array, inputs: PyTree, targets: Array):
         def objective(public: Public, trainable, *fed: Array):
-            guess = secret._replace(trainable=trainable) if trained_too else secret
             out = setting.task.model.apply(
                 public.model,
                 stats,
                 fed[0][inputs] if moves else inputs,
-                gates=gates(public.defence, guess),
+                gates=gates(public.defence, with_weights(trainable)),
                 train=train,
                 # The victim's dropout masks are unknown: one fixed guess.
                 rngs=jax.random.fold_in(fixed_rng("dropout"), index),
@@ -263,11 +282,14 @@ def local_replay(
 
         places = tuple(range(len(now)))
         grads, stats = jax.grad(objective, argnums=places, has_aux=True)(*now)
-        return (setting.defence.simulate(grads[0], None, None), *grads[1:]), stats
+        sent = simulate(grads[0], None, None, with_weights(now[1]))
+        return (sent, *grads[1:]), stats
 
     def compare(trained):
         change, lock_change = jax.tree.map(jnp.subtract, trained[:2], start[:2])
-        simulated = setting.defence.simulate_update(change, view.grads, view.earlier)
+        simulated = setting.defence.simulate_update(
+            change, view.grads, view.earlier, with_weights(trained[1])
+        )
         simulated, observed = compared(setting, view, simulated)
         if trained_too and view.lock_grads is not None:
             simulated = (simulated, lock_change)

@@ -183,10 +183,10 @@ def one_step(
         seen = images if augment is None else augment(rng_of("augmentation"), images)
         mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
         used, aims = defence.inputs(
-            rng_of("inputs"), Context(public, stats, seen, targets, mine)
+            rng_of("inputs"), Context(public, stats, seen, targets, mine, private)
         )
         grads = mine(used, aims)
-        context = Context(public, stats, used, aims, mine)
+        context = Context(public, stats, used, aims, mine, private)
         down = add_pull(penalty, grads.public, public, public)
         sent, remembered = defence.release(rng_of("release"), remembered, down, context)
         if defence.per_example is not None:

@@ -180,14 +180,14 @@ def local_training(
                 gradient, rng_of("gradient"), public, stats, private
             )
             images, aims = defence.inputs(
-                rng_of("inputs"), Context(public, stats, images, aims, mine)
+                rng_of("inputs"), Context(public, stats, images, aims, mine, private)
             )
             grads = mine(images, aims)
             down, remembered = defence.release(
                 rng_of("release"),
                 remembered,
                 add_pull(penalty, grads.public, public, received),
-                Context(public, stats, images, aims, mine),
+                Context(public, stats, images, aims, mine, private),
             )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)
@@ -226,6 +226,7 @@ def local_training(
                 received,
                 stats,
                 *jax.tree.map(_of_all_steps, (images, kind.encode(labels))),
+                private=Private(secret, trainable),
             ),
         )
         upload = Upload(sent, new_stats)

@@ -121,7 +121,7 @@ def local_update(
             derive_rng(rng, ROUND_PURPOSES, "visible")
         )
         mine = functools.partial(gradient, rng_gradient, received, stats, state.private)
-        context = Context(received, stats, images, targets, mine)
+        context = Context(received, stats, images, targets, mine, state.private)
         return Update(
             public=received,
             stats=stats,

@@ -3,13 +3,18 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from kljax.attacks import AssumedDefence, Setting
-from kljax.attacks.visibility import zeros_for_hidden
+from kljax.attacks.presets import Preset
+from kljax.attacks.visibility import without_gaps, zeros_for_hidden
 from kljax.core.drawing import draw_jointly
-from kljax.core.types import Gates, Params, Public, Rng
-from kljax.defences import SEND_ALL, Defence, as_sent
-from kljax.defences.arms import Arm, Sites
+from kljax.core.files import brief
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array, Gates, Params, Public, Rng, Stats
+from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
+from kljax.defences.arms import Arm, Sites, last_transform
+from kljax.studies.config import LeakConfig
 from kljax.threat import View
 
 
@@ -21,6 +26,8 @@ def assume_defence(arm: Arm, defence: Defence, sites: Sites) -> AssumedDefence:
         defence.update.simulate,
         tuple(zip(sites.paths, sites.widths, strict=True)),
         _draw_gates(sites) if arm.gated else None,
+        _density(arm, defence),
+        _replaced_inputs(defence) if arm.simulates_inputs else None,
     )
     if arm.release_strategy == "unaware":
         return assumed._replace(simulate=as_sent, simulate_update=as_sent)
@@ -28,6 +35,75 @@ def assume_defence(arm: Arm, defence: Defence, sites: Sites) -> AssumedDefence:
         last = "simulate" if defence.update == SEND_ALL else "simulate_update"
         return assumed._replace(**{last: as_sent})
     return assumed
+
+
+def check_labels(config: LeakConfig, arm: Arm, labels: str) -> None:
+    """Refuses labels that are read where memory and encryption leave nothing to read.
+
+    Rules read signs of the gradient. What is sent of one that is remembered has signs
+    of earlier ones mixed in, and what is left of them under an encryption tells no
+    class from another: the search would begin without labels, at an infinite loss.
+
+    Args:
+      config, arm: of the study.
+      labels: strategy of the attacker.
+
+    Raises:
+      ValueError: with the arm.
+    """
+    mixed = config.earlier and _remembers(arm.defence) and arm.hides_entries
+    if mixed and labels == "recovered" and arm.release_strategy == "simulate":
+        undone = f"{arm.name.removesuffix('/simulate')}/undo"
+        raise ValueError(
+            f"arm {arm.name!r}: labels='recovered' reads signs of the gradient, which "
+            "this defence mixes with those of earlier uploads, and hides in part: "
+            f"write labels='joint' or 'given', earlier=0, or, where it can be undone, "
+            f"the arm {undone!r}"
+        )
+
+
+def _remembers(defence: Defence) -> bool:
+    """Tells whether a defence carries anything from one release to the next."""
+    like = Public({"kernel": jax.ShapeDtypeStruct((1,), jnp.float32)})
+    try:
+        return bool(jax.tree.leaves(jax.eval_shape(defence.init_state, like)))
+    except Exception:  # a user's function may look for a tensor that is not there
+        return True
+
+
+def check_density(config: LeakConfig, arm: Arm, preset: Preset) -> None:
+    """Refuses an attack by likelihood where what is uploaded has no density.
+
+    Raises:
+      ValueError: with the arm.
+    """
+    of_step = step_transform(arm.defence).log_prob
+    of_steps = config.upload == "update" and of_step is not None
+    if preset.density and (_density(arm, arm.defence) is None or of_steps):
+        where = "@update" if config.upload == "update" else ""
+        raise ValueError(
+            f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
+            "uploaded, and there is none for this attacker: take an arm whose only "
+            f"change of the upload is noise above 0, such as gaussian-noise{where}="
+            "0.01, or another attack"
+        )
+
+
+def _density(arm: Arm, defence: Defence) -> Callable[[Public, Public], Array] | None:
+    """Gives the density of what is uploaded, to an attacker who knows the defence."""
+    if arm.release_strategy != "simulate":
+        return None
+    return last_transform(defence).log_prob
+
+
+def _replaced_inputs(defence: Defence) -> Callable[..., tuple[Array, Array]]:
+    """Gives what the attacker trains its candidate's replay on, of one draw for all."""
+
+    def inputs(public: Public, stats: Stats, images: Array, targets: Array, gradient):
+        context = Context(public, stats, images, targets, gradient)
+        return defence.simulate_inputs(fixed_rng("substitute"), context)
+
+    return inputs
 
 
 def _draw_gates(sites: Sites) -> Callable[[Rng], Gates]:
@@ -45,34 +121,50 @@ def understood(arm: Arm, defence: Defence, view: View) -> View:
     """Gives what the attacker of an arm takes an upload for.
 
     Who is unaware of an encryption takes what is hidden for zeros; who undoes a defence
-    puts the gradient that it finds in place of what it sees.
+    puts the gradient that it finds in place of what it sees, and nothing where an
+    earlier upload hides what the defence remembers.
     """
     if arm.release_strategy == "unaware":
         return zeros_for_hidden(view)
     if arm.release_strategy != "undo":
         return view
     last = defence if defence.update == SEND_ALL else defence.update
-    return view._replace(grads=last.undo(view.grads, view.earlier))
+    found = view._replace(grads=last.undo(view.grads, view.earlier))
+    return without_gaps(found)
 
 
 def check_simulated(arm: Arm, setting: Setting) -> None:
-    """Refuses a defence that nobody can simulate in a step whose gradient is unseen.
+    """Refuses a defence that an attacker who knows it cannot simulate.
+
+    Of a step of local training nobody sees the gradient.
 
     Raises:
       ValueError: with the arm, and what its `simulate` raises.
     """
+    seen, defence = setting.protocol is None, arm.defence
 
-    def simulate(params: Params) -> Public:
-        public, _ = arm.defence.init(jax.random.key(0), params)
-        return arm.defence.simulate(Public(params, public), None, None)
+    def simulate(params: Params) -> tuple[Public, Public]:
+        public, private = defence.init(jax.random.key(0), params)
+        grads = Public(params, public)
+        sent = grads if seen else None
+        return (
+            defence.simulate(grads, sent, None, private),
+            defence.update.simulate(grads, grads, None, private),
+        )
 
     try:
         jax.eval_shape(simulate, setting.task.shapes()[0])
     except Exception as error:  # whatever a user's function raises
+        name = type(error).__name__
+        if seen:
+            raise ValueError(
+                f"arm {arm.name!r}: what its defence does to a gradient cannot be "
+                f"simulated: simulate(grads, sent, None, private) raises {name}: "
+                f"{brief(error)}"
+            ) from error
         raise ValueError(
             f"arm {arm.name!r}: what its defence does to the gradient of a local step "
             "cannot be simulated, since the attacker sees the whole change alone: "
-            f"simulate(grads, None, None) raises {type(error).__name__}. Give the "
-            "defence a simulate that takes None, or let it act on the whole, as "
-            "NAME@update"
+            f"simulate(grads, None, None, private) raises {name}. Give the defence a "
+            "simulate that takes None, or let it act on the whole, as NAME@update"
         ) from error

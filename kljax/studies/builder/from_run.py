@@ -11,12 +11,13 @@ import numpy as np
 
 from kljax import data
 from kljax.core.registry import own_functions
-from kljax.defences.arms import KINDS
+from kljax.defences.arms import parse_training_arm, unplaced_sites
 from kljax.studies import run_folder
 from kljax.studies.builder import run_setup, task
 from kljax.studies.builder.run_setup import Prepared
 from kljax.studies.config import LeakConfig, TrainConfig, default
 from kljax.studies.config.leak import weights_limit, weights_limit_of
+from kljax.threat import KEYLOCK_STRATEGIES, NOTHING_HIDDEN
 
 # What a run has settled, by the same name in both configurations.
 SETTLED = (
@@ -35,7 +36,8 @@ SETTLED = (
     "tokens",
 )
 # What is done about a lock if nothing is said: an upper bound, the strongest attack
-# that needs no secret, and a guess.
+# that needs no secret, and a guess. Of another defence that hides something, all that
+# it brings along.
 STRATEGIES = ("known", "regress_gates", "fixed_random")
 
 
@@ -177,9 +179,11 @@ def _arms(config: LeakConfig, run: TrainConfig) -> tuple[str, ...]:
 
 
 def _attacked(arm: str) -> tuple[str, ...]:
-    first = arm.partition("+")[0].partition("=")[0]
-    locked = first in KINDS and KINDS[first].locked
-    return tuple(f"{arm}/{strategy}" for strategy in STRATEGIES) if locked else (arm,)
+    strategies = parse_training_arm(arm, unplaced_sites(), {}).strategies
+    if strategies == NOTHING_HIDDEN:
+        return (arm,)
+    chosen = STRATEGIES if strategies == KEYLOCK_STRATEGIES else strategies
+    return tuple(f"{arm}/{strategy}" for strategy in chosen)
 
 
 def _sizes(config: LeakConfig, run: TrainConfig, count: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """One victim: from its upload, through the boundary, to its reconstruction."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -68,8 +69,11 @@ def make_attack_on_one(
         if attacker.generator is not None:
             generator = attacker.generator._replace(weights=dials.generator)
             attacker = attacker._replace(generator=generator)
+        strategies = arm._replace(defence=defence).strategies
         own_setting = setting._replace(
-            defence=assume_defence(arm, defence, sites), attacker=attacker
+            threat=dataclasses.replace(setting.threat, strategies=strategies),
+            defence=assume_defence(arm, defence, sites),
+            attacker=attacker,
         )
         attack = build_attack(config, own_setting, preset, dials)
         update = client.upload(

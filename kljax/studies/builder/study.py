@@ -33,7 +33,12 @@ from kljax.studies.builder.attack_setup import (
     make_dials,
     require_generator,
 )
-from kljax.studies.builder.attacker import assume_defence, check_simulated
+from kljax.studies.builder.attacker import (
+    assume_defence,
+    check_density,
+    check_labels,
+    check_simulated,
+)
 from kljax.studies.builder.drawn_client import (
     Client,
     check_client,
@@ -176,7 +181,9 @@ def _build_arm_attack(
     config, preset, task = study.config, study.preset, study.task
     check_norm(config, task.network, arm)
     check_upload(arm, config.upload)
-    threat = declare_threat(config, arm.secret_strategy, preset)
+    check_density(config, arm, preset)
+    threat = declare_threat(config, arm, preset)
+    check_labels(config, arm, threat.strategy.labels)
     model, captured = study.networks[arm.norm], study.captured
     train = threat.knowledge.victim_norm == "train"
     if captured is None:
@@ -203,7 +210,12 @@ def _build_arm_attack(
     )
     attack = ArmAttack(arm, setting, client, _inputs(study, arm, client))
     # Arms that differ in options alone share a function, and its compilation.
-    kind = arm.skeleton, arm.secret_strategy, arm.release_strategy
+    kind = (
+        arm.skeleton,
+        arm.secret_strategy,
+        arm.release_strategy,
+        arm.simulates_inputs,
+    )
 
     def make() -> Callable[..., Attacked]:
         _check_arm_attack(study, attack)
@@ -335,8 +347,7 @@ def _check_arm_attack(study: Study, attack: ArmAttack) -> None:
     """Refuses what an arm, its client or its attack cannot work on or would not fit."""
     config, arm, setting = study.config, attack.arm, attack.setting
     _check_size(study, attack)
-    if setting.protocol is not None:
-        check_simulated(arm, setting)
+    check_simulated(arm, setting)
     build_attack(config, setting, study.preset)  # a typo costs nothing
     kind = study.task.dataset.inputs.kind
     check_client(config, kind, arm, attack.client, attack.inputs)

@@ -4,17 +4,16 @@ from typing import Any
 
 from kljax import threat
 from kljax.attacks.presets import Preset
+from kljax.defences.arms import Arm
 from kljax.studies.config import LeakConfig
 
 
-def declare_threat(
-    config: LeakConfig, secret_strategy: str, preset: Preset
-) -> threat.ThreatModel:
+def declare_threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
     """Declares the threat model of an arm: the least knowledge that it needs.
 
     Args:
       config: of the study.
-      secret_strategy: of the arm.
+      arm: the defence, and what is done about what it hides.
       preset: the attack: its label strategy, in place of which the study may have
         another, and what it needs to know.
 
@@ -23,7 +22,7 @@ def declare_threat(
       ValueError: for a fact that does not exist or contradicts the study.
     """
     strategy = threat.Strategy(
-        secret=secret_strategy, labels=config.labels or preset.labels
+        secret=arm.secret_strategy, labels=config.labels or preset.labels
     )
     if config.label_rule != "auto" and strategy.labels != "recovered":
         raise ValueError(
@@ -32,8 +31,8 @@ def declare_threat(
         )
     facts: dict[str, Any] = dict(preset.needs)
     facts |= {"examples": config.examples, "upload": config.upload}
-    needed = threat.STRATEGY["secret"][strategy.secret].get("lock_weights", ())
-    if config.from_run is not None and "initial" in needed:
+    needs = arm.strategies[strategy.secret].needs
+    if config.from_run is not None and "initial" in needs.get("lock_weights", ()):
         # After round 0 the client has moved on, and the server has not seen it.
         facts["lock_weights"] = "initial"
     for fact in config.threat:
@@ -52,7 +51,7 @@ def declare_threat(
                 f"threat fact {fact!r}: local training runs norm layers in train mode"
             )
         facts[field] = value
-    declared = threat.least_knowledge(strategy, **facts)
+    declared = threat.least_knowledge(strategy, arm.strategies, **facts)
     needs = dict(preset.needs)
     if preset.inserts is not None:  # a user's preset may have forgotten to say so
         needs["server"] = "malicious"

@@ -29,7 +29,7 @@ from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
 from kljax.studies.config.listing import fill_lists
-from kljax.threat import STRATEGY
+from kljax.threat import KEYLOCK_STRATEGIES
 
 ARMS = (
     "none",
@@ -89,7 +89,7 @@ def weights_limit_of(kind: str) -> float:
     models=NETWORKS,
     datasets=EMBEDDED,
     defences=DEFENCES,
-    secret_strategies=STRATEGY["secret"],
+    secret_strategies=KEYLOCK_STRATEGIES,
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
@@ -114,7 +114,8 @@ class LeakConfig:
         see `kljax.defences.arms`. A transform acts on each gradient, as
         TRANSFORM@update once on the whole update.
         DEFENCE and TRANSFORM: {defences}.
-        STRATEGY, what the attacker does about a key-lock: {secret_strategies}.
+        STRATEGY, what the attacker does about what DEFENCE hides; of a key-lock:
+        {secret_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from kljax.attacks.presets import PRESETS, of_user
-from kljax.defences.arms import read_strategies
+from kljax.defences import as_given
+from kljax.defences.arms import parse_arm, read_strategies, unplaced_sites
 from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
+from kljax.threat import KEYLOCK_STRATEGIES
 
 EVERY = "every attacker"
 
@@ -59,21 +61,7 @@ KNOWS: dict[str, dict[str, str]] = {
 }
 # field of kljax.threat.Strategy -> value -> what it does
 DOES: dict[str, dict[str, str]] = {
-    "secret": {
-        "unit": "It replays the network without a lock's gates.",
-        "known": "It replays the network with the true gates, which the private key "
-        "and the lock weights give it.",
-        "extract": "It computes the private key from the shared gradients of the lock "
-        "weights.",
-        "fixed_random": "It guesses a private key at random, and believes its guess.",
-        "fixed_mean": "It puts the mean private key in place of the true one, and "
-        "believes it.",
-        "regress_private_key": "It optimises a private key along with the {noun}.",
-        "regress_gates": "It optimises two numbers per gated channel along with the "
-        "{noun}, and needs neither private key nor lock weights.",
-        "peel": "It solves for what the layers above the lock were fed, reads the "
-        "gates off what came out of the lock, and believes them.",
-    },
+    "secret": {name: plan.does for name, plan in KEYLOCK_STRATEGIES.items()},
     "labels": {
         "given": "It is given the labels.",
         "joint": "It optimises the labels along with the {noun}.",
@@ -91,6 +79,13 @@ ABOUT_RELEASES = {
     "undo": "It undoes what the defence did, and matches the gradient that it finds.",
 }
 
+# By whether it simulates what the defence trains on in place of inputs.
+ABOUT_INPUTS = {
+    True: "It replaces its candidate as the defence replaces inputs, with draws of its "
+    "own, and matches the gradient of that.",
+    False: "It does not know that the defence replaces inputs.",
+}
+
 
 def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     """Words the threat model of a cell, one sentence by each fact.
@@ -106,20 +101,23 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
         raise ValueError(f"a cell has one arm, got {config.arms}")
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
-    about_lock, about_release = read_strategies(config.arms[0])
-    declared = declare_threat(config, about_lock or "unit", preset)
+    arm = parse_arm(config.arms[0], unplaced_sites(), {})
+    about_release = read_strategies(config.arms[0])[1]
+    declared = declare_threat(config, arm, preset)
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}
     done = {
-        f"does {name}": words[strategy[name]].format(noun=noun)
-        for name, words in DOES.items()
+        "does secret": declared.about_secret.does.format(noun=noun),
+        "does labels": DOES["labels"][strategy["labels"]].format(noun=noun),
     }
     facts = known | done | {"upload": _upload(config, knowledge)}
-    if not about_lock:
+    if not arm.defence.strategies:
         facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
         facts["does secret"] = UNLOCKED
-    if about_release:
+    if arm.defence.inputs is not as_given:
+        facts["does inputs"] = ABOUT_INPUTS[arm.simulates_inputs]
+    if about_release and (arm.changes_uploads or arm.hides_entries):
         facts["does release"] = ABOUT_RELEASES[about_release]
     return facts
 

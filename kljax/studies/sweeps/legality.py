@@ -13,13 +13,13 @@ from kljax.attacks.presets import PRESETS, find_preset
 from kljax.core.registry import nearest, resolve
 from kljax.data.tfds import list_tfds
 from kljax.defences import arms
-from kljax.defences.arms import Arm, Sites
-from kljax.defences.lock import key_lock
+from kljax.defences.arms import Arm, unplaced_sites
 from kljax.models import NETWORKS, losses
 from kljax.studies.builder import task
+from kljax.studies.builder.attacker import check_density, check_labels
 from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
-from kljax.threat import KNOWLEDGE, STRATEGY, IllegalThreat
+from kljax.threat import KNOWLEDGE, LABEL_STRATEGIES, IllegalThreat
 
 
 def is_legal(config: LeakConfig) -> bool:
@@ -31,8 +31,10 @@ def is_legal(config: LeakConfig) -> bool:
     """
     _check_names(config)
     try:
-        strategy = _arm(config).secret_strategy
-        declare_threat(config, strategy, find_preset(config.attack))
+        arm, preset = _arm(config), find_preset(config.attack)
+        check_density(config, arm, preset)
+        check_labels(config, arm, config.labels or preset.labels)
+        declare_threat(config, arm, preset)
     except IllegalThreat:
         return False
     return True
@@ -45,7 +47,7 @@ def _check_names(config: LeakConfig) -> None:
     if config.optimiser is not None:
         make_optimiser(config.optimiser, config.step_size)
     if config.labels is not None:
-        _check_known("label strategy", config.labels, STRATEGY["labels"])
+        _check_known("label strategy", config.labels, LABEL_STRATEGIES)
     facts = [fact.partition("=")[0] for fact in config.threat]
     for fact in config.threat:
         name, equals, value = fact.partition("=")
@@ -87,16 +89,10 @@ def _arm(config: LeakConfig) -> Arm:
     (text,) = config.arms
     if config.from_run is not None:  # the network is the run's
         resolve("model", config.model, NETWORKS)
-        arm = arms.parse_arm(text, _sites(("site",)), {})
+        arm = arms.parse_arm(text, unplaced_sites(), {})
     else:
         network = task.find_network(config)
-        arm = arms.parse_arm(text, _sites(network.sites), {})
+        arm = arms.parse_arm(text, unplaced_sites(network.sites), {})
         task.check_norm(config, network, arm)
     arms.check_upload(arm, config.upload)
     return arm
-
-
-def _sites(paths: tuple[str, ...]) -> Sites:
-    """Makes a lock of the right layers; their widths do not matter here."""
-    widths = (1,) * len(paths)
-    return Sites(paths, widths, key_lock(paths, widths))

@@ -1,0 +1,58 @@
+"""Options of an arm: the numbers that are written after a defence's name."""
+
+import math
+
+from kljax.core.checks import LARGEST
+from kljax.core.registry import nearest
+from kljax.defences.catalogue import Kind
+
+
+def read_options(name: str, kind: Kind, written: str) -> list[float]:
+    """Reads the numbers of a defence, in the order of its options.
+
+    Raises:
+      ValueError: for an option that the defence has not, one that is written twice or
+        not at all, and what is no number.
+    """
+    names = list(kind.options)
+    if written and not names:
+        raise ValueError(f"{name} has no options, drop '={written}'")
+    there = f"its options are {', '.join(names)}"
+    found: dict[str, float] = {}
+    for place, item in enumerate(written.split(",") if written else ()):
+        option, equals, number = item.rpartition("=")
+        if equals and option not in names:
+            raise ValueError(
+                f"{name} has no option {option!r}{nearest(option, names)}; {there}"
+            )
+        if not equals:
+            if place >= len(names):
+                raise ValueError(f"{name} has no option for {item!r}; {there}")
+            if place != len(found) or list(found) != names[:place]:
+                raise ValueError(
+                    f"{item!r} follows options of {name} that are written by name: "
+                    f"write it by name, too; {there}"
+                )
+            option = names[place]
+        if option in found:
+            raise ValueError(f"option {option} of {name} is written twice")
+        found[option] = _number(name, option, number)
+    missing = [n for n in names if n not in found and kind.options[n] is None]
+    if missing:
+        raise ValueError(
+            f"option {missing[0]} of {name} has no default: write {name}="
+            f"{','.join(f'{n}=NUMBER' for n in missing)}"
+        )
+    return [found.get(n, kind.options[n]) for n in names]
+
+
+def _number(name: str, option: str, written: str) -> float:
+    try:
+        value = float(written)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
+        raise ValueError(
+            f"option {option} of {name} must be a finite number, got {written!r}"
+        )
+    return value

@@ -1,0 +1,88 @@
+"""Secrets: what an attacker may do about what a defence hides.
+
+A defence brings its strategies along (`kljax.defences.Defence.strategies`): what each
+has to know, which is checked before anything runs, and what it does. The key-lock's
+eight are the first of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SecretStrategy:
+    """What an attacker does about what a defence hides; it equals itself alone.
+
+    Attributes:
+      name: in arms, after the slash.
+      does: a sentence for reports; ``{noun}`` in it stands for what is attacked, such
+        as ``image``.
+      needs: what it cannot do without: field of `Knowledge` -> the values that will
+        do. ``private_key="known"`` grants the defence's ``Private.secret``, and
+        ``lock_weights="known"`` its ``Private.trainable``.
+      unknown: ``Setting -> kljax.attacks.Unknown``: the part of a candidate that
+        stands for what is hidden. Its value goes to the gates and the ``simulate`` of
+        the defence in place of the client's `kljax.core.types.Private`. None for a
+        strategy that `kljax.attacks.SECRETS` has.
+    """
+
+    name: str
+    does: str
+    needs: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    unknown: Callable[[Any], Any] | None = None
+
+
+def by_name(strategies: Iterable[SecretStrategy]) -> Mapping[str, SecretStrategy]:
+    """Puts strategies into a table that nobody can change."""
+    return MappingProxyType({strategy.name: strategy for strategy in strategies})
+
+
+_UNIT = SecretStrategy("unit", "It replays the network without a lock's gates.")
+# About a defence that hides nothing of its own.
+NOTHING_HIDDEN = by_name([_UNIT])
+
+_LOCK_WEIGHTS = {"lock_weights": ("known", "initial")}
+KEYLOCK_STRATEGIES = by_name(
+    [
+        _UNIT,
+        SecretStrategy(
+            "known",
+            "It replays the network with the true gates, which the private key and the "
+            "lock weights give it.",
+            {"private_key": ("known",), "lock_weights": ("known",)},
+        ),
+        SecretStrategy(
+            "extract",
+            "It computes the private key from the shared gradients of the lock "
+            "weights.",
+            {"lock_grads": ("shared",), **_LOCK_WEIGHTS},
+        ),
+        SecretStrategy(
+            "fixed_random",
+            "It guesses a private key at random, and believes its guess.",
+            _LOCK_WEIGHTS,
+        ),
+        SecretStrategy(
+            "fixed_mean",
+            "It puts the mean private key in place of the true one, and believes it.",
+            _LOCK_WEIGHTS,
+        ),
+        SecretStrategy(
+            "regress_private_key",
+            "It optimises a private key along with the {noun}.",
+            _LOCK_WEIGHTS,
+        ),
+        SecretStrategy(
+            "regress_gates",
+            "It optimises two numbers per gated channel along with the {noun}, and "
+            "needs neither private key nor lock weights.",
+        ),
+        SecretStrategy(
+            "peel",
+            "It solves for what the layers above the lock were fed, reads the gates "
+            "off what came out of the lock, and believes them.",
+        ),
+    ]
+)
