@@ -159,7 +159,7 @@ def test_who_knows_the_defence_and_its_draws_makes_the_same_substitute(steps):
 
 
 def test_a_simulated_substitute_has_the_derivative_of_differences():
-    defence = obscure_inputs(2, 0.02, 0.5)
+    defence = obscure_inputs(10, 0.05, 0.5)
     along = jnp.asarray(random_images(1, *IMAGE_SHAPE)) - 0.5
 
     def brightness(size):
@@ -170,7 +170,7 @@ def test_a_simulated_substitute_has_the_derivative_of_differences():
     slope = quick_jit(jax.grad(brightness))(0.0)
     value, width = quick_jit(brightness), 1e-2
     wanted = (value(width) - value(-width)) / (2 * width)
-    assert abs(wanted) > 1e-4
+    assert abs(wanted) > 1e-3
     assert float(slope) == pytest.approx(float(wanted), rel=0.05)
 
 
