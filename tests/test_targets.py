@@ -5,7 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from toys import quick_jit
 
 from kljax import data
 from kljax.core.inputs import images_of, several_of
@@ -16,7 +19,10 @@ from kljax.core.targets import (
     numbers_of,
     sequences_of,
 )
-from kljax.models import losses
+from kljax.core.types import Private, Public
+from kljax.defences import none
+from kljax.federated.clients import Batches, local_training
+from kljax.models import from_nnx, losses
 
 RAMP = np.linspace(0, 1, 4 * 3 * 3, dtype=np.float32).reshape(4, 3, 3, 1)
 SOFT = np.float32([[0.5, 0.5, 0], [1, 0, 0], [0, 0.25, 0.75], [0.2, 0.3, 0.5]])
@@ -201,3 +207,43 @@ def test_several_inputs_have_names_once_and_a_primary_one():
         several_of({"image": images_of((3, 3, 1))}, primary="x")
     with pytest.raises(ValueError, match="input 'both' has several inputs itself"):
         several_of({"both": BOTH}, primary="both")
+
+
+class Sum(nnx.Module):
+    """A weighted sum of two inputs."""
+
+    def __init__(self, *, rngs):
+        self.weights = nnx.Linear(3, 1, use_bias=False, rngs=rngs)
+
+    def __call__(self, inputs):
+        joined = jnp.concatenate([inputs["one"], inputs["two"]], axis=1)
+        return self.weights(joined)
+
+
+def test_a_client_trains_towards_numbers_on_several_inputs():
+    """Two steps of gradient descent on a regression, by hand."""
+    model = from_nnx(lambda rngs: Sum(rngs=rngs))
+    rate, generator = 0.1, np.random.default_rng(3)
+    rows = generator.normal(size=(2, 4, 3)).astype(np.float32)  # [T, B, ...]
+    prices = generator.normal(size=(2, 4, 1)).astype(np.float32)
+    training = local_training(
+        model,
+        losses.squared_error,
+        none(),
+        optax.sgd(rate),
+        targets=numbers_of(1),
+    )
+    params, stats = model.init(jax.random.key(0))
+    state = training.init(Public(params), Private())
+    inputs = {"one": rows[..., :1], "two": rows[..., 1:]}
+    batches = Batches(inputs, prices, np.ones(2, bool))
+    run = quick_jit(training.run)
+    upload, _, progress = run(
+        jax.random.key(1), jnp.asarray(0), Public(params), stats, state, batches
+    )
+    weights = start = np.asarray(params["weights/kernel"], np.float64)
+    for x, y in zip(rows, prices, strict=True):
+        weights = weights - rate * x.T @ (x @ weights - y) / 4
+    found = upload.delta.model["weights/kernel"]
+    np.testing.assert_allclose(found, weights - start, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(progress.loss) and np.isnan(progress.accuracy)
