@@ -82,8 +82,23 @@ def make_attack_on_one(
         view = understood(arm, defence, threat.observe(setting.threat, update))
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
+        _check_labels(config, reconstruction.labels, labels)
         # Of all that is true; no attacker sees it.
         diagnosis = diagnose(own_setting, preset, update, view)
         return Attacked(reconstruction, *diagnosis, update.substitute)
 
     return attack_one
+
+
+def _check_labels(config: LeakConfig, found: Array, true: Array) -> None:
+    """Refuses labels that are not as the dataset has them.
+
+    Raises:
+      ValueError: for another shape, such as that of probabilities which nobody read.
+    """
+    if found.shape != true.shape:
+        raise ValueError(
+            f"attack {config.attack!r} finds labels of shape {found.shape}, and the "
+            f"dataset has {true.shape}: its Unknown of targets needs a read, such as "
+            "that of kljax.attacks.LABELS"
+        )
