@@ -7,11 +7,12 @@ Number last obtained: 81 % [57-93] exactly by DLG, all 16 with labels given;
 experiments/text.md has the rest, and is what this prints.
 
     python experiments/text.py > experiments/text.md
-    python experiments/text.py --few
+    python experiments/text.py --few  # or --few STUDY...
 """
 
 import platform
 import sys
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -69,13 +70,16 @@ chance. Floors, of the first study:
 FEW_PAGE = """\
 ## Other attacks, lengths and targets
 
+Made by `python experiments/text.py --few`, study by study.
+
 Of {few} sentences each, which tells much from nothing and no more. TAG adds absolute
 distances and descends by Adam, in as many evaluations as DLG or in its paper's number.
 *Verses of at most 12* are whole verses, with padding behind them: where they end is
 read off the gradient of the places. The *language model* is trained to give the next
 piece at every place. Its targets are the sentence but for the first piece, so whoever
 is given them knows that much of it beforehand. *target tokens*: pieces of the target
-that are right.
+that are right. The gradient of its last bias names the target's pieces in any order,
+which a search for the targets does not use.
 
 {others}
 """
@@ -101,8 +105,8 @@ def rows_of(changes: dict, victims: int) -> list:
 
 def main() -> None:
     """Runs all studies and prints the page."""
-    if sys.argv[1:] == ["--few"]:
-        print(few_page(), end="")
+    if sys.argv[1:2] == ["--few"]:
+        print(few_page(sys.argv[2:]), end="")
         return
     lines, floors = [], []
     for name, changes in STUDIES:
@@ -126,10 +130,16 @@ def main() -> None:
     print(few_page(), end="")
 
 
-def few_page() -> str:
-    """Runs the studies of fewer sentences, and writes their part of the page."""
+def few_page(names: Sequence[str] = ()) -> str:
+    """Runs the studies of fewer sentences, and writes their part of the page.
+
+    Args:
+      names: of studies; none for all.
+    """
     lines = []
     for name, changes in FEW_STUDIES:
+        if names and name not in names:
+            continue
         rows = rows_of(changes, FEW)
         found = [row for row in rows if not row["arm"].startswith("floor/")]
         _, _, *sums = line(name, "none", found)
