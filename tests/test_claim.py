@@ -14,57 +14,49 @@ from kljax.core.claims import claim_folder
 HOLD = """
 import pathlib, sys
 from kljax.core.claims import claim_folder
-with claim_folder(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+with claim_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def hold(folder, process=0, processes=1):
+def hold(folder):
     """Starts another process that has claimed the folder."""
-    words = [sys.executable, "-c", HOLD, str(folder), str(process), str(processes)]
+    words = [sys.executable, "-c", HOLD, str(folder)]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
 
 
 def test_whoever_holds_a_claim_is_named_until_it_is_dead(tmp_path):
-    holders = [hold(tmp_path, number, 2) for number in (0, 1)]
+    holder = hold(tmp_path)
     try:
-        assert [holder.stdout.readline() for holder in holders] == ["held\n"] * 2
-        for place, number in (((0, 2), 0), ((1, 2), 1), ((0, 1), 0), ((2, 3), 0)):
-            with pytest.raises(FileExistsError) as error:
-                with claim_folder(tmp_path, *place):
-                    pytest.fail("was let in")
-            said = f"process {holders[number].pid} on {socket.gethostname()}, "
-            assert said + f"{number} of 2" in str(error.value)
-            assert str(tmp_path) in str(error.value)
-        holders[0].send_signal(signal.SIGKILL)
-        holders[0].wait()
-        with claim_folder(tmp_path, 0, 2):
-            with pytest.raises(FileExistsError, match="1 of 2"):
-                with claim_folder(tmp_path, 1, 2):
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(FileExistsError) as error:
+            with claim_folder(tmp_path):
+                pytest.fail("was let in")
+        said = f"process {holder.pid} on {socket.gethostname()}"
+        assert said in str(error.value) and str(tmp_path) in str(error.value)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        # What the dead has left: hidden files, which mean nothing.
+        assert {path.name for path in tmp_path.iterdir()} == {".claim", ".holder.json"}
+        with claim_folder(tmp_path):
+            with pytest.raises(FileExistsError, match=f"process {os.getpid()} on"):
+                with claim_folder(tmp_path):
                     pytest.fail("was let in")
     finally:
-        for holder in holders:
-            holder.kill()
-            holder.communicate()
-    with claim_folder(tmp_path):
-        pass
-    # What the dead have left: hidden files, and the folder is as good as new.
-    assert {path.name for path in tmp_path.iterdir()} <= {
-        f".{what}-{number}-of-2{end}"
-        for what, end in (("claim", ""), ("holder", ".json"))
-        for number in (0, 1)
-    }
+        holder.kill()
+        holder.communicate()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ("", "[]", '{"host": "a"}'))
 def test_a_claim_counts_whatever_became_of_the_name_of_its_holder(tmp_path, content):
     with claim_folder(tmp_path):
-        (holder,) = tmp_path.glob(".holder-*")
+        holder = tmp_path / ".holder.json"
         assert files.read_json(holder)["pid"] == os.getpid()
         holder.write_text(content)
-        with pytest.raises(FileExistsError, match=r"\(.claim-0-of-1 is held\)"):
+        with pytest.raises(FileExistsError, match=r"\(.claim is held\)"):
             with claim_folder(tmp_path):
                 pytest.fail("was let in")
     with claim_folder(tmp_path):

@@ -286,7 +286,7 @@ def test_names_are_printed_as_they_are_in_any_locale(monkeypatch):
     printing.say(console, "arm [/x] of :heart: ±")
     console.print("one [bold]more[/x]")
     console.print(printing.printed_table(["[/x]", "n"], [["a[/b]", ":heart:"]]))
-    with progress.SweepProgress(console, progress.Place(0, 1)) as shown:
+    with progress.SweepProgress(console) as shown:
         for text in (shown._bar.columns[0], shown._bar.columns[-1]):
             task = types.SimpleNamespace(
                 description="[/x]", fields={"state": "[/x]"}, finished=False

@@ -16,16 +16,16 @@ from kljax import cli
 from kljax.core.files import DamagedFile
 from kljax.core.folders import LeftOut
 from kljax.federated import checkpoints
-from kljax.parallel import Layout, Timing
+from kljax.parallel import Layout
 from kljax.studies import run_folder, store
 from kljax.studies.builder import run_setup
 from kljax.studies.config import TrainConfig
 from kljax.studies.reports import write_report
-from kljax.studies.store.failures import write_failure
+from kljax.studies.store.failures import make_failure, write_failure
 from kljax.studies.store.manifest import cells_of, plan, read_manifest
 from kljax.studies.store.merging import merge_studies
 from kljax.studies.store.parts import pieces_in, read_part
-from kljax.studies.sweeps import running
+from kljax.studies.sweeps import computing, running
 from kljax.studies.training import train
 
 sys.path.insert(0, str(Path(__file__).parent / "sweeps"))
@@ -159,7 +159,7 @@ def study(tmp_path_factory):
         )
     shutil.copytree(place / "study", place / "other")
     cell = cells_of(read_manifest(place / "study"))[0]
-    write_failure(place / "study", cell, ValueError("a bad day"))
+    write_failure(place / "study", make_failure(cell, ValueError("a bad day")))
     return place / "study"
 
 
@@ -183,10 +183,10 @@ def reads_of_run(folder):
 def reads_of_study(folder, monkeypatch):
     """Makes what reads a study again: to go on with it, report it or merge it."""
 
-    def nothing(runner, chunk, failed):
-        return running._Done({}, {}, Timing(0.0, 0.0, 0), {})
+    def nothing(runner, pieces, failed):
+        return computing.Computed({}, {}, computing.NO_TIME, {})
 
-    monkeypatch.setattr(running._Runner, "run", nothing)
+    monkeypatch.setattr(computing.GroupRunner, "run", nothing)
 
     def go_on():
         running.sweep(folder.parent / "sweep.toml", folder, layout=small.LAYOUT)

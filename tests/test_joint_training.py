@@ -105,6 +105,23 @@ def fail_in_one(out, process):
     train(joint(), out / "run")
 
 
+def test_no_backend_is_asked_for_before_processes_have_met():
+    """Or `jax.distributed` refuses: neither an import nor a command does that."""
+    code = """
+import jax, pathlib
+def asked(*args):
+    raise SystemExit("the backend was asked for")
+jax.default_backend = jax.devices = jax.local_devices = asked
+import kljax, kljax.cli.commands
+from kljax.cli.train import Train
+Train()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
     codes, outputs = in_two_processes(tmp_path, "train_and_go_on")

@@ -18,7 +18,7 @@ from kljax.studies.sweeps.legality import is_legal
 
 README = pages.ROOT / "README.md"
 # What stands for the reader's own files and machines: these commands are parsed.
-READERS = ("mine:", "./pictures", " DIR", "runs/other", "--coordinator")
+READERS = ("mine:", "./pictures", " DIR", "runs/other", "--coordinator", "--ray")
 EXAMPLES = [
     (page, number)
     for page in pages.FOR_USERS

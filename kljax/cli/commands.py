@@ -12,7 +12,15 @@ from kljax.cli.columns import Columns, run_columns
 from kljax.cli.data import Data, run_data
 from kljax.cli.leak import Demo, Leak, run_demo, run_leak
 from kljax.cli.printing import open_console
-from kljax.cli.sweep import Merge, Report, Sweep, run_merge, run_report, run_sweep
+from kljax.cli.sweep import (
+    Merge,
+    Report,
+    Sweep,
+    refuse_dealing,
+    run_merge,
+    run_report,
+    run_sweep,
+)
 from kljax.cli.train import Train, run_train
 from kljax.core.checks import check_text
 
@@ -64,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     console = open_console()
     try:
-        _check_text(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        _check_text(given)
+        refuse_dealing(given)
         job = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="kljax", description=DESCRIPTION, args=arguments
         )

@@ -26,7 +26,7 @@ class JoinOptions:
         return (self.coordinator, self.processes, self.process) == (None, None, None)
 
     def meeting(self) -> tuple[str | None, int | None, int | None]:
-        """Gives coordinator, processes and process, as a roll-call wants them.
+        """Gives coordinator, processes and process, as `stay_together` wants them.
 
         Raises:
           ValueError: for a process that is no number.

@@ -15,7 +15,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from kljax.parallel.processes import Place
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.run_folder import Row
 from kljax.studies.sweeps.progress import Finished
@@ -159,10 +158,8 @@ class TrainProgress:
 class SweepProgress:
     """Shows a sweep: a bar on a terminal, a line per chunk elsewhere."""
 
-    def __init__(self, console: Console, place: Place):
+    def __init__(self, console: Console):
         self._console = console
-        several = place.processes > 1
-        self._name = f"process {place.process}: " if several else ""
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
@@ -172,7 +169,7 @@ class SweepProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(f"{self._name}compiling", total=None, state="")
+        self._task = self._bar.add_task("compiling", total=None, state="")
 
     def __enter__(self) -> "SweepProgress":
         self._bar.start()
@@ -188,20 +185,20 @@ class SweepProgress:
         cells = f"cells {done.cells}/{done.all_cells}"
         loss = "" if math.isnan(done.loss) else f", loss {done.loss:.1e}"
         failed = f", failed {' '.join(done.failed)}" if done.failed else ""
-        state = f"{cells}{loss}{failed}"
+        workers = "" if done.workers is None else f", workers {done.workers}"
+        state = f"{cells}{loss}{failed}{workers}"
         self._bar.update(
             self._task,
-            description=f"{self._name}{where}",
+            description=where,
             total=done.all_victims,
             completed=done.victims,
             state=state,
         )
         if not self._console.is_terminal:
             pace = AttacksPace().render(self._bar.tasks[self._task])
-            self._bar.console.print(
-                f"{self._name}{where}: {done.victims}/{done.all_victims} victims, "
-                f"{state}, {pace}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+            self.say(
+                f"{where}: {done.victims}/{done.all_victims} victims, {state}, {pace}"
             )
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

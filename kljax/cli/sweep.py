@@ -2,26 +2,26 @@
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 
-from kljax.cli.joining import JoinOptions
 from kljax.cli.layouts import LayoutOptions
 from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.cli.progress import SweepProgress
 from kljax.core.checks import check_number, check_whole
 from kljax.core.folders import LeftOut
-from kljax.parallel.processes import ALONE, roll_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep(LayoutOptions, JoinOptions):
+class Sweep(LayoutOptions):
     """Runs a grid of studies from a file, or goes on with one that was cut off.
 
-    The backend is not asked for before several processes have met.
+    One process has all devices of its machine. On many machines, ``--ray``.
 
     Attributes:
       file: sweep file, in TOML; see experiments/presets.
@@ -33,8 +33,12 @@ class Sweep(LayoutOptions, JoinOptions):
       part: victims in one part of the study, which is what a kill may cost; None for
         what the study has, or 64.
       memory: GiB that a compiled block may take; None for half of what there is.
+      ray: lets a Ray cluster compute, a worker per GPU or, without any, per so many
+        cores: HOST:PORT of its head, local to start one here, nothing for the cluster
+        of this machine. This process alone writes the folder.
+      ray_cpus: cores of each of Ray's workers; None for all of its machine.
       retry_failed: whether cells that failed before are tried again.
-      report: whether the report is written at the end, by process 0.
+      report: whether the report is written at the end.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -44,6 +48,8 @@ class Sweep(LayoutOptions, JoinOptions):
     probe: float = 60.0
     part: int | None = None
     memory: float | None = None
+    ray: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[ADDRESS]")] = None
+    ray_cpus: int | None = None
     retry_failed: bool = False
     report: bool = True
 
@@ -87,7 +93,7 @@ class Merge:
 
 
 def run_sweep(job: Sweep, console: Console) -> None:
-    """Runs a sweep, or its share of it, and writes the report."""
+    """Runs a sweep and writes the report."""
     from kljax.parallel import compilation
     from kljax.studies.store.failures import read_failures
     from kljax.studies.sweeps import running
@@ -97,23 +103,25 @@ def run_sweep(job: Sweep, console: Console) -> None:
         check_number(job, "memory", positive=True)
     if job.part is not None:
         check_whole(job, {"part": 1})
+    if job.ray_cpus is not None:
+        check_whole(job, {"ray_cpus": 1})
+    place = _place_of(job)
     folder = job.out or Path("runs") / job.file.stem
     compilation.use_cache()
     if job.dry_run:
         say_what_it_takes(job, folder.name, console)
         return
-    place = ALONE if job.alone else roll_call(*job.meeting())
     try:
-        with warnings_told(LeftOut) as told, SweepProgress(console, place) as progress:
+        with warnings_told(LeftOut) as told, SweepProgress(console) as progress:
             done = running.sweep(
                 job.file,
                 folder,
                 part=job.part,
-                place=place,
                 retry_failed=job.retry_failed,
-                **job.layout_of("victims"),
                 memory=None if job.memory is None else job.memory * 2**30,
+                **place,
                 on_chunk=progress.on_chunk,
+                on_news=progress.say,
             )
     except KeyboardInterrupt:
         say(console, f"interrupted: go on with the same file and --out {folder}")
@@ -127,8 +135,40 @@ def run_sweep(job: Sweep, console: Console) -> None:
         say(console, f"warning: {words}")
     for failure in read_failures(folder):
         say(console, f"failed: {failure['error']}\n  again: {failure['command']}")
-    if job.report and place.process == 0:
+    if job.report:
         run_report(Report(study=folder), console)
+
+
+def _place_of(job: Sweep) -> dict[str, Any]:
+    """Says where a sweep is computed, and how it is laid out there."""
+    if job.ray is None or job.dry_run:
+        return job.layout_of("victims")
+    if len(job.ray) > 1:
+        raise ValueError(f"--ray takes one address, got {' '.join(job.ray)}")
+    if (job.layout_kind is None) != (job.layout_chunk is None):
+        raise ValueError(
+            "layout.kind and layout.chunk go together with --ray: what is fastest is "
+            "known to the workers alone"
+        )
+    # A GPU of this machine is a worker's.
+    jax.config.update("jax_platforms", "cpu")
+    layout = {} if job.layout_kind is None else job.layout_of("victims")
+    return layout | {"ray": (*job.ray, "auto")[0], "ray_cpus": job.ray_cpus}
+
+
+def refuse_dealing(arguments: Sequence[str]) -> None:
+    """Says what became of the options by which processes shared a sweep.
+
+    Raises:
+      ValueError: for one of them.
+    """
+    old = ("--coordinator", "--processes", "--process")
+    for name in (word.partition("=")[0] for word in arguments):
+        if arguments[0] == "sweep" and name in old:
+            raise ValueError(
+                f"{name} is no option of kljax sweep any more: --ray shares a sweep "
+                "among machines (kljax sweep --help); in kljax train it stays"
+            )
 
 
 def say_what_it_takes(job: Sweep, name: str, console: Console) -> None:

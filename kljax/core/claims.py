@@ -25,44 +25,25 @@ class Holder(TypedDict):
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path, process: int = 0, processes: int = 1) -> Iterator[None]:
-    """Claims a folder for one process of a job.
-
-    Args:
-      folder: that is worked in.
-      process, processes: the number of this process, of how many in the job.
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Claims a folder for one job.
 
     Raises:
-      FileExistsError: if this number, or a job of another number of processes, is at
-        work in the folder; it says who.
+      FileExistsError: if another job is at work in the folder; it says who.
       OSError: if the folder is not there or cannot be written.
     """
-    own = f"{process}-of-{processes}"
+    holder = folder / ".holder.json"
     with contextlib.ExitStack() as held:
-        # Looking at a claim takes it for a moment, so one process looks at a time.
-        with lock_file(folder / ".claims.lock"):
-            _take(folder, own, held)
-            for path in sorted(folder.glob(".claim-*-of-*")):
-                if not path.name.endswith(f"-of-{processes}"):
-                    with contextlib.ExitStack() as tried:
-                        _take(folder, path.name.removeprefix(".claim-"), tried)
-            who = Holder(host=socket.gethostname(), pid=os.getpid())
-            write_json(_holder(folder, own), who)
+        try:
+            held.enter_context(_locked(folder / ".claim", blocking=False))
+        except Timeout:
+            raise FileExistsError(
+                f"another job is at work in {str(folder)!r} ({_who(holder)}): wait "
+                "for it, or name another folder"
+            ) from None
+        write_json(holder, Holder(host=socket.gethostname(), pid=os.getpid()))
         # Removed before the lock is given back.
-        held.callback(_holder(folder, own).unlink, missing_ok=True)
-        yield
-
-
-@contextlib.contextmanager
-def lock_file(path: Path) -> Iterator[None]:
-    """Waits until no other process is here.
-
-    For the moment that it takes to write a file which several processes may write.
-
-    Args:
-      path: of a file for the lock; it is made if it is not there.
-    """
-    with _locked(path, poll_interval=0.005):
+        held.callback(holder.unlink, missing_ok=True)
         yield
 
 
@@ -78,25 +59,9 @@ def _locked(path: Path, **options) -> Iterator[None]:
                 path.unlink()
 
 
-def _take(folder: Path, claim: str, held: contextlib.ExitStack) -> None:
+def _who(holder: Path) -> str:
     try:
-        held.enter_context(_locked(folder / f".claim-{claim}", blocking=False))
-    except Timeout:
-        raise FileExistsError(
-            f"another job is at work in {str(folder)!r} ({_who(folder, claim)}): wait "
-            "for it, or name another folder"
-        ) from None
-
-
-def _who(folder: Path, claim: str) -> str:
-    try:
-        holder = read_json(_holder(folder, claim), Holder)
+        who = read_json(holder, Holder)
     except DamagedFile:
-        holder = None
-    if holder is None:
-        return f".claim-{claim} is held"
-    return f"process {holder['pid']} on {holder['host']}, {claim.replace('-', ' ')}"
-
-
-def _holder(folder: Path, claim: str) -> Path:
-    return folder / f".holder-{claim}.json"
+        who = None
+    return ".claim is held" if who is None else f"process {who['pid']} on {who['host']}"

@@ -1,35 +1,24 @@
 """Processes: several of one job find out who they are.
 
-After a roll-call they part again, and nobody waits for anybody: a peer that dies later
-stops no one. Those who stay together have the devices of all.
+They stay together, and have the devices of all.
 """
-
-from typing import NamedTuple
 
 import jax
 
-
-class Place(NamedTuple):
-    """One process among those of a job."""
-
-    process: int  # from 0 on
-    processes: int
-
-
-ALONE = Place(0, 1)
 MOST = 2**16  # processes; more than there ever were
 
 
-def roll_call(
+def stay_together(
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
     *,
     timeout: int = 300,
-) -> Place:
-    """Finds the place of this process.
+) -> None:
+    """Connects this process with the others of its job.
 
-    Must come before anything else of JAX is used.
+    Each has the devices of all from then on (`jax.devices`), and ends when another one
+    dies. Must come before anything else of JAX is used.
 
     Args:
       coordinator: HOST:PORT of process 0; None with the other two for what a cluster
@@ -41,29 +30,11 @@ def roll_call(
       ValueError: if only some of the three are given, or if one is out of range.
       RuntimeError: if not all are there in time, or no cluster is found.
     """
-    place = stay_together(coordinator, processes, process, timeout=timeout)
-    # Whoever stays connected is ended when another one dies.
-    jax.distributed.shutdown()
-    return place
-
-
-def stay_together(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-    *,
-    timeout: int = 300,
-) -> Place:
-    """Finds the place of this process, which stays connected with the others.
-
-    Each has the devices of all from then on (`jax.devices`), and ends when another one
-    dies. Arguments and errors are those of `roll_call`.
-    """
     given = (coordinator, processes, process)
     if None in given and any(value is not None for value in given):
         raise ValueError(
-            "a roll-call needs coordinator, processes and process together, got "
-            f"{given}"
+            "several processes of a job: it needs coordinator, processes and process "
+            f"together, got {given}"
         )
     if process is not None:
         _check_place(coordinator, processes, process)
@@ -73,12 +44,9 @@ def stay_together(
         )
     except Exception as error:
         raise RuntimeError(
-            f"the roll-call failed: {error}; are all processes started, with the same "
+            f"the processes did not meet: {error}; are all started, with the same "
             "coordinator?"
         ) from error
-    if process is None:  # the cluster has said it
-        return Place(jax.process_index(), jax.process_count())
-    return Place(process, processes)
 
 
 def _check_place(coordinator: str, processes: int, process: int) -> None:

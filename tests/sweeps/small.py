@@ -19,7 +19,8 @@ from kljax import metrics
 from kljax.parallel import Layout
 from kljax.studies.builder.study import build_study
 from kljax.studies.store.manifest import open_study
-from kljax.studies.sweeps import expand, parse_sweep, running
+from kljax.studies.sweeps import computing, expand, parse_sweep, running
+from kljax.studies.sweeps.computing import compute_here
 
 FILE = """
 [fixed]
@@ -92,6 +93,15 @@ def run(folder, sweep=None, *, part=PART, **options):
         return running.run_study(folder, manifest, **options)
 
 
+def only(*numbers):
+    """Makes what computes some of the missing chunks, by number, and no others."""
+
+    def compute(tasks, *rest):
+        return compute_here([tasks[number] for number in numbers], *rest)
+
+    return compute
+
+
 def seed_1_raises(monkeypatch, error):
     """Makes every cell of seed 1 fail, until it is undone."""
 
@@ -100,7 +110,7 @@ def seed_1_raises(monkeypatch, error):
             raise error
         return build_study(config, compiled)
 
-    monkeypatch.setattr(running, "build_study", build)
+    monkeypatch.setattr(computing, "build_study", build)
 
 
 RUN = """

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import small
-from small import FILE, LAYOUT, command, parts, run, seed_1_raises, sweep_of
+from small import FILE, LAYOUT, command, only, parts, run, seed_1_raises, sweep_of
 from studies import close, made_up_device, pretended, tiny
 
 from kljax import cli
@@ -21,7 +21,12 @@ from kljax.studies import leakage, scoring, store
 from kljax.studies.builder.victims import choose_victims, load_victim_data
 from kljax.studies.config import LeakConfig
 from kljax.studies.store import images, layouts
-from kljax.studies.store.failures import command_of, read_failures, write_failure
+from kljax.studies.store.failures import (
+    command_of,
+    make_failure,
+    read_failures,
+    write_failure,
+)
 from kljax.studies.store.manifest import (
     cells_of,
     make_manifest,
@@ -29,7 +34,7 @@ from kljax.studies.store.manifest import (
     plan,
     read_manifest,
 )
-from kljax.studies.sweeps import expand, parse_sweep, running
+from kljax.studies.sweeps import computing, expand, parse_sweep, running
 from kljax.studies.sweeps.estimate import estimate_sweep
 
 
@@ -294,7 +299,7 @@ def test_what_is_finished_stays_when_another_cell_fails_on_a_second_try(
     def build(*args):
         raise RuntimeError("a worse day")
 
-    monkeypatch.setattr(running, "build_study", build)
+    monkeypatch.setattr(computing, "build_study", build)
     report = run(folder, sweep, retry_failed=True)
     assert report.failed == (second.id,)
     assert parts(folder)["00-0000-00000.parquet"] == before
@@ -325,7 +330,7 @@ def test_images_that_a_chunk_found_before_stay(tmp_path):
 def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
     tmp_path, monkeypatch
 ):
-    score, mapped, calls = scoring.score, running.map_victims, []
+    score, mapped, calls = scoring.score, computing.map_victims, []
 
     def scoring_one(result, floors):
         if result.config.seed == 1:
@@ -337,7 +342,7 @@ def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
         return mapped(*args, **options)
 
     monkeypatch.setattr(scoring, "score", scoring_one)
-    monkeypatch.setattr(running, "map_victims", counted)
+    monkeypatch.setattr(computing, "map_victims", counted)
     report = run(tmp_path / "study", sweep_of(axes=ONE, victims=3))
     assert len(calls) == 1
     (failure,) = read_failures(tmp_path / "study")
@@ -357,7 +362,7 @@ def test_a_cell_that_cannot_be_scored_costs_the_attacks_of_no_other(
     ),
 )
 def test_floors_are_shared_by_the_same_victims_alone(changes):
-    floors = running._Floors()
+    floors = computing.FloorsKept()
     for change in changes:
         config = tiny(**{"victims": 4} | change)
         result = pretended(config, close)
@@ -392,7 +397,7 @@ def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
 ):
     sweep, folder = sweep_of(axes=ONE), tmp_path / "killed"
 
-    def killed(folder, cell, error):
+    def killed(folder, failure):
         raise KeyboardInterrupt
 
     seed_1_raises(monkeypatch, RuntimeError("a bad day"))
@@ -411,11 +416,11 @@ def test_killed_before_a_failure_is_on_record_the_chunk_is_run_again(
 
 def test_a_corrupted_part_of_a_failed_cell_is_put_aside(tmp_path, monkeypatch):
     sweep, folder = sweep_of(axes=ONE | {"seed": [0]}, victims=12), tmp_path / "study"
-    run(folder, sweep, process=0, processes=2)
+    run(folder, sweep, compute=only(0))
     (path,) = (folder / "parts").iterdir()
     path.write_bytes(path.read_bytes()[:100])
     (cell,) = expand(sweep).cells
-    write_failure(folder, cell, RuntimeError("a bad day"))
+    write_failure(folder, make_failure(cell, RuntimeError("a bad day")))
     run(folder, sweep, on_chunk=pytest.fail)  # a failed cell is not tried again
     assert store.read(folder).rows.num_rows == 0
     assert [p.name for p in (folder / "parts").iterdir()] == [f"{path.name}.corrupt"]
@@ -580,11 +585,6 @@ def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_the_engine_refuses_a_process_that_there_is_not(tmp_path):
-    with pytest.raises(ValueError, match="process 2 is not one of 2"):
-        running.run_study(tmp_path, {}, process=2, processes=2)
-
-
 # --- the command line -------------------------------------------------------------
 
 
@@ -620,20 +620,12 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
         assert "ssim" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    (
-        (["--process", "one", "--processes", "2"], "process must be a number"),
-        (["--processes", "2"], "process must be a number"),
-        (["--process", "1", "--processes", "2"], "needs coordinator, processes and"),
-    ),
-)
-def test_a_place_that_is_not_said_is_refused(options, message, tmp_path, capsys):
-    (tmp_path / "few.toml").write_text(FILE)
-    out = ["--out", str(tmp_path / "study")]
-    assert cli.main(["sweep", str(tmp_path / "few.toml"), *out, *options]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "study").exists()
+@pytest.mark.parametrize("option", ("--coordinator=a:1", "--processes", "--process"))
+def test_options_that_dealt_a_sweep_say_what_became_of_them(option, tmp_path, capsys):
+    assert cli.main(["sweep", str(tmp_path / "few.toml"), option, "2"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"kljax: {option.partition('=')[0]} is no option")
+    assert "--ray shares a sweep" in said and "in kljax train it stays" in said
 
 
 @pytest.mark.parametrize("attack", ("imprint", "matching"))

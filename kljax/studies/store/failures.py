@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from kljax.core.claims import lock_file
 from kljax.core.files import read_json, write_json
 from kljax.studies.config import LeakConfig
 from kljax.studies.sweeps import Cell
@@ -25,19 +24,21 @@ class Failure(TypedDict):
     command: str
 
 
-def write_failure(folder: Path, cell: Cell, error: BaseException) -> None:
-    """Records why a cell has not all of its rows."""
-    (folder / "failures").mkdir(exist_ok=True)
-    record = Failure(
+def make_failure(cell: Cell, error: BaseException) -> Failure:
+    """Says why a cell has not all of its rows."""
+    return Failure(
         cell=cell.id,
         point=cell.point,
         error=f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
         command=command_of(cell.config),
     )
-    # A cell whose victims are shared by processes fails in all of them.
-    with lock_file(folder / ".failures.lock"):
-        write_json(folder / "failures" / f"{cell.id}.json", record)
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Puts a failure on record."""
+    (folder / "failures").mkdir(exist_ok=True)
+    write_json(folder / "failures" / f"{failure['cell']}.json", failure)
 
 
 def read_failures(folder: Path) -> list[Failure]:

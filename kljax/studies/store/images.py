@@ -4,7 +4,6 @@ A chunk leaves those of its victims in a file of its own; when all chunks of a c
 there, they become the cell's file.
 """
 
-import contextlib
 import io
 import shutil
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kljax.core.claims import lock_file
 from kljax.core.files import read_arrays, write_bytes
 from kljax.studies.store.manifest import Chunk, Group
 
@@ -41,9 +39,8 @@ def write_images(
         for cell, some in images_of_cells.items()
         for field, value in some._asdict().items()
     }
-    with _locked_reconstructions(folder):
-        path = _chunk(folder, chunk)
-        _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
+    path = _chunk(folder, chunk)
+    _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
 
 
 def collect(folder: Path, groups: Iterable[Group]) -> None:
@@ -52,10 +49,9 @@ def collect(folder: Path, groups: Iterable[Group]) -> None:
     The file of a chunk is removed when all of its cells have theirs; until then it may
     hold the only images of a cell that failed in another chunk.
     """
-    with _locked_reconstructions(folder):
-        left = [chunk for group in groups for chunk in _collect(folder, group)]
-        if not left:
-            shutil.rmtree(_aside(folder), ignore_errors=True)
+    left = [chunk for group in groups for chunk in _collect(folder, group)]
+    if not left:
+        shutil.rmtree(_aside(folder), ignore_errors=True)
 
 
 def _collect(folder: Path, group: Group) -> list[Chunk]:
@@ -97,11 +93,6 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
         },
     )
     return True
-
-
-def _locked_reconstructions(folder: Path) -> contextlib.AbstractContextManager[None]:
-    # What one process has collected it removes, while others may still be writing.
-    return lock_file(folder / ".reconstructions.lock")
 
 
 def _chunk(folder: Path, name: str) -> Path:

@@ -6,15 +6,10 @@ Written down, so that whoever goes on computes the same blocks and gets the same
 import dataclasses
 from pathlib import Path
 
-from kljax.core.claims import lock_file
 from kljax.core.files import converted, read_json, write_json
 from kljax.parallel import Layout
 
 REMEDY = "remove it: another is found, and the last bits of results may differ"
-
-
-class LayoutNotKept(OSError):
-    """A layout cannot be written: the folder is to blame, not what was to run."""
 
 
 def read_layout(folder: Path, group: str) -> Layout | None:
@@ -28,25 +23,18 @@ def read_layout(folder: Path, group: str) -> Layout | None:
     return None if there is None else converted(there, Layout, path, remedy=REMEDY)
 
 
-def keep_layout(folder: Path, group: str, layout: Layout) -> Layout:
-    """Writes the layout of a group, unless another process was faster.
-
-    Returns:
-      The layout that counts.
+def keep_layout(folder: Path, group: str, layout: Layout) -> None:
+    """Writes the layout of a group.
 
     Raises:
-      LayoutNotKept: if it cannot be written.
+      OSError: if it cannot be written.
     """
     path = _path(folder, group)
     try:
         path.parent.mkdir(exist_ok=True)
-        with lock_file(folder / ".layouts.lock"):
-            there = read_layout(folder, group)
-            if there is None:
-                write_json(path, dataclasses.asdict(layout))
+        write_json(path, dataclasses.asdict(layout))
     except OSError as error:
-        raise LayoutNotKept(error.errno, error.strerror, str(path)) from error
-    return there or layout
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _path(folder: Path, group: str) -> Path:

@@ -7,11 +7,10 @@ compilation are a *group*, and the victims of a group, one cell after another, a
 into *chunks*. A chunk becomes one part file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kljax.core.claims import lock_file
 from kljax.core.files import DamagedFile, converted, read_json, write_json
 from kljax.core.provenance import collect_provenance
 from kljax.studies.store.form import Entry, Manifest, Versioned, contradictions
@@ -65,7 +64,12 @@ class Group(NamedTuple):
 
 
 def open_study(
-    folder: Path, sweep: Sweep, grid: Grid, *, part: int | None = None
+    folder: Path,
+    sweep: Sweep,
+    grid: Grid,
+    *,
+    part: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Makes the manifest of a study, or goes on with the one that is there.
 
@@ -75,6 +79,7 @@ def open_study(
       folder: of the study.
       sweep, grid: the file, and its cells.
       part: victims in one part; None for what the study has, or `PART`.
+      provenance: of a new study, where it is not that of this process.
 
     Returns:
       The manifest.
@@ -86,13 +91,12 @@ def open_study(
     """
     manifest = make_manifest(folder.name, sweep, grid, part)
     make_folder(folder)
-    with lock_file(folder / ".manifest.lock"):
-        # Another process of the same job may have been faster.
-        there = read_manifest(folder, missing_ok=True)
-        if there is not None:
-            return _extended(folder, there, sweep, grid, part)
-        write_json(folder / "manifest.json", manifest)
-        return manifest
+    there = read_manifest(folder, missing_ok=True)
+    if there is not None:
+        return _extended(folder, there, sweep, grid, part)
+    manifest |= provenance or {}
+    write_json(folder / "manifest.json", manifest)
+    return manifest
 
 
 def make_folder(folder: Path) -> None:

@@ -1,13 +1,13 @@
-"""Progress of a sweep: what a process has done so far, and in all."""
+"""Progress of a sweep: what is done so far, and in all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from kljax.parallel import Timing
-from kljax.studies.scoring import Row
-from kljax.studies.store.manifest import Chunk, Group
+from kljax.studies.store.manifest import Chunk
+from kljax.studies.sweeps.computing import Computed
 
 
 class Finished(NamedTuple):
@@ -17,12 +17,13 @@ class Finished(NamedTuple):
       chunk: its name.
       point: where its first cell stands.
       others: how many more cells are in it.
-      victims, all_victims: done by this process so far, and in all.
-      cells, all_cells: of which all chunks of this process are done, and in all.
+      victims, all_victims: done so far, and in all.
+      cells, all_cells: of which all chunks are done, and in all.
       attacks: in this chunk.
       loss: median of the matching losses of its first cell, NaN if there is none.
       timing: of this chunk.
       failed: cells that failed in it.
+      workers: that compute; None for this process.
     """
 
     chunk: str
@@ -36,10 +37,11 @@ class Finished(NamedTuple):
     loss: float
     timing: Timing
     failed: tuple[str, ...]
+    workers: int | None = None
 
 
 class Report(NamedTuple):
-    """What a process did."""
+    """What was done, by this process or by all workers together."""
 
     attacks: int
     compilations: int
@@ -51,35 +53,21 @@ class Report(NamedTuple):
 class Progress:
     """Counts what is done, for people who watch and for the end."""
 
-    def __init__(self, work: list[tuple[Group, list[Chunk]]]):
+    def __init__(self, chunks: Iterable[Chunk]):
         self._left: dict[str, int] = {}
         self._all_victims = 0
-        for _, chunks in work:
-            for chunk in chunks:
-                for piece in chunk.pieces:
-                    cell = piece.cell.id
-                    self._left[cell] = self._left.get(cell, 0) + 1
-                    self._all_victims += piece.end - piece.first
+        for piece in (piece for chunk in chunks for piece in chunk.pieces):
+            cell = piece.cell.id
+            self._left[cell] = self._left.get(cell, 0) + 1
+            self._all_victims += piece.end - piece.first
         self._all_cells = len(self._left)
         self._victims = self._attacks = self._compilations = 0
         self._compile_s = self._run_s = 0.0
         self._failed: list[str] = []
 
-    def add(
-        self,
-        chunk: Chunk,
-        rows: Mapping[str, Sequence[Row]],
-        timing: Timing,
-        failed: tuple[str, ...],
-    ) -> Finished:
-        """Counts a chunk that is done.
-
-        Args:
-          chunk: all of it.
-          rows: that are new, by `Piece.name`.
-          timing: of this chunk.
-          failed: ids of the cells that failed in it.
-        """
+    def add(self, chunk: Chunk, done: Computed) -> Finished:
+        """Counts a chunk that is done."""
+        rows, timing, failed = done.rows, done.timing, tuple(sorted(done.failed))
         for piece in chunk.pieces:
             self._left[piece.cell.id] -= 1
         first = chunk.pieces[0].cell
@@ -109,6 +97,7 @@ class Progress:
             float(np.median(losses)) if losses else float("nan"),
             timing,
             failed,
+            done.workers,
         )
 
     def report(self) -> Report:

@@ -1,0 +1,234 @@
+"""The workers of a Ray cluster: who computes which chunk, and what if they are lost.
+
+Ray places the workers. This process gives each one chunk at a time and gets its rows
+back, so that no other machine need see the study's folder.
+"""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from kljax.parallel import Layout
+from kljax.studies.store.failures import make_failure
+from kljax.studies.sweeps.computing import (
+    NO_TIME,
+    Computed,
+    Limits,
+    Task,
+    count_victims,
+)
+from kljax.studies.sweeps.ray_queue import TRIES, TaskQueue
+from kljax.studies.sweeps.ray_worker import Joined, Site, Worker
+
+WATCH_S = 1.0  # between two looks at who joined
+START_S = 120  # seconds for the first machine that has what a worker needs
+
+
+class WorkerLost(RuntimeError):
+    """A worker ended while it computed; its machine was lost, or its process killed."""
+
+
+class _Place(NamedTuple):
+    """A worker that was asked for."""
+
+    actor: Any
+    node: str
+    address: str  # of its machine
+
+
+class Cluster:
+    """Computes chunks by workers; is called as `computing.compute_here` is.
+
+    Attributes:
+      provenance: device and local_devices of the first worker, see
+        `kljax.core.provenance.collect_provenance`.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        site: Site,
+        limits: Limits,
+        cpus: int | None,
+        on_news: Callable[[str], Any],
+    ):
+        self._ray, self._site, self._limits = ray, site, limits
+        self._cpus, self._on_news = cpus, on_news
+        self._gpus = any(node["Resources"].get("GPU") for node in ray.nodes())
+        # All workers are in one of these three. Keys are calls that are waited for.
+        self._joining: dict[Any, _Place] = {}
+        self._at_work: dict[Any, tuple[_Place, Task]] = {}
+        self._idle: list[tuple[_Place, str | None]] = []  # and the group compiled there
+        self._misses: collections.Counter[str] = collections.Counter()
+        self._refused: dict[str, str] = {}  # node -> why
+        self.provenance: dict[str, Any] = {}
+
+    def wait_for_worker(self) -> None:
+        """Waits until a worker has joined.
+
+        Raises:
+          ValueError: if all machines are refused.
+          RuntimeError: if there is no machine in time.
+        """
+        start = time.monotonic()
+        while not self._idle:
+            self._place_workers()
+            self._wait()
+            if self._joining or self._idle:
+                continue
+            if self._refused:
+                raise ValueError(
+                    f"no machine of the Ray cluster can work: "
+                    f"{'; '.join(self._refused.values())}"
+                )
+            if time.monotonic() - start > START_S:
+                wanted = "a GPU" if self._gpus else f"{self._cpus or 1} cores"
+                raise RuntimeError(
+                    f"no machine of the Ray cluster has {wanted}: start some with "
+                    "`ray start --address`, or ask for less"
+                )
+
+    def __call__(
+        self,
+        tasks: Iterable[Task],
+        layouts: Mapping[str, Layout],
+        limits: Limits,
+        failed: Collection[str],
+    ) -> Iterator[tuple[Task, Computed]]:
+        """Computes chunks, in the order in which they are done."""
+        del limits  # the workers have them
+        queue, waiting = TaskQueue(tasks), False
+        while queue or self._at_work:
+            self._place_workers()
+            self._deal(queue, layouts, failed)
+            workers = len(self._idle) + len(self._at_work)
+            if not workers and not waiting:
+                self._on_news("no worker is left: waiting for machines to join")
+            waiting = not workers
+            for call in self._wait():
+                place, task = self._at_work.pop(call)
+                try:
+                    done = self._ray.get(call)
+                except self._ray.exceptions.RayTaskError:  # what cells raise is caught
+                    raise
+                except self._ray.exceptions.RayError as error:
+                    done = self._lose(place, task, queue, error)
+                else:
+                    self._idle.append((place, task.group.name))
+                if done is not None:
+                    yield task, done._replace(workers=workers)
+
+    def _deal(
+        self,
+        queue: TaskQueue,
+        layouts: Mapping[str, Layout],
+        failed: Collection[str],
+    ) -> None:
+        """Gives every idle worker a chunk, if there is one for it."""
+        idle, self._idle = self._idle, []
+        for place, compiled in idle:
+            busy = collections.Counter(t.group.name for _, t in self._at_work.values())
+            task = queue.take(compiled, busy, layouts)
+            if task is None:
+                self._idle.append((place, compiled))
+                continue
+            name, cells = task.group.name, {piece.cell.id for piece in task.missing}
+            call = place.actor.attack.remote(
+                name,
+                count_victims(task.group),
+                layouts.get(name),
+                task.missing,
+                cells.intersection(failed),
+            )
+            self._at_work[call] = place, task
+
+    def _lose(
+        self, place: _Place, task: Task, queue: TaskQueue, error: Exception
+    ) -> Computed | None:
+        """Gives the chunk of a lost worker back; after some tries its cells failed."""
+        self._end(place)
+        chunk = task.chunk.name
+        tries = queue.tries[chunk]
+        self._on_news(
+            f"worker on {place.address} lost in chunk {chunk}, try {tries} of {TRIES} "
+            f"({type(error).__name__})"
+        )
+        if queue.give_back(task):
+            return None
+        lost = WorkerLost(f"{tries} workers were lost in chunk {chunk}: {brief(error)}")
+        cells = {piece.cell.id: piece.cell for piece in task.missing}
+        failed = {name: make_failure(cell, lost) for name, cell in cells.items()}
+        return Computed({}, {}, NO_TIME, failed)
+
+    def _wait(self) -> list[Any]:
+        """Waits a moment; takes in who joined, and returns work that is done."""
+        calls = [*self._joining, *self._at_work]
+        if not calls:
+            time.sleep(WATCH_S)
+            return []
+        ready, _ = self._ray.wait(calls, timeout=WATCH_S)
+        for call in [call for call in ready if call in self._joining]:
+            self._take_in(self._joining.pop(call), call)
+        return [call for call in ready if call in self._at_work]
+
+    def _take_in(self, place: _Place, call: Any) -> None:
+        """Takes a worker in that has joined, or refuses its machine."""
+        try:
+            joined: Joined = self._ray.get(call)
+            problem = joined.problem
+        except self._ray.exceptions.RayError as error:
+            self._misses[place.node] += 1
+            if self._misses[place.node] < TRIES:  # or its machine may be gone
+                return self._end(place)
+            problem = f"no worker starts there: {brief(error)}"
+        if problem:
+            self._end(place)
+            if place.node not in self._refused:
+                self._refused[place.node] = f"{place.address}: {problem}"
+                self._on_news(f"no work for {place.address}: {problem}")
+            return
+        self._idle.append((place, None))
+        device = {"device": joined.device, "local_devices": joined.local_devices}
+        self.provenance = self.provenance or device
+        workers = len(self._idle) + len(self._at_work)
+        self._on_news(
+            f"worker on {place.address} joined ({joined.device}), {workers} by now"
+        )
+
+    def _place_workers(self) -> None:
+        """Asks for the workers that machines have room for."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        places = [*self._joining.values(), *(place for place, _ in self._idle)]
+        places += [place for place, _ in self._at_work.values()]
+        there = collections.Counter(place.node for place in places)
+        for node in self._ray.nodes():
+            name, has = node["NodeID"], node["Resources"]
+            if not node["Alive"] or name in self._refused:
+                continue
+            cores, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+            cpus = self._cpus or (0 if self._gpus else cores)
+            wanted = gpus if self._gpus else cores // max(1, cpus)
+            share = 1.0 if self._gpus else cpus / max(1, cores)
+            for _ in range(wanted - there[name]):
+                worker = self._ray.remote(Worker).options(
+                    num_cpus=cpus,
+                    num_gpus=1 if self._gpus else 0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(name, False),
+                )
+                limits = self._limits._replace(share=share)
+                actor = worker.remote(limits, max(1, cpus))
+                place = _Place(actor, name, node["NodeManagerAddress"])
+                self._joining[actor.join.remote(self._site)] = place
+
+    def _end(self, place: _Place) -> None:
+        with contextlib.suppress(Exception):  # it is dead, or out of reach
+            self._ray.kill(place.actor)
+
+
+def brief(error: Exception) -> str:
+    """Takes the first lines of what Ray says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] or type(error).__name__
