@@ -40,6 +40,8 @@ def _product_rate(rows, columns, work):
 def product_flops(fn, *args):
     """Counts the floating-point operations of all matrix products `fn` traces to.
 
+    A convolution by `kljax.models.bilinear` counts as the product that it is without
+    the zeros that its form multiplies by.
     What is computed again on the way back (`jax.checkpoint`) counts as often.
     """
 
@@ -56,6 +58,12 @@ def product_flops(fn, *args):
                 shape = eqn.invars[0].aval.shape
                 depth = int(np.prod([shape[axis] for axis in contract]))
                 total += 2 * depth * int(np.prod(eqn.outvars[0].aval.shape))
+            if "geometry" in eqn.params:
+                geometry = eqn.params["geometry"]
+                left, right = (v.aval.shape for v in eqn.invars)
+                other = right[2 if eqn.primitive.name == "image_gradient" else 3]
+                pixels = int(np.prod(geometry.result + geometry.kernel))
+                total += 2 * left[0] * left[3] * other * pixels
         return total
 
     return count(jax.make_jaxpr(fn)(*args).jaxpr)

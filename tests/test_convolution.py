@@ -278,7 +278,7 @@ def test_convolutions_are_found_by_name(name):
 
 def test_unknown_convolution_names_the_legal_ones():
     with pytest.raises(
-        ValueError, match="'im2col'.*'auto'.*'matmul', 'winograd', 'lax'"
+        ValueError, match="'im2col'.*'auto'.*'matmul', 'bilinear', 'winograd', 'lax'"
     ):
         fastest_convolution("im2col")
 

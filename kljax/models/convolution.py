@@ -1,19 +1,27 @@
-"""Convolution as slices and matrix products, a drop-in for `lax.conv`.
+"""Forms of convolution, each a drop-in for `lax.conv`.
 
 Why: an attack differentiates a gradient, and it does so for many victims at once,
 each with weights of its own. Under `vmap` every weight gradient of `lax.conv` then
 becomes a grouped convolution, which XLA runs many times slower than the batched
-matrix product that it is. Patches are gathered in two stages, columns first and rows
-second, because kh + kw slices compile and run faster than kh * kw.
+matrix product that it is.
 
-Wide 3x3 convolutions of large images have a form with a quarter of the multiplications,
-Winograd's (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015,
-F(4x4, 3x3)). It is as linear in images and kernels as the plain form, so gradients of
-gradients have no more multiplications either.
+`matmul` is slices and one product. Patches are gathered in two stages, columns first
+and rows second, because kh + kw slices compile and run faster than kh * kw. What it
+writes to memory is kh * kw times the image, at batch 32 more than a cache holds.
+
+`bilinear` keeps a convolution and its two gradients apart, each in the form that XLA's
+CPU library multiplies without patches (`kljax.models.bilinear`); victims with kernels
+of their own come one after another.
+
+`winograd` is for wide 3x3 convolutions of large images: a quarter of the
+multiplications (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+2015, F(4x4, 3x3)). It is as linear in images and kernels as the plain form, so
+gradients of gradients have no more multiplications either.
 
 Which form is fastest depends on backend and size, so the form is a *speed option*:
 it never changes results beyond rounding (`tests/test_convolution.py`), and
-`experiments/speed.py --only convolution layouts-ig-convnet64` measures the candidates.
+`experiments/speed.py --only convolution fl-layouts layouts-ig-convnet64` measures the
+candidates.
 """
 
 import functools
@@ -27,11 +35,9 @@ import numpy as np
 from jax import lax
 
 from kljax.core.types import Array
+from kljax.models.bilinear import CHANNELS_LAST, Geometry, convolve, windows
 
 Convolution: TypeAlias = Callable[..., Array]
-
-# Of images, kernel and result: the layout of Flax.
-CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 # Winograd's algorithm with the points 0, 1, -1, 2, -2 and infinity: a tile of 6 inputs
 # and 3 weights are mapped to 6 numbers each, whose products are mapped to 4 outputs.
@@ -56,33 +62,7 @@ OUTPUTS = np.array(
 WIDE, LARGE = 64, 1024
 
 
-def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length: int):
-    """Lists `count` shifted views of `x`, each `length` long, along `axis`.
-
-    View j holds the entries ``j * dilation + stride * i``. A stride is taken by
-    splitting the axis into (position, phase): contiguous slices, and no interior
-    padding in the derivative, which XLA's CPU backend is slow at.
-    """
-    reach = (count - 1) * dilation + stride * length
-    x = lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        # Cut or filled up to whole strides; what is filled in is never read.
-        [
-            (0, -(-reach // stride) * stride - n if i == axis else 0, 0)
-            for i, n in enumerate(x.shape)
-        ],
-    )
-    x = x.reshape(*x.shape[:axis], -1, stride, *x.shape[axis + 1 :])
-    views = []
-    for offset in range(0, count * dilation, dilation):
-        start, phase = divmod(offset, stride)
-        view = lax.slice_in_dim(x, start, start + length, axis=axis)
-        views.append(lax.index_in_dim(view, phase, axis + 1, keepdims=False))
-    return views
-
-
-def drop_in(convolve: Callable[..., Array]) -> Convolution:
+def drop_in(form: Callable[..., Array]) -> Convolution:
     """Gives a form of convolution the arguments of `lax.conv_general_dilated`.
 
     In the layout of `nnx.Conv`: images [B, H, W, C], kernel [kh, kw, C, F], result
@@ -91,8 +71,9 @@ def drop_in(convolve: Callable[..., Array]) -> Convolution:
     `lax.conv_general_dilated`.
 
     Args:
-      convolve: ``(padded images, kernel, strides, dilation, product) -> result``, with
-        `product` as `lax.dot_general` without its last options.
+      form: ``(images, kernel, strides, padding, dilation, options) -> result``, with
+        padding as pairs of numbers, and `options` as `lax.dot_general` takes them by
+        name.
 
     Returns:
       The convolution. It raises what `lax.conv_general_dilated` raises: TypeError or
@@ -147,15 +128,13 @@ def drop_in(convolve: Callable[..., Array]) -> Convolution:
             padding = lax.padtype_to_pads(
                 images.shape[1:3], extents(kernel, dilation), window_strides, padding
             )
-        product = functools.partial(
-            lax.dot_general,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
-        x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-        return convolve(x, kernel, window_strides, dilation, product)
+        options = {
+            "precision": precision,
+            "preferred_element_type": preferred_element_type,
+        }
+        return form(images, kernel, window_strides, padding, dilation, options)
 
-    convolution.__name__, convolution.__doc__ = convolve.__name__, convolve.__doc__
+    convolution.__name__, convolution.__doc__ = form.__name__, form.__doc__
     return convolution
 
 
@@ -166,8 +145,9 @@ def extents(kernel: Array, dilation) -> tuple[int, int]:
     return height, width
 
 
-def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
+def patches_times_kernel(images, kernel, strides, padding, dilation, options) -> Array:
     """Convolves as slices, joined in two stages, and one product."""
+    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     height, width, channels, features = kernel.shape
     (sh, sw), (dh, dw) = strides, dilation
     tall, wide = extents(kernel, dilation)
@@ -176,14 +156,15 @@ def patches_times_kernel(x, kernel, strides, dilation, product) -> Array:
     x = jnp.concatenate(windows(x, 1, height, sh, dh, rows), axis=-1)
     # Both contracted over their last axis: the weight gradient is then a product that
     # XLA's CPU backend is 1.5 times faster at.
-    return product(
+    return lax.dot_general(
         x.reshape(len(x) * rows * columns, height * width * channels),
         kernel.reshape(height * width * channels, features).T,
         (((1,), (1,)), ((), ())),
+        **options,
     ).reshape(len(x), rows, columns, features)
 
 
-def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
+def tiles_times_kernel(images, kernel, strides, padding, dilation, options) -> Array:
     """Convolves wide 3x3 kernels and large images by Winograd's F(4x4, 3x3).
 
     The rest (other kernels, strides or dilations, fewer than `WIDE` channels on either
@@ -191,6 +172,7 @@ def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
     are larger than there (`tests/test_convolution.py` has bounds).
     """
     *window, channels, features = kernel.shape
+    x = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     count, rows, columns = len(x), x.shape[1] - 2, x.shape[2] - 2
     chosen = (
         window == [3, 3]
@@ -199,7 +181,7 @@ def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
         and rows * columns >= LARGE
     )
     if not chosen:
-        return patches_times_kernel(x, kernel, strides, dilation, product)
+        return patches_times_kernel(images, kernel, strides, padding, dilation, options)
     step, size = OUTPUTS.shape
     down, across = -(-rows // step), -(-columns // step)
     x = combined(INPUTS, windows(x, 2, size, step, 1, across), 0)
@@ -207,15 +189,49 @@ def tiles_times_kernel(x, kernel, strides, dilation, product) -> Array:
     w = combined(WEIGHTS, list(kernel), 0)
     w = combined(WEIGHTS, [w[:, i] for i in range(3)], 1)
     # One product for each of the size * size numbers of a tile.
-    y = product(
+    y = lax.dot_general(
         x.reshape(size**2, count * down * across, channels),
         w.reshape(size**2, channels, features),
         (((2,), (1,)), ((0,), (0,))),
+        **options,
     ).reshape(size, size, count, down, across, features)
     y = combined(OUTPUTS, list(y), 3)
     y = combined(OUTPUTS, list(y), 4)
     y = y.reshape(count, step * down, step * across, features)
     return y[:, :rows, :columns]
+
+
+def maps_of_images_and_kernel(
+    images, kernel, strides, padding, dilation, options
+) -> Array:
+    """Convolves by the bilinear maps of `kljax.models.bilinear`.
+
+    Windows that do not overlap, or are larger than the image, dilated kernels, results
+    larger than the image and results of another type are `patches_times_kernel`.
+    """
+    sides = zip(
+        images.shape[1:3], kernel.shape[:2], strides, map(sum, padding), strict=True
+    )
+    chosen = all(
+        stride < k <= size and (size + pads - k) // stride < size
+        for size, k, stride, pads in sides
+    )
+    element_type = options["preferred_element_type"]
+    same = element_type is None or element_type == images.dtype
+    if not chosen or not same or any(d != 1 for d in dilation):
+        return patches_times_kernel(images, kernel, strides, padding, dilation, options)
+    precision = options["precision"] or jax.config.jax_default_matmul_precision
+    return convolve(
+        images,
+        kernel,
+        Geometry(
+            tuple(strides),
+            tuple(map(tuple, padding)),
+            images.shape[1:3],
+            kernel.shape[:2],
+            precision,
+        ),
+    )
 
 
 def combined(matrix: np.ndarray, views: list[Array], axis: int) -> Array:
@@ -240,9 +256,11 @@ def lax_convolution(*args, **kwargs) -> Array:
 
 matmul_convolution = drop_in(patches_times_kernel)
 winograd_convolution = drop_in(tiles_times_kernel)
+bilinear_convolution = drop_in(maps_of_images_and_kernel)
 
 CONVOLUTIONS: dict[str, Convolution] = {
     "matmul": matmul_convolution,
+    "bilinear": bilinear_convolution,
     "winograd": winograd_convolution,
     "lax": lax_convolution,
 }
@@ -255,11 +273,12 @@ def fastest_convolution(name: str = "auto") -> Convolution:
       ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
     """
     if name == "auto":
-        # On LeNet's gradients 4 times faster than XLA's own on a CPU and 8 on a GPU
-        # (experiments/speed.md). Deeper networks were not compared on a GPU; on a TPU
-        # it is a guess. Winograd's form is faster on the ConvNet and was slower on
-        # ResNet-18, for a reason not found, so it has to be asked for.
-        name = "matmul"
+        # On a CPU the rounds of LeNet are twice as fast by the bilinear maps as by
+        # products of patches, and attacks faster, too. On a GPU products are 8 times
+        # faster than XLA's own, and the maps were not measured; on a TPU it is a guess
+        # (experiments/speed.md). Winograd's form is faster on the ConvNet and was
+        # slower on ResNet-18, for a reason not found, so it has to be asked for.
+        name = "bilinear" if jax.default_backend() == "cpu" else "matmul"
     if name not in CONVOLUTIONS:
         raise ValueError(
             f"unknown convolution {name!r}: choose 'auto' or one of "

@@ -1,0 +1,359 @@
+"""Convolution and its two gradients: bilinear maps that differentiate into each other.
+
+The gradient of a convolution in its images is bilinear in the other gradient and the
+kernel, that in its kernel in images and the other gradient, and each of the three has
+the other two as its gradients. As primitives of JAX they stay what they are however
+often they are differentiated, and each has the form that is fastest for it: nothing is
+ever differentiated through slices and pads.
+
+All three are convolutions in the layout that XLA's CPU library takes (YNNPACK: images
+[B, H, W, C], kernel [kh, kw, C, F], no dilation of the images, more than 16 channels on
+one side), which multiplies without writing patches to memory. What does not fit is
+brought into that form:
+
+- few channels: `GROUPED` columns of the result side by side count as channels, and the
+  kernel is repeated for each of them, shifted;
+- the gradient in the images of a strided convolution: one with stride 1 whose channels
+  are the pixels of a stride x stride square;
+- the gradient in the kernel: images are the kernel, channels the batch. With few
+  examples it is a product over patches instead, gathered with the channels first.
+
+Letters: B examples, H x W pixels of an image, C channels, kh x kw pixels of a kernel,
+F features, h x w pixels of the result.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from kljax.core.types import Array
+
+# Of images, kernel and result: the layout of Flax.
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
+# All measured on one core (experiments/speed.md). The library refuses convolutions with
+# no more channels than this on both sides, and is fast from so many features on.
+FEW, ENOUGH = 16, 24
+# Below so many channels four columns at least: its innermost loop is over channels.
+THIN = 8
+# Examples from which on the gradient in the kernel is a convolution.
+MANY = 8
+# What a strided gradient may cost in multiplications by zero.
+WASTE = 1.5
+
+
+class Geometry(NamedTuple):
+    """What is fixed of a convolution.
+
+    Attributes:
+      strides: of rows and columns.
+      padding: (before, after) of rows and of columns, zero or more.
+      image: H and W.
+      kernel: kh and kw.
+      precision: of products, as `lax.dot_general` takes it.
+    """
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+    precision: object = None
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Computes h and w."""
+        height, width = (
+            (size + sum(pads) - k) // stride + 1
+            for size, pads, k, stride in zip(
+                self.image, self.padding, self.kernel, self.strides, strict=True
+            )
+        )
+        return height, width
+
+
+def convolve(images: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves [B, H, W, C] with [kh, kw, C, F] to [B, h, w, F]."""
+    return _convolve.bind(images, kernel, geometry=geometry)
+
+
+def image_gradient(grads: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Computes [B, H, W, C] from the result's gradient [B, h, w, F] and the kernel."""
+    return _image_gradient.bind(grads, kernel, geometry=geometry)
+
+
+def kernel_gradient(images: Array, grads: Array, geometry: Geometry) -> Array:
+    """Computes [kh, kw, C, F] from images and the result's gradient [B, h, w, F]."""
+    return _kernel_gradient.bind(images, grads, geometry=geometry)
+
+
+def _convolve_form(images, kernel, *, geometry):
+    return _convolve_in_groups(
+        images, kernel, geometry.strides, geometry.padding, geometry.precision
+    )
+
+
+def _convolve_in_groups(images, kernel, strides, padding, precision):
+    """Convolves with `_group` columns of the result as one, of more channels."""
+    height, width, channels, features = kernel.shape
+    columns = (images.shape[2] + sum(padding[1]) - width) // strides[1] + 1
+    group, stride = _group(channels, features, columns), strides[1]
+    if group > 1:
+        # A product with zeros and ones, and no slices and pads: into those XLA would
+        # fuse what the kernel comes from, such as norms over all layers, and compute
+        # that once for each weight.
+        shifts = np.zeros((width, width + stride * (group - 1), group), kernel.dtype)
+        for i, j in np.ndindex(group, width):
+            shifts[j, stride * i + j, i] = 1
+        kernel = jnp.einsum("hjcf,jwi->hwcif", kernel, shifts, precision="highest")
+        kernel = kernel.reshape(height, -1, channels, group * features)
+    y = lax.conv_general_dilated(
+        images,
+        kernel,
+        (strides[0], stride * group),
+        padding,
+        dimension_numbers=CHANNELS_LAST,
+        precision=precision,
+    )
+    return y.reshape(*y.shape[:2], columns, features)
+
+
+def _group(channels, features, columns):
+    """Chooses how many columns of a result count as one."""
+    if max(channels, features) > FEW:
+        return 1
+    group = 4 if channels < THIN else 2
+    while group * features < ENOUGH:
+        group *= 2
+    return math.gcd(group, columns)
+
+
+def _image_gradient_form(grads, kernel, *, geometry):
+    phases = [
+        _phases(*sizes)
+        for sizes in zip(
+            geometry.kernel,
+            geometry.strides,
+            geometry.padding,
+            geometry.image,
+            geometry.result,
+            strict=True,
+        )
+    ]
+    waste = math.prod(
+        p.taps * s / k
+        for p, s, k in zip(phases, geometry.strides, geometry.kernel, strict=True)
+    )
+    if waste > WASTE or min(n for p in phases for n in p.padding) < 0:
+        return _transposed(grads, kernel, geometry)
+    (sh, sw), (down, across) = geometry.strides, phases
+    channels, features = kernel.shape[2:]
+    kernel = jnp.pad(kernel, (down.filled, across.filled, (0, 0), (0, 0)))
+    kernel = kernel.reshape(down.taps, sh, across.taps, sw, channels, features)
+    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    kernel = kernel.reshape(down.taps, across.taps, features, sh * sw * channels)
+    x = _convolve_in_groups(
+        grads, kernel, (1, 1), (down.padding, across.padding), geometry.precision
+    )
+    count, rows, columns, _ = x.shape
+    x = x.reshape(count, rows, columns, sh, sw, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(count, rows * sh, columns * sw, channels)
+    return x[:, : geometry.image[0], : geometry.image[1]]
+
+
+class _Phases(NamedTuple):
+    """One axis of a strided convolution's gradient, as a convolution with stride 1.
+
+    Attributes:
+      taps: pixels of its kernel.
+      filled: zeros before and after the old kernel, so that it is stride * taps long.
+      padding: of the result's gradient.
+    """
+
+    taps: int
+    filled: tuple[int, int]
+    padding: tuple[int, int]
+
+
+def _phases(kernel, stride, padding, image, result):
+    # Pixel stride * q + r of the image is met by weight stride * t + r of the filled
+    # kernel, times pixel q + first - t of the result.
+    before = -padding[0] % stride
+    taps = -(-(kernel + before) // stride)
+    first = (padding[0] + before) // stride
+    left = taps - 1 - first
+    right = -(-image // stride) + first - result
+    return _Phases(taps, (before, taps * stride - kernel - before), (left, right))
+
+
+def _transposed(grads, kernel, geometry):
+    """Leaves the gradient to XLA."""
+    shape = (len(grads), *geometry.image, kernel.shape[2])
+    back = jax.linear_transpose(
+        lambda x: lax.conv_general_dilated(
+            x,
+            kernel,
+            geometry.strides,
+            geometry.padding,
+            dimension_numbers=CHANNELS_LAST,
+            precision=geometry.precision,
+        ),
+        jax.ShapeDtypeStruct(shape, grads.dtype),
+    )
+    return back(grads)[0]
+
+
+def _kernel_gradient_form(images, grads, *, geometry):
+    if len(images) < MANY:
+        return _patches_times_grads(images, grads, geometry)
+    (height, width), (sh, sw) = geometry.kernel, geometry.strides
+    count, rows, columns, features = grads.shape
+    # Examples take the place of channels.
+    group = _group(count, features, columns)
+    grads = grads.reshape(count, rows, columns // group, group * features)
+    w = lax.conv_general_dilated(
+        images.transpose(3, 1, 2, 0),
+        grads.transpose(1, 2, 0, 3),
+        (1, 1),
+        geometry.padding,
+        rhs_dilation=(sh, sw * group),
+        dimension_numbers=CHANNELS_LAST,
+        precision=geometry.precision,
+    )
+    w = w.reshape(*w.shape[:3], group, features)
+    w = sum(w[:, :height, sw * i : sw * i + width, i] for i in range(group))
+    return w.transpose(1, 2, 0, 3)
+
+
+def _patches_times_grads(images, grads, geometry):
+    """Gathers patches with the channels first, so that the product reads by rows."""
+    (height, width), (sh, sw) = geometry.kernel, geometry.strides
+    _, rows, columns, features = grads.shape
+    channels = images.shape[3]
+    x = jnp.pad(images.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *geometry.padding))
+    x = jnp.stack(windows(x, 3, width, sw, 1, columns))
+    x = jnp.stack(windows(x, 3, height, sh, 1, rows))
+    w = jnp.matmul(
+        x.reshape(height * width * channels, -1),
+        grads.reshape(-1, features),
+        precision=geometry.precision,
+    )
+    return w.reshape(height, width, channels, features)
+
+
+def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length: int):
+    """Lists `count` shifted views of `x`, each `length` long, along `axis`.
+
+    View j holds the entries ``j * dilation + stride * i``. A stride is taken by
+    splitting the axis into (position, phase): contiguous slices, and no interior
+    padding in the derivative, which XLA's CPU backend is slow at.
+    """
+    reach = (count - 1) * dilation + stride * length
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        # Cut or filled up to whole strides; what is filled in is never read.
+        [
+            (0, -(-reach // stride) * stride - n if i == axis else 0, 0)
+            for i, n in enumerate(x.shape)
+        ],
+    )
+    x = x.reshape(*x.shape[:axis], -1, stride, *x.shape[axis + 1 :])
+    views = []
+    for offset in range(0, count * dilation, dilation):
+        start, phase = divmod(offset, stride)
+        view = lax.slice_in_dim(x, start, start + length, axis=axis)
+        views.append(lax.index_in_dim(view, phase, axis + 1, keepdims=False))
+    return views
+
+
+def _primitive(name, form, shape, folded):
+    """Makes a bilinear map a primitive; `_differentiate` adds its derivatives.
+
+    Args:
+      name: of the primitive.
+      form: ``(left, right, *, geometry) -> result``, how it is computed.
+      shape: ``(left's shape, right's, geometry) -> the result's``.
+      folded: whether victims that share the right operand are but more examples.
+    """
+    primitive = Primitive(name)
+    primitive.def_impl(
+        lambda *args, geometry: jax.jit(functools.partial(form, geometry=geometry))(
+            *args
+        )
+    )
+
+    def abstract(left, right, *, geometry):
+        return ShapedArray(shape(left.shape, right.shape, geometry), left.dtype)
+
+    def batch(operands, axes, *, geometry):
+        bind = functools.partial(primitive.bind, geometry=geometry)
+        mapped = [
+            x if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in zip(operands, axes, strict=True)
+        ]
+        if folded and axes[1] is None:
+            left, right = mapped
+            out = bind(left.reshape(-1, *left.shape[2:]), right)
+            return out.reshape(*left.shape[:2], *out.shape[1:]), 0
+
+        def one(victim):
+            rows = iter(victim)
+            return bind(
+                *(
+                    x if axis is None else next(rows)
+                    for x, axis in zip(mapped, axes, strict=True)
+                )
+            )
+
+        each = [x for x, axis in zip(mapped, axes, strict=True) if axis is not None]
+        return lax.map(one, each), 0
+
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=False))
+    return primitive
+
+
+_convolve = _primitive(
+    "convolve",
+    _convolve_form,
+    lambda x, w, geometry: (x[0], *geometry.result, w[3]),
+    folded=True,
+)
+_image_gradient = _primitive(
+    "image_gradient",
+    _image_gradient_form,
+    lambda g, w, geometry: (g[0], *geometry.image, w[2]),
+    folded=True,
+)
+_kernel_gradient = _primitive(
+    "kernel_gradient",
+    _kernel_gradient_form,
+    lambda x, g, geometry: (*geometry.kernel, x[3], g[3]),
+    folded=False,
+)
+
+# The gradient in the left operand and in the right one.
+ad.defbilinear(
+    _convolve,
+    lambda grads, images, kernel, geometry: image_gradient(grads, kernel, geometry),
+    lambda grads, images, kernel, geometry: kernel_gradient(images, grads, geometry),
+)
+ad.defbilinear(
+    _image_gradient,
+    lambda images, grads, kernel, geometry: convolve(images, kernel, geometry),
+    lambda images, grads, kernel, geometry: kernel_gradient(images, grads, geometry),
+)
+ad.defbilinear(
+    _kernel_gradient,
+    lambda kernel, images, grads, geometry: image_gradient(grads, kernel, geometry),
+    lambda kernel, images, grads, geometry: convolve(images, kernel, geometry),
+)

@@ -1,0 +1,168 @@
+"""The three bilinear maps against XLA's own convolution, up to third derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import quick_jit
+
+from kljax.models.bilinear import CHANNELS_LAST, FEW, MANY
+from kljax.models.convolution import bilinear_convolution, lax_convolution
+
+# name: images [B, H, W, C], kernel [kh, kw], features, strides, padding
+CASES = {
+    "lenet, one example": ((1, 8, 8, 3), (5, 5), 12, (2, 2), ((2, 2), (2, 2))),
+    "few channels, many examples": ((10, 6, 6, 12), (3, 3), 12, (1, 1), "SAME"),
+    "columns that no group divides": ((2, 5, 7, 4), (3, 3), 5, (1, 1), "SAME"),
+    "wide": ((MANY, 4, 4, FEW + 1), (3, 3), 2, (1, 1), "SAME"),
+    "more examples than channels": ((FEW + 1, 4, 4, 2), (3, 3), 3, (1, 1), "SAME"),
+    "strides and sides of their own": ((2, 7, 6, 2), (3, 4), 3, (2, 3), "SAME"),
+    "stride of rows alone": ((1, 6, 6, 1), (4, 2), 9, (2, 1), "SAME_LOWER"),
+    "stride skips the rest": ((2, 8, 9, 2), (3, 3), 3, (2, 2), "VALID"),
+    "odd side, even stride": ((9, 7, 9, 4), (5, 5), 5, (2, 2), ((2, 2), (1, 2))),
+    "unequal padding": ((9, 6, 6, 4), (3, 3), 5, (1, 1), ((0, 2), (2, 0))),
+    "mostly zeros": ((2, 9, 9, 3), (3, 3), 4, (2, 2), "SAME"),
+}
+
+
+def arrays(case):
+    """Images, kernel and one direction for each."""
+    images, kernel, features, _, _ = case
+    generator = np.random.default_rng(len(str(case)))
+    shapes = images, (*kernel, images[-1], features)
+    draws = [generator.standard_normal(shape) for shape in (*shapes, *shapes)]
+    images, kernel, *directions = map(jnp.asarray, draws)
+    return (images, kernel), tuple(directions)
+
+
+def convolved(convolution, case):
+    def function(images, kernel):
+        return convolution(images, kernel, *case[3:], dimension_numbers=CHANNELS_LAST)
+
+    return function
+
+
+def inner(left, right):
+    return sum(map(jnp.vdot, left, right))
+
+
+def derivatives(convolution, case):
+    """Makes the value and first to third derivatives, in both modes, one program."""
+    function = convolved(convolution, case)
+
+    def gradient(at):
+        return jax.grad(lambda at: jnp.sum(jnp.sin(0.3 * function(*at))))(at)
+
+    @quick_jit
+    def compute(at, direction):
+        def curvature(at):
+            return jax.grad(lambda at: inner(gradient(at), direction))(at)
+
+        third = jax.grad(lambda at: sum(jnp.sum(jnp.sin(x)) for x in curvature(at)))
+        forward = jax.jvp(gradient, (at,), (direction,))[1]
+        return function(*at), gradient(at), curvature(at), forward, third(at)
+
+    return compute
+
+
+def used(function, *args):
+    return {str(e.primitive) for e in jax.make_jaxpr(function)(*args).eqns}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_three_derivatives_equal_those_of_lax(case):
+    with jax.enable_x64(True):
+        at, direction = arrays(case)
+        assert "convolve" in used(convolved(bilinear_convolution, case), *at)
+        fast, slow = (
+            derivatives(form, case)(at, direction)
+            for form in (bilinear_convolution, lax_convolution)
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), fast, slow
+    )
+
+
+def test_nothing_but_the_three_maps_is_differentiated():
+    """However often: no slices, no pads, no other convolution."""
+    case = CASES["few channels, many examples"]
+    at, direction = arrays(case)
+
+    def gradient(at):
+        return jax.grad(
+            lambda at: inner(
+                [convolved(bilinear_convolution, case)(*at)], [jnp.ones((10, 6, 6, 12))]
+            )
+        )(at)
+
+    def curvature(at):
+        return jax.grad(lambda at: inner(gradient(at), gradient(at)))(at)
+
+    names = used(curvature, at)
+    assert {"image_gradient", "kernel_gradient", "convolve"} <= names
+    assert not names & {"slice", "pad", "concatenate", "conv_general_dilated"}
+
+
+# Which of images and kernel each of three victims has of its own.
+AXES = {"both": (0, 0), "images": (0, None), "kernels": (None, 0)}
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_victims_together_are_victims_one_by_one(axes):
+    case = CASES["lenet, one example"]
+    at, _ = arrays(case)
+    factors = jnp.array([1.0, -0.5, 2.0])
+    many = tuple(
+        x if axis is None else jnp.stack([f * x for f in factors])
+        for x, axis in zip(at, axes, strict=True)
+    )
+
+    def gradients(*at):
+        function = convolved(bilinear_convolution, case)
+        return jax.grad(lambda *at: jnp.sum(jnp.sin(function(*at))), (0, 1))(*at)
+
+    together = quick_jit(jax.vmap(gradients, axes))(*many)
+    for i in range(len(factors)):
+        one = (x if axis is None else x[i] for x, axis in zip(many, axes, strict=True))
+        for a, b in zip(together, gradients(*one), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
+
+
+# name: image [H, W], kernel, strides, dilation
+OTHERS = {
+    "windows that do not overlap": ((6, 6), (2, 2), (2, 2), (1, 1)),
+    "one pixel": ((6, 6), (1, 1), (1, 1), (1, 1)),
+    "a kernel larger than the image": ((2, 6), (3, 3), (1, 1), (1, 1)),
+    "dilated": ((6, 6), (3, 3), (1, 1), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+def test_the_rest_is_the_plain_product(case):
+    image, kernel, strides, dilation = case
+
+    def function(images, kernel):
+        return bilinear_convolution(
+            images,
+            kernel,
+            strides,
+            "SAME",
+            rhs_dilation=dilation,
+            dimension_numbers=CHANNELS_LAST,
+        )
+
+    names = used(function, jnp.zeros((1, *image, 3)), jnp.zeros((*kernel, 3, 4)))
+    assert "dot_general" in names and "convolve" not in names
+
+
+def test_larger_precision_is_kept_for_the_derivatives():
+    case = CASES["lenet, one example"]
+    at, _ = arrays(case)
+    with jax.default_matmul_precision("highest"):
+        jaxpr = jax.make_jaxpr(
+            jax.grad(lambda *at: jnp.sum(convolved(bilinear_convolution, case)(*at)))
+        )(*at)
+    found = [
+        e.params["geometry"].precision for e in jaxpr.eqns if "geometry" in e.params
+    ]
+    assert found and set(found) == {"highest"}
