@@ -73,7 +73,9 @@ class Work(NamedTuple):
 
 GRNN = Work("lenet", victims=16, repeats=4)
 WORK = {
-    "ig-resnet20": Work("resnet20", victims=16, repeats=3),
+    "ig-resnet20": Work(
+        "resnet20", victims=16, repeats=3, forms=("matmul", "bilinear")
+    ),
     "ig-convnet64": Work(
         "convnet64", victims=8, chunks=(1, 2), forms=("matmul", "winograd")
     ),
