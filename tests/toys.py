@@ -125,7 +125,8 @@ def replace_fields(setting: Setting, **changes) -> Setting:
         if name in Setting._fields:
             setting = setting._replace(**{name: value})
             continue
-        (part,) = (p for p in PARTS if name in getattr(setting, p)._fields)
+        # Of a name in two parts, that of the first: the task's inputs.
+        part = next(p for p in PARTS if name in getattr(setting, p)._fields)
         one = getattr(setting, part)._replace(**{name: value})
         setting = setting._replace(**{part: one})
     return setting
