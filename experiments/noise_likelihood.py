@@ -6,7 +6,8 @@ Results: experiments/noise_likelihood.md. One victim is one image of digits; a n
 of dense layers, drawn afresh. The attacks have the same start and the same descent, no
 prior, and differ in the objective alone: ``matching`` has the squared distance,
 ``likelihood`` the density of the arm's noise. `tensor_noise` is a defence of this
-script: its noise is as strong, beside each tensor, as that tensor is long.
+script: its noise is as strong, beside each tensor, as that tensor is long. ``found``
+counts victims whose objective is no higher at what was found than at the truth.
 """
 
 import argparse
@@ -26,7 +27,7 @@ NOISES = {
     "noise_likelihood:tensor_noise": (1e-3, 1e-2, 1e-1),
 }
 ATTACKS = ("matching", "likelihood")
-COLUMNS = ("arm", "attack", "recovered", "SSIM", "PSNR")
+COLUMNS = ("arm", "attack", "recovered", "found", "SSIM", "PSNR")
 
 
 def tensor_noise(share: float) -> Defence:
@@ -90,11 +91,14 @@ def main():
 def line(arm: str, attack: str, rows: list) -> str:
     """Writes one arm under one attack."""
     recovered = sum(row["outcome"].startswith("recovered") for row in rows)
+    # The search did its part where what it found is no worse than the truth.
+    found = sum(row["matching_loss"] <= row["matching_loss_at_truth"] for row in rows)
     ssim, psnr = (np.mean([row[name] for row in rows]) for name in ("ssim", "psnr"))
     cells = (
         f"`{arm.rpartition(':')[2]}`",
         f"`{attack}`",
         f"{recovered}/{len(rows)}",
+        f"{found}/{len(rows)}",
         f"{ssim:.3f}",
         f"{psnr:.1f}",
     )

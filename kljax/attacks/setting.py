@@ -113,9 +113,9 @@ class AssumedDefence(NamedTuple):
       log_prob: ``(seen, simulated) -> []``, the log-density of what is uploaded, given
         what simulation makes of the client's gradient or change; None where there is
         none.
-      inputs: ``(public, stats, images, targets, gradient) -> (images, targets)``, what
-        it trains on in place of a batch, of whose gradient ``gradient(images,
-        targets)`` gives something with ``public``; None for the batch itself.
+      simulate_inputs: ``(public, stats, images, targets, gradient) -> (images,
+        targets)``, what it trains on in place of a batch; ``gradient(images, targets)``
+        gives something with ``public``. None for the batch itself.
     """
 
     gates: Callable[..., Any]
@@ -124,7 +124,7 @@ class AssumedDefence(NamedTuple):
     sites: tuple[tuple[Path, int], ...] = ()
     draw_gates: Callable[[Rng], Gates] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
-    inputs: Callable[..., tuple[Array, Array]] | None = None
+    simulate_inputs: Callable[..., tuple[Array, Array]] | None = None
 
 
 class Attacker(NamedTuple):

@@ -43,7 +43,7 @@ DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
 # The toy network has no position embedding: test_april.py. GGL has a generator, and
 # makes whole generations: test_ggl.py.
-ELSEWHERE = ("april-optimisation", "ggl")
+ELSEWHERE = ("april-optimisation", "ggl", "likelihood")
 ITERATIVE = sorted(
     name
     for name in PRESETS

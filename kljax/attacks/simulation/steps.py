@@ -84,8 +84,10 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             return _Gradient(*jax.grad(objective, argnums=(0, 1))(*start))
 
         batch = candidate.images, candidate.targets
-        if setting.defence.inputs is not None:
-            batch = setting.defence.inputs(view.public, view.stats, *batch, gradient)
+        if setting.defence.simulate_inputs is not None:
+            batch = setting.defence.simulate_inputs(
+                view.public, view.stats, *batch, gradient
+            )
         grads, lock_grads = gradient(*batch)
         simulated = setting.defence.simulate(grads, view.grads, view.earlier, secret)
         simulated, observed = compared(setting, view, simulated)
@@ -244,7 +246,7 @@ def local_replay(
       candidate: whose training it is.
     """
     secret = candidate.secret
-    if setting.defence.inputs is not None:
+    if setting.defence.simulate_inputs is not None:
         raise ValueError(
             "inputs that are replaced in each step of a local training are not "
             "simulated: attack upload='gradient'"
