@@ -60,6 +60,31 @@ def test_a_users_attack_need_not_be_here():
     assert "It reads the labels off the gradient of the last layer." in words
 
 
+@pytest.mark.parametrize(
+    ("arm", "said", "unsaid"),
+    (
+        ("nowhere.at:fading=0.5", "There is no lock.", "private key"),
+        ("nowhere.at:fading=0.5/unaware", "does not know that the defence", "lock w"),
+        ("nowhere.at:fading/simulate", "It simulates what the defence does.", "gates"),
+        ("nowhere.at:secret=1,3/search", "what its defence calls 'search'", "lock"),
+        ("nowhere.at:secret/known", "what its defence calls 'known'", "private key"),
+        ("keylock+nowhere.at:fading/known", "It knows the private key.", "no lock"),
+        ("gaussian-noise=1+nowhere.at:fading", "There is no lock.", "defence"),
+    ),
+)
+def test_a_users_defence_need_not_be_here(tmp_path, arm, said, unsaid):
+    axes = {"seed": {"0": {"seed": 0, "arm": arm}}}
+    ((_, sentences),) = models_of(tmp_path, axes)
+    words = " ".join(sentences)
+    assert said in words and unsaid not in words
+    assert "Not readable" not in words and "It sees the network" in words
+
+
+def test_an_arm_of_kljax_that_is_none_is_not_read():
+    with pytest.raises(ValueError, match="unknown defence 'no-such'"):
+        threat_words(LeakConfig(arms=("no-such=1",)))
+
+
 def test_one_cell_has_one_arm():
     with pytest.raises(ValueError, match="a cell has one arm"):
         threat_words(LeakConfig())

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from kljax.attacks.presets import PRESETS, of_user
-from kljax.defences import as_given
-from kljax.defences.arms import parse_arm, read_strategies, unplaced_sites
+from kljax.defences import Defence, as_given
+from kljax.defences.arms import (
+    Arm,
+    parse_arm,
+    read_strategies,
+    split_combination,
+    unplaced_sites,
+)
 from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
-from kljax.threat import KEYLOCK_STRATEGIES
+from kljax.threat import KEYLOCK_STRATEGIES, SecretStrategy
 
 EVERY = "every attacker"
 
@@ -85,6 +91,10 @@ ABOUT_INPUTS = {
     "own, and matches the gradient of that.",
     False: "It does not know that the defence replaces inputs.",
 }
+# About a user's defence that is not there: whether it changes what is sent, or
+# replaces inputs, its arm does not say.
+ABOUT_EITHER = ABOUT_RELEASES | {"simulate": "It simulates what the defence does."}
+OF_ITS_OWN = "About what is hidden it does what its defence calls {name!r}."
 
 
 def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
@@ -101,7 +111,7 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
         raise ValueError(f"a cell has one arm, got {config.arms}")
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
-    arm = parse_arm(config.arms[0], unplaced_sites(), {})
+    arm, whole = _read_arm(config.arms[0])
     about_release = read_strategies(config.arms[0])[1]
     declared = declare_threat(config, arm, preset)
     knowledge = dataclasses.asdict(declared.knowledge)
@@ -115,11 +125,47 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     if not arm.defence.strategies:
         facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
         facts["does secret"] = UNLOCKED
+    elif not whole and declared.about_secret not in KEYLOCK_STRATEGIES.values():
+        # What else its attacker has to know is not there to be read.
+        facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
+    if not whole:
+        release = {"does release": ABOUT_EITHER[about_release]} if about_release else {}
+        return facts | release
     if arm.defence.inputs is not as_given:
         facts["does inputs"] = ABOUT_INPUTS[arm.simulates_inputs]
     if about_release and (arm.changes_uploads or arm.hides_entries):
         facts["does release"] = ABOUT_RELEASES[about_release]
     return facts
+
+
+def _read_arm(text: str) -> tuple[Arm, bool]:
+    """Reads an arm; of one with a user's defence that is not there, what is written.
+
+    Returns:
+      The arm, and whether it is whole. One that is not has the strategies of its first
+      defence, or the one that is named, and nothing else.
+
+    Raises:
+      ValueError: for an arm of kljax's own defences that cannot be read.
+    """
+    parts = split_combination(text.partition("/")[0])
+    own = [":" in part.partition("=")[0] for part in parts]
+    try:
+        return parse_arm(text, unplaced_sites(), {}), True
+    except Exception:  # whatever a user's module raises
+        if not any(own):
+            raise
+    about_secret = read_strategies(text)[0]
+    if not own[0]:
+        first = "/".join([parts[0], *filter(None, [about_secret])])
+        arm = parse_arm(first, unplaced_sites(), {})
+        return arm._replace(defence=Defence(strategies=arm.defence.strategies)), False
+    arm = parse_arm("none", unplaced_sites(), {})
+    if not about_secret:
+        return arm, False
+    does = OF_ITS_OWN.format(name=about_secret)
+    named = Defence(strategies=(SecretStrategy(about_secret, does),))
+    return arm._replace(defence=named, secret_strategy=about_secret), False
 
 
 def threat_words(config: LeakConfig) -> list[str]:
