@@ -39,8 +39,9 @@ OF_ATTACKS = {
     "threat": None,
     "models": {"chain", "convolution", "losses"},  # which loss is trained by is public
 }
-# An attacker holds a view; an update is everything that is true.
-ATTACKERS_WORDS = {"View", "ThreatModel", "Knowledge", "Strategy"}
+# An attacker holds a view, and may assume that it is as sent; an update is everything
+# that is true.
+ATTACKERS_WORDS = {"View", "ThreatModel", "Knowledge", "Strategy", "as_sent"}
 
 # name -> the files that may use it
 RESERVED = {

@@ -14,7 +14,7 @@ from kljax.core.inputs import InputSpec
 from kljax.core.targets import TargetSpec
 from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
 from kljax.models.chain import Layer
-from kljax.threat import ThreatModel
+from kljax.threat import ThreatModel, as_sent
 
 
 class Task(NamedTuple):
@@ -89,14 +89,6 @@ class Protocol(NamedTuple):
     penalty: Callable[[Public, Public], Array] | None = None
 
 
-def as_sent(
-    grads: PyTree, sent: PyTree | None, earlier: PyTree | None, private: PyTree
-) -> PyTree:
-    """Assumes that a defence does nothing to what it sends."""
-    del sent, earlier, private
-    return grads
-
-
 class AssumedDefence(NamedTuple):
     """What an attacker assumes the defence in force to do.
 
@@ -125,6 +117,11 @@ class AssumedDefence(NamedTuple):
     draw_gates: Callable[[Rng], Gates] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
     simulate_inputs: Callable[..., tuple[Array, Array]] | None = None
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Tells whether what is sent is taken for what was computed."""
+        return self.simulate is self.simulate_update is as_sent
 
 
 class Attacker(NamedTuple):

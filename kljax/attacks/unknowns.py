@@ -14,13 +14,15 @@ from kljax.threat import View
 def searched(setting: Setting, start: Start) -> Unknown:
     """Looks in the search space of the inputs, unbounded: of images, for pixels.
 
-    Of several inputs, each begins from a draw of its own.
+    Of several inputs, each begins from a draw of its own. What an upload says of inputs
+    in plain sight is used where no defence is assumed to change it.
     """
     space, examples = setting.task.inputs.search, setting.threat.knowledge.examples
+    hold = space.hold if setting.defence.leaves_alone else None
 
     def begin(rng: Rng, view: View) -> tuple[PyTree, tuple[Params, Params]]:
         params = view.public.model
-        upload = {} if space.hold is None else view.grads.model
+        upload = {} if hold is None else view.grads.model
         return draw(rng, space.shape(params)), (params, upload)
 
     def draw(rng: Rng, shapes: PyTree) -> PyTree:
@@ -33,7 +35,7 @@ def searched(setting: Setting, start: Start) -> Unknown:
     def decode(free: PyTree, fixed: tuple[Params, Params]) -> PyTree:
         params, upload = fixed
         fed = space.decode(params, free)
-        return fed if space.hold is None else space.hold(upload, fed)
+        return fed if hold is None else hold(upload, fed)
 
     return Unknown(begin, decode, read=lambda fed, fixed: space.read(fixed[0], fed))
 
@@ -42,7 +44,7 @@ def boxed(setting: Setting, unknown: Unknown) -> Unknown:
     """Keeps what is optimised where inputs can be, after every move."""
 
     def project(free: PyTree) -> PyTree:
-        return jax.tree.map(setting.task.inputs.search.project, unknown.project(free))
+        return setting.task.inputs.search.project(unknown.project(free))
 
     return unknown._replace(project=project)
 

@@ -55,7 +55,8 @@ class SearchSpace:
         over the local steps of a client, it then moves as they do.
       hold: ``(upload, fed) -> fed``: brings candidates in line with what a gradient, or
         a change, of the parameters says of inputs in plain sight, such as where a
-        sentence ends; None where nothing is said so.
+        sentence ends; None where nothing is said so. It is left out where a defence is
+        assumed to change what is sent: a 0 may be the defence's own.
     """
 
     shape: Callable[[Params], PyTree]

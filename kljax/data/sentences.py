@@ -40,8 +40,9 @@ def sentences_of(
     Over the local steps of an update the table is trained. A replay moves the
     embeddings of a candidate by their own gradient, which is that of the rows that they
     stand for: exactly so for tokens that occur once in all of a client's examples, for
-    a row of the table moves by the sum over its places. What a penalty or a defence
-    does to the table is not replayed.
+    a row of the table moves by the sum over its places; and not exactly where the
+    table is tied to a classifier, which moves the rows of all classes. What a penalty
+    or a defence does to the table is not replayed.
 
     Args:
       length: T tokens in each sentence.
@@ -50,9 +51,10 @@ def sentences_of(
       padded: whether sentences are of different lengths: what follows their end is -1.
         A network with an argument ``padded`` is told so; it is fed zeros in the place
         of padding, where embeddings are looked for.
-      positions: path of the network's embeddings [T, d] of places. Where they have no
-        gradient, no sentence of an upload has a token: so an attacker reads off where
-        the longest sentence ends, and takes all for as long.
+      positions: path of the network's embeddings [T, d] of places. Behind the last that
+        has a gradient no sentence of an upload has a token: so an attacker reads off
+        where the longest sentence ends, and takes all for as long. Of what a defence
+        changes nothing is read off so, not even where it keeps zeros, as clipping does.
 
     Reference: Zhu, Liu, Han, "Deep Leakage from Gradients" (NeurIPS 2019), section 4.2;
     Balunović et al., "LAMP" (NeurIPS 2022), its code (nearest by cosine).
@@ -114,7 +116,10 @@ def sentences_of(
         if places is None or places.shape[:1] != shape:
             return fed
         # NaN, which is hidden, is not 0 either.
-        return jnp.where(jnp.any(places != 0, axis=1)[:, None], fed, 0.0)
+        there = jnp.any(places != 0, axis=1)
+        # A sentence has a token, and no padding in front of one.
+        real = jax.lax.cummax(there.astype(int), reverse=True) | ~jnp.any(there)
+        return jnp.where(real.astype(bool)[:, None], fed, 0.0)
 
     def draw(rng: Array, n: int) -> Array:
         return jax.random.randint(rng, (n, length), 0, count)

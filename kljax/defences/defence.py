@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
-from kljax.threat import SecretStrategy
+from kljax.threat import SecretStrategy, as_sent
 
 
 class Context(NamedTuple):
@@ -36,14 +36,6 @@ def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
     """Sends the gradient as it is."""
     del rng, context
     return grads, state
-
-
-def as_sent(
-    grads: Public, sent: Public | None, earlier: Public | None, private: Any
-) -> Public:
-    """Assumes that the gradient was sent as it is."""
-    del sent, earlier, private
-    return grads
 
 
 def as_given(rng: Rng, context: Context) -> tuple[Array, Array]:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax import defences
 from kljax.attacks import (
     Candidate,
     Objective,
@@ -20,11 +19,10 @@ from kljax.attacks import (
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
-from kljax.attacks.setting import as_sent
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Params, PyTree
 from kljax.metrics.outcomes import RESOLUTION
-from kljax.threat import Update, View, observe
+from kljax.threat import Update, View, as_sent, observe
 
 
 class Diagnosis(NamedTuple):
@@ -140,8 +138,7 @@ def replay_is_exact(
         grads=update.before_release, lock_grads=None, visible=None
     )
     truth = Candidate(update.images, update.targets, update.private)
-    done = {setting.defence.simulate, setting.defence.simulate_update}
-    untouched = done <= {as_sent, defences.as_sent} and _is(unreleased, view)
+    untouched = setting.defence.leaves_alone and _is(unreleased, view)
     if replayed is not None and untouched:
         simulated, observed = replayed  # nothing to be traced again
     else:

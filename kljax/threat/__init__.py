@@ -14,7 +14,7 @@ from kljax.threat.knowledge import (
     check_strategies,
     least_knowledge,
 )
-from kljax.threat.observation import LocalSteps, Update, View, observe
+from kljax.threat.observation import LocalSteps, Update, View, as_sent, observe
 from kljax.threat.secrets import KEYLOCK_STRATEGIES, NOTHING_HIDDEN, SecretStrategy
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "LocalSteps",
     "Update",
     "View",
+    "as_sent",
     "observe",
 ]

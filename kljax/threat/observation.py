@@ -85,6 +85,17 @@ class View(NamedTuple):
     earlier: Public | None = None
 
 
+def as_sent(
+    grads: PyTree, sent: PyTree | None, earlier: PyTree | None, private: PyTree
+) -> PyTree:
+    """Assumes that a gradient, or a change, was sent as it is.
+
+    It stands for what a defence does where that is nothing, or unknown.
+    """
+    del sent, earlier, private
+    return grads
+
+
 def observe(threat: ThreatModel, update: Update) -> View:
     """Shows what the threat model grants, and nothing else.
 

@@ -1,5 +1,6 @@
 """What is optimised in place of an image, and where the search begins."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 from toys import IMAGE_SHAPE, setting, threat
 
 from kljax.attacks import around, boxed, constant, decoded, normal, searched, upsampled
-from kljax.core.inputs import images_of
+from kljax.core.inputs import SearchSpace, images_of, several_of
 from kljax.core.types import Public
-from kljax.defences import none
+from kljax.data.sentences import sentences_of
+from kljax.defences import magnitude_pruning, none
 
 RNG = jax.random.key(6)
 VIEW = SimpleNamespace(public=Public({}))  # all that a search in pixels looks at
@@ -40,6 +42,44 @@ def test_boxed_unknowns_stay_where_images_are():
     np.testing.assert_array_equal(boxed_pixels.project(moved), [0, 0.25, 1])
     twice = boxed(ground(), boxed_pixels._replace(project=lambda x: x + 1))
     np.testing.assert_array_equal(twice.project(moved), [0.5, 1, 1])
+
+
+def test_each_of_several_inputs_is_boxed_by_its_own_space():
+    table = dataclasses.replace(
+        images_of((2, 2, 1)),
+        search=SearchSpace(shape=lambda params: (2, 2, 1), project=lambda x: x + 10),
+    )
+    inputs = several_of({"image": images_of((2, 2, 1)), "row": table}, primary="image")
+    here = setting(threat(examples=1), none(), inputs=inputs)
+    unknown = boxed(here, searched(here, constant(7.0)))
+    free, _ = begin(unknown)
+    projected = unknown.project(free)
+    assert np.all(projected["image"] == 1) and np.all(projected["row"] == 17)
+
+
+TEXT = sentences_of(4, [f"▁{n}" for n in range(5)], padded=True)
+
+
+@pytest.mark.parametrize(
+    ("defence", "places", "real"),
+    (
+        (none(), (1, 1, 0, 0), (1, 1, 0, 0)),
+        (none(), (1, 0, 1, 0), (1, 1, 1, 0)),  # no padding in front of a token
+        (none(), (1, np.nan, np.nan, 0), (1, 1, 1, 0)),
+        (none(), (0, 0, 0, 0), (1, 1, 1, 1)),  # no sentence is empty
+        (magnitude_pruning(0.5), (1, 1, 0, 0), (1, 1, 1, 1)),
+    ),
+)
+def test_a_row_of_zeros_is_padding_only_where_nothing_is_changed(defence, places, real):
+    params = {"tokens/embedding": jnp.eye(5)}
+    grads = {"positions": jnp.outer(jnp.array(places, float), jnp.ones(5))}
+    view = SimpleNamespace(public=Public(params), grads=Public(grads))
+    here = setting(threat(examples=2), defence, inputs=TEXT)
+    unknown = searched(here, constant(1.0))
+    free, fixed = unknown.start(RNG, view)
+    fed = unknown.decode(free, fixed)
+    np.testing.assert_array_equal(np.any(fed != 0, axis=-1), [real] * 2)
+    np.testing.assert_array_equal(unknown.read(fed, fixed) >= 0, [real] * 2)
 
 
 def test_decoded_sends_latents_through_the_decoder():
