@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from studies import scored, study
+from studies import scored, study, tiny
 from toys import (
     CLASSES,
     IMAGE_SHAPE,
@@ -19,6 +19,7 @@ from toys import (
     toy_model,
 )
 
+from kljax.attacks.presets import PRESETS
 from kljax.core.types import Public
 from kljax.defences import (
     Context,
@@ -34,6 +35,8 @@ from kljax.defences import (
 from kljax.defences.arms import check_upload, parse_arm, unplaced_sites
 from kljax.federated.clients import Batches, local_training, local_update, one_step
 from kljax.models.losses import cross_entropy
+from kljax.studies.builder.study import build_study
+from kljax.studies.sweeps.legality import is_legal
 
 IMAGES = random_images(3, *IMAGE_SHAPE)
 TARGETS = np.eye(CLASSES, dtype=np.float32)[[1, 0, 2]]
@@ -200,6 +203,19 @@ def test_who_simulates_inputs_looks_for_what_is_behind_them():
 def test_what_nobody_can_simulate_is_refused(arm, message):
     with pytest.raises(ValueError, match=message):
         parse_arm(arm, unplaced_sites(), {})
+
+
+CLOSED_FORMS = [name for name, row in PRESETS.items() if row.objective is None]
+
+
+@pytest.mark.parametrize("attack", CLOSED_FORMS)
+def test_a_closed_form_simulates_no_inputs(attack):
+    arm = "obscured-inputs=3,0.1,0.5"
+    knowing = tiny(arms=(f"{arm}/simulate",), attack=attack)
+    for check in (build_study, is_legal):
+        with pytest.raises(ValueError, match=f"3,0.1,0.5/simulate': attack '{attack}'"):
+            check(knowing)
+    assert is_legal(tiny(arms=(arm,), attack=attack))
 
 
 def test_inputs_of_local_steps_are_not_simulated():

@@ -97,16 +97,30 @@ def test_it_attacks_a_study_and_stands_in_its_rows():
         "gaussian-noise=0.01/unaware",
         "magnitude-pruning=0.1+gaussian-noise=0.01",
         "norm-clipping=1",
+        "example-clipping=1+gaussian-noise=0.01",
+        "gaussian-noise=0+gaussian-noise=0.01",
     ),
 )
 def test_what_has_no_density_is_refused(arm):
     config = tiny(arms=(arm,), attack="likelihood")
     with pytest.raises(
-        ValueError, match=f"arm '{re.escape(arm)}': attack 'likelihood' needs"
+        ValueError,
+        match=f"arm '{re.escape(arm)}': attack 'likelihood' needs.*nothing to a "
+        "computed gradient but add one noise above 0",
     ):
         build_study(config)
     with pytest.raises(ValueError, match="needs the density"):
         is_legal(config)
+
+
+@pytest.mark.parametrize(
+    "before", ("none", "keylock", "obscured-inputs=3,0.1,0.5", "selective-random")
+)
+def test_what_leaves_the_computed_gradient_alone_keeps_the_density(before):
+    """Inputs, gates and what is hidden are no change of a computed gradient."""
+    secret = "/known" if before == "keylock" else ""
+    arm = f"{before}+gaussian-noise=0.01{secret}"
+    assert is_legal(tiny(arms=(arm,), attack="likelihood"))
 
 
 def test_a_strength_of_0_is_refused_where_a_compilation_is_shared():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks import AssumedDefence, Setting
-from kljax.attacks.presets import Preset
+from kljax.attacks.presets import PRESETS, Preset
 from kljax.attacks.visibility import without_gaps, zeros_for_hidden
 from kljax.core.drawing import draw_jointly
 from kljax.core.files import brief
@@ -83,9 +83,27 @@ def check_density(config: LeakConfig, arm: Arm, preset: Preset) -> None:
         where = "@update" if config.upload == "update" else ""
         raise ValueError(
             f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
-            "uploaded, and there is none for this attacker: take an arm whose only "
-            f"change of the upload is noise above 0, such as gaussian-noise{where}="
-            "0.01, or another attack"
+            "uploaded, and there is none for this attacker: take an arm that does "
+            "nothing to a computed gradient but add one noise above 0, such as "
+            f"gaussian-noise{where}=0.01, or another attack"
+        )
+
+
+def check_simulated_inputs(config: LeakConfig, arm: Arm) -> None:
+    """Refuses to simulate what takes the place of inputs where nothing is replayed.
+
+    A closed form solves for what was trained on. Whether a user's attack replays its
+    candidates nobody knows.
+
+    Raises:
+      ValueError: with the arm.
+    """
+    preset = PRESETS.get(config.attack)
+    if arm.simulates_inputs and preset is not None and preset.objective is None:
+        raise ValueError(
+            f"arm {arm.name!r}: attack {config.attack!r} is a closed form, which "
+            "replays no candidate, and so cannot replace one as the defence does: drop "
+            "'/simulate', or take an attack that searches, such as 'matching'"
         )
 
 

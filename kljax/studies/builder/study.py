@@ -38,6 +38,7 @@ from kljax.studies.builder.attacker import (
     check_density,
     check_labels,
     check_simulated,
+    check_simulated_inputs,
 )
 from kljax.studies.builder.drawn_client import (
     Client,
@@ -182,6 +183,7 @@ def _build_arm_attack(
     check_norm(config, task.network, arm)
     check_upload(arm, config.upload)
     check_density(config, arm, preset)
+    check_simulated_inputs(config, arm)
     threat = declare_threat(config, arm, preset)
     check_labels(config, arm, threat.strategy.labels)
     model, captured = study.networks[arm.norm], study.captured

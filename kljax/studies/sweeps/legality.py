@@ -16,7 +16,11 @@ from kljax.defences import arms
 from kljax.defences.arms import Arm, unplaced_sites
 from kljax.models import NETWORKS, losses
 from kljax.studies.builder import task
-from kljax.studies.builder.attacker import check_density, check_labels
+from kljax.studies.builder.attacker import (
+    check_density,
+    check_labels,
+    check_simulated_inputs,
+)
 from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.threat import KNOWLEDGE, LABEL_STRATEGIES, IllegalThreat
@@ -33,6 +37,7 @@ def is_legal(config: LeakConfig) -> bool:
     try:
         arm, preset = _arm(config), find_preset(config.attack)
         check_density(config, arm, preset)
+        check_simulated_inputs(config, arm)
         check_labels(config, arm, config.labels or preset.labels)
         declare_threat(config, arm, preset)
     except IllegalThreat:
