@@ -71,6 +71,8 @@ class Transform(NamedTuple):
       log_prob: ``(seen, simulated) -> []``, the log-density of what is seen, given what
         `simulate` makes of the client's gradient; None where there is none, or nobody
         has written it down.
+      log_prob_degree: with which power of ``seen - simulated`` it falls from where the
+        two are equal; None where it is highest elsewhere, or nobody knows.
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
@@ -78,6 +80,7 @@ class Transform(NamedTuple):
     init_state: Callable[[Public], PyTree]
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
+    log_prob_degree: int | None = None
 
 
 SEND_ALL = Transform(send_all, as_sent, no_state)
@@ -120,7 +123,8 @@ class Defence(NamedTuple):
       per_example: ``grads -> grads`` of one example alone, before the mean over the
         batch is taken; None where no example is looked at alone. Norm layers in train
         mode then have the statistics of one example.
-      release, simulate, init_state, undo, log_prob: of each gradient, see `Transform`.
+      release, simulate, init_state, undo, log_prob, log_prob_degree: of each gradient,
+        see `Transform`.
       update: the same for the whole change of a local training, after its last step.
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
@@ -138,6 +142,7 @@ class Defence(NamedTuple):
     init_state: Callable[[Public], PyTree] = no_state
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
+    log_prob_degree: int | None = None
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
 
@@ -296,4 +301,4 @@ def _in_order(members: list[Transform]) -> Transform:
 
     if len(acting) > 1:
         return Transform(release, simulate, init_state)
-    return Transform(release, simulate, init_state, acting[0].undo, acting[0].log_prob)
+    return acting[0]._replace(release=release, simulate=simulate, init_state=init_state)

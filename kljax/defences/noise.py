@@ -26,7 +26,7 @@ def gaussian_noise(std: float | Array) -> Defence:
 
     Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
     """
-    return _added(std, jax.random.normal, stats.norm.logpdf, std)
+    return _added(std, jax.random.normal, stats.norm.logpdf, std, 2)
 
 
 def laplace_noise(std: float | Array) -> Defence:
@@ -44,7 +44,7 @@ def laplace_noise(std: float | Array) -> Defence:
 
     Reference: Zhu et al., "Deep Leakage from Gradients" (NeurIPS 2019), section 5.
     """
-    return _added(std, jax.random.laplace, stats.laplace.logpdf, std / 2**0.5)
+    return _added(std, jax.random.laplace, stats.laplace.logpdf, std / 2**0.5, 1)
 
 
 def _added(
@@ -52,6 +52,7 @@ def _added(
     draw: Callable[..., Array],
     logpdf: Callable[[Array, Array, float | Array], Array],
     scale: float | Array,
+    degree: int,
 ) -> Defence:
     """Adds independent noise.
 
@@ -60,6 +61,7 @@ def _added(
       draw: ``(rng, shape, dtype) -> noise`` of scale 1.
       logpdf: ``(x, mean, scale) -> log-density`` of each entry.
       scale: of the noise.
+      degree: of the log-density, see `kljax.defences.Transform`.
     """
     if is_concrete(std) and not std >= 0:
         raise ValueError(f"std must be >= 0, got {std!r}")
@@ -87,4 +89,6 @@ def _added(
         return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
 
     exact = is_concrete(std) and std == 0
-    return Defence(release=release, log_prob=None if exact else log_prob)
+    if exact:
+        return Defence(release=release)
+    return Defence(release=release, log_prob=log_prob, log_prob_degree=degree)

@@ -54,7 +54,9 @@ def success(ssim: float) -> bool:
     return bool(ssim >= SUCCESS_SSIM)
 
 
-def loss_floor(loss_at_truth: float, loss_scale: float, degree: int = 2) -> float:
+def loss_floor(
+    loss_at_truth: float, loss_scale: float, degree: int | None = 2
+) -> float:
     """Gives the matching loss at or below which the gradient counts as matched.
 
     max(loss_at_truth, RESOLUTION**degree * loss_scale). `loss_at_truth` is the
@@ -62,7 +64,8 @@ def loss_floor(loss_at_truth: float, loss_scale: float, degree: int = 2) -> floa
     objective when the faintest tensor of the gradient is missed altogether; `degree`
     says with which power of what is missed the objective falls to 0: 2 for squared
     distances and cosines, 1 for norms. A sum of both is of degree 1, which is lenient
-    where the squares are the larger part.
+    where the squares are the larger part. Of an objective without a known degree (None)
+    nothing above loss_at_truth counts.
 
     Raises ValueError if a loss is not finite, the scale is negative, or the degree is
     not positive.
@@ -76,6 +79,8 @@ def loss_floor(loss_at_truth: float, loss_scale: float, degree: int = 2) -> floa
     # A cosine distance at the truth may round to just below 0; the scale may not.
     if loss_scale < 0:
         raise ValueError(f"loss_floor: loss_scale is {loss_scale}; it must be >= 0")
+    if degree is None:
+        return float(loss_at_truth)
     if degree <= 0:
         raise ValueError(f"loss_floor: degree is {degree}; it must be > 0")
     return max(float(loss_at_truth), RESOLUTION**degree * float(loss_scale))

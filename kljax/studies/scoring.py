@@ -20,6 +20,7 @@ from kljax.attacks.presets import find_preset
 from kljax.core.folders import optional
 from kljax.core.inputs import InputSpec
 from kljax.data import Dataset, select
+from kljax.defences.arms import Arm, last_transform
 from kljax.metrics import COLUMNS, Column
 from kljax.metrics.kinds import Kind, find_kind
 from kljax.studies.config import LeakConfig
@@ -184,7 +185,7 @@ def _arm_rows(
     found, kind = attacked.reconstruction, find_kind(result.dataset.inputs)
     targets = result.dataset.targets
     spent = found.numbers.get("evaluations")  # a user's attack need not count
-    degree = find_preset(result.config.attack).degree
+    degree = _degree(result.config, arm.arm)
     labels = arm.threat.strategy.labels
     rows = []
     for n, order in enumerate(_orders(arm, result)):
@@ -243,6 +244,12 @@ def _arm_rows(
             }
             rows.append(row)
     return rows
+
+
+def _degree(config: LeakConfig, arm: Arm) -> int | None:
+    """Gives the degree of the attack's objective, see `kljax.metrics.loss_floor`."""
+    degree = find_preset(config.attack).degree
+    return last_transform(arm.defence).log_prob_degree if degree is None else degree
 
 
 def _row(

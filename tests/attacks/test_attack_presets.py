@@ -141,7 +141,7 @@ class Values(NamedTuple):
 
     labels: str
     options: dict[str, object]
-    degree: int = 2
+    degree: int | None = 2
     needs: Mapping[str, str] = MappingProxyType({})
 
 
@@ -162,6 +162,7 @@ GOLDEN = {
             "statistics": 0.01,
         },
     ),
+    "likelihood": Values("recovered", {"variation": 0.0}, degree=None),  # kljax's own
     "tag": Values("recovered", {"alpha": 0.01, "learning_rate": 0.1}, degree=1),
     "inverting-gradients": Values(
         "recovered", {"variation": 1e-4, "learning_rate": 0.1}

@@ -17,6 +17,7 @@ from kljax.attacks.presets import find_preset, negative_log_likelihood
 from kljax.core.types import Public
 from kljax.defences import gaussian_noise, laplace_noise, none
 from kljax.defences.arms import parse_arm, unplaced_sites
+from kljax.studies import scoring
 from kljax.studies.builder.attacker import check_density
 from kljax.studies.builder.study import build_study
 from kljax.studies.sweeps.legality import is_legal
@@ -66,6 +67,41 @@ def test_under_gaussian_noise_it_is_the_squared_distance_of_dlg():
             np.testing.assert_allclose(objective(one, other), distance, rtol=1e-5)
 
 
+@NOISES
+def test_it_falls_with_the_power_of_the_difference_that_the_noise_says(
+    defence, peer, scale
+):
+    del peer, scale
+    objective, seen, along = (
+        negative_log_likelihood(setting(defence)),
+        *map(upload, (1, 2)),
+    )
+
+    def at(size):
+        return objective(jax.tree.map(lambda x, d: x + size * d, seen, along), seen)
+
+    assert at(1.0) / at(0.1) == pytest.approx(10**defence.log_prob_degree, rel=1e-3)
+
+
+def test_the_loss_floor_has_the_degree_of_the_noise():
+    """Through a chain and on the update, too; of a user's density nobody knows it."""
+    config = tiny(attack="likelihood")
+    for text, degree in (
+        ("gaussian-noise=0.1", 2),
+        ("laplace-noise=0.1", 1),
+        ("keylock+laplace-noise=0.1/known", 1),
+        ("none+laplace-noise@update=0.1", 1),
+        (f"{__name__}:noise_of_unknown_degree=0.1", None),
+    ):
+        arm = parse_arm(text, unplaced_sites(), {})
+        assert scoring._degree(config, arm) == degree
+        assert scoring._degree(tiny(attack="tag"), arm) == 1
+
+
+def noise_of_unknown_degree(std):
+    return gaussian_noise(std)._replace(log_prob_degree=None)
+
+
 def test_hidden_entries_make_no_difference():
     """They are zeros on both sides, as every objective is shown them."""
     objective = negative_log_likelihood(setting(laplace_noise(0.3)))
@@ -87,6 +123,11 @@ def test_it_attacks_a_study_and_stands_in_its_rows():
     for row in rows:
         # Half the square of a standard normal number per entry, or one exponential.
         assert 0 < row["matching_loss_at_truth"] and np.isfinite(row["matching_loss"])
+        degree = row["matching_loss_degree"]
+        assert degree == (1 if row["arm"].startswith("laplace") else 2)
+        resolved = 1e-3**degree * row["matching_loss_scale"]
+        floor = max(row["matching_loss_at_truth"], resolved)
+        assert row["matching_loss_floor"] == pytest.approx(floor)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_loss_floor_is_the_larger_of_truth_and_resolution():
     # A gradient may be faint, or nothing; a degree may be below 1.
     assert loss_floor(0.0, 0.25) == pytest.approx(2.5e-7)
     assert loss_floor(0.0, 0.0) == 0
+    assert loss_floor(0.5, 1e9, degree=None) == 0.5
     assert loss_floor(0.0, 4.0, degree=0.5) == pytest.approx(4 * 1e-3**0.5)
 
 

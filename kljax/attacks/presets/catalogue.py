@@ -51,7 +51,8 @@ class Preset(NamedTuple):
       inserts: what a malicious server puts in front of the network, of every arm;
         None for the network as it was agreed on.
       inputs: kinds of input that the attack looks for; None for any kind.
-      degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`.
+      degree: of the objective near its lowest value, see `kljax.metrics.loss_floor`;
+        None for that of the density of what is sent (`Transform.log_prob_degree`).
       columns: `kljax.metrics.Column` of each of its ``numbers`` that kljax has none of.
       dials: options of `build`, numbers, that one compiled attack takes as data; others
         are part of the program.
@@ -66,7 +67,7 @@ class Preset(NamedTuple):
     objective: Callable[[Setting], Objective] | None
     needs: Mapping[str, str] = MappingProxyType({})
     inserts: Insertion | None = None
-    degree: int = 2
+    degree: int | None = 2
     columns: tuple[Any, ...] = ()
     inputs: tuple[str, ...] | None = ("image",)
     dials: tuple[str, ...] = ()
@@ -95,6 +96,7 @@ PRESETS: dict[str, Preset] = {
         likelihood,
         "recovered",
         negative_log_likelihood,
+        degree=None,
         dials=("variation",),
         density=True,
     ),
