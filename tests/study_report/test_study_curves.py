@@ -316,6 +316,16 @@ def test_a_field_of_another_version_separates(tmp_path):
     assert len(network_differences(attacked | {"chained": True}, old)) == 1
 
 
+@pytest.mark.parametrize("kind", ("image", "text", None))
+def test_weights_that_follow_from_the_data_pair_by_the_kind_of_inputs(kind):
+    attacked = {"model": "mine:Net", "data": "mine:data", "init": None}
+    for limit in (0.0, 0.5):
+        trained = attacked | {"init": limit}
+        same = kind is None or (kind == "image") == (limit == 0.5)
+        found = network_differences(attacked, trained, kind=kind)
+        assert (found == []) == same, (limit, found)
+
+
 def test_how_it_was_trained_or_attacked_separates_nothing(tmp_path):
     axes = {"arm": {"none": {"arm": "none"}}}
     fixed = {"steps": 7, "examples": 2, "weights": "shared", "victims": 4}

@@ -63,6 +63,23 @@ def test_an_id_says_what_changes_results_and_nothing_else():
         cell(arms=("none", "bn-control"))
 
 
+def test_weights_that_follow_from_the_data_are_in_the_id():
+    """The name of a model alone once said 0.5, and text gives 0."""
+    of_text = {"model": "rvnet:Net", "data": "text", "attack": "dlg"}
+    drawn = cell(**of_text, init=0.5)
+    assert drawn.id == "fedbc1e4b429"  # as it was when nothing was said
+    assert cell(**of_text).id == cell(**of_text, init=0).id != drawn.id
+    assert identity(cell(**of_text).config)["init"] == 0
+    # Of data of somebody's own nobody knows without loading them.
+    of_own = {"model": "rvnet:Net", "data": "mine:data"}
+    ids = {cell(**of_own, **c).id for c in ({}, {"init": 0}, {"init": 0.5})}
+    assert len(ids) == 3
+    # A run says how its weights were drawn.
+    assert "init" not in identity(cell(**of_own, from_run="runs/fl").config)
+    for image in ({"model": "rvnet:Net"}, {"data": "photos"}):
+        assert "init" not in identity(cell(**image).config)
+
+
 # Another legal value of every field.
 OTHER = {
     "model": "dense",

@@ -51,6 +51,18 @@ def test_what_changes_no_result_changes_nothing():
     assert difference(kept(OLD), elsewhere).kind == "same"
 
 
+def test_weights_that_were_drawn_otherwise_are_a_change():
+    """An old study has the id of weights from U(-.5, .5), and does not say so."""
+    names = {"model": "rvnet:Net", "data": "text", "attack": "dlg", "arms": ("none",)}
+    new = [make_cell({"arm": "none"}, LeakConfig(**names))]
+    old = [cell._replace(id="fedbc1e4b429") for cell in kept(new)]
+    assert difference(old, new).kind == "changed"
+    said = [make_cell({"arm": "none"}, LeakConfig(**names, init=0.5))]
+    assert difference(old, said).changes == ("init 0.0 -> 0.5 in 1 cell",)
+    with pytest.raises(ValueError, match="not the same in both"):
+        merge(old, new)
+
+
 def test_more_points_only_add_cells():
     new = cells(arm=["none", "bn-control", "keylock/known"], seed=[0, 1, 2])
     found = difference(kept(OLD), new)

@@ -80,6 +80,14 @@ def weights_limit(model: str, data: str) -> float | None:
     return None if ":" in data and not is_path(data) else weights_limit_of("image")
 
 
+def named_limit(model: str) -> float:
+    """Gives the limit that a cell's id leaves out: that of the model's kind of input.
+
+    Of a model of somebody's own it is that of images, whatever its data are.
+    """
+    return weights_limit_of(NETWORKS[model].inputs if model in NETWORKS else "image")
+
+
 def weights_limit_of(kind: str) -> float:
     """Gives the `init` of a study of a kind of input, if nothing is said."""
     return 0.0 if kind == "text" else 0.5

@@ -12,7 +12,7 @@ from typing import Any
 
 from kljax.defences.arms import KINDS
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig, TrainConfig
-from kljax.studies.config.leak import weights_limit
+from kljax.studies.config.leak import weights_limit, weights_limit_of
 
 # What neither says of a network: which of its defences, which repetition, where.
 NEITHER = frozenset(
@@ -116,7 +116,10 @@ def is_gated(arm: str) -> bool:
 
 
 def network_differences(
-    attacked: Mapping[str, Any], trained: Mapping[str, Any], gated: bool = True
+    attacked: Mapping[str, Any],
+    trained: Mapping[str, Any],
+    gated: bool = True,
+    kind: str | None = None,
 ) -> list[str]:
     """Lists where an attacked network and a trained one are not the same.
 
@@ -126,6 +129,8 @@ def network_differences(
       attacked: configuration of a cell, as JSON has it.
       trained: configuration of a run, as JSON has it.
       gated: whether the arm has gates, see `is_gated`.
+      kind: of the inputs that were attacked, as rows say it; None where that is not
+        known, and then an `init` that follows from the data is no difference.
 
     Returns:
       Of each field that differs, its name and both values in words.
@@ -143,6 +148,8 @@ def network_differences(
         if name == "init" and here is None:  # whatever suits the network
             names = (attacked.get(field, "") for field in ("model", "data"))
             here = weights_limit(*names)
+            if here is None:  # whatever suits the data
+                here = there if kind is None else weights_limit_of(kind)
         if here != there:
             differences.append(f"{name} is {here!r} attacked and {there!r} trained")
     return differences

@@ -146,7 +146,8 @@ def _why_apart(run: Run, pool: Pool) -> list[str]:
     cells = [cell["config"] for cell in pool.cells]
     attacked = {config.get("from_run") for config in cells} - {None}
     if not attacked:
-        return network_differences(cells[0], run.config, is_gated(defence))
+        gated = is_gated(defence)
+        return network_differences(cells[0], run.config, gated, pool.kind)
     if any(Path(path).resolve() == run.folder.resolve() for path in attacked):
         return []
     return [f"attacked was {', '.join(sorted(attacked))}"]

@@ -13,7 +13,7 @@ from kljax.core.registry import nearest
 from kljax.defences.arms import split_combination
 from kljax.studies.builder.attack_options import without_dials
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig
-from kljax.studies.config.leak import weights_limit
+from kljax.studies.config.leak import named_limit, weights_limit
 from kljax.studies.sweeps.fields import DEFAULTS, in_floats
 
 DIGITS = 12  # of an id
@@ -56,14 +56,21 @@ def identity(config: LeakConfig) -> dict[str, Any]:
     Fields at their default are left out, so that a field that is added to the
     configuration later leaves the ids of older cells alone. A default that is changed
     gives old ids another meaning; `kljax.studies.sweeps.difference` finds that.
+    Of `init` the limit that the model's name says is left out; one that follows from
+    the data is listed.
     """
     fields = {}
     for field in dataclasses.fields(LeakConfig):
         name, value = field.name, getattr(config, field.name)
         if name in NO_RESULTS:
             continue
-        if name == "init" and value == weights_limit(config.model, config.data):
-            continue  # said or not, the weights are the same
+        if name == "init" and not (value is None and config.from_run):
+            # Said or not, the weights are the same. None where only data tell the
+            # limit: then no id says it.
+            value = weights_limit(config.model, config.data) if value is None else value
+            if value != named_limit(config.model):
+                fields[name] = value if value is None else _plain(name, value)
+            continue
         # The number of default arms may change; that of a cell is always one.
         if name == "arms" or value != getattr(DEFAULTS, name):
             fields[name] = _plain(name, value)

@@ -127,9 +127,12 @@ def _differences(one: Cell, other: Cell) -> list[str]:
     def value(fields: Mapping[str, Any], name: str) -> Any:
         return fields[name] if name in fields else getattr(DEFAULTS, name)
 
+    def words(cell: Cell, fields: Mapping[str, Any], name: str) -> str:
+        return repr(fields.get(name, getattr(cell.config, name)))
+
     left, right = identity(one.config), identity(other.config)
     differences = [
-        f"{name} {value(left, name)!r} -> {value(right, name)!r}"
+        f"{name} {words(one, left, name)} -> {words(other, right, name)}"
         for name in dict.fromkeys((*left, *right))
         if value(left, name) != value(right, name)
     ]
