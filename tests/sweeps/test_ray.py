@@ -7,15 +7,13 @@ import sys
 import time
 
 import pytest
-from small import TESTS, parts, sweep_of
+from small import TESTS, parts
 
 from kljax import cli
 from kljax.studies import store
 from kljax.studies.store.failures import read_failures
-from kljax.studies.store.manifest import make_manifest, plan
-from kljax.studies.sweeps import expand, on_ray, ray_worker
-from kljax.studies.sweeps.computing import Limits, Task
-from kljax.studies.sweeps.ray_queue import TRIES, TaskQueue
+from kljax.studies.sweeps import on_ray, ray_worker
+from kljax.studies.sweeps.computing import Limits
 
 MINE = '''
 """A user's own metrics, one of which is in a module beside it."""
@@ -282,39 +280,3 @@ def test_without_ray_a_sweep_says_how_to_get_it(folder, monkeypatch, capsys):
     assert cli.main(["sweep", "file.toml", "--ray"]) == 2
     assert "pip install 'kljax[ray]'" in capsys.readouterr().err
     assert not (folder / "runs").exists()
-
-
-# --- which chunk comes next ---------------------------------------------------------
-
-
-def tasks_of(sweep):
-    """Lists all chunks of a sweep, as missing."""
-    groups = plan(make_manifest("few", sweep, expand(sweep), 8))
-    return [Task(group, c, c.pieces) for group in groups for c in group.chunks]
-
-
-def test_workers_get_one_group_after_another_and_spread_over_groups():
-    tasks = tasks_of(sweep_of())  # two groups, of 3 and of 5 chunks
-    small, large = dict.fromkeys(task.group.name for task in tasks)
-    queue = TaskQueue(tasks)
-    assert queue.take(None, {}, ()) == tasks[0]
-    # Not begun by a second worker before its layout is known.
-    assert queue.take(None, {small: 1}, ()) == tasks[3]
-    assert queue.take(None, {small: 1, large: 1}, ()) is None
-    known = {small, large}
-    assert queue.take(None, {small: 2, large: 1}, known) == tasks[4]
-    assert queue.take(small, {small: 2, large: 1}, known) == tasks[1]
-    assert queue.take(small, {}, known) == tasks[2]
-    assert queue.take(small, {}, known) == tasks[5]  # its group is dealt out
-    assert queue and [queue.take(large, {}, known) for _ in range(2)] == tasks[6:]
-    assert not queue and queue.take(large, {}, known) is None
-
-
-def test_a_lost_chunk_comes_first_again_and_not_for_ever():
-    tasks = tasks_of(sweep_of())
-    queue = TaskQueue(tasks)
-    for attempt in range(1, TRIES + 1):
-        assert queue.take(None, {}, ()) == tasks[0]
-        assert queue.tries[tasks[0].chunk.name] == attempt
-        assert queue.give_back(tasks[0]) == (attempt < TRIES)
-    assert queue.take(None, {}, ()) == tasks[1]

@@ -106,7 +106,11 @@ def count_victims(group: Group) -> int:
 
 
 class GroupRunner:
-    """Runs the chunks of one group with one compiled function."""
+    """Runs the chunks of one group with one compiled function.
+
+    Attributes:
+      layout: of all its chunks; None before the first, unless it was given.
+    """
 
     def __init__(
         self,
@@ -116,7 +120,7 @@ class GroupRunner:
         floors: "FloorsKept",
     ):
         """Takes the number of victims in the group, and how it was laid out before."""
-        self._victims, self._layout = victims, layout
+        self._victims, self.layout = victims, layout
         self._limits, self._floors = limits, floors
         self._first: Study | None = None  # whose functions all cells share
         self._studies: dict[str, Study] = {}
@@ -153,7 +157,7 @@ class GroupRunner:
             except Exception as error:
                 rows.pop(piece.name, None)
                 new[piece.cell.id] = make_failure(piece.cell, error)
-        return Computed(rows, images_of_cells, timing, new, self._layout)
+        return Computed(rows, images_of_cells, timing, new, self.layout)
 
     def _run_apart(
         self, pieces: list[Piece], failed: set[str], new: dict[str, Failure]
@@ -164,7 +168,7 @@ class GroupRunner:
             {cell: some for part in parts for cell, some in part.images.items()},
             _sum(part.timing for part in parts),
             new | {cell: why for part in parts for cell, why in part.failed.items()},
-            self._layout,
+            self.layout,
         )
 
     def _prepare(self, cell: Cell) -> None:
@@ -188,10 +192,10 @@ class GroupRunner:
         (first,) = self._first.attacks
         with jax.default_matmul_precision(self._first.config.precision):
             fitted = NO_TIME
-            if self._layout is None:
-                self._layout, fitted = self._lay_out(first, inputs)
+            if self.layout is None:
+                self.layout, fitted = self._lay_out(first, inputs)
             draws = first.client.draws
-            run = map_victims(first.attack_one, self._layout, draws=draws, full=True)
+            run = map_victims(first.attack_one, self.layout, draws=draws, full=True)
             attacked, timing = run(*inputs)
         timing = _sum([fitted, timing])
         results, start = [], 0

@@ -49,12 +49,14 @@ class TaskQueue:
             return None
         # Else to where the fewest are: every worker there compiles the group anew.
         fewest = min(names, key=lambda name: at_work.get(name, 0))
-        task = self._waiting[compiled if compiled in names else fewest].popleft()
+        return self._waiting[compiled if compiled in names else fewest].popleft()
+
+    def begin(self, task: Task) -> None:
+        """Counts a try of a chunk that was taken."""
         self.tries[task.chunk.name] += 1
-        return task
 
     def give_back(self, task: Task) -> bool:
-        """Puts back what a lost worker had begun, unless it was tried often enough."""
+        """Puts back what a lost worker had taken, unless it was tried often enough."""
         again = self.tries[task.chunk.name] < TRIES
         if again:
             self._waiting[task.group.name].appendleft(task)

@@ -67,6 +67,9 @@ class Worker:
             os.chdir(site.folder)
         return Joined(find_problems(site), device(), jax.local_device_count())
 
+    def answer(self) -> None:
+        """Shows that the worker is there."""
+
     def attack(
         self,
         group: str,
@@ -80,11 +83,13 @@ class Worker:
         Args:
           group: its name.
           victims: in the whole group.
-          layout: that the group was begun with.
+          layout: that the group was begun with; None if that is not known yet.
           pieces: to attack.
           failed: ids of cells that are not tried.
         """
-        if group != self._group:
+        # The worker may have begun the group itself, and another one have been first.
+        other = layout is not None and self._runner and self._runner.layout != layout
+        if group != self._group or other:
             self._runner = GroupRunner(victims, layout, self._limits, self._floors)
             self._group = group
         return self._runner.run(pieces, failed)
