@@ -141,8 +141,14 @@ def run_sweep(job: Sweep, console: Console) -> None:
 
 def _place_of(job: Sweep) -> dict[str, Any]:
     """Says where a sweep is computed, and how it is laid out there."""
-    if job.ray is None or job.dry_run:
+    if job.ray is None:
+        if job.ray_cpus is not None:
+            raise ValueError("--ray-cpus is of the workers of --ray, which is missing")
         return job.layout_of("victims")
+    if job.dry_run:
+        raise ValueError(
+            "--ray and --dry-run exclude each other: the probe runs on this machine"
+        )
     if len(job.ray) > 1:
         raise ValueError(f"--ray takes one address, got {' '.join(job.ray)}")
     if (job.layout_kind is None) != (job.layout_chunk is None):

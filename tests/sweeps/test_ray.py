@@ -280,3 +280,24 @@ def test_without_ray_a_sweep_says_how_to_get_it(folder, monkeypatch, capsys):
     assert cli.main(["sweep", "file.toml", "--ray"]) == 2
     assert "pip install 'kljax[ray]'" in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    (
+        (
+            ["--ray-cpus", "1"],
+            "--ray-cpus is of the workers of --ray, which is missing",
+        ),
+        (["--ray", "local", "--dry-run"], "--ray and --dry-run exclude each other"),
+    ),
+)
+def test_options_of_ray_that_would_do_nothing_are_refused(
+    folder, monkeypatch, capsys, options, said
+):
+    monkeypatch.setattr(cli.sweep, "say_what_it_takes", lambda *_: None)
+    # A cell that does not exist, so that nothing is computed if they are not refused.
+    (folder / "file.toml").write_text('[fixed]\nmodel = "none such"\n')
+    assert cli.main(["sweep", "file.toml", *options]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "runs").exists()
