@@ -67,6 +67,18 @@ def made(**options):
     return task.make_model(config, network, dataset, norm=False)
 
 
+def test_a_users_data_are_made_once(monkeypatch):
+    calls, make = [], outside_package.ramps
+
+    def counted(shape):
+        calls.append(shape)
+        return make(shape)
+
+    monkeypatch.setattr(outside_package, "ramps", counted)
+    study = build_study(LEAK(model="outside_package:Tiny"))
+    assert study.config.init == 0.5 and len(calls) == 1
+
+
 def test_init_draws_the_weights_of_a_users_network():
     own, drawn = weights(made(init=0)), weights(made(init=0.25))
     for name, values in drawn.items():

@@ -20,6 +20,7 @@ from kljax.core.targets import (
     sequences_of,
 )
 from kljax.core.types import Private, Public
+from kljax.data.sentences import sentences_of
 from kljax.defences import none
 from kljax.federated.clients import Batches, local_training
 from kljax.models import from_nnx, losses
@@ -73,6 +74,7 @@ def test_what_is_stored_comes_back_from_what_is_trained_towards(kind):
         ("sequences", TOKENS + 1, r"example 1 .* 0 to 4; .*\[0, 4\)"),
         ("sequences", -np.ones((4, 3), int), "one token is needed"),
         ("numbers", PRICES * np.nan, "example 0 .*nan.*finite"),
+        ("numbers", PRICES.astype(np.float64) * 1e300, "example 0 .*e.299.*float32"),
         ("numbers", PRICES[:, 0], r"shape \(4,\); give \[n, 1\]"),
         ("numbers", PRICES[:3], "4 images and 3 labels"),
     ),
@@ -200,6 +202,39 @@ def test_what_are_not_these_inputs_is_refused(columns, message):
         data.Dataset(
             "both", columns, [0, 1, 0, 1], 2, groups=None, licence="-", inputs=BOTH
         )
+
+
+def test_several_columns_need_a_spec():
+    both = {"groups": None, "licence": "-"}
+    with pytest.raises(
+        ValueError, match=r"\(image, row\), which need inputs=several_of"
+    ):
+        data.Dataset("both", COLUMNS, [0, 1, 0, 1], 2, **both)
+    with pytest.raises(
+        ValueError, match=r"\(image, row\), which need inputs=several_of"
+    ):
+        data.check_batch(COLUMNS, [0, 1, 0, 1], 2)
+    scalar = COLUMNS | {"row": 3.0}
+    with pytest.raises(ValueError, match="row of .*'both' is a scalar; give a column"):
+        data.Dataset("both", scalar, [0, 1, 0, 1], 2, inputs=BOTH, **both)
+
+
+def test_a_network_is_told_one_vocabulary():
+    words = [f"▁{n}" for n in range(6)]
+    texts = {"one": sentences_of(3, words), "two": sentences_of(2, words)}
+    assert several_of(texts, primary="one").sizes["vocabulary"] == 6
+    texts["two"] = sentences_of(2, words[:4])
+    with pytest.raises(ValueError, match="'one' and 'two' have vocabulary 6 and 4"):
+        several_of(texts, primary="one")
+
+
+def test_a_guess_that_is_not_a_number_is_of_no_class():
+    score = distributions_of(3).score
+    guesses = np.full((2, 3), np.nan, np.float32)
+    np.testing.assert_array_equal(
+        score(guesses, SOFT[1:3])["label_accuracy"], [0.0, 0.0]
+    )
+    np.testing.assert_array_equal(score(SOFT, SOFT)["label_accuracy"], np.ones(4))
 
 
 def test_several_inputs_have_names_once_and_a_primary_one():

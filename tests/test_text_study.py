@@ -132,6 +132,10 @@ def test_what_is_wrong_is_marked():
         ),
         ({"attack": "matching"}, "'matching' looks for .* image.* take dlg, idlg or"),
         ({"tokens": 400}, "no sentences of 400 tokens: the longest verses"),
+        (
+            {"data": "text-verses", "tokens": 9, "model": "text_networks:unpadded"},
+            "pads its sentences with the token -1, and model .*:unpadded' has no arg",
+        ),
         ({"tokens": 0}, "tokens must be an integer >= 1, got 0"),
     ),
 )

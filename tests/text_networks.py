@@ -23,6 +23,10 @@ def language_model(num_classes, *, image_shape, vocabulary=4096, rngs):
     return small(num_classes, causal=True, per_token=True, rngs=rngs, **sizes)
 
 
+def unpadded(num_classes, *, image_shape, vocabulary=4096, rngs):
+    return small(num_classes, image_shape=image_shape, vocabulary=vocabulary, rngs=rngs)
+
+
 def corpus(shape):
     del shape
     return data.load("text", length=4)

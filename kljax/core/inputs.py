@@ -151,14 +151,17 @@ def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
     """Makes the spec of several inputs: a network is called with {name: inputs}.
 
     An attack searches all of them, each in its own space. Scores, floors and pictures
-    are those of the primary one.
+    are those of the primary one. A whole update is attacked only where no input stands
+    for parameters that are trained (`SearchSpace.trained`), as tokens do: of several,
+    replays of local training move none.
 
     Args:
       parts: the spec of each input, by the name that the network knows it by.
       primary: name of the one that is scored.
 
     Raises:
-      ValueError: for a primary input that is not there, and inputs of inputs.
+      ValueError: for a primary input that is not there, inputs of inputs, and two of
+        which a network would have to be told different sizes (two vocabularies).
     """
     parts = dict(parts)
     if primary not in parts:
@@ -178,6 +181,13 @@ def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
                 f"inputs of {name} must be a mapping of {', '.join(parts)}, got "
                 f"{', '.join(sorted(given)) or type(inputs).__name__}"
             )
+        inputs = {part: np.asarray(inputs[part]) for part in parts}
+        scalar = [part for part, column in inputs.items() if not column.ndim]
+        if scalar:
+            raise ValueError(
+                f"{scalar[0]} of {name} is a scalar; give a column of one for every "
+                "example"
+            )
         lengths = {len(inputs[part]) for part in parts}
         if len(lengths) > 1:
             raise ValueError(
@@ -185,7 +195,7 @@ def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
                 "for every example"
             )
         return {
-            part: spec.check(np.asarray(inputs[part]), rows, f"{part} of {name}")
+            part: spec.check(inputs[part], rows, f"{part} of {name}")
             for part, spec in parts.items()
         }
 
@@ -225,10 +235,28 @@ def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
             hold=of_each("hold") if held else None,
         ),
         draw=draw,
-        sizes={n: size for spec in parts.values() for n, size in spec.sizes.items()},
+        sizes=_join_sizes(parts),
         parts=parts,
         primary=primary,
     )
+
+
+def _join_sizes(parts: Mapping[str, InputSpec]) -> dict[str, int]:
+    """Joins what a network's factory is told of several inputs.
+
+    Raises:
+      ValueError: for two inputs that say different things by one name.
+    """
+    told: dict[str, tuple[str, int]] = {}
+    for name, spec in parts.items():
+        for size, value in spec.sizes.items():
+            other, there = told.setdefault(size, (name, value))
+            if there != value:
+                raise ValueError(
+                    f"inputs {other!r} and {name!r} have {size} {there} and {value}, "
+                    "and a network is told one: make them alike"
+                )
+    return {size: value for size, (_, value) in told.items()}
 
 
 def check_images(images: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

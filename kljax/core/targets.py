@@ -150,8 +150,10 @@ def distributions_of(num_classes: int) -> TargetSpec:
         return targets
 
     def score(guesses: np.ndarray, truths: np.ndarray) -> Scores:
-        likely = (np.argmax(side, axis=-1) for side in (guesses, truths))
-        return {"label_accuracy": _same(*likely), **_errors(guesses, truths)}
+        known = np.isfinite(guesses).all(axis=-1)
+        likely = np.where(known, np.argmax(guesses, axis=-1), UNKNOWN)
+        right = _same(likely, np.argmax(truths, axis=-1))
+        return {"label_accuracy": right, **_errors(guesses, truths)}
 
     return TargetSpec(
         kind="distributions",
@@ -271,13 +273,15 @@ def _check_numbers(
     if not np.issubdtype(targets.dtype, np.floating):
         raise TypeError(f"{what} of {name} are {targets.dtype}; give floating point")
     _check_shape(targets, shape, name)
+    with np.errstate(over="ignore"):
+        stored = targets.astype(np.float32, copy=False)
     refuse_rows(
-        ~np.isfinite(targets).all(axis=1),
+        ~np.isfinite(stored).all(axis=1),
         rows,
         f"example {{}} of {name}",
-        lambda i: f"has {what} {targets[i].tolist()}; they must be finite",
+        lambda i: f"has {what} {targets[i].tolist()}; they must be finite in float32",
     )
-    return targets.astype(np.float32, copy=False)
+    return stored
 
 
 def _check_shape(targets: np.ndarray, shape: tuple[int, ...], name: str) -> None:

@@ -4,7 +4,7 @@ Every refusal names the culprit: the batch, the row and the value, and what woul
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,26 @@ def check_batch(
     if 0 in counts:
         raise ValueError(f"{name} is empty; give at least one example")
     count = counts[0] or 0
-    spec = images_of(columns[0].shape[1:]) if inputs is None else inputs
+    spec = spec_of(images, name) if inputs is None else inputs
     rows = np.arange(count) if indices is None else np.asarray(indices)
     images = spec.check(images, rows, name)
     labels = np.asarray(labels)
     check_lengths(count, len(labels) if labels.ndim else 0, name)
     return images, targets.check(labels, rows, name)
+
+
+def spec_of(images: PyTree, name: str) -> InputSpec:
+    """Gives the spec of inputs of which nothing is said: images.
+
+    Raises:
+      ValueError: for several columns.
+    """
+    if isinstance(images, Mapping):
+        raise ValueError(
+            f"{name} has several columns of inputs ({', '.join(images)}), which need "
+            "inputs=several_of(...): see kljax.core.inputs"
+        )
+    return images_of(np.shape(images)[1:])
 
 
 def check_local_batches(

@@ -26,7 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from kljax.core.array_checks import check_integers
-from kljax.core.inputs import InputSpec, images_of
+from kljax.core.inputs import InputSpec
 from kljax.core.targets import TargetSpec, classes_of
 from kljax.core.trees import list_columns, map_columns
 from kljax.core.types import PyTree
@@ -35,6 +35,7 @@ from kljax.data.checks import (
     check_lengths,
     check_num_classes,
     check_whole,
+    spec_of,
 )
 
 
@@ -100,7 +101,7 @@ class Dataset:
         whole = f"dataset {self.name!r}"
         images, labels = self.images, self.labels
         if self.inputs is None:
-            object.__setattr__(self, "inputs", images_of(np.shape(images)[1:]))
+            object.__setattr__(self, "inputs", spec_of(images, whole))
         if self.targets is None:
             check_num_classes(self.num_classes, whole)
             object.__setattr__(self, "targets", classes_of(self.num_classes))

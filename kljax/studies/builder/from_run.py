@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,18 @@ SETTLED = (
 STRATEGIES = ("known", "regress_gates", "fixed_random")
 
 
-def settle(config: LeakConfig) -> LeakConfig:
+def settle(
+    config: LeakConfig, load: Callable[[], data.Dataset] | None = None
+) -> LeakConfig:
     """Fills in what follows from the run; without one, how weights are drawn.
 
     Settling twice changes nothing, so that a study can be repeated from what its own
     folder says.
+
+    Args:
+      config: of a study.
+      load: gives its dataset, where it is asked for what inputs there are; None to
+        load it here.
 
     Raises:
       FileNotFoundError: if the folder holds no run.
@@ -57,8 +65,8 @@ def settle(config: LeakConfig) -> LeakConfig:
             return config
         limit = weights_limit(config.model, config.data)
         if limit is None:
-            inputs = task.load_dataset(config, config.split).inputs
-            limit = weights_limit_of(inputs.scored.kind)
+            dataset = load() if load else task.load_dataset(config, config.split)
+            limit = weights_limit_of(dataset.inputs.scored.kind)
         return dataclasses.replace(config, init=limit)
     if config.earlier:
         raise ValueError(

@@ -136,7 +136,10 @@ def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
-    config = settle(config)
+    # A user's function is called once, here or to settle how weights are drawn.
+    named = config
+    load = functools.cache(lambda: load_victim_data(named))
+    config = settle(config, (lambda: compiled.task.dataset) if compiled else load)
     preset = find_preset(config.attack)
     generator = require_generator(config, preset)
     captured, task = None, None
@@ -145,7 +148,7 @@ def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
         task = captured.prepared.task
     elif compiled is not None:
         task = compiled.task
-    dataset = load_victim_data(config) if task is None else task.dataset
+    dataset = load() if task is None else task.dataset
     _check_inputs(config, preset, dataset.inputs)
     check_own(config, dataset.inputs)
     if captured is None:

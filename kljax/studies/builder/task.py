@@ -211,10 +211,17 @@ def make_model(
     """Makes the network of an arm, with or without the norm layers of a lock.
 
     Raises:
-      ValueError: for a user's network that cannot be built, or is none.
+      ValueError: for a user's network that cannot be built, is none, or is not told of
+        padding that there is.
     """
     options: dict[str, Any] = {"image_shape": dataset.shape}
     sizes = dataset.inputs.sizes
+    if sizes.get("padded") and not network.accepts("padded"):
+        raise ValueError(
+            f"dataset {config.data!r} pads its sentences with the token -1, and model "
+            f"{config.model!r} has no argument padded: give it one, and leave out "
+            "tokens below 0 and embeddings of zeros, or take sentences of one length"
+        )
     options |= {name: sizes[name] for name in sizes if network.accepts(name)}
     # A user's network without a switch is used as it is, in every arm alike.
     if network.accepts("lockable"):
