@@ -79,3 +79,13 @@ def test_a_call_that_fails_stops_those_that_have_not_begun(monkeypatch):
     with pytest.raises(ValueError, match="no"):
         next(calls)
     assert later == []
+
+
+def test_what_is_forgotten_is_made_anew_but_not_within_hold():
+    once = Once(most=2)
+    assert once.get("key", object)[1]
+    with once.hold():
+        once.clear()
+        assert not once.get("key", object)[1]
+    once.clear()
+    assert once.get("key", object)[1]

@@ -12,8 +12,9 @@ from kljax.core.types import PyTree
 from kljax.parallel.layout import Layout, Timing, fastest_layout
 from kljax.parallel.threads import Once, side_by_side
 
-# Arms, and later calls, share what is the same.
-_compilations = Once(most=64)
+# Arms, and later calls, share what is the same. A program on a CPU takes hundreds of
+# memory maps, and Linux ends a process that wants more than 65,530 of them.
+_compilations = Once(most=16)
 
 
 def _looped(fn: Callable) -> Callable:
