@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ import numpy as np
 import pytest
 from studies import lone_attack, lone_victims, quick_compilation
 
-from kljax.parallel import LAYOUTS, Layout, compile_victims, map_victims
+from kljax.parallel import (
+    LAYOUTS,
+    Layout,
+    compile_victims,
+    hold_programs,
+    map_victims,
+    victim_axis,
+)
+from kljax.parallel.threads import Once
 from kljax.studies import leakage, scoring
 from kljax.studies.config import LeakConfig
 
@@ -224,6 +233,52 @@ def test_what_was_compiled_ahead_is_not_compiled_again(layout):
         results, timing = map_victims(fn, layout, draws=(weights,))(*args)
         np.testing.assert_allclose(results, factor * 10 * args[0] + 0.5)
         assert (timing.compilations, timing.compile_s) == (0, 0)
+    assert [fn.traces for fn in (weights, *fns)] == [1, 1, 1, 1]
+
+
+def many_arms(monkeypatch):
+    """Gives three programs that draw the same, more than are kept, and arguments."""
+    monkeypatch.setattr(victim_axis, "_compilations", Once(most=1))
+    weights = counting(lambda index: {"w": 10.0 * index})
+    fns = [
+        counting(lambda drawn, index, factor=factor: factor * drawn["w"])
+        for factor in (1, 2, 3)
+    ]
+    return weights, fns, (np.arange(5, dtype=np.float32),)
+
+
+def test_more_programs_than_are_kept_are_compiled_once(monkeypatch):
+    weights, fns, args = many_arms(monkeypatch)
+    layout = Layout("chunked", 2)
+    with hold_programs():
+        list(compile_victims([(fn, (weights,), args) for fn in fns], layout))
+        for fn in fns:
+            _, timing = map_victims(fn, layout, draws=(weights,))(*args)
+            assert timing.compilations == 0
+    assert [fn.traces for fn in (weights, *fns)] == [1, 1, 1, 1]
+
+
+def test_a_study_of_many_arms_compiles_each_once(monkeypatch):
+    weights, fns, args = many_arms(monkeypatch)
+    attacks = [
+        SimpleNamespace(
+            arm=SimpleNamespace(name="none"),
+            client=SimpleNamespace(draws=(weights,)),
+            setting=SimpleNamespace(threat=None),
+            attack_one=fn,
+            inputs=args,
+        )
+        for fn in fns
+    ]
+    config = LeakConfig(layout=Layout("chunked", 2))
+    task = SimpleNamespace(dataset=None)
+    study = SimpleNamespace(config=config, attacks=attacks, task=task, victims=None)
+    monkeypatch.setattr(leakage, "build_study", lambda config: study)
+    monkeypatch.setattr(leakage, "check_layout", lambda study: None)
+    result = leakage.leak(config)
+    for factor, arm in enumerate(result.arms, 1):
+        np.testing.assert_allclose(arm.attacked, factor * 10 * args[0])
+    assert sum(arm.timing.compilations for arm in result.arms) == 4
     assert [fn.traces for fn in (weights, *fns)] == [1, 1, 1, 1]
 
 

@@ -55,6 +55,36 @@ def test_what_could_not_be_made_is_tried_again():
     assert once.get("key", lambda: 1) == (1, True)
 
 
+def test_a_maker_that_fails_leaves_alone_what_another_makes_anew():
+    once = Once(most=1)
+
+    def fail():
+        once.get("other", lambda: 0)  # evicts what is being made here
+        assert once.get("key", lambda: "anew") == ("anew", True)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        once.get("key", fail)
+    assert once.get("key", lambda: "again") == ("anew", False)
+
+
+def test_what_is_held_is_evicted_at_the_end():
+    once = Once(most=1)
+
+    def new(*keys):
+        return [once.get(key, object)[1] for key in keys]
+
+    with once.hold():
+        assert new("a", "b", "c") == [True, True, True]
+        with once.hold():
+            pass
+        assert new("a", "b", "c") == [False, False, False]
+    assert new("c", "b") == [False, True]
+    with pytest.raises(ValueError, match="no"), once.hold():
+        raise ValueError("no")
+    assert new("a", "b") == [True, True]
+
+
 def test_calls_come_in_order_under_the_callers_precision():
     def precision():
         return jax.config.jax_default_matmul_precision

@@ -14,6 +14,7 @@ from kljax.parallel.victim_axis import (
     block_memory,
     chunk_program,
     compile_victims,
+    hold_programs,
     map_victims,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "block_memory",
     "chunk_program",
     "compile_victims",
+    "hold_programs",
     "sum_clients",
     "gather_clients",
 ]

@@ -4,6 +4,7 @@ XLA compiles without the interpreter's lock, and mostly on one core.
 """
 
 import collections
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,10 +19,12 @@ class Once:
 
     Args:
       most: values that are kept; the one that was asked for longest ago goes first.
+        Within `hold` more are.
     """
 
     def __init__(self, most: int):
         self._most, self._lock = most, threading.Lock()
+        self._holders = 0
         self._futures: collections.OrderedDict[Hashable, Future] = (
             collections.OrderedDict()
         )
@@ -37,8 +40,7 @@ class Once:
             new = future is None
             if new:
                 future = self._futures[key] = Future()
-                while len(self._futures) > self._most:
-                    self._futures.popitem(last=False)
+                self._evict()
             else:
                 self._futures.move_to_end(key)
         if new:
@@ -46,10 +48,28 @@ class Once:
                 future.set_result(make())
             except BaseException as error:
                 with self._lock:
-                    self._futures.pop(key, None)
+                    # It may have been evicted, and another may be making it anew.
+                    if self._futures.get(key) is future:
+                        del self._futures[key]
                 future.set_exception(error)
                 raise
         return future.result(), new
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Evicts nothing within the context, however many values there are."""
+        with self._lock:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                self._evict()
+
+    def _evict(self) -> None:
+        while not self._holders and len(self._futures) > self._most:
+            self._futures.popitem(last=False)
 
 
 def side_by_side(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:

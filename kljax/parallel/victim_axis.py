@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -116,11 +117,22 @@ def block_memory(
     return taken, Timing(seconds, 0.0, int(seconds > 0))
 
 
+def hold_programs() -> AbstractContextManager[None]:
+    """Keeps what is compiled within the context until its end.
+
+    Otherwise only the last programs are kept, and with many arms those that
+    `compile_victims` has made would be gone before `map_victims` runs them.
+    """
+    return _compilations.hold()
+
+
 def compile_victims(
     calls: Sequence[tuple[Callable[..., PyTree], Sequence[Callable], PyTree]],
     layout: Layout | None = None,
 ) -> Iterator[Timing]:
     """Compiles what calls of `map_victims` will need, side by side, and runs nothing.
+
+    Called within `hold_programs`, with `map_victims`, nothing is compiled twice.
 
     Args:
       calls: `fn`, its draws and the arguments of each, see `map_victims`.

@@ -13,7 +13,7 @@ import jax
 
 from kljax import data, threat
 from kljax.defences.arms import Arm
-from kljax.parallel import Timing, compile_victims, map_victims
+from kljax.parallel import Timing, compile_victims, hold_programs, map_victims
 from kljax.studies.builder.one_victim import Attacked
 from kljax.studies.builder.study import build_study, check_layout
 from kljax.studies.builder.victims import Victims
@@ -73,7 +73,7 @@ def leak(
     names = [attack.arm.name for attack in study.attacks]
     calls = [(a.attack_one, a.client.draws, a.inputs) for a in study.attacks]
     compiled: list[Timing] = []
-    with jax.default_matmul_precision(config.precision):
+    with jax.default_matmul_precision(config.precision), hold_programs():
         on_compile(names)
         for spent in compile_victims(calls, config.layout):
             compiled.append(spent)
