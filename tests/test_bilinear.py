@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.models.bilinear import CHANNELS_LAST, FEW, MANY
+from kljax.models.bilinear import (
+    CHANNELS_LAST,
+    FEW,
+    MANY,
+    Geometry,
+    convolve,
+    image_gradient,
+    kernel_gradient,
+)
 from kljax.models.convolution import bilinear_convolution, lax_convolution
 
 # name: images [B, H, W, C], kernel [kh, kw], features, strides, padding
@@ -40,6 +48,11 @@ def convolved(convolution, case):
         return convolution(images, kernel, *case[3:], dimension_numbers=CHANNELS_LAST)
 
     return function
+
+
+def gradients(convolution, case):
+    function = convolved(convolution, case)
+    return jax.grad(lambda *at: jnp.sum(jnp.sin(function(*at))), (0, 1))
 
 
 def inner(left, right):
@@ -117,14 +130,11 @@ def test_victims_together_are_victims_one_by_one(axes):
         for x, axis in zip(at, axes, strict=True)
     )
 
-    def gradients(*at):
-        function = convolved(bilinear_convolution, case)
-        return jax.grad(lambda *at: jnp.sum(jnp.sin(function(*at))), (0, 1))(*at)
-
-    together = quick_jit(jax.vmap(gradients, axes))(*many)
+    both = gradients(bilinear_convolution, case)
+    together = quick_jit(jax.vmap(both, axes))(*many)
     for i in range(len(factors)):
         one = (x if axis is None else x[i] for x, axis in zip(many, axes, strict=True))
-        for a, b in zip(together, gradients(*one), strict=True):
+        for a, b in zip(together, both(*one), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
 
 
@@ -153,6 +163,90 @@ def test_the_rest_is_the_plain_product(case):
 
     names = used(function, jnp.zeros((1, *image, 3)), jnp.zeros((*kernel, 3, 4)))
     assert "dot_general" in names and "convolve" not in names
+
+
+def test_eager_calls_share_what_is_compiled():
+    """The second call of one geometry compiles nothing; another geometry does."""
+    counts = []
+
+    def count(event, duration, **_):
+        del duration
+        counts[-1] += event == "/jax/core/compile/backend_compile_duration"
+
+    # Sides that no other test has: what is compiled stays for the whole process.
+    shapes = (2, 6, 10, 3), (2, 6, 10, 3), (2, 6, 11, 3)
+    kernel = jnp.ones((3, 3, 3, 5))
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for shape in shapes:
+            images = np.ones(shape, np.float32)
+            geometry = Geometry((1, 1), ((1, 1), (1, 1)), shape[1:3], (3, 3))
+            counts.append(0)
+            grads = convolve(images, kernel, geometry)
+            kernel_gradient(images, grads, geometry)
+            image_gradient(grads, kernel, geometry)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert counts == [3, 0, 3]
+
+
+def test_jacobians_forward_equal_those_of_lax():
+    case = ((1, 4, 4, 1), (3, 3), 2, (1, 1), "SAME")
+    with jax.enable_x64(True):
+        at, _ = arrays(case)
+        fast, slow = (
+            quick_jit(jax.jacfwd(convolved(form, case), (0, 1)))(*at)
+            for form in (bilinear_convolution, lax_convolution)
+        )
+    # [B, h, w, F] and the shape of images, then of the kernel.
+    assert [x.shape for x in fast] == [(1, 4, 4, 2, *x.shape) for x in at]
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_two_axes_of_victims_equal_those_of_lax():
+    """Images have both, at different places, and kernels the outer one alone."""
+    case = CASES["lenet, one example"]
+    factors = jnp.array([[1.0, -0.5, 2.0], [0.3, 1.5, -1.0]])
+    with jax.enable_x64(True):
+        (image, kernel), _ = arrays(case)
+        images = jnp.einsum("ij,bhwc->bihwjc", factors, image)
+        kernels = jnp.stack([kernel, -0.7 * kernel])
+        fast, slow = (
+            quick_jit(jax.vmap(jax.vmap(gradients(form, case), (3, None)), (1, 0)))(
+                images, kernels
+            )
+            for form in (bilinear_convolution, lax_convolution)
+        )
+    assert [x.shape[:2] for x in fast] == [(2, 3)] * 2
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+# A result of 8 bits is rounded by half a unit in its last place, at most 2**-8 of it.
+# The gradient in a kernel adds up parts that were rounded before (two, in the second
+# case). So: a whole unit of the largest entry; 0.53 of it was the most that was seen.
+BFLOAT16 = 2.0**-7
+
+
+@pytest.mark.parametrize("name", ["lenet, one example", "few channels, many examples"])
+def test_bfloat16_is_right_to_its_rounding(name):
+    case = CASES[name]
+    with jax.enable_x64(True):
+        at, _ = arrays(case)
+        small = tuple(x.astype(jnp.bfloat16) for x in at)
+        wide = tuple(x.astype(jnp.float64) for x in small)
+        y = convolved(bilinear_convolution, case)(*small)
+        found = (y, *jax.vjp(convolved(bilinear_convolution, case), *small)[1](y))
+        assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
+        cotangent = y.astype(jnp.float64)
+        expected, back = jax.vjp(convolved(lax_convolution, case), *wide)
+        expected = (expected, *back(cotangent))
+        found = [np.asarray(x, np.float64) for x in found]
+        expected = [np.asarray(x) for x in expected]
+    for a, b in zip(found, expected, strict=True):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=BFLOAT16 * scale)
 
 
 def test_larger_precision_is_kept_for_the_derivatives():

@@ -11,12 +11,17 @@ All three are convolutions in the layout that XLA's CPU library takes (YNNPACK: 
 one side), which multiplies without writing patches to memory. What does not fit is
 brought into that form:
 
-- few channels: `GROUPED` columns of the result side by side count as channels, and the
-  kernel is repeated for each of them, shifted;
+- few channels: some columns of the result side by side (`_group`) count as channels,
+  and the kernel is repeated for each of them, shifted;
 - the gradient in the images of a strided convolution: one with stride 1 whose channels
   are the pixels of a stride x stride square;
 - the gradient in the kernel: images are the kernel, channels the batch. With few
   examples it is a product over patches instead, gathered with the channels first.
+
+Infinities are not kept as `lax.conv_general_dilated` keeps them. The kernel is repeated
+by a product with zeros and ones, and zero times infinity is NaN: one infinity in it
+makes NaN of what is infinite by `lax`. Repeated and filled kernels have zeros, so one
+in images or gradients makes NaN of entries nearby that do not depend on it.
 
 Letters: B examples, H x W pixels of an image, C channels, kh x kw pixels of a kernel,
 F features, h x w pixels of the result.
@@ -284,11 +289,8 @@ def _primitive(name, form, shape, folded):
       folded: whether victims that share the right operand are but more examples.
     """
     primitive = Primitive(name)
-    primitive.def_impl(
-        lambda *args, geometry: jax.jit(functools.partial(form, geometry=geometry))(
-            *args
-        )
-    )
+    # One function, so that eager calls share what is compiled for a geometry.
+    primitive.def_impl(jax.jit(form, static_argnames="geometry"))
 
     def abstract(left, right, *, geometry):
         return ShapedArray(shape(left.shape, right.shape, geometry), left.dtype)
