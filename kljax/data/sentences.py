@@ -49,8 +49,8 @@ def sentences_of(
       pieces: V of them; a word's first begins with ``▁``.
       table: path of the network's embeddings [V, d].
       padded: whether sentences are of different lengths: what follows their end is -1.
-        A network with an argument ``padded`` is told so; it is fed zeros in the place
-        of padding, where embeddings are looked for.
+        A network must have an argument ``padded`` to be told so; it is fed zeros in the
+        place of padding, where embeddings are looked for.
       positions: path of the network's embeddings [T, d] of places. Behind the last that
         has a gradient no sentence of an upload has a token: so an attacker reads off
         where the longest sentence ends, and takes all for as long. Of what a defence

@@ -10,7 +10,10 @@
 6. of each arm, the threat is declared, its client is made, drawn or of a run, the
    setting of the attack, and the function of one victim.
 
-What can be wrong is refused on the way, before anything is computed.
+What can be wrong is refused on the way, before anything is computed. A user's function
+that makes the dataset is called once. `kljax leak` settles its configuration before it
+builds, and calls the function once more where `init` is not said and only data say how
+weights are drawn.
 """
 
 import functools
