@@ -205,14 +205,30 @@ def test_a_client_of_a_training_on_text_is_attacked(tmp_path):
     assert row["exact_match"], (row["text"], row["text_guess"])
 
 
-def test_a_whole_update_on_text_can_be_attacked(tmp_path):
+def of_an_update(tmp_path):
     begun_runs.begin(tmp_path / "run", **OF_TEXT)
     options = {"attack": "dlg", "labels": "given", "victims": 1, "steps": 2}
-    config = begun_runs.study(tmp_path / "run", **options)
-    config = dataclasses.replace(config, upload="update", local_steps=2, batch=1)
-    study = build_study(config)
+    config = begun_runs.study(tmp_path / "run", **options, optimiser="adam")
+    return dataclasses.replace(config, upload="update", local_steps=2, batch=1)
+
+
+def test_an_attack_on_a_whole_update_of_text_is_built(tmp_path):
+    study = build_study(of_an_update(tmp_path))
     assert study.attacks[0].setting.protocol.steps == 2
     assert study.victims.images.shape == (1, 2, 4)
+
+
+@pytest.mark.slow
+def test_a_whole_update_on_text_can_be_attacked(tmp_path):
+    with quick_compilation():
+        result = leakage.leak(of_an_update(tmp_path))
+    assert result.victims.images.shape == (1, 2, 4)
+    rows = [row for row in scored(result) if row["arm"] == "none"]
+    assert [row["example"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["kind"] == "text" and row["replay_is_exact"]
+        # The true sentences train to the very update, and the guess does not yet.
+        assert row["matching_loss_at_truth"] < 1e-9 < row["matching_loss"]
 
 
 @pytest.mark.parametrize(

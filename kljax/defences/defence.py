@@ -69,8 +69,8 @@ class Transform(NamedTuple):
         defence takes for the gradient that was sent; None where a release loses what
         nobody can get back.
       log_prob: ``(seen, simulated) -> []``, the log-density of what is seen, given what
-        `simulate` makes of the client's gradient; None where there is none, or nobody
-        has written it down.
+        `simulate` makes of the client's gradient; entries that are hidden are 0 in
+        both. None where there is none, or nobody has written it down.
       log_prob_degree: with which power of ``seen - simulated`` it falls from where the
         two are equal; None where it is highest elsewhere, or nobody knows.
     """

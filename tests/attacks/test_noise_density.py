@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from studies import scored, study, tiny
 import kljax
 from kljax.attacks import squared_l2
 from kljax.attacks.presets import find_preset, negative_log_likelihood
+from kljax.attacks.visibility import comparable
 from kljax.core.types import Public
 from kljax.defences import gaussian_noise, laplace_noise, none
 from kljax.defences.arms import parse_arm, unplaced_sites
@@ -103,12 +105,15 @@ def noise_of_unknown_degree(std):
 
 
 def test_hidden_entries_make_no_difference():
-    """They are zeros on both sides, as every objective is shown them."""
+    """They are NaN in the view, and zeros on both sides of every objective."""
     objective = negative_log_likelihood(setting(laplace_noise(0.3)))
     one, other = upload(1), upload(2)
-    hidden = [
-        x._replace(model={**x.model, "fc/bias": jnp.zeros(3)}) for x in (one, other)
-    ]
+    visible = Public(
+        {"fc/kernel": jnp.ones((4, 3), bool), "fc/bias": jnp.zeros(3, bool)}
+    )
+    unread = other._replace(model={**other.model, "fc/bias": jnp.full(3, jnp.nan)})
+    view = types.SimpleNamespace(visible=visible, grads=unread)
+    hidden = comparable(view, one)
     short = [
         x._replace(model={"fc/kernel": x.model["fc/kernel"]}) for x in (one, other)
     ]
