@@ -67,6 +67,12 @@ class Once:
                 self._holders -= 1
                 self._evict()
 
+    def clear(self) -> None:
+        """Forgets every value, unless within `hold`."""
+        with self._lock:
+            if not self._holders:
+                self._futures.clear()
+
     def _evict(self) -> None:
         while not self._holders and len(self._futures) > self._most:
             self._futures.popitem(last=False)

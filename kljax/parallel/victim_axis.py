@@ -126,6 +126,11 @@ def hold_programs() -> AbstractContextManager[None]:
     return _compilations.hold()
 
 
+def forget_programs() -> None:
+    """Forgets all that `map_victims` has compiled."""
+    _compilations.clear()
+
+
 def compile_victims(
     calls: Sequence[tuple[Callable[..., PyTree], Sequence[Callable], PyTree]],
     layout: Layout | None = None,
