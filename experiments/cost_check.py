@@ -12,6 +12,7 @@ a file of `kljax.studies.devices` is named. Results: experiments/scale.md.
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import time
@@ -35,17 +36,17 @@ SECONDS = 0.5  # that a round lasts at least
 CHUNKS = {"dlg-lenet-eval": 8, "fedavg-inversion": 8, "ig-convnet64": 1}
 
 
-def victims_program(name, chunk):
+def victims_program(name, chunk, convolution="auto"):
     """Gives the program of one victim or client, its input [chunk, ...] and layout."""
     if name in ROUNDS:
-        one, given = local_step(ROUNDS[name], chunk)
+        one, given = local_step(ROUNDS[name], chunk, convolution)
         return one, given, fastest_layout("clients")
     layout = Layout("sharded", chunk)
     if name == "dlg-lenet-eval":
         problem = Problem(chunk)
         given = problem.params, problem.targets, problem.observed, problem.starts
-        return evaluation, given, layout
-    return *program(name, chunk), layout
+        return functools.partial(evaluation, convolution=convolution), given, layout
+    return *program(name, chunk, convolution), layout
 
 
 def measured(fn, given, rounds):

@@ -212,9 +212,9 @@ def flops_per_example(work):
     return flops / work.batch
 
 
-def local_step(work, clients):
+def local_step(work, clients, convolution="auto"):
     """Gives one local step of one client, and its arguments of `clients` of them."""
-    model = network(work.network)
+    model = network(work.network, convolution)
     gradient = local_gradient(model, losses.cross_entropy, defences.none(), train=True)
     params, stats = model.init(jax.random.key(RNG))
 

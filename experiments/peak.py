@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 
+from kljax.models.bilinear import FORMS
 from kljax.parallel import Layout, map_victims
+from kljax.studies.cost import bilinear_product
 
 # Rows and columns of what is multiplied: a large square, and two of the sizes in which
 # convolutions are products, at which some processors are faster.
@@ -58,12 +60,8 @@ def product_flops(fn, *args):
                 shape = eqn.invars[0].aval.shape
                 depth = int(np.prod([shape[axis] for axis in contract]))
                 total += 2 * depth * int(np.prod(eqn.outvars[0].aval.shape))
-            if "geometry" in eqn.params:
-                geometry = eqn.params["geometry"]
-                left, right = (v.aval.shape for v in eqn.invars)
-                other = right[2 if eqn.primitive.name == "image_gradient" else 3]
-                pixels = int(np.prod(geometry.result + geometry.kernel))
-                total += 2 * left[0] * left[3] * other * pixels
+            if eqn.primitive.name in FORMS:
+                total += bilinear_product(eqn)[0]
         return total
 
     return count(jax.make_jaxpr(fn)(*args).jaxpr)

@@ -24,12 +24,13 @@ from federated_speed import WORK
 from tabulate import tabulate
 
 from kljax.core import files
+from kljax.models.convolution import choose_form
 from kljax.parallel import Layout
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
 from kljax.studies.cost import Device, chunk_operations, predict
 from kljax.studies.devices import read_device
-from kljax.studies.sweeps.estimate import predict_attack
+from kljax.studies.sweeps.estimate import predict_attack, settle_convolution
 
 HERE = Path(__file__).parent
 H200 = HERE / "h200.json"
@@ -50,9 +51,13 @@ STEPS = 1000  # evaluations of an attack
 ROUNDS = ("fl-lenet-b10", "fl-cnn-b50", "fl-resnet20-b10")
 
 
-def operations_of(name, chunk):
-    """Counts the program of an entry as a GPU runs it: one batch of the chunk."""
-    one, given, _ = victims_program(name, min(chunk, 2))
+def operations_of(name, chunk, backend="gpu"):
+    """Counts the program of an entry as a GPU runs it: one batch of the chunk.
+
+    Its convolutions are in the form that is fastest on the backend, wherever it is
+    counted.
+    """
+    one, given, _ = victims_program(name, min(chunk, 2), choose_form(backend))
     return chunk_operations(one, Layout("vmap"), given, chunk=chunk)
 
 
@@ -80,7 +85,8 @@ def fit(options):
     found, peak = measured()
     work = {
         chunk: predict(
-            operations_of("dlg-lenet-eval", chunk), Device("", 1, 0, 1, 1, 0, 0, "")
+            operations_of("dlg-lenet-eval", chunk),
+            Device("", 1, 0, 1, 1, 0, 0, "", "gpu"),
         )
         for chunk in FITTED
     }
@@ -101,6 +107,7 @@ def fit(options):
         cache=0,
         launch=launch,
         source="fitted to LeNet in chunks of 8 and 512, speed_gpu.json",
+        backend="gpu",
     )
     files.write_json(options.out, dataclasses.asdict(device))
     print(f"{device}\n")
@@ -122,6 +129,7 @@ def price(options):
     lines = []
     for title, config in STUDIES.items():
         config = dataclasses.replace(config, victims=1, steps=STEPS)
+        config = settle_convolution(config, device)
         (attack,) = build_study(config).attacks
         each = predict_attack(config, attack, layout, device).seconds
         lines.append(
@@ -129,7 +137,8 @@ def price(options):
         )
     for name in ROUNDS:
         work = WORK[name]
-        step = predict(operations_of(name, 16), device).seconds / 16
+        operations = operations_of(name, 16, device.backend)
+        step = predict(operations, device).seconds / 16
         title = f"a round of 10,000 clients: `{name}`, {work.steps} steps each"
         lines.append(row(title, work.steps * step, CLIENTS, options.per_hour))
     print(f"{device}; {options.per_hour:g} dollars per device and hour\n")

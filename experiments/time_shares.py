@@ -59,14 +59,14 @@ def main():
     print(tabulate(rows, ["", *KINDS], tablefmt="github", disable_numparse=True))
 
 
-def program(name, chunk):
+def program(name, chunk, convolution="auto"):
     """Gives what is timed, of one victim, and its arguments of `chunk` victims."""
     work = WORK.get(name, GRNN)._replace(victims=chunk)
     if name not in WORK:
-        grnn = Generators(work)
+        grnn = Generators(work, convolution)
         free, *known = grnn.given
         return grnn.step, (free, jax.vmap(grnn.optimiser.init)(free), *known)
-    problem = Problem(work)
+    problem = Problem(work, convolution)
     observed = problem.observe()
     given = problem.params, problem.stats, observed, problem.labels, problem.starts
     return problem.evaluation(), given

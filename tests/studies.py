@@ -205,5 +205,5 @@ def wrong(text, victims):
 
 def made_up_device(monkeypatch):
     """Saves the calibration of this machine's device, and the user's cache from it."""
-    device = cost.Device("made up", 1e11, 10, 3e10, 1e10, 2**20, 1e-6, "a test")
+    device = cost.Device("made up", 1e11, 10, 3e10, 1e10, 2**20, 1e-6, "a test", "cpu")
     monkeypatch.setattr(devices, "this_device", lambda *given: device)

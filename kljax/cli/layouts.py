@@ -1,11 +1,25 @@
 """Options that say how the work is laid over the machine."""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from kljax.parallel import LAYOUTS, Layout, fastest_layout
+
+
+def check_device(device: Path | None, dry_run: bool) -> None:
+    """Refuses to run on a described device: only a dry run can predict for one.
+
+    Raises:
+      ValueError: for a device without a dry run.
+    """
+    if device is not None and not dry_run:
+        raise ValueError(
+            f"--device {device} is what --dry-run predicts for: give both, or leave "
+            "--device out"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from kljax.cli.layouts import LayoutOptions
+from kljax.cli.layouts import LayoutOptions, check_device
 from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.cli.progress import LeakProgress
 from kljax.studies.config import LeakConfig
@@ -24,8 +24,9 @@ class Leak(LayoutOptions, LeakConfig):
         before ``round``; None for networks that are drawn afresh.
       out: run folder to write; None for runs/DATE-TIME.
       dry_run: whether to say what it would take, by the cost model, and run nothing.
-      device: JSON file of a device that the cost model is to predict for; None for
-        this one, which is calibrated once and kept in the user's cache.
+      device: JSON file of a device that the cost model of ``dry_run`` is to predict
+        for, in the form of convolution that is fastest there; None for this one, which
+        is calibrated once and kept in the user's cache.
     """
 
     from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -58,6 +59,7 @@ def run_leak(job: Leak, console: Console) -> None:
     from kljax.studies.builder import from_run
     from kljax.studies.sweeps import program_of
 
+    check_device(job.device, job.dry_run)
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     given = {name: getattr(job, name) for name in names}
@@ -104,10 +106,12 @@ def say_what_it_takes(
     """Prints what the arms of a study would take, by the cost model."""
     from kljax.studies.builder.study import build_study
     from kljax.studies.devices import CALIBRATING, basis, this_device
-    from kljax.studies.sweeps.estimate import predict_attack
+    from kljax.studies.sweeps.estimate import predict_attack, settle_convolution
 
-    attacks = build_study(config).attacks
+    attacks = build_study(config).attacks  # refuses what does not fit
     known = this_device(device, lambda: say(console, CALIBRATING))
+    if known.backend != jax.default_backend():
+        attacks = build_study(settle_convolution(config, known)).attacks
     layout, seconds, lines = config.layout, 0.0, []
     for attack in attacks:
         cost = predict_attack(config, attack, layout, known)

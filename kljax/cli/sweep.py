@@ -10,7 +10,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from kljax.cli.layouts import LayoutOptions
+from kljax.cli.layouts import LayoutOptions, check_device
 from kljax.cli.printing import printed_table, say, warnings_told
 from kljax.cli.progress import SweepProgress
 from kljax.core.checks import check_number, check_whole
@@ -98,6 +98,7 @@ def run_sweep(job: Sweep, console: Console) -> None:
     from kljax.studies.store.failures import read_failures
     from kljax.studies.sweeps import running
 
+    check_device(job.device, job.dry_run)
     check_number(job, "probe")
     if job.memory is not None:
         check_number(job, "memory", positive=True)

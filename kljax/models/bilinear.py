@@ -279,16 +279,15 @@ def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length:
     return views
 
 
-def _primitive(name, form, shape, folded):
-    """Makes a bilinear map a primitive; `_differentiate` adds its derivatives.
+def _primitive(name, shape, folded):
+    """Makes a bilinear map of `FORMS` a primitive, as yet without derivatives.
 
     Args:
       name: of the primitive.
-      form: ``(left, right, *, geometry) -> result``, how it is computed.
       shape: ``(left's shape, right's, geometry) -> the result's``.
       folded: whether victims that share the right operand are but more examples.
     """
-    primitive = Primitive(name)
+    primitive, form = Primitive(name), FORMS[name]
     # One function, so that eager calls share what is compiled for a geometry.
     primitive.def_impl(jax.jit(form, static_argnames="geometry"))
 
@@ -324,21 +323,24 @@ def _primitive(name, form, shape, folded):
     return primitive
 
 
+# How each primitive is computed, by its name: `(left, right, *, geometry) -> result`.
+FORMS = {
+    "convolve": _convolve_form,
+    "image_gradient": _image_gradient_form,
+    "kernel_gradient": _kernel_gradient_form,
+}
 _convolve = _primitive(
     "convolve",
-    _convolve_form,
     lambda x, w, geometry: (x[0], *geometry.result, w[3]),
     folded=True,
 )
 _image_gradient = _primitive(
     "image_gradient",
-    _image_gradient_form,
     lambda g, w, geometry: (g[0], *geometry.image, w[2]),
     folded=True,
 )
 _kernel_gradient = _primitive(
     "kernel_gradient",
-    _kernel_gradient_form,
     lambda x, g, geometry: (*geometry.kernel, x[3], g[3]),
     folded=False,
 )

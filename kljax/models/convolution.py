@@ -266,6 +266,19 @@ CONVOLUTIONS: dict[str, Convolution] = {
 }
 
 
+def choose_form(backend: str) -> str:
+    """Names the measured best form of convolution of a backend: cpu, gpu or tpu."""
+    # On a CPU two layers at batch 32 were 3 to 9 times as fast by the bilinear maps as
+    # by products of patches: processor time of one thread, not the clock, and not
+    # beside peers. For rounds and attacks there are leads only: LeNet's rounds 1.5 to
+    # 2.3 times, DLG 1.1 times, ResNet-20's inversion from 1.2 down to 0.8 times
+    # (slower). On a GPU products are 8 times faster than XLA's own, and the maps were
+    # not measured; on a TPU it is a guess (experiments/speed.md). Winograd's form is
+    # faster on the ConvNet and was slower on ResNet-18, for a reason not found, so it
+    # has to be asked for.
+    return "bilinear" if backend == "cpu" else "matmul"
+
+
 def fastest_convolution(name: str = "auto") -> Convolution:
     """Chooses a convolution by name; ``auto`` is the measured best of this backend.
 
@@ -273,15 +286,7 @@ def fastest_convolution(name: str = "auto") -> Convolution:
       ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
     """
     if name == "auto":
-        # On a CPU two layers at batch 32 were 3 to 9 times as fast by the bilinear maps
-        # as by products of patches: processor time of one thread, not the clock, and
-        # not beside peers. For rounds and attacks there are leads only: LeNet's rounds
-        # 1.5 to 2.3 times, DLG 1.1 times, ResNet-20's inversion from 1.2 down to 0.8
-        # times (slower). On a GPU products are 8 times faster than XLA's own, and the
-        # maps were not measured; on a TPU it is a guess (experiments/speed.md).
-        # Winograd's form is faster on the ConvNet and was slower on ResNet-18, for a
-        # reason not found, so it has to be asked for.
-        name = "bilinear" if jax.default_backend() == "cpu" else "matmul"
+        name = choose_form(jax.default_backend())
     if name not in CONVOLUTIONS:
         raise ValueError(
             f"unknown convolution {name!r}: choose 'auto' or one of "

@@ -9,13 +9,16 @@ whichever is longer, and none is free (a roofline: Williams et al., CACM 2009):
 w is the smallest side of a matrix product: narrow ones do not reach the peak (the form
 is Hockney's, who has lengths of vectors). `kljax.studies.devices` measures the numbers
 of a device. Arithmetic that a compiler fuses into what follows counts as one pass over
-its result, without a launch.
+its result, without a launch. A bilinear map of a convolution (`kljax.models.bilinear`)
+moves what its form moves; its flops are those of the product that it is, without the
+zeros that the form multiplies by.
 
 What is left out: reading data, copies between host and device, tracing, compiling,
 scoring. experiments/scale.md has predictions beside measurements.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -24,6 +27,7 @@ import jax
 import numpy as np
 
 from kljax.core.types import PyTree
+from kljax.models.bilinear import FORMS
 from kljax.parallel import Layout, chunk_program
 
 # Copies of arrays.
@@ -33,6 +37,7 @@ READS_A_PART = {"gather", "dynamic_slice"}
 # Another name for an array, or fused into whatever reads it.
 FREE = {"reshape", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "transpose"}
 FREE |= {"rev", "convert_element_type", "iota", "stop_gradient", "copy"}
+BACKENDS = ("cpu", "gpu", "tpu")
 
 
 class Operation(NamedTuple):
@@ -64,10 +69,11 @@ class Device:
       cache: bytes.
       launch: seconds that an operation takes however small it is.
       source: where the numbers are from.
+      backend: cpu, gpu or tpu, which chooses the form of convolution.
 
     Raises:
-      ValueError: for a number out of its range: `peak`, `near` and `far` are positive,
-        the others not negative.
+      ValueError: for another backend, and for a number out of its range: `peak`, `near`
+        and `far` are positive, the others not negative.
     """
 
     name: str
@@ -78,8 +84,14 @@ class Device:
     cache: float
     launch: float
     source: str
+    backend: str
 
     def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise ValueError(
+                f"backend of device {self.name!r} must be one of "
+                f"{', '.join(BACKENDS)}, got {self.backend!r}"
+            )
         for field in ("peak", "near", "far", "half_width", "cache", "launch"):
             value, positive = getattr(self, field), field in ("peak", "near", "far")
             number = isinstance(value, (int, float)) and math.isfinite(value)
@@ -187,6 +199,8 @@ def _operations(jaxpr: Any, times: int) -> list[Operation]:
         if eqn.primitive.name == "cond":
             branches = [_operations(branch, often) for branch in inner]
             found += max(branches, key=lambda own: sum(o.times * o.nbytes for o in own))
+        elif eqn.primitive.name in FORMS:
+            found += _bilinear_operations(eqn, often)
         elif inner:
             for sub in inner:
                 found += _operations(sub, often)
@@ -208,6 +222,34 @@ def _inner(eqn: Any) -> list[Any]:
             sub = getattr(sub, "jaxpr", sub)
             found += [sub] if hasattr(sub, "eqns") else []
     return found
+
+
+def bilinear_product(eqn: Any) -> tuple[int, int]:
+    """Counts flops and smallest side of the product that a bilinear map is.
+
+    Of images [B, H, W, C], a kernel [kh, kw, C, F] and results [B, h, w, F], the map
+    is a product of [B h w, kh kw C] and [kh kw C, F], or one of its two gradients.
+
+    Args:
+      eqn: of a primitive of `kljax.models.bilinear`.
+    """
+    geometry, (left, right) = eqn.params["geometry"], (v.aval.shape for v in eqn.invars)
+    inputs, outputs = left[3], right[3]
+    if eqn.primitive.name == "image_gradient":
+        inputs, outputs = right[2], left[3]
+    pixels, window = math.prod(geometry.result), math.prod(geometry.kernel)
+    sides = left[0] * pixels, window * inputs, outputs
+    return 2 * math.prod(sides), min(sides)
+
+
+def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
+    form = functools.partial(FORMS[eqn.primitive.name], **eqn.params)
+    found = _operations(jax.make_jaxpr(form)(*(v.aval for v in eqn.invars)).jaxpr, 1)
+    # Those before it repeat a kernel.
+    last = max(i for i, one in enumerate(found) if one.kind == "product")
+    flops, width = bilinear_product(eqn)
+    found[last] = found[last]._replace(flops=flops, width=width)
+    return [one._replace(times=times * one.times) for one in found]
 
 
 def _operation(eqn: Any, times: int) -> Operation:

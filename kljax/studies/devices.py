@@ -1,11 +1,13 @@
 """Devices: the four numbers that the cost model knows of one, and their measurement.
 
-A calibration takes seconds, and is remembered in the user's cache folder.
+A calibration takes seconds, and is remembered in the user's cache folder, for each
+model of processor apart: machines may share a home.
 """
 
 import dataclasses
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,11 +20,13 @@ import numpy as np
 
 from kljax.core import files
 from kljax.core.types import Array
-from kljax.models.convolution import fastest_convolution
+from kljax.models.convolution import choose_form, matmul_convolution
 from kljax.parallel import Layout, chunk_program
 from kljax.parallel.compilation import FOLDER
 from kljax.studies.cost import Device, count_operations
 
+# Of what a calibration measures and counts: older ones in the cache are not read.
+VERSION = 2
 SECONDS = 0.2  # that each measurement of a calibration lasts
 
 
@@ -52,7 +56,8 @@ def calibrate() -> Device:
 
     A large product and narrow ones give the peak and the half width. A layer as
     LeNet's second, a convolution with its gradients, gives the bandwidths: bytes over
-    the time that its products and launches leave, for a few victims and for many.
+    the time that its products and launches leave, for a few victims and for many. The
+    convolution is `matmul` whatever is fastest: its patches are what it moves.
 
     On a CPU it is processor time, and so that of one core, whatever else the machine
     does meanwhile; elsewhere it is the clock's.
@@ -64,7 +69,7 @@ def calibrate() -> Device:
     # Sums that cannot be fused, of next to nothing.
     launch = 1 / _rate(jnp.cumsum, 1, (8,))
     device = Device(
-        name=jax.local_devices()[0].device_kind,
+        name=device_model(),
         peak=peak,
         half_width=max(0.0, COLUMNS * (peak / narrow - 1)),
         near=1.0,
@@ -72,9 +77,22 @@ def calibrate() -> Device:
         cache=_cache_bytes() / 2 if cpu else 0.0,
         launch=launch,
         source=f"calibrated {time.strftime('%Y-%m-%d')}",
+        backend=jax.default_backend(),
     )
     near, far = (_bandwidth(device, victims) for victims in (few, many))
     return dataclasses.replace(device, near=max(near, far), far=far)
+
+
+def device_model() -> str:
+    """Names the model of the device at hand; of a CPU that hides it, the machine."""
+    if jax.default_backend() != "cpu":
+        return jax.local_devices()[0].device_kind
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return next(filter(None, models), f"{platform.machine()} {platform.node()}")
 
 
 def _cache_bytes() -> float:
@@ -100,10 +118,9 @@ def _products(batch: int, rows: int, depth: int, columns: int) -> float:
 
 def _layer(maps: Array) -> Array:
     """Moves maps [N, 16, 16, 12] along the gradient of a convolution of each."""
-    convolve = fastest_convolution()
 
     def loss(maps: Array, kernel: Array) -> Array:
-        made = convolve(
+        made = matmul_convolution(
             maps[None],
             kernel,
             window_strides=(2, 2),
@@ -128,11 +145,11 @@ def _bandwidth(device: Device, victims: int) -> float:
     operations = count_operations(_layer, jax.ShapeDtypeStruct(shape, np.float32))
     seconds = 1 / _rate(_layer, 1, shape)
     others = sum(
-        device.multiplying(one.flops, one.width)
-        + device.launch * (one.kind != "arithmetic")
+        one.times * device.multiplying(one.flops, one.width)
+        + one.times * device.launch * (one.kind != "arithmetic")
         for one in operations
     )
-    moved = sum(one.nbytes for one in operations if one.kind != "product")
+    moved = sum(one.times * one.nbytes for one in operations if one.kind != "product")
     # Were the rest nothing but noise, memory would still take a part.
     return moved / max(seconds - others, seconds / 10)
 
@@ -166,7 +183,7 @@ def this_device(
     """Reads what is known of a device; calibrates the one at hand the first time.
 
     Args:
-      place: JSON file that says it; None for the one of this kind of device in the
+      place: JSON file that says it; None for the one of this model of device in the
         user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``), which is written if it
         is not there.
       on_calibrate: called before a calibration.
@@ -178,9 +195,10 @@ def this_device(
     if place is not None:
         return read_device(place)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    kind = jax.local_devices()[0].device_kind.lower()
-    name = "".join(letter if letter.isalnum() else "-" for letter in kind)
-    place = Path(home) / FOLDER / f"device-{name}.json"
+    model = device_model().lower()
+    name = "".join(letter if letter.isalnum() else "-" for letter in model)
+    kind = f"{jax.default_backend()}-{name}-v{VERSION}"
+    place = Path(home) / FOLDER / f"device-{kind}.json"
     if place.exists():
         return read_device(place)
     on_calibrate()
@@ -223,7 +241,8 @@ def basis(each: float, whole: float, victims: int, device: Device) -> str:
     return (
         f"by the cost model about {each:.2g} s per victim on one device (of a CPU, one "
         f"core), {whole:.2g} s for all {victims} with nothing else running; not in it: "
-        f"compiling, copies to and from the device, scoring. Device {device.name}, "
+        f"compiling, copies to and from the device, scoring. Convolutions that are "
+        f"auto count as {choose_form(device.backend)}. Device {device.name}, "
         f"{device.source}: {device.peak / 1e9:.3g} GFLOP/s, half of it at products "
         f"{device.half_width:.3g} wide, {device.near / 1e9:.3g} GB/s, "
         f"{device.far / 1e9:.3g} GB/s beyond {device.cache / 2**20:.3g} MiB, "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kljax.models.convolution import choose_form
 from kljax.parallel import Layout, block_memory, fastest_layout, map_victims
 from kljax.studies.builder.study import ArmAttack, build_study
 from kljax.studies.config import LeakConfig
@@ -83,6 +84,13 @@ def estimate_sweep(
     )
 
 
+def settle_convolution(config: LeakConfig, device: Device) -> LeakConfig:
+    """Names the form of convolution that ``auto`` is on a device."""
+    if config.convolution != "auto":
+        return config
+    return dataclasses.replace(config, convolution=choose_form(device.backend))
+
+
 def predict_attack(
     config: LeakConfig, attack: ArmAttack, layout: Layout, device: Device
 ) -> Cost:
@@ -107,7 +115,7 @@ def predict_sweep(
     """
     seconds, victims = 0.0, 0
     for group in plan(manifest):
-        first = group.cells[0].config
+        first = settle_convolution(group.cells[0].config, device)
         (attack,) = build_study(dataclasses.replace(first, victims=1)).attacks
         each = predict_attack(first, attack, layout, device).seconds
         for cell in group.cells:
