@@ -204,7 +204,7 @@ UNFIT = {
 
 
 def test_peeled_gates_are_taken_or_refused_by_all():
-    assert {*ITERATIVE, *UNFIT, "ggl"} == set(PRESETS)
+    assert {*ITERATIVE, *UNFIT, "ggl", "likelihood"} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", UNFIT)
