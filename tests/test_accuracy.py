@@ -33,6 +33,7 @@ def cells(text):
     }
 
 
+@pytest.mark.slow
 def test_the_tiny_preset_learns_and_is_read_again(accuracy, tmp_path, monkeypatch):
     out, table = tmp_path / "out", tmp_path / "table.md"
     asked = ["tiny", "--seeds", "1", "--out", str(out), "--table", str(table)]

@@ -47,6 +47,7 @@ def test_only_who_knows_the_defence_explains_what_is_sent(revealed):
     assert np.all(undone < 1) and np.all(unaware > 100)
 
 
+@pytest.mark.slow
 def test_a_record_of_earlier_uploads_tells_the_moments():
     """At t = 1, to who has it; the first of two gradients is what it is alone."""
     arms = (SENT, f"{SENT}/unaware", f"{SENT}/undo")
@@ -71,6 +72,7 @@ def test_a_record_of_earlier_uploads_tells_the_moments():
     )
 
 
+@pytest.mark.slow
 def test_a_past_with_gaps_in_it_leaves_a_loss_to_search_by():
     """Each upload has a mask of its own."""
     options = {"arms": (f"{SENT}+selective-random=0.2",), "labels": "given"}
@@ -146,6 +148,7 @@ def test_labels_that_memory_and_encryption_mix_are_refused():
             assert is_legal(config)
 
 
+@pytest.mark.slow
 def test_who_undoes_a_defence_looks_where_its_whole_record_is_readable():
     """Labels are read as without a memory, and the loss is finite."""
     arm = f"{HIDING}/undo"

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from kljax.parallel import compilation
 
 SCRIPT = """
@@ -26,6 +28,7 @@ def run(**environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_cache_is_the_users_or_the_one_that_jax_was_told(tmp_path):
     said = run(XDG_CACHE_HOME=str(tmp_path / "home"))
     assert said == str(tmp_path / "home" / "kljax")

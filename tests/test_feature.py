@@ -39,8 +39,11 @@ DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
 # All but the one that needs a trained generator.
+ELSEWHERE = ("ggl", "likelihood")  # one has a generator, the other needs a density
 ITERATIVE = sorted(
-    name for name in PRESETS if PRESETS[name].objective is not None and name != "ggl"
+    name
+    for name in PRESETS
+    if PRESETS[name].objective is not None and name not in ELSEWHERE
 )
 
 # --- how exactly it leaks ----------------------------------------------------------

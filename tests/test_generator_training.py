@@ -34,6 +34,7 @@ def test_what_is_looked_at_is_public():
     assert not np.array_equal(public, other)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_where_it_would_have_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(train_generator, "SEGMENT", 2)
     images = np.random.default_rng(0).random((9, 2, 2, 1), np.float32)

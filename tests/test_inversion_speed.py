@@ -47,6 +47,7 @@ def options(*peers, python=sys.executable):
     return argparse.Namespace(rounds=2, peers=peers, torch_python=python)
 
 
+@pytest.mark.slow
 def test_ours_alone():
     work = WORK["fedavg-inversion"]._replace(**SMALL)
     (made,) = inversion_speed.compare("fedavg-inversion", options(), work)
@@ -60,6 +61,7 @@ def test_ours_alone():
     assert made["settings"]["flops_per_evaluation"] > 5 * 2 * forward
 
 
+@pytest.mark.slow
 def test_what_is_timed_computes_the_gradient():
     """A compiler leaves out what nobody reads, and unrolls a loop of one turn."""
     problem = inversion_speed.Problem(WORK["fedavg-inversion"]._replace(victims=1))

@@ -532,6 +532,7 @@ def test_restarts_choose_by_the_attackers_own_loss():
     np.testing.assert_array_equal(single.numbers["evaluations"], 6)
 
 
+@pytest.mark.slow
 def test_a_search_that_breaks_off_is_not_finite():
     result = study(optimiser="outside_package:exploding")
     found = result.arms[0].attacked.reconstruction
@@ -627,6 +628,7 @@ def test_noise_that_hides_no_more_than_the_norm_does_is_no_protection():
     assert any(row["matching_loss"] <= row["matching_loss_floor"] for row in noisy)
 
 
+@pytest.mark.slow
 def test_strengths_and_step_sizes_are_data():
     noise = ("gaussian-noise=0.1", "gaussian-noise=0", "none")
     slow, fast = (study(arms=noise, step_size=rate) for rate in (1e-3, 0.3))

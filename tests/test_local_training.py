@@ -168,6 +168,7 @@ def test_local_training_is_the_loop(reset):
     assert bool(progress.finite)
 
 
+@pytest.mark.slow
 def test_a_recorded_update_is_the_loop():
     received, stats, private, _ = begun()
     images, labels = (x.reshape(STEPS * BATCH, *x.shape[2:]) for x in data())

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from studies import quick_compilation, scored, study, tiny
+from studies import quick_compilation, scored, sites_of, study, tiny
 
 from kljax import metrics
 from kljax.attacks.closed_form import expected_singletons
 from kljax.attacks.presets import PRESETS, Preset
+from kljax.defences.arms import parse_arm
 from kljax.parallel import Layout
 from kljax.studies import leak_report, leakage, training
 from kljax.studies.builder import study as builder_study
@@ -134,9 +135,10 @@ def test_an_honest_server_has_no_imprint(attack):
 
 
 def test_a_preset_that_inserts_needs_a_malicious_server_whatever_it_says():
+    arm = parse_arm("keylock/unit", sites_of("layers/0"), {})
     forgetful = Preset(None, "recovered", None, inserts=PRESETS["imprint"].inserts)
     with pytest.raises(IllegalThreat, match="needs server='malicious'"):
-        declare_threat(tiny(), "unit", forgetful)
+        declare_threat(tiny(), arm, forgetful)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def repository(tmp_path):
     return tmp_path / "r"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(repository, tmp_path, capsys):
     before = {p: p.read_bytes() for p in repository.rglob("*.py")}
     folder = tmp_path / "results"

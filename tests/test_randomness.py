@@ -100,6 +100,7 @@ def fetch(ids):
     return Batches(images, labels, valid), np.ones(len(ids))
 
 
+@pytest.mark.slow
 def test_no_draw_of_rounds_is_made_twice():
     """All four functions are given one random key, as in the README."""
     with recorded_draws() as seen:
@@ -149,6 +150,7 @@ RANDOM_ROUNDS = OWN | {
 }
 
 
+@pytest.mark.slow
 def test_no_draw_of_a_training_is_made_twice():
     sizes = {"examples": 16, "public_examples": 10, "rounds": 2, "local_steps": 2}
     config = dataclasses.replace(RUN, **RANDOM_ROUNDS, **sizes, keep_rounds=())
@@ -195,6 +197,7 @@ def drawn_by(config):
 FIXED_DRAWS = tuple(fixed_rng(purpose) for purpose in FIXED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ("regress_private_key", "regress_gates"))
 def test_no_draw_of_a_study_is_made_twice(strategy):
     config = LeakConfig(
@@ -213,6 +216,7 @@ def without_fixed(drawn):
     return {key for key in drawn.keys if not fixed & {*drawn.ancestors(key)}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_no_draw_of_a_captured_client_is_made_twice(tmp_path, upload):
     # Behind noise in each step, an update is trained once more without it, from the

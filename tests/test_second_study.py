@@ -42,6 +42,7 @@ def assert_victims_are_of(result, images):
         assert np.any(np.all(victim == images, axis=(1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", ("gradient", "update"))
 def test_redefined_data_are_those_of_the_second_run(tmp_path, monkeypatch, upload):
     options = {"upload": upload}

@@ -102,6 +102,7 @@ def test_an_attacker_follows_the_moments_of_earlier_uploads():
     assert apart > 0.3
 
 
+@pytest.mark.slow
 def test_an_entry_with_a_gap_in_its_record_makes_no_difference():
     """Neither its own past nor that of others is made up."""
     defence, (first, second, third) = adam_stand_in(), (draw(seed=s) for s in (1, 2, 3))

@@ -157,6 +157,7 @@ def test_a_defence_that_looks_at_no_derivative_of_inputs_is_for_text_too():
     build_study(LeakConfig(arms=("selective-fisher", "selective-random"), **TEXT))
 
 
+@pytest.mark.slow
 def test_where_sentences_of_different_lengths_end_is_read_off():
     changes = {"data": "text-verses", "tokens": 9, "seed": 1, "optimiser": "lbfgs"}
     with quick_compilation():

@@ -83,8 +83,9 @@ def load_text(
     vocabulary = corpus["pieces"].tolist()
     labels = parts[corpus["books"][chosen[kept]]]
     targets = sequences_of(length, len(vocabulary)) if next_token else None
+    variant = "-verses" * whole + "-next-token" * next_token
     return Dataset(
-        name="text",
+        name=f"text{variant}",
         images=tokens[kept],
         labels=following[kept] if next_token else labels,
         num_classes=None if next_token else len(PARTS),

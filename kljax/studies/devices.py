@@ -88,7 +88,7 @@ def device_model() -> str:
     if jax.default_backend() != "cpu":
         return jax.local_devices()[0].device_kind
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
@@ -218,7 +218,7 @@ def read_device(place: Path) -> Device:
       OSError: for a file that cannot be read.
       ValueError: for a file that holds something else.
     """
-    text = place.read_text()
+    text = place.read_text(encoding="utf-8")
     try:
         return Device(**json.loads(text))
     except (TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from poison import differences, hidden, poison, poisoned
+from studies import sites_of
 from toys import threat
 from victims import (
     Case,
@@ -33,6 +34,7 @@ from victims import declare as threat_of
 
 from kljax.attacks import Protocol, adam, presets
 from kljax.attacks.closed_form.transformer import VIT
+from kljax.defences.arms import parse_arm
 from kljax.metrics import relative_leakage, ssim
 from kljax.models import Dense, from_nnx
 from kljax.studies.builder.threat_model import declare_threat
@@ -266,11 +268,12 @@ def test_what_a_preset_needs_is_asked_for_when_it_is_made(name):
 def test_a_study_grants_what_its_attack_needs():
     config = LeakConfig(attack="gradinversion", arms=("none",))
     preset = presets.PRESETS["gradinversion"]
-    assert declare_threat(config, "unit", preset).knowledge.stats == "visible"
+    arm = parse_arm("keylock/unit", sites_of("layers/0"), {})
+    assert declare_threat(config, arm, preset).knowledge.stats == "visible"
     assert is_legal(config)
     blind = LeakConfig(attack="gradinversion", arms=("none",), threat=("stats=hidden",))
     with pytest.raises(IllegalThreat, match="'gradinversion' needs stats='visible'"):
-        declare_threat(blind, "unit", preset)
+        declare_threat(blind, arm, preset)
     assert not is_legal(blind)
 
 

@@ -79,6 +79,7 @@ def simulation(kind):
     return averaged_steps(here, here.defence.gates, every=1, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("one step", "local steps", "averaged steps"))
 def test_each_step_has_its_own_mask_and_always_the_same(kind):
     """A change is not divided by anything, where nobody gives it a unit."""

@@ -420,6 +420,7 @@ def test_a_broken_update_is_a_reported_failure(name):
     assert not bool(attack(name)(filled(update(), np.nan)).finite)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_all_zero_update_is_no_success(name):
     truth = update()

@@ -92,6 +92,7 @@ def test_noise_hides_the_sentence():
     assert np.all((found.inputs >= 0) & (found.inputs < len(PIECES)))
 
 
+@pytest.mark.slow
 def test_embeddings_explain_all_but_their_own_table():
     here = ground()
     view = threats.observe(here.threat, update())

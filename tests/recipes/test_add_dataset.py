@@ -41,6 +41,7 @@ def noise(shape):
     return "mine:noise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", (write_file, write_folder, write_function))
 def test_a_dataset_is_attacked(mine, leak, tmp_path, write):
     name = write(tmp_path)

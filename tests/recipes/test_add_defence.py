@@ -61,6 +61,7 @@ def test_a_defence_is_studied_beside_none_and_its_attacker_knows_it(mine, leak):
     assert at_truth(rows["mine:unknown=0.5"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_its_numbers_are_an_axis_of_a_sweep_and_data_of_one_compilation(mine, tmp_path):
     mine(DEFENCE)
     (tmp_path / "mine.toml").write_text(
@@ -88,6 +89,7 @@ arm = ["mine:fading=0.5", "mine:fading=0.9", "mine:fading=0.9,0.3"]
         assert f"| {arm} " in report
 
 
+@pytest.mark.slow
 def test_what_it_hides_is_not_seen(mine, leak):
     mine(DEFENCE)
     arms = "mine:unhidden", "mine:classifier_hidden"

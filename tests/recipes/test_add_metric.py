@@ -69,6 +69,7 @@ def test_a_metric_is_in_rows_and_tables(mine, leak, capsys):
     assert "dark pixels of the guess" in said(capsys, str(job.folder))
 
 
+@pytest.mark.slow
 def test_a_metric_is_tabled_by_a_report_that_has_not_its_module(
     mine, tmp_path, monkeypatch, capsys
 ):

@@ -103,6 +103,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_rows_of_a_table_are_attacked_scored_and_reported(mine, leak):
     mine(TABLE)
     job = leak(*OPTIONS, "--victims", "3", "--steps", "300", "--step-size", "0.1")

@@ -33,6 +33,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", NETWORKS.values(), ids=NETWORKS)
 def test_a_network_is_attacked(mine, leak, source):
     mine(source)
@@ -42,6 +43,7 @@ def test_a_network_is_attacked(mine, leak, source):
     assert float(job.of_arms()[0]["matching_loss"]) > 0
 
 
+@pytest.mark.slow
 def test_it_is_locked_at_any_of_its_layers(mine, leak):
     mine(NETWORKS["with a norm and dropout"])
     options = "--model mine:Network --classifier head --sites norm --arms keylock/known"

@@ -110,6 +110,7 @@ BOTH = {
 }
 
 
+@pytest.mark.slow
 def test_several_inputs_are_searched_together(mine, leak):
     mine(PRICES)
     options = [f"--{name}={value}" for name, value in BOTH.items()]

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 import small
 from studies import scored, study
 
@@ -36,6 +37,7 @@ def test_it_is_an_arm_among_others():
     assert {row["arm"] for row in scored(result)} >= {*ARMS}
 
 
+@pytest.mark.slow
 def test_what_it_draws_follows_its_own_numbers():
     arms = ("outside_package:marked=1", "outside_package:marked=7")
     result = study(arms=arms, attack="outside_package:measured_reveal")
@@ -67,6 +69,7 @@ def test_it_is_named_on_the_command_line(tmp_path):
     assert summary["config"]["arms"] == list(ARMS)
 
 
+@pytest.mark.slow
 def test_it_is_an_axis_of_a_sweep_and_in_its_report(tmp_path):
     axes = {"arm": list(ARMS)}
     sweep = small.sweep_of(victims=2, seed=0, step_size=0.1, axes=axes)

@@ -24,6 +24,7 @@ def test_whoever_is_refused_has_not_extended_the_study(tmp_path):
     assert (folder / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_order_of_chunks_is_no_matter(tmp_path):
     sweep = sweep_of(axes=AXES, victims=12, options=KEPT)
     run(tmp_path / "one", sweep)
@@ -37,6 +38,7 @@ def test_the_order_of_chunks_is_no_matter(tmp_path):
     assert names[0] == names[1] and len(names[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_failure_is_on_record_until_all_of_the_cell_is_there(tmp_path, monkeypatch):
     # 12 victims of either seed in parts of 8: the cell that fails is in two of them.
     sweep, folder = sweep_of(axes=AXES, victims=12), tmp_path / "study"
@@ -54,6 +56,7 @@ def test_a_failure_is_on_record_until_all_of_the_cell_is_there(tmp_path, monkeyp
     assert parts(folder) == parts(tmp_path / "lucky")
 
 
+@pytest.mark.slow
 def test_images_of_a_cell_that_failed_in_one_chunk_are_not_lost(tmp_path, monkeypatch):
     sweep = sweep_of(axes=AXES, victims=12, options=KEPT)
     folder = tmp_path / "study"
