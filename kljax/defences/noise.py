@@ -77,10 +77,16 @@ def _added(
         return jax.tree.unflatten(tree, noisy), state
 
     def log_prob(seen: Public, simulated: Public) -> Array:
-        logs = jax.tree.map(
-            lambda x, mean: jnp.sum(logpdf(x, mean, scale)), seen, simulated
-        )
-        return jax.tree.reduce(jnp.add, logs)
+        def of_tensor(x: Array | None, mean: Array | None) -> Array:
+            if x is None:  # a hidden tensor; hidden entries are NaN
+                return jnp.zeros(())
+            visible = ~jnp.isnan(x)
+            # Filled in before: a NaN would spoil the derivative.
+            x, mean = (jnp.where(visible, value, 0.0) for value in (x, mean))
+            return jnp.sum(jnp.where(visible, logpdf(x, mean, scale), 0.0))
+
+        logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
+        return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
 
     exact = is_concrete(std) and std == 0
     if exact:
