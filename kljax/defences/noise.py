@@ -88,7 +88,6 @@ def _added(
         logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
         return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
 
-    exact = is_concrete(std) and std == 0
-    if exact:
+    if is_concrete(std) and std == 0:
         return Defence(release=release)
     return Defence(release=release, log_prob=log_prob, log_prob_degree=degree)

@@ -36,8 +36,6 @@ STARTS = {
 @pytest.mark.parametrize("name", STARTS)
 def test_searches_start_where_the_papers_do(name):
     mean, deviation, box = STARTS[name]
-    if name == "likelihood":
-        pytest.skip("needs a density; composed as `matching`: test_noise_density.py")
     federal = name in ("ig-fedavg", "fedavg-inversion")
     unknown = parts_of(name, of_two_epochs() if federal else here())["unknowns"].images
     # Of a view no more is looked at than the parameters, and of images not even those.
