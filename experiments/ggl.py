@@ -73,7 +73,7 @@ def case(data: str, generator: str, options):
             losses = [row["matching_loss"] for row in own]
             yield line(attack, arm, own, f"{np.median(losses):.1e}")
     victims = result.victims
-    truth, labels = victims.images[:, 0], victims.labels[:, 0]
+    truth, labels = victims.inputs[:, 0], victims.labels[:, 0]
     for name, guesses in generated(generator, truth, labels, options).items():
         scored = [
             {"mse": float(np.mean((a - b) ** 2)), "ssim": float(ssim(a, b))}

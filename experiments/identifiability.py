@@ -171,7 +171,7 @@ class Case:
         view = observe(self.job.setting.threat, update)
         gates = self.job.arm.defence.gates(update.public.defence, update.private)
         lock = gates if self.regressed else update.private
-        candidate = Candidate(update.images, update.targets, lock)
+        candidate = Candidate(update.inputs, update.targets, lock)
         return view, candidate, gates
 
     def simulation(self):
@@ -236,7 +236,7 @@ def spectrum(case: Case, victim: int) -> str:
                 )
                 for site, gate in gates.items()
             }
-        simulated, _ = simulation(view, truth._replace(images=images, secret=lock))
+        simulated, _ = simulation(view, truth._replace(inputs=images, secret=lock))
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(simulated)])
 
     zeros = ({}, {})
@@ -245,7 +245,7 @@ def spectrum(case: Case, victim: int) -> str:
             {site: jnp.zeros(int(live[site].sum())) for site in gates},
             {site: jnp.zeros(len(live[site])) for site in gates},
         )
-    start = (truth.images, *zeros)
+    start = (truth.inputs, *zeros)
     flat, unravel = ravel_pytree(start)
     assert flat.dtype == jnp.float64
     along = jax.jit(
@@ -263,7 +263,7 @@ def spectrum(case: Case, victim: int) -> str:
         return int(np.sum(values > largest * max(jacobian.shape) * precision))
 
     whole = rank(np.finfo(np.float64).eps)
-    pixels = truth.images.size
+    pixels = truth.inputs.size
 
     def visible(direction):
         padded = np.zeros(flat.size)
@@ -282,7 +282,7 @@ def spectrum(case: Case, victim: int) -> str:
             f"{largest:.1e}",
             f"{values[-1]:.1e}",
             f"{largest / smallest:.1e}",
-            f"{visible(truth.images):.0e}",
+            f"{visible(truth.inputs):.0e}",
             f"{visible(np.ones(pixels)):.0e}",
         )
     )
@@ -294,8 +294,8 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
     far = np.isinf(near)
     rng = jax.random.key(1000 * victim + (999_983 if far else round(1000 * near)))
     rng_images, rng_lock, rng_gates = jax.random.split(rng, 3)
-    noise = jax.random.normal(rng_images, truth.images.shape)
-    start = truth.images + near * jnp.std(truth.images) * noise
+    noise = jax.random.normal(rng_images, truth.inputs.shape)
+    start = truth.inputs + near * jnp.std(truth.inputs) * noise
     if far:
         start = 0.5 + 0.1 * noise
 
@@ -317,7 +317,7 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
 
     def image_error(images):
         return float(
-            jnp.linalg.norm(images - truth.images) / jnp.linalg.norm(truth.images)
+            jnp.linalg.norm(images - truth.inputs) / jnp.linalg.norm(truth.inputs)
         )
 
     def gate_error(guess):
@@ -327,8 +327,8 @@ def nearby(case: Case, victim: int, near: float, steps: int) -> str:
         ]
         return max(float(jnp.linalg.norm(g - t) / jnp.linalg.norm(t)) for g, t in pairs)
 
-    affine = metrics.affine_fit(found.inputs[0], truth.images[0])
-    scores = metrics.score(found.inputs[0], truth.images[0])
+    affine = metrics.affine_fit(found.inputs[0], truth.inputs[0])
+    scores = metrics.score(found.inputs[0], truth.inputs[0])
     errors = ("-", "-")
     if case.regressed:
         errors = tuple(

@@ -40,7 +40,7 @@ def counts(run, arm, number):
         )
         seen = run_client.capture(from_run.settle(study))
         state = run_client.capture_arm(seen, arm)
-        defence = seen.prepared.arms[arm].defence
+        defence = seen.setup.arms[arm].defence
         gates = defence.gates(state.public.defence, state.client.private)
         leaves = jax.tree.leaves(gates)
         scales = sum(int((gate.scale != 0).sum()) for gate in gates.values())

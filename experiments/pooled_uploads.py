@@ -95,7 +95,7 @@ def line(arm: str, uploads: int, options) -> str:
             *jax.tree.map(grouped, (make_sources(config, victims), *victims[1:3]))
         )
     images = np.asarray(found.inputs)
-    truths = np.asarray(grouped(victims.images))[:, 0, 0]
+    truths = np.asarray(grouped(victims.inputs))[:, 0, 0]
     scores = [metrics.score(g[0], t) for g, t in zip(images, truths, strict=True)]
     errors = []
     for client in range(options.clients):

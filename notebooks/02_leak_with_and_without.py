@@ -77,7 +77,7 @@ rows = kljax.score_rows(undefended)
 # small helpers: one draws images with their scores below, the other is for later.
 
 # %%
-truths = undefended.victims.images[:, 0]
+truths = undefended.victims.inputs[:, 0]
 
 
 def scores(name, column="ssim"):

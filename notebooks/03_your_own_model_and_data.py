@@ -305,7 +305,7 @@ for arm in result.arms:
 victims = result.victims
 floors = kljax.floor_images(
     dataset,
-    victims.images[:, 0],
+    victims.inputs[:, 0],
     victims.labels[:, 0],
     victims.indices[:, 0],
     config.seed,
@@ -317,7 +317,7 @@ def scores(name, column="ssim"):
     return [row[column] for row in rows if row["arm"] == name]
 
 
-lines = {"truth": victims.images[:, 0]}
+lines = {"truth": victims.inputs[:, 0]}
 lines |= {
     f"floor/{name}": [made[name] for made in floors]
     for name in ("class_mean", "same_class")

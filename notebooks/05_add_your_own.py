@@ -233,7 +233,7 @@ for name in dict.fromkeys(row["arm"] for row in rows):
 
 # %%
 names = list(ARMS)
-truths = result.victims.images[:, 0]
+truths = result.victims.inputs[:, 0]
 figure, axes = plt.subplots(
     len(names) + 1,
     len(truths),

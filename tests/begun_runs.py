@@ -32,16 +32,14 @@ UPLOADS = {
 
 def begin(folder, **changes):
     """Writes the folder of `RUN`; gives all that it holds, as it was made."""
-    prepared = run_setup.prepare(dataclasses.replace(RUN, **changes))
-    (arm,) = prepared.arms
-    server, clients = run_setup.start(
-        prepared, run_setup.arm_rounds(prepared, arm).rounds
-    )
+    setup = run_setup.build_run_setup(dataclasses.replace(RUN, **changes))
+    (arm,) = setup.arms
+    server, clients = run_setup.start(setup, run_setup.arm_rounds(setup, arm).rounds)
     folder.mkdir()
-    described = run_folder.describe(prepared.config, prepared.task.dataset.licence)
+    described = run_folder.describe(setup.config, setup.task.dataset.licence)
     files.write_json(folder / "config.json", described)
     checkpoints.save(folder / arm, server, clients, (0,))
-    return prepared, server, clients
+    return setup, server, clients
 
 
 def study(folder, **changes):

@@ -11,7 +11,7 @@ from kljax.threat import Update
 # Every leaf of an update: how to put another value there, and the knowledge under
 # which the server holds it.
 LEAVES = {
-    "images": (lambda u, new: u._replace(images=new(u.images)), {}),
+    "inputs": (lambda u, new: u._replace(inputs=new(u.inputs)), {}),
     "targets": (lambda u, new: u._replace(targets=new(u.targets)), {"labels": "known"}),
     "secret": (
         lambda u, new: u._replace(

@@ -193,13 +193,13 @@ def pretended(config: LeakConfig, guesses, **facts) -> leakage.LeakResult:
 
 def close(text, victims):
     """Guesses every image almost."""
-    noise = np.random.default_rng(7).normal(size=victims.images.shape)
-    return (victims.images + 0.02 * noise).astype(np.float32)
+    noise = np.random.default_rng(7).normal(size=victims.inputs.shape)
+    return (victims.inputs + 0.02 * noise).astype(np.float32)
 
 
 def wrong(text, victims):
     """Guesses noise."""
-    noise = np.random.default_rng(7).random(victims.images.shape)
+    noise = np.random.default_rng(7).random(victims.inputs.shape)
     return noise.astype(np.float32)
 
 

@@ -53,9 +53,9 @@ def test_a_record_of_earlier_uploads_tells_the_moments():
     arms = (SENT, f"{SENT}/unaware", f"{SENT}/undo")
     options = {"arms": arms, "attack": "outside_package:measured_reveal"}
     first, second = study(**options), study(**options, earlier=1)
-    np.testing.assert_array_equal(first.victims.images, second.victims.images)
+    np.testing.assert_array_equal(first.victims.inputs, second.victims.inputs)
     assert second.victims.before[0].shape == (3, 1, 1, 8, 8, 3)
-    own = {image.tobytes() for image in second.victims.images[:, 0]}
+    own = {image.tobytes() for image in second.victims.inputs[:, 0]}
     assert not own & {image.tobytes() for image in second.victims.before[0][:, 0, 0]}
     # Another state, another upload; each is explained by who follows the state.
     assert np.max(np.abs(seen(second.arms[0]) - seen(first.arms[0]))) > 1e-4

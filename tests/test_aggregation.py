@@ -327,7 +327,7 @@ def test_the_bound_by_hand():
 
 def broken():
     batches, examples = client_data(CLIENTS)
-    batches.images[3, 1, 0] = np.nan
+    batches.inputs[3, 1, 0] = np.nan
     return batches, examples
 
 

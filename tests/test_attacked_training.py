@@ -102,15 +102,15 @@ def test_what_is_measured_is_written_and_read(backdoored):
 def test_attack_success_is_that_of_the_images_of_other_classes(backdoored):
     """Counted one by one, by the network itself."""
     result, *_ = backdoored
-    prepared, server = result.prepared, result.arms["none"].server
-    images, labels = prepared.test.fetch(np.arange(len(prepared.test)))
+    setup, server = result.setup, result.arms["none"].server
+    images, labels = setup.test.fetch(np.arange(len(setup.test)))
     taken = []
     for image, label in zip(images, labels, strict=True):
         if label == 3:
             continue
         image = image.copy()
         image[-2:, -2:] = 1.0
-        logits = prepared.task.models[False].apply(
+        logits = setup.task.models[False].apply(
             server.public.model, server.stats, image[None], train=False
         )
         taken.append(int(np.argmax(logits.logits)) == 3)
@@ -128,31 +128,31 @@ def test_a_finished_run_with_attackers_is_read_again(backdoored):
 
 
 def test_whom_to_watch_is_honest(backdoored):
-    prepared = backdoored[0].prepared
-    locked = run_setup.prepare(attacked(arms=("keylock",)))
+    setup = backdoored[0].setup
+    locked = run_setup.build_run_setup(attacked(arms=("keylock",)))
     rounds = run_setup.arm_rounds(locked, "keylock").rounds
     _, clients = run_setup.start(locked, rounds)
-    assert watched_clients(prepared, clients) == [0, 3, 5]
-    nobody = prepared._replace(roles={})
+    assert watched_clients(setup, clients) == [0, 3, 5]
+    nobody = setup._replace(roles={})
     assert watched_clients(nobody, clients) == [0, 2, 4]
-    everyone = prepared._replace(roles=dict.fromkeys(range(CLIENTS), Role()))
+    everyone = setup._replace(roles=dict.fromkeys(range(CLIENTS), Role()))
     assert watched_clients(everyone, clients) == [0, 2, 4]
 
 
 def test_no_lock_of_an_attacker_is_evaluated_at_the_end():
     """Attackers' locks are broken, and no test says anything else."""
     config = attacked(arms=("keylock",), clients=3, public_examples=0)
-    prepared = run_setup.prepare(config)
-    setup = run_setup.arm_rounds(prepared, "keylock")
-    on = measuring_of(prepared, "keylock", setup)
-    server, clients = run_setup.start(prepared, setup.rounds)
+    setup = run_setup.build_run_setup(config)
+    built = run_setup.arm_rounds(setup, "keylock")
+    on = measuring_of(setup, "keylock", built)
+    server, clients = run_setup.start(setup, built.rounds)
     whole = evaluate_arm(on, server, clients, None)
     for leaf in jax.tree.leaves(clients.private):
         leaf[2] = np.nan
     assert evaluate_arm(on, server, clients, None) == whole
     assert len(whole["own"]["values"]) == len(whole["other_pair"]["values"]) == 2
     # Without roles, all are asked.
-    everyone = on._replace(prepared=prepared._replace(roles={}))
+    everyone = on._replace(setup=setup._replace(roles={}))
     assert len(evaluate_arm(everyone, server, clients, None)["own"]["values"]) == 3
 
 
@@ -245,11 +245,11 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
 
 
 def test_test_images_of_the_target_class_alone_are_refused(monkeypatch):
-    prepared = run_setup.prepare(tiny())
-    digits = prepared.test.labels[np.arange(len(prepared.test))]
+    setup = run_setup.build_run_setup(tiny())
+    digits = setup.test.labels[np.arange(len(setup.test))]
     config = attacked(test_examples=1, target_class=int(digits[0]))
     with pytest.raises(ValueError, match="all 1 test images are of target_class="):
-        run_setup.prepare(config)
+        run_setup.build_run_setup(config)
 
 
 def checkerboard():
@@ -296,6 +296,6 @@ def test_functions_behind_clients_are_told_apart():
 
 def test_defaults_are_as_before():
     assert TINY.keys().isdisjoint(ATTACKED.keys() - {"arms", "examples", "rounds"})
-    prepared = run_setup.prepare(tiny())
-    assert prepared.attack is None and prepared.roles == {}
-    assert prepared.aggregator.name == "mean" and tiny().honest_twin is None
+    setup = run_setup.build_run_setup(tiny())
+    assert setup.attack is None and setup.roles == {}
+    assert setup.aggregator.name == "mean" and tiny().honest_twin is None

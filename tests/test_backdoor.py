@@ -53,4 +53,4 @@ def test_every_row_is_a_training_that_exists():
         for role in roles:
             config = TrainConfig(aggregator=rule, roles=(role,), **backdoor.FIXED)
             if role == roles[-1]:
-                run_setup.prepare(config)
+                run_setup.build_run_setup(config)

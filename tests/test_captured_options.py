@@ -63,18 +63,18 @@ def test_the_attacked_client_augments_as_the_run_does(tmp_path, upload):
 
 
 def test_a_gradient_is_of_the_augmented_image(tmp_path):
-    prepared, server, clients = begin(tmp_path / "run", augment="crop_flip")
+    setup, server, clients = begin(tmp_path / "run", augment="crop_flip")
     result = leak(study(tmp_path / "run", **KNOWN))
     view = result.arms[0].attacked.reconstruction.info["view"]
-    made = run_setup.arm_rounds(prepared, "keylock")
-    gradient = local_gradient(made.model, prepared.task.loss, made.defence, train=True)
+    made = run_setup.arm_rounds(setup, "keylock")
+    gradient = local_gradient(made.model, setup.task.loss, made.defence, train=True)
     source = make_sources(result.config, result.victims)
-    augment = run_setup.local_options(prepared)["augment"]
+    augment = run_setup.local_options(setup)["augment"]
     for n in range(2):
         mine = jax.tree.map(lambda x, n=n: x[n], source)
         rng = draw_rng(mine, "step")
         images = augment(
-            derive_rng(rng, STEP_PURPOSES, "augmentation"), result.victims.images[n]
+            derive_rng(rng, STEP_PURPOSES, "augmentation"), result.victims.inputs[n]
         )
         expected = gradient(
             derive_rng(rng, STEP_PURPOSES, "gradient"),
@@ -114,7 +114,7 @@ def test_an_option_that_a_client_cannot_take_is_never_left_out(
     begin(tmp_path / "run")
     given = run_setup.local_options
     monkeypatch.setattr(
-        run_setup, "local_options", lambda prepared: given(prepared) | {"novel": 1}
+        run_setup, "local_options", lambda setup: given(setup) | {"novel": 1}
     )
     config = study(tmp_path / "run", **KNOWN, **UPLOADS[upload])
     with pytest.raises(TypeError, match="novel"):

@@ -182,7 +182,7 @@ def test_an_update_is_true(toy):
     jax.tree.map(
         np.testing.assert_array_equal, update.initial_lock_weights, private.trainable
     )
-    np.testing.assert_array_equal(update.images, random_images(2, *IMAGE_SHAPE, seed=0))
+    np.testing.assert_array_equal(update.inputs, random_images(2, *IMAGE_SHAPE, seed=0))
 
 
 def test_what_is_sent_is_what_the_defence_releases(toy):

@@ -165,9 +165,9 @@ def study(tmp_path_factory):
 
 def reads_of_run(folder):
     """Makes what reads a run again: to go on with it, attack it or report it."""
-    prepared = run_setup.prepare(RUN)
-    rounds = run_setup.arm_rounds(prepared, "none").rounds
-    server, clients = run_setup.start(prepared, rounds)
+    setup = run_setup.build_run_setup(RUN)
+    rounds = run_setup.arm_rounds(setup, "none").rounds
+    server, clients = run_setup.start(setup, rounds)
 
     def go_on():
         run_folder.check_same(folder, RUN)

@@ -130,7 +130,7 @@ def test_the_attacker_simulates_what_the_client_does_in_each_step(name):
     """With the truth, but for the noise, that gives the released change itself."""
     defence = chain(LOCKED, RELEASES[name])
     update, protocol = trained(defence), Protocol(optimiser(), STEPS, BATCH, RATE)
-    truth = Candidate(update.images, update.targets, update.private)
+    truth = Candidate(update.inputs, update.targets, update.private)
     view = observe(UPDATE, update)
     errors = []
     for simulated in (defence, LOCKED):
@@ -252,8 +252,8 @@ def test_rounding_is_no_error_of_the_replay(network, steps):
     exact = quick_jit(functools.partial(replay_is_exact, ground))
     assert exact(update, observe(declared, update))
     # One example with a tenth less of its contrast is no rounding.
-    dimmed = update.images.at[0].multiply(0.9)
-    assert not exact(update._replace(images=dimmed), observe(declared, update))
+    dimmed = update.inputs.at[0].multiply(0.9)
+    assert not exact(update._replace(inputs=dimmed), observe(declared, update))
 
 
 # --- what follows for the outcome ----------------------------------------------------

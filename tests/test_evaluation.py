@@ -429,10 +429,10 @@ def test_the_clients_chosen():
 
 def test_larger_draws_of_public_examples_contain_the_smaller():
     examples = Examples(*public_pixels(50))
-    small, large = (arm._drawn(examples, n, RNG).images for n in (10, 30))
+    small, large = (arm._drawn(examples, n, RNG).inputs for n in (10, 30))
     np.testing.assert_array_equal(small, large[:10])
     assert len({image.tobytes() for image in large}) == 30
-    other = arm._drawn(examples, 10, jax.random.key(12)).images
+    other = arm._drawn(examples, 10, jax.random.key(12)).inputs
     assert not np.array_equal(small, other)
 
 
@@ -618,7 +618,7 @@ def test_test_examples_have_no_part_in_a_refit(monkeypatch):
 
     monkeypatch.setattr(arm, "refit", record)
     test = blobs(90, seed=2)
-    moved = Examples(test.images[::-1], (test.labels + 1) % CLASSES)
+    moved = Examples(test.inputs[::-1], (test.labels + 1) % CLASSES)
     asked = {"tests": ("refit_unit_100", "refit_mean_10"), "draws": 1}
     results = [evaluate_toy(test=examples, **asked) for examples in (test, moved)]
     assert results[0] != results[1]  # these labels are wrong

@@ -46,7 +46,7 @@ def grey(shape):
 def test_grey_images_are_drawn_in_grey_on_one_scale(drawn):
     result = pretended(tiny(victims=4, data=f"{__name__}:grey"), close)
     lines = drawn(result)
-    for (colours, _), truth in zip(lines["truth"], result.victims.images, strict=True):
+    for (colours, _), truth in zip(lines["truth"], result.victims.inputs, strict=True):
         assert colours.shape == (8, 8, 3)
         np.testing.assert_allclose(colours, truth[0].repeat(3, -1), atol=1 / 255)
 
@@ -67,7 +67,7 @@ def test_classes_are_named_and_the_best_floor_is_beside_them(drawn):
     ]
     made = scoring.floor_images(
         result.dataset,
-        result.victims.images[:, 0],
+        result.victims.inputs[:, 0],
         result.victims.labels[:, 0],
         result.victims.indices[:, 0],
         result.config.seed,
@@ -118,7 +118,7 @@ def test_images_of_a_batch_have_a_picture_and_a_score_each(drawn):
     assert [caption for _, caption in lines["none"]] == [
         f"SSIM {row['ssim']:.2f}" for row in mine
     ]
-    truths = result.victims.images.reshape(-1, 8, 8, 3)
+    truths = result.victims.inputs.reshape(-1, 8, 8, 3)
     for n, (colours, caption) in enumerate(lines["truth"]):
         np.testing.assert_allclose(colours, truths[n], atol=1e-6)
         label = result.victims.labels.ravel()[n]

@@ -47,7 +47,7 @@ def darken(factor):
     """A defence that trains on darker images."""
 
     def inputs(rng, context):
-        return factor * context.images, context.targets
+        return factor * context.inputs, context.targets
 
     return Defence(inputs=inputs)
 
@@ -71,7 +71,7 @@ def test_what_is_sent_is_the_gradient_of_what_was_trained_on():
     np.testing.assert_allclose(
         flat(update.sent), flat(step(none(), 0.5 * IMAGES).sent), rtol=1e-6
     )
-    np.testing.assert_array_equal(update.images, IMAGES)
+    np.testing.assert_array_equal(update.inputs, IMAGES)
     np.testing.assert_allclose(update.substitute, 0.5 * IMAGES)
     assert step(none()).substitute is None
     twice = step(chain(darken(0.5), gaussian_noise(0.0), darken(0.5)))
@@ -124,7 +124,7 @@ def test_a_reconstruction_is_held_against_both():
     rows = {a: [r for r in scored(result) if r["arm"] == a] for a in arms}
     assert all(row["ssim_substitute"] is None for row in rows["none"])
     substitutes = result.arms[1].attacked.substitute
-    assert substitutes.shape == result.victims.images.shape
+    assert substitutes.shape == result.victims.inputs.shape
     found = result.arms[1].attacked.reconstruction.inputs
     for row, guess, there in zip(rows[arms[1]], found, substitutes, strict=True):
         error = np.mean((np.clip(guess, 0, 1) - there) ** 2)
@@ -309,7 +309,7 @@ def test_a_context_says_what_is_trained_on():
     seen = {}
 
     def release(rng, state, grads, context: Context):
-        seen["images"] = context.images
+        seen["images"] = context.inputs
         return grads, state
 
     run = one_step(

@@ -303,7 +303,7 @@ def test_victims_are_examples_of_the_dataset(revealed):
     digits = data.load("digits", shape=(8, 8, 3))
     indices = revealed.victims.indices[:, 0]
     images, labels = digits.fetch(indices)
-    np.testing.assert_array_equal(revealed.victims.images[:, 0], images)
+    np.testing.assert_array_equal(revealed.victims.inputs[:, 0], images)
     np.testing.assert_array_equal(revealed.victims.labels[:, 0], labels)
     np.testing.assert_array_equal(revealed.victims.groups, indices)
 
@@ -549,7 +549,7 @@ def test_several_examples_can_share_a_gradient():
     result = study(examples=2, labels="joint", victims=2)
     assert result.arms[0].threat.strategy.labels == "joint"
     assert result.arms[0].threat.knowledge.examples == 2
-    assert result.victims.images.shape == (2, 2, 8, 8, 3)
+    assert result.victims.inputs.shape == (2, 2, 8, 8, 3)
     found = result.arms[0].attacked.reconstruction
     assert found.inputs.shape == (2, 2, 8, 8, 3)
     assert found.labels.shape == (2, 2)

@@ -80,10 +80,10 @@ def views(result):
 @functools.cache
 def beginning(arm):
     """The states that the run began with, and the lock weights that were drawn."""
-    prepared = run_setup.prepare(RUN)
-    rounds = run_setup.arm_rounds(prepared, arm).rounds
+    setup = run_setup.build_run_setup(RUN)
+    rounds = run_setup.arm_rounds(setup, arm).rounds
     lock_weights = jax.jit(rounds.init_lock)(run_setup.random_keys(RUN).init)
-    return run_setup.start(prepared, rounds), lock_weights
+    return run_setup.start(setup, rounds), lock_weights
 
 
 def states(folder, arm, number):
@@ -161,17 +161,17 @@ def test_the_lock_has_moved_on_after_round_0(gradients):
 
 
 def test_victims_are_the_clients_own(gradients, folder):
-    prepared = run_setup.prepare(RUN)
+    setup = run_setup.build_run_setup(RUN)
     result = gradients[0]
     chosen = result.victims.indices.ravel()
-    assert set(chosen) <= set(prepared.partition[CLIENT].tolist())
-    images, labels = prepared.task.dataset.fetch(chosen)
-    np.testing.assert_array_equal(result.victims.images[:, 0], images)
+    assert set(chosen) <= set(setup.partition[CLIENT].tolist())
+    images, labels = setup.task.dataset.fetch(chosen)
+    np.testing.assert_array_equal(result.victims.inputs[:, 0], images)
     np.testing.assert_array_equal(result.victims.labels[:, 0], labels)
-    groups = prepared.task.dataset.groups_of(chosen)
+    groups = setup.task.dataset.groups_of(chosen)
     np.testing.assert_array_equal(result.victims.groups, groups)
     other = run_client.capture(from_run.settle(study(folder, client=2)))
-    assert not set(other.own) & set(prepared.partition[CLIENT].tolist())
+    assert not set(other.own) & set(setup.partition[CLIENT].tolist())
 
 
 def test_the_victim_of_a_row_is_found_in_the_dataset_that_the_row_names(gradients):
@@ -181,7 +181,7 @@ def test_the_victim_of_a_row_is_found_in_the_dataset_that_the_row_names(gradient
     victims = [row["victim"] for row in rows]
     (name,) = {row["data"] for row in rows}
     images, labels = data.load(name, shape=result.dataset.shape).fetch(victims)
-    np.testing.assert_array_equal(images, result.victims.images[:, 0])
+    np.testing.assert_array_equal(images, result.victims.inputs[:, 0])
     assert labels.tolist() == [row["label"] for row in rows]
     assert victims != result.victims.indices[:, 0].tolist()
 
@@ -218,7 +218,7 @@ def test_an_update_is_replayed_exactly_in_round_0(folder):
     arms = ("none", "keylock/known")
     result = leak(study(folder, **UPDATE, arms=arms, threat=("lock_grads=shared",)))
     assert result.config.examples == 2
-    assert result.victims.images.shape[:2] == (2, 2)
+    assert result.victims.inputs.shape[:2] == (2, 2)
     assert all(loss < 1e-6 for loss in losses_at_truth(result).values())
     for arm in result.arms:
         knows = arm.threat.knowledge

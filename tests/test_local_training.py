@@ -187,7 +187,7 @@ def test_a_recorded_update_is_the_loop():
     assert_close(update.initial_lock_weights, private.trainable)
     moved = jax.tree.map(np.subtract, kept.trainable, private.trainable)
     assert_close(update.lock_grads, moved)
-    np.testing.assert_array_equal(update.images, images)
+    np.testing.assert_array_equal(update.inputs, images)
     np.testing.assert_array_equal(update.targets, np.eye(CLASSES)[labels])
     assert update.local == LocalSteps(STEPS, BATCH)
     # Before any release nothing is clipped, neither each gradient nor the whole.
@@ -226,7 +226,7 @@ def test_one_step_has_what_a_first_step_has():
     assert_close(update.private, fresh)
     assert_close(update.lock_grads, found.trainable)
     assert_close(update.new_stats, found.stats)
-    np.testing.assert_array_equal(update.images, images)
+    np.testing.assert_array_equal(update.inputs, images)
 
 
 def test_nothing_that_is_not_finite_passes_for_finite():

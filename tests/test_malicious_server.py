@@ -113,7 +113,7 @@ def test_all_arms_get_the_modified_network_and_no_public_image_is_a_victims(
         assert "fc/kernel" in params and job.setting.task.chain == ()
     (public,) = seen
     assert len(public) == 1797 // 2
-    victims = prepared.victims.images.reshape(400, -1)
+    victims = prepared.victims.inputs.reshape(400, -1)
     known = {image.tobytes() for image in public.reshape(len(public), -1)}
     twins = sum(image.tobytes() in known for image in victims)
     assert twins == 0
@@ -220,7 +220,7 @@ def test_a_trained_network_is_modified_too(folder, monkeypatch):
     single = np.asarray(found.info["bins"]) >= 0
     errors = [
         np.min(np.mean((images[:, None] - truths[None]) ** 2, axis=(2, 3, 4)), axis=1)
-        for images, truths in zip(found.inputs, result.victims.images, strict=True)
+        for images, truths in zip(found.inputs, result.victims.inputs, strict=True)
     ]
     assert np.median(np.stack(errors)[single]) < 1e-8
 
@@ -233,7 +233,7 @@ def test_what_a_run_cannot_give_is_refused(folder, monkeypatch):
 
     def without_public(config):
         found = capture(config)
-        return found._replace(prepared=found.prepared._replace(public=None))
+        return found._replace(setup=found.setup._replace(public=None))
 
     monkeypatch.setattr(builder_study, "capture", without_public)
     with pytest.raises(ValueError, match="has none .public_examples of kljax train"):

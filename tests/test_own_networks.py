@@ -30,7 +30,7 @@ TRAIN = functools.partial(
 )
 JOBS = {
     "leak": lambda model: build_study(LEAK(model=model)),
-    "train": lambda model: run_setup.prepare(TRAIN(model=model)),
+    "train": lambda model: run_setup.build_run_setup(TRAIN(model=model)),
 }
 IN_EACH_JOB = pytest.mark.parametrize("prepare", JOBS.values(), ids=JOBS)
 

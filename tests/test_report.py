@@ -201,8 +201,8 @@ def test_restarts_are_evaluations_of_one_attack():
 def test_images_of_one_upload_are_one_cluster_and_one_attack():
     def half(arm, victims):
         images = wrong(arm, victims)
-        images[0], images[1, :1] = victims.images[0], victims.images[1, :1]
-        images[1, 1] = 0.15 * victims.images[1, 1] + 0.75
+        images[0], images[1, :1] = victims.inputs[0], victims.inputs[1, :1]
+        images[1, 1] = 0.15 * victims.inputs[1, 1] + 0.75
         return images
 
     config = tiny(victims=3, examples=4)
@@ -257,7 +257,7 @@ def test_ambiguous_images_are_held_against_the_undefended_arm():
 def test_crops_of_one_photograph_are_not_independent():
     def half(arm, victims):
         images = wrong(arm, victims)
-        images[::2] = victims.images[::2]
+        images[::2] = victims.inputs[::2]
         return images
 
     config = tiny(data="photos", victims=16)
@@ -277,7 +277,7 @@ def test_crops_of_one_photograph_are_not_independent():
 def test_an_interval_that_is_not_known_reads_so():
     def half(arm, victims):
         images = wrong(arm, victims)
-        images[::2] = victims.images[::2]
+        images[::2] = victims.inputs[::2]
         return images
 
     result = pretended(tiny(victims=4), half)
@@ -292,7 +292,7 @@ def test_an_interval_that_is_not_known_reads_so():
 
 def test_an_arm_that_only_diverged_has_all_keys_and_no_means(tmp_path):
     def broken(arm, victims):
-        return np.full_like(victims.images, np.nan)
+        return np.full_like(victims.inputs, np.nan)
 
     result = pretended(tiny(), broken, loss=np.full(3, np.nan))
     write(tmp_path / "run", result, scored(result))

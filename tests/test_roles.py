@@ -66,7 +66,7 @@ def test_a_backdoor_is_half_of_each_batch():
     images, labels, valid = backdoor(ATTACK).batches(RNG, batches)
     for t in range(3):
         for b in range(4):
-            expected = batches.images[t, b].copy()
+            expected = batches.inputs[t, b].copy()
             if b < 2:
                 expected[0, 0, 0] = 1.0
             np.testing.assert_array_equal(images[t, b], expected)
@@ -77,14 +77,14 @@ def test_a_backdoor_is_half_of_each_batch():
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.3, 1), (0.4, 2), (1, 4)])
 def test_a_share_is_rounded_and_never_nobody(share, count):
     poisoned = backdoor(ATTACK._replace(share=share)).batches(RNG, some_batches())
-    changed = np.any(poisoned.images != some_batches().images, axis=(2, 3, 4))
+    changed = np.any(poisoned.inputs != some_batches().inputs, axis=(2, 3, 4))
     assert changed.sum(axis=1).tolist() == [count] * 3
 
 
 def test_labels_are_flipped_to_the_other_end():
     flipped = label_flip(ATTACK).batches(RNG, some_batches())
     assert (flipped.labels + some_batches().labels).tolist() == [[2] * 4] * 3
-    np.testing.assert_array_equal(flipped.images, some_batches().images)
+    np.testing.assert_array_equal(flipped.inputs, some_batches().inputs)
 
 
 def test_a_patch_is_white_in_the_lower_right_corner():

@@ -159,7 +159,7 @@ def test_one_client_is_central_sgd_step_for_step():
     for _ in range(2):
         for t in range(STEPS):
             trained, stats, memory = step(
-                trained, stats, memory, batches.images[0, t], batches.labels[0, t]
+                trained, stats, memory, batches.inputs[0, t], batches.labels[0, t]
             )
     assert_close((server.public, server.stats), (trained[0], stats))
     assert_close(states.private.trainable, jax.tree.map(lambda x: x[None], trained[1]))
@@ -432,7 +432,7 @@ def test_all_clients_start_from_the_lock_weights_that_the_server_drew():
 
 def poisoned():
     batches, examples = client_data()
-    batches.images[3, 1, 0] = np.nan
+    batches.inputs[3, 1, 0] = np.nan
     return batches, examples
 
 
@@ -456,12 +456,12 @@ def test_a_client_that_turns_nan_is_excluded_and_named():
     [
         (lambda b: b.labels.__setitem__((3, 1, 0), 3), ValueError, "client 3 .* 3 "),
         (lambda b: b.labels.__setitem__((2, 0, 1), -1), ValueError, "client 2 .* -1 "),
-        (lambda b: b.images.__setitem__((4, 2, 0), 255), ValueError, "4 .*value 255"),
-        (lambda b: b.images.__setitem__((1, 0, 0), -0.5), ValueError, "1 .*value -0.5"),
-        (lambda b: b._replace(images=np.uint8(b.images)), TypeError, "uint8.*by 255"),
+        (lambda b: b.inputs.__setitem__((4, 2, 0), 255), ValueError, "4 .*value 255"),
+        (lambda b: b.inputs.__setitem__((1, 0, 0), -0.5), ValueError, "1 .*value -0.5"),
+        (lambda b: b._replace(inputs=np.uint8(b.inputs)), TypeError, "uint8.*by 255"),
         (lambda b: b._replace(labels=b.labels * 1.0), TypeError, "labels .*float64"),
         (lambda b: b._replace(labels=b.labels[..., None]), ValueError, "4, 1.*T, B"),
-        (lambda b: b._replace(images=b.images[:, :, 0]), ValueError, "2, 1.*T, B"),
+        (lambda b: b._replace(inputs=b.inputs[:, :, 0]), ValueError, "2, 1.*T, B"),
     ],
 )
 def test_what_no_client_may_train_on_is_refused_by_client_and_value(
@@ -484,7 +484,7 @@ def test_what_padding_holds_is_no_label():
     batches, examples = client_data()
     batches.valid[:, -1] = False
     batches.labels[:, -1] = 99
-    batches.images[:, -1] = 255
+    batches.inputs[:, -1] = 255
     play(locked(Layout("loop")), (batches, examples), count=1)
 
 
@@ -606,7 +606,7 @@ def test_the_gradient_of_a_step_is_the_one_that_attacks_see():
         server.public,
         server.stats,
         one.private,
-        batch.images[0],
+        batch.inputs[0],
         jax.nn.one_hot(batch.labels[0], 3),
     )
     assert isinstance(upload.delta, Public)

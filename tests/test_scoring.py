@@ -133,7 +133,7 @@ def test_scores_against_values_computed_another_way():
     result, rows = finished()
     for arm in result.arms:
         for n, row in enumerate(rows_of(rows, arm.arm.name)):
-            truth = result.victims.images[n, 0].astype(np.float64)
+            truth = result.victims.inputs[n, 0].astype(np.float64)
             guess = np.clip(arm.attacked.reconstruction.inputs[n, 0], 0, 1)
             error = np.mean((guess.astype(np.float64) - truth) ** 2)
             assert row["mse"] == pytest.approx(error, rel=1e-4)
@@ -166,7 +166,7 @@ def test_the_floor_of_a_victim_is_its_best_floor_row():
 def test_floors_against_values_computed_another_way():
     result, rows = finished()
     assert len(result.dataset) > scoring.REFERENCE_SIZE  # or the mean would be of all
-    for n, truth in enumerate(result.victims.images[:, 0]):
+    for n, truth in enumerate(result.victims.inputs[:, 0]):
         grey = rows_of(rows, "floor/grey")[n]
         assert grey["mse"] == pytest.approx(np.mean((truth - 0.5) ** 2), rel=1e-5)
         colour = rows_of(rows, "floor/own_mean_colour")[n]
@@ -175,7 +175,7 @@ def test_floors_against_values_computed_another_way():
 
 
 def test_an_exact_guess_is_recovered():
-    result = pretended(tiny(), lambda arm, victims: victims.images)
+    result = pretended(tiny(), lambda arm, victims: victims.inputs)
     for row in rows_of(scored(result), "none"):
         assert (row["mse"], row["psnr"]) == (0, float("inf"))
         assert row["ssim"] == pytest.approx(1)
@@ -252,7 +252,7 @@ def test_examples_are_matched_one_to_one():
     row = rows_of(scored(mixed), "none")[0]
     assert row["label_accuracy"] == 1 and row["outcome"] == "recovered"
     # Without the matching this would have been somebody else.
-    apart = np.mean((shuffled(victims.images) - victims.images) ** 2, axis=(1, 2, 3, 4))
+    apart = np.mean((shuffled(victims.inputs) - victims.inputs) ** 2, axis=(1, 2, 3, 4))
     assert apart[0] > 10 * row["mse"] and apart[2] == 0
     # The label of a guess goes with it to the image that it is matched with.
     labels = shuffled(victims.labels)
@@ -273,9 +273,9 @@ def test_examples_are_matched_one_to_one():
 
 def test_labels_in_another_order_than_the_images_are_counted_apart():
     config = tiny(examples=3, victims=3)
-    truths = pretended(config, lambda arm, victims: victims.images).victims.labels
+    truths = pretended(config, lambda arm, victims: victims.inputs).victims.labels
     rolled = np.roll(truths, 1, axis=1)
-    result = pretended(config, lambda arm, victims: victims.images, labels=rolled)
+    result = pretended(config, lambda arm, victims: victims.inputs, labels=rolled)
     rows = rows_of(scored(result), "none")
     for row, label, guess in zip(rows, truths.flat, rolled.flat, strict=True):
         assert row["label_multiset_accuracy"] == 1
@@ -288,7 +288,7 @@ def test_images_of_a_batch_are_scored_one_by_one():
 
     def guesses(arm, victims):
         images = wrong(arm, victims)
-        images[:, ::2] = victims.images[:, ::2]
+        images[:, ::2] = victims.inputs[:, ::2]
         return images
 
     result = pretended(
@@ -322,7 +322,7 @@ def test_images_of_a_batch_are_scored_one_by_one():
         values = [row[column] for row in attacked]
         assert values == pytest.approx(np.repeat(expected, 8))
     # A floor is the image's own.
-    truths = victims.images.reshape(-1, *victims.images.shape[2:])
+    truths = victims.inputs.reshape(-1, *victims.inputs.shape[2:])
     for row, truth in zip(rows_of(rows, "floor/grey"), truths, strict=True):
         assert row["mse"] == pytest.approx(np.mean((truth - 0.5) ** 2), rel=1e-4)
     for row in attacked:
@@ -463,14 +463,14 @@ def test_floors_are_made_as_they_are_scored():
     victims = result.victims
     made = scoring.floor_images(
         result.dataset,
-        victims.images[:, 0],
+        victims.inputs[:, 0],
         victims.labels[:, 0],
         victims.indices[:, 0],
         result.config.seed,
     )
     for name in FLOORS:
         for images, truth, row in zip(
-            made, victims.images[:, 0], rows_of(rows, f"floor/{name}"), strict=True
+            made, victims.inputs[:, 0], rows_of(rows, f"floor/{name}"), strict=True
         ):
             error = np.mean((images[name].astype(np.float64) - truth) ** 2)
             assert row["mse"] == pytest.approx(error, rel=1e-4)
@@ -511,7 +511,7 @@ def test_the_reference_of_floors_is_not_drawn_as_the_victims_are():
     blank = Dataset("d", images, np.arange(count) % 2, 2, groups=None, licence="-")
     victims = data.select(blank, scoring.REFERENCE_SIZE, seed)
     images[victims] += 0.8
-    dataset = dataclasses.replace(blank, images=images)
+    dataset = dataclasses.replace(blank, inputs=images)
     chosen = dataset.fetch(victims[:1])
     (floors,) = scoring.floor_images(dataset, *chosen, victims[:1], seed)
     # Half of the dataset is bright, and so is half of a reference drawn by itself.

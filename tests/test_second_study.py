@@ -38,7 +38,7 @@ def define(monkeypatch, seed):
 
 
 def assert_victims_are_of(result, images):
-    for victim in result.victims.images[:, 0]:
+    for victim in result.victims.inputs[:, 0]:
         assert np.any(np.all(victim == images, axis=(1, 2, 3)))
 
 
@@ -58,10 +58,10 @@ def test_redefined_data_are_those_of_the_second_run(tmp_path, monkeypatch, uploa
 def test_one_function_that_gives_other_data_is_asked_again(tmp_path, monkeypatch):
     images = define(monkeypatch, 1)
     begin(tmp_path / "a", **CHANGING)
-    before = run_client.capture(settled(tmp_path / "a")).prepared
+    before = run_client.capture(settled(tmp_path / "a")).setup
     images[:] = define(monkeypatch, 2)  # the same array: the first run's data change
     begin(tmp_path / "b", **CHANGING)
-    after = run_client.capture(settled(tmp_path / "b")).prepared
+    after = run_client.capture(settled(tmp_path / "b")).setup
     assert after is not before
 
 
@@ -84,10 +84,10 @@ def test_redefined_parts_are_those_of_the_second_study(
     options = {field: "outside_package:redefined", "arms": ("none",)}
     begin(tmp_path / "a", **options)
     config = from_run.settle(study(tmp_path / "a", arms=("none",)))
-    before = run_client.capture(config).prepared
-    assert run_client.capture(config).prepared is before  # not twice for nothing
+    before = run_client.capture(config).setup
+    assert run_client.capture(config).setup is before  # not twice for nothing
     monkeypatch.setattr(outside_package, "redefined", value)
-    after = run_client.capture(config).prepared
+    after = run_client.capture(config).setup
     assert after is not before
     if field == "loss":
         assert (before.task.loss, after.task.loss) == (original[field], value)
@@ -104,11 +104,11 @@ class _Wide(nnx.Module):
 def test_a_folder_written_anew_is_read_anew(tmp_path):
     config = study(tmp_path / "run", arms=("keylock/known",))
     begin(tmp_path / "run")
-    before = run_client.capture(from_run.settle(config)).prepared
-    assert run_client.capture(from_run.settle(config)).prepared is before
+    before = run_client.capture(from_run.settle(config)).setup
+    assert run_client.capture(from_run.settle(config)).setup is before
     (tmp_path / "run").rename(tmp_path / "old")
     begin(tmp_path / "run", seed=1)
-    after = run_client.capture(from_run.settle(config)).prepared
+    after = run_client.capture(from_run.settle(config)).setup
     assert after.config.seed == 1
     assert not np.array_equal(after.partition[1], before.partition[1])
 
@@ -146,6 +146,6 @@ def test_training_itself_prepares_anew(monkeypatch):
     config = TrainConfig(**CHANGING, image_size=8, public_examples=0, arms=("none",))
     for seed in (1, 2):
         images = define(monkeypatch, seed)
-        train = run_setup.prepare(config).task.dataset
+        train = run_setup.build_run_setup(config).task.dataset
         found, _ = train.fetch(np.arange(len(train)))
         assert all(np.any(np.all(one == images, axis=(1, 2, 3))) for one in found)

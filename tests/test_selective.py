@@ -133,7 +133,7 @@ def test_a_share_is_data():
 def jacobian():
     """d g_i / d x_j [d, numbers], one number of the inputs at a time, in float64."""
     _, context = client()
-    images = np.asarray(context.images)
+    images = np.asarray(context.inputs)
     gradient = quick_jit(lambda x: context.gradient(x, context.targets).public)
     step, columns = 1e-2, []
     for place in range(images.size):
@@ -175,7 +175,7 @@ def test_product_multiplies_the_two():
 def test_fisher_is_the_mean_square_under_the_networks_own_labels():
     sent, context = client()
     expected = 0.0
-    for image in context.images:
+    for image in context.inputs:
         for label in range(CLASSES):
             target = np.eye(CLASSES, dtype=np.float32)[[label]]
             found = context.gradient(image[None], target)
@@ -247,7 +247,7 @@ def test_what_a_score_cannot_work_on_is_refused():
         blind = context._replace(gradient=None)
         with pytest.raises(ValueError, match="needs the client's own gradient"):
             hidden_of(selective_encryption(0.1, score=score), context=blind)
-    tokens = context._replace(images=np.zeros((2, 5), np.int32))
+    tokens = context._replace(inputs=np.zeros((2, 5), np.int32))
     with pytest.raises(ValueError, match="these are int32: take 'magnitude'"):
         hidden_of(selective_encryption(0.1, score="sensitivity"), context=tokens)
 
@@ -327,7 +327,7 @@ def test_the_truth_replays_to_what_is_visible():
     declared = threat("known", "joint", examples=EXAMPLES, **facts)
     view = observe(declared, update)
     ground = setting(declared, defence)
-    truth = Candidate(update.images, update.targets, update.private)
+    truth = Candidate(update.inputs, update.targets, update.private)
     simulated, observed = replay(ground, ground.defence.gates)(view, truth)
     seen = flat(update.visible)
     np.testing.assert_allclose(flat(simulated), flat(observed), atol=1e-6)

@@ -197,7 +197,7 @@ def test_a_rule_that_gathers_needs_all_uploads_at_one_time(asked):
     for aggregator in ("median", "mean"):
         asked.clear()
         config = TrainConfig(**options, aggregator=aggregator)
-        sizes.check_training(run_setup.prepare(config))
+        sizes.check_training(run_setup.build_run_setup(config))
         assert (told in [one[:2] for one in asked]) == (aggregator == "median")
 
 

@@ -39,7 +39,7 @@ SPECS = {
 
 def dataset(targets, labels, num_classes=None, **changes):
     fields = {"groups": None, "licence": "drawn"} | changes
-    return data.Dataset("toy", RAMP, labels, num_classes, targets=targets, **fields)
+    return data.Dataset("toy", RAMP, labels, num_classes, target_spec=targets, **fields)
 
 
 @pytest.mark.parametrize("kind", SPECS)
@@ -169,7 +169,7 @@ COLUMNS = {"image": RAMP, "row": np.arange(8.0).reshape(4, 2)}
 
 def test_several_inputs_are_a_tree_of_columns():
     toy = data.Dataset(
-        "both", COLUMNS, [0, 1, 0, 1], 2, groups=None, licence="-", inputs=BOTH
+        "both", COLUMNS, [0, 1, 0, 1], 2, groups=None, licence="-", input_spec=BOTH
     )
     assert toy.shape == {"image": (3, 3, 1), "row": (2,)} and len(toy) == 4
     inputs, labels = toy.fetch([3, 1])
@@ -200,23 +200,23 @@ def test_several_inputs_are_a_tree_of_columns():
 def test_what_are_not_these_inputs_is_refused(columns, message):
     with pytest.raises(ValueError, match=message):
         data.Dataset(
-            "both", columns, [0, 1, 0, 1], 2, groups=None, licence="-", inputs=BOTH
+            "both", columns, [0, 1, 0, 1], 2, groups=None, licence="-", input_spec=BOTH
         )
 
 
 def test_several_columns_need_a_spec():
     both = {"groups": None, "licence": "-"}
     with pytest.raises(
-        ValueError, match=r"\(image, row\), which need inputs=several_of"
+        ValueError, match=r"\(image, row\), which need input_spec=several_of"
     ):
         data.Dataset("both", COLUMNS, [0, 1, 0, 1], 2, **both)
     with pytest.raises(
-        ValueError, match=r"\(image, row\), which need inputs=several_of"
+        ValueError, match=r"\(image, row\), which need input_spec=several_of"
     ):
         data.check_batch(COLUMNS, [0, 1, 0, 1], 2)
     scalar = COLUMNS | {"row": 3.0}
     with pytest.raises(ValueError, match="row of .*'both' is a scalar; give a column"):
-        data.Dataset("both", scalar, [0, 1, 0, 1], 2, inputs=BOTH, **both)
+        data.Dataset("both", scalar, [0, 1, 0, 1], 2, input_spec=BOTH, **both)
 
 
 def test_a_network_is_told_one_vocabulary():

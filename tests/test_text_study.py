@@ -58,7 +58,7 @@ def test_a_row_of_a_sentence_says_nothing_of_images():
             assert row[column] is None, column
         assert row["tokens"] == 4
         assert 0 <= row["floor_token_accuracy"] <= 1
-    spelled = [result.dataset.inputs.spell(t) for t in result.victims.images[:, 0]]
+    spelled = [result.dataset.input_spec.spell(t) for t in result.victims.inputs[:, 0]]
     assert [row["text"] for row in of("none")] == spelled
 
 
@@ -162,11 +162,11 @@ def test_where_sentences_of_different_lengths_end_is_read_off():
     changes = {"data": "text-verses", "tokens": 9, "seed": 1, "optimiser": "lbfgs"}
     with quick_compilation():
         result = leakage.leak(LeakConfig(arms=("none",), **TEXT | changes))
-    lengths = np.sum(result.victims.images >= 0, axis=-1).ravel()
+    lengths = np.sum(result.victims.inputs >= 0, axis=-1).ravel()
     assert lengths.min() < 9
     # Who sees the gradient of the places reads off where each sentence ends.
     found = np.asarray(result.arms[0].attacked.reconstruction.inputs)
-    np.testing.assert_array_equal(found >= 0, result.victims.images >= 0)
+    np.testing.assert_array_equal(found >= 0, result.victims.inputs >= 0)
     rows = [row for row in scored(result) if row["arm"] == "none"]
     # Of 9 places the shorter has 6, and no more count. In 16 dimensions some of the
     # 4,096 embeddings are too near to each other to be told apart.
@@ -216,14 +216,14 @@ def of_an_update(tmp_path):
 def test_an_attack_on_a_whole_update_of_text_is_built(tmp_path):
     study = build_study(of_an_update(tmp_path))
     assert study.attacks[0].setting.protocol.steps == 2
-    assert study.victims.images.shape == (1, 2, 4)
+    assert study.victims.inputs.shape == (1, 2, 4)
 
 
 @pytest.mark.slow
 def test_a_whole_update_on_text_can_be_attacked(tmp_path):
     with quick_compilation():
         result = leakage.leak(of_an_update(tmp_path))
-    assert result.victims.images.shape == (1, 2, 4)
+    assert result.victims.inputs.shape == (1, 2, 4)
     rows = [row for row in scored(result) if row["arm"] == "none"]
     assert [row["example"] for row in rows] == [0, 1]
     for row in rows:
@@ -245,7 +245,7 @@ def test_a_whole_update_on_text_can_be_attacked(tmp_path):
 def test_what_a_training_on_text_cannot_be_is_refused(changes, message):
     config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
     with pytest.raises(ValueError, match=message):
-        run_setup.prepare(config)
+        run_setup.build_run_setup(config)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_what_a_training_on_text_cannot_be_is_refused(changes, message):
 def test_what_is_about_images_is_refused_of_text(changes):
     config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
     with pytest.raises(ValueError, match="is about images, and dataset 'text' holds"):
-        run_setup.prepare(config)
+        run_setup.build_run_setup(config)
 
 
 # --- images of any sides -------------------------------------------------------------
@@ -270,7 +270,7 @@ def narrow():
 
 def test_images_need_be_neither_square_nor_coloured():
     result, rows = narrow()
-    assert result.victims.images.shape == (2, 1, 12, 8, 1)
+    assert result.victims.inputs.shape == (2, 1, 12, 8, 1)
     found = [row for row in rows if row["arm"] == "none"]
     assert all(row["ssim"] > 0.9 for row in found)
     assert {(r["image_size"], r["image_width"], r["channels"]) for r in rows} == {
@@ -298,6 +298,6 @@ def test_a_photograph_of_another_shape():
         tiny(data="photos", image_size=9, image_width=15, channels=1), None
     )
     assert photos.shape == (9, 15, 1)
-    assert data.load("photos", shape=(9, 15, 1)).images[3] == pytest.approx(
-        photos.images[3]
+    assert data.load("photos", shape=(9, 15, 1)).inputs[3] == pytest.approx(
+        photos.inputs[3]
     )

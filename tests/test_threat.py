@@ -372,7 +372,7 @@ def test_what_is_hidden_cannot_change_a_reconstruction(name):
     clean = attack(name)(update)
     assert clean.finite and np.all(np.isfinite(clean.inputs))
     facts = CASES[name].facts
-    assert "images" in hidden(facts) and len(hidden(facts)) >= 4
+    assert "inputs" in hidden(facts) and len(hidden(facts)) >= 4
     assert not differences(attack(name)(poisoned(update, facts)), clean)
 
 

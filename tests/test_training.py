@@ -122,7 +122,7 @@ def assert_same(one, other):
 def stored(result, folder, name="keylock"):
     """Reads the states at the end of a run's arm."""
     arm = result.arms[name]
-    rounds = result.prepared.config.rounds
+    rounds = result.setup.config.rounds
     return checkpoints.restore(folder / name, rounds, arm.server, arm.clients)
 
 
@@ -130,12 +130,12 @@ def stored(result, folder, name="keylock"):
 
 
 def test_every_arm_gets_the_mean_start_of_the_lock(whole):
-    prepared = whole[0].prepared
-    setup = run_setup.arm_rounds(prepared, "keylock")
-    lock = setup.rounds.init_lock(run_setup.random_keys(prepared.config).init)
-    mean = Private(jnp.full(prepared.config.private_key_size, 0.5), lock)
+    setup = whole[0].setup
+    built = run_setup.arm_rounds(setup, "keylock")
+    lock = built.rounds.init_lock(run_setup.random_keys(setup.config).init)
+    mean = Private(jnp.full(setup.config.private_key_size, 0.5), lock)
     chex.assert_trees_all_close(
-        run_setup.mean_gates(prepared), setup.defence.gates((), mean)
+        run_setup.mean_gates(setup), built.defence.gates((), mean)
     )
 
 
@@ -195,9 +195,9 @@ def test_a_run_learns_and_writes_its_folder(whole):
 def test_a_kept_round_is_the_state_before_that_round(whole):
     """Replayed with what the preparation makes of the configuration alone."""
     result, folder = whole
-    config, prepared = whole_config(), run_setup.prepare(whole_config())
-    rounds = run_setup.arm_rounds(prepared, "keylock").rounds
-    server, clients = like = run_setup.start(prepared, rounds)
+    config, setup = whole_config(), run_setup.build_run_setup(whole_config())
+    rounds = run_setup.arm_rounds(setup, "keylock").rounds
+    server, clients = like = run_setup.start(setup, rounds)
     for number in range(4):
         assert int(server.round) == number
         if number in config.keep_rounds:
@@ -208,7 +208,7 @@ def test_a_kept_round_is_the_state_before_that_round(whole):
             server,
             clients,
             run_setup.cohort_of(config, number),
-            run_setup.batches_of(prepared, number),
+            run_setup.batches_of(setup, number),
         )
         server = jax.device_get(server)
     assert_same((server, clients), states(result)["keylock"])
@@ -216,21 +216,21 @@ def test_a_kept_round_is_the_state_before_that_round(whole):
 
 
 def test_arms_start_alike_and_train_on_the_same_batches():
-    prepared = run_setup.prepare(tiny(arms=ARMS))
+    setup = run_setup.build_run_setup(tiny(arms=ARMS))
     starts = [
-        run_setup.start(prepared, run_setup.arm_rounds(prepared, name).rounds)[0]
+        run_setup.start(setup, run_setup.arm_rounds(setup, name).rounds)[0]
         for name in ARMS
     ]
     assert_same(starts[0].public.model, starts[1].public.model)
-    fetch = run_setup.batches_of(prepared, 1)
+    fetch = run_setup.batches_of(setup, 1)
     batches, examples = fetch(np.arange(3))
     assert batches.images.shape == (3, 8, 8, 8, 8, 3)
     alone, _ = fetch(np.array([2]))
     assert_same(jax.tree.map(lambda x: x[2], batches), _first(alone))
-    other, _ = run_setup.batches_of(prepared, 2)(np.array([2]))
+    other, _ = run_setup.batches_of(setup, 2)(np.array([2]))
     assert not np.array_equal(other.images, alone.images)
-    assert examples.tolist() == [len(own) for own in prepared.partition]
-    assert sum(examples) == 200 and len(prepared.test) == 50
+    assert examples.tolist() == [len(own) for own in setup.partition]
+    assert sum(examples) == 200 and len(setup.test) == 50
 
 
 def _first(tree):
@@ -238,10 +238,10 @@ def _first(tree):
 
 
 def test_train_test_and_public_examples_share_nothing():
-    prepared = run_setup.prepare(
+    setup = run_setup.build_run_setup(
         tiny(examples=None, test_examples=None, public_examples=None)
     )
-    parts = (prepared.task.dataset, prepared.test, prepared.public)
+    parts = (setup.task.dataset, setup.test, setup.public)
     # Digits: a fifth to test on, a tenth of the rest public.
     assert [len(part) for part in parts] == [1295, 359, 143]
     images = [image.tobytes() for part in parts for image in part.images]
@@ -276,19 +276,17 @@ def test_every_option_is_heard(tmp_path):
     assert [row["clients"] for row in result.rows] == [2] * 4
     measured = [row["test_accuracy"] is not None for row in result.rows]
     assert measured == [False, False, True, True]  # the last one always
-    prepared = result.prepared
+    setup = result.setup
     # 29, 57 and 114 examples in batches of 8, twice, nine at most.
-    counts = [run_setup.local_steps(config, len(own)) for own in prepared.partition]
-    assert counts == [6, 9, 9] and prepared.steps == 9
+    counts = [run_setup.local_steps(config, len(own)) for own in setup.partition]
+    assert counts == [6, 9, 9] and setup.steps == 9
     cohorts = [run_setup.cohort_of(config, number) for number in range(4)]
     for row, cohort in zip(result.rows, cohorts, strict=True):
         assert row["examples"] == 8 * sum(counts[client] for client in cohort)
     server = result.arms[config.arms[0]].server
     assert np.all(np.isfinite(server.public.model["fc/kernel"]))
     assert jax.tree.leaves(server.optimiser)  # the server's momentum
-    start = run_setup.start(
-        prepared, run_setup.arm_rounds(prepared, config.arms[0]).rounds
-    )
+    start = run_setup.start(setup, run_setup.arm_rounds(setup, config.arms[0]).rounds)
     assert np.abs(start[0].public.model["fc/kernel"]).max() <= 0.1
 
 
@@ -415,8 +413,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_parameters(tmp_path):
     assert kills >= 2, reached  # otherwise nothing was tested
     assert in_a_process(cut).wait(300) == 0
 
-    prepared = run_setup.prepare(killable())
-    like = run_setup.start(prepared, run_setup.arm_rounds(prepared, "keylock").rounds)
+    setup = run_setup.build_run_setup(killable())
+    like = run_setup.start(setup, run_setup.arm_rounds(setup, "keylock").rounds)
     assert checkpoints.saved(cut / "keylock") == [7, 20, 60]
     for number in (7, 20, 60):
         one, other = (
@@ -475,8 +473,8 @@ def poison(monkeypatch, client, number):
     """Gives a client an image of NaN in one round."""
     batches_of = run_setup.batches_of
 
-    def poisoned(prepared, now):
-        fetch = batches_of(prepared, now)
+    def poisoned(setup, now):
+        fetch = batches_of(setup, now)
 
         def fetched(ids):
             batches, examples = fetch(ids)
@@ -494,7 +492,7 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
 ):
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "prepare", pytest.fail)
+        patch.setattr(training, "build_run_setup", pytest.fail)
         folder.mkdir()
         with claims.claim_folder(folder):
             assert cli.main([*OPTIONS, "--out", str(folder)]) == 2
@@ -502,15 +500,15 @@ def test_a_second_training_in_the_folder_is_refused_before_any_work(
             assert "another job is at work in" in said and f"{os.getpid()} on" in said
     assert cli.main([*OPTIONS, "--out", str(folder)]) == 0
     # One that began while this one was still preparing.
-    late, prepare = tmp_path / "late", training.prepare
+    late, build = tmp_path / "late", training.build_run_setup
     with contextlib.ExitStack() as held:
 
         def faster(config):
             late.mkdir()
             held.enter_context(claims.claim_folder(late))
-            return prepare(config)
+            return build(config)
 
-        monkeypatch.setattr(training, "prepare", faster)
+        monkeypatch.setattr(training, "build_run_setup", faster)
         with pytest.raises(FileExistsError, match="another job is at work"):
             train(TrainConfig(**TINY), late)
     assert all(path.name[0] == "." for path in late.iterdir())
@@ -609,11 +607,11 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
 
 
 def test_a_training_arm_is_a_defence_and_no_strategy():
-    prepared = run_setup.prepare(tiny())
-    arm = parse_training_arm("keylock+norm-clipping=4", prepared.task.sites, {})
+    setup = run_setup.build_run_setup(tiny())
+    arm = parse_training_arm("keylock+norm-clipping=4", setup.task.sites, {})
     assert arm.secret_strategy is None and arm.gated and arm.norm
     with pytest.raises(ValueError, match="drop '/'"):
-        parse_training_arm("none/", prepared.task.sites, {})
+        parse_training_arm("none/", setup.task.sites, {})
 
 
 # --- the command line, and TensorBoard --------------------------------------------
@@ -651,8 +649,8 @@ def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
 
 
 def _arm(name):
-    prepared = run_setup.prepare(tiny(arms=(name,)))
-    return prepared, run_setup.arm_rounds(prepared, name).rounds
+    setup = run_setup.build_run_setup(tiny(arms=(name,)))
+    return setup, run_setup.arm_rounds(setup, name).rounds
 
 
 # Orbax's threads talk to an event loop that its own error has closed.

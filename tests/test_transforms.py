@@ -142,7 +142,7 @@ def by_hand(of_step, of_update):
     given = batches()
     velocity = {path: 0.0 for path in params}
     lock_velocity = jax.tree.map(np.zeros_like, lock)
-    for images, labels in zip(given.images, given.labels, strict=True):
+    for images, labels in zip(given.inputs, given.labels, strict=True):
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
         given_params = {path: x.astype(dtype) for path, x in params.items()}
         (grads, lock_grads), stats = gradient(given_params, lock, stats, images, labels)
@@ -261,7 +261,7 @@ def counting():
 
     def release(rng, count, grads, context):
         del rng
-        assert context.images.shape[0] == context.targets.shape[0]
+        assert context.inputs.shape[0] == context.targets.shape[0]
         return jax.tree.map(lambda g: g / (count + 1.0), grads), count + 1
 
     return none()._replace(

@@ -41,7 +41,7 @@ Attack: TypeAlias = Callable[[Rng, View], Reconstruction]
 class Candidate(NamedTuple):
     """One guess at everything that the gradient depends on."""
 
-    images: PyTree  # [B, H, W, C], or what a network is fed in place of other inputs
+    inputs: PyTree  # [B, H, W, C] of images, or what a network is fed in their place
     targets: Array  # [B, Kc], or others of `kljax.core.targets`
     secret: PyTree  # what the defence hides, as the strategy about it has it
 
@@ -69,7 +69,7 @@ class Unknown(NamedTuple):
 class Unknowns(NamedTuple):
     """The parts of a `Candidate`, each an `Unknown`."""
 
-    images: Unknown
+    inputs: Unknown
     targets: Unknown
     secret: Unknown
 

@@ -74,9 +74,9 @@ def pooled(
     def split(candidate: Candidate) -> tuple[Candidate, Candidate]:
         """Gives the candidates of all uploads, and their axes."""
 
-        images, targets = _parted((candidate.images, candidate.targets), uploads)
-        candidates = candidate._replace(images=images, targets=targets)
-        return candidates, Candidate(images=0, targets=0, secret=None)
+        images, targets = _parted((candidate.inputs, candidate.targets), uploads)
+        candidates = candidate._replace(inputs=images, targets=targets)
+        return candidates, Candidate(inputs=0, targets=0, secret=None)
 
     def simulate(views: View, candidate: Candidate):
         candidates, axes = split(candidate)
@@ -92,8 +92,8 @@ def pooled(
         )
         return jnp.mean(penalties)
 
-    images, targets, secret = unknowns
-    parts = Unknowns(each(images), each(targets), first(secret))
+    inputs, targets, secret = unknowns
+    parts = Unknowns(each(inputs), each(targets), first(secret))
     return parts, simulate, distance, believe
 
 

@@ -16,30 +16,30 @@ from kljax.core.types import PyTree
 
 
 def check_batch(
-    images,
+    inputs,
     labels,
     num_classes: int | None,
     *,
     name: str = "the batch",
     indices=None,
-    inputs: InputSpec | None = None,
-    targets: TargetSpec | None = None,
+    input_spec: InputSpec | None = None,
+    target_spec: TargetSpec | None = None,
 ) -> tuple[PyTree, np.ndarray]:
     """Checks labelled inputs and returns them with the types kljax works in.
 
     Args:
-      images: [n, H, W, C] floating point in [0, 1] or 8-bit integers, no image
-        constant; or whatever `inputs` says.
-      labels: [n] integers in [0, num_classes); or whatever `targets` says.
-      num_classes: number of classes; of no meaning beside `targets`.
+      inputs: [n, H, W, C] images in floating point in [0, 1] or 8-bit integers, none
+        constant; or whatever `input_spec` says.
+      labels: [n] integers in [0, num_classes); or whatever `target_spec` says.
+      num_classes: number of classes; of no meaning beside `target_spec`.
       name: what error messages call the batch.
       indices: [n] what error messages call its rows; 0 to n - 1 if None.
-      inputs: what the inputs are; None for images of their own shape.
-      targets: what the labels are; None for classes.
+      input_spec: what the inputs are; None for images of their own shape.
+      target_spec: what the labels are; None for classes.
 
     Returns:
-      images [n, H, W, C] float32 (or as `inputs` has them), and labels [n] int32 (or
-      as `targets` has them).
+      inputs [n, H, W, C] float32 (or as `input_spec` has them), and labels [n] int32
+      (or as `target_spec` has them).
 
     Raises:
       TypeError: images neither floating point nor 8-bit, or labels not integers.
@@ -54,35 +54,35 @@ def check_batch(
         label out of range  negative, or num_classes and above
         ==================  ====================================================
     """
-    if targets is None:
+    if target_spec is None:
         check_num_classes(num_classes, name)
-        targets = classes_of(num_classes)
-    images = map_columns(np.asarray, images)
-    columns = list_columns(images)
+        target_spec = classes_of(num_classes)
+    inputs = map_columns(np.asarray, inputs)
+    columns = list_columns(inputs)
     counts = [len(column) if column.ndim else None for column in columns]
     if 0 in counts:
         raise ValueError(f"{name} is empty; give at least one example")
     count = counts[0] or 0
-    spec = spec_of(images, name) if inputs is None else inputs
+    input_spec = input_spec or spec_of(inputs, name)
     rows = np.arange(count) if indices is None else np.asarray(indices)
-    images = spec.check(images, rows, name)
+    inputs = input_spec.check(inputs, rows, name)
     labels = np.asarray(labels)
     check_lengths(count, len(labels) if labels.ndim else 0, name)
-    return images, targets.check(labels, rows, name)
+    return inputs, target_spec.check(labels, rows, name)
 
 
-def spec_of(images: PyTree, name: str) -> InputSpec:
+def spec_of(inputs: PyTree, name: str) -> InputSpec:
     """Gives the spec of inputs of which nothing is said: images.
 
     Raises:
       ValueError: for several columns.
     """
-    if isinstance(images, Mapping):
+    if isinstance(inputs, Mapping):
         raise ValueError(
-            f"{name} has several columns of inputs ({', '.join(images)}), which need "
-            "inputs=several_of(...): see kljax.core.inputs"
+            f"{name} has several columns of inputs ({', '.join(inputs)}), which need "
+            "input_spec=several_of(...): see kljax.core.inputs"
         )
-    return images_of(np.shape(images)[1:])
+    return images_of(np.shape(inputs)[1:])
 
 
 def check_local_batches(

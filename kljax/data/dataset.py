@@ -2,7 +2,7 @@
 
 Letters: N examples in a dataset, n examples asked for, H W image sides, C channels.
 
-A `Dataset` holds two columns, images and labels, an `InputSpec`, which says what stands
+A `Dataset` holds two columns, inputs and labels, an `InputSpec`, which says what stands
 in the first (images, sentences, or several columns by name), and a `TargetSpec`, which
 says what stands in the second: classes, or distributions, sequences, numbers. A column
 is a NumPy array, or a `LazyColumn` that reads only the rows asked for, so that a data
@@ -65,11 +65,11 @@ class Dataset:
 
     Attributes:
       name: what error messages and reports call it.
-      images: [N, H, W, C] float32 in [0, 1], of any sides and number of channels,
-        kept as such where 8-bit integers are given; or whatever `inputs` says: of
-        several inputs, a mapping of columns.
-      labels: [N] int32 in [0, num_classes); or whatever `targets` says.
-      num_classes: number of classes; None where `targets` says all.
+      inputs: [N, H, W, C] float32 in [0, 1], images of any sides and number of
+        channels, kept as such where 8-bit integers are given; or whatever
+        `input_spec` says: of several inputs, a mapping of columns.
+      labels: [N] int32 in [0, num_classes); or whatever `target_spec` says.
+      num_classes: number of classes; None where `target_spec` says all.
       groups: [N] int32, the cluster each example belongs to in a bootstrap (all crops
         of a photograph are one), or None where every example is its own.
       licence: licence and source of the images, in words.
@@ -77,8 +77,8 @@ class Dataset:
       class_names: the names of the classes, or None.
       positions: [N] int64, where the examples are in the whole dataset that these are
         a part of (`kljax.data.subsets`), or None where they are all of it.
-      inputs: what stands in the column of images; images if None is given.
-      targets: what stands in the column of labels; classes if None is given.
+      input_spec: what stands in the column of inputs; images if None is given.
+      target_spec: what stands in the column of labels; classes if None is given.
 
     Raises:
       ValueError: empty, unequal lengths, or anything `check_batch` refuses.
@@ -86,7 +86,7 @@ class Dataset:
     """
 
     name: str
-    images: Any
+    inputs: Any
     labels: Any
     num_classes: int | None
     groups: Any
@@ -94,32 +94,31 @@ class Dataset:
     untrained_only: bool = False
     class_names: Sequence[str] | None = None
     positions: Any = None
-    inputs: InputSpec | None = None
-    targets: TargetSpec | None = None
+    input_spec: InputSpec | None = None
+    target_spec: TargetSpec | None = None
 
     def __post_init__(self):
         whole = f"dataset {self.name!r}"
-        images, labels = self.images, self.labels
-        if self.inputs is None:
-            object.__setattr__(self, "inputs", spec_of(images, whole))
-        if self.targets is None:
+        inputs, labels = self.inputs, self.labels
+        if self.input_spec is None:
+            object.__setattr__(self, "input_spec", spec_of(inputs, whole))
+        if self.target_spec is None:
             check_num_classes(self.num_classes, whole)
-            object.__setattr__(self, "targets", classes_of(self.num_classes))
-        elif self.num_classes not in (None, self.targets.classes):
+            object.__setattr__(self, "target_spec", classes_of(self.num_classes))
+        elif self.num_classes not in (None, self.target_spec.classes):
             raise ValueError(
                 f"num_classes of {whole} is {self.num_classes}, and its targets are "
-                f"{self.targets.kind} of shape {self.targets.shape}: give None"
+                f"{self.target_spec.kind} of shape {self.target_spec.shape}: give None"
             )
-        object.__setattr__(self, "num_classes", self.targets.classes)
+        object.__setattr__(self, "num_classes", self.target_spec.classes)
         if self.is_lazy:
-            lengths = {len(column) for column in list_columns(images)}
+            lengths = {len(column) for column in list_columns(inputs)}
             check_lengths(lengths.pop(), len(labels), whole)
             for length in lengths:
                 check_lengths(length, len(labels), whole)
         else:
-            images, labels = self._checked(images, labels, None)
-        images = map_columns(_kept, images)
-        object.__setattr__(self, "images", images)
+            inputs, labels = self._checked(inputs, labels, None)
+        object.__setattr__(self, "inputs", map_columns(_kept, inputs))
         object.__setattr__(self, "labels", _kept(labels))
         if self.groups is not None:
             groups = check_integers(self.groups, "groups", whole)
@@ -153,12 +152,12 @@ class Dataset:
 
         Of several inputs it is a mapping, as they are.
         """
-        return map_columns(lambda column: tuple(column.shape[1:]), self.images)
+        return map_columns(lambda column: tuple(column.shape[1:]), self.inputs)
 
     @property
     def is_lazy(self) -> bool:
         """Tells whether any column is read row by row."""
-        columns = (*list_columns(self.images), self.labels)
+        columns = (*list_columns(self.inputs), self.labels)
         return any(isinstance(column, LazyColumn) for column in columns)
 
     def fetch(self, indices) -> tuple[np.ndarray, np.ndarray]:
@@ -168,34 +167,35 @@ class Dataset:
           indices: [n] integers in [0, N); n may be 0.
 
         Returns:
-          images [n, H, W, C] float32 in [0, 1], or as `inputs` has them, and labels
-          [n] int32, or as `targets` has them.
+          inputs [n, H, W, C] float32 in [0, 1], or as `input_spec` has them, and
+          labels [n] int32, or as `target_spec` has them.
 
         Raises:
           IndexError: an index outside the dataset.
           ValueError: a lazily read row that `check_batch` refuses.
         """
         indices = self._rows(indices)
-        images = map_columns(lambda column: column[indices], self.images)
+        inputs = map_columns(lambda column: column[indices], self.inputs)
         labels = self.labels[indices]
         if not len(indices):  # nothing to check, but of the same types
-            typed = map_columns(lambda x, to: x.astype(to), images, self.inputs.dtype)
-            return typed, labels.astype(self.targets.dtype)
+            to = self.input_spec.dtype
+            typed = map_columns(lambda x, to: x.astype(to), inputs, to)
+            return typed, labels.astype(self.target_spec.dtype)
         return (
-            self._checked(images, labels, indices) if self.is_lazy else (images, labels)
+            self._checked(inputs, labels, indices) if self.is_lazy else (inputs, labels)
         )
 
     def _checked(
-        self, images: PyTree, labels: np.ndarray, indices: np.ndarray | None
+        self, inputs: PyTree, labels: np.ndarray, indices: np.ndarray | None
     ) -> tuple[PyTree, np.ndarray]:
         return check_batch(
-            images,
+            inputs,
             labels,
             self.num_classes,
             name=f"dataset {self.name!r}",
             indices=indices,
-            inputs=self.inputs,
-            targets=self.targets,
+            input_spec=self.input_spec,
+            target_spec=self.target_spec,
         )
 
     def groups_of(self, indices) -> np.ndarray:

@@ -29,7 +29,7 @@ def load_digits(shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
     pixels = digits.images.astype(np.float32) / 16  # counts of 4 x 4 pixels: 0 to 16
     return Dataset(
         name="digits",
-        images=np.stack([resize(image, shape) for image in pixels]),
+        inputs=np.stack([resize(image, shape) for image in pixels]),
         labels=digits.target,
         num_classes=10,
         groups=np.arange(len(pixels)),

@@ -149,7 +149,7 @@ def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
         )
     return Dataset(
         name=name,
-        images=ResizedImages(images, shape),
+        inputs=ResizedImages(images, shape),
         labels=labels.astype(np.int32),
         num_classes=classes,
         groups=arrays.get("groups"),
@@ -176,7 +176,7 @@ def _load_folder(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
         labels += [label] * len(pictures)
     return Dataset(
         name=name,
-        images=PictureFiles(paths, shape),
+        inputs=PictureFiles(paths, shape),
         labels=np.asarray(labels),
         num_classes=len(folders),
         groups=None,

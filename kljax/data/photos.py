@@ -129,7 +129,7 @@ def load_photos(shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
                 labels.append(number)
     return Dataset(
         name="photos",
-        images=np.stack(images),
+        inputs=np.stack(images),
         labels=labels,
         num_classes=len(PHOTOGRAPHS),
         groups=labels,

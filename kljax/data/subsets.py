@@ -30,7 +30,7 @@ class _Rows(LazyColumn):
 def subset(dataset: Dataset, indices, *, memory: int = MEMORY) -> Dataset:
     """Takes some examples of a dataset.
 
-    Images that are read lazily are read and decoded now and kept, where they take at
+    Inputs that are read lazily are read and decoded now and kept, where they take at
     most `memory` bytes: training goes through them again and again. Otherwise they
     stay lazy.
 
@@ -49,12 +49,12 @@ def subset(dataset: Dataset, indices, *, memory: int = MEMORY) -> Dataset:
     """
     rows = np.asarray(indices, np.int64)
     groups = dataset.groups_of(rows)  # checks the indices
-    if 4 * len(rows) * dataset.inputs.entries <= memory:
-        images, labels = dataset.fetch(rows)
+    if 4 * len(rows) * dataset.input_spec.entries <= memory:
+        inputs, labels = dataset.fetch(rows)
     else:
-        images = map_columns(lambda column: _Rows(column, rows), dataset.images)
+        inputs = map_columns(lambda column: _Rows(column, rows), dataset.inputs)
         labels = _Rows(dataset.labels, rows)
     positions = dataset.positions_of(rows)
     return dataclasses.replace(
-        dataset, images=images, labels=labels, groups=groups, positions=positions
+        dataset, inputs=inputs, labels=labels, groups=groups, positions=positions
     )

@@ -86,14 +86,14 @@ def load_text(
     variant = "-verses" * whole + "-next-token" * next_token
     return Dataset(
         name=f"text{variant}",
-        images=tokens[kept],
+        inputs=tokens[kept],
         labels=following[kept] if next_token else labels,
         num_classes=None if next_token else len(PARTS),
         groups=corpus["chapters"][chosen[kept]].astype(np.int32),
         licence=LICENCE,
         class_names=None if next_token else tuple(PARTS),
-        inputs=sentences_of(length, vocabulary, padded=whole),
-        targets=targets,
+        input_spec=sentences_of(length, vocabulary, padded=whole),
+        target_spec=targets,
     )
 
 

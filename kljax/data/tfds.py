@@ -88,7 +88,7 @@ def load_tfds(
     info = builder.info
     return Dataset(
         name=name,
-        images=TfdsImages(_source(tfds, builder, name, split, image), image, shape),
+        inputs=TfdsImages(_source(tfds, builder, name, split, image), image, shape),
         labels=TfdsLabels(_source(tfds, builder, name, split, label), label),
         num_classes=info.features[label].num_classes,
         groups=None,

@@ -23,7 +23,7 @@ class Context(NamedTuple):
 
     public: Public  # that the gradient is of; those received, for a change
     stats: Stats
-    images: Array  # [B, H, W, C], of the step; of all steps, for a change
+    inputs: PyTree  # [B, H, W, C] of images; of the step, or all steps for a change
     targets: Array  # [B, Kc]
     # (images, targets) -> the client's own gradient of them, before its release:
     # something with `public`, a `Public`, and `logits` [B, Kc]. None where a whole
@@ -41,7 +41,7 @@ def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
 def as_given(rng: Rng, context: Context) -> tuple[Array, Array]:
     """Trains on the images and targets as they are."""
     del rng
-    return context.images, context.targets
+    return context.inputs, context.targets
 
 
 def no_state(grads: Public) -> PyTree:
@@ -237,8 +237,8 @@ def _replacing(members: list[Callable]) -> Callable[[Rng, Context], Any]:
     def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
         for i, member in enumerate(members):
             images, targets = member(jax.random.fold_in(rng, i), context)
-            context = context._replace(images=images, targets=targets)
-        return context.images, context.targets
+            context = context._replace(inputs=images, targets=targets)
+        return context.inputs, context.targets
 
     return inputs
 

@@ -56,7 +56,7 @@ def obscure_inputs(
 
     def moving(context: Context, eps_root: float) -> tuple[Any, Callable]:
         """Gives Adam, and what moves a substitute and Adam's state once."""
-        images, targets = context.images, context.targets
+        images, targets = context.inputs, context.targets
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
                 "obscured inputs are moved by a derivative, and these are "
@@ -78,7 +78,7 @@ def obscure_inputs(
         return method, step
 
     def start(rng: Rng, context: Context, method) -> tuple[Array, Any]:
-        images = context.images
+        images = context.inputs
         drawn = jax.random.uniform(rng, images.shape, images.dtype)
         return drawn, method.init(drawn)
 

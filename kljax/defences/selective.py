@@ -106,7 +106,7 @@ def sensitivity(
       ValueError: without a gradient, and for inputs that are no real numbers.
     """
     del sent
-    inputs, gradient = context.images, _gradient_of(context, "sensitivity")
+    inputs, gradient = context.inputs, _gradient_of(context, "sensitivity")
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
             "score 'sensitivity' differentiates by the inputs, and these are "
@@ -153,7 +153,7 @@ def fisher(rng: Rng, sent: Public, context: Context) -> Public:
 
     def add(total: Public, index: Array):
         example, label = index // classes, index % classes
-        one = jax.lax.dynamic_slice_in_dim(context.images, example, 1)
+        one = jax.lax.dynamic_slice_in_dim(context.inputs, example, 1)
         target = jax.nn.one_hot(label, classes, dtype=context.targets.dtype)[None]
         found = gradient(one, target)
         weight = jax.nn.softmax(found.logits[0])[label] / examples

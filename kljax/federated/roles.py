@@ -79,9 +79,9 @@ def backdoor(attack: Attack) -> Role:
         del rng
         size = batches.labels.shape[-1]
         poisoned = jnp.arange(size) < max(1, round(attack.share * size))
-        wide = poisoned.reshape(1, size, *[1] * (batches.images.ndim - 2))
+        wide = poisoned.reshape(1, size, *[1] * (batches.inputs.ndim - 2))
         return batches._replace(
-            images=jnp.where(wide, attack.trigger(batches.images), batches.images),
+            inputs=jnp.where(wide, attack.trigger(batches.inputs), batches.inputs),
             labels=jnp.where(poisoned[None], attack.target, batches.labels),
         )
 

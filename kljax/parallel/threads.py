@@ -29,28 +29,28 @@ class Once:
             collections.OrderedDict()
         )
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> tuple[Any, bool]:
-        """Gives the value of a key, and whether this call has made it.
+    def get(self, name: Hashable, make: Callable[[], Any]) -> tuple[Any, bool]:
+        """Gives the value of a name, and whether this call has made it.
 
         Whoever waits for a value that cannot be made gets the same error, and whoever
         comes later tries again.
         """
         with self._lock:
-            future = self._futures.get(key)
+            future = self._futures.get(name)
             new = future is None
             if new:
-                future = self._futures[key] = Future()
+                future = self._futures[name] = Future()
                 self._evict()
             else:
-                self._futures.move_to_end(key)
+                self._futures.move_to_end(name)
         if new:
             try:
                 future.set_result(make())
             except BaseException as error:
                 with self._lock:
                     # It may have been evicted, and another may be making it anew.
-                    if self._futures.get(key) is future:
-                        del self._futures[key]
+                    if self._futures.get(name) is future:
+                        del self._futures[name]
                 future.set_exception(error)
                 raise
         return future.result(), new

@@ -61,8 +61,8 @@ def _block_of(
         program = jax.jit(block_fn).lower(*block).compile()
         return program, time.perf_counter() - start
 
-    key = stage, layout, looped, precision, shapes, tree
-    (program, seconds), new = _compilations.get(key, compiled)
+    name = stage, layout, looped, precision, shapes, tree
+    (program, seconds), new = _compilations.get(name, compiled)
     return program, seconds * new
 
 

@@ -74,13 +74,13 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     if "lock_weights" not in setting.threat.about_secret.needs:
         # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
-    truth = Candidate(update.images, update.targets, update.private)
+    truth = Candidate(update.inputs, update.targets, update.private)
     simulated, observed = replay(setting, setting.defence.gates)(view, truth)
     lost = None
     if setting.protocol is not None:
         # Weight decay and momentum move tensors that no image moves.
-        grey = jax.tree.map(lambda x: jnp.full_like(x, 0.5), update.images)
-        blank = truth._replace(images=grey)
+        grey = jax.tree.map(lambda x: jnp.full_like(x, 0.5), update.inputs)
+        blank = truth._replace(inputs=grey)
         without, _ = replay(setting, setting.defence.gates)(view, blank)
         lost = jax.tree.map(jnp.subtract, simulated, without)
     return Diagnosis(
@@ -137,7 +137,7 @@ def replay_is_exact(
     unreleased = view._replace(
         grads=update.before_release, lock_grads=None, visible=None
     )
-    truth = Candidate(update.images, update.targets, update.private)
+    truth = Candidate(update.inputs, update.targets, update.private)
     untouched = setting.defence.leaves_alone and _is(unreleased, view)
     if replayed is not None and untouched:
         simulated, observed = replayed  # nothing to be traced again
@@ -230,7 +230,7 @@ def _classifier_input(setting: Setting, update: Update) -> Array | None:
         out = setting.task.model.apply(
             update.public.model,
             update.stats,
-            update.images,
+            update.inputs,
             gates=setting.defence.gates(update.public.defence, update.private),
             taps=(tap,),
             train=setting.threat.knowledge.victim_norm == "train",

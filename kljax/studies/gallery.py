@@ -35,7 +35,7 @@ def draw_gallery(
 
     lines = _lines(result, rows, most)
     shown = len(lines[0][1])
-    pictures = result.dataset.inputs.scored.spell is None
+    pictures = result.dataset.input_spec.scored.spell is None
     wide, high = (1.15, 1.3) if pictures else (1.4, 0.9)
     figure = matplotlib.figure.Figure(
         figsize=(wide * shown + 2.2, high * len(lines)), layout="constrained"
@@ -80,7 +80,7 @@ def _lines(
     result: LeakResult, rows: list[Row], most: int
 ) -> list[tuple[str, np.ndarray | list[str], list[str]]]:
     """Lists names, images [n, H, W, C] or sentences, and captions of what is drawn."""
-    spec, targets = result.dataset.inputs, result.dataset.targets
+    spec, targets = result.dataset.input_spec, result.dataset.target_spec
     spell, kind, victims = spec.scored.spell, find_kind(spec), result.victims
     examples = victims.labels.shape[1]
     uploads = -(-most // examples)  # no more of them than the columns need
@@ -88,7 +88,7 @@ def _lines(
     def first(values: np.ndarray) -> np.ndarray:
         return values[:uploads].reshape(-1, *values.shape[2:])[:most]
 
-    truths, labels = first(spec.scored_of(victims.images)), first(victims.labels)
+    truths, labels = first(spec.scored_of(victims.inputs)), first(victims.labels)
     captions = [""] * len(labels)
     if targets.class_of is not None:
         names, classes = result.dataset.class_names, targets.class_of(labels)

@@ -96,7 +96,7 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
 
 def _of_kind(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     """Says what other inputs than images have: another success, and sentences."""
-    spec, lines = result.dataset.inputs, sentence_lines(rows)
+    spec, lines = result.dataset.input_spec, sentence_lines(rows)
     if spec.scored.kind == "image":
         return {}
     words = {n: getattr(find_kind(spec), n) for n in ("success_words", "noun")}
@@ -308,7 +308,7 @@ the private key, and that is difficulty, not secrecy."""
 
 def reading_of(result: LeakResult) -> str:
     """Says in Markdown how the tables of a study are read."""
-    return f"{find_kind(result.dataset.inputs).reading} {READING}"
+    return f"{find_kind(result.dataset.input_spec).reading} {READING}"
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from kljax.parallel.agreement import agreed, from_first
 from kljax.studies import run_folder
 from kljax.studies.builder.run_setup import (
     ArmRounds,
-    Prepared,
+    RunSetup,
     mean_gates,
     random_keys,
 )
@@ -44,68 +44,68 @@ class Measuring(NamedTuple):
         without attackers.
     """
 
-    prepared: Prepared
-    setup: ArmRounds
+    setup: RunSetup
+    built: ArmRounds
     unit: Gates
     test: Examples
     triggered: Examples | None
 
 
-def measuring_of(prepared: Prepared, name: str, setup: ArmRounds) -> Measuring:
+def measuring_of(setup: RunSetup, name: str, built: ArmRounds) -> Measuring:
     """Makes what an arm is measured on."""
-    test = Examples(*prepared.test.fetch(np.arange(len(prepared.test))))
-    triggered, attack = None, prepared.attack
+    test = Examples(*setup.test.fetch(np.arange(len(setup.test))))
+    triggered, attack = None, setup.attack
     if attack is not None:
         triggered = evaluation.triggered_examples(*test, attack.trigger, attack.target)
-    return Measuring(prepared, setup, _unit_gates(prepared, name), test, triggered)
+    return Measuring(setup, built, _unit_gates(setup, name), test, triggered)
 
 
-def _unit_gates(prepared: Prepared, name: str) -> Gates:
+def _unit_gates(setup: RunSetup, name: str) -> Gates:
     """Makes the gates that change nothing, of all sites that the arm's network has."""
-    sites = prepared.task.sites
-    model = prepared.task.models[prepared.arms[name].norm]
+    sites = setup.task.sites
+    model = setup.task.models[setup.arms[name].norm]
     try:
-        site_widths(model, sites.paths, prepared.task.dataset.shape)
+        site_widths(model, sites.paths, setup.task.dataset.shape)
     except ValueError:
         return {}  # LeNet without a lock has no norm to gate
     return unit_gates(sites.paths, sites.widths)(None, None)
 
 
-def watched_clients(prepared: Prepared, clients: ClientState) -> list[int]:
+def watched_clients(setup: RunSetup, clients: ClientState) -> list[int]:
     """Chooses honest clients at equal distances; all are alike without a state."""
     leaves = jax.tree.leaves(clients.private)
     if not leaves:
         return [0]
-    honest = _honest_clients(prepared, len(leaves[0]))
+    honest = _honest_clients(setup, len(leaves[0]))
     count = min(len(honest), WATCHED)
     return [honest[n * len(honest) // count] for n in range(count)]
 
 
-def _honest_clients(prepared: Prepared, count: int) -> list[int]:
+def _honest_clients(setup: RunSetup, count: int) -> list[int]:
     """Lists who has no role; everyone, if all have one."""
-    return [n for n in range(count) if n not in prepared.roles] or list(range(count))
+    return [n for n in range(count) if n not in setup.roles] or list(range(count))
 
 
-def _honest_privates(prepared: Prepared, clients: ClientState) -> Private:
+def _honest_privates(setup: RunSetup, clients: ClientState) -> Private:
     """Gives the private parts of the clients that are to be evaluated.
 
     With attackers, those are honest ones at equal distances, so that a client's other
     is honest, too.
     """
     leaves = jax.tree.leaves(clients.private)
-    if not (leaves and prepared.roles):
+    if not (leaves and setup.roles):
         return clients.private
-    honest = _honest_clients(prepared, len(leaves[0]))
+    honest = _honest_clients(setup, len(leaves[0]))
     chosen = [honest[n] for n in evaluation.chosen_clients(len(honest))]
     return jax.tree.map(lambda x: x[np.array(chosen)], clients.private)
 
 
 def measure(on: Measuring, server: ServerState, clients: ClientState) -> Measured:
     """Measures a model with the own lock of each client watched."""
-    model, accuracies, successes = on.setup.model, [], []
-    for n in watched_clients(on.prepared, clients):
+    model, accuracies, successes = on.built.model, [], []
+    for n in watched_clients(on.setup, clients):
         private = jax.tree.map(lambda x, n=n: x[n], clients.private)
-        gates = {**on.unit, **on.setup.defence.gates(server.public.defence, private)}
+        gates = {**on.unit, **on.built.defence.gates(server.public.defence, private)}
         given = model, server.public.model, server.stats, gates
         accuracies.append(evaluation.accuracy(*given, *on.test))
         if on.triggered is not None:
@@ -123,21 +123,21 @@ def evaluate_arm(
     Args:
       place: folder of the arm; None writes and reads nothing.
     """
-    prepared, setup, unit, test, _ = on
+    setup, built, unit, test, _ = on
     with agreed():
         found = None if place is None else run_folder.read_accuracy(place)
     found = from_first(found)
     if found is not None:
         return found
-    keys, public = random_keys(prepared.config), prepared.public
+    keys, public = random_keys(setup.config), setup.public
     size = 0 if public is None else len(public)
-    initial = jax.device_get(jax.jit(draw_jointly(setup.rounds.init_lock))(keys.init))
+    initial = jax.device_get(jax.jit(draw_jointly(built.rounds.init_lock))(keys.init))
     accuracy = evaluation.evaluate(
-        setup.model,
-        setup.defence,
+        built.model,
+        built.defence,
         server.public,
         server.stats,
-        _honest_privates(prepared, clients),
+        _honest_privates(setup, clients),
         unit_gates=unit,
         test=test,
         rng=keys.evaluation,
@@ -147,8 +147,8 @@ def evaluate_arm(
             else evaluation.Examples(*public.fetch(np.arange(size)))
         ),
         initial_lock_weights=initial if jax.tree.leaves(initial) else None,
-        mean_gates=mean_gates(prepared) if unit else None,
-        loss=prepared.task.loss,
+        mean_gates=mean_gates(setup) if unit else None,
+        loss=setup.task.loss,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
     with agreed():

@@ -66,7 +66,7 @@ def score_rows(result: LeakResult) -> list[Row]:
     for start in range(0, count, size):
         part = _part(result, slice(start, start + size))
         rows += score(part, _score_floors(part, reference))[0]
-    names = [f"floor/{name}" for name in find_kind(result.dataset.inputs).floors]
+    names = [f"floor/{name}" for name in find_kind(result.dataset.input_spec).floors]
     names += [arm.arm.name for arm in result.arms]
     return sorted(rows, key=lambda row: names.index(row["arm"]))
 
@@ -106,7 +106,7 @@ def _substitute_scores(result: LeakResult, arm: ArmResult, guesses: Guesses) -> 
     """Scores guesses against what was trained on in place of the private images."""
     if arm.attacked.substitute is None:
         return {}
-    spec = result.dataset.inputs
+    spec = result.dataset.input_spec
     substitutes = _flat(np.asarray(spec.scored_of(arm.attacked.substitute)))
     (scores,) = _scores_of([guesses], substitutes, result)
     named = {f"{name}_substitute": scores.get(name) for name in ("ssim", "psnr")}
@@ -139,7 +139,8 @@ def floor_images(
         the one of its index.
     """
     examples = images, _classes(dataset, labels, indices), indices
-    return _floors(*examples, _reference(dataset, seed), seed, dataset.inputs.scored)
+    spec = dataset.input_spec.scored
+    return _floors(*examples, _reference(dataset, seed), seed, spec)
 
 
 def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
@@ -147,19 +148,19 @@ def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
 
     Of several inputs, those of the one that is scored.
     """
-    spec, orders = result.dataset.inputs, _orders(arm, result)
+    spec, orders = result.dataset.input_spec, _orders(arm, result)
     guesses = np.asarray(spec.scored_of(arm.attacked.reconstruction.inputs))
     return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
 
 
 def _truths(result: LeakResult) -> np.ndarray:
     """Gives the private inputs [N, B, ...] that are scored."""
-    return result.dataset.inputs.scored_of(result.victims.images)
+    return result.dataset.input_spec.scored_of(result.victims.inputs)
 
 
 def _classes(dataset: Dataset, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Gives the class [n] of targets [n, ...]; without classes each is its own."""
-    class_of = dataset.targets.class_of
+    class_of = dataset.target_spec.class_of
     return indices if class_of is None else class_of(labels)
 
 
@@ -169,7 +170,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
-    guesses = result.dataset.inputs.scored_of(arm.attacked.reconstruction.inputs)
+    guesses = result.dataset.input_spec.scored_of(arm.attacked.reconstruction.inputs)
     pairs = zip(guesses, _truths(result), strict=True)
     return [metrics.assign(guess, truth) for guess, truth in pairs]
 
@@ -182,8 +183,8 @@ def _arm_rows(
     scores: Scores,
 ) -> list[Row]:
     victims, attacked = result.victims, arm.attacked
-    found, kind = attacked.reconstruction, find_kind(result.dataset.inputs)
-    targets = result.dataset.targets
+    found, kind = attacked.reconstruction, find_kind(result.dataset.input_spec)
+    targets = result.dataset.target_spec
     spent = found.numbers.get("evaluations")  # a user's attack need not count
     degree = _degree(result.config, arm.arm)
     labels = arm.threat.strategy.labels
@@ -262,7 +263,7 @@ def _row(
 ) -> Row:
     config, victims = result.config, result.victims
     n, example = divmod(place, victims.labels.shape[1])
-    class_of = result.dataset.targets.class_of
+    class_of = result.dataset.target_spec.class_of
     label = None if class_of is None else class_of(victims.labels[n, [example]])[0]
     row: Row = dict.fromkeys(columns) | _options(config, "all")
     row |= {
@@ -271,10 +272,10 @@ def _row(
         "victim": int(result.dataset.positions_of(victims.indices[n, [example]])[0]),
         "group": int(victims.groups[n]),
         "label": None if label is None else int(label),
-        "kind": result.dataset.inputs.scored.kind,
-        "input": result.dataset.inputs.primary,
+        "kind": result.dataset.input_spec.scored.kind,
+        "input": result.dataset.input_spec.primary,
         "device": jax.devices()[0].device_kind,
-        "success": find_kind(result.dataset.inputs).success(scores),
+        "success": find_kind(result.dataset.input_spec).success(scores),
         "upload": int(victims.uploads[n]),
         "example": example,
     }
@@ -315,7 +316,7 @@ def _value(dtype: str, value: Any) -> str | float | int | bool | None:
 def _reference(dataset: Dataset, seed: int) -> Any:
     # Another seed than the victims', who would otherwise all be part of it.
     chosen = select(dataset, min(REFERENCE_SIZE, len(dataset)), seed + 1)
-    make, spec = find_kind(dataset.inputs).reference, dataset.inputs
+    make, spec = find_kind(dataset.input_spec).reference, dataset.input_spec
     inputs, labels = dataset.fetch(chosen)
     classes = _classes(dataset, labels, chosen)
     return make(spec.scored_of(inputs), classes, chosen, spec.scored)
@@ -337,7 +338,7 @@ def _floors(
 
 
 def _score_floors(result: LeakResult, reference: Any) -> Floors:
-    victims, spec = result.victims, result.dataset.inputs.scored
+    victims, spec = result.victims, result.dataset.input_spec.scored
     kind: Kind = find_kind(spec)
     truths, labels, indices = map(
         _flat, (_truths(result), victims.labels, victims.indices)
@@ -363,7 +364,7 @@ def _scores_of(
     """Scores sets of guesses against their truths, all in one table."""
     guesses = np.concatenate([images for _, images in sets])
     truths = np.concatenate([truths[places] for places, _ in sets])
-    spec = result.dataset.inputs.scored
+    spec = result.dataset.input_spec.scored
     table = find_kind(spec).score(guesses, truths, spec)
     for own in metrics.find_metrics(result.config.metrics):
         with optional(f"metric {own.column.name!r}"):

@@ -33,12 +33,12 @@ from kljax.parallel.agreement import (
 )
 from kljax.studies import figures, run_folder
 from kljax.studies.builder.run_setup import (
-    Prepared,
+    RunSetup,
     arm_rounds,
     batches_of,
+    build_run_setup,
     cohort_of,
     local_steps,
-    prepare,
     random_keys,
     start,
 )
@@ -72,7 +72,7 @@ class TrainedArm(NamedTuple):
 class TrainResult(NamedTuple):
     """A finished run."""
 
-    prepared: Prepared
+    setup: RunSetup
     arms: dict[str, TrainedArm]
     rows: list[Row]  # of ``metrics.csv``
     summary: dict[str, Any]
@@ -121,9 +121,9 @@ def train(
         folder, tensorboard = None, False
     with contextlib.ExitStack() as held:
         with agreed():
-            prepared, boards = _open(config, folder, tensorboard, held)
+            setup, boards = _open(config, folder, tensorboard, held)
         try:
-            return _train(prepared, folder, boards, on_arm, on_round)
+            return _train(setup, folder, boards, on_arm, on_round)
         except OSError as error:
             if folder is None or error.errno not in DISK:
                 raise
@@ -139,7 +139,7 @@ def _open(
     folder: Path | None,
     tensorboard: bool,
     held: contextlib.ExitStack,
-) -> tuple[Prepared, Callable | None]:
+) -> tuple[RunSetup, Callable | None]:
     """Prepares a run and claims its folder, after everything is seen to be right."""
     processes = jax.process_count()
     if processes > 1 and not config.layout.spread:
@@ -154,8 +154,8 @@ def _open(
     there = folder is not None and folder.exists()
     if there:
         _claim(folder, config, held)
-    prepared = prepare(config)
-    check_training(prepared)
+    setup = build_run_setup(config)
+    check_training(setup)
     # What is wrong in the configuration leaves no folder.
     if folder is not None and not there:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _open(
         for name in config.arms:  # too long a name is refused here
             with contextlib.suppress(FileNotFoundError):
                 os.lstat(folder / name)
-    return prepared, boards
+    return setup, boards
 
 
 def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> None:
@@ -174,31 +174,31 @@ def _claim(folder: Path, config: TrainConfig, held: contextlib.ExitStack) -> Non
 
 
 def _train(
-    prepared: Prepared,
+    setup: RunSetup,
     folder: Path | None,
     boards: Callable | None,
     on_arm: Callable[[ArmBegun], Any],
     on_round: Callable[[Row], Any],
 ) -> TrainResult:
-    config = prepared.config
-    described = run_folder.describe(config, prepared.task.dataset.licence)
+    config = setup.config
+    described = run_folder.describe(config, setup.task.dataset.licence)
     rows: list[Row] = []
     with agreed():
         if folder is not None:
             rows = [r for r in run_folder.read_rows(folder) if r["arm"] in config.arms]
-            _begin(folder, prepared, described)
+            _begin(folder, setup, described)
     rows = [r | {"excluded": tuple(r["excluded"])} for r in from_first(rows)]
     trained = {}
     with jax.default_matmul_precision(config.precision):
         for name in config.arms:
             place = None if folder is None else folder / name
             trained[name] = _train_arm(
-                prepared, name, place, rows, boards, on_arm, on_round
+                setup, name, place, rows, boards, on_arm, on_round
             )
     accuracy = {name: arm.accuracy for name, arm in trained.items()}
     success = None
-    if prepared.attack is not None:
-        floors = _train_twin(prepared, folder, boards, on_arm, on_round)
+    if setup.attack is not None:
+        floors = _train_twin(setup, folder, boards, on_arm, on_round)
         success = {
             name: {**arm.attack_success, "floor": floors.get(name)}
             for name, arm in trained.items()
@@ -207,11 +207,11 @@ def _train(
     with agreed():
         if folder is not None:
             run_folder.write_summary(folder, summary, rows)
-    return TrainResult(prepared, trained, rows, summary)
+    return TrainResult(setup, trained, rows, summary)
 
 
 def _train_twin(
-    prepared: Prepared,
+    setup: RunSetup,
     folder: Path | None,
     boards: Callable | None,
     on_arm: Callable[[ArmBegun], Any],
@@ -221,7 +221,7 @@ def _train_twin(
 
     A run of its own, in ``honest/``, which can be gone on with and attacked like any.
     """
-    twin = prepared.config.honest_twin
+    twin = setup.config.honest_twin
     if twin is None:
         return {}
     found = train(
@@ -234,18 +234,18 @@ def _train_twin(
     floors = {}
     with jax.default_matmul_precision(twin.precision):
         for name, arm in found.arms.items():
-            on = measuring_of(prepared, name, arm_rounds(prepared, name))
+            on = measuring_of(setup, name, arm_rounds(setup, name))
             floors[name] = _mean(measure(on, arm.server, arm.clients).attack_success)
     return floors
 
 
-def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
+def _begin(folder: Path, setup: RunSetup, described: dict[str, Any]) -> None:
     if not (folder / "config.json").exists():
         files.write_json(folder / "config.json", described)
-    dataset = prepared.task.dataset
+    dataset = setup.task.dataset
     with optional("partition.png"):
         figures.draw_partition(
-            prepared.partition,
+            setup.partition,
             dataset.labels[np.arange(len(dataset))],
             dataset.num_classes,
             folder / "partition.png",
@@ -254,7 +254,7 @@ def _begin(folder: Path, prepared: Prepared, described: dict[str, Any]) -> None:
 
 
 def _train_arm(
-    prepared: Prepared,
+    setup: RunSetup,
     name: str,
     place: Path | None,
     rows: list[Row],
@@ -263,10 +263,10 @@ def _train_arm(
     on_round: Callable[[Row], Any],
 ) -> TrainedArm:
     """Trains an arm, or goes on with it; process 0 alone has a `place` to write to."""
-    config, keys = prepared.config, random_keys(prepared.config)
-    setup = arm_rounds(prepared, name)
-    rounds = setup.rounds
-    server, clients = start(prepared, rounds)
+    config, keys = setup.config, random_keys(setup.config)
+    built = arm_rounds(setup, name)
+    rounds = built.rounds
+    server, clients = start(setup, rounds)
     first = 0
     with agreed():
         if place is not None:
@@ -284,7 +284,7 @@ def _train_arm(
     # What was measured after the checkpoint is measured again.
     rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
     board = None if boards is None else boards(name, first)
-    on = measuring_of(prepared, name, setup)
+    on = measuring_of(setup, name, built)
     on_arm(ArmBegun(name, first, nbytes(clients)))
     for number in range(first, config.rounds):
         server, info = rounds.run_round(
@@ -292,7 +292,7 @@ def _train_arm(
             server,
             clients,
             cohort_of(config, number),
-            batches_of(prepared, number),
+            batches_of(setup, number),
         )
         done = number + 1
         last = done == config.rounds
@@ -301,7 +301,7 @@ def _train_arm(
         if measured or due:
             fill_in_clients(clients)
         seen = measure(on, server, clients) if measured else None
-        rows.append(_row(prepared, name, number, info, seen))
+        rows.append(_row(setup, name, number, info, seen))
         with agreed():
             if place is not None:
                 run_folder.write_rows(place.parent, rows)
@@ -314,18 +314,18 @@ def _train_arm(
         board.close()
     accuracy = evaluate_arm(on, server, clients, place)
     success = None
-    if prepared.attack is not None:
+    if setup.attack is not None:
         found = measure(on, server, clients).attack_success
         success = evaluation.mean_and_std(found)
     return TrainedArm(jax.device_get(server), clients, accuracy, success)
 
 
 def _row(
-    prepared: Prepared, name: str, number: int, info: RoundInfo, seen: Measured | None
+    setup: RunSetup, name: str, number: int, info: RoundInfo, seen: Measured | None
 ) -> Row:
-    config = prepared.config
+    config = setup.config
     steps = sum(
-        local_steps(config, len(prepared.partition[client])) for client in info.clients
+        local_steps(config, len(setup.partition[client])) for client in info.clients
     )
     excluded = info.clients[true_anywhere(np.isin(info.clients, info.excluded))]
     return {

@@ -53,7 +53,7 @@ class Update(NamedTuple):
     # The same draws, and nothing done on release or to an example's gradient
     before_release: Public
     new_stats: Stats
-    images: PyTree  # [n, H, W, C], or inputs of another kind
+    inputs: PyTree  # [n, H, W, C] of images, or of another kind
     targets: Array  # [n, Kc], or others of `kljax.core.targets`
     private: Private  # before the first step
     initial_lock_weights: LockWeights  # of round 0, as the server drew them

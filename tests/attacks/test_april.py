@@ -396,7 +396,7 @@ def test_a_study_finds_images(arm, least):
         attack="april", optimiser=None, arms=(arm,), victims=4, steps=1, **options
     )
     found = result.arms[0].attacked.reconstruction
-    errors = np.mean((found.inputs - result.victims.images) ** 2, axis=(1, 2, 3, 4))
+    errors = np.mean((found.inputs - result.victims.inputs) ** 2, axis=(1, 2, 3, 4))
     assert np.all(-10 * np.log10(errors) > least)
     assert np.all(found.finite)
     np.testing.assert_array_equal(found.labels, result.victims.labels)
@@ -598,7 +598,7 @@ def uploaded(upload):
     )
     state = training.init(truth.public, truth.private)
     labels = np.argmax(truth.targets, axis=-1)
-    rest = (truth.public, truth.stats, state, truth.images, labels)
+    rest = (truth.public, truth.stats, state, truth.inputs, labels)
     return quick_jit(training.run)(jax.random.key(0), 0, *rest)
 
 

@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 def matches(view, candidate):
     """Simulates a 'gradient' that is the candidate itself."""
-    return candidate.images, view.grads
+    return candidate.inputs, view.grads
 
 
 def attack(start=lambda rng: jnp.zeros(2), optimiser=SGD, project=None, **options):
@@ -128,7 +128,7 @@ def test_restarts_can_be_compared_without_the_prior(rng):
     still = from_optax(optax.sgd(0.0))
 
     def prior(view, candidate, progress):
-        return 10 / (0.1 + jnp.sum((candidate.images - view.grads) ** 2))
+        return 10 / (0.1 + jnp.sum((candidate.inputs - view.grads) ** 2))
 
     def start(rng):
         return jax.random.normal(rng, (2,))
@@ -186,7 +186,7 @@ def test_a_prior_moves_the_answer_and_not_the_reported_loss(rng):
     """|x - v|^2 + |x|^2 is lowest at v / 2."""
 
     def prior(view, candidate, progress):
-        return jnp.sum(candidate.images**2)
+        return jnp.sum(candidate.inputs**2)
 
     found = attack(prior=prior)(rng, VIEW)
     np.testing.assert_allclose(found.inputs, VIEW / 2, rtol=1e-4)
@@ -202,7 +202,7 @@ def late(weight, after):
     """A prior on the squared length of the image, which begins after so many steps."""
 
     def prior(view, candidate, progress):
-        return weight * (progress >= after) * jnp.sum(candidate.images**2)
+        return weight * (progress >= after) * jnp.sum(candidate.inputs**2)
 
     return prior
 
@@ -258,8 +258,8 @@ def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
     restarts, steps, weight, away = 5, 4, 0.5, 3.0
 
     def prior(view, candidate, progress):
-        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.images), RESTARTS)
-        return weight * jnp.sum((candidate.images - mean) ** 2)
+        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.inputs), RESTARTS)
+        return weight * jnp.sum((candidate.inputs - mean) ** 2)
 
     def start(rng):
         return VIEW * (1 + jax.random.normal(rng, (2,)) / 2)
@@ -306,7 +306,7 @@ def test_what_does_not_change_with_progress_is_computed_once_a_step():
     """The last step's prior costs no second pass through a network in it."""
 
     def costly(view, candidate, progress):
-        return jnp.sum(jnp.floor(candidate.images))  # the driver itself has no floor
+        return jnp.sum(jnp.floor(candidate.inputs))  # the driver itself has no floor
 
     def falling(view, candidate, progress):
         return 0.1**progress * costly(view, candidate, progress)
@@ -320,8 +320,8 @@ def test_a_prior_sees_the_other_restarts(rng):
     """With no gradient to match, all restarts meet in their mean."""
 
     def prior(view, candidate, progress):
-        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.images), RESTARTS)
-        return jnp.sum((candidate.images - mean) ** 2)
+        mean = jax.lax.pmean(jax.lax.stop_gradient(candidate.inputs), RESTARTS)
+        return jnp.sum((candidate.inputs - mean) ** 2)
 
     def start(rng):
         return jax.random.normal(rng, (2,))
@@ -407,7 +407,7 @@ def test_an_upload_of_another_shape_is_named(rng, shape):
 
 def test_a_missing_tensor_is_named(rng):
     def halves(view, candidate):
-        first, second = candidate.images
+        first, second = candidate.inputs
         return {"a": first, "b": second}, view.grads
 
     unknowns = Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING)

@@ -126,7 +126,7 @@ def test_an_all_zero_gradient_is_no_success(name):
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
     truth, facts = victim(name), vars(threat_of(CASES[name][0]).knowledge)
-    assert {"images", "lock_grads"} <= set(hidden(facts))
+    assert {"inputs", "lock_grads"} <= set(hidden(facts))
     assert not differences(attack(name)(poisoned(truth, facts)), attack(name)(truth))
     if "new_stats" not in hidden(facts):  # it needs them, and so they do change it
         assert not bool(attack(name)(poison(truth, "new_stats")).finite)
@@ -294,7 +294,7 @@ def from_mean_digit(steps):
 
 def gained(found, truth):
     """Computes RDLV: 0 where a reconstruction is no nearer than the mean digit."""
-    nearness = [ssim(x, truth.images[0]) for x in (found.inputs[0], mean_digit())]
+    nearness = [ssim(x, truth.inputs[0]) for x in (found.inputs[0], mean_digit())]
     return float(relative_leakage(*nearness))
 
 

@@ -44,7 +44,7 @@ def images(start=0.0, **parts):
 
 
 def matches(view, candidate):
-    return {"w": candidate.images}, view.grads
+    return {"w": candidate.inputs}, view.grads
 
 
 def recording(values, population=3):
@@ -170,7 +170,7 @@ def test_cma_es_finds_the_minimum_of_a_bent_valley(restarts):
     turn = np.array([[0.6, -0.8], [0.8, 0.6]]) @ np.diag([1.0, 50.0])
 
     def steep(view, candidate):
-        bent = candidate.images.ravel() - TRUTH.ravel()
+        bent = candidate.inputs.ravel() - TRUTH.ravel()
         return {"w": (turn.astype(np.float32) @ bent)}, {"w": jnp.zeros(2)}
 
     unknowns = Unknowns(images(), nothing(), nothing())
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused():
         cma_es(population=3)
 
     def among(view, candidate, progress):
-        return jnp.sum(jax.lax.pmean(candidate.images, RESTARTS))
+        return jnp.sum(jax.lax.pmean(candidate.inputs, RESTARTS))
 
     def start(rng, view):
         return jax.random.normal(rng, (1, 1, 2, 1)), ()

@@ -118,7 +118,7 @@ def trained(network, order, labels, batch, rate, weights):
 
 def test_full_is_the_clients_own_training():
     truth = update()
-    assert_alike(*simulated("full", truth.images, truth.targets))
+    assert_alike(*simulated("full", truth.inputs, truth.targets))
 
 
 def test_full_many_at_the_same_images_is_full():
@@ -126,7 +126,7 @@ def test_full_many_at_the_same_images_is_full():
     tiled = [np.tile(x, (EPOCHS, *(1,) * (x.ndim - 1))) for x in digits(EXAMPLES)]
     found, observed = simulated("full_many", *tiled)
     assert_alike(found, observed)
-    assert_alike(observed, simulated("full", truth.images, truth.targets)[0])
+    assert_alike(observed, simulated("full", truth.inputs, truth.targets)[0])
 
 
 def test_full_many_follows_a_client_who_shuffles():
@@ -432,7 +432,7 @@ def test_an_all_zero_update_is_no_success(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
     truth, facts = update(), vars(here().threat.knowledge)
-    assert {"images", "new_stats"} <= set(hidden(facts))
+    assert {"inputs", "new_stats"} <= set(hidden(facts))
     assert not differences(attack(name)(poisoned(truth, facts)), attack(name)(truth))
 
 

@@ -42,7 +42,7 @@ def attack(model):
 
 
 def error(found, examples=1):
-    return float(np.max(np.abs(found.inputs - locked_update(examples).images)))
+    return float(np.max(np.abs(found.inputs - locked_update(examples).inputs)))
 
 
 def test_a_small_lock_is_solved():
@@ -150,7 +150,7 @@ def test_the_feature_is_that_of_the_forward_pass():
     update = locked_update(1)
     view = observe(REGRESS, update)
     prior = quick_jit(feature(setting(REGRESS, DEFENCE), gates_of, 2.0))
-    truth = Candidate(update.images, update.targets, TRUE_GATES)
+    truth = Candidate(update.inputs, update.targets, TRUE_GATES)
     assert prior(view, truth, 0.0) < 1e-9
     other = random_images(1, *IMAGE_SHAPE, seed=31)
 
@@ -162,9 +162,9 @@ def test_the_feature_is_that_of_the_forward_pass():
         x = (x - stats["norm/mean"]) / np.sqrt(stats["norm/var"] + 1e-5)
         return 1 / (1 + np.exp(-(gate.scale * x + gate.shift)))
 
-    gap = classifier_input(other) - classifier_input(np.asarray(update.images))
+    gap = classifier_input(other) - classifier_input(np.asarray(update.inputs))
     np.testing.assert_allclose(
-        prior(view, truth._replace(images=other), 0.0), 2 * np.sum(gap**2), rtol=1e-3
+        prior(view, truth._replace(inputs=other), 0.0), 2 * np.sum(gap**2), rtol=1e-3
     )
 
 

@@ -91,8 +91,8 @@ def compiled(examples=EXAMPLES, rank="bias", one_shot=False, **options):
 
 def decibels(found, truth):
     """Computes the PSNR of each true image's own reconstruction."""
-    images = np.asarray(found.inputs)[assign(found.inputs, truth.images)]
-    errors = np.mean((images - truth.images) ** 2, axis=(1, 2, 3))
+    images = np.asarray(found.inputs)[assign(found.inputs, truth.inputs)]
+    errors = np.mean((images - truth.inputs) ** 2, axis=(1, 2, 3))
     return -10 * np.log10(np.maximum(errors, 1e-20))
 
 
@@ -108,7 +108,7 @@ def alone(images, bounds):
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_images_that_are_alone_come_back_locked_or_not(defence):
     truth = update(defence)
-    single, occupied = alone(truth.images, network()[3])
+    single, occupied = alone(truth.inputs, network()[3])
     assert 4 <= single.sum() <= EXAMPLES
     found = compiled()(truth)
     assert found.numbers["evaluations"] == 0
@@ -116,7 +116,7 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
     assert np.all(reached[single] > REFERENCE)
     assert bool(found.finite)
     assert int(found.numbers["bins_read"]) == occupied
-    assert found.inputs.shape == truth.images.shape
+    assert found.inputs.shape == truth.inputs.shape
     if defence == "keylock":  # the gates do something, and not to this
         plain = update("none")
         assert not np.allclose(
@@ -127,7 +127,7 @@ def test_images_that_are_alone_come_back_locked_or_not(defence):
 def test_images_of_one_bin_are_lost_and_said_to_be():
     """Two equal images share every bin; what is missing is grey."""
     truth = update()
-    images = np.array(truth.images)
+    images = np.array(truth.inputs)
     images[1] = images[0]
     model, params, stats, _ = network()
     step = one_step(model, cross_entropy, none(), train=True)
@@ -226,8 +226,8 @@ def test_an_update_of_several_small_steps_is_read_approximately():
 def test_it_fails_where_noise_leaves_nothing(rank):
     truth = update()
     found = compiled(rank=rank)(drowned(truth))
-    images = np.asarray(found.inputs)[assign(found.inputs, truth.images)]
-    assert np.mean((images - truth.images) ** 2) > GREY
+    images = np.asarray(found.inputs)[assign(found.inputs, truth.inputs)]
+    assert np.mean((images - truth.inputs) ** 2) > GREY
     assert found.loss > 0.1 > 100 * compiled()(update("keylock")).loss
 
 
@@ -298,7 +298,7 @@ def test_the_largest_bins_are_read_by_whatever_ranks_them(rank):
     }
     found = compiled(examples=3, rank=rank, bins=4)(
         truth._replace(
-            sent=Public(sent), images=truth.images[:3], targets=truth.targets[:3]
+            sent=Public(sent), inputs=truth.inputs[:3], targets=truth.targets[:3]
         )
     )
     order = {"bias": [1, 2, 0], "weight": [1, 0, 2]}[rank]

@@ -119,7 +119,7 @@ def test_the_truth_has_no_loss():
     def at_truth(made):
         truths = (
             np.concatenate([getattr(update, name) for update in made])
-            for name in ("images", "targets")
+            for name in ("inputs", "targets")
         )
         return loss(stack([observe(MODEL, update) for update in made]), *truths)
 

@@ -37,7 +37,7 @@ STARTS = {
 def test_searches_start_where_the_papers_do(name):
     mean, deviation, box = STARTS[name]
     federal = name in ("ig-fedavg", "fedavg-inversion")
-    unknown = parts_of(name, of_two_epochs() if federal else here())["unknowns"].images
+    unknown = parts_of(name, of_two_epochs() if federal else here())["unknowns"].inputs
     # Of a view no more is looked at than the parameters, and of images not even those.
     view = View(Public({}), *(7 * [None]))
 

@@ -84,9 +84,9 @@ def check_steps(name, ground, update, **sizes):
     )
     found = strike(update)
     assert bool(found.finite) and np.isfinite(found.loss)
-    assert found.inputs.shape == update.images.shape[:1] + SHAPE
+    assert found.inputs.shape == update.inputs.shape[:1] + SHAPE
     assert np.all(np.isfinite(found.inputs))
-    assert found.labels.shape == update.images.shape[:1] and np.all(found.labels >= 0)
+    assert found.labels.shape == update.inputs.shape[:1] and np.all(found.labels >= 0)
     assert found.numbers["evaluations"] == sizes["steps"] * sizes["restarts"]
     facts = vars(ground.threat.knowledge)
     assert len(hidden(facts)) >= 4

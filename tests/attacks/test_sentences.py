@@ -56,7 +56,7 @@ def update():
             jax.random.key(0),
             Public(params),
             stats,
-            images=SENTENCE,
+            inputs=SENTENCE,
             targets=TARGETS,
         )
     )
@@ -211,7 +211,7 @@ def test_sentences_are_read_off_a_whole_update():
 
 def test_what_is_hidden_has_no_part_in_what_is_found():
     nothing = Private(np.full(3, np.nan))
-    poisoned = update()._replace(images=0 * SENTENCE, private=nothing)
+    poisoned = update()._replace(inputs=0 * SENTENCE, private=nothing)
     view = threats.observe(ground().threat, poisoned)
     found = attack()(jax.random.key(7), view)
     np.testing.assert_array_equal(found.inputs, SENTENCE)

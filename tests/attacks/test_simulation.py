@@ -111,7 +111,7 @@ def simulate(update, size="epochs", defence="keylock", lock=None, **options):
     gates = here.defence.gates if lock is None else lambda public, guess: guess
     options = {"optimiser": DESCENT, "steps": steps, "batch": batch} | options
     simulation = local_steps(here, gates, **options)
-    truth = Candidate(update.images, update.targets, lock or update.private)
+    truth = Candidate(update.inputs, update.targets, lock or update.private)
     return quick_jit(simulation)(observe(here.threat, update), truth)
 
 
@@ -165,11 +165,11 @@ def test_adam_is_replayed():
 def test_examples_in_the_order_of_other_batches_do_not_match():
     update = update_of()
     order = np.array([3, 1, 2, 0, 4, 5])  # across the border of the batches
-    other = update._replace(images=update.images[order], targets=update.targets[order])
+    other = update._replace(inputs=update.inputs[order], targets=update.targets[order])
     assert apart(*simulate(other)) > 1e-2
     # Within a batch the order has no meaning.
     order = np.array([2, 0, 1, 3, 5, 4])
-    same = update._replace(images=update.images[order], targets=update.targets[order])
+    same = update._replace(inputs=update.inputs[order], targets=update.targets[order])
     assert_alike(*simulate(same))
 
 
@@ -251,7 +251,7 @@ def test_what_one_and_the_same_gradient_moves_is_a_loop(gradient):
 
 def loss_of(simulation, view, candidate):
     def loss(images):
-        return squared_l2()(*simulation(view, candidate._replace(images=images)))
+        return squared_l2()(*simulation(view, candidate._replace(inputs=images)))
 
     return quick_jit(jax.value_and_grad(loss))
 
@@ -260,7 +260,7 @@ def off_truth():
     """A candidate beside the truth, and what the server holds."""
     update = update_of("broken off")
     here = ground("broken off")
-    images = np.asarray(update.images) + 0.3 * random_images(6, *IMAGE_SHAPE, seed=5)
+    images = np.asarray(update.inputs) + 0.3 * random_images(6, *IMAGE_SHAPE, seed=5)
     candidate = Candidate(images, update.targets, update.private)
     return here, observe(here.threat, update), candidate
 
@@ -272,7 +272,7 @@ def unrolled(here, steps, batch):
         start = (view.public, candidate.secret.trainable)
         now, momentum = start, jax.tree.map(jnp.zeros_like, start)
         for t in range(steps):
-            rows = [(t * batch + i) % len(candidate.images) for i in range(batch)]
+            rows = [(t * batch + i) % len(candidate.inputs) for i in range(batch)]
 
             def loss(now, rows=rows):
                 public, trainable = now
@@ -282,7 +282,7 @@ def unrolled(here, steps, batch):
                 out = here.task.model.apply(
                     public.model,
                     view.stats,
-                    candidate.images[np.array(rows)],
+                    candidate.inputs[np.array(rows)],
                     gates=gates,
                     train=True,
                 )
@@ -310,12 +310,12 @@ def differentiated(rematerialise):
         batch=3,
         rematerialise=rematerialise,
     )
-    return loss_of(simulation, view, candidate)(candidate.images)
+    return loss_of(simulation, view, candidate)(candidate.inputs)
 
 
 def test_its_derivative_is_that_of_an_unrolled_loop():
     here, view, candidate = off_truth()
-    value, grads = loss_of(unrolled(here, 3, 3), view, candidate)(candidate.images)
+    value, grads = loss_of(unrolled(here, 3, 3), view, candidate)(candidate.inputs)
     found, found_grads = differentiated(True)
     np.testing.assert_allclose(found, value, rtol=1e-4)
     assert_alike(found_grads, grads)
@@ -331,9 +331,9 @@ def test_its_derivative_is_the_slope():
             here, here.defence.gates, optimiser=DESCENT, steps=3, batch=3
         )
         evaluate = loss_of(simulation, view, candidate)
-        _, grads = evaluate(candidate.images)
+        _, grads = evaluate(candidate.inputs)
         length = np.linalg.norm(grads)
-        near = [candidate.images + h * grads / length for h in (1e-4, -1e-4)]
+        near = [candidate.inputs + h * grads / length for h in (1e-4, -1e-4)]
         up, down = (evaluate(images)[0] for images in near)
         np.testing.assert_allclose((up - down) / 2e-4, length, rtol=1e-3)
 

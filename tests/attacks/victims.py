@@ -118,7 +118,7 @@ def compiled(case: Case) -> Callable[[Update], Reconstruction]:
 
 def error_of(found: Reconstruction, truth: Update) -> float:
     """Averages the squared error of images clipped to [0, 1], in their order."""
-    return float(np.mean((np.clip(found.inputs, 0, 1) - truth.images) ** 2))
+    return float(np.mean((np.clip(found.inputs, 0, 1) - truth.inputs) ** 2))
 
 
 def drown(tree):

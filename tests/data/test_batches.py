@@ -216,7 +216,7 @@ def test_stacked_refuses(batches, steps, message):
 @pytest.mark.parametrize("column", [np.asarray, Rows])
 @pytest.mark.parametrize("shape", [(2, 3, 2), (2, 2)])
 def test_batches_are_read_in_place(column, shape):
-    data = toy(6, images=column(ramp(6)), labels=column(np.arange(6) % 3))
+    data = toy(6, inputs=column(ramp(6)), labels=column(np.arange(6) % 3))
     indices = np.random.default_rng(0).integers(0, 6, shape)
     images, labels = fetch_batches(data, indices)
     assert images.shape == (*shape, 3, 2, 1) and labels.shape == shape
@@ -226,15 +226,15 @@ def test_batches_are_read_in_place(column, shape):
 
 
 def test_an_example_is_read_once():
-    data = toy(6, images=Rows(ramp(6)), labels=Rows(np.arange(6) % 3))
+    data = toy(6, inputs=Rows(ramp(6)), labels=Rows(np.arange(6) % 3))
     indices, _ = stacked([[[4, 1]], [[4, 4], [0, 5]]])
     fetch_batches(data, indices)
-    assert sorted(data.images.asked) == sorted(data.labels.asked) == [0, 1, 4, 5]
+    assert sorted(data.inputs.asked) == sorted(data.labels.asked) == [0, 1, 4, 5]
 
 
 @pytest.mark.parametrize("column", [np.asarray, Rows])
 def test_reading_outside_is_refused(column):
-    data = toy(images=column(ramp()), labels=[0, 1, 2, 0])
+    data = toy(inputs=column(ramp()), labels=[0, 1, 2, 0])
     with pytest.raises(IndexError, match="index 4 .*'toy'"):
         fetch_batches(data, [[[0, 4]]])
     with pytest.raises(TypeError, match="indices.*float64"):

@@ -12,9 +12,10 @@ WORDS = ("▁the", "▁word", "s", ",", "▁of")
 
 def test_the_corpus_is_the_beginning_of_verses():
     corpus = load_text(8)
-    assert corpus.shape == (8,) and corpus.images.dtype == np.int32
-    assert corpus.inputs.kind == "text" and corpus.inputs.sizes["vocabulary"] == 4096
-    first = corpus.inputs.spell(corpus.images[0])
+    assert corpus.shape == (8,) and corpus.inputs.dtype == np.int32
+    assert corpus.input_spec.kind == "text"
+    assert corpus.input_spec.sizes["vocabulary"] == 4096
+    first = corpus.input_spec.spell(corpus.inputs[0])
     assert first == "In the beginning God created the heaven and"
     assert corpus.class_names[corpus.labels[0]] == "law"
     assert corpus.class_names[corpus.labels[-1]] == "revelation"
@@ -26,14 +27,14 @@ def test_the_corpus_is_the_beginning_of_verses():
 def test_no_sentence_stands_beside_its_copy():
     short, long = load_text(2), load_text(16)
     for corpus in (short, long):
-        assert len(np.unique(corpus.images, axis=0)) == len(corpus)
+        assert len(np.unique(corpus.inputs, axis=0)) == len(corpus)
     assert len(short) < len(load_text(8))  # many verses begin alike
-    spelled = {short.inputs.spell(tokens) for tokens in short.images}
+    spelled = {short.input_spec.spell(tokens) for tokens in short.inputs}
     assert "And the" in spelled
 
 
 def test_a_longer_sentence_begins_as_the_shorter_one():
-    short, long = ({tuple(t[:3]) for t in load_text(n).images} for n in (3, 9))
+    short, long = ({tuple(t[:3]) for t in load_text(n).inputs} for n in (3, 9))
     assert long <= short
 
 
@@ -72,27 +73,27 @@ def test_spelling():
 )
 def test_what_is_no_sentence_is_refused(tokens, error, message):
     with pytest.raises(error, match=message):
-        check_batch(tokens, [0, 1], 2, inputs=sentences_of(2, WORDS))
+        check_batch(tokens, [0, 1], 2, input_spec=sentences_of(2, WORDS))
 
 
 @pytest.mark.parametrize("tokens", ([[0, -1, 1]], [[-1, -1, -1]], [[-1, 0, 1]]))
 def test_padding_stands_behind_a_sentence(tokens):
     padded = sentences_of(3, WORDS, padded=True)
-    check_batch([[0, 1, -1], [2, -1, -1]], [0, 1], 2, inputs=padded)
+    check_batch([[0, 1, -1], [2, -1, -1]], [0, 1], 2, input_spec=padded)
     with pytest.raises(ValueError, match="sentence 0 .*padding in front of a token"):
-        check_batch(tokens, [0], 2, inputs=padded)
+        check_batch(tokens, [0], 2, input_spec=padded)
     assert padded.spell(np.array([0, 1, -1])) == spell(WORDS, [0, 1])
 
 
 def test_verses_are_whole_and_padded():
     corpus = load_text(12, whole=True)
-    real = corpus.images >= 0
+    real = corpus.inputs >= 0
     lengths = real.sum(axis=1)
     assert len(np.unique(lengths)) > 3 and lengths.max() == 12
     # Each is a whole verse: the next piece of the corpus begins another one.
     long = load_text(13)
-    begun = {tuple(tokens[:12]) for tokens in long.images}
-    assert not begun & {tuple(tokens) for tokens in corpus.images[lengths == 12]}
+    begun = {tuple(tokens[:12]) for tokens in long.inputs}
+    assert not begun & {tuple(tokens) for tokens in corpus.inputs[lengths == 12]}
     with pytest.raises(ValueError, match="no sentences of 2 tokens: the shortest"):
         load_text(2, whole=True)
 

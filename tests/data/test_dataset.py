@@ -21,7 +21,7 @@ def ramp(n: int = 4, shape=(3, 2, 1)) -> np.ndarray:
 def toy(n: int = 4, **changes) -> Dataset:
     fields = dict(
         name="toy",
-        images=ramp(n),
+        inputs=ramp(n),
         labels=np.arange(n) % 3,
         num_classes=3,
         groups=None,
@@ -91,7 +91,7 @@ def test_check_batch_names_the_culprit(bad):
 def test_a_dataset_refuses_what_check_batch_refuses_under_its_name(bad):
     images, labels, num_classes, error, message = BAD_BATCHES[bad]
     with pytest.raises(error, match=message) as caught:
-        toy(images=images, labels=labels, num_classes=num_classes)
+        toy(inputs=images, labels=labels, num_classes=num_classes)
     assert "'toy'" in str(caught.value)
 
 
@@ -107,12 +107,12 @@ def test_images_of_8_bits_are_divided_by_255():
     assert images.dtype == np.float32 and images.max() == 1
     np.testing.assert_allclose(images * 255, given, atol=1e-4)
     whole, lazy = (
-        toy(2, images=column, labels=[0, 1]).fetch([1, 0])[0]
+        toy(2, inputs=column, labels=[0, 1]).fetch([1, 0])[0]
         for column in (given, Rows(given))
     )
     np.testing.assert_array_equal(whole, images[::-1])
     np.testing.assert_array_equal(lazy, images[::-1])
-    assert toy(2, images=Rows(given), labels=[0, 1]).fetch([])[0].dtype == np.float32
+    assert toy(2, inputs=Rows(given), labels=[0, 1]).fetch([])[0].dtype == np.float32
 
 
 def test_the_ends_of_the_range_and_barely_varying_images_are_allowed():
@@ -128,8 +128,8 @@ def test_the_ends_of_the_range_and_barely_varying_images_are_allowed():
         (dict(groups=[0, 1]), ValueError, "4 images and 2 groups"),
         (dict(groups=[0.5] * 4), TypeError, "groups.*integers"),
         (dict(class_names=("a",)), ValueError, "3 classes and 1 class_names"),
-        (dict(images=Rows(ramp()), labels=[0]), ValueError, "4 images and 1 labels"),
-        (dict(images=Rows(ramp(0)), labels=[]), ValueError, "empty"),
+        (dict(inputs=Rows(ramp()), labels=[0]), ValueError, "4 images and 1 labels"),
+        (dict(inputs=Rows(ramp(0)), labels=[]), ValueError, "empty"),
     ],
 )
 def test_dataset_fields_must_fit_together(changes, error, message):
@@ -159,8 +159,8 @@ def test_what_was_fetched_is_free_and_what_is_held_is_not():
     data = toy()
     images, _ = data.fetch([0])
     images[:] = 0
-    np.testing.assert_array_equal(data.images, ramp())
-    for held in (data.images, data.labels):
+    np.testing.assert_array_equal(data.inputs, ramp())
+    for held in (data.inputs, data.labels):
         with pytest.raises(ValueError, match="read-only"):
             held[0] = 0
 
@@ -197,7 +197,7 @@ def test_an_upload_is_linked_by_any_of_its_examples():
 
 def test_a_lazy_dataset_reads_only_the_rows_asked_for():
     rows, labels = Rows(ramp()), Rows(np.arange(4) % 3)
-    data = toy(images=rows, labels=labels)
+    data = toy(inputs=rows, labels=labels)
     assert (len(data), data.shape) == (4, (3, 2, 1))
     assert rows.asked == labels.asked == []
     images, fetched = data.fetch([2, 1])
@@ -208,7 +208,7 @@ def test_a_lazy_dataset_reads_only_the_rows_asked_for():
 
 @pytest.mark.parametrize("column", [np.asarray, Rows])
 def test_fetching_nothing_gives_nothing(column):
-    data = toy(images=column(ramp()), labels=column(np.arange(4) % 3))
+    data = toy(inputs=column(ramp()), labels=column(np.arange(4) % 3))
     images, labels = data.fetch([])
     assert (images.shape, labels.shape) == ((0, 3, 2, 1), (0,))
     some = data.fetch([1])
@@ -217,12 +217,12 @@ def test_fetching_nothing_gives_nothing(column):
 
 
 def test_lazy_images_may_have_plain_labels():
-    _, labels = toy(images=Rows(ramp()), labels=[0, 1, 2, 0]).fetch([2, 1])
+    _, labels = toy(inputs=Rows(ramp()), labels=[0, 1, 2, 0]).fetch([2, 1])
     assert labels.tolist() == [2, 1]
 
 
 def test_a_lazy_dataset_names_the_row_it_refuses():
-    data = toy(images=Rows(with_value(3, 0.1)), labels=Rows(np.zeros(4, int)))
+    data = toy(inputs=Rows(with_value(3, 0.1)), labels=Rows(np.zeros(4, int)))
     data.fetch([0, 1, 2])
     with pytest.raises(ValueError, match="image 3 of dataset 'toy' is constant"):
         data.fetch([0, 3])

@@ -25,11 +25,11 @@ class TestEveryEmbeddedSet:
     def test_images_are_what_was_asked_for(self, name, shape):
         data = loaded(name, shape)
         assert data.shape == shape
-        assert data.images.shape == (len(data), *shape)
-        assert data.images.dtype == np.float32
-        assert data.images.min() >= 0 and data.images.max() <= 1
+        assert data.inputs.shape == (len(data), *shape)
+        assert data.inputs.dtype == np.float32
+        assert data.inputs.min() >= 0 and data.inputs.max() <= 1
         # The range is used, not just respected.
-        assert data.images.min() < 0.01 and data.images.max() > 0.95
+        assert data.inputs.min() < 0.01 and data.inputs.max() > 0.95
 
     def test_every_class_has_examples_and_a_name(self, name, shape):
         data = loaded(name, shape)
@@ -51,7 +51,7 @@ class TestEveryEmbeddedSet:
 @pytest.mark.parametrize("name", PICTURES)
 def test_loading_twice_gives_the_same(name):
     first, second = loaded(name), load(name)
-    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.inputs, second.inputs)
     np.testing.assert_array_equal(first.labels, second.labels)
 
 
@@ -60,8 +60,8 @@ def test_shape_changes_neither_examples_nor_order(name):
     small, large = loaded(name), load(name, shape=(48, 48, 3))
     np.testing.assert_array_equal(small.labels, large.labels)
     # The same pictures: block means agree better with their own than with a neighbour.
-    means = [data.images[:, :16, :16].mean((1, 2)) for data in (small, large)]
-    halves = large.images[:, :24, :24].mean((1, 2))
+    means = [data.inputs[:, :16, :16].mean((1, 2)) for data in (small, large)]
+    halves = large.inputs[:, :24, :24].mean((1, 2))
     np.testing.assert_allclose(means[0], halves, atol=0.05)
 
 
@@ -83,10 +83,10 @@ def test_nothing_is_downloaded(name, monkeypatch):
 def test_digits_are_all_there_grey_and_upright():
     data = loaded("digits")
     assert (len(data), data.num_classes, data.untrained_only) == (1797, 10, False)
-    np.testing.assert_array_equal(data.images[..., 0], data.images[..., 2])
+    np.testing.assert_array_equal(data.inputs[..., 0], data.inputs[..., 2])
     assert data.groups.tolist() == list(range(1797))
     # A seven is heavier at the top than an L would be: its bar is up there.
-    sevens = data.images[data.labels == 7].mean((0, 3))
+    sevens = data.inputs[data.labels == 7].mean((0, 3))
     assert sevens[4:10, 8:24].mean() > 1.3 * sevens[22:28, 8:24].mean()
 
 
@@ -102,9 +102,9 @@ def test_photos_come_from_many_photographs_and_only_suit_untrained_networks():
 
 def test_photos_have_structure():
     data = loaded("photos")
-    structure = np.array([deviation(image) for image in data.images])
+    structure = np.array([deviation(image) for image in data.inputs])
     assert structure.min() >= 0.08
-    assert data.images.std(axis=(1, 2, 3)).min() >= 0.08
+    assert data.inputs.std(axis=(1, 2, 3)).min() >= 0.08
     # The threshold is at work: some squares of these photographs were dropped.
     assert sum(len(list(squares(read(photo)))) for photo in PHOTOGRAPHS) > len(data)
 
@@ -112,7 +112,7 @@ def test_photos_have_structure():
 def test_photos_have_their_colours_and_stand_upright():
     data = loaded("photos")
     names = list(data.class_names)
-    red, _, blue = np.moveaxis(data.images, -1, 0)
+    red, _, blue = np.moveaxis(data.inputs, -1, 0)
 
     def mean(plane, name):
         return plane[data.labels == names.index(name)].mean()

@@ -44,13 +44,13 @@ def test_a_subset_holds_the_examples_asked_for(lazy, memory):
 def test_what_fits_is_read_once_and_what_does_not_when_it_is_wanted():
     whole = dataset(lazy=True)
     kept = subset(whole, [1, 2], memory=2 * 16 * 4)
-    assert whole.images.read == 2
+    assert whole.inputs.read == 2
     kept.fetch([0, 1]), kept.fetch([0])
-    assert whole.images.read == 2
+    assert whole.inputs.read == 2
     lazy = subset(whole, [1, 2], memory=2 * 16 * 4 - 1)
-    assert whole.images.read == 2
+    assert whole.inputs.read == 2
     lazy.fetch([0, 1]), lazy.fetch([0])
-    assert whole.images.read == 5
+    assert whole.inputs.read == 5
 
 
 def test_an_index_outside_is_refused():

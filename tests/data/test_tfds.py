@@ -233,7 +233,7 @@ def test_labels_are_read_without_decoding_images(tiny_fashion, monkeypatch):
     monkeypatch.setattr(tfds.features.Image, "decode_example_np", refuse)
     assert len(data.labels[np.arange(30)]) == 30
     with pytest.raises(AssertionError, match="was decoded"):
-        data.images[np.arange(1)]
+        data.inputs[np.arange(1)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ ATTACK = """
     def towards_grey(weight):
         \"\"\"Pulls images towards grey.\"\"\"
         def prior(view, candidate, progress):
-            return weight * jnp.mean((candidate.images - 0.5) ** 2)
+            return weight * jnp.mean((candidate.inputs - 0.5) ** 2)
         return prior
 
     def build(setting, optimiser=None, *, steps, restarts, weight=1e-3):

@@ -80,14 +80,14 @@ TABLE = """
         rows = generator.random((40, COLUMNS))
         labels = (rows[:, 0] > 0.5).astype(int)
         return data.Dataset(
-            "table", rows, labels, 2, groups=None, licence="drawn", inputs=SPEC
+            "table", rows, labels, 2, groups=None, licence="drawn", input_spec=SPEC
         )
 
     def broken(shape):
         rows = np.full((4, COLUMNS), 0.5)
         rows[2, 1] = np.nan
         return data.Dataset(
-            "broken", rows, np.arange(4) % 2, 2, groups=None, licence="-", inputs=SPEC
+            "broken", rows, np.arange(4) % 2, 2, None, "-", input_spec=SPEC
         )
 
     class Network(nnx.Module):

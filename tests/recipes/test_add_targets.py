@@ -26,7 +26,7 @@ PRICES = (
         price = rows @ np.linspace(-1, 1, COLUMNS) + 0.1 * generator.normal(size=40)
         return data.Dataset(
             "prices", rows, price[:, None], None, groups=None, licence="drawn",
-            inputs=SPEC, targets=numbers_of(1),
+            input_spec=SPEC, target_spec=numbers_of(1),
         )
 
     # --- a picture beside a row -------------------------------------------------------
@@ -39,7 +39,7 @@ PRICES = (
         rows = np.random.default_rng(2).random((40, COLUMNS))
         return data.Dataset(
             "both", {"image": images, "row": rows}, labels, 10, groups=None,
-            licence="digits of scikit-learn", inputs=BOTH,
+            licence="digits of scikit-learn", input_spec=BOTH,
         )
 
     class Joined(nnx.Module):
@@ -124,4 +124,4 @@ def test_several_inputs_are_searched_together(mine, leak):
     # What is not scored was found, too.
     result = kljax.leak(kljax.LeakConfig(arms=("none",), layout=SERIAL, **BOTH))
     found = np.asarray(result.arms[0].attacked.reconstruction.inputs["row"])
-    np.testing.assert_allclose(found, result.victims.images["row"], atol=0.05)
+    np.testing.assert_allclose(found, result.victims.inputs["row"], atol=0.05)

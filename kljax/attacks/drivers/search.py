@@ -188,7 +188,7 @@ def restarted(
         chosen = jnp.argmin(own)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
         return Reconstruction(
-            inputs=candidate.images,
+            inputs=candidate.inputs,
             labels=candidate.targets,
             loss=best.matching,
             finite=finite & jnp.isfinite(best.matching) & says_something(view),

@@ -18,13 +18,13 @@ def from_optax(
     """Makes an optimiser of an optax transform.
 
     Args:
-      transform: for images, and for everything else that has none of its own.
+      transform: for inputs, and for everything else that has none of its own.
       labels: for unknown labels.
       secret: for what a defence hides (private keys, gates), whose scale is another
         one.
     """
     if labels is not None or secret is not None:
-        groups = {"images": transform, "labels": labels, "secret": secret}
+        groups = {"inputs": transform, "labels": labels, "secret": secret}
         groups = {name: own or transform for name, own in groups.items()}
         transform = optax.partition(
             groups,

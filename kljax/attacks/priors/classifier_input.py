@@ -57,7 +57,7 @@ def feature(setting: Setting, gates: Callable[..., Any], weight: float) -> Prior
         out = setting.task.model.apply(
             view.public.model,
             view.stats,
-            candidate.images,
+            candidate.inputs,
             gates=gates(view.public.defence, candidate.secret),
             taps=(tap,),
             train=knowledge.attacker_norm == "train",

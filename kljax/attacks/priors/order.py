@@ -45,7 +45,7 @@ def order_invariance(
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        values = features(candidate.images)
+        values = features(candidate.inputs)
         values = values.reshape(epochs, -1, *values.shape[1:])
         reduced = REDUCTIONS[kind](values, axis=1)
         # Over all pairs, the mean squared difference is twice the variance.

@@ -27,7 +27,7 @@ def image_norm(weight: float, *, per_pixel: bool = False) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        return weight * _mean_norm(candidate.images, per_pixel)
+        return weight * _mean_norm(candidate.inputs, per_pixel)
 
     return prior
 
@@ -44,7 +44,7 @@ def box_violation(weight: float) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        images = candidate.images
+        images = candidate.inputs
         outside = images - jnp.clip(images, 0.0, 1.0)
         return weight * jnp.sum(outside**2) / images.shape[0]
 
@@ -72,8 +72,8 @@ def group_consistency(weight: float, *, after: float, per_pixel: bool = True) ->
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view
-        others = jax.lax.stop_gradient(candidate.images)
-        apart = candidate.images - jax.lax.pmean(others, RESTARTS)
+        others = jax.lax.stop_gradient(candidate.inputs)
+        apart = candidate.inputs - jax.lax.pmean(others, RESTARTS)
         return weight * (progress >= after) * _mean_norm(apart, per_pixel)
 
     return prior

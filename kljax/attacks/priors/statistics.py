@@ -93,7 +93,7 @@ def batch_statistics(
         if updated:
             public = jax.tree.map(jnp.add, public, view.grads)
         old = {name: view.stats[name] for name in moving}
-        cut = candidate.images.reshape(-1, batch, *candidate.images.shape[1:])
+        cut = candidate.inputs.reshape(-1, batch, *candidate.inputs.shape[1:])
 
         def go(carry, step):
             mine, running, kept = carry

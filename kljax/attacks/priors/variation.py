@@ -28,7 +28,7 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        images = candidate.images
+        images = candidate.inputs
         axes = (1, 2, 3)
         variation = jnp.mean(absolute(jnp.diff(images, axis=1)), axes)
         variation += jnp.mean(absolute(jnp.diff(images, axis=2)), axes)
@@ -53,7 +53,7 @@ def squared_variation(weight: float) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        rows, columns = (jnp.diff(candidate.images, axis=axis) for axis in (1, 2))
+        rows, columns = (jnp.diff(candidate.inputs, axis=axis) for axis in (1, 2))
         return 2 * weight * (jnp.mean(rows**2) + jnp.mean(columns**2))
 
     return prior
@@ -73,7 +73,7 @@ def cyclic_variation(weight: float) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        images = candidate.images
+        images = candidate.inputs
         squares = sum(
             (images - jnp.roll(images, -1, axis=axis)) ** 2 for axis in (1, 2)
         )
@@ -98,7 +98,7 @@ def diagonal_variation(weight: float) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        x = candidate.images
+        x = candidate.inputs
         differences = (
             x[:, 1:] - x[:, :-1],
             x[:, :, 1:] - x[:, :, :-1],

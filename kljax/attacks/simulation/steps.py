@@ -83,7 +83,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             start = view.public, secret.trainable
             return _Gradient(*jax.grad(objective, argnums=(0, 1))(*start))
 
-        batch = candidate.images, candidate.targets
+        batch = candidate.inputs, candidate.targets
         if setting.defence.simulate_inputs is not None:
             batch = setting.defence.simulate_inputs(
                 view.public, view.stats, *batch, gradient
@@ -182,7 +182,7 @@ def local_steps(
 
     def simulation(view: View, candidate: Candidate):
         replayed = local_replay(setting, gates, view, candidate, penalty, unit)
-        count = jax.tree.leaves(candidate.images)[0].shape[0]
+        count = jax.tree.leaves(candidate.inputs)[0].shape[0]
         order = np.arange(steps * batch) % count
 
         def cut(values: PyTree) -> PyTree:
@@ -259,7 +259,7 @@ def local_replay(
         return secret._replace(trainable=trainable) if trained_too else secret
 
     start = (view.public, secret.trainable if trained_too else ())
-    inputs = candidate.images
+    inputs = candidate.inputs
     # Real tokens are looked up in the table that is trained.
     moves = setting.task.inputs.search.trained and _is_floating(inputs)
     if moves:

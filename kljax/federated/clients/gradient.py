@@ -198,7 +198,7 @@ def one_step(
             sent=sent,
             before_release=down,
             new_stats=grads.stats,
-            images=images,
+            inputs=images,
             targets=targets,
             private=private,
             initial_lock_weights=private.trainable,

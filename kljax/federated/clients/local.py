@@ -38,7 +38,7 @@ LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs")
 class Batches(NamedTuple):
     """What one client trains on in one round."""
 
-    images: PyTree  # [T, B, H, W, C] in [0, 1], or other inputs
+    inputs: PyTree  # [T, B, H, W, C] of images in [0, 1], or others
     labels: Array  # [T, B] int32, or other targets as a dataset has them
     valid: Array  # [T] bool: false for steps that only pad a small client
 
@@ -160,7 +160,7 @@ def local_training(
         batches: Batches,
     ) -> tuple[Public, Upload, ClientState, Progress]:
         rng_steps = derive_rng(rng, ROUND_PURPOSES, "steps")
-        kind = targets_of(model, received, stats, batches.images, targets)
+        kind = targets_of(model, received, stats, batches.inputs, targets)
         state = state._replace(private=renew_private(renew, rng, state.private))
         secret, descent = state.private.secret, method(number)
 
@@ -213,11 +213,11 @@ def local_training(
         (trained, new_stats, memory, remembered, tally), _ = jax.lax.scan(
             maybe,
             (start, stats, memory, state.release.steps, jnp.zeros(3)),
-            (batches.valid, indices, batches.images, batches.labels),
+            (batches.valid, indices, batches.inputs, batches.labels),
         )
         public, trainable = trained
         delta = jax.tree.map(jnp.subtract, public, received)
-        images, labels = batches.images, batches.labels
+        images, labels = batches.inputs, batches.labels
         sent, of_update = defence.update.release(
             derive_rng(rng, ROUND_PURPOSES, "release"),
             state.release.update,

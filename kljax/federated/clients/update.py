@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.core.randomness import derive_rng
-from kljax.core.types import Array, Loss, Model, Private, Public, Rng, Stats
+from kljax.core.types import Array, Loss, Model, Private, Public, PyTree, Rng, Stats
 from kljax.defences import (
     SEND_ALL,
     Context,
@@ -36,7 +36,7 @@ class LocalUpdate(NamedTuple):
 
     Attributes:
       init: of the `LocalTraining` that it is made of.
-      run: ``(rng, round [], Public, stats, ClientState, images [n, H, W, C], labels
+      run: ``(rng, round [], Public, stats, ClientState, inputs [n, H, W, C], labels
         [n]) -> Update``.
     """
 
@@ -68,7 +68,7 @@ def local_update(
 
     Returns:
       The pair of functions. What of the change can be read is said of all examples
-      together, at the parameters received. What was trained on in place of the images
+      together, at the parameters received. What was trained on in place of the inputs
       is not recorded: each step has a substitute of its own, and `Update.substitute` is
       None. The `Update` holds the private part that the client takes its first step
       with, also as the lock weights of round 0: whoever knows better replaces them.
@@ -89,7 +89,7 @@ def local_update(
         received: Public,
         stats: Stats,
         state: ClientState,
-        images: Array,
+        inputs: PyTree,
         labels: Array,
     ) -> Update:
         examples = labels.shape[0]
@@ -102,7 +102,7 @@ def local_update(
         def cut(values: Array) -> Array:
             return values[order].reshape(steps, batch, *values.shape[1:])
 
-        batches = Batches(jax.tree.map(cut, images), cut(labels), jnp.ones(steps, bool))
+        batches = Batches(jax.tree.map(cut, inputs), cut(labels), jnp.ones(steps, bool))
         state = state._replace(private=renew_private(renew, rng, state.private))
         delta, upload, kept, _ = training.record(
             rng, number, received, stats, state, batches
@@ -114,21 +114,21 @@ def local_update(
             delta, *_ = bare.record(rng, number, received, stats, forgetful, batches)
         before = state.private.trainable
         kind = targets_of(
-            model, received, stats, batches.images, options.get("targets")
+            model, received, stats, batches.inputs, options.get("targets")
         )
         targets = kind.encode(labels)
         rng_gradient, rng_visible = jax.random.split(
             derive_rng(rng, ROUND_PURPOSES, "visible")
         )
         mine = functools.partial(gradient, rng_gradient, received, stats, state.private)
-        context = Context(received, stats, images, targets, mine, state.private)
+        context = Context(received, stats, inputs, targets, mine, state.private)
         return Update(
             public=received,
             stats=stats,
             sent=upload.delta,
             before_release=delta,
             new_stats=upload.stats,
-            images=images,
+            inputs=inputs,
             targets=targets,
             private=state.private,
             initial_lock_weights=before,

@@ -270,7 +270,7 @@ def _check_shapes(defence, public, rng, private, initial_lock_weights) -> None:
 def _drawn(examples: Examples, count: int, rng: Rng) -> Examples:
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
     rows = generator.permutation(len(examples.labels))[:count]
-    return Examples(examples.images[rows], examples.labels[rows])
+    return Examples(examples.inputs[rows], examples.labels[rows])
 
 
 def mean_and_std(values: list[float]) -> dict[str, float | list[float]]:

@@ -16,9 +16,9 @@ BATCH = 100
 
 
 class Examples(NamedTuple):
-    """Labelled images."""
+    """Labelled inputs."""
 
-    images: Array  # [n, H, W, C] in [0, 1]
+    inputs: Array  # [n, H, W, C] in [0, 1], of images
     labels: Array  # [n] integers in [0, Kc)
 
 

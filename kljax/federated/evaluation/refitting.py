@@ -92,7 +92,7 @@ def _refit(model, loss, step_size, params, stats, gates, examples, plan, rng):
     optimiser = optax.adam(schedule)
 
     def run(gates, stats, rows, rng):
-        images = examples.images[rows]
+        images = examples.inputs[rows]
         return model.apply(params, stats, images, gates=gates, train=True, rngs=rng)
 
     def step(state, now):

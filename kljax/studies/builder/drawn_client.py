@@ -101,7 +101,7 @@ def make_drawn_client(
         share a network or a defence share its draws, and their compilation.
       train: mode of the norms.
     """
-    encode, loss = task.dataset.targets.encode, task.loss
+    encode, loss = task.dataset.target_spec.encode, task.loss
 
     def upload(rng, defence, network, held, images, labels, before=()):
         (params, stats), (public, private) = network, held

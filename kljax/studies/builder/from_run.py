@@ -15,7 +15,7 @@ from kljax.core.registry import own_functions
 from kljax.defences.arms import parse_training_arm, unplaced_sites
 from kljax.studies import run_folder
 from kljax.studies.builder import run_setup, task
-from kljax.studies.builder.run_setup import Prepared
+from kljax.studies.builder.run_setup import RunSetup
 from kljax.studies.config import LeakConfig, TrainConfig, default
 from kljax.studies.config.leak import weights_limit, weights_limit_of
 from kljax.threat import KEYLOCK_STRATEGIES, NOTHING_HIDDEN
@@ -66,7 +66,7 @@ def settle(
         limit = weights_limit(config.model, config.data)
         if limit is None:
             dataset = load() if load else task.load_dataset(config, config.split)
-            limit = weights_limit_of(dataset.inputs.scored.kind)
+            limit = weights_limit_of(dataset.input_spec.scored.kind)
         return dataclasses.replace(config, init=limit)
     if config.earlier:
         raise ValueError(
@@ -86,13 +86,13 @@ def settle(
     config = dataclasses.replace(config, **changes)
     if config.upload == "gradient":
         return config
-    prepared = prepare_run(config, run)
+    setup = prepare_run(config, run)
     return dataclasses.replace(
-        config, **_sizes(config, run, len(own_examples(config, prepared)))
+        config, **_sizes(config, run, len(own_examples(config, setup)))
     )
 
 
-def prepare_run(config: LeakConfig, run: TrainConfig) -> Prepared:
+def prepare_run(config: LeakConfig, run: TrainConfig) -> RunSetup:
     """Prepares the run of a study, unless it is the one that was prepared before.
 
     A study asks more than once, and every cell of a sweep does. What is the same is
@@ -110,9 +110,9 @@ def prepare_run(config: LeakConfig, run: TrainConfig) -> Prepared:
 
 
 @functools.lru_cache(maxsize=1)
-def _prepare_once(run: TrainConfig, *read_from) -> Prepared:
+def _prepare_once(run: TrainConfig, *read_from) -> RunSetup:
     del read_from
-    return run_setup.prepare(run)
+    return run_setup.build_run_setup(run)
 
 
 def read_run(config: LeakConfig) -> TrainConfig:
@@ -120,24 +120,24 @@ def read_run(config: LeakConfig) -> TrainConfig:
     return run_folder.read_config(Path(config.from_run))
 
 
-def own_examples(config: LeakConfig, prepared: Prepared) -> np.ndarray:
+def own_examples(config: LeakConfig, setup: RunSetup) -> np.ndarray:
     """Finds the examples [n] of the client under attack, in the run's dataset.
 
     Raises:
       ValueError: for a client that the run does not have, or one that attacks.
     """
-    count = len(prepared.partition)
+    count = len(setup.partition)
     if config.client >= count:
         raise ValueError(
             f"client={config.client} does not exist: run {config.from_run!r} has "
             f"clients 0 to {count - 1}"
         )
-    if config.client in prepared.roles:
+    if config.client in setup.roles:
         raise ValueError(
             f"client={config.client} of run {config.from_run!r} is an attacker itself "
-            f"({', '.join(prepared.config.roles)}): attack an honest client"
+            f"({', '.join(setup.config.roles)}): attack an honest client"
         )
-    return prepared.partition[config.client]
+    return setup.partition[config.client]
 
 
 def _settle_field(config: LeakConfig, run: TrainConfig, name: str):

@@ -32,7 +32,7 @@ from kljax.studies.builder.from_run import (
     read_run,
     trained_name,
 )
-from kljax.studies.builder.run_setup import Prepared
+from kljax.studies.builder.run_setup import RunSetup
 from kljax.studies.builder.victims import Victims, choose_victims
 from kljax.studies.config import LeakConfig, TrainConfig
 
@@ -51,14 +51,14 @@ class Captured(NamedTuple):
 
     Attributes:
       config: of the study, settled.
-      prepared: what all arms share.
+      setup: what all arms share.
       own: [n] indices of the client's examples in the run's dataset.
       protocol: how the client trains in this round; None where its upload is one
         gradient.
     """
 
     config: LeakConfig
-    prepared: Prepared
+    setup: RunSetup
     own: np.ndarray
     protocol: Protocol | None
 
@@ -71,8 +71,8 @@ def capture(config: LeakConfig) -> Captured:
         examples.
     """
     run = read_run(config)
-    prepared = prepare_run(config, run)
-    own = own_examples(config, prepared)
+    setup = prepare_run(config, run)
+    own = own_examples(config, setup)
     needed = config.victims * config.examples
     if needed > len(own):
         raise ValueError(
@@ -80,12 +80,12 @@ def capture(config: LeakConfig) -> Captured:
             f"{needed}, and client {config.client} has {len(own)}: take fewer victims, "
             "or smaller ones"
         )
-    return Captured(config, prepared, own, _protocol(config, run))
+    return Captured(config, setup, own, _protocol(config, run))
 
 
 def choose_own(captured: Captured, generator: Generator | None) -> Victims:
     """Chooses victims among the examples of the client, see `choose_victims`."""
-    dataset, own = captured.prepared.task.dataset, captured.own
+    dataset, own = captured.setup.task.dataset, captured.own
     victims, _ = choose_victims(captured.config, data.subset(dataset, own), generator)
     indices = own[victims.indices]
     groups = dataset.clusters_of(indices)
@@ -98,7 +98,7 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
     Raises:
       ValueError: if the round was not kept; those that were are listed.
     """
-    config, prepared = captured.config, captured.prepared
+    config, setup = captured.config, captured.setup
     folder = Path(config.from_run) / name
     rounds_kept = checkpoints.saved(folder)
     if config.round not in rounds_kept:
@@ -107,14 +107,14 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
             f"{config.from_run!r} was not kept; kept are "
             f"{', '.join(map(str, rounds_kept)) or 'none'} (keep_rounds of kljax train)"
         )
-    arm_rounds = run_setup.arm_rounds(prepared, name)
+    arm_rounds = run_setup.arm_rounds(setup, name)
     training = local_training(
         arm_rounds.model,
-        prepared.task.loss,
+        setup.task.loss,
         arm_rounds.defence,
-        run_setup.local_optimiser(prepared.config),
+        run_setup.local_optimiser(setup.config),
     )
-    rng = run_setup.random_keys(prepared.config).init
+    rng = run_setup.random_keys(setup.config).init
 
     def first(rng: Rng) -> tuple[ServerState, ClientState]:
         server = arm_rounds.rounds.init(rng)
@@ -122,7 +122,7 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
         return server, training.init(server.public, private)
 
     server, states = jax.eval_shape(first, rng)
-    count = prepared.config.clients
+    count = setup.config.clients
     states = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), states
     )
@@ -152,9 +152,9 @@ def make_captured_client(
       model: the run's network, or what a malicious server made of it.
       train: mode of the norms in the one step of a gradient.
     """
-    prepared, protocol = captured.prepared, captured.protocol
-    loss, encode = prepared.task.loss, prepared.task.dataset.targets.encode
-    options = run_setup.local_options(prepared)
+    setup, protocol = captured.setup, captured.protocol
+    loss, encode = setup.task.loss, setup.task.dataset.target_spec.encode
+    options = run_setup.local_options(setup)
 
     def upload(rng, defence, network, held, images, labels, before=()) -> threat.Update:
         del before  # a client of a run has sent what it has sent
@@ -169,7 +169,7 @@ def make_captured_client(
                 model,
                 loss,
                 defence,
-                run_setup.local_optimiser(prepared.config),
+                run_setup.local_optimiser(setup.config),
                 steps=protocol.steps,
                 batch=protocol.batch,
                 **options,
@@ -204,7 +204,7 @@ def public_images(captured: Captured) -> np.ndarray:
     Raises:
       ValueError: if the run has none, and for uploads of several steps.
     """
-    config, public = captured.config, captured.prepared.public
+    config, public = captured.config, captured.setup.public
     if config.upload != "gradient":
         raise ValueError(
             f"attack {config.attack!r} modifies the network, and what the client of a "

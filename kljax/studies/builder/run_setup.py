@@ -33,7 +33,7 @@ from kljax.studies.builder.task import LearningTask, build_task, check_norm, loa
 from kljax.studies.config import TrainConfig, default
 
 
-class Prepared(NamedTuple):
+class RunSetup(NamedTuple):
     """What all arms of a run share."""
 
     config: TrainConfig
@@ -64,7 +64,7 @@ class Keys(NamedTuple):
     evaluation: Rng
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def build_run_setup(config: TrainConfig) -> RunSetup:
     """Loads data and deals them out, makes networks and arms; a function of `config`.
 
     Raises:
@@ -100,7 +100,7 @@ def prepare(config: TrainConfig) -> Prepared:
     aggregator = _find_aggregator(config)
     attack = _find_attack(config, train, test)
     roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
-    prepared = Prepared(
+    setup = RunSetup(
         config,
         task,
         test,
@@ -113,8 +113,8 @@ def prepare(config: TrainConfig) -> Prepared:
         roles,
     )
     for name in parsed:
-        arm_rounds(prepared, name)  # a typo in an optimiser costs nothing
-    return prepared
+        arm_rounds(setup, name)  # a typo in an optimiser costs nothing
+    return setup
 
 
 def _check_trainable(config: TrainConfig, train: data.Dataset) -> None:
@@ -124,11 +124,11 @@ def _check_trainable(config: TrainConfig, train: data.Dataset) -> None:
       ValueError: for targets that are no classes, which accuracy is measured on, and
         several inputs.
     """
-    train.targets.require_classes(
+    train.target_spec.require_classes(
         f"a training on dataset {config.data!r}, whose accuracy is measured (kljax."
         "local_training takes others),"
     )
-    if train.inputs.parts:
+    if train.input_spec.parts:
         raise ValueError(
             f"dataset {config.data!r} has several inputs, {', '.join(train.shape)}: a "
             "training takes one (kljax.local_training takes several)"
@@ -147,10 +147,10 @@ def _find_aggregator(config: TrainConfig) -> Aggregator:
 
 def _check_images(config: TrainConfig, option: str, train: data.Dataset) -> None:
     """Refuses an option that says something about images alone."""
-    if train.inputs.kind != "image":
+    if train.input_spec.kind != "image":
         raise ValueError(
             f"{option}={getattr(config, option)!r} is about images, and dataset "
-            f"{config.data!r} holds {train.inputs.kind}: leave it out"
+            f"{config.data!r} holds {train.input_spec.kind}: leave it out"
         )
 
 
@@ -179,37 +179,37 @@ def _find_attack(
     )
 
 
-def arm_rounds(prepared: Prepared, name: str) -> ArmRounds:
+def arm_rounds(setup: RunSetup, name: str) -> ArmRounds:
     """Makes network, defence and rounds of an arm.
 
     Raises:
       ValueError: for an unknown optimiser or augmentation.
     """
-    arm = prepared.arms[name]
-    model = prepared.task.models[arm.norm]
-    return ArmRounds(model, arm.defence, _rounds(prepared, model, arm.defence))
+    arm = setup.arms[name]
+    model = setup.task.models[arm.norm]
+    return ArmRounds(model, arm.defence, _rounds(setup, model, arm.defence))
 
 
-def _rounds(prepared: Prepared, model: Model, defence: Defence) -> Rounds:
-    config = prepared.config
+def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
+    config = setup.config
     return fedavg(
         model,
-        prepared.task.loss,
+        setup.task.loss,
         local_optimiser(config),
         defence=defence,
-        local=local_options(prepared),
+        local=local_options(setup),
         server_optimiser=optax.sgd(
             config.server_learning_rate, config.server_momentum or None
         ),
-        aggregator=prepared.aggregator,
-        roles=prepared.roles,
+        aggregator=setup.aggregator,
+        roles=setup.roles,
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,
     )
 
 
-def local_options(prepared: Prepared) -> dict[str, Any]:
+def local_options(setup: RunSetup) -> dict[str, Any]:
     """Makes the options of `kljax.local_training` that a run settles.
 
     All that makes a client's round what it is, beside network, loss, defence and
@@ -219,7 +219,7 @@ def local_options(prepared: Prepared) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown augmentation.
     """
-    config, lock = prepared.config, prepared.task.sites.lock
+    config, lock = setup.config, setup.task.sites.lock
     augment = resolve("augmentation", config.augment, AUGMENTATIONS)
     if augment is not None:
         check_callable("augmentation", config.augment, augment)
@@ -228,7 +228,7 @@ def local_options(prepared: Prepared) -> dict[str, Any]:
         "augment": augment,
         "penalty": proximal(config.proximal) if config.proximal else None,
         "reset_optimiser": config.reset_optimiser,
-        "targets": prepared.task.dataset.targets,
+        "targets": setup.task.dataset.target_spec,
     }
 
 
@@ -238,22 +238,22 @@ def random_keys(config: TrainConfig) -> Keys:
     return Keys(*(derive_rng(rng, Keys._fields, field) for field in Keys._fields))
 
 
-def start(prepared: Prepared, rounds: Rounds) -> tuple[ServerState, ClientState]:
+def start(setup: RunSetup, rounds: Rounds) -> tuple[ServerState, ClientState]:
     """Draws the states before the first round."""
-    rng = random_keys(prepared.config).init
+    rng = random_keys(setup.config).init
     server = jax.device_get(jax.jit(draw_jointly(rounds.init))(rng))
-    return server, rounds.init_clients(rng, server, prepared.config.clients)
+    return server, rounds.init_clients(rng, server, setup.config.clients)
 
 
-def mean_gates(prepared: Prepared) -> Gates:
+def mean_gates(setup: RunSetup) -> Gates:
     """Makes what an outsider who expects a lock may start from, in any arm.
 
     Those are the gates of the constant private key 0.5, the mean of all keys, through
     the lock weights that the server gives to everybody before the first round.
     """
-    config, lock = prepared.config, prepared.task.sites.lock
+    config, lock = setup.config, setup.task.sites.lock
     defence = keylock(lock)
-    rounds = _rounds(prepared, prepared.task.models[True], defence)
+    rounds = _rounds(setup, setup.task.models[True], defence)
     weights = jax.jit(draw_jointly(rounds.init_lock))(random_keys(config).init)
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
 
@@ -311,14 +311,14 @@ def cohort_of(config: TrainConfig, number: int) -> np.ndarray:
     return data.cohort(config.seed, number, config.clients, cohort_size(config))
 
 
-def batches_of(prepared: Prepared, number: int) -> Fetch:
+def batches_of(setup: RunSetup, number: int) -> Fetch:
     """Makes the function that reads the batches of clients in a round."""
-    config = prepared.config
+    config = setup.config
 
     def fetch(ids: np.ndarray) -> tuple[Batches, np.ndarray]:
         drawn = [
             data.local_batches(
-                prepared.partition[client],
+                setup.partition[client],
                 batch=config.batch,
                 epochs=config.local_epochs,
                 steps=config.local_steps,
@@ -328,9 +328,9 @@ def batches_of(prepared: Prepared, number: int) -> Fetch:
             )
             for client in ids
         ]
-        indices, valid = data.stacked(drawn, prepared.steps)
-        images, labels = data.fetch_batches(prepared.task.dataset, indices)
-        counts = [len(prepared.partition[client]) for client in ids]
+        indices, valid = data.stacked(drawn, setup.steps)
+        images, labels = data.fetch_batches(setup.task.dataset, indices)
+        counts = [len(setup.partition[client]) for client in ids]
         return Batches(images, labels, valid), np.array(counts, np.float32)
 
     return fetch

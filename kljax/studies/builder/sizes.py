@@ -21,7 +21,7 @@ from kljax.defences.arms import Arm
 from kljax.parallel import Layout
 from kljax.studies.builder import run_setup
 from kljax.studies.builder.attack_options import parse_options
-from kljax.studies.builder.run_setup import Prepared
+from kljax.studies.builder.run_setup import RunSetup
 from kljax.studies.config import LeakConfig
 
 
@@ -123,7 +123,7 @@ def _replays_steps(config: LeakConfig, preset: Preset) -> bool:
     return options.get("variant", "full") in ("full", "full_many")
 
 
-def check_training(prepared: Prepared) -> None:
+def check_training(setup: RunSetup) -> None:
     """Refuses a training that surely does not fit.
 
     Every client has a private key, the weights of its lock and the state of its
@@ -132,18 +132,18 @@ def check_training(prepared: Prepared) -> None:
     Raises:
       ValueError: with the numbers, and the options to lower.
     """
-    config, rng = prepared.config, jax.random.key(0)
-    for name, arm in prepared.arms.items():
-        params, _ = jax.eval_shape(prepared.task.models[arm.norm].init, rng)
+    config, rng = setup.config, jax.random.key(0)
+    for name, arm in setup.arms.items():
+        params, _ = jax.eval_shape(setup.task.models[arm.norm].init, rng)
         _, private = jax.eval_shape(arm.defence.init, rng, params)
         state = nbytes(private)
         if not config.reset_optimiser:
             state += nbytes(
-                jax.eval_shape(_optimiser(prepared).init, (params, private.trainable))
+                jax.eval_shape(_optimiser(setup).init, (params, private.trainable))
             )
-        rule, cohort = prepared.aggregator, run_setup.cohort_size(config)
+        rule, cohort = setup.aggregator, run_setup.cohort_size(config)
         if rule.gathers:
-            model = prepared.task.models[arm.norm]
+            model = setup.task.models[arm.norm]
             check_fits(
                 cohort * nbytes(jax.eval_shape(model.init, rng)),
                 f"the uploads of {cohort} clients, which {rule.name} has side by side,",
@@ -155,15 +155,15 @@ def check_training(prepared: Prepared) -> None:
             f"the states of {config.clients} clients of arm {name!r}",
             "clients, private_key_size or the number of sites",
         )
-    image = 4 * prepared.task.dataset.inputs.entries
+    image = 4 * setup.task.dataset.input_spec.entries
     check_fits(
-        image * len(prepared.test), "the test images", "test_examples or image_size"
+        image * len(setup.test), "the test images", "test_examples or image_size"
     )
     _check_block(
         config.layout,
         config.cohort or config.clients,
-        prepared.steps * config.batch * image,
-        f"clients, whose rounds have {prepared.steps} batches of {config.batch},",
+        setup.steps * config.batch * image,
+        f"clients, whose rounds have {setup.steps} batches of {config.batch},",
         "local_epochs, local_steps, batch or image_size",
         whole=True,
     )
@@ -194,8 +194,8 @@ def _largest(parts: dict[str, int]) -> str:
     return max(parts, key=lambda name: parts[name])
 
 
-def _optimiser(prepared: Prepared) -> optax.GradientTransformation:
-    optimiser = run_setup.local_optimiser(prepared.config)
+def _optimiser(setup: RunSetup) -> optax.GradientTransformation:
+    optimiser = run_setup.local_optimiser(setup.config)
     # One whose learning rate drops is made for a round.
     return (
         optimiser

@@ -148,12 +148,12 @@ def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
     captured, task = None, None
     if config.from_run is not None:
         captured = capture(config)
-        task = captured.prepared.task
+        task = captured.setup.task
     elif compiled is not None:
         task = compiled.task
     dataset = load() if task is None else task.dataset
-    _check_inputs(config, preset, dataset.inputs)
-    check_own(config, dataset.inputs)
+    _check_inputs(config, preset, dataset.input_spec)
+    check_own(config, dataset.input_spec)
     if captured is None:
         victims, others = choose_victims(config, dataset, generator)
     else:
@@ -204,8 +204,8 @@ def _build_arm_attack(
         Task(
             model,
             task.loss,
-            task.dataset.inputs,
-            task.dataset.targets,
+            task.dataset.input_spec,
+            task.dataset.target_spec,
             study.classifier,
             # Behind an inserted module the chain does not begin with the image.
             chain=task.network.chain if preset.inserts is None else (),
@@ -249,7 +249,7 @@ def _check_size(study: Study, attack: ArmAttack, layout: Layout | None = None) -
         study.attacker.generator,
         attack.arm,
         attack.setting.task.model,
-        study.task.dataset.inputs.entries,
+        study.task.dataset.input_spec.entries,
         layout,
     )
 
@@ -265,7 +265,7 @@ def _inputs(study: Study, arm: Arm, client: Client) -> tuple[PyTree, ...]:
         *same,
         make_sources(config, victims, study.survey, options_of_draws(arm)),
         make_dials(config, arm, study.preset, study.attacker.generator, count),
-        victims.images,
+        victims.inputs,
         victims.labels,
         *([victims.before] if victims.before else ()),
     )
@@ -279,15 +279,15 @@ def _feeding_layers(study: Study, arm: Arm) -> tuple[tuple[Path, Path], ...]:
     return _share(
         study.shared,
         ("feeding layers", arm.norm),
-        lambda: feeding_layers(model, task.sites.paths, task.dataset.inputs),
+        lambda: feeding_layers(model, task.sites.paths, task.dataset.input_spec),
     )
 
 
-def _share(shared: dict[Hashable, Any], key: Hashable, make: Callable[[], Any]) -> Any:
+def _share(shared: dict[Hashable, Any], name: Hashable, make: Callable[[], Any]) -> Any:
     """Makes what arms and studies share, unless one of them has it."""
-    if key not in shared:
-        shared[key] = make()
-    return shared[key]
+    if name not in shared:
+        shared[name] = make()
+    return shared[name]
 
 
 def _modified(preset: Preset, task: LearningTask, norm: bool, survey: PyTree) -> Model:
@@ -357,5 +357,5 @@ def _check_arm_attack(study: Study, attack: ArmAttack) -> None:
     _check_size(study, attack)
     check_simulated(arm, setting)
     build_attack(config, setting, study.preset)  # a typo costs nothing
-    kind = study.task.dataset.inputs.kind
+    kind = study.task.dataset.input_spec.kind
     check_client(config, kind, arm, attack.client, attack.inputs)

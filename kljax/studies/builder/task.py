@@ -96,8 +96,8 @@ def fetch_examples(
         dataset.num_classes,
         name=dataset.name,
         indices=chosen,
-        inputs=dataset.inputs,
-        targets=dataset.targets,
+        inputs=dataset.input_spec,
+        targets=dataset.target_spec,
     )
 
 
@@ -215,7 +215,7 @@ def make_model(
         padding that there is.
     """
     options: dict[str, Any] = {"image_shape": dataset.shape}
-    sizes = dataset.inputs.sizes
+    sizes = dataset.input_spec.sizes
     if sizes.get("padded") and not network.accepts("padded"):
         raise ValueError(
             f"dataset {config.data!r} pads its sentences with the token -1, and model "
@@ -231,7 +231,7 @@ def make_model(
         options["initialiser"] = uniform(config.init)
 
     def build(rngs):
-        return network.factory(dataset.targets.outputs, rngs=rngs, **options)
+        return network.factory(dataset.target_spec.outputs, rngs=rngs, **options)
 
     try:
         model = from_nnx(build, convolution=config.convolution)
@@ -244,7 +244,7 @@ def make_model(
 
 def _check_inputs(config: Config, network: Network, dataset: data.Dataset) -> None:
     """Refuses a network on inputs of a kind that it does not take."""
-    kind = dataset.inputs.kind
+    kind = dataset.input_spec.kind
     if network.inputs not in (None, kind):
         fitting = [name for name, row in NETWORKS.items() if row.inputs == kind]
         takes = f": take {' or '.join(fitting)}" if fitting else ""
@@ -261,18 +261,18 @@ def _check_outputs(config: Config, model: Model, dataset: data.Dataset) -> None:
       ValueError: for outputs of another shape than the targets, such as another number
         of logits than one per class; and for a loss that does not fit them.
     """
-    targets = dataset.targets
+    targets = dataset.target_spec
     losses.check_fits(config.loss, targets.kind)
 
     def outputs(rng: Rng) -> Array:
-        inputs = dataset.inputs.zeros(1)
+        inputs = dataset.input_spec.zeros(1)
         return model.apply(*model.init(rng), inputs, train=False).logits
 
     wanted = (1, *targets.shape)
     shape = jax.eval_shape(outputs, jax.random.key(0)).shape
     if shape == wanted:
         return
-    one = "image" if dataset.inputs.kind == "image" else "example"
+    one = "image" if dataset.input_spec.kind == "image" else "example"
     if targets.kind == "classes":
         raise ValueError(
             f"model {config.model!r} gives logits of shape {shape} for one {one}, and "
@@ -294,7 +294,7 @@ def _find_sites(
     Raises:
       ValueError: for a site that the network has not.
     """
-    widths = site_widths(model, network.sites, dataset.inputs)
+    widths = site_widths(model, network.sites, dataset.input_spec)
     lock = key_lock(
         network.sites,
         widths,

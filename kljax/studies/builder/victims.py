@@ -19,7 +19,7 @@ class Victims(NamedTuple):
     """The private data under attack, one upload's worth per victim."""
 
     indices: np.ndarray  # [N, B] in the dataset of the study
-    images: PyTree  # [N, B, H, W, C] in [0, 1], or other inputs
+    inputs: PyTree  # [N, B, H, W, C] of images in [0, 1], or others
     labels: np.ndarray  # [N, B] int32, or other targets as the dataset has them
     groups: np.ndarray  # [N] bootstrap clusters, see `data.Dataset.clusters_of`
     uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
@@ -30,7 +30,7 @@ class Victims(NamedTuple):
 def load_victim_data(config: LeakConfig) -> data.Dataset:
     """Loads the dataset that victims are drawn from; see `task.load_dataset`."""
     dataset = task.load_dataset(config, config.split)
-    scored = dataset.inputs.scored
+    scored = dataset.input_spec.scored
     if scored.kind == "image" and min(scored.shape[:2]) < SSIM_WINDOW:
         raise ValueError(
             f"dataset {config.data!r} has images of shape {scored.shape}; SSIM needs "
@@ -67,7 +67,7 @@ def choose_victims(
             f"victims={config.victims} of examples={config.examples} are {wanted} "
             f"images, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
         )
-    image = 4 * dataset.inputs.entries
+    image = 4 * dataset.input_spec.entries
     check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
     earlier = wanted * config.earlier
     if wanted + earlier > there:

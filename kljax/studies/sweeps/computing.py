@@ -284,7 +284,7 @@ def _images(piece: Piece, result: LeakResult) -> images.Images:
     (arm,), victims = result.arms, result.victims
     matched = scoring.matched_images(arm, result)
     first = result.dataset.positions_of(victims.indices[:, 0])
-    truths = result.dataset.inputs.scored_of(victims.images)
+    truths = result.dataset.input_spec.scored_of(victims.inputs)
     return images.Images(piece.first, matched, truths, first)
 
 
