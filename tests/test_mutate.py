@@ -86,9 +86,9 @@ def test_the_tests_of_a_module_come_first():
     first = {
         "kljax/metrics/intervals.py": "tests/metrics/test_intervals.py",
         "kljax/attacks/objectives.py": "tests/attacks/test_objectives.py",
-        "kljax/defences/noise.py": "tests/test_defences.py",
-        "kljax/federated/clients/gradient.py": "tests/test_clients.py",
-        "kljax/federated/rounds.py": "tests/test_rounds.py",
+        "kljax/defences/noise.py": "tests/defences/test_defences.py",
+        "kljax/federated/clients/gradient.py": "tests/federated/test_clients.py",
+        "kljax/federated/rounds.py": "tests/federated/test_rounds.py",
     }
     assert {module: ranked[module][0] for module in first} == first
     paths = {m.path for m in mutations.list_mutations(mutate.ROOT, mutate.MODULES)}

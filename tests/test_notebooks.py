@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as pyplot
 import pytest
-from studies import quick_compilation
+from tiny_studies import quick_compilation
 
 from kljax import metrics
 

@@ -7,7 +7,7 @@ import re
 import pages
 import pytest
 import tyro
-from studies import made_up_device, quick_compilation
+from tiny_studies import made_up_device, quick_compilation
 
 import kljax
 from kljax import metrics

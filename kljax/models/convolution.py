@@ -19,7 +19,7 @@ multiplications (Lavin and Gray, "Fast Algorithms for Convolutional Neural Netwo
 gradients of gradients have no more multiplications either.
 
 Which form is fastest depends on backend and size, so the form is a *speed option*:
-it never changes results beyond rounding (`tests/test_convolution.py`), and
+it never changes results beyond rounding (`tests/models/test_convolution.py`), and
 `experiments/speed.py --only convolution fl-layouts layouts-ig-convnet64` measures the
 candidates.
 """
@@ -169,7 +169,7 @@ def tiles_times_kernel(images, kernel, strides, padding, dilation, options) -> A
 
     The rest (other kernels, strides or dilations, fewer than `WIDE` channels on either
     side, fewer than `LARGE` output pixels) is `patches_times_kernel`. Rounding errors
-    are larger than there (`tests/test_convolution.py` has bounds).
+    are larger than there (`tests/models/test_convolution.py` has bounds).
     """
     *window, channels, features = kernel.shape
     x = jnp.pad(images, ((0, 0), *padding, (0, 0)))

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from poison import differences, hidden, poisoned
-from studies import study
+from tiny_studies import study
 from toys import quick_jit, random_images, replace_fields, setting, threat
 from victims import hide_some
 

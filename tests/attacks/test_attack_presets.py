@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from poison import differences, hidden, poison, poisoned
-from studies import sites_of
+from tiny_studies import sites_of
 from toys import threat
 from victims import (
     Case,

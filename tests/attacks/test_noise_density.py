@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toys
 from scipy import stats
-from studies import scored, study, tiny
+from tiny_studies import scored, study, tiny
 
 import kljax
 from kljax.attacks import squared_l2

@@ -8,7 +8,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from studies import close, pretended, scored, tiny
+from tiny_studies import close, pretended, scored, tiny
 
 from kljax.core.folders import LeftOut
 from kljax.metrics import check_metric, find_metrics, metric, own_metrics, score_pairs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from studies import quick_compilation
+from tiny_studies import quick_compilation
 
 from kljax import cli, metrics
 

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from studies import tiny
 from test_add_modality import OPTIONS, TABLE
+from tiny_studies import tiny
 
 import kljax
 from kljax import cli

@@ -9,7 +9,7 @@ import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import TINY
+from tiny_studies import TINY
 
 from kljax.defences.arms import KINDS
 from kljax.parallel import Layout

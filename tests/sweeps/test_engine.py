@@ -11,9 +11,18 @@ import time
 
 import numpy as np
 import pytest
-import small
-from small import FILE, LAYOUT, command, only, parts, run, seed_1_raises, sweep_of
-from studies import close, made_up_device, pretended, tiny
+import small_sweeps
+from small_sweeps import (
+    FILE,
+    LAYOUT,
+    command,
+    only,
+    parts,
+    run,
+    seed_1_raises,
+    sweep_of,
+)
+from tiny_studies import close, made_up_device, pretended, tiny
 
 from kljax import cli
 from kljax.parallel import Layout
@@ -70,7 +79,7 @@ def test_a_cell_is_the_study_of_its_configuration(whole):
     folder, _, _ = whole
     rows = store.read(folder).rows.to_pylist()
     for cell in (cells_of(read_manifest(folder))[n] for n in (0, 5, 11)):
-        with small.quick():
+        with small_sweeps.quick():
             alone = scoring.score_rows(
                 leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
             )
@@ -105,7 +114,7 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
         if cell.config.attack == "matching":
             assert found == [None] * 8
         else:
-            with small.quick():
+            with small_sweeps.quick():
                 result = leakage.leak(dataclasses.replace(cell.config, layout=LAYOUT))
             read = result.arms[0].attacked.reconstruction.numbers["bins_read"]
             assert found == np.repeat(read, 4).tolist() and min(found) >= 2
@@ -366,7 +375,7 @@ def test_floors_are_shared_by_the_same_victims_alone(changes):
     for change in changes:
         config = tiny(**{"victims": 4} | change)
         result = pretended(config, close)
-        with small.quick():
+        with small_sweeps.quick():
             assert floors.rows(result) == scoring.score(result)[0]
 
 
@@ -593,7 +602,7 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
     (tmp_path / "few.toml").write_text(FILE)
     made_up_device(monkeypatch)
     layout = ["--layout.kind", "chunked", "--layout.chunk", "4"]
-    with small.quick():
+    with small_sweeps.quick():
         assert (
             cli.main(["sweep", "few.toml", *layout, "--dry-run", "--probe", "0"]) == 0
         )
@@ -611,7 +620,7 @@ def test_a_sweep_and_its_report_from_the_command_line(tmp_path, monkeypatch, cap
     assert "60 attacks, 6 compilations" in said
     assert (study / "report" / "report.html").exists()
     assert not store.missing_cells(store.read(study))
-    with small.quick():
+    with small_sweeps.quick():
         changed = FILE.replace("steps = 4", "steps = 5")
         (tmp_path / "few.toml").write_text(changed)
         assert cli.main(["sweep", "few.toml", *layout]) == 2
@@ -636,7 +645,7 @@ def test_the_steps_of_a_closed_form_cost_nothing(attack):
     for steps in (4, 20_000):
         content = {"fixed": fixed | {"steps": steps}, "axes": {"arm": ["none"]}}
         swept = parse_sweep(content)
-        with small.quick():
+        with small_sweeps.quick():
             found = estimate_sweep(
                 make_manifest("few", swept, expand(swept)), layout=LAYOUT
             )

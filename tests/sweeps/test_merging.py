@@ -1,7 +1,7 @@
 """Two studies become one."""
 
 import pytest
-from small import parts, run, sweep_of
+from small_sweeps import parts, run, sweep_of
 
 from kljax.studies import store
 from kljax.studies.store.manifest import open_study, read_manifest

@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-import small
-from studies import scored, study
+import small_sweeps
+from tiny_studies import scored, study
 
 from kljax import cli
 from kljax.studies import store
@@ -61,7 +61,7 @@ def test_it_is_named_on_the_command_line(tmp_path):
     typed = (
         "leak --model dense --image-size 8 --victims 2 --attack outside_package:reveal"
     )
-    with small.quick():
+    with small_sweeps.quick():
         code = cli.main([*typed.split(), "--arms", *ARMS, "--out", str(out)])
     assert code == 0
     summary = json.loads((out / "summary.json").read_text())
@@ -72,9 +72,9 @@ def test_it_is_named_on_the_command_line(tmp_path):
 @pytest.mark.slow
 def test_it_is_an_axis_of_a_sweep_and_in_its_report(tmp_path):
     axes = {"arm": list(ARMS)}
-    sweep = small.sweep_of(victims=2, seed=0, step_size=0.1, axes=axes)
+    sweep = small_sweeps.sweep_of(victims=2, seed=0, step_size=0.1, axes=axes)
     assert list(map(len, groups(expand(sweep).cells).values())) == [1, 2]
-    small.run(tmp_path / "sweep", sweep)
+    small_sweeps.run(tmp_path / "sweep", sweep)
     found = store.read(tmp_path / "sweep")
     write_report(found)
     for name in ("report.md", "report.html"):

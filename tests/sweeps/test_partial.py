@@ -1,7 +1,7 @@
 """Studies of which some is there: who may go on, and what is kept until all is."""
 
 import pytest
-from small import FILE, only, parts, run, seed_1_raises, sweep_of
+from small_sweeps import FILE, only, parts, run, seed_1_raises, sweep_of
 
 from kljax.core.claims import claim_folder
 from kljax.studies import store

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from studies import made_up_device
+from tiny_studies import made_up_device
 
 from kljax import cli
 from kljax.studies.sweeps import expand, groups, parse_sweep, read_sweep, sweep_to_dict

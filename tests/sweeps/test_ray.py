@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from small import TESTS, parts
+from search_path import TESTS
+from small_sweeps import parts
 
 from kljax import cli
 from kljax.studies import store

@@ -6,7 +6,7 @@ import types
 from typing import NamedTuple
 
 import pytest
-from small import sweep_of
+from small_sweeps import sweep_of
 
 from kljax.parallel import Layout
 from kljax.studies.store.manifest import make_manifest, plan

@@ -1,0 +1,751 @@
+"""The training job: what it writes, that it goes on where it was, what it refuses."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from search_path import SEARCH_PATH
+from tiny_studies import quick_compilation
+
+from kljax import cli
+from kljax.core import claims, files
+from kljax.core.trees import named
+from kljax.core.types import Private
+from kljax.defences.arms import parse_training_arm
+from kljax.federated import checkpoints, evaluation
+from kljax.federated.rounds import NonFiniteClient
+from kljax.parallel import Layout
+from kljax.studies import figures, run_folder, training
+from kljax.studies.builder import run_setup
+from kljax.studies.config import TrainConfig
+from kljax.studies.figures import draw_curves
+from kljax.studies.training import train
+
+TINY = {
+    "model": "dense",
+    "image_size": 8,
+    "examples": 200,
+    "test_examples": 50,
+    "public_examples": 0,
+    "batch": 8,
+    "rounds": 4,
+    "save_every": 2,
+    "private_key_size": 16,
+    "learning_rate": 0.3,
+    "arms": ("keylock",),
+    "layout": Layout("loop"),
+}
+OPTIONS = (
+    "train --model dense --image-size 8 --examples 200 --test-examples 50 "
+    "--public-examples 0 --batch 8 --rounds 2 --private-key-size 16 --arms none "
+    "--learning-rate 0.3 --layout.kind loop"
+).split()
+FILES = {"config.json", "partition.png", "metrics.csv", "summary.json", "summary.md"}
+FILES |= {"curves.png"}
+ARMS = ("none", "keylock")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly(tmp_path_factory):
+    """Compiles quickly, and what many runs of this file share only once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with quick_compilation():
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Works in a directory of its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(quickly, tmp_path_factory):
+    """One uninterrupted run and its folder, for all tests."""
+    folder = tmp_path_factory.mktemp("runs") / "deep" / "run"
+    return train(whole_config(), folder), folder
+
+
+def whole_config(**changes):
+    return tiny(arms=ARMS, public_examples=10, keep_rounds=(0, 1, 3), **changes)
+
+
+def tiny(**changes) -> TrainConfig:
+    return TrainConfig(**(TINY | changes))
+
+
+def states(result):
+    return {name: (arm.server, arm.clients) for name, arm in result.arms.items()}
+
+
+def measured(result):
+    """Everything in the rows that is not a time."""
+    return [
+        {name: value for name, value in row.items() if not name.endswith("_s")}
+        for row in result.rows
+    ]
+
+
+def assert_same(one, other):
+    """Bit by bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def stored(result, folder, name="keylock"):
+    """Reads the states at the end of a run's arm."""
+    arm = result.arms[name]
+    rounds = result.setup.config.rounds
+    return checkpoints.restore(folder / name, rounds, arm.server, arm.clients)
+
+
+# --- what comes out ---------------------------------------------------------------
+
+
+def test_every_arm_gets_the_mean_start_of_the_lock(whole):
+    setup = whole[0].setup
+    built = run_setup.arm_rounds(setup, "keylock")
+    lock = built.rounds.init_lock(run_setup.random_keys(setup.config).init)
+    mean = Private(jnp.full(setup.config.private_key_size, 0.5), lock)
+    chex.assert_trees_all_close(
+        run_setup.mean_gates(setup), built.defence.gates((), mean)
+    )
+
+
+def test_a_run_learns_and_writes_its_folder(whole):
+    (result, folder), arms = whole, ARMS
+    assert {path.name for path in folder.iterdir()} == FILES | set(arms)
+    rows = run_folder.read_rows(folder)
+    assert rows == result.rows
+    assert [(row["arm"], row["round"]) for row in rows] == [
+        (arm, number) for arm in arms for number in range(4)
+    ]
+    for arm in arms:
+        own = [row for row in rows if row["arm"] == arm]
+        assert own[-1]["loss"] < 0.7 * own[0]["loss"]
+        assert own[-1]["test_accuracy"] > 0.2  # twice chance
+        # The last round's state and the kept ones; the checkpoint at 2 is gone.
+        assert checkpoints.saved(folder / arm) == [0, 1, 3, 4]
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.summary))
+    assert list(summary) == ["schema_version", "accuracy", "throughput", "config"]
+    assert summary["schema_version"] == 2
+    assert list(summary["accuracy"]) == list(arms)
+    for arm in arms:
+        assert {*summary["accuracy"][arm]} <= {*evaluation.TESTS}
+        for found in summary["accuracy"][arm].values():
+            assert set(found) == {"mean", "std", "values"}
+            assert found["mean"] == pytest.approx(np.mean(found["values"]))
+    lock = summary["accuracy"]["keylock"]
+    assert {"own", "random_key", "zero_lock", "refit_mean_10"} <= set(lock)
+    assert "refit_unit_100" not in lock  # there are ten public examples
+    outsiders = {"refit_unit_10", "refit_mean_10"}
+    assert set(summary["accuracy"]["none"]) == {"own", *outsiders}
+    # Three clients: those that are watched while training are those evaluated.
+    last = [row["test_accuracy"] for row in rows if row["arm"] == "keylock"][-1]
+    assert lock["own"]["mean"] == pytest.approx(last)
+    speed = summary["throughput"]
+    assert set(speed) == {
+        *("clients_per_s", "examples_per_s", "compile_s", "run_s", "device")
+    }
+    run_s = sum(row["run_s"] for row in rows)
+    assert speed["clients_per_s"] == pytest.approx(2 * 4 * 3 / run_s)
+    # 66 or 67 examples each: eight batches of 8.
+    assert speed["examples_per_s"] == pytest.approx(2 * 4 * 3 * 64 / run_s)
+    assert speed["compile_s"] > 0 and "cpu" in speed["device"]
+
+    config_there = json.loads((folder / "config.json").read_text())
+    assert config_there == summary["config"]
+    assert run_folder.read_config(folder) == whole_config()
+    assert "jax" in config_there["versions"] and "Handwritten" in str(config_there)
+    text = (folder / "summary.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| own "))
+    assert f"{100 * lock['own']['mean']:.1f} ± " in row
+    assert "- `zero_lock`: " in text
+
+
+def test_a_kept_round_is_the_state_before_that_round(whole):
+    """Replayed with what the preparation makes of the configuration alone."""
+    result, folder = whole
+    config, setup = whole_config(), run_setup.build_run_setup(whole_config())
+    rounds = run_setup.arm_rounds(setup, "keylock").rounds
+    server, clients = like = run_setup.start(setup, rounds)
+    for number in range(4):
+        assert int(server.round) == number
+        if number in config.keep_rounds:
+            kept = checkpoints.restore(folder / "keylock", number, *like)
+            assert_same(kept, (server, clients))
+        server, _ = rounds.run_round(
+            run_setup.random_keys(config).rounds,
+            server,
+            clients,
+            run_setup.cohort_of(config, number),
+            run_setup.batches_of(setup, number),
+        )
+        server = jax.device_get(server)
+    assert_same((server, clients), states(result)["keylock"])
+    assert_same((server, clients), stored(result, folder))
+
+
+def test_arms_start_alike_and_train_on_the_same_batches():
+    setup = run_setup.build_run_setup(tiny(arms=ARMS))
+    starts = [
+        run_setup.start(setup, run_setup.arm_rounds(setup, name).rounds)[0]
+        for name in ARMS
+    ]
+    assert_same(starts[0].public.model, starts[1].public.model)
+    fetch = run_setup.batches_of(setup, 1)
+    batches, examples = fetch(np.arange(3))
+    assert batches.images.shape == (3, 8, 8, 8, 8, 3)
+    alone, _ = fetch(np.array([2]))
+    assert_same(jax.tree.map(lambda x: x[2], batches), _first(alone))
+    other, _ = run_setup.batches_of(setup, 2)(np.array([2]))
+    assert not np.array_equal(other.images, alone.images)
+    assert examples.tolist() == [len(own) for own in setup.partition]
+    assert sum(examples) == 200 and len(setup.test) == 50
+
+
+def _first(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def test_train_test_and_public_examples_share_nothing():
+    setup = run_setup.build_run_setup(
+        tiny(examples=None, test_examples=None, public_examples=None)
+    )
+    parts = (setup.task.dataset, setup.test, setup.public)
+    # Digits: a fifth to test on, a tenth of the rest public.
+    assert [len(part) for part in parts] == [1295, 359, 143]
+    images = [image.tobytes() for part in parts for image in part.images]
+    assert len(set(images)) == len(images)
+
+
+def test_every_option_is_heard(tmp_path):
+    config = tiny(
+        arms=("keylock+norm-clipping=5",),
+        partition="by-size=1,2,4",
+        cohort=2,
+        optimiser="adam",
+        learning_rate=0.01,
+        drops=(1, 2),
+        server_learning_rate=0.5,
+        server_momentum=0.5,
+        proximal=0.1,
+        weighting="uniform",
+        reset_optimiser=True,
+        augment="crop_flip",
+        normalise="cifar10",
+        loss="squared_error",
+        local_epochs=2,
+        local_steps=9,
+        evaluate_every=3,
+        lock_init=0.5,
+        lock_activation="sigmoid",
+        fresh_private_keys=True,
+        init=0.1,
+    )
+    result = train(config)
+    assert [row["clients"] for row in result.rows] == [2] * 4
+    measured = [row["test_accuracy"] is not None for row in result.rows]
+    assert measured == [False, False, True, True]  # the last one always
+    setup = result.setup
+    # 29, 57 and 114 examples in batches of 8, twice, nine at most.
+    counts = [run_setup.local_steps(config, len(own)) for own in setup.partition]
+    assert counts == [6, 9, 9] and setup.steps == 9
+    cohorts = [run_setup.cohort_of(config, number) for number in range(4)]
+    for row, cohort in zip(result.rows, cohorts, strict=True):
+        assert row["examples"] == 8 * sum(counts[client] for client in cohort)
+    server = result.arms[config.arms[0]].server
+    assert np.all(np.isfinite(server.public.model["fc/kernel"]))
+    assert jax.tree.leaves(server.optimiser)  # the server's momentum
+    start = run_setup.start(setup, run_setup.arm_rounds(setup, config.arms[0]).rounds)
+    assert np.abs(start[0].public.model["fc/kernel"]).max() <= 0.1
+
+
+def test_the_learning_rate_drops_by_round():
+    config = tiny(momentum=0.0, weight_decay=0.0, drops=(2, 3), drop_factor=0.5)
+    method = run_setup.local_optimiser(config)
+
+    def move(number):
+        optimiser = method(jnp.int32(number))
+        return optimiser.update(1.0, optimiser.init(1.0), 1.0)[0]
+
+    moves = [float(move(number)) for number in range(5)]
+    assert moves == pytest.approx([-0.3, -0.3, -0.15, -0.075, -0.075])
+    steady = run_setup.local_optimiser(tiny())
+    assert isinstance(steady, optax.GradientTransformation)
+
+
+def test_weight_decay_enters_the_gradient_before_momentum():
+    config = tiny(weight_decay=0.5, nesterov=False)
+    optimiser = run_setup.local_optimiser(config)
+    state = optimiser.init(2.0)
+    first, state = optimiser.update(1.0, state, 2.0)
+    assert float(first) == pytest.approx(-0.3 * (1 + 0.5 * 2))
+    second, _ = optimiser.update(0.0, state, 0.0)
+    assert float(second) == pytest.approx(-0.3 * 0.9 * 2)
+
+
+# --- cut off, and going on --------------------------------------------------------
+
+
+class CutOff(Exception):
+    pass
+
+
+def cut_off_at(arm, number):
+    def on_round(row):
+        if (row["arm"], row["round"]) == (arm, number):
+            raise CutOff
+
+    return on_round
+
+
+def test_a_run_that_is_cut_off_goes_on_to_the_same_parameters(whole, tmp_path):
+    (expected, _), folder = whole, tmp_path / "run"
+    with pytest.raises(CutOff):
+        train(whole_config(), folder, on_round=cut_off_at("keylock", 2))
+    # The state before round 3 was saved, and then it was cut off.
+    assert checkpoints.saved(folder / "keylock") == [0, 1, 3]
+    for part in checkpoints.PARTS:  # as if before
+        shutil.rmtree(folder / "keylock" / part / "3")
+    assert run_folder.read_summary(folder) is None
+    assert len(run_folder.read_rows(folder)) == 4 + 3
+    begun = []
+    # A speed option may change on the way.
+    again = whole_config(convolution="lax")
+    result = train(again, folder, on_arm=begun.append)
+    assert [(arm.name, arm.round) for arm in begun] == [("none", 4), ("keylock", 1)]
+    assert begun[1].private_bytes > 3 * 4 * (16 + 2 * 17 * 64)
+    for name in ARMS:
+        assert_same(states(result)[name], states(expected)[name])
+        assert checkpoints.saved(folder / name) == [0, 1, 3, 4]
+        assert_same(stored(result, folder, name), states(expected)[name])
+    assert measured(result) == measured(expected)
+    assert result.summary["accuracy"] == expected.summary["accuracy"]
+
+
+def test_nothing_is_left_to_do_for_a_finished_run(whole):
+    result, folder = whole
+    rounds = []
+    again = train(whole_config(), folder, on_round=rounds.append)
+    assert rounds == [] and again.rows == result.rows
+    assert_same(states(again), states(result))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import jax
+
+from jax.experimental.compilation_cache import compilation_cache
+from search_path import SEARCH_PATH
+from tiny_studies import quick_compilation
+from test_training import killable
+from kljax.studies.training import train
+from kljax.core.trees import named
+
+jax.config.update("jax_default_matmul_precision", "highest")
+with quick_compilation():
+    train(killable(), Path(sys.argv[1]))
+"""
+
+
+def killable() -> TrainConfig:
+    return tiny(rounds=60, save_every=1, keep_rounds=(7, 20), evaluate_every=5)
+
+
+def in_a_process(folder):
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": SEARCH_PATH})
+
+
+def rounds_written(folder):
+    return len(run_folder.read_rows(folder)) if folder.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_to_the_same_parameters(tmp_path):
+    """Really killed, at random moments: while training, saving or removing."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert in_a_process(whole).wait(300) == 0
+    generator, kills, reached = random.Random(), 0, []
+    for _ in range(5):
+        before = rounds_written(cut)
+        process = in_a_process(cut)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and rounds_written(cut) in (0, before):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait(60) == -signal.SIGKILL
+        reached.append(rounds_written(cut))
+    assert kills >= 2, reached  # otherwise nothing was tested
+    assert in_a_process(cut).wait(300) == 0
+
+    setup = run_setup.build_run_setup(killable())
+    like = run_setup.start(setup, run_setup.arm_rounds(setup, "keylock").rounds)
+    assert checkpoints.saved(cut / "keylock") == [7, 20, 60]
+    for number in (7, 20, 60):
+        one, other = (
+            checkpoints.restore(folder / "keylock", number, *like)
+            for folder in (whole, cut)
+        )
+        assert_same(one, other)
+    timeless = [
+        [{n: v for n, v in row.items() if not n.endswith("_s")} for row in rows]
+        for rows in map(run_folder.read_rows, (whole, cut))
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 60
+    accuracies = [
+        run_folder.read_summary(folder)["accuracy"] for folder in (whole, cut)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_another_configuration_is_refused_with_its_differences(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    described = run_folder.describe(tiny(), "mine")
+    files.write_json(folder / "config.json", described)
+    run_folder.check_same(folder, tiny())
+    run_folder.check_same(folder, tiny(layout=Layout("vmap"), convolution="lax"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError) as error:
+        train(tiny(rounds=30, arms=("none",)), folder)
+    assert "rounds: 4 there, 30 here" in str(error.value)
+    assert 'arms: ["keylock"] there, ["none"] here' in str(error.value)
+    assert "batch" not in str(error.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    # A run of an older version, without the option: it was as it is by default.
+    del described["proximal"]
+    files.write_json(folder / "config.json", described)
+    run_folder.check_same(folder, tiny())
+    with pytest.raises(FileExistsError, match="proximal: 0.0 there, 0.5 here"):
+        run_folder.check_same(folder, tiny(proximal=0.5))
+    for content in ("{}", '{"job": "leak"}'):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(FileExistsError, match="is no run of kljax train"):
+            run_folder.check_same(folder, tiny())
+    # Killed before its first file was whole, a run can begin again; what somebody else
+    # has put there is left alone.
+    (folder / "config.json").rename(folder / ".config.json")
+    run_folder.check_same(folder, tiny())
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no run of kljax train"):
+        run_folder.check_same(folder, tiny())
+
+
+# --- trouble ----------------------------------------------------------------------
+
+
+def poison(monkeypatch, client, number):
+    """Gives a client an image of NaN in one round."""
+    batches_of = run_setup.batches_of
+
+    def poisoned(setup, now):
+        fetch = batches_of(setup, now)
+
+        def fetched(ids):
+            batches, examples = fetch(ids)
+            if now == number:
+                batches.images[ids == client, 0, 0] = np.nan
+            return batches, examples
+
+        return fetched
+
+    monkeypatch.setattr(training, "batches_of", poisoned)
+
+
+def test_a_second_training_in_the_folder_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_run_setup", pytest.fail)
+        folder.mkdir()
+        with claims.claim_folder(folder):
+            assert cli.main([*OPTIONS, "--out", str(folder)]) == 2
+            said = capsys.readouterr().err
+            assert "another job is at work in" in said and f"{os.getpid()} on" in said
+    assert cli.main([*OPTIONS, "--out", str(folder)]) == 0
+    # One that began while this one was still preparing.
+    late, build = tmp_path / "late", training.build_run_setup
+    with contextlib.ExitStack() as held:
+
+        def faster(config):
+            late.mkdir()
+            held.enter_context(claims.claim_folder(late))
+            return build(config)
+
+        monkeypatch.setattr(training, "build_run_setup", faster)
+        with pytest.raises(FileExistsError, match="another job is at work"):
+            train(TrainConfig(**TINY), late)
+    assert all(path.name[0] == "." for path in late.iterdir())
+
+
+def test_a_client_that_turns_nan_is_left_out_and_named(monkeypatch, tmp_path, capsys):
+    poison(monkeypatch, client=1, number=1)
+    assert cli.main([*OPTIONS, "--out", "run"]) == 0
+    rows = run_folder.read_rows(tmp_path / "run")
+    assert [row["excluded"] for row in rows] == [(), (1,)]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    printed = capsys.readouterr().out
+    assert "none: clients 1 turned non-finite in round 1 and were left out" in printed
+
+
+def test_a_client_that_turns_nan_can_stop_the_run(monkeypatch, tmp_path, capsys):
+    poison(monkeypatch, client=1, number=1)
+    config = tiny(on_nonfinite="stop", save_every=1)
+    with pytest.raises(NonFiniteClient, match="round 1: .*1"):
+        train(config, tmp_path / "run")
+    assert checkpoints.saved(tmp_path / "run" / "keylock") == [1]
+    stopped = cli.main([*OPTIONS, "--on-nonfinite", "stop", "--out", "other"])
+    assert stopped == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kljax: round 1: 1 clients")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds must be an integer >= 1, got 0"),
+        ({"clients": True}, "clients must be an integer >= 1, got True"),
+        ({"cohort": 4}, "cohort is 4, and there are 3 clients"),
+        ({"local_steps": 0}, "local_steps must be an integer >= 1"),
+        ({"examples": 1.5}, "examples must be an integer >= 1, got 1.5"),
+        ({"learning_rate": 0}, "learning_rate must be a number > 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number > 0"),
+        ({"momentum": 1}, "momentum must be a number >= 0 and < 1, got 1"),
+        ({"weight_decay": -1}, "weight_decay must be a number >= 0"),
+        ({"weighting": "sizes"}, "weighting must be 'examples' or 'uniform'"),
+        ({"on_nonfinite": "hope"}, "on_nonfinite must be 'exclude' or 'stop'"),
+        ({"precision": "exact"}, "precision='exact'"),
+        ({"arms": ()}, "arms is empty"),
+        ({"arms": "none"}, "arms must be a tuple"),
+        ({"arms": ("none", "none")}, "named more than once"),
+        ({"keep_rounds": (5,)}, "keep_rounds holds 5: give rounds from 0 to 4"),
+        ({"drops": (3, 3)}, "drops must ascend without repetition"),
+        ({"image_size": 6}, "image_size must be an integer >= 7"),
+    ],
+)
+def test_a_configuration_is_checked_when_it_is_made(changes, message):
+    with pytest.raises(ValueError) as error:
+        tiny(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model lennet", "unknown model 'lennet' (did you mean 'lenet'?)"),
+        ("--data digit", "unknown dataset 'digit' (did you mean 'digits'?)"),
+        ("--data photos --examples 9", "mean too little to train on"),
+        ("--arms keylock/known", "nobody attacks while training, drop '/known'"),
+        ("--arms keylok", "unknown defence 'keylok' (did you mean 'keylock'?)"),
+        ("--arms bn-control", "'bn-control' needs a network with"),
+        ("--arms keylock --sites layers", "no module at 'layers'"),
+        ("--partition iit", "unknown partition 'iit' (did you mean 'iid'?)"),
+        ("--partition shards=200", "need 600 examples"),
+        ("--optimiser adamm", "unknown optimiser 'adamm' (did you mean 'adam'?)"),
+        ("--optimiser builtins:abs", "gave no optax.GradientTransformation"),
+        ("--augment flip", "unknown augmentation 'flip'"),
+        ("--normalise cifar", "unknown normalisation 'cifar'"),
+        ("--loss entropy", "unknown loss 'entropy'"),
+        ("--clients 1439 --public-examples 0", "leave 1438 for 1439 clients"),
+        ("--clients 201", "iid leaves client 200 of 201"),
+        ("--public-examples 1500", "1500 public ones leave 0"),
+        ("--test-split validation", "dataset 'digits' has no splits"),
+        ("--data mnist --data-dir nowhere", "tfds build mnist"),
+        ("--rounds 0", "rounds must be an integer >= 1, got 0"),
+        ("--keep-rounds 3", "keep_rounds holds 3"),
+        ("--out existing", "'existing' exists and is no run of kljax train"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_nothing_written(
+    options, message, tmp_path, capsys
+):
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "notes.txt").write_text("mine")
+    assert cli.main([*OPTIONS, "--out", "deep/run", *options.split()]) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    (line,) = errors.splitlines()
+    assert line.startswith("kljax: ") and message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["existing"]
+    assert [p.name for p in (tmp_path / "existing").iterdir()] == ["notes.txt"]
+
+
+def test_a_training_arm_is_a_defence_and_no_strategy():
+    setup = run_setup.build_run_setup(tiny())
+    arm = parse_training_arm("keylock+norm-clipping=4", setup.task.sites, {})
+    assert arm.secret_strategy is None and arm.gated and arm.norm
+    with pytest.raises(ValueError, match="drop '/'"):
+        parse_training_arm("none/", setup.task.sites, {})
+
+
+# --- the command line, and TensorBoard --------------------------------------------
+
+
+def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
+    arms = ["--arms", "none", "keylock", "--keep-rounds", "1"]
+    command = [*OPTIONS, *arms, "--out", "here/run"]
+    assert cli.main(command) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    folder = tmp_path / "here" / "run"
+    summary = run_folder.read_summary(folder)
+    lines = printed.splitlines()
+    states = named(run_setup.start(*_arm("keylock"))[1])
+    size = sum(array.nbytes for array in states.values()) / 1e6
+    assert f"keylock: what stays with the 3 clients takes {size:.1f} MB" in lines
+    (line,) = [line for line in lines if line.startswith("keylock: round 2/2: loss ")]
+    accuracy = run_folder.read_rows(folder)[-1]["test_accuracy"]
+    assert f"accuracy {accuracy:.1%}" in line
+    assert "clients/s, ETA 0:00:00" in line
+    (own,) = [line for line in lines if line.startswith("own ")]
+    found = summary["accuracy"]["none"]["own"]["mean"]
+    assert own.split()[1] == f"{100 * found:.1f}"
+    assert "examples/s on cpu" in printed and "written: here/run/" in printed
+
+    before = (folder / "summary.json").read_bytes()
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("this run is finished: here/run/")
+    assert own in printed.splitlines()
+    assert cli.main([*command, "--seed", "3"]) == 2
+    assert "seed: 0 there, 3 here" in capsys.readouterr().err
+    assert (folder / "summary.json").read_bytes() == before
+
+
+def _arm(name):
+    setup = run_setup.build_run_setup(tiny(arms=(name,)))
+    return setup, run_setup.arm_rounds(setup, name).rounds
+
+
+# Orbax's threads talk to an event loop that its own error has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_fills_up_is_one_line_and_costs_no_round(
+    tmp_path, capsys, monkeypatch
+):
+    """Orbax writes by itself, and raises a ValueError of its own."""
+    command = [*OPTIONS, "--save-every", "1", "--out", "run"]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, finished = checkpoints.save, []
+
+    def fill_up(*arguments):
+        if finished:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limit[1]))
+        save(*arguments)
+        finished.append(arguments)
+
+    monkeypatch.setattr(checkpoints, "save", fill_up)
+    try:
+        assert cli.main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot write to 'run' ([Errno 27] File too large: 'run/none/" in line
+    assert "make room there" in line and "go on from the last checkpoint" in line
+    folder = tmp_path / "run" / "none"
+    assert checkpoints.saved(folder) == [1]
+    for part in checkpoints.PARTS:  # nothing half written takes room
+        assert {path.name for path in (folder / part).iterdir()} <= {"1", "2"}
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 0
+    assert "resumed at round 1" in capsys.readouterr().out
+    assert len(run_folder.read_rows(tmp_path / "run")) == 2
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_a_training(
+    tmp_path, capsys, monkeypatch
+):
+    def fail(*_):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(figures, "draw_partition", fail)
+    monkeypatch.setattr(figures, "draw_curves", fail)
+    assert cli.main([*OPTIONS, "--rounds", "1", "--out", "run"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("partition.png", "curves.png"):
+        assert f"warning: {name} is left out: out of paint" in printed
+    assert run_folder.read_summary(tmp_path / "run") is not None
+
+
+def test_tensorboard_is_written_or_explained(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    with pytest.raises(ValueError, match="needs a run folder"):
+        train(tiny(), tensorboard=True)
+    folder = tmp_path / "run"
+    config = tiny(rounds=1, arms=("none",))
+    train(config, folder, tensorboard=True)
+    (events,) = (folder / "tensorboard" / "none").iterdir()
+    content = events.read_bytes()
+    for name in (b"loss", b"train_accuracy", b"test_accuracy"):
+        assert name in content
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'kljax\[tensorboard\]'"):
+        train(config, tmp_path / "other", tensorboard=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--help"])
+    assert end.value.code == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in printed or name == "layout"
+    assert "--tensorboard" in printed and "FedProx's mu" in printed
+
+
+def test_curves_show_gaps_and_excluded_clients(tmp_path):
+    rows = [
+        {
+            "arm": arm,
+            "round": number,
+            "loss": 2.0 * 0.5**number,
+            "train_accuracy": 0.2 * number,
+            "test_accuracy": 0.2 * number if number % 2 else None,
+            "excluded": (),
+        }
+        for arm in ("none", "keylock")
+        for number in range(5)
+    ]
+    draw_curves(rows, tmp_path / "plain.png")
+    rows[2]["excluded"] = (1,)
+    draw_curves(rows, tmp_path / "marked.png")
+    plain, marked = ((tmp_path / f"{n}.png").read_bytes() for n in ("plain", "marked"))
+    assert plain.startswith(b"\x89PNG") and plain != marked
