@@ -101,7 +101,7 @@ def test_verses_are_whole_and_padded():
 @pytest.mark.parametrize("whole", (False, True))
 def test_the_target_of_a_token_is_the_next(whole):
     corpus = load_text(10, whole=whole, next_token=True)
-    assert corpus.targets.shape == (10, 4096) and corpus.num_classes is None
+    assert corpus.target_spec.shape == (10, 4096) and corpus.num_classes is None
     tokens, following = corpus.fetch(np.arange(50))
     np.testing.assert_array_equal(following[:, :-1], tokens[:, 1:])
     assert whole == bool(np.any(following < 0)) and np.all(following[:, 0] >= 0)

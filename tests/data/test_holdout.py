@@ -46,7 +46,7 @@ def test_a_holdout_leaves_something_on_either_side():
         (1, {}, ValueError, r"share is 1; give a number in \(0, 1\)"),
         (None, {}, TypeError, "share is None"),
         (0.5, {"groups": [1] * 4}, ValueError, "'toy' has a single group"),
-        (0.5, {"images": ramp(1), "labels": [0]}, ValueError, "'toy'.*single group"),
+        (0.5, {"inputs": ramp(1), "labels": [0]}, ValueError, "'toy'.*single group"),
     ],
 )
 def test_a_holdout_refuses(share, changes, error, message):

@@ -59,7 +59,7 @@ def test_what_is_stored_comes_back_from_what_is_trained_towards(kind):
     if kind != "numbers":
         np.testing.assert_allclose(jnp.sum(guess, axis=-1), 1, rtol=1e-5)
     assert toy.num_classes == (3 if kind in ("classes", "distributions") else None)
-    assert data.subset(toy, [1, 3]).targets is spec
+    assert data.subset(toy, [1, 3]).target_spec is spec
     images, targets = data.fetch_batches(toy, [[0, 1], [2, 2]])
     assert images.shape == (2, 2, 3, 3, 1) and targets.shape == (2, 2, *spec.stored)
 

@@ -224,11 +224,11 @@ def test_arms_start_alike_and_train_on_the_same_batches():
     assert_same(starts[0].public.model, starts[1].public.model)
     fetch = run_setup.batches_of(setup, 1)
     batches, examples = fetch(np.arange(3))
-    assert batches.images.shape == (3, 8, 8, 8, 8, 3)
+    assert batches.inputs.shape == (3, 8, 8, 8, 8, 3)
     alone, _ = fetch(np.array([2]))
     assert_same(jax.tree.map(lambda x: x[2], batches), _first(alone))
     other, _ = run_setup.batches_of(setup, 2)(np.array([2]))
-    assert not np.array_equal(other.images, alone.images)
+    assert not np.array_equal(other.inputs, alone.inputs)
     assert examples.tolist() == [len(own) for own in setup.partition]
     assert sum(examples) == 200 and len(setup.test) == 50
 
@@ -244,7 +244,7 @@ def test_train_test_and_public_examples_share_nothing():
     parts = (setup.task.dataset, setup.test, setup.public)
     # Digits: a fifth to test on, a tenth of the rest public.
     assert [len(part) for part in parts] == [1295, 359, 143]
-    images = [image.tobytes() for part in parts for image in part.images]
+    images = [image.tobytes() for part in parts for image in part.inputs]
     assert len(set(images)) == len(images)
 
 
@@ -479,7 +479,7 @@ def poison(monkeypatch, client, number):
         def fetched(ids):
             batches, examples = fetch(ids)
             if now == number:
-                batches.images[ids == client, 0, 0] = np.nan
+                batches.inputs[ids == client, 0, 0] = np.nan
             return batches, examples
 
         return fetched

@@ -96,8 +96,8 @@ def fetch_examples(
         dataset.num_classes,
         name=dataset.name,
         indices=chosen,
-        inputs=dataset.input_spec,
-        targets=dataset.target_spec,
+        input_spec=dataset.input_spec,
+        target_spec=dataset.target_spec,
     )
 
 
