@@ -20,8 +20,11 @@ from kljax.defences.defence import (
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
+from kljax.defences.orthogonal import censor
 from kljax.defences.pruning import magnitude_pruning
+from kljax.defences.quantisation import quantise, quantise_mixed
 from kljax.defences.selective import selective_encryption
+from kljax.defences.sparsification import top_k
 from kljax.defences.stand_in import adam_stand_in
 
 __all__ = [
@@ -44,6 +47,10 @@ __all__ = [
     "norm_clipping",
     "example_clipping",
     "adam_stand_in",
+    "top_k",
+    "quantise",
+    "quantise_mixed",
+    "censor",
     "obscure_inputs",
     "selective_encryption",
     "chain",

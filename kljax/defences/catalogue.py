@@ -35,12 +35,16 @@ class Kind(NamedTuple):
       options: the value of each option if none is written, in the order in which they
         are written; None where one has to be.
       norm, gated: see `kljax.defences.arms.Arm`.
+      why_not_adaptive: why there is nothing more to do for an attacker who knows the
+        defence, where it has no `simulate`, `log_prob`, `strategies` or
+        `simulate_inputs`; None where it has one.
     """
 
     make: Callable[..., Defence]
     options: Mapping[str, float | None] = {}
     norm: bool = False
     gated: bool = False
+    why_not_adaptive: str | None = None
 
 
 def _without_sites(make: Callable[..., Defence], **options: float | None) -> Kind:
@@ -48,15 +52,31 @@ def _without_sites(make: Callable[..., Defence], **options: float | None) -> Kin
     return Kind(lambda sites, **numbers: make(**numbers), options)
 
 
+def _mixed(redrawn: bool) -> Kind:
+    """Makes the row of a quantisation in bits that are drawn from three numbers."""
+
+    def make(low, middle, high) -> Defence:
+        return defences.quantise_mixed((low, middle, high), redrawn=redrawn)
+
+    return _without_sites(make, low=4.0, middle=8.0, high=16.0)
+
+
+NO_DEFENCE = "there is no defence to know"
+PUBLIC_GATES = "its gates are public parameters, which every attacker applies"
+PUBLIC_MASK = "every attack compares what can be read alone, and the mask is public"
+
 KINDS: dict[str, Kind] = {
-    "none": _without_sites(defences.none),
-    "bn-control": _without_sites(defences.none)._replace(norm=True),
+    "none": _without_sites(defences.none)._replace(why_not_adaptive=NO_DEFENCE),
+    "bn-control": _without_sites(defences.none)._replace(
+        norm=True, why_not_adaptive=NO_DEFENCE
+    ),
     "plaintext-gates": Kind(
         lambda sites: defences.plaintext_gates(
             defences.unit_gates(sites.paths, sites.widths)
         ),
         norm=True,
         gated=True,
+        why_not_adaptive=PUBLIC_GATES,
     ),
     # From the very values that the key-lock of the same victim gives.
     "plaintext-gates-as-lock": Kind(
@@ -65,6 +85,7 @@ KINDS: dict[str, Kind] = {
         ),
         norm=True,
         gated=True,
+        why_not_adaptive=PUBLIC_GATES,
     ),
     "keylock": Kind(
         lambda sites: defences.keylock(sites.lock),
@@ -75,6 +96,31 @@ KINDS: dict[str, Kind] = {
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
     "laplace-noise": _without_sites(defences.laplace_noise, std=0.01),
     "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
+    # Its last share in Deep Gradient Compression.
+    "top-k": _without_sites(defences.top_k, share=0.001),
+    "quantise": _without_sites(defences.quantise, bits=8.0),
+    **{
+        f"quantise-{mode}": _without_sites(
+            functools.partial(defences.quantise, mode=mode), bits=8.0
+        )
+        for mode in ("affine", "stochastic")
+    },
+    "quantise-float16": _without_sites(
+        functools.partial(defences.quantise, 16.0, mode="float16")
+    ),
+    "quantise-mixed": _mixed(redrawn=False),
+    "quantise-mixed-redrawn": _mixed(redrawn=True),
+    # The numbers of the official code, defense.py and configs_gan_free.yml.
+    "censor": _without_sites(defences.censor, trials=20.0, rate=1e-4),
+    "censor-fallback": _without_sites(
+        functools.partial(defences.censor, fallback=True), trials=20.0, rate=1e-4
+    ),
+    # As the official code computes it.
+    "censor-official": _without_sites(
+        functools.partial(defences.censor, fallback=True, single_division=True),
+        trials=20.0,
+        rate=1e-4,
+    ),
     "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
     "example-clipping": _without_sites(defences.example_clipping, bound=4.0),
     "obscured-inputs": _without_sites(
@@ -87,7 +133,7 @@ KINDS: dict[str, Kind] = {
     **{
         f"selective-{score}": _without_sites(
             functools.partial(defences.selective_encryption, score=score), share=0.1
-        )
+        )._replace(why_not_adaptive=PUBLIC_MASK)
         for score in SCORES
     },
 }

@@ -30,6 +30,9 @@ class Context(NamedTuple):
     # change is released.
     gradient: Callable[[Array, Array], Any] | None = None
     private: Private = Private()  # what the client hides; before its step
+    # public -> [], the client's loss on these inputs if those were the parameters, with
+    # norms in eval mode and without dropout. None where a whole change is released.
+    loss: Callable[[Public], Array] | None = None
 
 
 def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):

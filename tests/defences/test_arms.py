@@ -21,7 +21,13 @@ def parse(text, sites=SITES):
     return parse_arm(text, sites, {})
 
 
-CONTEXT = Context(GRADS, {}, jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2)))
+CONTEXT = Context(
+    GRADS,
+    {},
+    jnp.zeros((1, 2, 2, 1)),
+    jnp.zeros((1, 2)),
+    loss=lambda public: jnp.sum(public.model["w"]),
+)
 
 
 def sent_by(defence, grads=GRADS):

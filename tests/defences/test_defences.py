@@ -42,6 +42,10 @@ DEFENCES = {
     "adam_stand_in": defences.adam_stand_in(),
     "example_clipping": defences.example_clipping(0.5),
     "obscure_inputs": defences.obscure_inputs(),
+    "top_k": defences.top_k(0.3),
+    "quantise": defences.quantise(4),
+    "quantise affine": defences.quantise(4, mode="affine"),
+    "quantise float16": defences.quantise(16, mode="float16"),
     "chain": chain(keylock(LOCK), norm_clipping(0.5), magnitude_pruning(0.3)),
     "chain with noise": chain(none(), magnitude_pruning(0.3), gaussian_noise(0.1)),
 }
@@ -96,7 +100,8 @@ def test_the_table_holds_every_factory():
         "without_release",
         "without_changes",
     }
-    elsewhere = {"selective_encryption"}  # test_selective.py
+    # test_selective.py, test_quantisation.py, test_censor.py
+    elsewhere = {"selective_encryption", "quantise_mixed", "censor"}
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)
 
 
@@ -145,6 +150,11 @@ IDENTITIES = {
     "no bound": norm_clipping(float("inf")),
     "no bound of an example": defences.example_clipping(float("inf")),
     "wide bound": norm_clipping(1e6),
+    "all entries": defences.top_k(1),
+    "all bits": defences.quantise(32),
+    "all bits, affine": defences.quantise(32, mode="affine"),
+    "all bits, stochastic": defences.quantise(32, mode="stochastic"),
+    "all bits, mixed": defences.quantise_mixed((32,)),
     "all of them": chain(
         none(), gaussian_noise(0.0), magnitude_pruning(0.0), norm_clipping(np.inf)
     ),
@@ -169,11 +179,17 @@ def test_strength_zero_is_the_identity(defence):
         (defences.example_clipping, 0),
         (norm_clipping, -1.0),
         (norm_clipping, float("nan")),
+        (defences.top_k, 0),
+        (defences.top_k, -0.1),
+        (defences.top_k, 1.5),
+        (defences.top_k, float("nan")),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_impossible_strengths_are_named(make, value):
-    with pytest.raises(ValueError, match=rf"(std|fraction|bound) must be .*{value}"):
+    with pytest.raises(
+        ValueError, match=rf"(std|fraction|bound|share) must be .*{value}"
+    ):
         make(value)
 
 
@@ -303,6 +319,84 @@ def test_pruning_shows_the_attacker_what_to_compare():
     candidate = {"a": jnp.array([9.0, 1.0, -9.0, 0.5])}
     simulated = magnitude_pruning(0.5).simulate(candidate, sent, None, None)
     np.testing.assert_array_equal(simulated["a"], [0, 1, 0, 0.5])
+
+
+# --- top-k -----------------------------------------------------------------------
+
+
+def releases(defence, many):
+    """Sends several gradients of one client; gives what is sent, and what is left."""
+    state, sent = defence.init_state(many[0]), []
+    for grads in many:
+        out, state = defence.release(RNG, state, grads, CONTEXT)
+        sent.append(out)
+    return sent, state
+
+
+def draws(count, *shape):
+    generator = np.random.default_rng(8)
+    return [
+        {
+            "a": jnp.asarray(generator.standard_normal(shape), jnp.float32),
+            "b": jnp.ones(1),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("share", (0.004, 0.1, 0.5))
+def test_top_k_sends_the_largest_and_the_rest_later(share):
+    many = draws(6, 100)
+    sent, left = releases(defences.top_k(share), many)
+    memory = np.zeros(100)
+    for grads, out in zip(many, sent, strict=True):
+        memory = memory + np.asarray(grads["a"])
+        largest = np.argsort(-np.abs(memory))[: max(round(share * 100), 1)]
+        wanted = np.zeros(100)
+        wanted[largest] = memory[largest]
+        np.testing.assert_allclose(out["a"], wanted, atol=1e-6)
+        np.testing.assert_array_equal(out["b"], [1])  # of a single entry all
+        memory -= wanted
+    # All that was sent, and what is left, are all gradients.
+    total = sum(np.asarray(g["a"], np.float64) for g in many)
+    found = sum(np.asarray(x["a"], np.float64) for x in (*sent, left))
+    np.testing.assert_allclose(found, total, atol=1e-5)
+    assert np.linalg.norm(left["a"]) > 1
+
+
+def test_pruning_forgets_what_top_k_keeps():
+    many = draws(6, 100)
+    total = sum(np.asarray(g["a"]) for g in many)
+    sent, _ = releases(magnitude_pruning(0.9), many)
+    assert np.linalg.norm(sum(x["a"] for x in sent) - total) > 1
+
+
+def test_of_equal_entries_the_first_are_sent():
+    sent = released(defences.top_k(0.5), {"a": jnp.array([1.0, -1.0, 1.0, 0.5])})
+    np.testing.assert_array_equal(sent["a"], [1, -1, 0, 0])
+
+
+def test_an_attacker_compares_what_had_nothing_left_over():
+    defence, many = defences.top_k(0.4), draws(3, 100)
+    (*before, last), _ = releases(defence, many)
+    record = jax.tree.map(lambda *x: jnp.stack(x), *before)
+    at_truth = defence.simulate(many[-1], last, record, None)
+    np.testing.assert_allclose(at_truth["a"], last["a"], atol=1e-6)
+    other = defence.simulate(
+        {"a": jnp.full(100, 9.0), "b": many[0]["b"]}, last, record, None
+    )
+    sent_twice = (np.asarray(last["a"]) != 0) & (np.asarray(before[-1]["a"]) != 0)
+    assert 5 < sent_twice.sum() < 40
+    np.testing.assert_array_equal(other["a"], np.where(sent_twice, 9, last["a"]))
+    # An entry that was hidden then may have something left over.
+    hidden = {"a": record["a"].at[-1].set(jnp.nan), "b": record["b"]}
+    unread = defence.simulate(
+        {"a": jnp.full(100, 9.0), "b": many[0]["b"]}, last, hidden, None
+    )
+    np.testing.assert_array_equal(unread["a"], last["a"])
+    # Nobody sees a local step: the attacker keeps the largest of its own.
+    own = defence.simulate(many[0], None, None, None)
+    np.testing.assert_array_equal(own["a"], before[0]["a"])
 
 
 # --- chains ----------------------------------------------------------------------

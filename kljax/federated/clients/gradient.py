@@ -96,6 +96,26 @@ def local_gradient(
     return _by_example(gradient, defence.per_example)
 
 
+def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Array]:
+    """Makes the function that computes one client's loss at any parameters.
+
+    Args:
+      model, loss, defence: see `local_gradient`.
+
+    Returns:
+      ``(stats, private, images [B, H, W, C], targets [B, Kc], public) -> []``, with
+      norms in eval mode and without dropout; `Context.loss` once the first four are
+      given.
+    """
+
+    def value(stats: Stats, private: Private, images, targets, public: Public) -> Array:
+        gates = defence.gates(public.defence, private)
+        out = model.apply(public.model, stats, images, gates=gates, train=False)
+        return checked(loss)(out.logits, targets)
+
+    return value
+
+
 def _by_example(
     gradient: Callable[..., Gradient], change: Callable[[Public], Public]
 ) -> Callable[..., Gradient]:
@@ -161,6 +181,7 @@ def one_step(
             "sends a gradient: take one that acts on gradients"
         )
     gradient = local_gradient(model, loss, defence, train=train)
+    value = local_loss(model, loss, defence)
     bare = local_gradient(model, loss, without_changes(defence), train=train)
 
     def step(
@@ -186,7 +207,8 @@ def one_step(
             rng_of("inputs"), Context(public, stats, seen, targets, mine, private)
         )
         grads = mine(used, aims)
-        context = Context(public, stats, used, aims, mine, private)
+        there = functools.partial(value, stats, private, used, aims)
+        context = Context(public, stats, used, aims, mine, private, there)
         down = add_pull(penalty, grads.public, public, public)
         sent, remembered = defence.release(rng_of("release"), remembered, down, context)
         if defence.per_example is not None:

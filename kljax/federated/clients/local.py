@@ -27,7 +27,7 @@ from kljax.core.types import (
     Stats,
 )
 from kljax.defences import Context, Defence
-from kljax.federated.clients.gradient import add_pull, local_gradient
+from kljax.federated.clients.gradient import add_pull, local_gradient, local_loss
 
 # What the random key of a round of local training is for.
 ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
@@ -143,6 +143,7 @@ def local_training(
     method = (lambda number: optimiser) if fixed else optimiser
 
     gradient = local_gradient(model, loss, defence, train=True)
+    value = local_loss(model, loss, defence)
 
     def init(public: Public, private: Private) -> ClientState:
         state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
@@ -183,11 +184,12 @@ def local_training(
                 rng_of("inputs"), Context(public, stats, images, aims, mine, private)
             )
             grads = mine(images, aims)
+            there = functools.partial(value, stats, private, images, aims)
             down, remembered = defence.release(
                 rng_of("release"),
                 remembered,
                 add_pull(penalty, grads.public, public, received),
-                Context(public, stats, images, aims, mine, private),
+                Context(public, stats, images, aims, mine, private, there),
             )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)

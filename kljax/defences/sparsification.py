@@ -1,0 +1,72 @@
+"""Top-k sparsification, with what is not sent kept for later."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljax.core.types import Array, Public, Rng
+from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.selective import largest
+
+
+def top_k(share: float | Array) -> Defence:
+    """Sends, tensor by tensor, the entries largest in magnitude, and keeps the rest.
+
+    What is not sent is remembered, per client, and added to the next gradient (error
+    feedback): all that was sent and what is left add up to all gradients. Pruning
+    (`magnitude_pruning`) forgets it.
+
+    The attacker sees which entries are sent, and compares those of them that it can
+    explain: of a first release all, of a later one those that were sent the time
+    before, too, from which nothing was left over. In the place of the others it assumes
+    what was sent, which makes no difference and tells nothing. That an entry was left
+    out, and so is smaller than those sent, is not made use of. Of a step of local
+    training nobody sees anything: there the attacker keeps the largest entries of its
+    candidate's gradient, as of a first release.
+
+    Args:
+      share: of a tensor's entries that are sent, rounded to whole ones and at least
+        one of each tensor, in (0, 1]; 1 is the identity. Of equal entries the first
+        are sent.
+
+    Raises:
+      ValueError: for a share outside (0, 1].
+
+    Reference: Lin et al., "Deep Gradient Compression" (ICLR 2018), algorithm 1, where
+    the share ends at .001; without its momentum correction, clipping and warm-up.
+    """
+    if is_concrete(share) and not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share!r}")
+
+    def sent_of(total: Array) -> Array:
+        # At least one: or a small bias would never be sent.
+        kept = largest(jnp.abs(total), jnp.maximum(share, 1 / total.size))
+        return jnp.where(kept, total, jnp.zeros_like(total))
+
+    def release(rng: Rng, left: Public, grads: Public, context: Context):
+        del rng, context
+        total = jax.tree.map(jnp.add, grads, left)
+        sent = jax.tree.map(sent_of, total)
+        return sent, jax.tree.map(jnp.subtract, total, sent)
+
+    def simulate(
+        grads: Public, sent: Public | None, earlier: Public | None, private: Any
+    ) -> Public:
+        del private
+        if sent is None:
+            return jax.tree.map(sent_of, grads)
+        if earlier is None:
+            return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
+
+        def explained(g: Array, s: Array, record: Array) -> Array:
+            before = record[-1]
+            nothing_left = (before != 0) & ~jnp.isnan(before)
+            return jnp.where((s != 0) & nothing_left, g, s)
+
+        return jax.tree.map(explained, grads, sent, earlier)
+
+    def init_state(grads: Public) -> Public:
+        return jax.tree.map(jnp.zeros_like, grads)
+
+    return Defence(release=release, init_state=init_state, simulate=simulate)
