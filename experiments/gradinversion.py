@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 from kljax import LeakConfig, leak, metrics, score_rows
 from kljax.attacks.presets import PRESETS
-from kljax.studies.leak_report import summarise
+from kljax.studies.leak_summary import summarise
 
 GROUP = 0.01  # the preset's
 ARMS = {

@@ -30,8 +30,9 @@ from kljax.studies import reports, store
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.frames import read_rows, rows_frame
 from kljax.studies.gallery import draw_gallery
+from kljax.studies.input_scores import floor_images
 from kljax.studies.leakage import LeakResult, leak
-from kljax.studies.scoring import floor_images, score_rows
+from kljax.studies.scoring import score_rows
 from kljax.studies.sweeps.running import sweep
 from kljax.studies.training import TrainResult, train
 from kljax.threat import (

@@ -55,7 +55,7 @@ def run_leak(job: Leak, console: Console) -> None:
     """Runs a study, writes its folder and prints its table."""
     from kljax.core import folders
     from kljax.parallel import compilation
-    from kljax.studies import leak_report, leakage, scoring
+    from kljax.studies import leak_report, leak_summary, leakage, scoring
     from kljax.studies.builder import from_run
     from kljax.studies.sweeps import program_of
 
@@ -83,7 +83,7 @@ def run_leak(job: Leak, console: Console) -> None:
                 progress.say("scoring")
                 rows = scoring.score_rows(result)
                 progress.say("done")
-            summary = leak_report.summarise(result, rows) | {"warnings": [*told]}
+            summary = leak_summary.summarise(result, rows) | {"warnings": [*told]}
             try:
                 # Before it is printed: a terminal that is gone costs nothing.
                 leak_report.write_run(claimed, result, rows, summary)
@@ -130,7 +130,7 @@ def say_what_it_takes(
 def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     """Prints threat models, tables and speed of a finished study."""
     from kljax.studies import leak_report
-    from kljax.studies.matched_but_wrong import ambiguous_lines
+    from kljax.studies.leak_summary import by_input
 
     config, speed = result.config, summary["throughput"]
     noun = summary.get("noun", "image")
@@ -144,18 +144,22 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     )
     for line in leak_report.threat_lines(result):
         say(console, line, wrap=True)
-    for header, lines in leak_report.brief_tables(summary):
-        console.print()
-        console.print(printed_table(header, lines))
+    for name, of_input in by_input(summary).items():
+        if name is not None:
+            console.print(f"\ninput {name}:")
+        for header, lines in leak_report.brief_tables(of_input):
+            console.print()
+            console.print(printed_table(header, lines))
     console.print()
-    lines = [*leak_report.upload_lines(summary), *ambiguous_lines(summary)]
+    lines = leak_report.lines_below(summary)
     if lines:
         for line in lines:
             say(console, line, wrap=True)
         console.print()
-    for line in summary.get("sentences", ()):
+    sentences = leak_report.sentences_of(summary)
+    for line in sentences:
         say(console, line, wrap=True)
-    if "sentences" in summary:
+    if sentences:
         console.print()
     reading = leak_report.reading_of(result).replace("*", "").replace("`", "")
     console.print(" ".join(reading.split()), highlight=False)

@@ -87,7 +87,8 @@ class InputSpec:
         ``vocabulary``, the number of tokens.
       parts: of several inputs, the spec of each by name; empty for a single one. Shapes
         and types are then mappings of the same names.
-      primary: of several inputs, the one that is scored and shown.
+      primary: of several inputs, the one that comes first in rows, and by which the
+        examples of an upload are told apart.
     """
 
     kind: str
@@ -107,13 +108,24 @@ class InputSpec:
         return sum(map(math.prod, list_columns(self.shape)))
 
     @property
-    def scored(self) -> "InputSpec":
-        """Gives the spec of what is scored: of several inputs, the primary one."""
+    def scored(self) -> dict[str | None, "InputSpec"]:
+        """Lists what is scored, the primary input first; a single one has no name."""
+        if not self.parts:
+            return {None: self}
+        return {self.primary: self.parts[self.primary], **self.parts}
+
+    @property
+    def primary_spec(self) -> "InputSpec":
+        """Gives the spec of a single input, or of the primary one of several."""
         return self.parts[self.primary] if self.parts else self
 
-    def scored_of(self, inputs: PyTree) -> PyTree:
-        """Takes what is scored out of inputs of this spec."""
-        return inputs[self.primary] if self.parts else inputs
+    def input_of(self, inputs: PyTree, name: str | None) -> PyTree:
+        """Takes one input, a name of `scored`, out of inputs of this spec."""
+        return inputs if name is None else inputs[name]
+
+    def primary_of(self, inputs: PyTree) -> PyTree:
+        """Takes a single input, or the primary one, out of inputs of this spec."""
+        return self.input_of(inputs, self.primary)
 
     def zeros(self, count: int) -> PyTree:
         """Gives inputs [count, *shape] of which nothing matters but shape and type."""
@@ -150,14 +162,15 @@ def images_of(shape: tuple[int, ...]) -> InputSpec:
 def several_of(parts: Mapping[str, InputSpec], *, primary: str) -> InputSpec:
     """Makes the spec of several inputs: a network is called with {name: inputs}.
 
-    An attack searches all of them, each in its own space. Scores, floors and pictures
-    are those of the primary one. A whole update is attacked only where no input stands
-    for parameters that are trained (`SearchSpace.trained`), as tokens do: of several,
-    replays of local training move none.
+    An attack searches all of them, each in its own space. Each is scored by its own
+    kind, beside its own floors, in rows of its own. A whole update is attacked only
+    where no input stands for parameters that are trained (`SearchSpace.trained`), as
+    tokens do: of several, replays of local training move none.
 
     Args:
       parts: the spec of each input, by the name that the network knows it by.
-      primary: name of the one that is scored.
+      primary: name of the one that comes first, and by which the guesses of an upload
+        are paired with its examples.
 
     Raises:
       ValueError: for a primary input that is not there, inputs of inputs, and two of

@@ -1,8 +1,8 @@
 """Every column of the rows of a leakage study, once.
 
-A row is about one image in one arm. Rows of arms ``floor/NAME`` score what is reached
-without any gradient. What is known of an upload alone is the same in the rows of all of
-its images.
+A row is about one image in one arm; an example of several inputs has a row for each.
+Rows of arms ``floor/NAME`` score what is reached without any gradient. What is known of
+an upload alone is the same in the rows of all of its images.
 """
 
 from kljax.metrics.columns import Column, by_name
@@ -61,12 +61,12 @@ WHICH = (
     Column(
         name="kind",
         dtype="string",
-        meaning="kind of the input that is scored: image, text, or one of your own",
+        meaning="kind of the input that the row scores: image, text, or your own",
     ),
     Column(
         name="input",
         dtype="string",
-        meaning="of several inputs, the one that is scored",
+        meaning="of several inputs of an example, the one that the row scores",
     ),
 )
 

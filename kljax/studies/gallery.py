@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from kljax.metrics.kinds import find_kind
+from kljax.studies.input_scores import floor_images
 from kljax.studies.leakage import LeakResult
-from kljax.studies.scoring import Row, floor_images, matched_images
+from kljax.studies.scoring import Row, matched_inputs
 from kljax.studies.sentences import mark
 
 PREFIX = "floor/"
+NUMBERS = 12  # of what is neither a picture nor a text
 WIDEST = 20  # characters below a picture
 PLAIN = {"parse_math": False}  # names are no formulas, whatever signs are in them
 
@@ -22,7 +24,8 @@ def draw_gallery(
 
     The first images are shown, not the best, as they are scored: clipped to [0, 1].
     Sentences are written, with brackets around what is wrong. Of the floors the one
-    with the highest mean score is shown: SSIM, or the share of right tokens.
+    with the highest mean score is shown: SSIM, or the share of right tokens. Several
+    inputs have lines of their own, below each other.
 
     Args:
       result: the study.
@@ -33,9 +36,10 @@ def draw_gallery(
     # Imported here: the library does not need a plotting stack to run an attack.
     import matplotlib.figure
 
-    lines = _lines(result, rows, most)
+    specs = result.dataset.input_spec.scored
+    lines = [line for name in specs for line in _lines(result, rows, name, most)]
     shown = len(lines[0][1])
-    pictures = result.dataset.input_spec.scored.spell is None
+    pictures = any(spec.spell is None for spec in specs.values())
     wide, high = (1.15, 1.3) if pictures else (1.4, 0.9)
     figure = matplotlib.figure.Figure(
         figsize=(wide * shown + 2.2, high * len(lines)), layout="constrained"
@@ -76,19 +80,34 @@ def displayed(image: np.ndarray) -> np.ndarray:
     return pixels if pixels.shape[-1] == 3 else pixels.mean(axis=-1)
 
 
+def write_numbers(values: np.ndarray) -> str:
+    """Writes the first numbers of what is neither a picture nor a text."""
+    numbers = values.ravel()
+    more = " ..." if len(numbers) > NUMBERS else ""
+    return ", ".join(f"{number:.3g}" for number in numbers[:NUMBERS]) + more
+
+
 def _lines(
-    result: LeakResult, rows: list[Row], most: int
+    result: LeakResult, rows: list[Row], input_name: str | None, most: int
 ) -> list[tuple[str, np.ndarray | list[str], list[str]]]:
-    """Lists names, images [n, H, W, C] or sentences, and captions of what is drawn."""
-    spec, targets = result.dataset.input_spec, result.dataset.target_spec
-    spell, kind, victims = spec.scored.spell, find_kind(spec), result.victims
+    """Lists names, what is drawn of one input, and captions.
+
+    Drawn are images [n, H, W, C], or texts.
+    """
+    inputs, targets = result.dataset.input_spec, result.dataset.target_spec
+    spec, victims = inputs.scored[input_name], result.victims
+    spell, kind = spec.spell, find_kind(spec)
+    rows = [row for row in rows if row["input"] == input_name]
     examples = victims.labels.shape[1]
     uploads = -(-most // examples)  # no more of them than the columns need
 
     def first(values: np.ndarray) -> np.ndarray:
         return values[:uploads].reshape(-1, *values.shape[2:])[:most]
 
-    truths, labels = first(spec.scored_of(victims.inputs)), first(victims.labels)
+    truths, labels = (
+        first(values)
+        for values in (inputs.input_of(victims.inputs, input_name), victims.labels)
+    )
     captions = [""] * len(labels)
     if targets.class_of is not None:
         names, classes = result.dataset.class_names, targets.class_of(labels)
@@ -105,23 +124,32 @@ def _lines(
         return [kind.caption(score) for score in own]
 
     def legible(guesses: np.ndarray) -> np.ndarray | list[str]:
-        if spell is None:
+        if spell is None and guesses.ndim == 4:
             return guesses
+        if spell is None:
+            return [*map(write_numbers, guesses)]
         pairs = zip(guesses, truths, strict=True)
         return [mark(spell, guess, truth) for guess, truth in pairs]
 
     lines = [("truth", legible(truths), captions)]
     floors = floor_images(
-        result.dataset, truths, labels, first(victims.indices), result.config.seed
+        result.dataset,
+        truths,
+        labels,
+        first(victims.indices),
+        result.config.seed,
+        input_name,
     )
     best = _best_floor(rows, kind.primary, set.intersection(*map(set, floors)))
     floor = np.stack([made[best] for made in floors])
     lines.append((PREFIX + best, legible(floor), scores(PREFIX + best)))
     for arm in result.arms:
         name = arm.arm.name
-        guesses = first(matched_images(arm, result))
+        guesses = first(matched_inputs(arm, result)[input_name])
         lines.append((name, legible(guesses), scores(name)))
-    return lines
+    if input_name is None:
+        return lines
+    return [(f"{input_name}/{name}", *drawn) for name, *drawn in lines]
 
 
 def _best_floor(rows: list[Row], score: str, names: set[str]) -> str:

@@ -17,20 +17,15 @@ from tabulate import tabulate
 from kljax import metrics
 from kljax.core.files import json_text, write_json, write_text
 from kljax.core.folders import RunFolder, claim, optional
-from kljax.core.provenance import collect_provenance, device
-from kljax.metrics import COLUMNS, Column, column_from_dict, column_to_dict
+from kljax.metrics import COLUMNS, Column, column_from_dict
 from kljax.metrics.kinds import KINDS, find_kind
 from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
+from kljax.studies.leak_summary import by_input
 from kljax.studies.leakage import LeakResult
-from kljax.studies.matched_but_wrong import (
-    ambiguous_lines,
-    count_recovered_undefended,
-)
-from kljax.studies.row_columns import columns_of, own_columns
-from kljax.studies.scoring import SCHEMA_VERSION, Row
-from kljax.studies.sentences import sentence_lines
+from kljax.studies.matched_but_wrong import ambiguous_lines
+from kljax.studies.scoring import Row
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
 COUNTED = {
@@ -45,119 +40,8 @@ BRIEFLY = {
 NARROW = 6  # letters in a line of a head, in a terminal
 
 
-def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
-    """Summarises the rows of a study, as written to ``summary.json``.
-
-    Means are over images whose value is finite, None where there is none.
-    ``success_low`` and ``success_high`` are the 95 % interval of the success rate:
-    Wilson's where each image stands for itself, by bootstrap over groups otherwise;
-    NaN where it cannot be told. Images of one upload are a group, and
-    ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
-    each upload have that outcome, where uploads have several.
-    ``success_words`` says what success is of other inputs than images, ``noun`` what
-    one is called; ``sentences`` lists the first of these and what was found of them.
-    ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
-    recovered in the arm ``none``, contrast or not; None without that arm.
-    """
-    columns = columns_of(result.config)
-    arms = {
-        name: _summary_of([row for row in rows if row["arm"] == name], columns)
-        for name in dict.fromkeys(row["arm"] for row in rows)
-    }
-    for name, arm in arms.items():
-        if arm.get("outcomes", {}).get("ambiguous"):
-            arm["ambiguous_recovered_undefended"] = count_recovered_undefended(
-                rows, name
-            )
-    # What an attack spent on an upload is said in each of the upload's rows.
-    first = [row for row in rows if row["attack"] is not None and not row["example"]]
-    evaluations = sum(row["evaluations"] or 0 for row in first)
-    compile_s = sum(arm.timing.compile_s for arm in result.arms)
-    run_s = sum(arm.timing.run_s for arm in result.arms)
-    prefix = "floor/"
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "arms": {k: v for k, v in arms.items() if not k.startswith(prefix)},
-        "floors": {
-            k.removeprefix(prefix): v for k, v in arms.items() if k.startswith(prefix)
-        },
-        "throughput": {
-            "evaluations_per_s": evaluations / run_s,
-            "attacks_per_hour": 3600 * len(first) / run_s,
-            "compile_s": compile_s,
-            "run_s": run_s,
-            "device": device(),
-            "victims": len(result.victims.labels),
-        },
-        "config": describe(result),
-        **_of_kind(result, rows),
-    }
-
-
-def _of_kind(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
-    """Says what other inputs than images have: another success, and sentences."""
-    spec, lines = result.dataset.input_spec, sentence_lines(rows)
-    if spec.scored.kind == "image":
-        return {}
-    words = {n: getattr(find_kind(spec), n) for n in ("success_words", "noun")}
-    return words | ({"sentences": lines} if lines else {})
-
-
-def _summary_of(rows: list[Row], columns: dict[str, Column]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"n": len(rows)}
-    outcomes = [row["outcome"] for row in rows if row["outcome"]]
-    if outcomes:
-        summary["n_diverged"] = outcomes.count("diverged")
-        summary["outcomes"] = {o: outcomes.count(o) for o in metrics.OUTCOMES}
-        summary["recovered_rate"] = outcomes.count("recovered") / len(rows)
-        if any(row["example"] for row in rows):
-            for name in ("recovered", "recovered_affine"):
-                summary[f"{name}_of_uploads"] = _count_by_upload(rows, name)
-    for column in columns.values():
-        name = column.name
-        if not column.is_value or name == "success":  # which has its rate below
-            continue
-        values = np.array([row[name] for row in rows if row[name] is not None], float)
-        if not len(values):
-            continue  # does not apply to this arm
-        values = values[np.isfinite(values)]
-        summary[name] = float(values.mean()) if len(values) else None
-    interval = metrics.interval(
-        [row["success"] for row in rows], [row["group"] for row in rows], rate=True
-    )
-    summary["success_rate"] = interval.estimate
-    summary["success_low"], summary["success_high"] = interval.low, interval.high
-    summary["success_interval"] = interval.method
-    return summary
-
-
-def _count_by_upload(rows: list[Row], outcome: str) -> list[int]:
-    counts = dict.fromkeys((row["upload"] for row in rows), 0)
-    for row in rows:
-        counts[row["upload"]] += row["outcome"] == outcome
-    return list(counts.values())
-
-
-def describe(result: LeakResult) -> dict[str, Any]:
-    """Says all that is needed to repeat a study, as written to ``config.json``."""
-    config = dataclasses.asdict(result.config)
-    return config | {
-        "threat_models": {
-            arm.arm.name: {
-                "knowledge": dataclasses.asdict(arm.threat.knowledge),
-                "strategy": dataclasses.asdict(arm.threat.strategy),
-            }
-            for arm in result.arms
-        },
-        "compilations": {a.arm.name: a.timing.compilations for a in result.arms},
-        "data_licence": result.dataset.licence,
-        "own_columns": [*map(column_to_dict, own_columns(result.config).values())],
-        **collect_provenance(),
-    }
-
-
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Lays the summary out as a header and rows of text: arms, then floors."""
+    """Lays the summary of one input out, as a header and lines: arms, then floors."""
     lines = [(name, arm) for name, arm in summary["arms"].items()]
     lines += [(f"floor: {name}", arm) for name, arm in summary["floors"].items()]
     columns = _columns(summary)
@@ -308,18 +192,40 @@ the private key, and that is difficulty, not secrecy."""
 
 def reading_of(result: LeakResult) -> str:
     """Says in Markdown how the tables of a study are read."""
-    return f"{find_kind(result.dataset.input_spec).reading} {READING}"
+    scored = result.dataset.input_spec.scored.values()
+    readings = dict.fromkeys(find_kind(spec).reading for spec in scored)
+    return " ".join([*readings, READING])
+
+
+def lines_below(summary: dict[str, Any]) -> list[str]:
+    """Says what tables do not: of uploads, and of images that are matched but wrong."""
+    found = []
+    for name, of_input in by_input(summary).items():
+        lines = [*upload_lines(of_input), *ambiguous_lines(of_input)]
+        found += lines if name is None else [f"{name}: {line}" for line in lines]
+    return found
+
+
+def sentences_of(summary: dict[str, Any]) -> list[str]:
+    """Lists the first sentences of all inputs, and what was found of them."""
+    inputs = by_input(summary).values()
+    return [line for of_input in inputs for line in of_input.get("sentences", ())]
 
 
 def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     """Writes the study down as Markdown: table, reading aid, threat models."""
-    header, lines = table(summary)
+    tables = []
+    for name, of_input in by_input(summary).items():
+        header, lines = table(of_input)
+        heading = "" if name is None else f"Input `{name}`:\n\n"
+        written = tabulate(lines, header, tablefmt="github", disable_numparse=True)
+        tables.append(heading + written)
+    tables = "\n\n".join(tables)
     config, speed = result.config, summary["throughput"]
     models = "\n".join(f"- {line}" for line in threat_lines(result))
-    below = [*upload_lines(summary), *ambiguous_lines(summary)]
-    below = "".join(f"- {line}\n" for line in below)
+    below = "".join(f"- {line}\n" for line in lines_below(summary))
     below = f"\n{below}" if below else ""
-    sentences = "".join(f"- {line}\n" for line in summary.get("sentences", ()))
+    sentences = "".join(f"- {line}\n" for line in sentences_of(summary))
     sentences = f"\nThe first sentences:\n\n{sentences}" if sentences else ""
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
@@ -331,7 +237,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
 `{config.attack}`{budget},
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 
-{tabulate(lines, header, tablefmt="github", disable_numparse=True)}
+{tables}
 {below}
 {reading_of(result)}
 {sentences}

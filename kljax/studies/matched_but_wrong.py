@@ -14,14 +14,15 @@ UNDEFENDED = "none"
 def count_recovered_undefended(rows: list[Row], arm: str) -> int | None:
     """Counts the ambiguous images of an arm that are recovered without a defence."""
     outcomes = {
-        (row["upload"], row["example"]): row["outcome"]
+        (row["upload"], row["example"], row["input"]): row["outcome"]
         for row in rows
         if row["arm"] == UNDEFENDED
     }
     if not outcomes:
         return None
     return sum(
-        outcomes[row["upload"], row["example"]] in ("recovered", "recovered_affine")
+        outcomes[row["upload"], row["example"], row["input"]]
+        in ("recovered", "recovered_affine")
         for row in rows
         if row["arm"] == arm and row["outcome"] == "ambiguous"
     )

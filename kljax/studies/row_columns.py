@@ -10,6 +10,7 @@ from kljax.core.inputs import InputSpec
 from kljax.core.randomness import fixed_rng
 from kljax.core.registry import nearest
 from kljax.metrics import COLUMNS, Column, by_name, check_metric, find_metrics
+from kljax.metrics.kinds import find_kind
 from kljax.studies.config import LeakConfig
 
 
@@ -34,18 +35,21 @@ def columns_of(config: LeakConfig) -> dict[str, Column]:
 
 
 def check_own(config: LeakConfig, inputs: InputSpec) -> None:
-    """Checks what columns a study brings along, before any work.
+    """Checks what scores and columns a study brings along, before any work.
 
     Args:
       config: of the study.
-      inputs: what metrics compare.
+      inputs: what metrics compare; of several inputs, they do the primary one.
 
     Raises:
-      ValueError: see `own_columns` and `kljax.metrics.check_metric`.
+      ValueError: for inputs of a kind that has no scores, and see `own_columns` and
+        `kljax.metrics.check_metric`.
     """
     own_columns(config)
+    for spec in inputs.scored.values():
+        find_kind(spec)
     if config.metrics:
-        pair = np.asarray(inputs.scored_of(inputs.draw(fixed_rng("metrics"), 2)))
+        pair = np.asarray(inputs.primary_of(inputs.draw(fixed_rng("metrics"), 2)))
         for own in find_metrics(config.metrics):
             check_metric(own, *pair)
 

@@ -1,250 +1,274 @@
-"""Scores: from reconstructions to rows, one row per private image, arm and strategy.
+"""Scores: from reconstructions to rows, one per arm, private example and input.
 
-`kljax.metrics.COLUMNS` says what is in a row. An upload of several examples has a row
-for each of them; what is known of the upload alone (losses, live channels, ...) is the
-same in all of them. The schema is versioned; later versions only add columns, but for
-`victim`, see `SCHEMA_VERSION`. A column that does not apply is None. Rows of arms
-``floor/NAME`` score what is reached without any gradient.
+`kljax.metrics.COLUMNS` says what is in a row. An upload of several examples has rows
+for each of them, and so has an example of several inputs; what is known of the upload
+alone (losses, live channels, ...) is the same in all of them. The schema is versioned;
+later versions only add columns, but for `victim`, see `SCHEMA_VERSION`. A column that
+does not apply is None. Rows of arms ``floor/NAME`` score what is reached without any
+gradient.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from kljax import metrics
 from kljax.attacks.presets import find_preset
-from kljax.core.folders import optional
 from kljax.core.inputs import InputSpec
-from kljax.data import Dataset, select
 from kljax.defences.arms import Arm, last_transform
 from kljax.metrics import COLUMNS, Column
-from kljax.metrics.kinds import Kind, find_kind
+from kljax.metrics.kinds import find_kind
 from kljax.studies.config import LeakConfig
+from kljax.studies.input_scores import (
+    Floors,
+    FloorsOfInputs,
+    Guesses,
+    Scores,
+    flatten,
+    make_references,
+    own_metrics,
+    score_floors,
+    score_sets,
+)
 from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.row_columns import columns_of
 
 # Up to version 3 an upload of several examples was one row, with the means of their
 # scores, and `victim` and `label` were those of its first example. Since version 5 rows
 # say all options that change results. Since version 6 what was `lock_strategy` is
-# `secret_strategy`.
-SCHEMA_VERSION = 6
-REFERENCE_SIZE = 1000  # examples of the dataset that floors may draw from
+# `secret_strategy`. Before version 7 only the primary one of several inputs had rows.
+SCHEMA_VERSION = 7
 
 # Of the truths that are scored together, with all that is made of them.
 PIXELS_PER_BLOCK = 2**16
 
 Row = dict[str, Any]
-Scores = dict[str, np.ndarray]  # by column, each [N]
-Guesses = tuple[list[int], np.ndarray]  # places of truths, and images [n, H, W, C]
 
 
-class Floors(NamedTuple):
-    """What is reached without any gradient, for the images of some victims.
+class OfInput(NamedTuple):
+    """One input of a study, with what its rows are made of."""
 
-    Letters: M images, those of one upload after those of another.
-
-    Attributes:
-      best: [M] each, by column: what the best floor of each image reaches.
-      scores: name -> places of the images that have it, and their scores.
-    """
-
-    best: Scores
-    scores: dict[str, tuple[list[int], Scores]]
+    name: str | None  # see `InputSpec.scored`
+    spec: InputSpec
+    columns: dict[str, Column]
+    floors: Floors
 
 
 def score_rows(result: LeakResult) -> list[Row]:
     """Scores a finished study: the rows of all floors, then of all arms."""
-    count, examples, *shape = _truths(result).shape
+    inputs = result.dataset.input_spec
+    count, examples = result.victims.indices.shape
     # Pixels of an image, however many channels it has; tokens of a sentence.
-    size = max(1, PIXELS_PER_BLOCK // (examples * math.prod(shape[:2])))
-    reference = _reference(result.dataset, result.config.seed)
+    pixels = sum(math.prod(spec.shape[:2]) for spec in inputs.scored.values())
+    size = max(1, PIXELS_PER_BLOCK // (examples * pixels))
+    references = make_references(result.dataset, result.config.seed)
     rows = []
     for start in range(0, count, size):
         part = _part(result, slice(start, start + size))
-        rows += score(part, _score_floors(part, reference))[0]
-    names = [f"floor/{name}" for name in find_kind(result.dataset.input_spec).floors]
+        rows += score(part, _score_floors(part, references))[0]
+    floors = (name for s in inputs.scored.values() for name in find_kind(s).floors)
+    names = [f"floor/{name}" for name in dict.fromkeys(floors)]
     names += [arm.arm.name for arm in result.arms]
     return sorted(rows, key=lambda row: names.index(row["arm"]))
 
 
-def score(result: LeakResult, floors: Floors | None = None) -> tuple[list[Row], Floors]:
+def score(
+    result: LeakResult, floors: FloorsOfInputs | None = None
+) -> tuple[list[Row], FloorsOfInputs]:
     """Scores some victims of a study: the rows of all floors, then of all arms.
 
     Args:
       result: the study.
-      floors: of its victims, if another study of the same victims and seed gave them.
+      floors: of its victims, by input, if another study of the same victims and seed
+        gave them.
 
     Returns:
       The rows, and the floors.
     """
     columns = columns_of(result.config)
     if floors is None:
-        reference = _reference(result.dataset, result.config.seed)
-        floors = _score_floors(result, reference)
+        references = make_references(result.dataset, result.config.seed)
+        floors = _score_floors(result, references)
+    inputs = [
+        OfInput(name, spec, columns, floors[name])
+        for name, spec in result.dataset.input_spec.scored.items()
+    ]
     rows = [
-        _row(result, columns, place, f"floor/{name}", floors, _at(columns, scores, n))
-        for name, (having, scores) in floors.scores.items()
+        _row(result, one, place, f"floor/{name}", _at(columns, scores, n))
+        for one in inputs
+        for name, (having, scores) in one.floors.scores.items()
         for n, place in enumerate(having)
     ]
-    truths = _flat(_truths(result))
-    everyone = list(range(len(truths)))
-    sets = [(everyone, _flat(matched_images(arm, result))) for arm in result.arms]
-    # Apart from the floors, which may be known: the last bits of an image's scores
-    # may depend on what else is in a call, and rows must not on what came before.
-    scored = _scores_of(sets, truths, result)
-    for arm, guesses, scores in zip(result.arms, sets, scored, strict=True):
-        scores |= _substitute_scores(result, arm, guesses)
-        rows += _arm_rows(result, columns, arm, floors, scores)
+    orders = [_orders(arm, result) for arm in result.arms]
+    scores = [_scores_of_arms(result, one, orders) for one in inputs]
+    for arm, order, *of_arm in zip(result.arms, orders, *scores, strict=True):
+        rows += _arm_rows(result, arm, order, [*zip(inputs, of_arm, strict=True)])
     return rows, floors
 
 
-def _substitute_scores(result: LeakResult, arm: ArmResult, guesses: Guesses) -> Scores:
-    """Scores guesses against what was trained on in place of the private images."""
-    if arm.attacked.substitute is None:
+def first_rows(rows: Iterable[Row]) -> list[Row]:
+    """Takes one row of each upload, from those of one cell: the first in its arm."""
+    found = {}
+    for row in rows:
+        if not row["example"]:  # of before version 4 there is none
+            found.setdefault((row["arm"], row["victim"]), row)
+    return [*found.values()]
+
+
+def matched_inputs(arm: ArmResult, result: LeakResult) -> dict[str | None, np.ndarray]:
+    """Orders each victim's reconstructions [N, B, ...] like the truths, by input.
+
+    Of several inputs the primary one says which guess is of which example.
+    """
+    orders = _orders(arm, result)
+    names = result.dataset.input_spec.scored
+    return {name: _matched(arm, result, name, orders) for name in names}
+
+
+def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
+    """Gives `matched_inputs` of a single input, or of the primary one of several."""
+    name = result.dataset.input_spec.primary
+    return _matched(arm, result, name, _orders(arm, result))
+
+
+def _matched(
+    arm: ArmResult, result: LeakResult, name: str | None, orders: list[np.ndarray]
+) -> np.ndarray:
+    found = arm.attacked.reconstruction.inputs
+    guesses = np.asarray(result.dataset.input_spec.input_of(found, name))
+    return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
+
+
+def _orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
+    primary_of = result.dataset.input_spec.primary_of
+    guesses = primary_of(arm.attacked.reconstruction.inputs)
+    pairs = zip(guesses, primary_of(result.victims.inputs), strict=True)
+    return [metrics.assign(guess, truth) for guess, truth in pairs]
+
+
+def _scores_of_arms(
+    result: LeakResult, one: OfInput, orders: list[list[np.ndarray]]
+) -> list[Scores]:
+    """Scores what each arm found of one input."""
+    inputs = result.dataset.input_spec
+    truths = flatten(inputs.input_of(result.victims.inputs, one.name))
+    everyone = list(range(len(truths)))
+    sets = [
+        (everyone, flatten(_matched(arm, result, one.name, order)))
+        for arm, order in zip(result.arms, orders, strict=True)
+    ]
+    own = own_metrics(inputs, result.config, one.name)
+    # Apart from the floors, which may be known: the last bits of an image's scores
+    # may depend on what else is in a call, and rows must not on what came before.
+    scored = score_sets(sets, truths, one.spec, own)
+    return [
+        scores | _substitute_scores(result, arm, one, guesses)
+        for arm, guesses, scores in zip(result.arms, sets, scored, strict=True)
+    ]
+
+
+def _substitute_scores(
+    result: LeakResult, arm: ArmResult, one: OfInput, guesses: Guesses
+) -> Scores:
+    """Scores guesses against what was trained on in place of the private inputs."""
+    trained_on = arm.attacked.substitute
+    if trained_on is None:
         return {}
-    spec = result.dataset.input_spec
-    substitutes = _flat(np.asarray(spec.scored_of(arm.attacked.substitute)))
-    (scores,) = _scores_of([guesses], substitutes, result)
+    substitutes = result.dataset.input_spec.input_of(trained_on, one.name)
+    (scores,) = score_sets([guesses], flatten(np.asarray(substitutes)), one.spec)
     named = {f"{name}_substitute": scores.get(name) for name in ("ssim", "psnr")}
     return {name: values for name, values in named.items() if values is not None}
 
 
-def floor_images(
-    dataset: Dataset,
-    images: ArrayLike,
-    labels: ArrayLike,
-    indices: ArrayLike,
-    seed: int,
-) -> list[dict[str, np.ndarray]]:
-    """Makes the floors of some examples, as they are scored.
-
-    Args:
-      dataset: of the study.
-      images: [N, H, W, C] in [0, 1], of the victims.
-      labels: [N] of them.
-      indices: [N], where they are in `dataset`.
-      seed: of the study.
-
-    Returns:
-      For each example name -> image [H, W, C], see `kljax.metrics.floors`, or what
-      inputs of another kind have (`kljax.metrics.kinds`); a floor is missing where
-      there is no other example to make it of.
-
-    Raises:
-      ValueError: for an image of another shape than the dataset's, or that is not
-        the one of its index.
-    """
-    examples = images, _classes(dataset, labels, indices), indices
-    spec = dataset.input_spec.scored
-    return _floors(*examples, _reference(dataset, seed), seed, spec)
-
-
-def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
-    """Orders each victim's reconstructions [N, B, H, W, C] like the truths.
-
-    Of several inputs, those of the one that is scored.
-    """
-    spec, orders = result.dataset.input_spec, _orders(arm, result)
-    guesses = np.asarray(spec.scored_of(arm.attacked.reconstruction.inputs))
-    return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
-
-
-def _truths(result: LeakResult) -> np.ndarray:
-    """Gives the private inputs [N, B, ...] that are scored."""
-    return result.dataset.input_spec.scored_of(result.victims.inputs)
-
-
-def _classes(dataset: Dataset, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Gives the class [n] of targets [n, ...]; without classes each is its own."""
-    class_of = dataset.target_spec.class_of
-    return indices if class_of is None else class_of(labels)
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    """Lists what each example has: [N, B, ...] becomes [N * B, ...]."""
-    return values.reshape(-1, *values.shape[2:])
-
-
-def _orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
-    guesses = result.dataset.input_spec.scored_of(arm.attacked.reconstruction.inputs)
-    pairs = zip(guesses, _truths(result), strict=True)
-    return [metrics.assign(guess, truth) for guess, truth in pairs]
-
-
 def _arm_rows(
     result: LeakResult,
-    columns: dict[str, Column],
     arm: ArmResult,
-    floors: Floors,
-    scores: Scores,
+    orders: list[np.ndarray],
+    scored: list[tuple[OfInput, Scores]],
 ) -> list[Row]:
-    victims, attacked = result.victims, arm.attacked
-    found, kind = attacked.reconstruction, find_kind(result.dataset.input_spec)
-    targets = result.dataset.target_spec
-    spent = found.numbers.get("evaluations")  # a user's attack need not count
-    degree = _degree(result.config, arm.arm)
-    labels = arm.threat.strategy.labels
     rows = []
-    for n, order in enumerate(_orders(arm, result)):
-        live = int(attacked.live_channels[n])
-        guesses = np.asarray(found.labels[n])[order]
-        of_targets = targets.score(guesses, victims.labels[n])
-        classes = in_any_order = None
-        if targets.class_of is not None:
-            classes, true = map(targets.class_of, (guesses, victims.labels[n]))
-            in_any_order = metrics.multiset_accuracy(classes, true)
-        loss, at_truth = float(found.loss[n]), float(attacked.loss_at_truth[n])
-        measured = np.isfinite(at_truth)
-        # What a wrong replay misses at the true images is its own error, and a loss
-        # below it says nothing about images: it must not pass for a match.
-        exact = bool(attacked.replay_is_exact[n])
-        reachable = at_truth if exact else 0.0
-        error = float(attacked.feature_error[n])
-        # A closed form makes no evaluation, whatever number it was offered.
-        searched = spent is None or int(spent[n]) > 0
-        holds = float(attacked.label_rule_holds[n])
-        scale = float(attacked.loss_scale[n])
-        floor = metrics.loss_floor(reachable, scale, degree) if measured else None
-        of_upload = _options(result.config, "attack")
-        of_upload |= _at(columns, found.numbers, n)
-        if searched:
-            of_upload |= _options(result.config, "search")
-        else:
-            of_upload["evaluations"] = None
-        if labels != "recovered":
-            of_upload["label_rule"] = None
-        of_upload |= {
-            "secret_strategy": arm.arm.secret_strategy,
-            "label_strategy": labels,
-            "matching_loss": loss,
-            "matching_loss_at_truth": at_truth if measured else None,
-            "matching_loss_floor": floor,
-            "matching_loss_scale": scale if measured else None,
-            "matching_loss_degree": degree if measured else None,
-            "live_channels": live if live or arm.arm.gated else None,
-            "label_multiset_accuracy": in_any_order,
-            "feature_error": error if np.isfinite(error) else None,
-            "replay_is_exact": exact if measured else None,
-            "label_rule_holds": None if np.isnan(holds) else bool(holds),
-            "visible_share": float(attacked.visible_share[n]),
-        }
-        for example in range(len(guesses)):
-            place = n * len(guesses) + example
-            scored = _at(columns, scores, place)
-            row = _row(result, columns, place, arm.arm.name, floors, scored)
-            row |= of_upload | {
-                "label_guess": None if classes is None else int(classes[example]),
-                **_at(columns, of_targets, example),
-                "outcome": kind.outcome(
-                    row, loss if measured else None, floor, bool(found.finite[n])
-                ),
-            }
-            rows.append(row)
+    for n, order in enumerate(orders):
+        of_upload, of_examples = _of_upload(result, arm, scored[0][0].columns, n, order)
+        loss = arm.attacked.reconstruction.loss[n]
+        measured = of_upload["matching_loss_at_truth"] is not None
+        judged = (
+            float(loss) if measured else None,
+            of_upload["matching_loss_floor"],
+            bool(arm.attacked.reconstruction.finite[n]),
+        )
+        for example, of_example in enumerate(of_examples):
+            place = n * len(order) + example
+            for one, scores in scored:
+                its = _at(one.columns, scores, place)
+                row = _row(result, one, place, arm.arm.name, its)
+                row |= of_upload | of_example
+                row["outcome"] = find_kind(one.spec).outcome(row, *judged)
+                rows.append(row)
     return rows
+
+
+def _of_upload(
+    result: LeakResult,
+    arm: ArmResult,
+    columns: dict[str, Column],
+    n: int,
+    order: np.ndarray,
+) -> tuple[Row, list[Row]]:
+    """Says what an attack found of an upload, and of the target of each example."""
+    attacked, targets = arm.attacked, result.dataset.target_spec
+    found, true = attacked.reconstruction, result.victims.labels[n]
+    spent = found.numbers.get("evaluations")  # a user's attack need not count
+    labels = arm.threat.strategy.labels
+    live = int(attacked.live_channels[n])
+    guesses = np.asarray(found.labels[n])[order]
+    of_targets = targets.score(guesses, true)
+    classes = in_any_order = None
+    if targets.class_of is not None:
+        classes = targets.class_of(guesses)
+        in_any_order = metrics.multiset_accuracy(classes, targets.class_of(true))
+    at_truth, degree = float(attacked.loss_at_truth[n]), _degree(result.config, arm.arm)
+    measured = np.isfinite(at_truth)
+    # What a wrong replay misses at the true images is its own error, and a loss
+    # below it says nothing about images: it must not pass for a match.
+    exact = bool(attacked.replay_is_exact[n])
+    reachable = at_truth if exact else 0.0
+    error = float(attacked.feature_error[n])
+    # A closed form makes no evaluation, whatever number it was offered.
+    searched = spent is None or int(spent[n]) > 0
+    holds = float(attacked.label_rule_holds[n])
+    scale = float(attacked.loss_scale[n])
+    floor = metrics.loss_floor(reachable, scale, degree) if measured else None
+    row = _options(result.config, "attack") | _at(columns, found.numbers, n)
+    if searched:
+        row |= _options(result.config, "search")
+    else:
+        row["evaluations"] = None
+    if labels != "recovered":
+        row["label_rule"] = None
+    row |= {
+        "secret_strategy": arm.arm.secret_strategy,
+        "label_strategy": labels,
+        "matching_loss": float(found.loss[n]),
+        "matching_loss_at_truth": at_truth if measured else None,
+        "matching_loss_floor": floor,
+        "matching_loss_scale": scale if measured else None,
+        "matching_loss_degree": degree if measured else None,
+        "live_channels": live if live or arm.arm.gated else None,
+        "label_multiset_accuracy": in_any_order,
+        "feature_error": error if np.isfinite(error) else None,
+        "replay_is_exact": exact if measured else None,
+        "label_rule_holds": None if np.isnan(holds) else bool(holds),
+        "visible_share": float(attacked.visible_share[n]),
+    }
+    of_examples = [
+        {"label_guess": None if classes is None else int(classes[example])}
+        | _at(columns, of_targets, example)
+        for example in range(len(order))
+    ]
+    return row, of_examples
 
 
 def _degree(config: LeakConfig, arm: Arm) -> int | None:
@@ -253,33 +277,26 @@ def _degree(config: LeakConfig, arm: Arm) -> int | None:
     return last_transform(arm.defence).log_prob_degree if degree is None else degree
 
 
-def _row(
-    result: LeakResult,
-    columns: dict[str, Column],
-    place: int,
-    arm: str,
-    floors: Floors,
-    scores: Row,
-) -> Row:
+def _row(result: LeakResult, one: OfInput, place: int, arm: str, scores: Row) -> Row:
     config, victims = result.config, result.victims
     n, example = divmod(place, victims.labels.shape[1])
     class_of = result.dataset.target_spec.class_of
     label = None if class_of is None else class_of(victims.labels[n, [example]])[0]
-    row: Row = dict.fromkeys(columns) | _options(config, "all")
+    row: Row = dict.fromkeys(one.columns) | _options(config, "all")
     row |= {
         "schema_version": SCHEMA_VERSION,
         "arm": arm,
         "victim": int(result.dataset.positions_of(victims.indices[n, [example]])[0]),
         "group": int(victims.groups[n]),
         "label": None if label is None else int(label),
-        "kind": result.dataset.input_spec.scored.kind,
-        "input": result.dataset.input_spec.primary,
+        "kind": one.spec.kind,
+        "input": one.name,
         "device": jax.devices()[0].device_kind,
-        "success": find_kind(result.dataset.input_spec).success(scores),
+        "success": find_kind(one.spec).success(scores),
         "upload": int(victims.uploads[n]),
         "example": example,
     }
-    return row | _at(columns, floors.best, place) | scores
+    return row | _at(one.columns, one.floors.best, place) | scores
 
 
 def _options(config: LeakConfig, rows: str) -> Row:
@@ -313,65 +330,10 @@ def _value(dtype: str, value: Any) -> str | float | int | bool | None:
     return bool(value) if dtype == "bool" else int(value)
 
 
-def _reference(dataset: Dataset, seed: int) -> Any:
-    # Another seed than the victims', who would otherwise all be part of it.
-    chosen = select(dataset, min(REFERENCE_SIZE, len(dataset)), seed + 1)
-    make, spec = find_kind(dataset.input_spec).reference, dataset.input_spec
-    inputs, labels = dataset.fetch(chosen)
-    classes = _classes(dataset, labels, chosen)
-    return make(spec.scored_of(inputs), classes, chosen, spec.scored)
-
-
-def _floors(
-    images: ArrayLike,
-    labels: ArrayLike,
-    indices: ArrayLike,
-    reference: Any,
-    seed: int,
-    spec: InputSpec,
-) -> list[dict[str, np.ndarray]]:
-    make = find_kind(spec).make_floors
-    return [
-        make(image, label, index, reference, seed)
-        for image, label, index in zip(images, labels, indices, strict=True)
-    ]
-
-
-def _score_floors(result: LeakResult, reference: Any) -> Floors:
-    victims, spec = result.victims, result.dataset.input_spec.scored
-    kind: Kind = find_kind(spec)
-    truths, labels, indices = map(
-        _flat, (_truths(result), victims.labels, victims.indices)
-    )
-    labels = _classes(result.dataset, labels, indices)
-    made = _floors(truths, labels, indices, reference, result.config.seed, spec)
-    sets = {}
-    for name in kind.floors:
-        # An image of which there is no other of its class lacks some.
-        having = [place for place, floors in enumerate(made) if name in floors]
-        if having:
-            sets[name] = having, np.stack([made[place][name] for place in having])
-    scored = zip(
-        sets.items(), _scores_of([*sets.values()], truths, result), strict=True
-    )
-    scores = {name: (having, its) for (name, (having, _)), its in scored}
-    return Floors(kind.best_floors(truths, made, scores), scores)
-
-
-def _scores_of(
-    sets: list[Guesses], truths: np.ndarray, result: LeakResult
-) -> list[Scores]:
-    """Scores sets of guesses against their truths, all in one table."""
-    guesses = np.concatenate([images for _, images in sets])
-    truths = np.concatenate([truths[places] for places, _ in sets])
-    spec = result.dataset.input_spec.scored
-    table = find_kind(spec).score(guesses, truths, spec)
-    for own in metrics.find_metrics(result.config.metrics):
-        with optional(f"metric {own.column.name!r}"):
-            table[own.column.name] = metrics.score_pairs(own, guesses, truths)
-    ends = np.cumsum([len(places) for places, _ in sets])[:-1]
-    split = {name: np.split(values, ends) for name, values in table.items()}
-    return [{name: split[name][n] for name in split} for n in range(len(sets))]
+def _score_floors(
+    result: LeakResult, references: dict[str | None, Any]
+) -> FloorsOfInputs:
+    return score_floors(result.dataset, result.victims, result.config, references)
 
 
 def _part(result: LeakResult, part: slice) -> LeakResult:

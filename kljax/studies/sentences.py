@@ -41,10 +41,11 @@ def sentence_lines(rows: list[Row], most: int = MOST) -> list[str]:
     Returns:
       A line for each sentence and each arm; none of a study of other inputs.
     """
-    found: dict[tuple[int, int], list[Row]] = {}
+    found: dict[tuple[int, int, str | None], list[Row]] = {}
     for row in rows:
         if row["text"] is not None and not row["arm"].startswith("floor/"):
-            found.setdefault((row["upload"], row["example"]), []).append(row)
+            of_one = row["upload"], row["example"], row["input"]
+            found.setdefault(of_one, []).append(row)
     lines = []
     for of_one in list(found.values())[:most]:
         lines.append(f"truth: {of_one[0]['text']}")

@@ -30,7 +30,7 @@ from kljax.core.types import Gate, Private, Public
 from kljax.defences import keylock, none
 from kljax.federated.clients import one_step
 from kljax.models import from_nnx
-from kljax.studies import leak_report
+from kljax.studies import leak_report, leak_summary
 from kljax.studies.builder.study import build_study
 from kljax.studies.diagnosis import feature_error
 from kljax.threat import LocalSteps, Strategy, least_knowledge, observe
@@ -73,7 +73,7 @@ def test_no_lock_hides_it_and_a_changed_gradient_does(finished):
     for arm in ("none", "keylock/unit"):
         assert max(errors(rows, arm)) < 1e-5
     assert min(errors(rows, "gaussian-noise=0.1")) > 0.01
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     assert summary["arms"]["keylock/unit"]["feature_error"] < 1e-5
     header, lines = leak_report.table(summary)
     column = header.index("feature error")

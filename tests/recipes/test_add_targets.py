@@ -1,5 +1,6 @@
 """Recipe: targets that are real numbers, and a network of several inputs."""
 
+import json
 import re
 
 import numpy as np
@@ -9,6 +10,10 @@ from tiny_studies import tiny
 
 import kljax
 from kljax import cli
+from kljax.studies import store
+from kljax.studies.reports.axes import INPUT
+from kljax.studies.reports.contents import make_contents
+from kljax.studies.store.merging import merge_studies
 
 SERIAL = tiny().layout
 
@@ -115,13 +120,107 @@ def test_several_inputs_are_searched_together(mine, leak):
     mine(PRICES)
     options = [f"--{name}={value}" for name, value in BOTH.items()]
     job = leak(*options)
-    attacked = job.of_arms()
-    assert {row["outcome"] for row in attacked} == {"recovered"}
-    assert all(float(row["ssim"]) > 0.9 for row in attacked)
-    assert {row["input"] for row in job.rows} == {"image"}
-    assert "floor/grey" in {row["arm"] for row in job.rows}
-    assert "SSIM" in job.report and (job.folder / "gallery.png").exists()
-    # What is not scored was found, too.
+    assert {row["outcome"] for row in job.of_arms()} == {"recovered"}
     result = kljax.leak(kljax.LeakConfig(arms=("none",), layout=SERIAL, **BOTH))
     found = np.asarray(result.arms[0].attacked.reconstruction.inputs["row"])
     np.testing.assert_allclose(found, result.victims.inputs["row"], atol=0.05)
+    images, rows = (
+        [row for row in job.of_arms() if row["input"] == name]
+        for name in ("image", "row")
+    )
+    assert all(float(row["ssim"]) > 0.9 for row in images)
+    errors = np.mean((found - result.victims.inputs["row"])[:, 0] ** 2, axis=1)
+    assert [float(row["mse"]) for row in rows] == pytest.approx(errors, abs=1e-4)
+
+
+def test_each_input_is_scored_by_its_own_kind(mine, leak):
+    mine(PRICES)
+    changes = {"steps": 2, "attack": "dlg", "examples": 2}
+    job = leak(*(f"--{name}={value}" for name, value in (BOTH | changes).items()))
+    kinds = {"image": "image", "row": "mine:ROWS"}
+    assert {row["input"]: row["kind"] for row in job.rows} == kinds
+    # Of each example first the primary input; what is of the upload is in both rows.
+    places = [(row["upload"], row["example"], row["input"]) for row in job.of_arms()]
+    assert places == [(u, e, name) for u in "01" for e in "01" for name in kinds]
+    for image, row in zip(job.of_arms()[::2], job.of_arms()[1::2], strict=True):
+        assert image["matching_loss"] == row["matching_loss"]
+        assert image["ssim"] and not row["ssim"] and row["mse"] != image["mse"]
+    # Floors of each are its own.
+    floors = {name: set() for name in kinds}
+    for row in job.rows:
+        floors[row["input"]].add(row["arm"])
+    assert floors["row"] == {"floor/column_means", "none"}
+    assert "floor/grey" in floors["image"]
+    assert "floor/column_means" not in floors["image"]
+    assert "Input `image`:" in job.report and "Input `row`:" in job.report
+    assert (job.folder / "gallery.png").exists()
+    summary = json.loads((job.folder / "summary.json").read_text())
+    assert summary["input"] == "image" and set(summary["other_inputs"]) == {"row"}
+    of_row = summary["other_inputs"]["row"]["arms"]["none"]
+    rows = [float(r["mse"]) for r in job.of_arms() if r["input"] == "row"]
+    assert of_row["n"] == 4 and of_row["mse"] == pytest.approx(np.mean(rows))
+    frame = kljax.read_rows(job.folder)
+    assert len(frame) == len(job.rows)
+
+
+SWEEP = """
+[fixed]
+data = "mine:both"
+model = "mine:Joined"
+classifier = "head"
+attack = "dlg"
+labels = "given"
+optimiser = "adam"
+victims = 3
+steps = 2
+
+[options]
+reconstructions = true
+
+[axes]
+arm = ["none", "gaussian-noise=0.1"]
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_of_several_inputs_is_reported_by_input(mine, tmp_path):
+    mine(PRICES)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    study = tmp_path / "study"
+    assert cli.main(["sweep", str(tmp_path / "sweep.toml"), "--out", str(study)]) == 0
+    read = store.read(study)
+    assert set(store.finished_victims(read).values()) == {3}
+    attacked = [row for row in read.rows.to_pylist() if row["arm"] == "none"]
+    assert [row["input"] for row in attacked] == ["image", "row"] * 3
+    contents = make_contents(read)
+    (pivot,) = contents.pivots
+    assert pivot.header == ("arm", "image", "row")
+    means = {
+        (record["arm"], record[INPUT]): record["mse_mean"]
+        for record in make_contents(read, value="mse").points.records
+    }
+    assert len(means) == 4
+    for name in ("image", "row"):
+        own = [row["mse"] for row in attacked if row["input"] == name]
+        assert means["none", name] == pytest.approx(np.mean(own))
+    # Arms are compared on the same input.
+    assert {line[INPUT]: line["pairs"] for line in contents.comparisons.records} == {
+        "image": 3,
+        "row": 3,
+    }
+    kept = store.read_reconstructions(read, read.manifest["cells"][0]["id"])
+    assert kept["images/row"].shape == kept["truths/row"].shape == (3, 1, 6)
+    texts = [s.truth for row in contents.gallery.rows for s in row.shown]
+    assert {type(text) for text in texts} == {bytes, str}
+    assert cli.main(["report", str(study)]) == 0
+    # Both halves of a study are the study.
+    merged = tmp_path / "merged"
+    merge_studies(study, study, merged)
+    assert store.read(merged).rows.to_pylist() == read.rows.to_pylist()
+
+
+def test_inputs_without_scores_are_refused_before_any_work(mine, capsys):
+    mine(PRICES.replace('kind="mine:ROWS"', 'kind="mine:COLS"'))
+    options = [f"--{name}={value}" for name, value in BOTH.items()]
+    assert cli.main(["leak", *options, "--arms", "none"]) == 2
+    assert "COLS" in capsys.readouterr().err

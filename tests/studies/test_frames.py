@@ -15,7 +15,7 @@ from tiny_studies import close, finished, pretended, scored, tiny
 import kljax
 from kljax import metrics
 from kljax.metrics import COLUMNS, OUTCOMES, RUN_COLUMNS
-from kljax.studies import frames, leak_report, run_folder
+from kljax.studies import frames, leak_report, leak_summary, run_folder
 from kljax.studies.scoring import SCHEMA_VERSION
 
 OLDER = Path(__file__).parents[1] / "goldens" / "version_4"
@@ -78,7 +78,7 @@ def test_a_result_becomes_a_frame(result):
 
 def test_a_folder_of_leak_reads_as_what_was_written(result, tmp_path):
     rows = scored(result)
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     leak_report.write_run(tmp_path / "run", result, rows, summary)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     frame = kljax.read_rows(tmp_path / "run")

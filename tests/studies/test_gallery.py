@@ -8,7 +8,7 @@ import pytest
 from tiny_studies import close, pretended, scored, tiny, wrong
 
 from kljax.data import Dataset
-from kljax.studies import scoring
+from kljax.studies import input_scores
 from kljax.studies.gallery import displayed, draw_gallery
 
 
@@ -65,7 +65,7 @@ def test_classes_are_named_and_the_best_floor_is_beside_them(drawn):
     assert [caption for _, caption in lines[best]] == [
         f"SSIM {ssim:.2f}" for ssim in means[best]
     ]
-    made = scoring.floor_images(
+    made = input_scores.floor_images(
         result.dataset,
         result.victims.inputs[:, 0],
         result.victims.labels[:, 0],

@@ -12,7 +12,7 @@ from kljax.attacks.closed_form import expected_singletons
 from kljax.attacks.presets import PRESETS, Preset
 from kljax.defences.arms import parse_arm
 from kljax.parallel import Layout
-from kljax.studies import leak_report, leakage, training
+from kljax.studies import leak_report, leak_summary, leakage, training
 from kljax.studies.builder import study as builder_study
 from kljax.studies.builder.study import build_study
 from kljax.studies.builder.threat_model import declare_threat
@@ -63,7 +63,7 @@ def test_images_that_lie_open_are_recovered_whatever_becomes_of_the_others():
     result = study(**IMPRINT | {"examples": 32}, victims=2)
     rows = scored(result)
     mine = rows_of(rows, "none")
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     arm = summary["arms"]["none"]
     assert arm["ssim"] < summary["floors"]["class_mean"]["ssim"]
     open_ = [row for row in mine if row["psnr"] > 47.08]
@@ -84,13 +84,13 @@ def test_a_study_says_that_the_server_is_malicious(finished):
     result, rows = finished
     (knows, *_) = leak_report.threat_lines(result)
     assert "server=malicious" in knows and f"examples={EXAMPLES}" in knows
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     header, lines = leak_report.table(summary)
     assert "bins read" in header
     assert summary["arms"]["none"]["bins_read"] > EXAMPLES / 2
     honest = study(victims=1)
     assert "server=honest" in leak_report.threat_lines(honest)[0]
-    header, _ = leak_report.table(leak_report.summarise(honest, scored(honest)))
+    header, _ = leak_report.table(leak_summary.summarise(honest, scored(honest)))
     assert "bins read" not in header
 
 

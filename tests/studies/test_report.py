@@ -16,7 +16,7 @@ from kljax.core import provenance
 from kljax.core.folders import LeftOut
 from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
 from kljax.parallel import Layout
-from kljax.studies import leak_report, scoring
+from kljax.studies import leak_report, leak_summary, scoring
 from kljax.studies.config import LeakConfig
 from kljax.studies.matched_but_wrong import ambiguous_lines
 
@@ -61,7 +61,7 @@ def strict_json(path):
 
 
 def write(folder, result, rows):
-    leak_report.write_run(folder, result, rows, leak_report.summarise(result, rows))
+    leak_report.write_run(folder, result, rows, leak_summary.summarise(result, rows))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def wilson(successes, n):
 def test_the_summary_has_the_keys_of_the_schema(summary):
     result, _ = finished()
     assert summary.keys() == TOP
-    assert summary["schema_version"] == 6
+    assert summary["schema_version"] == 7
     assert tuple(summary["arms"]) == result.config.arms
     assert tuple(summary["floors"]) == tuple(FLOORS)
     for arm in summary["arms"].values():
@@ -187,11 +187,11 @@ def test_throughput_is_evaluations_and_attacks_over_running_time(summary):
 
 def test_restarts_are_evaluations_of_one_attack():
     result = pretended(tiny(restarts=3, steps=10), close)
-    speed = leak_report.summarise(result, scored(result))["throughput"]
+    speed = leak_summary.summarise(result, scored(result))["throughput"]
     assert speed["evaluations_per_s"] == pytest.approx(3 * 3 * 10 / 0.5)
     assert speed["attacks_per_hour"] == pytest.approx(3600 * 3 / 0.5)
     uncounted = pretended(tiny(), close, numbers={})
-    speed = leak_report.summarise(uncounted, scored(uncounted))["throughput"]
+    speed = leak_summary.summarise(uncounted, scored(uncounted))["throughput"]
     assert (speed["evaluations_per_s"], speed["attacks_per_hour"]) == (
         0,
         3600 * 3 / 0.5,
@@ -208,7 +208,7 @@ def test_images_of_one_upload_are_one_cluster_and_one_attack():
     config = tiny(victims=3, examples=4)
     result = pretended(config, half)
     rows = scored(result)
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     arm = summary["arms"]["none"]
     assert (arm["n"], arm["recovered_rate"]) == (12, 5 / 12)
     assert arm["recovered_of_uploads"] == [4, 1, 0]
@@ -225,7 +225,8 @@ def test_images_of_one_upload_are_one_cluster_and_one_attack():
         "2.0) with those up to brightness and contrast; a lower bound of what leaked"
     )
     single = pretended(tiny(), close)
-    assert leak_report.upload_lines(leak_report.summarise(single, scored(single))) == []
+    summary = leak_summary.summarise(single, scored(single))
+    assert leak_report.upload_lines(summary) == []
 
 
 def test_ambiguous_images_are_held_against_the_undefended_arm():
@@ -239,7 +240,7 @@ def test_ambiguous_images_are_held_against_the_undefended_arm():
     for row in rows:
         if row["arm"] in outcomes:
             row["outcome"] = outcomes[row["arm"]][row["upload"]]
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     assert ambiguous_lines(summary) == [
         "none: 1 of 5 matched but wrong, without any defence",
         "gaussian-noise=0.1: 1 of 5 matched but wrong; no evidence for this arm: "
@@ -250,7 +251,7 @@ def test_ambiguous_images_are_held_against_the_undefended_arm():
     text = leak_report.markdown(result, summary)
     assert "- keylock/known: 4 of 5 matched but wrong; evidence for this arm" in text
     alone = [row for row in rows if row["arm"] != "none"]
-    (line, _) = ambiguous_lines(leak_report.summarise(result, alone))
+    (line, _) = ambiguous_lines(leak_summary.summarise(result, alone))
     assert line.endswith("no evidence for this arm without `none` beside it")
 
 
@@ -263,13 +264,13 @@ def test_crops_of_one_photograph_are_not_independent():
     config = tiny(data="photos", victims=16)
     result = pretended(config, half)
     assert len(set(result.victims.groups)) < 16
-    arm = leak_report.summarise(result, scored(result))["arms"]["none"]
+    arm = leak_summary.summarise(result, scored(result))["arms"]["none"]
     assert arm["success_rate"] == 0.5
     assert arm["success_interval"] == "cluster_bootstrap"
     assert 0 <= arm["success_low"] < 0.5 < arm["success_high"] <= 1
     # The same successes of victims that stand for themselves.
     digits = pretended(tiny(victims=16), half)
-    arm = leak_report.summarise(digits, scored(digits))["arms"]["none"]
+    arm = leak_summary.summarise(digits, scored(digits))["arms"]["none"]
     assert arm["success_interval"] == "wilson"
     assert (arm["success_low"], arm["success_high"]) == pytest.approx(wilson(8, 16))
 
@@ -283,7 +284,7 @@ def test_an_interval_that_is_not_known_reads_so():
     result = pretended(tiny(victims=4), half)
     # One photograph shows no spread between photographs.
     rows = [row | {"group": 0} for row in scored(result)]
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     assert summary["arms"]["none"]["success_interval"] == "none"
     header, lines = leak_report.table(summary)
     (place,) = [n for n, name in enumerate(header) if name.startswith("SSIM >= .6")]
@@ -311,7 +312,7 @@ def test_means_leave_out_what_is_not_finite_and_say_how_many():
 
     result = pretended(tiny(), guesses)
     rows = scored(result)
-    arm = leak_report.summarise(result, rows)["arms"]["none"]
+    arm = leak_summary.summarise(result, rows)["arms"]["none"]
     psnr = [row["psnr"] for row in rows if row["arm"] == "none"]
     assert arm["psnr"] == pytest.approx((psnr[0] + psnr[2]) / 2)
     assert (arm["n"], arm["n_diverged"]) == (3, 1)

@@ -10,7 +10,7 @@ from tiny_studies import close, finished, pretended, scored, tiny, wrong
 from kljax import data, metrics
 from kljax.data import Dataset
 from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
-from kljax.studies import leak_report, scoring
+from kljax.studies import input_scores, leak_report, leak_summary, scoring
 from kljax.studies.scoring import SCHEMA_VERSION, matched_images
 
 OF_AN_ATTACK = (
@@ -35,7 +35,7 @@ def test_rows_have_the_columns_of_the_schema():
     _, rows = finished()
     for row in rows:
         assert tuple(row) == tuple(COLUMNS)
-        assert row["schema_version"] == SCHEMA_VERSION == 6
+        assert row["schema_version"] == SCHEMA_VERSION == 7
 
 
 def test_there_is_one_row_per_victim_and_arm_and_floor():
@@ -165,7 +165,8 @@ def test_the_floor_of_a_victim_is_its_best_floor_row():
 
 def test_floors_against_values_computed_another_way():
     result, rows = finished()
-    assert len(result.dataset) > scoring.REFERENCE_SIZE  # or the mean would be of all
+    # Or the mean would be of all.
+    assert len(result.dataset) > input_scores.REFERENCE_SIZE
     for n, truth in enumerate(result.victims.inputs[:, 0]):
         grey = rows_of(rows, "floor/grey")[n]
         assert grey["mse"] == pytest.approx(np.mean((truth - 0.5) ** 2), rel=1e-5)
@@ -461,7 +462,7 @@ def test_known_floors_are_not_made_again_and_change_no_bit(monkeypatch):
 def test_floors_are_made_as_they_are_scored():
     result, rows = finished()
     victims = result.victims
-    made = scoring.floor_images(
+    made = input_scores.floor_images(
         result.dataset,
         victims.inputs[:, 0],
         victims.labels[:, 0],
@@ -498,21 +499,21 @@ def test_rows_say_where_the_label_rule_does_not_hold():
     rows = scored(result)
     said = [row["label_rule_holds"] for row in rows_of(rows, "none")]
     assert said == [True, False, None]
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     header, lines = leak_report.table(summary)
     assert lines[0][header.index("label rule holds")] == "50%"
 
 
 def test_the_reference_of_floors_is_not_drawn_as_the_victims_are():
     """Else every victim would be in it, and no example of anybody else's."""
-    count, seed = 2 * scoring.REFERENCE_SIZE, 3
+    count, seed = 2 * input_scores.REFERENCE_SIZE, 3
     images = np.random.default_rng(0).uniform(0, 0.2, (count, 8, 8, 1))
     images = images.astype(np.float32)
     blank = Dataset("d", images, np.arange(count) % 2, 2, groups=None, licence="-")
-    victims = data.select(blank, scoring.REFERENCE_SIZE, seed)
+    victims = data.select(blank, input_scores.REFERENCE_SIZE, seed)
     images[victims] += 0.8
     dataset = dataclasses.replace(blank, inputs=images)
     chosen = dataset.fetch(victims[:1])
-    (floors,) = scoring.floor_images(dataset, *chosen, victims[:1], seed)
+    (floors,) = input_scores.floor_images(dataset, *chosen, victims[:1], seed)
     # Half of the dataset is bright, and so is half of a reference drawn by itself.
     assert np.mean(floors["data_mean"]) == pytest.approx(0.1 + 0.8 / 2, abs=0.05)

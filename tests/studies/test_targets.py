@@ -174,8 +174,10 @@ def test_several_inputs_are_a_tree_of_columns():
     assert toy.shape == {"image": (3, 3, 1), "row": (2,)} and len(toy) == 4
     inputs, labels = toy.fetch([3, 1])
     np.testing.assert_array_equal(inputs["row"], [[6, 7], [2, 3]])
-    np.testing.assert_array_equal(BOTH.scored_of(inputs), RAMP[[3, 1]])
-    assert BOTH.scored.kind == "image" and inputs["row"].dtype == np.float32
+    np.testing.assert_array_equal(BOTH.primary_of(inputs), RAMP[[3, 1]])
+    assert BOTH.input_of(inputs, "row") is inputs["row"]
+    assert BOTH.primary_spec.kind == "image" and inputs["row"].dtype == np.float32
+    assert list(BOTH.scored) == ["image", "row"] and list(ROWS.scored) == [None]
     batches, _ = data.fetch_batches(data.subset(toy, [2, 3]), [[0, 1]])
     np.testing.assert_array_equal(batches["row"], [[[4, 5], [6, 7]]])
     empty, _ = toy.fetch([])

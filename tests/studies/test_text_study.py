@@ -10,7 +10,7 @@ from tiny_studies import quick_compilation, scored, study, tiny
 
 from kljax import data
 from kljax.metrics import COLUMNS
-from kljax.studies import leak_report, leakage
+from kljax.studies import leak_report, leak_summary, leakage
 from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
@@ -96,7 +96,7 @@ def test_floors_of_sentences_are_rows():
 
 def test_report_and_gallery_show_text(tmp_path):
     result, rows = finished()
-    summary = leak_report.summarise(result, rows)
+    summary = leak_summary.summarise(result, rows)
     leak_report.write_run(tmp_path / "run", result, rows, summary)
     page = (tmp_path / "run" / "summary.md").read_text()
     assert f"- truth: {rows[-1]['text']}" in page

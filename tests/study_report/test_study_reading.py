@@ -122,7 +122,7 @@ def test_a_study_of_a_newer_version_is_refused(tmp_path):
     part = part.set_column(place, "schema_version", newer)
     pyarrow.parquet.write_table(part, path)
     with pytest.raises(
-        ValueError, match="a.parquet is of a newer kljax .*version 7.*6"
+        ValueError, match="a.parquet is of a newer kljax .*version 8.*7"
     ):
         store.read(folder)
 

@@ -18,12 +18,12 @@ KINDS: dict[str, Kind] = {"image": IMAGES, "text": SENTENCES}
 
 
 def find_kind(spec: InputSpec) -> Kind:
-    """Finds how inputs are scored; of several, the primary one.
+    """Finds how one input is scored; of several each has a kind of its own.
 
     Raises:
       ValueError: for an unknown kind, and for what is no `Kind`.
     """
-    return kind_named(spec.scored.kind)
+    return kind_named(spec.kind)
 
 
 def kind_named(name: str) -> Kind:

@@ -66,7 +66,7 @@ def settle(
         limit = weights_limit(config.model, config.data)
         if limit is None:
             dataset = load() if load else task.load_dataset(config, config.split)
-            limit = weights_limit_of(dataset.input_spec.scored.kind)
+            limit = weights_limit_of(dataset.input_spec.primary_spec.kind)
         return dataclasses.replace(config, init=limit)
     if config.earlier:
         raise ValueError(

@@ -30,12 +30,13 @@ class Victims(NamedTuple):
 def load_victim_data(config: LeakConfig) -> data.Dataset:
     """Loads the dataset that victims are drawn from; see `task.load_dataset`."""
     dataset = task.load_dataset(config, config.split)
-    scored = dataset.input_spec.scored
-    if scored.kind == "image" and min(scored.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(
-            f"dataset {config.data!r} has images of shape {scored.shape}; SSIM needs "
-            f"sides of at least {SSIM_WINDOW}"
-        )
+    for name, spec in dataset.input_spec.scored.items():
+        if spec.kind == "image" and min(spec.shape[:2]) < SSIM_WINDOW:
+            of_input = "" if name is None else f" in its input {name!r}"
+            raise ValueError(
+                f"dataset {config.data!r} has images of shape {spec.shape}{of_input}; "
+                f"SSIM needs sides of at least {SSIM_WINDOW}"
+            )
     return dataset
 
 

@@ -1,11 +1,15 @@
 """The axes of a study: what each one changes, and which become rows and columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kljax.core.registry import nearest
 
 ARM = "arm"
+# Of several inputs of an example, which one is scored. No sweep has an axis of this
+# name: it has a space.
+INPUT = "scored input"
+NO_INPUT = "-"  # where there is a single one
 # What changes from one repetition to the next: another seed, on another network of the
 # same making, perhaps.
 REPEATED = frozenset({"seed", "from_run"})
@@ -74,10 +78,22 @@ def arm_axis(axes: dict[str, Axis]) -> Axis:
     return next(axis for axis in axes.values() if ARM in axis.fields)
 
 
+def input_axis(inputs: Iterable[str | None]) -> dict[str, Axis]:
+    """Makes the axis of the inputs that are scored; none if there is one.
+
+    It is no axis of the cells: each has rows of all of its inputs.
+
+    Args:
+      inputs: names of all inputs that rows are of, see `InputSpec.scored`.
+    """
+    labels = tuple(dict.fromkeys(name or NO_INPUT for name in inputs))
+    return {INPUT: Axis(INPUT, labels, frozenset())} if len(labels) > 1 else {}
+
+
 def point_of(cell: dict[str, Any], axes: dict[str, Axis]) -> dict[str, str]:
-    """Says where a cell of the manifest stands, on every axis."""
+    """Says where a cell of the manifest stands, on every axis but that of inputs."""
     fixed = {ARM: cell["config"]["arms"][0]} if ARM in axes else {}
-    return {name: (fixed | cell["point"])[name] for name in axes}
+    return {name: (fixed | cell["point"])[name] for name in axes if name != INPUT}
 
 
 def _fields(name: str, points: Any) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from kljax.metrics import find_value
 from kljax.studies import store
-from kljax.studies.reports.axes import arrange, axes_of
+from kljax.studies.reports.axes import arrange, axes_of, input_axis
 from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
 from kljax.studies.reports.figures import Figure
@@ -164,7 +164,7 @@ def make_contents(
     default = default_value(kinds)
     value = default if value is None else value
     column = find_value(value, values)
-    axes = axes_of(study.manifest)
+    axes = axes_of(study.manifest) | input_axis(study.rows["input"].to_pylist())
     arrangement = arrange(axes, rows, columns)
     trainings = read_runs(runs)
     pools = make_pools(study, axes, arrangement.pooled)

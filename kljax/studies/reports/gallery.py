@@ -13,7 +13,7 @@ import numpy as np
 from kljax.core.files import DamagedFile
 from kljax.metrics import COLUMNS
 from kljax.studies import store
-from kljax.studies.gallery import displayed
+from kljax.studies.gallery import displayed, write_numbers
 from kljax.studies.reports.kinds import find_words, kind_of
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
@@ -24,7 +24,6 @@ RANKS = ("best", "median", "worst")
 LARGEST = 128  # pixels of a side in the page
 MOST = 60  # pools that are shown
 IMAGES = 8  # of one upload
-NUMBERS = 12  # of what is no picture
 
 
 class Shown(NamedTuple):
@@ -110,6 +109,12 @@ def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
 
 
 def _row(pool: Pool, images: dict[str, dict[str, np.ndarray]]) -> Row | None:
+    arrays_of = _arrays_of(pool)
+    images = {
+        cell: {name: arrays[own] for name, own in arrays_of.items()}
+        for cell, arrays in images.items()
+        if arrays.keys() >= set(arrays_of.values())
+    }
     places = {
         (cell, int(victim)): place
         for cell, arrays in images.items()
@@ -142,6 +147,17 @@ def _row(pool: Pool, images: dict[str, dict[str, np.ndarray]]) -> Row | None:
     return Row(
         at_words(pool.point), tuple(shown), len(sound), len(rows_of_images) - len(sound)
     )
+
+
+def _arrays_of(pool: Pool) -> dict[str, str]:
+    """Says under which names the arrays of a pool's input are kept.
+
+    Those of a single input, or of the primary one of several, have no name of it.
+    """
+    own = pool.input
+    ending = "" if own == pool.first_row.get("input") else f"/{own}"
+    names = {"truths": f"truths{ending}", "images": f"images{ending}"}
+    return names | {"victim": "victim"}
 
 
 def _ranked(count: int) -> dict[str, int]:
@@ -178,9 +194,7 @@ def _draw(shown: np.ndarray) -> bytes | str:
     """Draws an image [H, W, C]; of anything else, writes the first numbers."""
     if shown.ndim == 3:
         return to_png(shown)
-    numbers = shown.ravel()
-    more = " ..." if len(numbers) > NUMBERS else ""
-    return ", ".join(f"{number:.3g}" for number in numbers[:NUMBERS]) + more
+    return write_numbers(shown)
 
 
 def to_png(image: np.ndarray) -> bytes:

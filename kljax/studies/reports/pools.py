@@ -9,7 +9,7 @@ from kljax.metrics import Column
 from kljax.metrics.kinds import KINDS
 from kljax.studies import store
 from kljax.studies.frames import study_frame
-from kljax.studies.reports.axes import Axis, point_of
+from kljax.studies.reports.axes import INPUT, NO_INPUT, Axis, point_of
 from kljax.studies.reports.kinds import find_words, kind_of
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
@@ -29,6 +29,7 @@ class Pool(NamedTuple):
       rows: of attacks, as far as they are finished; one per image.
       floors: name -> rows of that floor, of the same cells and victims as `rows`.
       failed: how many cells failed and are not finished.
+      first_row: of the same cells: of several inputs, it is of the primary one.
       values: what of the rows can be tabled: name -> column.
     """
 
@@ -37,14 +38,18 @@ class Pool(NamedTuple):
     rows: pandas.DataFrame
     floors: dict[str, pandas.DataFrame]
     failed: int
+    first_row: Mapping[str, Any]
     values: Mapping[str, Column]
 
     @property
     def kind(self) -> str:
         """Names the kind of its inputs; the axes tell kinds apart, as all data."""
-        rows = self.rows[["kind", "text"]].astype(object)
-        rows = rows.where(rows.notna(), None)
-        return kind_of(rows.iloc[0]) if len(rows) else "image"
+        return kind_of(_first_row(self.rows))
+
+    @property
+    def input(self) -> str | None:
+        """Names its input, of several; a single one has no name."""
+        return _first_row(self.rows).get("input")
 
     @property
     def primary(self) -> str:
@@ -93,7 +98,7 @@ def make_pools(
     missing = {cell["id"] for cell in store.missing_cells(study)}
     failed = {failure["cell"] for failure in study.failures} & missing
     gathered: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    names = [name for name in axes if name not in pooled]
+    names = [name for name in axes if name not in (*pooled, INPUT)]
     for cell in study.manifest["cells"]:
         point = point_of(cell, axes)
         gathered.setdefault(tuple(point[name] for name in names), []).append(cell)
@@ -104,19 +109,53 @@ def make_pools(
 
     pools = []
     for labels in sorted(gathered, key=place):
-        ids = [cell["id"] for cell in gathered[labels]]
-        beside = floors[floors["cell"].isin(ids)].groupby("arm", observed=True)
-        pools.append(
-            Pool(
-                dict(zip(names, labels, strict=True)),
-                tuple(gathered[labels]),
-                attacked[attacked["cell"].isin(ids)],
-                {name: beside.get_group(FLOOR + name) for name in _floor_names(beside)},
-                len(failed.intersection(ids)),
-                values,
+        cells, point = gathered[labels], dict(zip(names, labels, strict=True))
+        ids = [cell["id"] for cell in cells]
+        own, beside = (some[some["cell"].isin(ids)] for some in (attacked, floors))
+        for label in _inputs(own, cells, attacked) if INPUT in axes else [None]:
+            own_rows, floor_rows = (_of_input(some, label) for some in (own, beside))
+            by_arm = floor_rows.groupby("arm", observed=True)
+            pools.append(
+                Pool(
+                    point if label is None else point | {INPUT: label},
+                    tuple(cells),
+                    own_rows,
+                    {n: by_arm.get_group(FLOOR + n) for n in _floor_names(by_arm)},
+                    len(failed.intersection(ids)),
+                    _first_row(own),
+                    values,
+                )
             )
-        )
     return pools
+
+
+def _inputs(
+    rows: pandas.DataFrame,
+    cells: Sequence[Mapping[str, Any]],
+    attacked: pandas.DataFrame,
+) -> list[str]:
+    """Lists the inputs of some cells; before they have rows, those of the same data."""
+    if not len(rows):
+        names = [cell["config"].get("data") for cell in cells]
+        rows = attacked[attacked["data"].isin(names)]
+    return list(_input_labels(rows).unique()) or [NO_INPUT]
+
+
+def _of_input(rows: pandas.DataFrame, label: str | None) -> pandas.DataFrame:
+    """Takes the rows of one input; all of them where inputs are not told apart."""
+    return rows if label is None else rows[_input_labels(rows) == label]
+
+
+def _input_labels(rows: pandas.DataFrame) -> pandas.Series:
+    names = rows["input"].astype(object)
+    return names.where(names.notna(), NO_INPUT)
+
+
+def _first_row(rows: pandas.DataFrame) -> dict[str, Any]:
+    """Reads what the first of some rows is of; without rows nothing is known."""
+    first = rows[["kind", "text", "input"]].head(1).astype(object)
+    found = first.where(first.notna(), None).to_dict("records")
+    return found[0] if found else {}
 
 
 def with_several(cells: Sequence[Mapping[str, Any]]) -> set[str]:

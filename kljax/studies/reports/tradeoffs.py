@@ -9,6 +9,7 @@ from kljax.studies import run_folder
 from kljax.studies.builder.from_run import trained_name
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.estimates import Estimate, estimate, sample_deviation
+from kljax.studies.reports.kinds import kind_of
 from kljax.studies.reports.pairing import is_gated, network_differences, training_of
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.successes import (
@@ -147,7 +148,8 @@ def _why_apart(run: Run, pool: Pool) -> list[str]:
     attacked = {config.get("from_run") for config in cells} - {None}
     if not attacked:
         gated = is_gated(defence)
-        return network_differences(cells[0], run.config, gated, pool.kind)
+        kind = kind_of(pool.first_row)
+        return network_differences(cells[0], run.config, gated, kind)
     if any(Path(path).resolve() == run.folder.resolve() for path in attacked):
         return []
     return [f"attacked was {', '.join(sorted(attacked))}"]

@@ -19,12 +19,25 @@ REMEDY = "remove it and the part of the same name, and run the sweep again"
 
 
 class Images(NamedTuple):
-    """Images of some victims of one cell."""
+    """Images of some victims of one cell.
 
-    first: int  # place of the first of them in the cell
-    images: np.ndarray  # [n, B, H, W, C], or tokens [n, B, L]
-    truths: np.ndarray  # of the same shape, in the same order
-    victims: np.ndarray  # [n] index in the dataset of each one's first example
+    Attributes:
+      first: place of the first of them in the cell.
+      images: [n, B, H, W, C], or tokens [n, B, L]; of several inputs, the primary one.
+      truths: of the same shape, in the same order.
+      victims: [n] index in the dataset of each one's first example.
+      others: of several inputs, those beside the primary one: ``images/NAME`` and
+        ``truths/NAME``.
+    """
+
+    first: int
+    images: np.ndarray
+    truths: np.ndarray
+    victims: np.ndarray
+    others: Mapping[str, np.ndarray] = {}
+
+
+REQUIRED = ("first", "images", "truths", "victims")  # fields of `Images`
 
 
 def write_images(
@@ -37,7 +50,8 @@ def write_images(
     arrays = {
         f"{cell}/{field}": value
         for cell, some in images_of_cells.items()
-        for field, value in some._asdict().items()
+        for field, value in {**some._asdict(), **some.others}.items()
+        if field != "others"
     }
     path = _chunk(folder, chunk)
     _save(path, (read_arrays(path, remedy=REMEDY) or {}) | arrays)
@@ -79,17 +93,24 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
     parts = []
     for path in paths:
         arrays = read_arrays(path, remedy=REMEDY) or {}
-        names = [f"{cell}/{name}" for name in Images._fields]
-        if not set(names) <= arrays.keys():  # it is not there, or failed in this chunk
-            return False
-        parts.append(Images(*(arrays[name] for name in names)))
+        own = {
+            name.removeprefix(f"{cell}/"): values
+            for name, values in arrays.items()
+            if name.startswith(f"{cell}/")
+        }
+        fields = {name: own.pop(name, None) for name in REQUIRED}
+        if any(values is None for values in fields.values()):
+            return False  # it is not there, or failed in this chunk
+        parts.append(Images(**fields, others=own))
     parts.sort(key=lambda part: int(part.first))
+    others = set.intersection(*(set(part.others) for part in parts))
     _save(
         target,
         {
             "images": np.concatenate([part.images for part in parts]),
             "truths": np.concatenate([part.truths for part in parts]),
             "victim": np.concatenate([part.victims for part in parts]),
+            **{n: np.concatenate([p.others[n] for p in parts]) for n in sorted(others)},
         },
     )
     return True

@@ -168,10 +168,13 @@ def _attacked(arm: str) -> bool:
 def _uploads(rows: list[dict[str, Any]]) -> list[int]:
     """Counts uploads, in the order of the rows of one arm: each begins with example 0.
 
-    Before schema version 4 each row is an upload.
+    Before schema version 4 each row is an upload. Inputs of one example follow each
+    other, and have its victim in common.
     """
-    begins = np.array([not row["example"] for row in rows], int)
-    return (np.cumsum(begins) - 1).tolist()
+    victims = [None, *(row["victim"] for row in rows)]
+    pairs = zip(rows, victims, strict=False)
+    begins = [not row["example"] and row["victim"] != last for row, last in pairs]
+    return (np.cumsum(np.array(begins, int)) - 1).tolist()
 
 
 def _copy_rest(

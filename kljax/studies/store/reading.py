@@ -34,8 +34,9 @@ class Study(NamedTuple):
         [{id, point, config}], ``sweep``, ``versions``, ``device`` and the rest.
       rows: of all parts, see `part_schema`, as they were written: up to schema
         version 3 one per upload (``example`` is null there), since then one per
-        image. Those of arms ``floor/NAME`` score what is reached without any gradient
-        on that cell's victims.
+        image, and since version 7 one per input of several. Those of arms
+        ``floor/NAME`` score what is reached without any gradient on that cell's
+        victims.
       failures: of cells that raised: ``cell``, ``point``, ``error``, ``traceback``,
         and the ``command`` that reruns it.
       columns: what the rows have, but for ``cell`` and axes: name -> column. Those of
@@ -73,12 +74,15 @@ def finished_victims(study: Study) -> dict[str, int]:
     A victim is an upload, however many rows its examples have. A cell is missing for
     as long as it has fewer than its configuration's ``victims``.
     """
-    columns = (study.rows[name].to_pylist() for name in ("cell", "arm", "example"))
-    counted = collections.Counter(
-        cell
-        for cell, arm, example in zip(*columns, strict=True)
+    names = ("cell", "arm", "example", "victim")
+    columns = (study.rows[name].to_pylist() for name in names)
+    # Each once, though several inputs of an example have a row each.
+    uploads = {
+        (cell, victim)
+        for cell, arm, example, victim in zip(*columns, strict=True)
         if not example and not arm.startswith(FLOOR)
-    )
+    }
+    counted = collections.Counter(cell for cell, _ in uploads)
     return {cell["id"]: counted[cell["id"]] for cell in study.manifest["cells"]}
 
 
@@ -98,8 +102,9 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
     Returns:
       ``images`` and ``truths`` [N, B, ...] in the same order, that of the uploads
       (column ``upload`` of the rows, from 0): images [H, W, C], tokens [L], or what
-      else an example is; ``victim`` [N] index in the dataset of each upload's first
-      example.
+      else an example is; of several inputs those of the primary one, and those of
+      others as ``images/NAME`` and ``truths/NAME``; ``victim`` [N] index in the
+      dataset of each upload's first example.
 
     Raises:
       DamagedFile: if they are not what was written.
@@ -131,6 +136,6 @@ def _rows(folder: Path, manifest: dict[str, Any]) -> pyarrow.Table:
     rows = pyarrow.concat_tables(
         [schema.empty_table(), *(filled(part, schema) for part in parts)]
     ).combine_chunks()
-    places = rows.select(["cell", "arm", "victim"]).to_pandas()
+    places = rows.select(["cell", "arm", "victim", "input"]).to_pandas()
     known = places["cell"].isin(cell["id"] for cell in manifest["cells"])
     return rows.filter(pyarrow.array(known & ~places.duplicated()))

@@ -19,8 +19,9 @@ from kljax.parallel import Layout, Timing, block_memory, fastest_layout, map_vic
 from kljax.studies import scoring
 from kljax.studies.builder.one_victim import Attacked
 from kljax.studies.builder.study import ArmAttack, Study, build_study
+from kljax.studies.input_scores import FloorsOfInputs
 from kljax.studies.leakage import ArmResult, LeakResult
-from kljax.studies.scoring import Floors, Row
+from kljax.studies.scoring import Row
 from kljax.studies.store import images
 from kljax.studies.store.failures import Failure, make_failure
 from kljax.studies.store.manifest import Chunk, Group, Piece
@@ -247,7 +248,7 @@ class FloorsKept:
     """
 
     def __init__(self, most: int = 256):
-        self._floors: weakref.WeakKeyDictionary[Dataset, dict[Any, Floors]]
+        self._floors: weakref.WeakKeyDictionary[Dataset, dict[Any, FloorsOfInputs]]
         self._floors = weakref.WeakKeyDictionary()
         self._most = most
 
@@ -281,11 +282,14 @@ def _sum(timings: Iterable[Timing]) -> Timing:
 
 
 def _images(piece: Piece, result: LeakResult) -> images.Images:
-    (arm,), victims = result.arms, result.victims
-    matched = scoring.matched_images(arm, result)
+    (arm,), victims, spec = result.arms, result.victims, result.dataset.input_spec
+    matched = scoring.matched_inputs(arm, result)
     first = result.dataset.positions_of(victims.indices[:, 0])
-    truths = result.dataset.input_spec.scored_of(victims.inputs)
-    return images.Images(piece.first, matched, truths, first)
+    truths = {name: spec.input_of(victims.inputs, name) for name in matched}
+    own = matched.pop(spec.primary), truths.pop(spec.primary)
+    others = {f"images/{name}": found for name, found in matched.items()}
+    others |= {f"truths/{name}": true for name, true in truths.items()}
+    return images.Images(piece.first, *own, first, others)
 
 
 def _some(tree: PyTree, piece: Piece) -> PyTree:

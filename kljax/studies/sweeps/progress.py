@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.parallel import Timing
+from kljax.studies.scoring import first_rows
 from kljax.studies.store.manifest import Chunk
 from kljax.studies.sweeps.computing import Computed
 
@@ -76,8 +77,7 @@ class Progress:
             for row in rows.get(chunk.pieces[0].name, ())
             if row["matching_loss"] is not None
         ]
-        # An attack on several examples has a row for each.
-        new = [row for some in rows.values() for row in some if not row["example"]]
+        new = [row for some in rows.values() for row in first_rows(some)]
         attacks = sum(1 for row in new if row["attack"] is not None)
         self._victims += sum(piece.end - piece.first for piece in chunk.pieces)
         self._attacks += attacks
