@@ -38,7 +38,7 @@ def norm_clipping(bound: float | Array) -> Defence:
         del sent, earlier, private
         return clip(grads)
 
-    return Defence(release=release, simulate=simulate)
+    return Defence(release=release, simulate=simulate, deterministic=True)
 
 
 def example_clipping(bound: float | Array) -> Defence:
@@ -65,7 +65,7 @@ def example_clipping(bound: float | Array) -> Defence:
         del sent, earlier, private
         return clip(grads)
 
-    return Defence(per_example=clip, simulate=simulate)
+    return Defence(per_example=clip, simulate=simulate, deterministic=True)
 
 
 def _shortener(bound: float | Array) -> Callable[[Public], Public]:

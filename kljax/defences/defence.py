@@ -76,6 +76,10 @@ class Transform(NamedTuple):
         both. None where there is none, or nobody has written it down.
       log_prob_degree: with which power of ``seen - simulated`` it falls from where the
         two are equal; None where it is highest elsewhere, or nobody knows.
+      deterministic: whether `simulate` gives what is released of a gradient, which then
+        depends on no draw, no memory and no other thing. Where gradients of single
+        examples are changed, it does for uploads of one. Noise that follows has its
+        density around what is simulated.
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
@@ -84,6 +88,7 @@ class Transform(NamedTuple):
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
     log_prob_degree: int | None = None
+    deterministic: bool = False
 
 
 SEND_ALL = Transform(send_all, as_sent, no_state)
@@ -126,8 +131,8 @@ class Defence(NamedTuple):
       per_example: ``grads -> grads`` of one example alone, before the mean over the
         batch is taken; None where no example is looked at alone. Norm layers in train
         mode then have the statistics of one example.
-      release, simulate, init_state, undo, log_prob, log_prob_degree: of each gradient,
-        see `Transform`.
+      release, simulate, init_state, undo, log_prob, log_prob_degree, deterministic: of
+        each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
@@ -146,6 +151,7 @@ class Defence(NamedTuple):
     undo: Callable[[Public, Public | None], Public] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
     log_prob_degree: int | None = None
+    deterministic: bool = False
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
 
@@ -203,8 +209,10 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
 
     Those that act on the whole change of a local training do so in the same order,
     after all steps. What one of them hides is hidden. What several of them do to a
-    gradient cannot be undone, and has no density here. Inputs are replaced, and the
-    gradients of single examples changed, in the same order, too.
+    gradient cannot be undone. It has a density where the last of them has one, such as
+    noise, and all before it are deterministic: it is that around what they make of a
+    gradient. Inputs are replaced, and the gradients of single examples changed, in the
+    same order, too.
 
     Args:
       first: any defence.
@@ -302,6 +310,16 @@ def _in_order(members: list[Transform]) -> Transform:
     def init_state(grads: Public):
         return tuple(member.init_state(grads) for member in members)
 
-    if len(acting) > 1:
+    if len(acting) == 1:
+        return acting[0]._replace(release=release, init_state=init_state)
+    *before, last = acting
+    if any(not member.deterministic for member in before):
         return Transform(release, simulate, init_state)
-    return acting[0]._replace(release=release, simulate=simulate, init_state=init_state)
+    return Transform(
+        release,
+        simulate,
+        init_state,
+        log_prob=last.log_prob,
+        log_prob_degree=last.log_prob_degree,
+        deterministic=last.deterministic,
+    )

@@ -15,7 +15,8 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
     An entry is dropped if its magnitude is strictly below the tensor's
     `fraction`-quantile (linear interpolation). The attacker sees which entries are
     zero and compares only the others. Of a step of local training nobody sees
-    anything: there the attacker prunes its candidate's gradient by its own quantiles.
+    anything, and where noise was added to a tensor it has no zeros: there the attacker
+    prunes its candidate's gradient by its own quantiles.
 
     Args:
       fraction: share of entries to drop, in [0, 1); 0 is the identity.
@@ -28,11 +29,15 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
     if is_concrete(fraction) and not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")
 
-    def prune(leaf):
+    def prune(leaf: Array) -> Array:
         size = jnp.abs(leaf)
         return jnp.where(
             size < jnp.quantile(size, jnp.asarray(fraction, size.dtype)), 0.0, leaf
         )
+
+    def prune_as_seen(leaf: Array, sent: Array) -> Array:
+        zero = sent == 0
+        return jnp.where(jnp.any(zero), jnp.where(zero, 0.0, leaf), prune(leaf))
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context
@@ -44,6 +49,6 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         del earlier, private
         if sent is None:
             return jax.tree.map(prune, grads)
-        return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
+        return jax.tree.map(prune_as_seen, grads, sent)
 
-    return Defence(release=release, simulate=simulate)
+    return Defence(release=release, simulate=simulate, deterministic=True)

@@ -141,9 +141,10 @@ def test_it_attacks_a_study_and_stands_in_its_rows():
         "none",
         "gaussian-noise=0",
         "gaussian-noise=0.01/unaware",
-        "magnitude-pruning=0.1+gaussian-noise=0.01",
+        "gaussian-noise=0.01+magnitude-pruning=0.1",
         "norm-clipping=1",
-        "example-clipping=1+gaussian-noise=0.01",
+        "norm-clipping=1+gaussian-noise=0",
+        "norm-clipping=1+gaussian-noise=0.01/unaware",
         "gaussian-noise=0+gaussian-noise=0.01",
     ),
 )
@@ -151,8 +152,8 @@ def test_what_has_no_density_is_refused(arm):
     config = tiny(arms=(arm,), attack="likelihood")
     with pytest.raises(
         ValueError,
-        match=f"arm '{re.escape(arm)}': attack 'likelihood' needs.*nothing to a "
-        "computed gradient but add one noise above 0",
+        match=f"arm '{re.escape(arm)}': attack 'likelihood' needs.*may clip or "
+        "prune a computed gradient, and then adds one noise above 0",
     ):
         build_study(config)
     with pytest.raises(ValueError, match="needs the density"):
@@ -167,6 +168,48 @@ def test_what_leaves_the_computed_gradient_alone_keeps_the_density(before):
     secret = "/known" if before == "keylock" else ""
     arm = f"{before}+gaussian-noise=0.01{secret}"
     assert is_legal(tiny(arms=(arm,), attack="likelihood"))
+
+
+@pytest.mark.parametrize(
+    "before", ("norm-clipping=1", "example-clipping=1", "magnitude-pruning=0.1")
+)
+def test_what_is_a_function_of_the_gradient_keeps_a_density(before):
+    arm = f"{before}+gaussian-noise=0.01"
+    config = tiny(arms=(arm,), attack="likelihood")
+    assert is_legal(config)
+    result = study(arms=(arm,), attack="likelihood", steps=2)
+    for row in scored(result):
+        if row["arm"] == arm:
+            # At the truth half the square of a standard normal number per entry.
+            entries = sum(x.size for x in jax.tree.leaves(_params(result)))
+            assert row["matching_loss_at_truth"] == pytest.approx(entries / 2, rel=0.1)
+            assert row["replay_is_exact"] and row["matching_loss_degree"] == 2
+
+
+def _params(result):
+    task = build_study(result.config).task
+    return jax.eval_shape(task.models[False].init, jax.random.key(0))[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        (
+            {"arms": ("example-clipping=1+gaussian-noise=0.01",), "examples": 2},
+            "for uploads of one: take examples=1 in place of 2",
+        ),
+        (
+            {"arms": ("keylock+norm-clipping=1+gaussian-noise=0.01/known",)},
+            "does not explain the gradient of the lock weights",
+        ),
+    ),
+)
+def test_what_a_candidate_does_not_say_all_of_has_no_density(changes, message):
+    config = tiny(attack="likelihood", **changes)
+    with pytest.raises(ValueError, match=message):
+        build_study(config)
+    with pytest.raises(ValueError, match=message):
+        is_legal(config)
 
 
 def test_a_strength_of_0_is_refused_where_a_compilation_is_shared():

@@ -229,9 +229,74 @@ def test_noise_has_the_density_that_it_says(noise, peer, scale):
     wanted = peer.logpdf(flat(seen), flat(grads), scale(0.3)).sum()
     found = noise(0.3).log_prob(seen, grads)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    # Alone in a chain it still does; behind pruning nobody has written it down.
+    # Alone in a chain it still does.
     assert chain(none(), noise(0.3)).log_prob(seen, grads) == found
-    assert chain(magnitude_pruning(0.1), noise(0.3)).log_prob is None
+
+
+def clipped_by_hand(grads, bound=0.5):
+    values = {name: np.asarray(x, np.float64) for name, x in grads.model.items()}
+    length = np.sqrt(sum((x**2).sum() for x in values.values()))
+    return {name: x * min(1, bound / length) for name, x in values.items()}
+
+
+def pruned_by_hand(grads, fraction=0.4):
+    made = {}
+    for name, leaf in grads.model.items():
+        values = np.asarray(leaf, np.float64)
+        sizes = np.sort(np.abs(values).ravel())
+        place = fraction * (len(sizes) - 1)
+        low, part = int(place), place - int(place)
+        limit = sizes[low] + part * (sizes[low + 1] - sizes[low])
+        made[name] = np.where(np.abs(values) < limit, 0, values)
+    return made
+
+
+@NOISES
+@pytest.mark.parametrize(
+    ("first", "by_hand"),
+    (
+        ((norm_clipping(0.5),), clipped_by_hand),
+        ((defences.example_clipping(0.5),), clipped_by_hand),
+        ((magnitude_pruning(0.4),), pruned_by_hand),
+        (
+            (magnitude_pruning(0.4), norm_clipping(0.5)),
+            lambda grads: clipped_by_hand(Public(pruned_by_hand(grads))),
+        ),
+    ),
+    ids=("clipped", "of one example", "pruned", "both"),
+)
+def test_noise_after_what_is_deterministic_has_its_density_around_it(
+    noise, peer, scale, first, by_hand
+):
+    """Of what is sent given another candidate's gradient, too."""
+    grads, other = (
+        Public({k: v for k, v in gradient(size).model.items() if k != "half"})
+        for size in (1.0, 2.5)
+    )
+    defence = chain(none(), *first, noise(0.3))
+    seen = released(defence, grads)
+    for candidate in (grads, other):
+        around = by_hand(candidate)
+        wanted = sum(
+            peer.logpdf(np.asarray(seen.model[name]), around[name], scale(0.3)).sum()
+            for name in around
+        )
+        simulated = defence.simulate(candidate, seen, None, Private())
+        assert defence.log_prob(seen, simulated) == pytest.approx(wanted, rel=1e-4)
+    assert defence.log_prob_degree == noise(0.3).log_prob_degree
+    zero = jax.tree.map(jnp.zeros_like, grads)
+    assert_equal(defence.simulate(zero, seen, None, Private()), zero)
+
+
+@NOISES
+def test_what_draws_or_follows_the_noise_leaves_no_density(noise, peer, scale):
+    for members in (
+        (noise(0.3), noise(0.3)),
+        (noise(0.3), norm_clipping(0.5)),
+        (noise(0.3), magnitude_pruning(0.4)),
+        (defences.adam_stand_in(), noise(0.3)),
+    ):
+        assert chain(none(), *members).log_prob is None
 
 
 @NOISES

@@ -10,6 +10,7 @@ from kljax.attacks.presets import PRESETS, Preset
 from kljax.attacks.visibility import without_gaps, zeros_for_hidden
 from kljax.core.drawing import draw_jointly
 from kljax.core.files import brief
+from kljax.core.inputs import InputSpec
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gates, Params, Public, Rng, Stats
 from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
@@ -71,21 +72,47 @@ def _remembers(defence: Defence) -> bool:
         return True
 
 
-def check_density(config: LeakConfig, arm: Arm, preset: Preset) -> None:
+def check_density(
+    config: LeakConfig, arm: Arm, preset: Preset, inputs: InputSpec | None = None
+) -> None:
     """Refuses an attack by likelihood where what is uploaded has no density.
+
+    Args:
+      config: the study.
+      arm: that is attacked.
+      preset: the attack.
+      inputs: of the dataset, once it is known.
 
     Raises:
       ValueError: with the arm.
     """
+    if not preset.density:
+        return
     of_step = step_transform(arm.defence).log_prob
     of_steps = config.upload == "update" and of_step is not None
-    if preset.density and (_density(arm, arm.defence) is None or of_steps):
+    if _density(arm, arm.defence) is None or of_steps:
         where = "@update" if config.upload == "update" else ""
         raise ValueError(
             f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
-            "uploaded, and there is none for this attacker: take an arm that does "
-            "nothing to a computed gradient but add one noise above 0, such as "
+            "uploaded, and there is none for this attacker: take an arm that may clip "
+            "or prune a computed gradient, and then adds one noise above 0, such as "
             f"gaussian-noise{where}=0.01, or another attack"
+        )
+    if arm.defence.per_example is not None and config.examples > 1:
+        raise ValueError(
+            f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
+            "uploaded, and clipping of single examples has one for uploads of one: "
+            f"take examples=1 in place of {config.examples}, or norm-clipping"
+        )
+    unexplained = inputs.search.unexplained if inputs is not None else ()
+    changed = last_transform(arm.defence).simulate is not as_sent
+    if changed and (arm.gated or unexplained):
+        which = ", ".join(unexplained) or "the lock weights"
+        raise ValueError(
+            f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
+            "uploaded, and what is done before the noise is a function of all tensors: "
+            f"a candidate does not explain the gradient of {which}. Take an arm that "
+            "adds noise alone, or another attack"
         )
 
 

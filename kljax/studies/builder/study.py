@@ -188,7 +188,7 @@ def _build_arm_attack(
     config, preset, task = study.config, study.preset, study.task
     check_norm(config, task.network, arm)
     check_upload(arm, config.upload)
-    check_density(config, arm, preset)
+    check_density(config, arm, preset, task.dataset.input_spec)
     check_simulated_inputs(config, arm)
     threat = declare_threat(config, arm, preset)
     check_labels(config, arm, threat.strategy.labels)
