@@ -88,7 +88,9 @@ def print_accuracy(summary: dict[str, Any], console: Console) -> None:
     from kljax.studies import run_folder
 
     header, lines = run_folder.table(summary)
-    console.print("\naccuracy in %, mean ± standard deviation over clients and draws\n")
+    measured = run_folder.measured(summary)
+    spread = "mean ± standard deviation over clients and draws"
+    console.print(f"\n{measured} in %, {spread}\n")
     console.print(printed_table(header, lines))
     speed = summary["throughput"]
     console.print(

@@ -75,6 +75,18 @@ class TargetSpec:
     right: Callable[[Array, Array], Array] | None = None
 
     @property
+    def measure(self) -> str:
+        """Names what a model's answers are measured by; more is better, 1 the best.
+
+        The share that is right: ``accuracy``, or ``token accuracy`` of sequences. Where
+        nothing is right or wrong ``R2``: the share of the targets' variance that is
+        explained, which is 0 for their mean, and below 0 for worse.
+        """
+        if self.right is None:
+            return "R2"
+        return "token accuracy" if self.kind == "sequences" else "accuracy"
+
+    @property
     def outputs(self) -> int:
         """Gives what a network's factory is told: Kc, V or D."""
         return self.shape[-1]

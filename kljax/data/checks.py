@@ -86,48 +86,106 @@ def spec_of(inputs: PyTree, name: str) -> InputSpec:
 
 
 def check_local_batches(
-    images, labels, valid, num_classes: Callable[[tuple[int, ...], Any], int], clients
+    images,
+    labels,
+    valid,
+    num_classes: Callable[[tuple[int, ...], Any], int],
+    clients,
+    input_spec: InputSpec | None = None,
+    target_spec: TargetSpec | None = None,
 ) -> None:
     """Refuses what clients must not train on, as `check_batch` does what is attacked.
 
     NaN and constant images pass: rounds have a rule for clients that turn NaN, and
-    only scores need contrast.
+    only scores need contrast. Of inputs that are neither images nor tokens, and of
+    targets that are no classes, shapes and types are looked at.
 
     Args:
-      images: [n, T, B, H, W, C] floating point in [0, 1], or [n, T, B, L] tokens.
-      labels: [n, T, B] integers in [0, Kc).
+      images: [n, T, B, H, W, C] floating point in [0, 1], or [n, T, B, L] tokens, or
+        what else `input_spec` says.
+      labels: [n, T, B] integers in [0, Kc), or other targets.
       valid: [n, T] bool; what padding holds does not matter.
       num_classes: ``(shape of one input, dtype) -> Kc``, asked once the shapes are
         right.
       clients: [n] what error messages call the clients.
+      input_spec: of the inputs; None for images, and for tokens.
+      target_spec: of the targets; None for classes.
 
     Raises:
       TypeError: images not floating point, or labels not integers.
       ValueError: shapes that do not fit each other; an image outside [0, 1] or a label
         out of range, with its client and the value.
     """
-    images, labels, valid = np.asarray(images), np.asarray(labels), np.asarray(valid)
+    labels, valid = np.asarray(labels), np.asarray(valid)
     whose = f"the batches of client {clients[0]}"
-    # Tokens are 32-bit or 64-bit; of 8 bits are images that were not divided by 255.
-    of_tokens = images.dtype in (np.int32, np.int64)
-    if not (of_tokens or np.issubdtype(images.dtype, np.floating)):
+    lead = (len(clients), *valid.shape[1:], *labels.shape[2:3])
+    plain = input_spec is None or input_spec.kind in ("image", "text")
+    classes = target_spec is None or target_spec.kind == "classes"
+    if not plain:
+        names = input_spec.parts or {None: input_spec}
+        for name, spec in names.items():
+            what = "inputs" if name is None else f"inputs {name!r}"
+            column = input_spec.input_of(images, name)
+            _check_form(column, spec.shape, spec.dtype, lead, f"{what} of {whose}")
+    if not classes:
+        stored, dtype = target_spec.stored, target_spec.dtype
+        _check_form(labels, stored, dtype, lead, f"targets in {whose}")
+    if plain:
+        images = np.asarray(images)
+        _check_values_type(images, whose)
+    if classes and not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels in {whose} are {labels.dtype}; give integers")
+    of_tokens = plain and images.dtype in TOKENS
+    wrong_shape = plain and (
+        images.ndim != (4 if of_tokens else 6) or labels.shape[:3] != images.shape[:3]
+    )
+    wrong_shape |= classes and labels.ndim != 3
+    if wrong_shape or valid.shape != labels.shape[:2]:
+        raise ValueError(
+            f"images, labels and valid of {len(clients)} clients have shapes "
+            f"{map_columns(np.shape, images)}, {labels.shape} and {valid.shape}; give "
+            "[n, T, B, H, W, C] (or [n, T, B, L] tokens), [n, T, B] and [n, T]"
+        )
+    if classes:
+        limit = (
+            num_classes(images.shape[3:], images.dtype)
+            if target_spec is None
+            else target_spec.classes
+        )
+        _check_classes(labels, valid, limit, clients)
+    if plain:
+        _check_values(images, valid, clients)
+
+
+# Of 8 bits are images that were not divided by 255.
+TOKENS = (np.int32, np.int64)
+
+
+def _check_values_type(images: np.ndarray, whose: str) -> None:
+    if not (images.dtype in TOKENS or np.issubdtype(images.dtype, np.floating)):
         raise TypeError(
             f"images in {whose} are {images.dtype}; give floating point in [0, 1] "
             "(divide 8-bit images by 255)"
         )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels in {whose} are {labels.dtype}; give integers")
-    if (
-        images.ndim != (4 if of_tokens else 6)
-        or labels.shape != images.shape[:3]
-        or valid.shape != (labels.shape[:2])
-    ):
+
+
+def _check_form(
+    column: Any, shape: tuple[int, ...], dtype: Any, lead: tuple[int, ...], what: str
+) -> None:
+    """Refuses a column of batches [n, T, B, *shape] of another form."""
+    column = np.asarray(column)
+    if column.shape != (*lead, *shape):
         raise ValueError(
-            f"images, labels and valid of {len(clients)} clients have shapes "
-            f"{images.shape}, {labels.shape} and {valid.shape}; give [n, T, B, H, W, "
-            "C] (or [n, T, B, L] tokens), [n, T, B] and [n, T]"
+            f"{what} have shape {column.shape}; give [n, T, B] = {lead} of shape "
+            f"{shape}"
         )
-    classes = num_classes(images.shape[3:], images.dtype)
+    if column.dtype != np.dtype(dtype):
+        raise TypeError(f"{what} are {column.dtype}; give {np.dtype(dtype)}")
+
+
+def _check_classes(
+    labels: np.ndarray, valid: np.ndarray, classes: int, clients: Any
+) -> None:
     wrong = valid[..., None] & ((labels < 0) | (labels >= classes))
     if wrong.any():
         n, t, b = np.argwhere(wrong)[0]
@@ -135,14 +193,18 @@ def check_local_batches(
             f"client {clients[n]} has label {labels[n, t, b]} (step {t}); labels must "
             f"lie in [0, {classes})"
         )
+
+
+def _check_values(images: np.ndarray, valid: np.ndarray, clients: Any) -> None:
     # One quick look at all of it, padding included: of NaN neither is true. How many
     # tokens there are, the dataset knows.
+    of_tokens = images.dtype in TOKENS
     if images.min() >= -of_tokens and (of_tokens or images.max() <= 1):
         return
     if of_tokens:
         raise ValueError(
-            f"a token in {whose} is {images.min()}: they count from 0, and padding is "
-            "-1"
+            f"a token in the batches of client {clients[0]} is {images.min()}: they "
+            "count from 0, and padding is -1"
         )
     outside = (images < 0) | (images > 1)
     wrong = valid & outside.any(axis=(2, 3, 4, 5))

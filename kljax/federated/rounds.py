@@ -24,7 +24,9 @@ import numpy as np
 import optax
 
 from kljax.core.drawing import draw_jointly
+from kljax.core.inputs import InputSpec
 from kljax.core.randomness import derive_rng
+from kljax.core.targets import TargetSpec
 from kljax.core.types import (
     Array,
     LockWeights,
@@ -107,6 +109,8 @@ def federated_rounds(
     weighting: Literal["examples", "uniform"] = "examples",
     on_nonfinite: Literal["exclude", "stop"] = "exclude",
     layout: Layout | None = None,
+    input_spec: InputSpec | None = None,
+    target_spec: TargetSpec | None = None,
 ) -> Rounds:
     """Composes rounds.
 
@@ -125,6 +129,8 @@ def federated_rounds(
         excluded (and named in `RoundInfo.excluded`), or stops the run. It is never
         averaged in.
       layout: how clients are laid over the machine (speed only).
+      input_spec, target_spec: what clients train on, by which their batches are
+        checked; None for images, or tokens, and for classes.
 
     Raises:
       ValueError: for an unknown weighting or rule; and from ``run_round``, before a
@@ -269,7 +275,7 @@ def federated_rounds(
             batches, examples = fetch(ids)
             examples = np.asarray(examples, np.float32)
             _check_examples(ids, batches, examples)
-            check_local_batches(*batches, num_classes, ids)
+            check_local_batches(*batches, num_classes, ids, input_spec, target_spec)
             mine = jax.tree.map(lambda x: x[ids], states)
             roles_of = () if cast is None else (cast.numbers(ids),)
             return ids.astype(np.int32), mine, batches, examples, *roles_of

@@ -17,12 +17,13 @@ RUN_COLUMNS = by_name(
         ),
         Column(
             name="train_accuracy",
-            meaning="accuracy in the step that used the example",
+            meaning="accuracy in the step that used the example; of numbers none",
             **ACCURACY,
         ),
         Column(
             name="test_accuracy",
-            meaning="accuracy after the round; own private key, own lock",
+            meaning="accuracy after the round; own private key, own lock. Of sequences "
+            "it is that of tokens, of numbers R2",
             **ACCURACY,
         ),
         Column(

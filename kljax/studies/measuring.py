@@ -30,7 +30,7 @@ WATCHED = 3  # clients whose accuracy is measured while training
 class Measured(NamedTuple):
     """What an arm's model can do, with the own gates of each client watched [n]."""
 
-    accuracy: list[float]  # on test images
+    accuracy: list[float]  # on test examples, see `TargetSpec.measure`
     attack_success: list[float] | None  # on triggered ones; None without attackers
 
 
@@ -65,7 +65,7 @@ def _unit_gates(setup: RunSetup, name: str) -> Gates:
     sites = setup.task.sites
     model = setup.task.models[setup.arms[name].norm]
     try:
-        site_widths(model, sites.paths, setup.task.dataset.shape)
+        site_widths(model, sites.paths, setup.task.dataset.input_spec)
     except ValueError:
         return {}  # LeNet without a lock has no norm to gate
     return unit_gates(sites.paths, sites.widths)(None, None)
@@ -103,11 +103,12 @@ def _honest_privates(setup: RunSetup, clients: ClientState) -> Private:
 def measure(on: Measuring, server: ServerState, clients: ClientState) -> Measured:
     """Measures a model with the own lock of each client watched."""
     model, accuracies, successes = on.built.model, [], []
+    targets = on.setup.task.dataset.target_spec
     for n in watched_clients(on.setup, clients):
         private = jax.tree.map(lambda x, n=n: x[n], clients.private)
         gates = {**on.unit, **on.built.defence.gates(server.public.defence, private)}
         given = model, server.public.model, server.stats, gates
-        accuracies.append(evaluation.accuracy(*given, *on.test))
+        accuracies.append(evaluation.accuracy(*given, *on.test, targets=targets))
         if on.triggered is not None:
             successes.append(evaluation.accuracy(*given, *on.triggered))
     return Measured(accuracies, successes or None)
@@ -149,6 +150,7 @@ def evaluate_arm(
         initial_lock_weights=initial if jax.tree.leaves(initial) else None,
         mean_gates=mean_gates(setup) if unit else None,
         loss=setup.task.loss,
+        targets=setup.task.dataset.target_spec,
         tests=[n for n, test in evaluation.TESTS.items() if test.examples <= size],
     )
     with agreed():

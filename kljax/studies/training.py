@@ -203,7 +203,8 @@ def _train(
             name: {**arm.attack_success, "floor": floors.get(name)}
             for name, arm in trained.items()
         }
-    summary = run_folder.summarise(described, rows, accuracy, success)
+    measure = setup.task.dataset.target_spec.measure
+    summary = run_folder.summarise(described, rows, accuracy, success, measure)
     with agreed():
         if folder is not None:
             run_folder.write_summary(folder, summary, rows)
@@ -243,11 +244,14 @@ def _begin(folder: Path, setup: RunSetup, described: dict[str, Any]) -> None:
     if not (folder / "config.json").exists():
         files.write_json(folder / "config.json", described)
     dataset = setup.task.dataset
+    class_of = dataset.target_spec.class_of
+    if class_of is None:  # there is no picture of classes by client
+        return
     with optional("partition.png"):
         figures.draw_partition(
             setup.partition,
-            dataset.labels[np.arange(len(dataset))],
-            dataset.num_classes,
+            class_of(dataset.labels[np.arange(len(dataset))]),
+            dataset.target_spec.classes,
             folder / "partition.png",
             dataset.class_names,
         )
@@ -333,7 +337,7 @@ def _row(
         "arm": name,
         "round": number,
         "loss": info.loss,
-        "train_accuracy": info.accuracy,
+        "train_accuracy": None if np.isnan(info.accuracy) else info.accuracy,
         "test_accuracy": _mean(seen.accuracy if seen else None),
         "attack_success": _mean(seen.attack_success if seen else None),
         "clients": len(info.clients),

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from kljax.core.inputs import images_of, several_of
+from kljax.core.targets import numbers_of
 from kljax.data import check_batch, check_local_batches, text
 from kljax.data.sentences import nearest_tokens, sentences_of, spell
 from kljax.data.text import load_text
@@ -130,6 +132,56 @@ def test_clients_train_on_tokens_from_0_and_labels_of_the_network(change, messag
     tokens, labels = change(tokens, labels)
     with pytest.raises(ValueError, match=message):
         check_local_batches(tokens, labels, valid, num_classes, [7, 8])
+
+
+BOTH = several_of(
+    {"words": sentences_of(4, WORDS), "image": images_of((2, 2, 1))}, primary="words"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    (
+        (lambda b: b, None, ""),
+        (
+            lambda b: b["inputs"].update(words=b["inputs"]["words"][..., :3]),
+            ValueError,
+            r"inputs 'words' of .* client 7 have shape \(2, 3, 5, 3\); give "
+            r"\[n, T, B\] = \(2, 3, 5\) of shape \(4,\)",
+        ),
+        (
+            lambda b: b["inputs"].update(image=np.zeros((2, 3, 5, 2, 2, 1))),
+            TypeError,
+            "inputs 'image' .* are float64; give float32",
+        ),
+        (
+            lambda b: b.update(targets=b["targets"][..., 0]),
+            ValueError,
+            r"targets in .* client 7 have shape \(2, 3, 5\); give .* \(2,\)",
+        ),
+        (
+            lambda b: b.update(valid=np.ones((2, 4), bool)),
+            ValueError,
+            r"have shape .*; give \[n, T, B\] = \(2, 4, 5\)",
+        ),
+    ),
+)
+def test_batches_of_other_specs_have_their_form(change, error, message):
+    batches = {
+        "inputs": {
+            "words": np.zeros((2, 3, 5, 4), np.int32),
+            "image": np.zeros((2, 3, 5, 2, 2, 1), np.float32),
+        },
+        "targets": np.zeros((2, 3, 5, 2), np.float32),
+        "valid": np.ones((2, 3), bool),
+    }
+    change(batches)
+    given = (*batches.values(), pytest.fail, [7, 8], BOTH, numbers_of(2))
+    if error is None:
+        check_local_batches(*given)
+        return
+    with pytest.raises(error, match=message):
+        check_local_batches(*given)
 
 
 def test_the_nearest_token_is_that_of_the_largest_cosine():

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import r2_score
 from tiny_studies import quick_compilation
 from toys import CLASSES, IMAGE_SHAPE, SITES, WIDTHS, Toy, quick_jit, random_weights
 
+from kljax.core.targets import distributions_of, numbers_of, sequences_of
 from kljax.core.types import Gate, Model, Output, Private, Public
 from kljax.defences import (
     chain,
@@ -35,7 +37,7 @@ from kljax.federated.evaluation import (
     refit,
     refitting,
 )
-from kljax.federated.evaluation.correctness import count_right, in_batches
+from kljax.federated.evaluation.correctness import in_batches, measure
 from kljax.models import from_nnx
 from kljax.models.losses import cross_entropy, squared_error
 
@@ -107,7 +109,46 @@ def test_what_fills_the_last_batch_is_not_counted():
     # The test tells: counted, they would be right.
     images, labels, valid = in_batches(Examples(SEVEN, labels), "", 4)
     everything = (images, labels, np.ones_like(valid))
-    assert count_right(PIXELS, ONE, {}, gates, *everything) == 3
+    assert measure(PIXELS, ONE, {}, gates, everything) == 3 / 8
+
+
+@pytest.mark.parametrize("batch", (1, 3, 7, 100))
+def test_numbers_are_measured_by_the_variance_that_is_explained(batch):
+    """As sklearn does for all numbers of a target together."""
+    outputs = SEVEN.reshape(7, 3)
+    truths = outputs + np.random.default_rng(0).normal(0, 0.3, (7, 3))
+    truths = truths.astype(np.float32)
+    options = {"targets": numbers_of(3), "batch": batch}
+    found = accuracy(PIXELS, ONE, {}, {}, SEVEN, truths, **options)
+    wanted = r2_score(truths, outputs, multioutput="variance_weighted")
+    assert found == pytest.approx(wanted, rel=1e-5) and found < 1
+    assert accuracy(PIXELS, ONE, {}, {}, SEVEN, outputs, **options) == 1
+    broken = {"pixels": Gate(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))}
+    assert np.isnan(accuracy(PIXELS, ONE, {}, broken, SEVEN, truths, **options))
+    with pytest.raises(ValueError, match="are all alike, and there is no R2"):
+        accuracy(PIXELS, ONE, {}, {}, SEVEN, np.ones((7, 3)), **options)
+    with pytest.raises(ValueError, match=r"targets have shape \(7, 2\); numbers are"):
+        accuracy(PIXELS, ONE, {}, {}, SEVEN, np.ones((7, 2)), **options)
+
+
+def test_other_targets_are_measured_by_what_of_them_is_right():
+    soft = np.array([[0.2, 0.5, 0.3]] * 7, np.float32)
+    always = Gate(np.zeros(3, np.float32), np.array([0, 1, 0], np.float32))
+    answers = functools.partial(accuracy, PIXELS, ONE, {}, {"pixels": always}, SEVEN)
+    assert answers(soft, targets=distributions_of(3), batch=3) == 1
+    assert answers(soft[:, [1, 0, 2]], targets=distributions_of(3), batch=3) == 0
+    # Of tokens padding is not counted, and a sequence counts as one, however long.
+    outputs = Model(
+        PIXELS.init,
+        lambda params, stats, images, **options: Output(
+            jnp.zeros((len(images), 4, 5)).at[:, :, 2].set(1.0), stats, {}
+        ),
+    )
+    tokens = np.array([[2, 2, -1, -1], [2, 0, 1, 2], [0, 1, -1, -1]])
+    found = accuracy(
+        outputs, ONE, {}, {}, SEVEN[:3], tokens, targets=sequences_of(4, 5), batch=2
+    )
+    assert found == pytest.approx((1 + 1 / 2 + 0) / 3)
 
 
 def test_gates_change_the_answer():

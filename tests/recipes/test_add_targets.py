@@ -1,5 +1,6 @@
 """Recipe: targets that are real numbers, and a network of several inputs."""
 
+import functools
 import json
 import re
 
@@ -11,6 +12,7 @@ from tiny_studies import tiny
 import kljax
 from kljax import cli
 from kljax.studies import store
+from kljax.studies.builder.run_setup import build_run_setup
 from kljax.studies.reports.axes import INPUT
 from kljax.studies.reports.contents import make_contents
 from kljax.studies.store.merging import merge_studies
@@ -161,6 +163,91 @@ def test_each_input_is_scored_by_its_own_kind(mine, leak):
     assert of_row["n"] == 4 and of_row["mse"] == pytest.approx(np.mean(rows))
     frame = kljax.read_rows(job.folder)
     assert len(frame) == len(job.rows)
+
+
+TRAIN = {"clients": 3, "batch": 4, "local_steps": 3, "public_examples": 0}
+PRICED = TRAIN | {
+    "data": "mine:prices",
+    "model": "mine:Network",
+    "loss": "squared_error",
+    "arms": ("none",),
+}
+
+
+def test_a_regression_is_trained_and_measured_by_its_r2(mine, tmp_path):
+    mine(PRICES)
+    config = kljax.TrainConfig(**PRICED, rounds=2, learning_rate=0.1)
+    result = kljax.train(config, tmp_path / "run")
+    assert result.summary["measure"] == "R2"
+    (found,) = result.summary["accuracy"]["none"]["own"]["values"]
+    test, server = result.setup.test, result.arms["none"].server
+    inputs, prices = test.fetch(np.arange(len(test)))
+    model = result.setup.task.models[False]
+    apply = functools.partial(model.apply, server.public.model, server.stats)
+    errors = np.sum((np.asarray(apply(inputs, train=False).logits) - prices) ** 2)
+    wanted = 1 - errors / np.sum((prices - prices.mean()) ** 2)
+    assert found == pytest.approx(wanted, rel=1e-3) and found < 1
+    rows = kljax.read_rows(tmp_path / "run")
+    assert rows["train_accuracy"].isna().all()
+    assert rows["test_accuracy"].iloc[-1] == pytest.approx(wanted, rel=1e-3)
+    assert "R2" in (tmp_path / "run" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"partition": "dirichlet=1"}, "deals examples out by class, .* take 'iid'"),
+        ({"loss": "cross_entropy"}, "'cross_entropy' does not fit"),
+        ({"roles": ("0:backdoor",)}, "is about images"),
+    ),
+)
+def test_a_training_without_classes_refuses_what_needs_them(mine, changes, message):
+    mine(PRICES)
+    config = kljax.TrainConfig(**PRICED | {"rounds": 1} | changes)
+    with pytest.raises(ValueError, match=message):
+        build_run_setup(config)
+
+
+def test_several_inputs_are_trained_on_and_their_client_is_attacked(mine, tmp_path):
+    mine(PRICES)
+    config = kljax.TrainConfig(
+        **TRAIN,
+        data="mine:both",
+        model="mine:Joined",
+        arms=("none",),
+        rounds=1,
+        keep_rounds=(1,),
+    )
+    result = kljax.train(config, tmp_path / "training")
+    assert "measure" not in result.summary
+    assert 0 <= result.summary["accuracy"]["none"]["own"]["mean"] <= 1
+    attack = kljax.LeakConfig(
+        from_run=str(tmp_path / "training"),
+        attack="dlg",
+        classifier="head",
+        round=1,
+        client=0,
+        victims=1,
+        steps=2,
+        optimiser="adam",
+        labels="given",
+        arms=("none",),
+        layout=SERIAL,
+    )
+    rows = kljax.score_rows(kljax.leak(attack))
+    attacked = [row for row in rows if row["arm"] == "none"]
+    assert [row["input"] for row in attacked] == ["image", "row"]
+
+
+def test_a_language_model_is_trained_and_measured_by_its_tokens():
+    small = {"data": "text-next-token", "model": "language-model", "tokens": 4}
+    config = kljax.TrainConfig(
+        **TRAIN | small, arms=("none",), rounds=1, examples=12, test_examples=20
+    )
+    result = kljax.train(config)
+    assert result.summary["measure"] == "token accuracy"
+    assert 0 <= result.summary["accuracy"]["none"]["own"]["mean"] <= 1
+    assert np.isfinite(result.rows[0]["train_accuracy"])
 
 
 SWEEP = """

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.core.registry import nearest
+from kljax.core.targets import TargetSpec
+from kljax.core.trees import map_columns
 from kljax.core.types import (
     Gate,
     Gates,
@@ -27,8 +29,8 @@ from kljax.federated.evaluation.correctness import (
     BATCH,
     Examples,
     checked,
-    count_right,
     in_batches,
+    measure,
 )
 from kljax.federated.evaluation.gate_tests import (
     LOCKED,
@@ -64,6 +66,7 @@ def evaluate(
     initial_lock_weights: LockWeights | None = None,
     mean_gates: Gates | None = None,
     loss: Loss = cross_entropy,
+    targets: TargetSpec | None = None,
     tests: Sequence[str] = tuple(TESTS),
     clients: Sequence[int] | None = None,
     draws: int = 3,
@@ -91,6 +94,8 @@ def evaluate(
         the gates of the constant private key 0.5 through `initial_lock_weights`.
         Whoever has those can give the same start to an arm without a lock.
       loss: for re-fitting.
+      targets: what the labels of examples are; None for classes. Of others it is not
+        accuracy that is computed, but what `TargetSpec.measure` names.
       tests: names out of `TESTS`; those without a meaning for this arm are left out.
       clients: whom to evaluate; None for `chosen_clients`. A defence without private
         parts makes all clients alike, and one is evaluated.
@@ -113,7 +118,7 @@ def evaluate(
     """
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws!r}")
-    batches = jax.device_put(in_batches(test, "test", batch))
+    batches = jax.device_put(in_batches(test, "test", batch, targets))
     unit = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dict(unit_gates))
     private_of, count = _by_client(privates)
     chosen = _checked_clients(clients, count)
@@ -155,7 +160,7 @@ def evaluate(
     facts["mean"] = mean_gates is not None
     outsider = Outsider(unit, mean_gates)
     if public_examples is not None:
-        public_examples = checked(public_examples, "public_examples")
+        public_examples = checked(public_examples, "public_examples", targets)
     apply = _applicable(tests, facts, public_examples)
 
     def value(one: GateTest, client: int, draw: int) -> float:
@@ -172,10 +177,10 @@ def evaluate(
                 *drawn,
                 rng=rng_fit,
                 loss=loss,
+                targets=targets,
                 steps=steps,
             )
-        right = count_right(model, public.model, norm, gates, *batches)
-        return int(right) / len(test.labels)
+        return measure(model, public.model, norm, gates, batches, targets)
 
     everyone = chosen if jax.tree.leaves(first) else chosen[:1]
     return {
@@ -270,7 +275,9 @@ def _check_shapes(defence, public, rng, private, initial_lock_weights) -> None:
 def _drawn(examples: Examples, count: int, rng: Rng) -> Examples:
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
     rows = generator.permutation(len(examples.labels))[:count]
-    return Examples(examples.inputs[rows], examples.labels[rows])
+    return Examples(
+        map_columns(lambda column: column[rows], examples.inputs), examples.labels[rows]
+    )
 
 
 def mean_and_std(values: list[float]) -> dict[str, float | list[float]]:

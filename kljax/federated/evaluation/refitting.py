@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kljax.core.targets import TargetSpec
 from kljax.core.types import Array, Gates, Loss, Model, Params, PyTree, Rng, Stats
 from kljax.federated.evaluation.correctness import Examples, checked
 from kljax.models.losses import cross_entropy
@@ -35,6 +36,7 @@ def refit(
     *,
     rng: Rng,
     loss: Loss = cross_entropy,
+    targets: TargetSpec | None = None,
     steps: int = REFIT_STEPS,
     step_size: float = REFIT_STEP_SIZE,
 ) -> Refitted:
@@ -58,6 +60,7 @@ def refit(
       labels: [N] integers in [0, Kc).
       rng: consumed by shuffling and by dropout.
       loss: of the client's training.
+      targets: what the labels are; None for classes, one per logit.
       steps: of Adam.
       step_size: Adam's first, in units of the gates.
 
@@ -72,27 +75,36 @@ def refit(
         raise ValueError("start_gates names no site: there is nothing to fit")
     if steps < 1:
         raise ValueError(f"steps must be >= 1, got {steps!r}")
-    images, labels = checked(Examples(images, labels), "refit")
+    images, labels = checked(Examples(images, labels), "refit", targets)
     # Planned on the host: a sort takes longer to compile than to do.
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
     per_epoch = max(1, len(labels) // REFIT_BATCH)
     plan = [_minibatches(generator, len(labels), n) for n in (steps, per_epoch)]
-    examples = Examples(images, labels.astype(np.int32))
+    encode = None if targets is None else targets.encode
     fit = _refit(
-        model, loss, step_size, params, stats, start_gates, examples, plan, rng
+        model,
+        loss,
+        encode,
+        step_size,
+        params,
+        stats,
+        start_gates,
+        Examples(images, labels),
+        plan,
+        rng,
     )
     return Refitted(*fit)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "loss"))
-def _refit(model, loss, step_size, params, stats, gates, examples, plan, rng):
+@functools.partial(jax.jit, static_argnames=("model", "loss", "encode"))
+def _refit(model, loss, encode, step_size, params, stats, gates, examples, plan, rng):
     fit_rows, stats_rows = plan
     rngs = jax.random.split(rng, len(fit_rows) + len(stats_rows))
     schedule = optax.cosine_decay_schedule(step_size, len(fit_rows))
     optimiser = optax.adam(schedule)
 
     def run(gates, stats, rows, rng):
-        images = examples.inputs[rows]
+        images = jax.tree.map(lambda column: column[rows], examples.inputs)
         return model.apply(params, stats, images, gates=gates, train=True, rngs=rng)
 
     def step(state, now):
@@ -101,8 +113,10 @@ def _refit(model, loss, step_size, params, stats, gates, examples, plan, rng):
 
         def objective(gates):
             logits = run(gates, stats, rows, rng).logits
-            targets = jax.nn.one_hot(examples.labels[rows], logits.shape[-1])
-            return loss(logits, targets)
+            labels = examples.labels[rows]
+            if encode is None:
+                return loss(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+            return loss(logits, encode(labels))
 
         updates, moments = optimiser.update(jax.grad(objective)(gates), moments)
         return (optax.apply_updates(gates, updates), moments), None

@@ -71,11 +71,12 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
     train, test, public = load_split(config)
-    _check_trainable(config, train)
     for option in ("normalise", "roles"):  # a trigger needs roles
         if getattr(config, option) != default(TrainConfig, option):
             _check_images(config, option, train)
-    labels = train.labels[np.arange(len(train))]
+    if config.roles:
+        train.target_spec.require_classes(f"roles={list(config.roles)}")
+    labels = _classes_to_deal(config, train)
     partition = data.partition(config.partition, labels, config.clients, config.seed)
     steps = max(local_steps(config, len(own)) for own in partition)
     task = build_task(config, train)
@@ -117,22 +118,22 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
     return setup
 
 
-def _check_trainable(config: TrainConfig, train: data.Dataset) -> None:
-    """Refuses what rounds of clients do not take.
+def _classes_to_deal(config: TrainConfig, train: data.Dataset) -> np.ndarray:
+    """Gives the class of each example, by which partitions deal.
 
     Raises:
-      ValueError: for targets that are no classes, which accuracy is measured on, and
-        several inputs.
+      ValueError: for a partition by classes where targets have none.
     """
-    train.target_spec.require_classes(
-        f"a training on dataset {config.data!r}, whose accuracy is measured (kljax."
-        "local_training takes others),"
-    )
-    if train.input_spec.parts:
+    labels, class_of = train.labels[np.arange(len(train))], train.target_spec.class_of
+    if class_of is not None:
+        return class_of(labels)
+    if config.partition != "iid":
         raise ValueError(
-            f"dataset {config.data!r} has several inputs, {', '.join(train.shape)}: a "
-            "training takes one (kljax.local_training takes several)"
+            f"partition {config.partition!r} deals examples out by class, and the "
+            f"targets of dataset {config.data!r} are {train.target_spec.kind}: take "
+            "'iid'"
         )
+    return np.zeros(len(labels), np.int32)
 
 
 def _find_aggregator(config: TrainConfig) -> Aggregator:
@@ -206,6 +207,8 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,
+        input_spec=setup.task.dataset.input_spec,
+        target_spec=setup.task.dataset.target_spec,
     )
 
 

@@ -85,7 +85,7 @@ def _read(folder: Path) -> Run:
     accuracy = {
         arm: tests[TEST]["mean"]
         for arm, tests in summary["accuracy"].items()
-        if TEST in tests
+        if TEST in tests and tests[TEST]["mean"] is not None
     }
     return Run(folder, summary["config"], accuracy)
 

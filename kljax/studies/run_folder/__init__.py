@@ -24,6 +24,7 @@ from kljax.studies.run_folder.summary import (
     Summary,
     Throughput,
     markdown,
+    measured,
     read_accuracy,
     read_summary,
     summarise,
@@ -53,4 +54,5 @@ __all__ = [
     "write_summary",
     "table",
     "markdown",
+    "measured",
 ]

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 from tabulate import tabulate
 
 from kljax.core.files import read_json, write_json, write_text
@@ -14,17 +15,26 @@ from kljax.studies import figures
 from kljax.studies.run_folder.configuration import SCHEMA_VERSION
 from kljax.studies.run_folder.rows import Row
 
+ACCURACY = "accuracy"
+MEASURES = {
+    ACCURACY: "Accuracy",
+    "token accuracy": "Token accuracy",
+    "R2": "R2 (the share of the targets' variance that is explained)",
+}
 # Lines of the table beside the tests.
 SUCCESS, FLOOR = "attack_success", "attack_success_floor"
 REMAKE = "remove it and run the training again: it is made anew from the checkpoints"
 
 
 class Accuracy(TypedDict):
-    """What one test of one arm says, as `kljax.evaluation.evaluate` writes it."""
+    """What one test of one arm says, as `kljax.evaluation.evaluate` writes it.
 
-    mean: float
+    Of a model that answers NaN there is no R2, which JSON has as null.
+    """
+
+    mean: float | None
     std: float | None
-    values: list[float]
+    values: list[float | None]
 
 
 class AttackSuccess(Accuracy):
@@ -47,6 +57,7 @@ class Summary(TypedDict):
     """What ``summary.json`` holds."""
 
     accuracy: dict[str, dict[str, Accuracy]]  # by arm and test
+    measure: NotRequired[str]
     attack_success: NotRequired[dict[str, AttackSuccess]]  # by arm, with attackers
     throughput: Throughput
     config: dict[str, Any]
@@ -76,6 +87,7 @@ def summarise(
     rows: list[Row],
     accuracy: dict[str, Any],
     attack_success: dict[str, Any] | None = None,
+    measure: str = ACCURACY,
 ) -> dict[str, Any]:
     """Summarises a finished run, as written to ``summary.json``.
 
@@ -84,6 +96,8 @@ def summarise(
       rows: of all arms.
       accuracy: by arm, what `kljax.evaluation.evaluate` says.
       attack_success: by arm, as `AttackSuccess`; None without attackers.
+      measure: what accuracies are, see `kljax.core.targets.TargetSpec.measure`; a
+        summary says it where it is no accuracy.
     """
     run_s = sum(row["run_s"] for row in rows)
 
@@ -94,6 +108,7 @@ def summarise(
     return {
         "schema_version": SCHEMA_VERSION,
         "accuracy": accuracy,
+        **({} if measure == ACCURACY else {"measure": measure}),
         **({} if attack_success is None else {"attack_success": attack_success}),
         "throughput": {
             "clients_per_s": per_second("clients"),
@@ -116,6 +131,11 @@ def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> Non
         os.replace(aside, folder / "curves.png")
     write_text(folder / "summary.md", markdown(summary))
     write_json(folder / "summary.json", summary)
+
+
+def measured(summary: dict[str, Any]) -> str:
+    """Names what the accuracies of a summary are, see `summarise`."""
+    return summary.get("measure", ACCURACY)
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -165,7 +185,7 @@ def _attackers(config: dict[str, Any]) -> str:
 
 
 def _cell(accuracy: dict[str, Any] | None) -> str:
-    if accuracy is None:
+    if accuracy is None or accuracy["mean"] is None or np.isnan(accuracy["mean"]):
         return "-"
     mean = f"{100 * accuracy['mean']:.1f}"
     several = len(accuracy["values"]) > 1
@@ -185,8 +205,9 @@ def markdown(summary: dict[str, Any]) -> str:
 {config["rounds"]} rounds, batch {config["batch"]}, seed {config["seed"]}, matmul
 precision `{config["precision"]}`.{_attackers(config)}
 
-Accuracy on test examples in %: mean ± sample standard deviation over clients and random
-draws, one number where there is only one. A test without a meaning for an arm is `-`.
+{MEASURES[measured(summary)]} on test examples in %:
+mean ± sample standard deviation over clients and random draws, one number where there
+is only one. A test without a meaning for an arm is `-`.
 
 {tabulate(lines, header, tablefmt="github", disable_numparse=True)}
 
