@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,15 +58,18 @@ def run_leak(job: Leak, console: Console) -> None:
     from kljax.parallel import compilation
     from kljax.studies import leak_report, leak_summary, leakage, scoring
     from kljax.studies.builder import from_run
+    from kljax.studies.builder.study import victim_data_of
     from kljax.studies.sweeps import program_of
 
     check_device(job.device, job.dry_run)
     folder = job.out or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     names = [f.name for f in dataclasses.fields(LeakConfig)]
     given = {name: getattr(job, name) for name in names}
-    config = from_run.settle(LeakConfig(**given | job.layout_of("victims")))
+    config = LeakConfig(**given | job.layout_of("victims"))
+    load = victim_data_of(config)
+    config = from_run.settle(config, load)
     if job.dry_run:
-        say_what_it_takes(config, job.device, console)
+        say_what_it_takes(config, job.device, console, load)
         return
     cache, program = compilation.use_cache(), program_of(config)
     last = compilation.seconds_of(program, cache)
@@ -74,6 +78,7 @@ def run_leak(job: Leak, console: Console) -> None:
             with LeakProgress(config, console, last) as progress:
                 result = leakage.leak(
                     config,
+                    load=load,
                     on_arm=progress.on_arm,
                     on_compile=progress.on_compile,
                     on_block=progress.on_block,
@@ -101,17 +106,21 @@ def run_leak(job: Leak, console: Console) -> None:
 
 
 def say_what_it_takes(
-    config: LeakConfig, device: Path | None, console: Console
+    config: LeakConfig,
+    device: Path | None,
+    console: Console,
+    load: Callable[[], Any],
 ) -> None:
     """Prints what the arms of a study would take, by the cost model."""
     from kljax.studies.builder.study import build_study
     from kljax.studies.devices import CALIBRATING, basis, this_device
     from kljax.studies.sweeps.estimate import predict_attack, settle_convolution
 
-    attacks = build_study(config).attacks  # refuses what does not fit
+    attacks = build_study(config, load=load).attacks  # refuses what does not fit
     known = this_device(device, lambda: say(console, CALIBRATING))
     if known.backend != jax.default_backend():
-        attacks = build_study(settle_convolution(config, known)).attacks
+        config_there = settle_convolution(config, known)
+        attacks = build_study(config_there, load=load).attacks
     layout, seconds, lines = config.layout, 0.0, []
     for attack in attacks:
         cost = predict_attack(config, attack, layout, known)

@@ -50,6 +50,7 @@ class LeakResult(NamedTuple):
 def leak(
     config: LeakConfig,
     *,
+    load: Callable[[], data.Dataset] | None = None,
     on_arm: Callable[[str], Any] = lambda name: None,
     on_compile: Callable[[Sequence[str]], Any] = lambda names: None,
     on_block: Callable[[int], Any] | None = None,
@@ -58,6 +59,8 @@ def leak(
 
     Args:
       config: the study.
+      load: gives its dataset, see `kljax.studies.builder.study.victim_data_of`; None
+        to load it here.
       on_arm: called with each arm's name before it begins.
       on_compile: called with the names of the arms that are waited for, before any
         begins and after each that is compiled.
@@ -67,7 +70,7 @@ def leak(
       ValueError: for anything in `config` that does not exist or does not fit,
         before anything is computed.
     """
-    study = build_study(config)
+    study = build_study(config, load=load)
     config, results = study.config, []
     check_layout(study)
     names = [attack.arm.name for attack in study.attacks]

@@ -274,7 +274,7 @@ def test_a_study_of_many_arms_compiles_each_once(monkeypatch):
     config = LeakConfig(layout=Layout("chunked", 2))
     task = SimpleNamespace(dataset=None)
     study = SimpleNamespace(config=config, attacks=attacks, task=task, victims=None)
-    monkeypatch.setattr(leakage, "build_study", lambda config: study)
+    monkeypatch.setattr(leakage, "build_study", lambda config, **options: study)
     monkeypatch.setattr(leakage, "check_layout", lambda study: None)
     result = leakage.leak(config)
     for factor, arm in enumerate(result.arms, 1):

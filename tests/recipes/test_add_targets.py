@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -136,9 +137,18 @@ def test_several_inputs_are_searched_together(mine, leak):
 
 
 def test_each_input_is_scored_by_its_own_kind(mine, leak):
-    mine(PRICES)
-    changes = {"steps": 2, "attack": "dlg", "examples": 2}
+    counted = """
+    made = []
+
+    def counted(shape):
+        made.append(shape)
+        return both(shape)
+"""
+    mine(PRICES + counted)
+    changes = {"steps": 2, "examples": 2, "data": "mine:counted"}
     job = leak(*(f"--{name}={value}" for name, value in (BOTH | changes).items()))
+    # However often the kind of input is asked for, the data are made once.
+    assert len(sys.modules["mine"].made) == 1
     kinds = {"image": "image", "row": "mine:ROWS"}
     assert {row["input"]: row["kind"] for row in job.rows} == kinds
     # Of each example first the primary input; what is of the upload is in both rows.

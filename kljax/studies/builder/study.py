@@ -11,9 +11,8 @@
    setting of the attack, and the function of one victim.
 
 What can be wrong is refused on the way, before anything is computed. A user's function
-that makes the dataset is called once. `kljax leak` settles its configuration before it
-builds, and calls the function once more where `init` is not said and only data say how
-weights are drawn.
+that makes the dataset is called once: who settles a configuration before it is built
+loads by `victim_data_of`, and hands it on.
 """
 
 import functools
@@ -127,7 +126,16 @@ class Study(NamedTuple):
     attacks: tuple[ArmAttack, ...] = ()
 
 
-def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
+def victim_data_of(config: LeakConfig) -> Callable[[], data.Dataset]:
+    """Gives what loads the dataset of a study without a run, once."""
+    return functools.cache(lambda: load_victim_data(config))
+
+
+def build_study(
+    config: LeakConfig,
+    compiled: Study | None = None,
+    load: Callable[[], data.Dataset] | None = None,
+) -> Study:
     """Builds all that a study names, and runs nothing.
 
     Args:
@@ -135,13 +143,12 @@ def build_study(config: LeakConfig, compiled: Study | None = None) -> Study:
       compiled: a study whose functions are taken, and with them their compilation. It
         differs in data alone: the seed, the number of victims, strengths, step sizes
         (`kljax.studies.sweeps.cell.signature`).
+      load: gives the dataset, see `victim_data_of`; None to load it here.
 
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
-    # A user's function is called once, here or to settle how weights are drawn.
-    named = config
-    load = functools.cache(lambda: load_victim_data(named))
+    load = load or victim_data_of(config)
     config = settle(config, (lambda: compiled.task.dataset) if compiled else load)
     preset = find_preset(config.attack)
     generator = require_generator(config, preset)
