@@ -2,10 +2,11 @@
 
 A search knows one part of its candidate as the secret, and nothing of what it is. A
 defence brings its strategies along (`kljax.threat.SecretStrategy`). Those here are
-about the key-lock, whose gates the attacker cannot see: one factory per strategy of
-`kljax.threat.KEYLOCK_STRATEGIES`. Each takes the `Setting` and gives the unknown part
-of the candidate and the function that makes gates of it. None touches more of the view
-than its strategy needs.
+about the key-lock, whose gates the attacker cannot see, and about the noise of a
+variational bottleneck: one factory per strategy of `kljax.threat.KEYLOCK_STRATEGIES`
+and `kljax.threat.BOTTLENECK_STRATEGIES`. Each takes the `Setting` and gives the unknown
+part of the candidate and the function that makes gates of it. None touches more of the
+view than its strategy needs.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,13 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Unknown
 from kljax.attacks.closed_form import (
+    bottleneck_noise,
     missing_paths,
     patch_peeling,
     peeling,
     private_key_from_lock_grads,
 )
+from kljax.attacks.closed_form.refusals import refuse_batches
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
@@ -220,6 +223,38 @@ def _draw_gates(setting: Setting, rng: Rng) -> Gates:
     return jax.lax.map(setting.defence.draw_gates, rngs)
 
 
+def random_noise(setting: Setting) -> Secret:
+    """Draws for itself what a client draws in its step, and keeps it."""
+    draw = _draw_of_step(setting)
+    return _fix_private(setting, lambda rng, view: draw(rng))
+
+
+def regress_noise(setting: Setting) -> Secret:
+    """Optimises what a client draws in its step with the image, from an own draw."""
+    draw = _draw_of_step(setting)
+    unknown = Unknown(
+        start=lambda rng, view: (draw(rng), ()),
+        decode=lambda free, fixed: free,
+    )
+    return Secret(unknown, setting.defence.gates)
+
+
+def read_noise(setting: Setting) -> Secret:
+    """Reads the noise of a dense bottleneck off its gradients, in closed form."""
+    refuse_batches(setting, "secret strategy 'read_noise'")
+    return _fix_private(setting, lambda rng, view: Private(bottleneck_noise(view)))
+
+
+def _draw_of_step(setting: Setting) -> Callable[[Rng], Private]:
+    draw = setting.defence.draw_private
+    if draw is None:
+        raise ValueError(
+            f"secret strategy {setting.threat.strategy.secret!r} is about what a "
+            "client draws in its step, and this defence draws nothing there"
+        )
+    return draw
+
+
 SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "unit": unit,
     "known": known,
@@ -229,6 +264,11 @@ SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "regress_private_key": regress_private_key,
     "regress_gates": regress_gates,
     "peel": peel,
+    "mean": unit,
+    "random_noise": random_noise,
+    "regress_noise": regress_noise,
+    "read_noise": read_noise,
+    "omit": unit,
 }
 
 

@@ -12,7 +12,17 @@ import optax
 from kljax.core.generator import Generator
 from kljax.core.inputs import InputSpec
 from kljax.core.targets import TargetSpec
-from kljax.core.types import Array, Gates, Loss, Model, Path, Public, PyTree, Rng
+from kljax.core.types import (
+    Array,
+    Gates,
+    Loss,
+    Model,
+    Path,
+    Private,
+    Public,
+    PyTree,
+    Rng,
+)
 from kljax.models.chain import Layer
 from kljax.threat import ThreatModel, as_sent
 
@@ -102,6 +112,8 @@ class AssumedDefence(NamedTuple):
       sites: (path, channels) of every gated layer, in chain order.
       draw_gates: ``rng -> gates`` of somebody who has just initialised the same lock
         and drawn a private key: what everybody can simulate. None where there is none.
+      draw_private: ``rng -> Private``, what a client with as many examples draws anew
+        in each step, as everybody can simulate; None where it draws nothing.
       log_prob: ``(seen, simulated) -> []``, the log-density of what is uploaded, given
         what simulation makes of the client's gradient or change; None where there is
         none.
@@ -115,6 +127,7 @@ class AssumedDefence(NamedTuple):
     simulate_update: Callable[..., Any] = as_sent
     sites: tuple[tuple[Path, int], ...] = ()
     draw_gates: Callable[[Rng], Gates] | None = None
+    draw_private: Callable[[Rng], Private] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
     simulate_inputs: Callable[..., tuple[Array, Array]] | None = None
 

@@ -35,7 +35,12 @@ class Gate(NamedTuple):
     shift: Array  # [C]
 
 
-Gates: TypeAlias = Mapping[Path, Gate]  # {} = no gates
+# A module that a defence puts into a network: ``value -> (what takes its place, of the
+# same shape, what it adds to the client's loss [])``. A pytree, by
+# `jax.tree_util.Partial`, so that its arrays can be data.
+InsertedModule: TypeAlias = Callable[[Array], tuple[Array, Array]]
+# Of a layer's output by its path, of its input by "path:input"; {} = no gates
+Gates: TypeAlias = Mapping[Path, Gate | InsertedModule]
 
 
 class Output(NamedTuple):
@@ -44,6 +49,7 @@ class Output(NamedTuple):
     logits: Array  # [B, Kc], or outputs of the shape of other targets
     stats: Stats  # the norm statistics after this pass
     taps: dict[str, Array]  # the values asked for, by the name they were asked by
+    added_loss: Array | float = 0.0  # [] what inserted modules add to the loss
 
 
 class Model(NamedTuple):
@@ -53,8 +59,9 @@ class Model(NamedTuple):
       init: ``rng -> (params, stats)``.
       apply: ``(params, stats, images, *, gates={}, taps=(), train, rngs=None) ->
         Output``. ``gates`` maps the path of a layer to the `Gate` put on its output,
-        ``taps`` names the values to return (``"path"`` for a layer's output,
-        ``"path:input"`` for its input), ``train`` chooses batch statistics over
+        or to an `InsertedModule`; ``taps`` names the values to return (``"path"`` for
+        a layer's output, ``"path:input"`` for its input; a gate by such a name acts on
+        that value, before it is tapped), ``train`` chooses batch statistics over
         running ones and switches dropout on, ``rngs`` is one `Rng` for all random
         streams, or maps a stream's name (``"default"``, ``"dropout"``) to its own.
     """

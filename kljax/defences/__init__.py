@@ -1,6 +1,7 @@
 """Defences: what a client does to keep its data to itself."""
 
 from kljax.defences.clipping import example_clipping, norm_clipping
+from kljax.defences.cvb import convolutional_bottleneck
 from kljax.defences.defence import (
     SEND_ALL,
     Context,
@@ -11,6 +12,7 @@ from kljax.defences.defence import (
     at_update,
     chain,
     everything,
+    inserts_modules,
     is_concrete,
     none,
     step_transform,
@@ -21,6 +23,7 @@ from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
 from kljax.defences.orthogonal import censor
+from kljax.defences.precode import dense_bottleneck
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.quantisation import quantise, quantise_mixed
 from kljax.defences.selective import selective_encryption
@@ -53,6 +56,9 @@ __all__ = [
     "censor",
     "obscure_inputs",
     "selective_encryption",
+    "dense_bottleneck",
+    "convolutional_bottleneck",
+    "inserts_modules",
     "chain",
     "at_update",
     "step_transform",

@@ -7,8 +7,8 @@ from kljax.core.registry import nearest
 from kljax.defences.catalogue import Kind
 
 
-def read_options(name: str, kind: Kind, written: str) -> list[float]:
-    """Reads the numbers of a defence, in the order of its options.
+def read_options(name: str, kind: Kind, written: str) -> dict[str, float | str]:
+    """Reads the options of a defence, in their order.
 
     Raises:
       ValueError: for an option that the defence has not, one that is written twice or
@@ -18,7 +18,7 @@ def read_options(name: str, kind: Kind, written: str) -> list[float]:
     if written and not names:
         raise ValueError(f"{name} has no options, drop '={written}'")
     there = f"its options are {', '.join(names)}"
-    found: dict[str, float] = {}
+    found: dict[str, float | str] = {}
     for place, item in enumerate(written.split(",") if written else ()):
         option, equals, number = item.rpartition("=")
         if equals and option not in names:
@@ -36,14 +36,21 @@ def read_options(name: str, kind: Kind, written: str) -> list[float]:
             option = names[place]
         if option in found:
             raise ValueError(f"option {option} of {name} is written twice")
-        found[option] = _number(name, option, number)
+        word = isinstance(kind.options[option], str)
+        found[option] = (_word if word else _number)(name, option, number)
     missing = [n for n in names if n not in found and kind.options[n] is None]
     if missing:
         raise ValueError(
             f"option {missing[0]} of {name} has no default: write {name}="
             f"{','.join(f'{n}=NUMBER' for n in missing)}"
         )
-    return [found.get(n, kind.options[n]) for n in names]
+    return {n: found.get(n, kind.options[n]) for n in names}
+
+
+def _word(name: str, option: str, written: str) -> str:
+    if not written:
+        raise ValueError(f"option {option} of {name} must be a word, got nothing")
+    return written
 
 
 def _number(name: str, option: str, written: str) -> float:

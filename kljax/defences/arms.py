@@ -15,6 +15,7 @@ as ``keylock+gaussian-noise@update=0.01``, it acts once, on the whole change tha
 client uploads after its local steps. Both mean the same in every job.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -42,6 +43,7 @@ __all__ = [
     "parse_arm",
     "parse_training_arm",
     "read_strategies",
+    "skeleton_of",
     "split_combination",
     "unplaced_sites",
 ]
@@ -66,10 +68,11 @@ class Arm(NamedTuple):
       gated: whether the defence gates the sites; with `norm` and without gates, an
         arm is a control of the norm alone.
       defence: the client's defence.
-      options: the numbers of its parts, in order.
+      options: the numbers of its parts that are data, in order.
       make: ``options -> Defence``, the same defence at other numbers, which may be
         traced: one compilation serves them all.
-      skeleton: the name without numbers; arms of one skeleton differ in data alone.
+      skeleton: the name without numbers that are data, and with all others, as
+        ``NAME[OPTION=VALUE]``; arms of one skeleton differ in data alone.
       secret_strategy: what the attacker does about what is hidden; None where there is
         no attacker.
       release_strategy: out of `RELEASE_STRATEGIES`; None the same.
@@ -230,10 +233,12 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
         except ValueError as error:
             raise ValueError(f"{error} (in arm {text!r})") from error
         try:
-            options += read_options(name, kind, written)
+            found = read_options(name, kind, written)
         except ValueError as error:
             raise ValueError(f"arm {text!r}: {error}") from error
-        names.append(named)
+        names.append(named + _fixed_words(kind, found))
+        kind = _with_fixed(kind, found)
+        options += [found[name] for name in kind.options]
         if at:
             kind = kind._replace(make=_at_update(text, named, kind.make))
         kinds.append(kind)
@@ -251,6 +256,42 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
         return defences.chain(*members) if len(members) > 1 else members[0]
 
     return _Plan(kinds[0], tuple(options), make, "+".join(names))
+
+
+def _with_fixed(kind: Kind, found: Mapping[str, float | str]) -> Kind:
+    """Makes the defence whose options are data alone."""
+    fixed = {name: found[name] for name in kind.fixed}
+    left = {name: kind.options[name] for name in kind.options if name not in fixed}
+    if not fixed:
+        return kind
+    return kind._replace(make=functools.partial(kind.make, **fixed), options=left)
+
+
+def _fixed_words(kind: Kind, found: Mapping[str, float | str]) -> str:
+    if not kind.fixed:
+        return ""
+    values = (found[name] for name in kind.fixed)
+    words = (value if isinstance(value, str) else f"{value:g}" for value in values)
+    pairs = zip(kind.fixed, words, strict=True)
+    return f"[{','.join(f'{name}={word}' for name, word in pairs)}]"
+
+
+def skeleton_of(combination: str) -> str:
+    """Writes DEFENCE[=OPTIONS][+TRANSFORM...] as `Arm.skeleton` has it.
+
+    A user's defence that is not there, or has not these options, stands by its name.
+    """
+    names = []
+    for part in split_combination(combination):
+        named, _, written = part.partition("=")
+        name = named.partition("@")[0]
+        try:
+            kind = find_kind(name)
+            named += _fixed_words(kind, read_options(name, kind, written))
+        except Exception:  # whatever a user's module raises
+            pass
+        names.append(named)
+    return "+".join(names)
 
 
 def _arm(

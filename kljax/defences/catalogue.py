@@ -18,11 +18,23 @@ from kljax.defences.selective import SCORES
 
 
 class Sites(NamedTuple):
-    """Where a lock of this study sits."""
+    """Where defences of this study sit in its network.
+
+    Attributes:
+      paths, widths: of the layers that a lock gates, and their channels.
+      lock: on them.
+      classifier: path of the last layer.
+      value_shape, layers_behind: ``name -> shape`` of a value, and ``name -> paths`` of
+        the layers that are fed by it, see `kljax.models.value_shape`. Where no network
+        is, no shape is right.
+    """
 
     paths: tuple[Path, ...]
     widths: tuple[int, ...]
     lock: KeyLock
+    classifier: Path = "classifier"
+    value_shape: Callable[[str], tuple[int, ...]] = lambda name: (1, 1, 1)
+    layers_behind: Callable[[str], tuple[Path, ...]] = lambda name: ()
 
 
 class Kind(NamedTuple):
@@ -33,7 +45,10 @@ class Kind(NamedTuple):
         compiled study they are data, which Python cannot look at
         (`kljax.defences.is_concrete`).
       options: the value of each option if none is written, in the order in which they
-        are written; None where one has to be.
+        are written; None where one has to be. An option whose value is a word takes
+        words.
+      fixed: the options that are part of the program, and no data: words, and numbers
+        that shapes depend on.
       norm, gated: see `kljax.defences.arms.Arm`.
       why_not_adaptive: why there is nothing more to do for an attacker who knows the
         defence, where it has no `simulate`, `log_prob`, `strategies` or
@@ -41,7 +56,8 @@ class Kind(NamedTuple):
     """
 
     make: Callable[..., Defence]
-    options: Mapping[str, float | None] = {}
+    options: Mapping[str, float | str | None] = {}
+    fixed: tuple[str, ...] = ()
     norm: bool = False
     gated: bool = False
     why_not_adaptive: str | None = None
@@ -64,6 +80,23 @@ def _mixed(redrawn: bool) -> Kind:
 NO_DEFENCE = "there is no defence to know"
 PUBLIC_GATES = "its gates are public parameters, which every attacker applies"
 PUBLIC_MASK = "every attack compares what can be read alone, and the mask is public"
+CLASSIFIER = "classifier"  # in an arm: the study's classifier, whatever its path
+
+
+def _in_front(make: Callable[..., Defence], layer: str, **options: float) -> Kind:
+    """Makes the row of a defence that puts a module in front of a layer.
+
+    In an arm, a layer's path has points in place of slashes.
+    """
+
+    def made(sites: Sites, *, layer: str, **numbers) -> Defence:
+        path = sites.classifier if layer == CLASSIFIER else layer.replace(".", "/")
+        name = f"{path}:input"
+        behind = functools.partial(sites.layers_behind, name)
+        return make(path, sites.value_shape(name), behind=behind, **numbers)
+
+    return Kind(made, {**options, "layer": layer}, fixed=("size", "layer"))
+
 
 KINDS: dict[str, Kind] = {
     "none": _without_sites(defences.none)._replace(why_not_adaptive=NO_DEFENCE),
@@ -130,6 +163,10 @@ KINDS: dict[str, Kind] = {
     "adadefense": _without_sites(
         defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=1e-8
     ),
+    # The paper's size and weight.
+    "precode": _in_front(defences.dense_bottleneck, CLASSIFIER, size=256.0, beta=1e-3),
+    # In LeNet what comes after the first activation. Size 0 is half of the channels.
+    "cvb": _in_front(defences.convolutional_bottleneck, "conv2", size=0.0, beta=1e-3),
     **{
         f"selective-{score}": _without_sites(
             functools.partial(defences.selective_encryption, score=score), share=0.1

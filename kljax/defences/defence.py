@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.core.types import Array, Gates, Params, Private, Public, PyTree, Rng, Stats
+from kljax.core.types import (
+    Array,
+    Gate,
+    Gates,
+    Params,
+    Private,
+    Public,
+    PyTree,
+    Rng,
+    Stats,
+)
 from kljax.threat import SecretStrategy, as_sent
 
 
@@ -100,6 +110,12 @@ def no_parts(rng: Rng, params: Params) -> tuple[PyTree, Private]:
     return (), Private()
 
 
+def keep_private(rng: Rng, private: Private, count: int) -> Private:
+    """Draws nothing anew."""
+    del rng, count
+    return private
+
+
 def no_gates(public: PyTree, private: Private) -> Gates:
     """Leaves the forward pass alone."""
     del public, private
@@ -126,6 +142,11 @@ class Defence(NamedTuple):
         given, or nobody simulates them.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
+        A gate may be a `kljax.core.types.InsertedModule` as well, whose parameters are
+        public, and which may add to the client's loss.
+      draw_private: ``(rng, Private, B) -> Private``: what is drawn anew in each step,
+        for its B examples, before its gradient. Of an array in ``secret`` every example
+        has a row. It is forgotten after the step.
       strategies: what an attacker may do about what is hidden; an arm of the defence
         names one of them. Empty where nothing is hidden.
       per_example: ``grads -> grads`` of one example alone, before the mean over the
@@ -143,6 +164,7 @@ class Defence(NamedTuple):
     inputs: Callable[[Rng, Context], tuple[Array, Array]] = as_given
     simulate_inputs: Callable[[Rng, Context], tuple[Array, Array]] | None = None
     gates: Callable[[PyTree, Private], Gates] = no_gates
+    draw_private: Callable[[Rng, Private, int], Private] = keep_private
     strategies: tuple[SecretStrategy, ...] = ()
     per_example: Callable[[Public], Public] | None = None
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
@@ -159,6 +181,18 @@ class Defence(NamedTuple):
 def is_concrete(number: float | Array) -> bool:
     """Tells whether Python can look at a number; at data of `jax.jit` it cannot."""
     return not isinstance(number, jax.core.Tracer)
+
+
+def inserts_modules(defence: Defence, params: Params) -> bool:
+    """Tells whether a defence puts more than gates into a network.
+
+    Args:
+      defence: any.
+      params: of the network, or their shapes.
+    """
+    parts = jax.eval_shape(defence.init, jax.random.key(0), params)
+    gates = jax.eval_shape(defence.gates, *parts)
+    return not all(isinstance(gate, Gate) for gate in gates.values())
 
 
 def none() -> Defence:
@@ -223,7 +257,8 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
       ValueError: if one of `transforms` has parts or gates of its own; put it first.
     """
     for i, transform in enumerate(transforms, start=1):
-        if transform.init is not no_parts or transform.gates is not no_gates:
+        own = transform.init, transform.gates, transform.draw_private
+        if own != (no_parts, no_gates, keep_private):
             raise ValueError(
                 f"defence {i} of the chain has gates or parts of its own: only the "
                 "first of a chain may change the forward pass, or hide anything"

@@ -20,6 +20,7 @@ from kljax.models.resnet import (
     resnet34,
 )
 from kljax.models.transformer import Transformer
+from kljax.models.values import layers_behind, value_shape
 from kljax.models.vgg import VGG
 from kljax.models.vit import VisionTransformer
 
@@ -28,6 +29,8 @@ __all__ = [
     "from_linen",
     "site_widths",
     "feeding_layers",
+    "value_shape",
+    "layers_behind",
     "normalised",
     "redrawn",
     "ChannelStatistics",

@@ -1,9 +1,10 @@
 """Gates and taps at apply time: nothing else touches the structure of a network.
 
 A user's network is never edited. For the length of one forward pass a *copy* of it is
-changed: modules named by a path get a `Gate` on their output or a tap on their values,
-and every `nnx.Conv` convolves by the fast formulation. The copy is thrown away after
-the pass, so parameters, statistics and their trees stay those of the plain network.
+changed: modules named by a path get a `Gate` or an inserted module on their output or
+input, or a tap on these values, and every `nnx.Conv` convolves by the fast formulation.
+The copy is thrown away after the pass, so parameters, statistics and their trees stay
+those of the plain network.
 
 A gate or tap changes an instance's class to a subclass whose ``__call__`` does the
 extra work. Unlike a wrapper module this keeps every path and every attribute of the
@@ -23,11 +24,13 @@ from flax.errors import FlaxError
 from jax import lax
 
 from kljax.core.trees import map_columns
-from kljax.core.types import Array, Gate, Gates, Path, PyTree
+from kljax.core.types import Array, Gate, Gates, InsertedModule, Path, PyTree
 from kljax.models.convolution import Convolution
 
 WATCH = "_kljax_watch"  # attribute by which a gated or tapped module finds its watch
 TAP = "_kljax_tap"
+INPUT = ":input"  # after a path: the layer's first argument in place of its output
+ADDED = ":added loss"  # after the name of a value: what its inserted module adds
 # What raises errors that name a site.
 OWN = ("kljax.models.gating", "kljax.models.linen", "kljax.models.calling")
 # What code that is not ours raises when it is called in a way it was not made for.
@@ -106,11 +109,16 @@ class _Watch:
 
     def __init__(self, path: Path, module: nnx.Module):
         self.path = path
-        self.gate: Gate | None = None
-        self.input = self.output = False  # which values to tap
+        self.gates: dict[str, Gate | InsertedModule] = {}  # by name of the value
+        self.taps: set[str] = set()  # names of the values to tap
         self.shapes = _leaf_shapes(module)
         self.module = module
         self.calls = 0
+
+    @property
+    def reads_input(self) -> bool:
+        """Tells whether what the module is fed is changed, or tapped."""
+        return self.path + INPUT in self.taps | self.gates.keys()
 
     def check_call(self, module: nnx.Module) -> None:
         # Inside nnx.scan or nnx.vmap the module is rebuilt from slices of its
@@ -162,6 +170,49 @@ def gated(path: Path, gate: Gate, output: Any) -> Array:
     return scale * output + shift
 
 
+def changed(
+    name: str, gate: Gate | InsertedModule, value: Any
+) -> tuple[Array, dict[str, Array]]:
+    """Puts a gate, or an inserted module, on the value of that name.
+
+    Returns:
+      The value in its place, and what is added to the loss, by ``name + ADDED``; a
+      `Gate` adds nothing.
+
+    Raises:
+      TypeError: as `gated`.
+      ValueError: as `gated`, and for a module that gives another shape, or adds no
+        scalar.
+    """
+    if isinstance(gate, Gate):
+        return gated(name, gate, value), {}
+    if not isinstance(value, jax.Array):
+        raise TypeError(
+            f"the value at {name!r} is {type(value).__name__}, an inserted module "
+            "needs one array; put it at a layer inside"
+        )
+    given, added = gate(value)
+    shapes = jnp.shape(given), jnp.shape(added)
+    if shapes != (value.shape, ()):
+        raise ValueError(
+            f"the module inserted at {name!r} gives shape {shapes[0]} and a loss of "
+            f"shape {shapes[1]}: expected {value.shape}, as it is fed, and a scalar"
+        )
+    return given, {name + ADDED: jnp.asarray(added)}
+
+
+def with_input(args: tuple, kwargs: dict, value: Any) -> tuple[tuple, dict]:
+    """Puts another value in the place of a call's first argument."""
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): value}
+
+
+def sum_added(values: dict[str, Array]) -> Array | float:
+    """Adds up what inserted modules add to the loss, of all values by name."""
+    return sum((x for name, x in values.items() if name.endswith(ADDED)), 0.0)
+
+
 def _leaf_shapes(module: nnx.Module) -> tuple[tuple[int, ...], ...]:
     state = nnx.state(module, nnx.Not(nnx.Intermediate))
     return tuple(tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(state))
@@ -174,15 +225,22 @@ def _gated_class(cls: type[nnx.Module]) -> type[nnx.Module]:
     def __call__(self, *args, **kwargs):
         watch = getattr(self, WATCH)
         watch.check_call(self)
+        taps: dict[str, Array] = {}
+
+        def visit(name: str, value: Any) -> Any:
+            if name in watch.gates:
+                value, added = changed(name, watch.gates[name], value)
+                taps.update(added)
+            if name in watch.taps:
+                taps[name] = value
+            return value
+
+        if watch.reads_input:
+            first = visit(watch.path + INPUT, [*args, *kwargs.values()][0])
+            args, kwargs = with_input(args, kwargs, first)
         output = super(subclass, self).__call__(*args, **kwargs)
-        if watch.gate is not None:
-            output = gated(watch.path, watch.gate, output)
+        output = visit(watch.path, output)
         # nnx.Intermediate carries values out of nnx.remat and nnx.jit, too.
-        taps = {}
-        if watch.input:
-            taps[f"{watch.path}:input"] = [*args, *kwargs.values()][0]
-        if watch.output:
-            taps[watch.path] = output
         if taps:
             setattr(self, TAP, nnx.Intermediate(taps))
         return output
@@ -201,14 +259,16 @@ def apply_gates_and_taps(
 
     Args:
       network: a copy that nobody else uses.
-      gates: site -> `Gate`, applied to the output of the module at that path.
-      taps: ``"path"`` for a module's output (after its gate), ``"path:input"`` for
-        its first argument.
+      gates: name -> `Gate` or inserted module, applied to the value of that name, as
+        ``taps`` has them.
+      taps: ``"path"`` for a module's output, ``"path:input"`` for its first argument;
+        both after their gate.
       convolution: put into every `nnx.Conv` that still uses `lax`'s own.
 
     Returns:
       A function to call after the pass: checks that every site was reached and
-      returns the tapped values by name.
+      returns the tapped values by name, and what inserted modules add to the loss by
+      name + `ADDED`.
 
     Raises:
       ValueError: for an unknown path (the real ones are listed), a site inside
@@ -222,17 +282,15 @@ def apply_gates_and_taps(
             module.conv_general_dilated = convolution
     watches: dict[Path, _Watch] = {}
     for name in (*gates, *taps):
-        path = name.removesuffix(":input")
+        path = name.removesuffix(INPUT)
         if path not in modules:
             raise ValueError(unknown_path(path, modules))
         watches.setdefault(path, _Watch(path, modules[path]))
     refuse_nested(list(gates))
-    for path, gate in gates.items():
-        watches[path].gate = gate
+    for name, gate in gates.items():
+        watches[name.removesuffix(INPUT)].gates[name] = gate
     for name in taps:
-        watch = watches[name.removesuffix(":input")]
-        watch.input |= name.endswith(":input")
-        watch.output |= not name.endswith(":input")
+        watches[name.removesuffix(INPUT)].taps.add(name)
     for path, watch in watches.items():
         modules[path].__class__ = _gated_class(type(modules[path]))
         setattr(modules[path], WATCH, watch)
@@ -248,7 +306,9 @@ def apply_gates_and_taps(
         for path in watches:
             if hasattr(modules[path], TAP):
                 values |= getattr(modules[path], TAP).get_value()
-        return {name: values[name] for name in taps}
+        wanted = {name: values[name] for name in taps}
+        added = {name: x for name, x in values.items() if name.endswith(ADDED)}
+        return wanted | added
 
     return collect
 
@@ -262,7 +322,8 @@ def unknown_path(path: Path, modules: Iterable[Path]) -> str:
 
 
 def refuse_nested(sites: list[Path]) -> None:
-    """Raises for a site inside another."""
+    """Raises for a site inside another; those of values of one layer are none."""
+    sites = [site.removesuffix(INPUT) for site in sites]
     for inner in sites:
         for outer in sites:
             if inner.startswith(outer + "/"):

@@ -17,7 +17,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kljax.core.inputs import InputSpec, zeros_of
 from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Stats
 from kljax.models.calling import Call, check_output, find_call
-from kljax.models.gating import gated, layers_named, refuse_nested, unknown_path
+from kljax.models.gating import (
+    INPUT,
+    changed,
+    layers_named,
+    refuse_nested,
+    sum_added,
+    unknown_path,
+    with_input,
+)
 
 # Numbers the passes: tapped values travel in a collection, so that they come out of
 # nn.remat, and a pass has a collection of its own, because nn.jit caches by the names
@@ -103,7 +111,7 @@ def from_linen(
                     f"{sorted(tree.keys() - shapes[name].keys())}"
                 )
         gates = gates or {}
-        sites = {name.removesuffix(":input") for name in (*gates, *taps)}
+        sites = {name.removesuffix(INPUT) for name in (*gates, *taps)}
         for path in sites - called:
             raise ValueError(unknown_path(path, called))
         refuse_nested(list(gates))
@@ -111,15 +119,26 @@ def from_linen(
         collection = f"kljax_taps_{next(_passes)}"
 
         def gate_and_tap(next_call, args, kwargs, context):
-            output = next_call(*args, **kwargs)
             path = "/".join(context.module.path)
             if path not in sites or context.method_name != "__call__":
-                return output
+                return next_call(*args, **kwargs)
+            values: dict[str, Array] = {}
+
+            def visit(name: str, value: Any) -> Any:
+                if name in gates:
+                    value, added = changed(name, gates[name], value)
+                    values.update(added)
+                if name in taps:
+                    values[name] = value
+                return value
+
+            if path + INPUT in {*gates, *taps}:
+                first = visit(path + INPUT, [*args, *kwargs.values()][0])
+                args, kwargs = with_input(args, kwargs, first)
+            output = next_call(*args, **kwargs)
             _check_call(path, context.module, params, reached)
-            if path in gates:
-                output = gated(path, gates[path], output)
-            values = {f"{path}:input": [*args, *kwargs.values()][0], path: output}
-            for name in values.keys() & set(taps):
+            output = visit(path, output)
+            for name in values:
                 if not context.module.sow(collection, name, values[name]):
                     raise ValueError(
                         f"the tap {name!r} cannot leave the transformation that it is "
@@ -128,7 +147,7 @@ def from_linen(
             return output
 
         with nn.intercept_methods(gate_and_tap), layers_named(kind, images, _path_of):
-            logits, changed = module.apply(
+            logits, variables_after = module.apply(
                 {name: unflatten_dict(tree, sep="/") for name, tree in given.items()},
                 images,
                 train,
@@ -141,10 +160,11 @@ def from_linen(
             raise ValueError(
                 f"sites {sorted(sites - set(reached))} were never called in this pass"
             )
-        tapped = flatten_dict(changed.get(collection, {}))
-        tapped_values = {parts[-1]: values[0] for parts, values in tapped.items()}
-        new_stats = flatten_dict(changed.get("batch_stats", {}), sep="/")
-        return Output(logits, new_stats, {name: tapped_values[name] for name in taps})
+        tapped = flatten_dict(variables_after.get(collection, {}))
+        found = {parts[-1]: values[0] for parts, values in tapped.items()}
+        new_stats = flatten_dict(variables_after.get("batch_stats", {}), sep="/")
+        wanted = {name: found[name] for name in taps}
+        return Output(logits, new_stats, wanted, sum_added(found))
 
     return Model(init, apply)
 

@@ -25,6 +25,7 @@ from kljax.models.gating import (
     hold_arrays,
     layers_named,
     module_paths,
+    sum_added,
 )
 
 GROUPS = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)  # how a network is split
@@ -123,8 +124,10 @@ def from_nnx(
         with layers_named(kind.__name__, images, lambda it: paths.get(id(it))):
             logits = call(net, images, train)
         check_output(kind.__name__, images, logits)
-        tapped = collect()
-        return Output(logits, _flat(nnx.state(net, nnx.BatchStat)), tapped)
+        found = collect()
+        tapped = {name: found[name] for name in taps}
+        stats = _flat(nnx.state(net, nnx.BatchStat))
+        return Output(logits, stats, tapped, sum_added(found))
 
     return Model(init, apply)
 

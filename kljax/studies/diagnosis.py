@@ -20,7 +20,7 @@ from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array, Params, PyTree
+from kljax.core.types import Array, Gate, Params, PyTree
 from kljax.metrics.outcomes import RESOLUTION
 from kljax.threat import Update, View, as_sent, observe
 
@@ -64,7 +64,8 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
       view: what the attack was shown of it.
     """
     gates = setting.defence.gates(update.public.defence, update.private)
-    live = sum((jnp.sum(gate.scale != 0) for gate in gates.values()), jnp.array(0))
+    scales = [gate.scale for gate in gates.values() if isinstance(gate, Gate)]
+    live = sum((jnp.sum(scale != 0) for scale in scales), jnp.array(0))
     error, holds = feature_error(setting, update), label_rule_holds(setting, view)
     readable = visible_share(update)
     if preset.objective is None:

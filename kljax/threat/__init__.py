@@ -15,9 +15,15 @@ from kljax.threat.knowledge import (
     least_knowledge,
 )
 from kljax.threat.observation import LocalSteps, Update, View, as_sent, observe
-from kljax.threat.secrets import KEYLOCK_STRATEGIES, NOTHING_HIDDEN, SecretStrategy
+from kljax.threat.secrets import (
+    BOTTLENECK_STRATEGIES,
+    KEYLOCK_STRATEGIES,
+    NOTHING_HIDDEN,
+    SecretStrategy,
+)
 
 __all__ = [
+    "BOTTLENECK_STRATEGIES",
     "KEYLOCK_STRATEGIES",
     "KNOWLEDGE",
     "LABEL_STRATEGIES",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kljax.core.registry import nearest
-from kljax.threat.secrets import KEYLOCK_STRATEGIES, SecretStrategy
+from kljax.threat.secrets import KEYLOCK_STRATEGIES, OWN_NAMES, SecretStrategy
 
 KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "private_key": ("known", "hidden"),
@@ -202,8 +202,8 @@ def check_strategies(strategies: Iterable[Any]) -> None:
 
     Raises:
       ValueError: for what is no `SecretStrategy`, two of one name, one without a
-        function under a name that is no key-lock's, one with a function under such a
-        name (but for ``known``), and for needs that are no facts.
+        function under a name that kljax has none for, one with a function under a name
+        that it has (but for ``known``), and for needs that are no facts.
     """
     names = set()
     for strategy in strategies:
@@ -213,16 +213,13 @@ def check_strategies(strategies: Iterable[Any]) -> None:
         if name in names:
             raise ValueError(f"strategy {name!r} is there twice")
         names.add(name)
-        if strategy.unknown is None and KEYLOCK_STRATEGIES.get(name) != strategy:
+        if strategy.unknown is None and name not in OWN_NAMES:
             raise ValueError(
                 f"strategy {name!r} does nothing: give it `unknown`, a function of a "
                 "kljax.attacks.Setting that makes a kljax.attacks.Unknown"
             )
-        taken = KEYLOCK_STRATEGIES.keys() - {"known"}
-        if strategy.unknown is not None and name in taken:
-            raise ValueError(
-                f"strategy {name!r} is one about key-locks: take another name"
-            )
+        if strategy.unknown is not None and name in OWN_NAMES - {"known"}:
+            raise ValueError(f"strategy {name!r} is one of kljax: take another name")
         for field, values in strategy.needs.items():
             if field not in KNOWLEDGE:
                 raise ValueError(

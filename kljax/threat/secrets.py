@@ -26,12 +26,16 @@ class SecretStrategy:
         stands for what is hidden. Its value goes to the gates and the ``simulate`` of
         the defence in place of the client's `kljax.core.types.Private`. None for a
         strategy that `kljax.attacks.SECRETS` has.
+      omits: ``name -> bool``: which tensors of the upload it leaves out of the
+        comparison, by their names (`kljax.core.trees.named`), such as
+        ``model/fc/kernel``. None for none.
     """
 
     name: str
     does: str
     needs: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     unknown: Callable[[Any], Any] | None = None
+    omits: Callable[[str], bool] | None = None
 
 
 def by_name(strategies: Iterable[SecretStrategy]) -> Mapping[str, SecretStrategy]:
@@ -86,3 +90,44 @@ KEYLOCK_STRATEGIES = by_name(
         ),
     ]
 )
+
+# About the noise of a variational bottleneck (`kljax.defences.dense_bottleneck`).
+_ONE_STEP = {"upload": ("gradient",)}
+BOTTLENECK_STRATEGIES = by_name(
+    [
+        SecretStrategy(
+            "mean",
+            "It replays the network with the bottleneck's mean in place of a sample.",
+        ),
+        SecretStrategy(
+            "known",
+            "It replays the network with the true noise.",
+            {"private_key": ("known",), **_ONE_STEP},
+        ),
+        SecretStrategy(
+            "random_noise",
+            "It draws noise of its own, once for each restart, and believes it.",
+            _ONE_STEP,
+        ),
+        SecretStrategy(
+            "regress_noise",
+            "It optimises the noise along with the {noun}.",
+            _ONE_STEP,
+        ),
+        SecretStrategy(
+            "read_noise",
+            "It solves for what the bottleneck's dense layers were fed, reads the "
+            "noise off that, and believes it.",
+            _ONE_STEP,
+        ),
+        SecretStrategy(
+            "omit",
+            "It replays the network with the bottleneck's mean, and leaves the "
+            "gradients of the bottleneck and of the layers behind it out of the "
+            "comparison.",
+        ),
+    ]
+)
+
+# Names of strategies whose functions kljax has.
+OWN_NAMES = frozenset(KEYLOCK_STRATEGIES) | frozenset(BOTTLENECK_STRATEGIES)

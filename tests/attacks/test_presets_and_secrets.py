@@ -22,7 +22,7 @@ from toys import (
     toy_model,
 )
 
-from kljax.attacks import SECRETS, Protocol
+from kljax.attacks import Protocol
 from kljax.attacks.presets import PRESETS
 from kljax.core.inputs import images_of
 from kljax.core.types import Public
@@ -103,7 +103,7 @@ PAIRS = [
         marks=() if strategy == "regress_gates" and name in QUICK else pytest.mark.slow,
     )
     for name in ITERATIVE
-    for strategy in SECRETS
+    for strategy in KEYLOCK_STRATEGIES
     if strategy != "peel"  # the toy network is no chain of layers: see below
 ]
 
@@ -118,7 +118,11 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 
 @pytest.mark.parametrize(
     ("strategy", "fact"),
-    [(name, fact) for name in SECRETS for fact in KEYLOCK_STRATEGIES[name].needs],
+    [
+        (name, fact)
+        for name in KEYLOCK_STRATEGIES
+        for fact in KEYLOCK_STRATEGIES[name].needs
+    ],
 )
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""

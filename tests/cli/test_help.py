@@ -26,14 +26,14 @@ from kljax.models.catalogue import NETWORKS
 from kljax.models.decoders import list_decoders
 from kljax.models.losses import LOSSES
 from kljax.studies.config.listing import fill_lists
-from kljax.threat import KEYLOCK_STRATEGIES
+from kljax.threat.secrets import OWN_NAMES
 
 SOURCE = Path(kljax.__file__).parent
 LISTED = {
     LeakConfig: {
         "model": NETWORKS,
         "data": EMBEDDED,
-        "arms": (*KINDS, *KEYLOCK_STRATEGIES),
+        "arms": (*KINDS, *OWN_NAMES),
         "attack": PRESETS,
         "generator": list_decoders(),
         "optimiser": OPTIMISERS,
@@ -125,7 +125,7 @@ def test_a_partition_is_written_as_it_is_listed():
 
 # What tells them apart, or who is allowed what, and no list of all.
 EXPLAINS = {"attacks/labels/catalogue.py", "defences/arms.py", "threat/knowledge.py"}
-CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, KEYLOCK_STRATEGIES)
+CATALOGUES = (NETWORKS, KINDS, PRESETS, OPTIMISERS, RULES, OWN_NAMES)
 
 
 def copied(source):

@@ -8,10 +8,16 @@ import pytest
 from tiny_studies import sites_of
 
 from kljax.attacks import SECRETS
-from kljax.core.types import Public
+from kljax.core.types import Gate, Public
 from kljax.defences import Context, Defence
-from kljax.defences.arms import KINDS, parse_arm, split_combination
+from kljax.defences.arms import (
+    KINDS,
+    parse_arm,
+    parse_training_arm,
+    split_combination,
+)
 from kljax.threat import KEYLOCK_STRATEGIES
+from kljax.threat.secrets import OWN_NAMES
 
 SITES = sites_of("layers/0")
 GRADS = Public({"w": jnp.array([3.0, -4.0, 0.1, 0.2, -0.3])})
@@ -50,14 +56,15 @@ def gates(arm):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_defence_has_an_arm(name):
-    locked = name == "keylock"
-    text = f"{name}/known" if locked else name
+    hides = bool(parse_training_arm(name, SITES, {}).defence.strategies)
+    text = f"{name}/known" if hides else name
     arm = parse(text)
     assert arm.name == text
     assert isinstance(arm.defence, Defence)
-    assert arm.secret_strategy == ("known" if locked else "unit")
+    assert arm.secret_strategy == ("known" if hides else "unit")
     # Gates sit where the norm that a lock brings along is, and only gated arms gate.
-    assert bool(gates(arm)) == arm.gated
+    gated = [gate for gate in gates(arm).values() if isinstance(gate, Gate)]
+    assert bool(gated) == arm.gated
     assert arm.norm == (arm.gated or name == "bn-control")
 
 
@@ -96,14 +103,14 @@ def test_a_combination_is_split_at_what_is_no_sign_of_an_exponent():
         assert split_combination(text) == parts
 
 
-@pytest.mark.parametrize("strategy", SECRETS)
+@pytest.mark.parametrize("strategy", KEYLOCK_STRATEGIES)
 def test_every_secret_strategy_can_be_named(strategy):
     arm = parse(f"keylock/{strategy}")
     assert (arm.secret_strategy, arm.norm, arm.gated) == (strategy, True, True)
 
 
 def test_every_strategy_of_a_threat_model_has_an_attack():
-    assert SECRETS.keys() == KEYLOCK_STRATEGIES.keys()
+    assert SECRETS.keys() == OWN_NAMES
 
 
 def test_the_control_starts_from_the_very_gates_of_the_lock():
@@ -137,9 +144,12 @@ def test_an_unwritten_strength_is_the_default():
     for name, kind in KINDS.items():
         if kind.options:
             written = ",".join(map(str, kind.options.values()))
-            np.testing.assert_array_equal(
-                sent(parse(name)), sent(parse(f"{name}={written}"))
+            plain, said = (
+                parse_training_arm(text, SITES, {})
+                for text in (name, f"{name}={written}")
             )
+            assert (plain.options, plain.skeleton) == (said.options, said.skeleton)
+            np.testing.assert_array_equal(sent(plain), sent(said))
 
 
 def test_transforms_follow_in_the_order_written():

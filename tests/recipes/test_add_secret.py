@@ -162,7 +162,7 @@ def test_a_sweep_takes_them_and_its_report_says_what_they_do(mine, tmp_path):
         ("hidden_size=1/serch", "did you mean 'search'"),
         ("useless/guess", "strategy 'guess' is no kljax.threat.SecretStrategy"),
         ("twice/guess", "strategy 'guess' is there twice"),
-        ("misnamed/peel", "'peel' is one about key-locks: take another name"),
+        ("misnamed/peel", "'peel' is one of kljax: take another name"),
         ("idle/guess", "strategy 'guess' does nothing: give it `unknown`"),
         ("unheard/guess", "'privat_key', which is no fact.*mean 'private_key'"),
         ("older/known", r"simulate\(grads, sent, None, private\) raises TypeError"),

@@ -1,5 +1,6 @@
 """Closed-form attacks: no loop of descent, but a formula or least squares."""
 
+from kljax.attacks.closed_form.bottleneck import bottleneck_noise
 from kljax.attacks.closed_form.dense import (
     dense_input,
     dense_layer,
@@ -20,6 +21,7 @@ from kljax.attacks.closed_form.transformer import (
 )
 
 __all__ = [
+    "bottleneck_noise",
     "dense_input",
     "dense_layer",
     "private_key_from_lock_grads",

@@ -17,7 +17,7 @@ from kljax.attacks.labels.classifier import classifier_grads
 from kljax.attacks.labels.rules import columns_of_one_sign, columns_unlike_all_others
 from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array, Loss
+from kljax.core.types import Array, Loss, Private
 from kljax.threat import View
 
 PROBES = 100  # inputs from N(0, 1) on which features are looked at
@@ -84,7 +84,8 @@ def a_class_pulls(setting: Setting, view: View) -> Array:
 def features_are_nowhere_negative(setting: Setting, view: View) -> Array:
     """Tells whether the classifier is fed nothing negative, on noise from N(0, 1).
 
-    Gates are left out of the network, for the attacker does not have them.
+    Gates that are hidden are left out of the network, for the attacker does not have
+    them; what a defence has in it publicly is there.
     """
     tap = f"{setting.task.classifier}:input"
     # Rules take no random key: everybody looks at the same noise.
@@ -93,6 +94,7 @@ def features_are_nowhere_negative(setting: Setting, view: View) -> Array:
         view.public.model,
         view.stats,
         setting.task.inputs.draw(rng_images, PROBES),
+        gates=setting.defence.gates(view.public.defence, Private()),
         taps=(tap,),
         train=setting.threat.knowledge.attacker_norm == "train",
         rngs=rng_masks,

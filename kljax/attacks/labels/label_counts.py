@@ -13,7 +13,7 @@ from kljax.attacks.labels.classifier import ClassifierGrads, classifier_grads
 from kljax.attacks.labels.rules import labels_of_counts, or_unknown
 from kljax.attacks.setting import Setting
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array, Public
+from kljax.core.types import Array, Private, Public
 from kljax.threat import View
 
 SAMPLES = 3000  # fedavg_leakage's -label_samp
@@ -136,6 +136,7 @@ def _on_noise(
             public.model,
             view.stats,
             images,
+            gates=setting.defence.gates(public.defence, Private()),
             taps=(tap,),
             train=setting.threat.knowledge.attacker_norm == "train",
             rngs=jax.random.fold_in(fixed_rng("label rule"), index),

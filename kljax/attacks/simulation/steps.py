@@ -12,6 +12,7 @@ from kljax.attacks.attack import Candidate, Simulation
 from kljax.attacks.setting import Protocol, Setting
 from kljax.attacks.visibility import comparable
 from kljax.core.randomness import fixed_rng
+from kljax.core.trees import named
 from kljax.core.types import Array, Private, Public, PyTree
 from kljax.threat import View
 
@@ -76,7 +77,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
                     # The victim's dropout masks are unknown: one fixed guess.
                     rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
                 )
-                return setting.task.loss(out.logits, targets)
+                return setting.task.loss(out.logits, targets) + out.added_loss
 
             if not with_secret:
                 return _Gradient(jax.grad(objective)(view.public, ()))
@@ -109,10 +110,16 @@ def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, P
     """Pairs what is compared of a simulated upload and of the one observed.
 
     Of what is visible, without the tensors of which a candidate says nothing
-    (`SearchSpace`).
+    (`SearchSpace`), and those that the strategy about the secret leaves out.
+
+    Raises:
+      ValueError: if that leaves nothing out of which an input could be found.
     """
     mine, theirs = comparable(view, simulated)
     missing = setting.task.inputs.search.unexplained
+    omits = setting.threat.about_secret.omits
+    if omits is not None:
+        mine, theirs = (_without(omits, grads) for grads in (mine, theirs))
     if not missing:
         return mine, theirs
 
@@ -121,6 +128,21 @@ def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, P
         return grads._replace(model=kept)
 
     return explained(mine), explained(theirs)
+
+
+def _without(omits: Callable[[str], bool], grads: Public) -> Public:
+    """Leaves tensors out, by their names; of a defence's, what is left is a list."""
+    model = {
+        name: leaf for name, leaf in grads.model.items() if not omits(f"model/{name}")
+    }
+    defence = named(Public((), grads.defence))
+    kept = tuple(leaf for name, leaf in defence.items() if not omits(name))
+    if not model and not kept:
+        raise ValueError(
+            "the strategy about the secret leaves out the gradients of all layers, and "
+            "nothing is left to compare: take another"
+        )
+    return Public(model, grads.defence if len(kept) == len(defence) else kept)
 
 
 def local_steps(
@@ -277,7 +299,7 @@ def local_replay(
                 # The victim's dropout masks are unknown: one fixed guess.
                 rngs=jax.random.fold_in(fixed_rng("dropout"), index),
             )
-            value = setting.task.loss(out.logits, targets)
+            value = setting.task.loss(out.logits, targets) + out.added_loss
             if penalty is not None:
                 value += penalty(public, view.public)
             return value, out.stats

@@ -34,6 +34,7 @@ from kljax.defences import (
     everything,
     without_changes,
 )
+from kljax.defences.defence import keep_private
 from kljax.models.losses import checked
 from kljax.threat import Update
 
@@ -46,6 +47,7 @@ STEP_PURPOSES = (
     "visible",
     "earlier",
     "inputs",
+    "private",
 )
 
 
@@ -73,7 +75,8 @@ def local_gradient(
 
     Returns:
       ``(rng, public, stats, private, images [B, H, W, C], targets [B, Kc]) ->
-      Gradient``. The secret is never differentiated.
+      Gradient``. The secret is never differentiated. Of what is drawn anew in a step
+      (`Defence.draw_private`) `private` has the draw.
     """
 
     def gradient(
@@ -84,7 +87,7 @@ def local_gradient(
             out = model.apply(
                 public.model, stats, images, gates=gates, train=train, rngs=rng
             )
-            return checked(loss)(out.logits, targets), out
+            return checked(loss)(out.logits, targets) + out.added_loss, out
 
         (value, out), grads = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
@@ -93,7 +96,8 @@ def local_gradient(
 
     if defence.per_example is None:
         return gradient
-    return _by_example(gradient, defence.per_example)
+    drawn = defence.draw_private is not keep_private
+    return _by_example(gradient, defence.per_example, drawn)
 
 
 def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Array]:
@@ -111,13 +115,13 @@ def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Arra
     def value(stats: Stats, private: Private, images, targets, public: Public) -> Array:
         gates = defence.gates(public.defence, private)
         out = model.apply(public.model, stats, images, gates=gates, train=False)
-        return checked(loss)(out.logits, targets)
+        return checked(loss)(out.logits, targets) + out.added_loss
 
     return value
 
 
 def _by_example(
-    gradient: Callable[..., Gradient], change: Callable[[Public], Public]
+    gradient: Callable[..., Gradient], change: Callable[[Public], Public], drawn: bool
 ) -> Callable[..., Gradient]:
     """Makes the mean over examples of what `change` makes of each one's gradient."""
 
@@ -126,11 +130,15 @@ def _by_example(
     ) -> Gradient:
         def one(inputs) -> Gradient:
             index, image, target = inputs
+            own = private
+            if drawn:  # every example has a row of its own
+                secret = jax.tree.map(lambda x: x[index][None], private.secret)
+                own = private._replace(secret=secret)
             found = gradient(
                 jax.random.fold_in(rng, index),
                 public,
                 stats,
-                private,
+                own,
                 *jax.tree.map(lambda x: x[None], (image, target)),
             )
             return found._replace(public=change(found.public), logits=found.logits[0])
@@ -201,6 +209,7 @@ def one_step(
 
         if renew is not None:
             private = renew(rng_of("renewal"), private)
+        private = defence.draw_private(rng_of("private"), private, targets.shape[0])
         seen = images if augment is None else augment(rng_of("augmentation"), images)
         mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
         used, aims = defence.inputs(

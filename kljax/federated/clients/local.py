@@ -32,7 +32,7 @@ from kljax.federated.clients.gradient import add_pull, local_gradient, local_los
 # What the random key of a round of local training is for.
 ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
 # Of one step of a round.
-LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs")
+LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs", "private")
 
 
 class Batches(NamedTuple):
@@ -175,7 +175,9 @@ def local_training(
 
             if augment is not None:
                 images = augment(rng_of("augmentation"), images)
-            private = Private(secret, trainable)
+            private = defence.draw_private(
+                rng_of("private"), Private(secret, trainable), labels.shape[0]
+            )
             aims = kind.encode(labels)
             mine = functools.partial(
                 gradient, rng_of("gradient"), public, stats, private

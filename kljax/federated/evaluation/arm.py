@@ -13,6 +13,7 @@ from kljax.core.trees import map_columns
 from kljax.core.types import (
     Gate,
     Gates,
+    InsertedModule,
     LockWeights,
     Loss,
     Model,
@@ -120,6 +121,9 @@ def evaluate(
         raise ValueError(f"draws must be >= 1, got {draws!r}")
     batches = jax.device_put(in_batches(test, "test", batch, targets))
     unit = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dict(unit_gates))
+    # What a defence has in the network publicly, everybody runs it with.
+    public_gates = _gates(defence, public.defence, Private())
+    modules = _modules(public_gates)
     private_of, count = _by_client(privates)
     chosen = _checked_clients(clients, count)
     first = private_of(chosen[0])
@@ -143,7 +147,7 @@ def evaluate(
 
     facts = {
         "sites": bool(unit),
-        "gates": bool(_gates(defence, public.defence, first)),
+        "gates": len(_gates(defence, public.defence, first)) > len(modules),
         "key": bool(jax.tree.leaves(first.secret)),
         "lock": bool(jax.tree.leaves(first.trainable)),
         "other": count > 1,
@@ -151,14 +155,14 @@ def evaluate(
         "public": public_examples is not None,
     }
     if mean_gates is not None:
-        mean_gates = _completed(mean_gates, unit)
+        mean_gates = _completed(mean_gates, unit) | modules
     elif all(facts[fact] for fact in (*LOCKED, "initial")):
         # Of a client only the length of its private key goes in, which is no secret.
         mean_gates = gates_of(
             with_mean_key(Private(first.secret, initial_lock_weights))
         )
     facts["mean"] = mean_gates is not None
-    outsider = Outsider(unit, mean_gates)
+    outsider = Outsider(unit | modules, mean_gates)
     if public_examples is not None:
         public_examples = checked(public_examples, "public_examples", targets)
     apply = _applicable(tests, facts, public_examples)
@@ -239,12 +243,17 @@ def _checked_clients(clients: Sequence[int] | None, count: int) -> tuple[int, ..
 
 def _completed(gates: Gates, unit: dict[str, Gate]) -> Gates:
     """Puts unit gates where there are none: one structure, one compilation."""
-    if strangers := sorted(gates.keys() - unit.keys()):
+    if strangers := sorted(gates.keys() - unit.keys() - _modules(gates).keys()):
         raise ValueError(
             f"there are gates at {strangers}, unit_gates has {sorted(unit)}: give unit "
             "gates for every site"
         )
     return unit | dict(gates)
+
+
+def _modules(gates: Gates) -> dict[str, InsertedModule]:
+    """Picks the modules that a defence inserts, which are no gates of a site."""
+    return {name: gate for name, gate in gates.items() if not isinstance(gate, Gate)}
 
 
 def _by_client(privates) -> tuple[Callable[[int], Private], int]:

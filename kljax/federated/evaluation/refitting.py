@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from kljax.core.targets import TargetSpec
-from kljax.core.types import Array, Gates, Loss, Model, Params, PyTree, Rng, Stats
+from kljax.core.types import Array, Gate, Gates, Loss, Model, Params, PyTree, Rng, Stats
 from kljax.federated.evaluation.correctness import Examples, checked
 from kljax.models.losses import cross_entropy
 
@@ -100,11 +100,15 @@ def refit(
 def _refit(model, loss, encode, step_size, params, stats, gates, examples, plan, rng):
     fit_rows, stats_rows = plan
     rngs = jax.random.split(rng, len(fit_rows) + len(stats_rows))
+    # What a defence inserts is a part of the network, and stays as it is.
+    modules = {name: one for name, one in gates.items() if not isinstance(one, Gate)}
+    gates = {name: one for name, one in gates.items() if name not in modules}
     schedule = optax.cosine_decay_schedule(step_size, len(fit_rows))
     optimiser = optax.adam(schedule)
 
     def run(gates, stats, rows, rng):
         images = jax.tree.map(lambda column: column[rows], examples.inputs)
+        gates = {**gates, **modules}
         return model.apply(params, stats, images, gates=gates, train=True, rngs=rng)
 
     def step(state, now):
@@ -125,13 +129,13 @@ def _refit(model, loss, encode, step_size, params, stats, gates, examples, plan,
     now = fit_rows, rngs[: len(fit_rows)]
     (gates, _), _ = jax.lax.scan(step, start, now)
     if not jax.tree.leaves(stats):
-        return gates, stats
+        return gates | modules, stats
 
     def statistics(now):
         return _of_minibatch(lambda stats: run(gates, stats, *now).stats, stats)
 
     found = jax.lax.map(statistics, (stats_rows, rngs[len(fit_rows) :]))
-    return gates, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found)
+    return gates | modules, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found)
 
 
 def _of_minibatch(update: Callable[[Stats], Stats], stats: Stats) -> Stats:

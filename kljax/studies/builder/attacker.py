@@ -12,23 +12,34 @@ from kljax.core.drawing import draw_jointly
 from kljax.core.files import brief
 from kljax.core.inputs import InputSpec
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array, Gates, Params, Public, Rng, Stats
+from kljax.core.types import Array, Gates, Params, Private, Public, Rng, Stats
 from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
 from kljax.defences.arms import Arm, Sites, last_transform
+from kljax.defences.defence import keep_private
 from kljax.studies.config import LeakConfig
 from kljax.threat import View
 
 
-def assume_defence(arm: Arm, defence: Defence, sites: Sites) -> AssumedDefence:
-    """Gives what the attacker of an arm assumes the defence to do."""
+def assume_defence(
+    arm: Arm, defence: Defence, sites: Sites, examples: int
+) -> AssumedDefence:
+    """Gives what the attacker of an arm assumes the defence to do.
+
+    Args:
+      arm: how its attacker goes about it.
+      defence: of the arm, at the numbers of a victim.
+      sites: of a lock.
+      examples: of one upload.
+    """
     assumed = AssumedDefence(
         defence.gates,
         defence.simulate,
         defence.update.simulate,
         tuple(zip(sites.paths, sites.widths, strict=True)),
         _draw_gates(sites) if arm.gated else None,
-        _density(arm, defence),
-        _replaced_inputs(defence) if arm.simulates_inputs else None,
+        log_prob=_density(arm, defence),
+        simulate_inputs=_replaced_inputs(defence) if arm.simulates_inputs else None,
+        draw_private=_draw_private(defence, examples),
     )
     if arm.release_strategy == "unaware":
         return assumed._replace(simulate=as_sent, simulate_update=as_sent)
@@ -149,6 +160,13 @@ def _replaced_inputs(defence: Defence) -> Callable[..., tuple[Array, Array]]:
         return defence.simulate_inputs(fixed_rng("substitute"), context)
 
     return inputs
+
+
+def _draw_private(defence: Defence, examples: int) -> Callable[[Rng], Private] | None:
+    """Makes what draws what a client draws anew in each step."""
+    if defence.draw_private is keep_private:
+        return None
+    return lambda rng: defence.draw_private(rng, Private(), examples)
 
 
 def _draw_gates(sites: Sites) -> Callable[[Rng], Gates]:

@@ -132,7 +132,7 @@ def make_drawn_client(
 
 def options_of_draws(arm: Arm) -> tuple[float, ...]:
     """Gives the numbers of an arm, if its own parts may be drawn by them; else ()."""
-    name = _first_part(arm).partition("@")[0]
+    name = _first_part(arm).partition("[")[0].partition("@")[0]
     by_options = arm.defence.init is not no_parts and find_kind(name).options
     return arm.options if by_options else ()
 

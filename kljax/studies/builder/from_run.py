@@ -176,7 +176,7 @@ def trained_name(arm: str) -> str:
 
 def _arms(config: LeakConfig, run: TrainConfig) -> tuple[str, ...]:
     if config.arms == default(LeakConfig, "arms"):
-        return tuple(name for arm in run.arms for name in _attacked(arm))
+        return tuple(name for arm in run.arms for name in _attacked(arm, config.upload))
     for arm in config.arms:
         if trained_name(arm) not in run.arms:
             raise ValueError(
@@ -186,11 +186,17 @@ def _arms(config: LeakConfig, run: TrainConfig) -> tuple[str, ...]:
     return config.arms
 
 
-def _attacked(arm: str) -> tuple[str, ...]:
+def _attacked(arm: str, upload: str) -> tuple[str, ...]:
+    """Names an arm of a run with each strategy that the upload leaves possible."""
     strategies = parse_training_arm(arm, unplaced_sites(), {}).strategies
     if strategies == NOTHING_HIDDEN:
         return (arm,)
     chosen = STRATEGIES if strategies == KEYLOCK_STRATEGIES else strategies
+    chosen = [
+        name
+        for name in chosen
+        if upload in strategies[name].needs.get("upload", (upload,))
+    ]
     return tuple(f"{arm}/{strategy}" for strategy in chosen)
 
 

@@ -27,6 +27,7 @@ from kljax.attacks import Attacker, Setting, Task
 from kljax.attacks.presets import PRESETS, Preset, find_preset
 from kljax.core.inputs import InputSpec
 from kljax.core.types import Model, Path, PyTree
+from kljax.defences import inserts_modules
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import feeding_layers
 from kljax.parallel import Layout
@@ -207,6 +208,8 @@ def _build_arm_attack(
         client = make_drawn_client(config, task, arm, model, modify, share, train=train)
     else:
         client = make_captured_client(captured, states(arm), model, train=train)
+    params = jax.eval_shape(model.init, jax.random.key(0))[0]
+    inserted = preset.inserts is not None or inserts_modules(arm.defence, params)
     setting = Setting(
         Task(
             model,
@@ -215,11 +218,11 @@ def _build_arm_attack(
             task.dataset.target_spec,
             study.classifier,
             # Behind an inserted module the chain does not begin with the image.
-            chain=task.network.chain if preset.inserts is None else (),
+            chain=() if inserted else task.network.chain,
             feeds=_feeding_layers(study, arm),
         ),
         threat,
-        assume_defence(arm, arm.defence, task.sites),
+        assume_defence(arm, arm.defence, task.sites, config.examples),
         None if captured is None else captured.protocol,
         study.attacker,
     )

@@ -20,10 +20,12 @@ from kljax.models import (
     NETWORKS,
     Network,
     from_nnx,
+    layers_behind,
     losses,
     redrawn,
     site_widths,
     uniform,
+    value_shape,
 )
 from kljax.studies.config import LeakConfig, TrainConfig
 
@@ -172,7 +174,7 @@ def build_task(config: Config, dataset: data.Dataset) -> LearningTask:
     _check_outputs(config, models[False], dataset)
     loss = resolve("loss", config.loss, losses.LOSSES)
     check_callable("loss", config.loss, loss)
-    sites = _find_sites(config, network, models[True], dataset)
+    sites = _find_sites(config, network, models, dataset)
     return LearningTask(dataset, network, models, loss, sites)
 
 
@@ -287,14 +289,17 @@ def _check_outputs(config: Config, model: Model, dataset: data.Dataset) -> None:
 
 
 def _find_sites(
-    config: Config, network: Network, model: Model, dataset: data.Dataset
+    config: Config,
+    network: Network,
+    models: dict[bool, Model],
+    dataset: data.Dataset,
 ) -> Sites:
-    """Finds the layers to lock, and makes their lock.
+    """Finds the layers to lock, makes their lock, and says where modules can be put.
 
     Raises:
       ValueError: for a site that the network has not.
     """
-    widths = site_widths(model, network.sites, dataset.input_spec)
+    widths = site_widths(models[True], network.sites, dataset.input_spec)
     lock = key_lock(
         network.sites,
         widths,
@@ -303,7 +308,15 @@ def _find_sites(
         limit=config.lock_init or None,
         activation=ACTIVATIONS[config.lock_activation],
     )
-    return Sites(network.sites, widths, lock)
+    plain, inputs = models[False], dataset.input_spec
+    return Sites(
+        network.sites,
+        widths,
+        lock,
+        getattr(config, "classifier", None) or network.classifier,
+        functools.cache(lambda name: value_shape(plain, name, inputs)),
+        functools.cache(lambda name: layers_behind(plain, name, inputs)),
+    )
 
 
 def find_classifier(config: LeakConfig, task: LearningTask) -> str:

@@ -29,7 +29,7 @@ from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
 from kljax.studies.config.listing import fill_lists
-from kljax.threat import KEYLOCK_STRATEGIES
+from kljax.threat import BOTTLENECK_STRATEGIES, KEYLOCK_STRATEGIES
 
 ARMS = (
     "none",
@@ -98,6 +98,7 @@ def weights_limit_of(kind: str) -> float:
     datasets=EMBEDDED,
     defences=DEFENCES,
     secret_strategies=KEYLOCK_STRATEGIES,
+    bottleneck_strategies=BOTTLENECK_STRATEGIES,
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
@@ -123,7 +124,8 @@ class LeakConfig:
         TRANSFORM@update once on the whole update.
         DEFENCE and TRANSFORM: {defences}.
         STRATEGY, what the attacker does about what DEFENCE hides; of a key-lock:
-        {secret_strategies}.
+        {secret_strategies};
+        of a bottleneck: {bottleneck_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the

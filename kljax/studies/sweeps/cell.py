@@ -10,7 +10,7 @@ import msgspec
 
 from kljax.attacks.presets import find_preset
 from kljax.core.registry import nearest
-from kljax.defences.arms import split_combination
+from kljax.defences.arms import skeleton_of
 from kljax.studies.builder.attack_options import without_dials
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig
 from kljax.studies.config.leak import named_limit, weights_limit
@@ -154,8 +154,7 @@ def _plain(name: str, value: Any) -> Any:
 
 def _without_strengths(arm: str) -> str:
     combination, slash, strategy = arm.partition("/")
-    parts = [part.partition("=")[0] for part in split_combination(combination)]
-    return "+".join(parts) + slash + strategy
+    return skeleton_of(combination) + slash + strategy
 
 
 def _canonical(content: Any) -> str:
