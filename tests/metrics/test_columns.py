@@ -25,7 +25,7 @@ COUNTED = {
 
 
 def test_every_option_that_changes_results_is_a_column():
-    """Whoever adds an option to `LeakConfig` adds a row to `column_table.OPTIONS`."""
+    """Whoever adds an option to `LeakConfig` adds a row to `option_columns.OPTIONS`."""
     options = {field.name for field in dataclasses.fields(LeakConfig)}
     said = [column.option for column in COLUMNS.values() if column.option]
     assert set(said) == options - {*NO_RESULTS, *COUNTED}
