@@ -82,6 +82,7 @@ def run_leak(job: Leak, console: Console) -> None:
                     on_arm=progress.on_arm,
                     on_compile=progress.on_compile,
                     on_block=progress.on_block,
+                    score_floors=scoring.score_parts_floors,
                 )
                 seconds = sum(arm.timing.compile_s for arm in result.arms)
                 compilation.remember_seconds(program, cache, seconds)

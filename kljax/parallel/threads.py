@@ -90,16 +90,35 @@ def side_by_side(calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:
       Whatever a call raises, when its turn comes. Calls that have not begun by then
       are not made, and those that have are waited for.
     """
-    precision = jax.config.jax_default_matmul_precision
-
-    def run(call: Callable[[], Any]) -> Any:
-        with jax.default_matmul_precision(precision):
-            return call()
-
     workers = max(1, min(len(calls), os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="side_by_side")
     try:
-        for future in [pool.submit(run, call) for call in calls]:
+        for future in [pool.submit(_as_caller(call)) for call in calls]:
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def beside(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+    """Makes a call in a thread of its own, while the context does something else.
+
+    JAX's matmul precision is that of whoever enters the context. A call that has begun
+    is waited for when the context is left, whatever happens inside.
+
+    Yields:
+      What waits for the call, and gives what it gives or raises what it raises.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="beside") as pool:
+        yield pool.submit(_as_caller(call)).result
+
+
+def _as_caller(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Makes a call that has the matmul precision of this thread in any other."""
+    precision = jax.config.jax_default_matmul_precision
+
+    def run() -> Any:
+        with jax.default_matmul_precision(precision):
+            return call()
+
+    return run

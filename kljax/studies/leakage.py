@@ -14,6 +14,7 @@ import jax
 from kljax import data, threat
 from kljax.defences.arms import Arm
 from kljax.parallel import Timing, compile_victims, hold_programs, map_victims
+from kljax.parallel.threads import beside
 from kljax.studies.builder.one_victim import Attacked
 from kljax.studies.builder.study import build_study, check_layout
 from kljax.studies.builder.victims import Victims
@@ -39,6 +40,8 @@ class LeakResult(NamedTuple):
     dataset: data.Dataset
     victims: Victims
     arms: list[ArmResult]
+    # Of the victims, where they were scored meanwhile; None where they were not
+    floors: Any = None
 
     def to_frame(self) -> "pandas.DataFrame":
         """Scores the study; see `kljax.rows_frame`."""
@@ -54,6 +57,7 @@ def leak(
     on_arm: Callable[[str], Any] = lambda name: None,
     on_compile: Callable[[Sequence[str]], Any] = lambda names: None,
     on_block: Callable[[int], Any] | None = None,
+    score_floors: Callable[[LeakResult], Any] = lambda study: None,
 ) -> LeakResult:
     """Attacks every victim under every arm.
 
@@ -65,6 +69,9 @@ def leak(
       on_compile: called with the names of the arms that are waited for, before any
         begins and after each that is compiled.
       on_block: called with the number of victims of this arm finished so far.
+      score_floors: called in a thread of its own while the arms compile, with the study
+        before its attacks; gives the `floors` of the result. No attack runs before it
+        has ended, so that what runs is timed alone.
 
     Raises:
       ValueError: for anything in `config` that does not exist or does not fit,
@@ -76,11 +83,17 @@ def leak(
     names = [attack.arm.name for attack in study.attacks]
     calls = [(a.attack_one, a.client.draws, a.inputs) for a in study.attacks]
     compiled: list[Timing] = []
-    with jax.default_matmul_precision(config.precision), hold_programs():
+    unattacked = LeakResult(config, study.task.dataset, study.victims, [])
+    with (
+        beside(lambda: score_floors(unattacked)) as wait_for_floors,
+        jax.default_matmul_precision(config.precision),
+        hold_programs(),
+    ):
         on_compile(names)
         for spent in compile_victims(calls, config.layout):
             compiled.append(spent)
             on_compile(names[len(compiled) :])
+        floors = wait_for_floors()
         # Only now, so that what runs is timed alone.
         for attack, (fn, draws, inputs) in zip(study.attacks, calls, strict=True):
             on_arm(attack.arm.name)
@@ -90,4 +103,4 @@ def leak(
             results.append(
                 ArmResult(attack.arm, attack.setting.threat, attacked, timing)
             )
-    return LeakResult(config, study.task.dataset, study.victims, results)
+    return unattacked._replace(arms=results, floors=floors)

@@ -9,7 +9,7 @@ gradient.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,20 +59,25 @@ class OfInput(NamedTuple):
 
 def score_rows(result: LeakResult) -> list[Row]:
     """Scores a finished study: the rows of all floors, then of all arms."""
-    inputs = result.dataset.input_spec
-    count, examples = result.victims.indices.shape
-    # Pixels of an image, however many channels it has; tokens of a sentence.
-    pixels = sum(math.prod(spec.shape[:2]) for spec in inputs.scored.values())
-    size = max(1, PIXELS_PER_BLOCK // (examples * pixels))
-    references = make_references(result.dataset, result.config.seed)
+    floors = score_parts_floors(result) if result.floors is None else result.floors
     rows = []
-    for start in range(0, count, size):
-        part = _part(result, slice(start, start + size))
-        rows += score(part, _score_floors(part, references))[0]
-    floors = (name for s in inputs.scored.values() for name in find_kind(s).floors)
-    names = [f"floor/{name}" for name in dict.fromkeys(floors)]
+    for part, its in zip(_parts(result), floors, strict=True):
+        rows += score(part, its)[0]
+    kinds = map(find_kind, result.dataset.input_spec.scored.values())
+    of_floors = dict.fromkeys(name for kind in kinds for name in kind.floors)
+    names = [f"floor/{name}" for name in of_floors]
     names += [arm.arm.name for arm in result.arms]
     return sorted(rows, key=lambda row: names.index(row["arm"]))
+
+
+def score_parts_floors(result: LeakResult) -> list[FloorsOfInputs]:
+    """Scores the floors of the victims, which no attack changes, part by part.
+
+    Args:
+      result: the study; its attacks need not be made.
+    """
+    references = make_references(result.dataset, result.config.seed)
+    return [_score_floors(part, references) for part in _parts(result)]
 
 
 def score(
@@ -334,6 +339,17 @@ def _score_floors(
     result: LeakResult, references: dict[str | None, Any]
 ) -> FloorsOfInputs:
     return score_floors(result.dataset, result.victims, result.config, references)
+
+
+def _parts(result: LeakResult) -> Iterator[LeakResult]:
+    """Cuts a study into victims that are scored together."""
+    count, examples = result.victims.indices.shape
+    # Pixels of an image, however many channels it has; tokens of a sentence.
+    scored = result.dataset.input_spec.scored.values()
+    pixels = sum(math.prod(spec.shape[:2]) for spec in scored)
+    size = max(1, PIXELS_PER_BLOCK // (examples * pixels))
+    for start in range(0, count, size):
+        yield _part(result, slice(start, start + size))
 
 
 def _part(result: LeakResult, part: slice) -> LeakResult:

@@ -7,7 +7,7 @@ import time
 import jax
 import pytest
 
-from kljax.parallel.threads import Once, side_by_side
+from kljax.parallel.threads import Once, beside, side_by_side
 
 
 def test_what_is_being_made_is_waited_for():
@@ -119,3 +119,34 @@ def test_what_is_forgotten_is_made_anew_but_not_within_hold():
         assert not once.get("key", object)[1]
     once.clear()
     assert once.get("key", object)[1]
+
+
+def test_a_call_is_made_beside_what_the_context_does():
+    allowed = threading.Event()
+
+    def call():
+        assert allowed.wait(10)
+        return jax.config.jax_default_matmul_precision, threading.current_thread()
+
+    with jax.default_matmul_precision("highest"):
+        entered = beside(call)
+        with entered as wait, jax.default_matmul_precision("default"):
+            allowed.set()
+            precision, thread = wait()
+    assert precision == "highest" and thread is not threading.current_thread()
+
+
+def test_what_a_call_beside_raises_is_raised_where_it_is_waited_for():
+    ended = []
+
+    def fail():
+        time.sleep(0.1)
+        ended.append(1)
+        raise ValueError("no")
+
+    with beside(fail) as wait, pytest.raises(ValueError, match="no"):
+        wait()
+    # Another error goes first, and the call is waited for all the same.
+    with pytest.raises(KeyError), beside(fail):
+        raise KeyError
+    assert ended == [1, 1]

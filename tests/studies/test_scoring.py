@@ -5,12 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
-from tiny_studies import close, finished, pretended, scored, tiny, wrong
+from tiny_studies import (
+    close,
+    finished,
+    pretended,
+    quick_compilation,
+    scored,
+    tiny,
+    wrong,
+)
 
 from kljax import data, metrics
 from kljax.data import Dataset
 from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
-from kljax.studies import input_scores, leak_report, leak_summary, scoring
+from kljax.studies import input_scores, leak_report, leak_summary, leakage, scoring
 from kljax.studies.scoring import SCHEMA_VERSION, matched_images
 
 OF_AN_ATTACK = (
@@ -517,3 +525,35 @@ def test_the_reference_of_floors_is_not_drawn_as_the_victims_are():
     (floors,) = input_scores.floor_images(dataset, *chosen, victims[:1], seed)
     # Half of the dataset is bright, and so is half of a reference drawn by itself.
     assert np.mean(floors["data_mean"]) == pytest.approx(0.1 + 0.8 / 2, abs=0.05)
+
+
+def test_floors_are_scored_before_any_attack_and_rows_are_the_same(monkeypatch):
+    monkeypatch.setattr(metrics, "lpips_available", lambda: False)
+    config, order = tiny(arms=("none",), steps=2), []
+    side = config.image_size
+    monkeypatch.setattr(scoring, "PIXELS_PER_BLOCK", 2 * side**2)  # several parts
+
+    def floors_of(study):
+        assert study.arms == [] and len(study.victims.labels) == config.victims
+        order.append("floors")
+        return scoring.score_parts_floors(study)
+
+    with quick_compilation():
+        result = leakage.leak(config, on_arm=order.append, score_floors=floors_of)
+        assert order == ["floors", "none"]
+        assert len(result.floors) > 1
+        afterwards = scoring.score_rows(result._replace(floors=None))
+        # Those that were scored before are not scored again.
+        monkeypatch.setattr(scoring, "_score_floors", None)
+        assert scoring.score_rows(result) == afterwards
+
+
+def test_floors_that_cannot_be_scored_stop_the_study_before_it_runs():
+    def failing(study):
+        raise ValueError("no floor")
+
+    def begun(name):
+        raise AssertionError("an arm runs")
+
+    with quick_compilation(), pytest.raises(ValueError, match="no floor"):
+        leakage.leak(tiny(arms=("none",)), on_arm=begun, score_floors=failing)
