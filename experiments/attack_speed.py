@@ -8,6 +8,7 @@ Peers (`torch_peer`), each at the best of its settings on this machine, found fi
   ...-2-processes   the best of each with the victims dealt to two processes
 """
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -38,7 +39,7 @@ from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.federated.clients import local_gradient
 from kljax.models import LeNet, from_nnx, losses, uniform
-from kljax.parallel import Layout, map_victims
+from kljax.parallel import Layout, fastest_layout, map_victims
 from kljax.threat import Strategy, View, least_knowledge
 
 ITERATIONS = 500  # of a complete attack
@@ -64,6 +65,9 @@ CPU = Size(
     64,
     20,
     (
+        (Layout("sharded", 8), "bilinear"),
+        (Layout("sharded_loop", 8), "bilinear"),
+        (Layout("sharded_loop", 8), "matmul"),
         (Layout("sharded", 8), "matmul"),
         (Layout("sharded", 8), "lax"),
         (Layout("sharded", 4), "matmul"),
@@ -279,7 +283,7 @@ def dlg_lenet_eval(options):
     """Evaluations per second."""
     victims, repeats, _ = size()
     problem = Problem(victims)
-    layout = Layout("sharded", options.chunk)
+    layout = dataclasses.replace(fastest_layout("victims"), chunk=options.chunk)
     ours, compile_s = evaluation_runner(problem, layout)
     total = victims * repeats
     contestants = {"ours": lambda: total / ours()}
@@ -311,7 +315,7 @@ def dlg_lenet_attack(options):
     """Complete attacks per hour, with both sides' success."""
     victims = size().victims
     problem = Problem(victims)
-    layout = Layout("sharded", options.chunk)
+    layout = dataclasses.replace(fastest_layout("victims"), chunk=options.chunk)
     ours = attack_runner(problem, layout)
     compile_s = ours()[2]
     images = {}

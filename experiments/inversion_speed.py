@@ -257,21 +257,26 @@ def runner(one, given, layout):
     return timed, timing.compile_s
 
 
+def spread_layouts(chunks):
+    """Lists layouts over all devices: in chunks, on CPUs one after another as well."""
+    looped = () if on_gpu() else (Layout("sharded_loop", chunks[-1]),)
+    return *(Layout("sharded", n) for n in chunks), *looped
+
+
 def fastest_own(programs, given, chunks):
-    """Finds the fastest of our chunks and programs, by the better of two rounds each.
+    """Finds our fastest layout and program, by the better of two rounds each.
 
     Args:
       programs: of one victim, by form of convolution.
       given: what they take.
-      chunks: to try.
+      chunks: to try, see `spread_layouts`.
 
     Returns:
       Form, layout, and what `runner` gives for them.
     """
     found = {}
     for form, one in programs.items():
-        for chunk in chunks:
-            layout = Layout("sharded", chunk)
+        for layout in spread_layouts(chunks):
             timed, compile_s = runner(one, given, layout)
             best = min(timed()[0] for _ in range(2))
             found[best] = form, layout, timed, compile_s
@@ -464,7 +469,7 @@ def layouts(name, options, work=None):
     work = work or work_of(name)
     _, programs, given = by_form(work, (*work.forms, "lax"))
     contestants, compile_s = {}, {}
-    for layout in (*(Layout("sharded", n) for n in work.chunks), Layout("loop")):
+    for layout in (*spread_layouts(work.chunks), Layout("loop")):
         for form, one in programs.items():
             label = f"{layout_title(layout)}, {form}"
             timed, compile_s[label] = runner(one, given, layout)
