@@ -19,6 +19,8 @@ from kljax.defences.defence import (
     without_changes,
     without_release,
 )
+from kljax.defences.fedbn import private_norms
+from kljax.defences.fedpass import gates_by_passports
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
 from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
@@ -57,6 +59,8 @@ __all__ = [
     "obscure_inputs",
     "selective_encryption",
     "dense_bottleneck",
+    "private_norms",
+    "gates_by_passports",
     "convolutional_bottleneck",
     "inserts_modules",
     "chain",

@@ -125,6 +125,20 @@ KINDS: dict[str, Kind] = {
         norm=True,
         gated=True,
     ),
+    "fedbn": Kind(
+        lambda sites: defences.private_norms(sites.paths, sites.widths),
+        norm=True,
+        gated=True,
+    ),
+    "fedpass": Kind(
+        lambda sites, **options: defences.gates_by_passports(
+            sites.paths, sites.widths, **options
+        ),
+        {"size": 64.0},
+        ("size",),
+        norm=True,
+        gated=True,
+    ),
     # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
     "laplace-noise": _without_sites(defences.laplace_noise, std=0.01),

@@ -19,6 +19,8 @@ from kljax.threat.secrets import (
     BOTTLENECK_STRATEGIES,
     KEYLOCK_STRATEGIES,
     NOTHING_HIDDEN,
+    PASSPORT_STRATEGIES,
+    PRIVATE_GATES_STRATEGIES,
     SecretStrategy,
 )
 
@@ -28,6 +30,8 @@ __all__ = [
     "KNOWLEDGE",
     "LABEL_STRATEGIES",
     "NOTHING_HIDDEN",
+    "PASSPORT_STRATEGIES",
+    "PRIVATE_GATES_STRATEGIES",
     "IllegalThreat",
     "Knowledge",
     "SecretStrategy",

@@ -129,5 +129,29 @@ BOTTLENECK_STRATEGIES = by_name(
     ]
 )
 
+# About scales and shifts that a client keeps, wherever they come from.
+_ABOUT_GATES = [KEYLOCK_STRATEGIES[name] for name in ("unit", "regress_gates", "peel")]
+PRIVATE_GATES_STRATEGIES = by_name(
+    [
+        SecretStrategy(
+            "known",
+            "It replays the network with the true scales and shifts.",
+            {"lock_weights": ("known",)},
+        ),
+        *_ABOUT_GATES,
+    ]
+)
+PASSPORT_STRATEGIES = by_name(
+    [
+        SecretStrategy(
+            "known",
+            "It replays the network with the true scales and shifts, which the "
+            "passports give it.",
+            {"private_key": ("known",)},
+        ),
+        *_ABOUT_GATES,
+    ]
+)
+
 # Names of strategies whose functions kljax has.
 OWN_NAMES = frozenset(KEYLOCK_STRATEGIES) | frozenset(BOTTLENECK_STRATEGIES)

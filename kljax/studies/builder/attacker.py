@@ -17,11 +17,12 @@ from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
 from kljax.defences.arms import Arm, Sites, last_transform
 from kljax.defences.defence import keep_private
 from kljax.studies.config import LeakConfig
-from kljax.threat import View
+from kljax.threat import KEYLOCK_STRATEGIES, View
+from kljax.threat.secrets import by_name
 
 
 def assume_defence(
-    arm: Arm, defence: Defence, sites: Sites, examples: int
+    arm: Arm, defence: Defence, sites: Sites, examples: int, params: Params
 ) -> AssumedDefence:
     """Gives what the attacker of an arm assumes the defence to do.
 
@@ -30,13 +31,14 @@ def assume_defence(
       defence: of the arm, at the numbers of a victim.
       sites: of a lock.
       examples: of one upload.
+      params: of the network, or their shapes.
     """
     assumed = AssumedDefence(
         defence.gates,
         defence.simulate,
         defence.update.simulate,
         tuple(zip(sites.paths, sites.widths, strict=True)),
-        _draw_gates(sites) if arm.gated else None,
+        _draw_gates(defence, sites, params) if arm.gated else None,
         log_prob=_density(arm, defence),
         simulate_inputs=_replaced_inputs(defence) if arm.simulates_inputs else None,
         draw_private=_draw_private(defence, examples),
@@ -169,9 +171,16 @@ def _draw_private(defence: Defence, examples: int) -> Callable[[Rng], Private] |
     return lambda rng: defence.draw_private(rng, Private(), examples)
 
 
-def _draw_gates(sites: Sites) -> Callable[[Rng], Gates]:
-    """Makes what draws the gates of a freshly drawn lock, as all are initialised."""
+def _draw_gates(
+    defence: Defence, sites: Sites, params: Params
+) -> Callable[[Rng], Gates]:
+    """Makes what draws the gates of a freshly made client, as all are initialised.
+
+    Of an arm that hides nothing these are a lock's, too: its closed forms expect one.
+    """
     lock = sites.lock
+    if by_name(defence.strategies) not in ({}, KEYLOCK_STRATEGIES):
+        return draw_jointly(lambda rng: defence.gates(*defence.init(rng, params)))
 
     def draw(rng: Rng) -> Gates:
         rng_weights, rng_private_key = jax.random.split(rng)

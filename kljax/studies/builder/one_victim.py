@@ -72,7 +72,7 @@ def make_attack_on_one(
         strategies = arm._replace(defence=defence).strategies
         own_setting = setting._replace(
             threat=dataclasses.replace(setting.threat, strategies=strategies),
-            defence=assume_defence(arm, defence, sites, config.examples),
+            defence=assume_defence(arm, defence, sites, config.examples, network[0]),
             attacker=attacker,
         )
         attack = build_attack(config, own_setting, preset, dials)

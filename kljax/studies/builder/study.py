@@ -222,7 +222,7 @@ def _build_arm_attack(
             feeds=_feeding_layers(study, arm),
         ),
         threat,
-        assume_defence(arm, arm.defence, task.sites, config.examples),
+        assume_defence(arm, arm.defence, task.sites, config.examples, params),
         None if captured is None else captured.protocol,
         study.attacker,
     )
