@@ -96,6 +96,7 @@ class TrainProgress:
 
     def __init__(self, config: TrainConfig, console: Console):
         self._config, self._console = config, console
+        self._measure = ""  # of the arm that is trained
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
@@ -120,6 +121,7 @@ class TrainProgress:
         task = self._bar.tasks[self._task]
         if not self._bar.live.is_started and self._console.is_terminal:
             self._bar.start()  # not before the whole run is known to be sound
+        self._measure = begun.measure
         memory = f"{begun.private_bytes / 1e6:.1f} MB"
         self._say(
             f"{begun.name}: what stays with the {self._config.clients} clients takes "
@@ -136,7 +138,7 @@ class TrainProgress:
     def on_round(self, row: Row) -> None:
         pace = row["clients"] / row["run_s"]
         accuracy = row["test_accuracy"]
-        measured = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+        measured = "" if accuracy is None else f", {self._measure} {accuracy:.1%}"
         if row["attack_success"] is not None:
             measured += f", attack success {row['attack_success']:.1%}"
         state = f"loss {row['loss']:.3f}{measured}"

@@ -89,7 +89,7 @@ def check_local_batches(
     images,
     labels,
     valid,
-    num_classes: Callable[[tuple[int, ...], Any], int],
+    num_classes: Callable[[PyTree], int],
     clients,
     input_spec: InputSpec | None = None,
     target_spec: TargetSpec | None = None,
@@ -105,8 +105,8 @@ def check_local_batches(
         what else `input_spec` says.
       labels: [n, T, B] integers in [0, Kc), or other targets.
       valid: [n, T] bool; what padding holds does not matter.
-      num_classes: ``(shape of one input, dtype) -> Kc``, asked once the shapes are
-        right.
+      num_classes: ``(inputs of one example [1, ...]) -> Kc``, asked once the shapes
+        are right, where `target_spec` does not say it.
       clients: [n] what error messages call the clients.
       input_spec: of the inputs; None for images, and for tokens.
       target_spec: of the targets; None for classes.
@@ -148,7 +148,7 @@ def check_local_batches(
         )
     if classes:
         limit = (
-            num_classes(images.shape[3:], images.dtype)
+            num_classes(map_columns(_one_of_zeros, images))
             if target_spec is None
             else target_spec.classes
         )
@@ -159,6 +159,12 @@ def check_local_batches(
 
 # Of 8 bits are images that were not divided by 255.
 TOKENS = (np.int32, np.int64)
+
+
+def _one_of_zeros(column: Any) -> np.ndarray:
+    """Makes an example [1, ...] of zeros like those of a column [n, T, B, ...]."""
+    column = np.asarray(column)
+    return np.zeros((1, *column.shape[3:]), column.dtype)
 
 
 def _check_values_type(images: np.ndarray, whose: str) -> None:

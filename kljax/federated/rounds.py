@@ -247,13 +247,19 @@ def federated_rounds(
         return uploads, weights
 
     @functools.cache
-    def num_classes(shape: tuple[int, ...], dtype: Any) -> int:
+    def classes_of_inputs(tree: Any, *columns: tuple[tuple[int, ...], Any]) -> int:
         def logits() -> Array:
             params, stats = model.init(jax.random.key(0))
-            images = jnp.zeros((1, *shape), dtype)
-            return model.apply(params, stats, images, train=False).logits
+            inputs = jax.tree.unflatten(
+                tree, [jnp.zeros(*column) for column in columns]
+            )
+            return model.apply(params, stats, inputs, train=False).logits
 
         return jax.eval_shape(logits).shape[-1]
+
+    def num_classes(inputs: PyTree) -> int:
+        columns, tree = jax.tree.flatten(inputs)
+        return classes_of_inputs(tree, *((x.shape, x.dtype) for x in columns))
 
     def run_round(
         rng: Rng,

@@ -152,7 +152,9 @@ def write_plainly(legend) -> None:
         text.set_parse_math(False)
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]], path: Path | str, measure: str = "accuracy"
+) -> None:
     """Draws loss and accuracy of every arm against the number of finished rounds.
 
     Rounds in which a client was left out are marked on the loss.
@@ -162,6 +164,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         ``loss``, ``train_accuracy``, ``test_accuracy`` (None where not measured),
         ``excluded`` (the clients left out) and, with attackers, ``attack_success``.
       path: the picture to write; its ending says the format.
+      measure: what accuracies are, see `kljax.core.targets.TargetSpec.measure`.
     """
     import matplotlib.figure
     from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
@@ -201,7 +204,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         left.yaxis.set_minor_formatter("{x:g}")
     attacked = any(row.get("attack_success") is not None for row in rows)
     success = "; triangles: attack success" if attacked else ""
-    right.set_ylabel(f"accuracy (test; thin: training{success})")
+    right.set_ylabel(f"{measure} (test; thin: training{success})")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     for axis in (left, right):
         axis.set_xlabel("rounds finished")

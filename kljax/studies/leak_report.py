@@ -293,7 +293,10 @@ def write_run(
 
 
 def room_of(config: LeakConfig) -> int:
-    """Estimates the bytes of a run folder, from above but for very long names."""
+    """Estimates the bytes of a run folder, from above but for very long names.
+
+    Of several inputs each has as many rows: how many there are, only the dataset says.
+    """
     rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
     return 2**20 + 1500 * rows
 

@@ -58,6 +58,7 @@ class ArmBegun(NamedTuple):
     name: str
     round: int  # 0, or the round it is resumed from
     private_bytes: int  # that the states of all clients take on the host
+    measure: str = run_folder.ACCURACY  # what accuracies are, see `TargetSpec.measure`
 
 
 class TrainedArm(NamedTuple):
@@ -289,7 +290,8 @@ def _train_arm(
     rows[:] = [r for r in rows if r["arm"] != name or r["round"] < first]
     board = None if boards is None else boards(name, first)
     on = measuring_of(setup, name, built)
-    on_arm(ArmBegun(name, first, nbytes(clients)))
+    measured_by = setup.task.dataset.target_spec.measure
+    on_arm(ArmBegun(name, first, nbytes(clients), measured_by))
     for number in range(first, config.rounds):
         server, info = rounds.run_round(
             keys.rounds,

@@ -123,12 +123,12 @@ def test_clients_train_on_tokens_from_0_and_labels_of_the_network(change, messag
     labels[1, 2, 1] = 2
     asked = []
 
-    def num_classes(shape, dtype):
-        asked.append((shape, np.dtype(dtype)))
+    def num_classes(inputs):
+        asked.append((inputs.shape, inputs.dtype))
         return 3
 
     check_local_batches(tokens, labels, valid, num_classes, [7, 8])
-    assert asked == [((4,), tokens.dtype)]
+    assert asked == [((1, 4), tokens.dtype)]
     tokens, labels = change(tokens, labels)
     with pytest.raises(ValueError, match=message):
         check_local_batches(tokens, labels, valid, num_classes, [7, 8])
@@ -182,6 +182,21 @@ def test_batches_of_other_specs_have_their_form(change, error, message):
         return
     with pytest.raises(error, match=message):
         check_local_batches(*given)
+
+
+def test_a_network_of_several_inputs_says_how_many_classes_there_are():
+    inputs = {
+        "words": np.zeros((2, 3, 5, 4), np.int32),
+        "image": np.zeros((2, 3, 5, 2, 2, 1), np.float32),
+    }
+    labels, valid = np.full((2, 3, 5), 2), np.ones((2, 3), bool)
+
+    def num_classes(example):
+        return sum(column.ndim for column in example.values())  # 2 + 4
+
+    check_local_batches(inputs, labels, valid, num_classes, [7, 8], BOTH)
+    with pytest.raises(ValueError, match=r"has label 6 .* must lie in \[0, 6\)"):
+        check_local_batches(inputs, labels + 4, valid, num_classes, [7, 8], BOTH)
 
 
 def test_the_nearest_token_is_that_of_the_largest_cosine():

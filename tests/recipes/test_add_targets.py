@@ -1,18 +1,21 @@
 """Recipe: targets that are real numbers, and a network of several inputs."""
 
 import functools
+import io
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_add_modality import OPTIONS, TABLE
 from tiny_studies import tiny
 
 import kljax
 from kljax import cli
-from kljax.studies import store
+from kljax.cli.progress import TrainProgress
+from kljax.studies import figures, store
 from kljax.studies.builder.run_setup import build_run_setup
 from kljax.studies.reports.axes import INPUT
 from kljax.studies.reports.contents import make_contents
@@ -184,11 +187,19 @@ PRICED = TRAIN | {
 }
 
 
-def test_a_regression_is_trained_and_measured_by_its_r2(mine, tmp_path):
+def test_a_regression_is_trained_and_measured_by_its_r2(mine, tmp_path, monkeypatch):
     mine(PRICES)
     config = kljax.TrainConfig(**PRICED, rounds=2, learning_rate=0.1)
-    result = kljax.train(config, tmp_path / "run")
-    assert result.summary["measure"] == "R2"
+    drawn, shown = [], io.StringIO()
+    draw = figures.draw_curves
+    monkeypatch.setattr(
+        figures, "draw_curves", lambda *given: drawn.append(given) or draw(*given)
+    )
+    with TrainProgress(config, Console(file=shown, width=200)) as progress:
+        watched = {"on_arm": progress.on_arm, "on_round": progress.on_round}
+        result = kljax.train(config, tmp_path / "run", **watched)
+    assert result.summary["measure"] == "R2" and drawn[0][2] == "R2"
+    assert "R2 " in shown.getvalue() and "accuracy" not in shown.getvalue()
     (found,) = result.summary["accuracy"]["none"]["own"]["values"]
     test, server = result.setup.test, result.arms["none"].server
     inputs, prices = test.fetch(np.arange(len(test)))
@@ -200,7 +211,8 @@ def test_a_regression_is_trained_and_measured_by_its_r2(mine, tmp_path):
     rows = kljax.read_rows(tmp_path / "run")
     assert rows["train_accuracy"].isna().all()
     assert rows["test_accuracy"].iloc[-1] == pytest.approx(wanted, rel=1e-3)
-    assert "R2" in (tmp_path / "run" / "summary.md").read_text()
+    said = (tmp_path / "run" / "summary.md").read_text()
+    assert "R2" in said and "Data: drawn" in said and "Images" not in said
 
 
 @pytest.mark.parametrize(

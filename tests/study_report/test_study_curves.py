@@ -9,8 +9,10 @@ import pytest
 
 from kljax.studies import store
 from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.reports import write_report
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.budgets import budgets_table, make_curves
+from kljax.studies.reports.contents import make_contents
 from kljax.studies.reports.pairing import (
     NEITHER,
     OF_ATTACK,
@@ -167,7 +169,7 @@ def test_every_arm_has_its_curve_and_one_point_is_none(tmp_path):
     assert [curve.name for curve in curves] == ["none", "keylock/fixed_mean"]
 
 
-def write_run(folder, accuracy, finished=True, more=None, **config):
+def write_run(folder, accuracy, finished=True, more=None, measure=None, **config):
     """Writes a training of which only config and accuracies are true.
 
     Its network is that of the studies here, with the weights that they draw.
@@ -188,6 +190,7 @@ def write_run(folder, accuracy, finished=True, more=None, **config):
         )
         speed["device"] = "cpu: cpu"
         summary = {"accuracy": tests, "throughput": speed, "config": config}
+        summary |= {} if measure is None else {"measure": measure}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -212,6 +215,26 @@ def test_accuracies_of_repetitions_are_averaged(tmp_path):
     assert found[0].runs == ("a", "b") and found[0].success.mean == 0.25
     line = tradeoffs_table(found).lines[0]
     assert [entry.text for entry in line[1:4]] == ["none", "a, b", "85.0% ± 7.1 points"]
+
+
+def test_what_is_no_accuracy_is_not_called_so(tmp_path):
+    _, axes = pools_of(tmp_path, {"arm": ARMS}, lambda config: 1)
+    study = store.read(tmp_path / "study")
+    run = write_run(tmp_path / "run", {"none": 0.4}, measure="R2")
+    contents = make_contents(study, runs=[run])
+    table = contents.tradeoffs
+    assert "R2" in table.header and "accuracy" not in table.header
+    assert [line["measure"] for line in table.records] == ["R2"]
+    said = [table.title, contents.tradeoff_figure.title, contents.tradeoff_figure.alt]
+    said += [contents.tradeoff_figure.light.decode(), contents.tradeoff_notes[0]]
+    assert all("R2" in words and "ccuracy" not in words for words in said)
+    page = write_report(study, runs=[run])
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert "Privacy against R2" in text and "Privacy against accuracy" not in text
+    other = write_run(tmp_path / "other", {"none": 0.9}, learning_rate=0.2)
+    both = make_contents(study, runs=[run, other])
+    assert "R2 or accuracy" in both.tradeoffs.header
+    assert [line["measure"] for line in both.tradeoffs.records] == ["R2", "accuracy"]
 
 
 def test_trainings_that_differ_in_more_than_the_seed_stay_apart(tmp_path):

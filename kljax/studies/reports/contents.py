@@ -24,7 +24,12 @@ from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
 from kljax.studies.reports.threats import threat_models
-from kljax.studies.reports.tradeoffs import make_tradeoffs, read_runs, tradeoffs_table
+from kljax.studies.reports.tradeoffs import (
+    make_tradeoffs,
+    measured_words,
+    read_runs,
+    tradeoffs_table,
+)
 from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
@@ -105,6 +110,7 @@ class Contents(NamedTuple):
       comparisons: of arms on the same victims; None if there are none.
       budgets, budget_figure, budget_words: success against budget.
       tradeoffs, tradeoff_figure, tradeoff_notes: success against accuracy.
+      measured: what accuracy is, see `measured_words`.
       gallery: reconstructions.
       failures: of cells that are not finished.
       sweep: the sweep file.
@@ -131,6 +137,7 @@ class Contents(NamedTuple):
     tradeoffs: Table | None
     tradeoff_figure: Figure | None
     tradeoff_notes: list[str]
+    measured: str
     gallery: Gallery
     failures: list[dict[str, Any]]
     sweep: str
@@ -201,6 +208,7 @@ def make_contents(
         tradeoffs=tradeoffs_table(tradeoffs) if tradeoffs else None,
         tradeoff_figure=draw_tradeoffs(tradeoffs, axes, kinds),
         tradeoff_notes=tradeoff_notes(pools, trainings),
+        measured=measured_words(tradeoffs or trainings),
         gallery=gallery,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),

@@ -36,7 +36,7 @@ def to_markdown(contents: Contents) -> str:
     if contents.tradeoffs or contents.tradeoff_notes:
         sections.append(
             _section(
-                "Privacy against accuracy",
+                f"Privacy against {contents.measured}",
                 "\n\n".join(map(_safe, contents.tradeoff_notes)),
                 _figure(contents.tradeoff_figure),
                 _table(contents.tradeoffs) if contents.tradeoffs else "",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from kljax.metrics import Column
+from kljax.studies import run_folder
 from kljax.studies.reports.axes import Arrangement
 from kljax.studies.reports.gallery import Gallery
 from kljax.studies.reports.pools import Pool, with_several
@@ -102,8 +103,10 @@ def tradeoff_notes(pools: Sequence[Pool], runs: Sequence[Run]) -> list[str]:
     """Says what has to be known to read trade-offs; nothing without runs."""
     if not runs:
         return []
+    names = dict.fromkeys(run.measure for run in runs)
+    measured = " or ".join(run_folder.MEASURES.get(name, name) for name in names)
     notes = [
-        "Accuracy is of the trained networks, with the clients' own private keys. "
+        f"{measured} is of the trained networks, with the clients' own private keys. "
         "Where no run was attacked, success is of untrained networks of the same "
         "making: the two halves of the picture are of different weights. A low success "
         "of attacks that are unsolved is no privacy."

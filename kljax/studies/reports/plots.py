@@ -15,7 +15,7 @@ from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.kinds import noun, success_share, success_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
-from kljax.studies.reports.tradeoffs import Tradeoff
+from kljax.studies.reports.tradeoffs import Tradeoff, measured_words
 from kljax.studies.reports.values import numbers
 
 STEPS = 200  # of a distribution that is drawn: more cannot be seen
@@ -228,13 +228,14 @@ def draw_tradeoffs(
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(-0.03, 1.03)
-        axis.set_xlabel("test accuracy")
+        axis.set_xlabel(f"test {measured_words(members)}")
         axis.set_ylabel(success_words(kinds))
 
+    measured = measured_words(tradeoffs)
     return draw_panels(
         "tradeoffs",
-        "Privacy against accuracy",
-        f"Share of {success_share(kinds)} against test accuracy, one mark per "
+        f"Privacy against {measured}",
+        f"Share of {success_share(kinds)} against test {measured}, one mark per "
         "attacked arm; lower right is better for the client. The table below has the "
         "numbers.",
         panels,

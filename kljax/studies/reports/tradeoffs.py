@@ -1,7 +1,10 @@
-"""Trade-offs: what a defence costs in accuracy, beside what an attack still gets."""
+"""Trade-offs: what a defence costs in accuracy, beside what an attack still gets.
+
+Accuracy is what `kljax.core.targets.TargetSpec.measure` names: of numbers it is R2.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,7 @@ from kljax.studies.reports.successes import (
     success_record,
 )
 from kljax.studies.reports.tables import Entry, Table, at_words
-from kljax.studies.reports.values import known
+from kljax.studies.reports.values import capitalised, known
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes
 
 TEST = "own"  # accuracy with the client's own private key and lock
@@ -37,6 +40,7 @@ class Tradeoff(NamedTuple):
       deviation: sample standard deviation over runs; NaN for fewer than two.
       success, score: of the attack; the score is the primary one of its inputs.
       outcomes: of the attack.
+      measure: what `accuracy` is.
     """
 
     arm: str
@@ -48,6 +52,7 @@ class Tradeoff(NamedTuple):
     success: Estimate
     score: Estimate
     outcomes: Outcomes
+    measure: str = run_folder.ACCURACY
 
     @property
     def name(self) -> str:
@@ -61,6 +66,7 @@ class Run(NamedTuple):
     folder: Path
     config: dict[str, Any]
     accuracy: dict[str, float]  # by arm
+    measure: str = run_folder.ACCURACY  # what that is
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
@@ -87,7 +93,7 @@ def _read(folder: Path) -> Run:
         for arm, tests in summary["accuracy"].items()
         if TEST in tests and tests[TEST]["mean"] is not None
     }
-    return Run(folder, summary["config"], accuracy)
+    return Run(folder, summary["config"], accuracy, run_folder.measured(summary))
 
 
 def make_tradeoffs(
@@ -123,6 +129,7 @@ def make_tradeoffs(
                     success,
                     score,
                     outcomes,
+                    repetitions[0].measure,
                 )
             )
     return tradeoffs
@@ -167,8 +174,14 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     return list(together.values())
 
 
+def measured_words(of: Iterable[Tradeoff | Run]) -> str:
+    """Names what is measured of networks: accuracy, R2, or both."""
+    return " or ".join(dict.fromkeys(one.measure for one in of)) or run_folder.ACCURACY
+
+
 def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
     """Tables all trade-offs."""
+    measured = measured_words(tradeoffs)
     axes = tuple(tradeoffs[0].point) if tradeoffs else ()
     scores = [tradeoff.score for tradeoff in tradeoffs]
     header = (
@@ -176,7 +189,7 @@ def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
         *axes,
         "trained as",
         "runs",
-        "accuracy",
+        measured,
         *success_header([tradeoff.success for tradeoff in tradeoffs], scores),
     )
     lines = [
@@ -192,7 +205,7 @@ def tradeoffs_table(tradeoffs: Sequence[Tradeoff]) -> Table:
     ]
     return Table(
         "tradeoffs",
-        "Accuracy of each defence, and success of each attack on it",
+        f"{capitalised(measured)} of each defence, and success of each attack on it",
         header,
         lines,
         [_record(tradeoff, names_of(scores)) for tradeoff in tradeoffs],
@@ -212,6 +225,7 @@ def _record(tradeoff: Tradeoff, names: Sequence[str]) -> dict[str, Any]:
         **tradeoff.point,
         "defence": tradeoff.defence,
         "runs": " ".join(tradeoff.runs),
+        "measure": tradeoff.measure,
         "accuracy": tradeoff.accuracy,
         "accuracy_deviation": known(tradeoff.deviation),
         **success_record(tradeoff.success, tradeoff.score, names),

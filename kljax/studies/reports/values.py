@@ -43,3 +43,8 @@ def numbers(rows: pandas.DataFrame, name: str) -> np.ndarray:
 def known(number: float | None) -> float | None:
     """Gives a number, or None for what is no finite one, as CSV and JSON want it."""
     return float(number) if number is not None and np.isfinite(number) else None
+
+
+def capitalised(words: str) -> str:
+    """Writes the first letter large, and leaves the others."""
+    return words[:1].upper() + words[1:]

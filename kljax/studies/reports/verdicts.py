@@ -7,6 +7,7 @@ from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.readings import read_differences
 from kljax.studies.reports.undefended import ambiguous_yet_recovered, is_undefended
+from kljax.studies.reports.values import capitalised
 
 BESIDE_FLOOR = {
     1: "above its floor",
@@ -53,13 +54,13 @@ def verdict(pool: Pool, *scores: Estimate, undefended: Pool | None = None) -> st
     """
     n = len(pool.rows)
     if not n:
-        return f"{pool.state[0].upper()}{pool.state[1:]}."
+        return f"{capitalised(pool.state)}."
     outcomes = count_outcomes(pool)
     beside = {
         score.value.heading: score.floor.excess for score in scores if score.floor
     }
     sentence = read_differences(beside, BESIDE_FLOOR) if beside else ""
-    parts = [f"{sentence[0].upper()}{sentence[1:]}."] if sentence else []
+    parts = [f"{capitalised(sentence)}."] if sentence else []
     sentence = _counted(
         n,
         {

@@ -20,6 +20,8 @@ from kljax.studies.run_folder.rows import (
     write_rows,
 )
 from kljax.studies.run_folder.summary import (
+    ACCURACY,
+    MEASURES,
     Accuracy,
     Summary,
     Throughput,
@@ -45,6 +47,8 @@ __all__ = [
     "write_rows",
     "boards",
     "write_board",
+    "ACCURACY",
+    "MEASURES",
     "Accuracy",
     "Throughput",
     "Summary",

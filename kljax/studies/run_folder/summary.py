@@ -127,7 +127,7 @@ def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> Non
     with optional("curves.png"):
         if not rows:
             raise ValueError("metrics.csv is lost, and all rounds were run before")
-        figures.draw_curves(rows, aside)
+        figures.draw_curves(rows, aside, measured(summary))
         os.replace(aside, folder / "curves.png")
     write_text(folder / "summary.md", markdown(summary))
     write_json(folder / "summary.json", summary)
@@ -217,5 +217,5 @@ Throughput: {speed["clients_per_s"]:.2f} clients/s, {speed["examples_per_s"]:.0f
 examples/s on {speed["device"]} ({speed["run_s"]:.1f} s running,
 {speed["compile_s"]:.1f} s compiling; without evaluation).
 
-Images: {config["data_licence"]}
+Data: {config["data_licence"]}
 """
