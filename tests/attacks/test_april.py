@@ -18,7 +18,6 @@ from toys import quick_jit, random_images, replace_fields, setting, threat
 from victims import hide_some
 
 from kljax.attacks import (
-    SECRETS,
     Candidate,
     Protocol,
     Reconstruction,
@@ -450,8 +449,8 @@ def test_what_it_cannot_invert_is_refused(changes, message):
 
 
 def test_every_secret_strategy_is_taken_or_refused():
-    regressing = {name for name in SECRETS if name.startswith("regress")}
-    assert set(SECRETS) == {*FACTS, *regressing}
+    regressing = {name for name in KEYLOCK_STRATEGIES if name.startswith("regress")}
+    assert set(KEYLOCK_STRATEGIES) == {*FACTS, *regressing}
 
 
 def test_an_optimiser_is_refused():

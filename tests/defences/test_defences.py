@@ -99,9 +99,12 @@ def test_the_table_holds_every_factory():
         "step_transform",
         "without_release",
         "without_changes",
+        "inserts_modules",
     }
-    # test_selective.py, test_quantisation.py, test_censor.py
+    # Those of tests of their own: test_selective.py, test_quantisation.py, ...
     elsewhere = {"selective_encryption", "quantise_mixed", "censor"}
+    elsewhere |= {"dense_bottleneck", "convolutional_bottleneck"}  # test_bottlenecks.py
+    elsewhere |= {"private_norms", "gates_by_passports"}  # test_private_gates.py
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)
 
 

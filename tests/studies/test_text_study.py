@@ -233,22 +233,6 @@ def test_a_whole_update_on_text_can_be_attacked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    (
-        (
-            {"data": "text-next-token", "model": "text_networks:language_model"},
-            "a training on dataset 'text-next-token', whose accuracy .*sequences",
-        ),
-        ({"normalise": "cifar10"}, "is about images, and dataset 'text' holds"),
-    ),
-)
-def test_what_a_training_on_text_cannot_be_is_refused(changes, message):
-    config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
-    with pytest.raises(ValueError, match=message):
-        run_setup.build_run_setup(config)
-
-
-@pytest.mark.parametrize(
     "changes", ({"normalise": "cifar10"}, {"roles": ("0:backdoor",)})
 )
 def test_what_is_about_images_is_refused_of_text(changes):

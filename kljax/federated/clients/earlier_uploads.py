@@ -12,7 +12,7 @@ from kljax.threat import Update
 
 
 def recorded(
-    step: Callable[..., Update], images: Array, targets: Array
+    step: Callable[..., Update], inputs: Array, targets: Array
 ) -> Callable[..., Update]:
     """Makes the function of a client that has sent t gradients before this one.
 
@@ -21,11 +21,11 @@ def recorded(
 
     Args:
       step: from `one_step`.
-      images: [t, B, H, W, C] of the earlier gradients, oldest first.
+      inputs: [t, B, H, W, C] of the earlier gradients, oldest first.
       targets: [t, B, Kc].
 
     Returns:
-      ``(rng, public, stats, private, images [B, H, W, C], targets [B, Kc]) -> Update``
+      ``(rng, public, stats, private, inputs [B, H, W, C], targets [B, Kc]) -> Update``
       of the last gradient, with the others in `Update.earlier` as far as they can be
       read. Its randomness is that of `step` at the same rng.
     """
@@ -41,7 +41,7 @@ def recorded(
                 public,
                 stats,
                 private,
-                *jax.tree.map(lambda x: x[index], (images, targets)),
+                *jax.tree.map(lambda x: x[index], (inputs, targets)),
                 remembered,
             )
 

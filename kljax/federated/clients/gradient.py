@@ -74,18 +74,18 @@ def local_gradient(
       train: whether norm layers use the batch's statistics (and dropout is on).
 
     Returns:
-      ``(rng, public, stats, private, images [B, H, W, C], targets [B, Kc]) ->
+      ``(rng, public, stats, private, inputs [B, H, W, C], targets [B, Kc]) ->
       Gradient``. The secret is never differentiated. Of what is drawn anew in a step
       (`Defence.draw_private`) `private` has the draw.
     """
 
     def gradient(
-        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
+        rng: Rng, public: Public, stats: Stats, private: Private, inputs, targets
     ) -> Gradient:
         def objective(public: Public, trainable: PyTree):
             gates = defence.gates(public.defence, Private(private.secret, trainable))
             out = model.apply(
-                public.model, stats, images, gates=gates, train=train, rngs=rng
+                public.model, stats, inputs, gates=gates, train=train, rngs=rng
             )
             return checked(loss)(out.logits, targets) + out.added_loss, out
 
@@ -107,14 +107,14 @@ def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Arra
       model, loss, defence: see `local_gradient`.
 
     Returns:
-      ``(stats, private, images [B, H, W, C], targets [B, Kc], public) -> []``, with
+      ``(stats, private, inputs [B, H, W, C], targets [B, Kc], public) -> []``, with
       norms in eval mode and without dropout; `Context.loss` once the first four are
       given.
     """
 
-    def value(stats: Stats, private: Private, images, targets, public: Public) -> Array:
+    def value(stats: Stats, private: Private, inputs, targets, public: Public) -> Array:
         gates = defence.gates(public.defence, private)
-        out = model.apply(public.model, stats, images, gates=gates, train=False)
+        out = model.apply(public.model, stats, inputs, gates=gates, train=False)
         return checked(loss)(out.logits, targets) + out.added_loss
 
     return value
@@ -126,10 +126,10 @@ def _by_example(
     """Makes the mean over examples of what `change` makes of each one's gradient."""
 
     def mean(
-        rng: Rng, public: Public, stats: Stats, private: Private, images, targets
+        rng: Rng, public: Public, stats: Stats, private: Private, inputs, targets
     ) -> Gradient:
-        def one(inputs) -> Gradient:
-            index, image, target = inputs
+        def one(example) -> Gradient:
+            index, own_input, target = example
             own = private
             if drawn:  # every example has a row of its own
                 secret = jax.tree.map(lambda x: x[index][None], private.secret)
@@ -139,12 +139,12 @@ def _by_example(
                 public,
                 stats,
                 own,
-                *jax.tree.map(lambda x: x[None], (image, target)),
+                *jax.tree.map(lambda x: x[None], (own_input, target)),
             )
             return found._replace(public=change(found.public), logits=found.logits[0])
 
         count = targets.shape[0]
-        each = jax.lax.map(one, (jnp.arange(count), images, targets), batch_size=count)
+        each = jax.lax.map(one, (jnp.arange(count), inputs, targets), batch_size=count)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)._replace(
             logits=each.logits
         )
@@ -171,10 +171,10 @@ def one_step(
       train: whether norm layers use the batch's statistics (and dropout is on).
       augment, penalty, reset_optimiser, renew, targets: of `local_training`, whose
         first step this is; a gradient has no optimiser, and is given its targets. The
-        `Update` holds the images before an augmentation.
+        `Update` holds the inputs before an augmentation.
 
     Returns:
-      ``(rng, public, stats, private, images, targets, remembered=None) -> Update``:
+      ``(rng, public, stats, private, inputs, targets, remembered=None) -> Update``:
       everything that is true about this step, released gradient included.
       `kljax.threat.observe` decides what of it anyone else gets to see. `remembered`
       is what the release remembers of steps before (`Remembered.steps`).
@@ -197,7 +197,7 @@ def one_step(
         public: Public,
         stats: Stats,
         private: Private,
-        images,
+        inputs,
         targets,
         remembered: PyTree | None = None,
     ) -> Update:
@@ -210,7 +210,7 @@ def one_step(
         if renew is not None:
             private = renew(rng_of("renewal"), private)
         private = defence.draw_private(rng_of("private"), private, targets.shape[0])
-        seen = images if augment is None else augment(rng_of("augmentation"), images)
+        seen = inputs if augment is None else augment(rng_of("augmentation"), inputs)
         mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
         used, aims = defence.inputs(
             rng_of("inputs"), Context(public, stats, seen, targets, mine, private)
@@ -229,7 +229,7 @@ def one_step(
             sent=sent,
             before_release=down,
             new_stats=grads.stats,
-            inputs=images,
+            inputs=inputs,
             targets=targets,
             private=private,
             initial_lock_weights=private.trainable,
