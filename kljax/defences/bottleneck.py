@@ -127,6 +127,6 @@ def check_size(name: str, size: float) -> int:
     Raises:
       ValueError: for anything but a whole number above 0.
     """
-    if not (size >= 1 and size == int(size)):
+    if not (1 <= size < math.inf and size == int(size)):
         raise ValueError(f"{name} must be a whole number >= 1, got {size!r}")
     return int(size)

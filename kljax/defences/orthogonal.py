@@ -1,5 +1,6 @@
 """CENSOR: a random direction in place of the gradient, orthogonal to it."""
 
+import math
 from typing import Any
 
 import jax
@@ -51,16 +52,16 @@ def censor(
 
     Raises:
       ValueError: for trials that are no whole number from 1, a rate that is not
-        positive; from ``release``, where there is no loss to compare by, since a whole
-        change is released.
+        positive and finite; from ``release``, where there is no loss to compare by,
+        since a whole change is released.
 
     Reference: Zhang et al., "CENSOR" (NDSS 2025, arXiv 2501.15718); official code
     KaiyuanZh/censor, defense.py (`orthogonal_gradient`), which has both options.
     """
     if is_concrete(trials) and not _is_count(trials):
         raise ValueError(f"trials must be a whole number >= 1, got {trials!r}")
-    if is_concrete(rate) and not rate > 0:
-        raise ValueError(f"rate must be > 0, got {rate!r}")
+    if is_concrete(rate) and not 0 < rate < math.inf:
+        raise ValueError(f"rate must be finite and > 0, got {rate!r}")
     across = _divided_once if single_division else _across
 
     def release(rng: Rng, state, grads: Public, context: Context):
@@ -116,7 +117,7 @@ def censor(
 
 
 def _is_count(number: float | Array) -> bool:
-    return 1 <= number < float("inf") and number == round(number)
+    return 1 <= number < math.inf and number == round(number)
 
 
 def looks_computed(sent: Public) -> Array:

@@ -214,7 +214,7 @@ def _deterministic(change: Callable[[Array], Array]) -> Defence:
         del sent, earlier, private
         return jax.tree.map(lambda x: _straight(change(x), x), grads)
 
-    return Defence(release=release, simulate=simulate)
+    return Defence(release=release, simulate=simulate, deterministic=True)
 
 
 def _straight(changed: Array, x: Array) -> Array:

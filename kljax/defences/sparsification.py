@@ -22,8 +22,9 @@ def top_k(share: float | Array) -> Defence:
     before, too, from which nothing was left over. In the place of the others it assumes
     what was sent, which makes no difference and tells nothing. That an entry was left
     out, and so is smaller than those sent, is not made use of. Of a step of local
-    training nobody sees anything: there the attacker keeps the largest entries of its
-    candidate's gradient, as of a first release.
+    training nobody sees anything, and where noise was added to a tensor it has no
+    zeros: there the attacker keeps the largest entries of its candidate's gradient, as
+    of a first release.
 
     Args:
       share: of a tensor's entries that are sent, rounded to whole ones and at least
@@ -57,14 +58,19 @@ def top_k(share: float | Array) -> Defence:
         if sent is None:
             return jax.tree.map(sent_of, grads)
         if earlier is None:
-            return jax.tree.map(lambda g, s: jnp.where(s == 0, 0.0, g), grads, sent)
+            return jax.tree.map(first, grads, sent)
+        return jax.tree.map(later, grads, sent, earlier)
 
-        def explained(g: Array, s: Array, record: Array) -> Array:
-            before = record[-1]
-            nothing_left = (before != 0) & ~jnp.isnan(before)
-            return jnp.where((s != 0) & nothing_left, g, s)
+    def first(g: Array, seen: Array) -> Array:
+        zero = seen == 0
+        return jnp.where(jnp.any(zero), jnp.where(zero, 0.0, g), sent_of(g))
 
-        return jax.tree.map(explained, grads, sent, earlier)
+    def later(g: Array, seen: Array, record: Array) -> Array:
+        zero, before = seen == 0, record[-1]
+        nothing_left = (before != 0) & ~jnp.isnan(before)
+        # In place of a hidden entry, which is NaN, something that can be computed with.
+        own = jnp.isnan(seen) | (~zero & nothing_left)
+        return jnp.where(jnp.any(zero), jnp.where(own, g, seen), sent_of(g))
 
     def init_state(grads: Public) -> Public:
         return jax.tree.map(jnp.zeros_like, grads)

@@ -152,8 +152,8 @@ def test_what_has_no_density_is_refused(arm):
     config = tiny(arms=(arm,), attack="likelihood")
     with pytest.raises(
         ValueError,
-        match=f"arm '{re.escape(arm)}': attack 'likelihood' needs.*may clip or "
-        "prune a computed gradient, and then adds one noise above 0",
+        match=f"arm '{re.escape(arm)}': attack 'likelihood' needs.*may clip, "
+        "prune or quantise a computed gradient, and then adds one noise above 0",
     ):
         build_study(config)
     with pytest.raises(ValueError, match="needs the density"):
@@ -171,7 +171,8 @@ def test_what_leaves_the_computed_gradient_alone_keeps_the_density(before):
 
 
 @pytest.mark.parametrize(
-    "before", ("norm-clipping=1", "example-clipping=1", "magnitude-pruning=0.1")
+    "before",
+    ("norm-clipping=1", "example-clipping=1", "magnitude-pruning=0.1", "quantise=4"),
 )
 def test_what_is_a_function_of_the_gradient_keeps_a_density(before):
     arm = f"{before}+gaussian-noise=0.01"

@@ -258,6 +258,16 @@ def test_what_is_wrong_with_an_arm_is_named(arm, said):
         parse_arm(arm, unplaced_sites(), {})
 
 
+@pytest.mark.parametrize("size", (0, 2.5, float("nan"), float("inf")))
+def test_impossible_sizes_are_named(size):
+    for make in (
+        lambda: bottleneck(size=size),
+        lambda: defences.gates_by_passports(("norm",), (3,), size=size),
+    ):
+        with pytest.raises(ValueError, match=f"size must be a whole .*got {size}"):
+            make()
+
+
 def test_shapes_are_part_of_the_program_and_weights_are_data():
     def parse(text):
         return parse_training_arm(text, unplaced_sites(), {})

@@ -279,9 +279,9 @@ def test_impossible_trials_are_named(trials):
         censor(trials)
 
 
-@pytest.mark.parametrize("rate", (0, -1e-4, float("nan")))
+@pytest.mark.parametrize("rate", (0, -1e-4, float("nan"), float("inf")))
 def test_impossible_rates_are_named(rate):
-    with pytest.raises(ValueError, match=f"rate must be > 0, got {rate}"):
+    with pytest.raises(ValueError, match=f"rate must be finite and > 0, got {rate}"):
         censor(20, rate)
 
 

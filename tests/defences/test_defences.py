@@ -254,6 +254,15 @@ def pruned_by_hand(grads, fraction=0.4):
     return made
 
 
+def quantised_by_hand(grads):
+    made = {}
+    for name, leaf in grads.model.items():
+        values = np.asarray(leaf, np.float64)
+        step = np.abs(values).max() / 7  # of 4 bits, symmetric
+        made[name] = step * np.round(values / step)
+    return made
+
+
 @NOISES
 @pytest.mark.parametrize(
     ("first", "by_hand"),
@@ -261,12 +270,13 @@ def pruned_by_hand(grads, fraction=0.4):
         ((norm_clipping(0.5),), clipped_by_hand),
         ((defences.example_clipping(0.5),), clipped_by_hand),
         ((magnitude_pruning(0.4),), pruned_by_hand),
+        ((defences.quantise(4),), quantised_by_hand),
         (
             (magnitude_pruning(0.4), norm_clipping(0.5)),
             lambda grads: clipped_by_hand(Public(pruned_by_hand(grads))),
         ),
     ),
-    ids=("clipped", "of one example", "pruned", "both"),
+    ids=("clipped", "of one example", "pruned", "quantised", "both"),
 )
 def test_noise_after_what_is_deterministic_has_its_density_around_it(
     noise, peer, scale, first, by_hand
@@ -465,6 +475,33 @@ def test_an_attacker_compares_what_had_nothing_left_over():
     # Nobody sees a local step: the attacker keeps the largest of its own.
     own = defence.simulate(many[0], None, None, None)
     np.testing.assert_array_equal(own["a"], before[0]["a"])
+
+
+def test_top_k_under_noise_is_that_of_the_candidate():
+    """No entry of what is seen is zero, and which were sent is not seen."""
+    defence = chain(none(), defences.top_k(0.1), gaussian_noise(1e-3))
+    (before, last), _ = releases(defence, draws(2, 100))
+    record = jax.tree.map(lambda x: x[None], before)
+    other = np.asarray(draws(3, 100)[-1]["a"])
+    largest = np.argsort(-np.abs(other))[:10]
+    wanted = np.zeros(100)
+    wanted[largest] = other[largest]
+    for earlier in (None, record):
+        made = defence.simulate({"a": other, "b": jnp.ones(1)}, last, earlier, None)
+        np.testing.assert_array_equal(made["a"], wanted)
+        np.testing.assert_array_equal(made["b"], [1])
+
+
+def test_an_entry_that_is_hidden_spoils_nothing_after_top_k():
+    defence, many = chain(none(), defences.top_k(0.4), norm_clipping(1)), draws(3, 100)
+    (*before, last), _ = releases(defence, many)
+    record = jax.tree.map(lambda *x: jnp.stack(x), *before)
+    # One that was sent now and not before, of which something may be left over.
+    place = np.flatnonzero((last["a"] != 0) & (before[-1]["a"] == 0))[0]
+    last["a"] = last["a"].at[place].set(jnp.nan)
+    record["a"] = record["a"].at[:, place].set(jnp.nan)
+    made = defence.simulate(many[-1], last, record, None)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(made))
 
 
 # --- chains ----------------------------------------------------------------------

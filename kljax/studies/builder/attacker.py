@@ -107,9 +107,9 @@ def check_density(
         where = "@update" if config.upload == "update" else ""
         raise ValueError(
             f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
-            "uploaded, and there is none for this attacker: take an arm that may clip "
-            "or prune a computed gradient, and then adds one noise above 0, such as "
-            f"gaussian-noise{where}=0.01, or another attack"
+            "uploaded, and there is none for this attacker: take an arm that may clip, "
+            "prune or quantise a computed gradient, and then adds one noise above 0, "
+            f"such as gaussian-noise{where}=0.01, or another attack"
         )
     if arm.defence.per_example is not None and config.examples > 1:
         raise ValueError(
