@@ -23,6 +23,7 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LONG = (
     "02_leak_with_and_without",
     "03_your_own_model_and_data",
+    "04_sweep_and_report",
     "05_add_your_own",
 )
 

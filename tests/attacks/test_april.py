@@ -380,13 +380,10 @@ def test_a_lock_that_lets_nothing_through_is_no_success():
 # --- in a study ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "least"),
-    [
-        ("keylock/peel", 20),
-        # Each compiles a program of its own.
-        pytest.param("none", PUBLISHED, marks=pytest.mark.slow),
-    ],
+    [("keylock/peel", 20), ("none", PUBLISHED)],
 )
 def test_a_study_finds_images(arm, least):
     """The network and the images of the command line, with weights of Flax's own."""

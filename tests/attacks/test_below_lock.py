@@ -146,6 +146,7 @@ def test_below_a_norm_all_but_brightness_and_contrast_is_found(seed):
     assert np.all((found.inputs >= 0) & (found.inputs <= 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", (0, 1, 2))
 def test_below_a_lock_the_image_is_found_without_its_private_key(seed):
     """As well as with it, and far better than by a guess, which is told by the loss."""
@@ -159,6 +160,7 @@ def test_below_a_lock_the_image_is_found_without_its_private_key(seed):
     assert losses["known"] < 1e-8 and losses["peel"] < 1e-5 < losses["fixed_random"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", (0, 1, 2))
 def test_signs_of_scales_are_found_up_to_one_for_all(seed):
     """An image and its negative, under opposite scales, have the same gradient."""

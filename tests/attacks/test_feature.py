@@ -94,7 +94,8 @@ def test_it_is_the_error_of_a_quotient_worked_out_by_hand():
     assert np.any(np.asarray(bias) != 0)
 
 
-@pytest.mark.parametrize("examples", (2, pytest.param(4, marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", (2, 4))
 def test_no_lock_hides_those_of_a_batch(examples):
     arms = ("none", "keylock/unit", "gaussian-noise=0.1")
     rows = scored(study(examples=examples, victims=4, arms=arms))

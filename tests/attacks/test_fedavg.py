@@ -400,6 +400,7 @@ def attack(name):
     return quick_jit(lambda truth: inverted(jax.random.key(8), view_of(truth)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_succeeds_on_a_small_update(name):
     truth = update()
@@ -429,6 +430,7 @@ def test_an_all_zero_update_is_no_success(name):
     assert float(found.loss) > 10 * abs(float(clean.loss))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
     truth, facts = update(), vars(here().threat.knowledge)
@@ -488,6 +490,7 @@ def second_time(order, labels):
     return trained(dense(), seen, np.array(labels), AT_ONCE, FAST, weights)
 
 
+@pytest.mark.slow
 def test_where_the_order_is_another_only_full_many_finds_the_images():
     """``full`` believes in the first epoch's order, and it is that which fails.
 

@@ -189,6 +189,7 @@ def test_one_shot_finds_the_image_that_it_is_aimed_at():
     assert np.all(np.asarray(found.inputs[1:]) == 0.5)
 
 
+@pytest.mark.slow
 def test_an_update_of_several_small_steps_is_read_approximately():
     model, params, stats, _ = network()
     rate, steps = 1e-4, 3

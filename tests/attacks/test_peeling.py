@@ -144,6 +144,7 @@ def test_gates_are_found_from_a_batch(name, rtol, labels):
     assert "fc" in peeled.residuals
 
 
+@pytest.mark.slow
 def test_a_batch_of_more_inputs_than_equations_says_so():
     """The strided layer: 768 inputs and 192 equations of each, 3,600 of all."""
     victim, peeled = attack("lenet", labels=(0, 1, 2, 3, 4, 5, 6))

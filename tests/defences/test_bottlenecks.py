@@ -397,6 +397,7 @@ def test_only_who_has_the_noise_explains_what_is_sent():
     assert at_truth("mean") > 0.1 and at_truth("random_noise") > 0.1
 
 
+@pytest.mark.slow
 def test_who_omits_noisy_gradients_compares_the_layers_in_front_alone():
     for defence, model, shape, kept in (
         (bottleneck(), network(), SHAPE, ["layers/0/bias", "layers/0/kernel"]),

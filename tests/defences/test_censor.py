@@ -191,6 +191,7 @@ def test_a_simulation_has_a_slope_and_leaves_out_what_is_hidden():
     assert defence.simulate(GRADS, None, None, None) is GRADS
 
 
+@pytest.mark.slow
 def test_a_gradient_is_told_from_a_random_direction():
     features, logits = draw(30, 12), draw(30, 5)
     delta = jax.nn.softmax(logits) - jax.nn.one_hot(jnp.arange(30) % 5, 5)
@@ -291,6 +292,7 @@ def test_a_whole_change_has_no_loss_to_compare_by():
         defence.update.release(RNG, (), GRADS, Context(WEIGHTS, None, None, None))
 
 
+@pytest.mark.slow
 def test_five_numbers_of_trials_are_one_program():
     traced = 0
 

@@ -177,6 +177,7 @@ def test_a_simulated_substitute_has_the_derivative_of_differences():
     assert float(slope) == pytest.approx(float(wanted), rel=0.05)
 
 
+@pytest.mark.slow
 def test_who_simulates_inputs_looks_for_what_is_behind_them():
     arm = "obscured-inputs=3,0.1,0.5"
     arms = (arm, f"{arm}/simulate")

@@ -368,6 +368,7 @@ def rows_of(arm):
     return [row for row in studied()[1] if row["arm"] == arm]
 
 
+@pytest.mark.slow
 def test_a_share_of_zero_is_no_defence_and_one_of_one_stays_at_the_floor():
     none_, open_, closed = map(
         rows_of, ("none", "selective-magnitude=0", "selective-magnitude=1")

@@ -192,6 +192,7 @@ def expected():
     return leaves, states.private.trainable[0]["scale"]["kernel"], infos
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_rounds(tmp_path):
     # At most three clients at a time: five devices and more run fillers.
     (output,) = finish([start(tmp_path, 0, devices=8)])

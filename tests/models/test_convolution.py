@@ -159,6 +159,7 @@ def test_the_rest_is_the_plain_product(images, kernel, options):
     assert [len(shape) for shape in made] == [2]
 
 
+@pytest.mark.slow
 def test_winograd_in_float32_is_near_the_plain_form():
     generator = np.random.default_rng(0)
     # Images as after a ReLU: what does not cancel shows errors of the mapping best.

@@ -102,6 +102,7 @@ for name, result in found.items():
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(alone, tmp_path):
     # Nine victims: one on each device, and a block with one and seven paddings.
     flags = {

@@ -261,6 +261,7 @@ def test_several_inputs_are_trained_on_and_their_client_is_attacked(mine, tmp_pa
     assert [row["input"] for row in attacked] == ["image", "row"]
 
 
+@pytest.mark.slow
 def test_a_language_model_is_trained_and_measured_by_its_tokens():
     small = {"data": "text-next-token", "model": "language-model", "tokens": 4}
     config = kljax.TrainConfig(

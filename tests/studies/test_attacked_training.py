@@ -159,6 +159,7 @@ def test_no_lock_of_an_attacker_is_evaluated_at_the_end():
 # --- state, and older runs ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rule_with_a_memory_goes_on_with_it(tmp_path):
     config = attacked(
         aggregator="test_aggregation:centred_clipping=0.5",

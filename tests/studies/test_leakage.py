@@ -501,6 +501,7 @@ def test_attacks_without_an_objective_have_no_loss_to_compare(shared):
 # ---- Attacks -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_extraction_is_as_good_as_knowing_the_private_key():
     # Both compare lock gradients, which are shared: nothing else is different.
     arms = ("keylock/known", "keylock/extract")
@@ -556,6 +557,7 @@ def test_several_examples_can_share_a_gradient():
     np.testing.assert_array_less(0, found.loss)
 
 
+@pytest.mark.slow
 def test_recovered_labels_are_right():
     result, _ = finished()
     for arm in result.arms:

@@ -209,6 +209,7 @@ def of_run(folder, **changes):
     return LeakConfig(**(IMPRINT | options | changes))
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_modified_too(folder, monkeypatch):
     monkeypatch.setattr(metrics, "lpips_available", lambda: False)
     config = of_run(folder)

@@ -329,6 +329,7 @@ def cut_off_at(arm, number):
     return on_round
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_to_the_same_parameters(whole, tmp_path):
     (expected, _), folder = whole, tmp_path / "run"
     with pytest.raises(CutOff):

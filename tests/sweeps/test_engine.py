@@ -252,6 +252,7 @@ def test_too_little_memory_is_a_failure_of_the_cell(tmp_path):
     assert "MemoryError" in failure["error"] and "budget" in failure["error"]
 
 
+@pytest.mark.slow
 def test_chunks_are_sized_to_the_memory(tmp_path):
     chunks = {}
     for name, memory in (("rich", None), ("poor", 1.5e6)):
@@ -637,6 +638,7 @@ def test_options_that_dealt_a_sweep_say_what_became_of_them(option, tmp_path, ca
     assert "--ray shares a sweep" in said and "in kljax train it stays" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ("imprint", "matching"))
 def test_the_steps_of_a_closed_form_cost_nothing(attack):
     """And 5,000 times the steps of a search cost as much more."""
