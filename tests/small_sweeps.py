@@ -9,11 +9,9 @@ import sys
 import tempfile
 import tomllib
 
-import jax
 import pyarrow.parquet
-from jax.experimental.compilation_cache import compilation_cache
 from search_path import SEARCH_PATH
-from tiny_studies import quick_compilation
+from tiny_studies import compiled_once
 
 from kljax import metrics
 from kljax.parallel import Layout
@@ -65,22 +63,11 @@ def quick():
     """Compiles quickly, and nothing twice, and scores without LPIPS."""
     available = metrics.lpips_available
     metrics.lpips_available = lambda: False
-    options = {
-        "jax_compilation_cache_dir": _cache(),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
     try:
-        for name, value in options.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        with quick_compilation():
+        with compiled_once(_cache()):
             yield
     finally:
         metrics.lpips_available = available
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def run(folder, sweep=None, *, part=PART, **options):

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from toys import setting_of
 
 from kljax import defences, metrics, threat
@@ -45,6 +46,27 @@ def quick_compilation():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def compiled_once(folder):
+    """Compiles quickly, and what many runs share only once: it is kept in a folder."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        with quick_compilation():
+            yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def tiny(**changes) -> LeakConfig:

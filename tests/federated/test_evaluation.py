@@ -1,19 +1,15 @@
 """What a trained model is worth: with its gates, with others, with re-fitted ones."""
 
-import collections
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from sklearn.metrics import r2_score
+from pixel_network import ONE, PIXELS, SEVEN, UNIT, apply_pixels
 from tiny_studies import quick_compilation
-from toys import CLASSES, IMAGE_SHAPE, SITES, WIDTHS, Toy, quick_jit, random_weights
+from toys import quick_jit
 
-from kljax.core.targets import distributions_of, numbers_of, sequences_of
-from kljax.core.types import Gate, Model, Output, Private, Public
+from kljax.core.types import Gate, Model, Private, Public
 from kljax.defences import (
     chain,
     gaussian_noise,
@@ -29,17 +25,13 @@ from kljax.federated.evaluation import (
     Examples,
     Insider,
     Outsider,
-    accuracy,
     arm,
     chosen_clients,
     evaluate,
-    fedkl_accuracy_factor,
     refit,
     refitting,
 )
-from kljax.federated.evaluation.correctness import in_batches, measure
-from kljax.models import from_nnx
-from kljax.models.losses import cross_entropy, squared_error
+from kljax.models.losses import squared_error
 
 RNG = jax.random.key(11)
 
@@ -48,139 +40,6 @@ RNG = jax.random.key(11)
 def quickly():
     with quick_compilation():
         yield
-
-
-# --- a network on paper: logits are the gated pixels ------------------------------
-
-
-def apply_pixels(params, stats, images, *, gates, train, rngs=None, momentum=0.9):
-    """Logits [B, 3]: pixels minus their running mean, gated; one site, "pixels"."""
-    del rngs
-    x = images.reshape(len(images), 3)
-    if stats:
-        mean = jnp.mean(x, axis=0)
-        x = x - (mean if train else stats["mean"])[None]
-        moved = {"mean": momentum * stats["mean"] + (1 - momentum) * mean}
-        stats = moved if train else stats
-    if gates:
-        gate = gates["pixels"]
-        x = gate.scale[None] * x + gate.shift[None]
-    return Output(params * x, stats, {})
-
-
-PIXELS = Model(lambda rng: (jnp.ones(()), {}), apply_pixels)
-ONE = np.float32(1)
-UNIT = {"pixels": Gate(np.ones(3, np.float32), np.zeros(3, np.float32))}
-
-
-def pixels(*rows):
-    return np.array(rows, np.float32).reshape(-1, 1, 1, 3)
-
-
-# The largest pixels are 0, 1, 2, 1, 0, 2, 1.
-SEVEN = pixels(
-    (3, 1, 2), (0, 5, 1), (1, 2, 4), (2, 3, 1), (9, 8, 0), (0, 1, 2), (4, 6, 5)
-)
-
-
-@pytest.mark.parametrize(
-    ("labels", "right"),
-    [
-        ((0, 1, 2, 1, 0, 2, 1), 7),
-        ((0, 1, 2, 1, 0, 2, 0), 6),
-        ((1, 1, 1, 1, 1, 1, 1), 3),
-        ((0, 0, 0, 0, 0, 0, 0), 2),
-        ((2, 0, 1, 2, 1, 0, 0), 0),
-    ],
-)
-@pytest.mark.parametrize("batch", (1, 3, 7, 500))
-def test_accuracy_is_the_share_of_right_answers(labels, right, batch):
-    found = accuracy(PIXELS, ONE, {}, {}, SEVEN, np.array(labels), batch=batch)
-    assert found == right / 7
-
-
-def test_what_fills_the_last_batch_is_not_counted():
-    # Filled with zeros of label 0, and class 0 is what this model always says.
-    gates = {"pixels": Gate(np.zeros(3, np.float32), np.array([1, 0, 0], np.float32))}
-    labels = np.array([0, 1, 2, 1, 0, 2, 1])
-    for batch in (2, 3, 4, 5, 6):
-        found = accuracy(PIXELS, ONE, {}, gates, SEVEN, labels, batch=batch)
-        assert found == 2 / 7
-    # The test tells: counted, they would be right.
-    images, labels, valid = in_batches(Examples(SEVEN, labels), "", 4)
-    everything = (images, labels, np.ones_like(valid))
-    assert measure(PIXELS, ONE, {}, gates, everything) == 3 / 8
-
-
-@pytest.mark.parametrize("batch", (1, 3, 7, 100))
-def test_numbers_are_measured_by_the_variance_that_is_explained(batch):
-    """As sklearn does for all numbers of a target together."""
-    outputs = SEVEN.reshape(7, 3)
-    truths = outputs + np.random.default_rng(0).normal(0, 0.3, (7, 3))
-    truths = truths.astype(np.float32)
-    options = {"targets": numbers_of(3), "batch": batch}
-    found = accuracy(PIXELS, ONE, {}, {}, SEVEN, truths, **options)
-    wanted = r2_score(truths, outputs, multioutput="variance_weighted")
-    assert found == pytest.approx(wanted, rel=1e-5) and found < 1
-    assert accuracy(PIXELS, ONE, {}, {}, SEVEN, outputs, **options) == 1
-    broken = {"pixels": Gate(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))}
-    assert np.isnan(accuracy(PIXELS, ONE, {}, broken, SEVEN, truths, **options))
-    with pytest.raises(ValueError, match="are all alike, and there is no R2"):
-        accuracy(PIXELS, ONE, {}, {}, SEVEN, np.ones((7, 3)), **options)
-    with pytest.raises(ValueError, match=r"targets have shape \(7, 2\); numbers are"):
-        accuracy(PIXELS, ONE, {}, {}, SEVEN, np.ones((7, 2)), **options)
-
-
-def test_other_targets_are_measured_by_what_of_them_is_right():
-    soft = np.array([[0.2, 0.5, 0.3]] * 7, np.float32)
-    always = Gate(np.zeros(3, np.float32), np.array([0, 1, 0], np.float32))
-    answers = functools.partial(accuracy, PIXELS, ONE, {}, {"pixels": always}, SEVEN)
-    assert answers(soft, targets=distributions_of(3), batch=3) == 1
-    assert answers(soft[:, [1, 0, 2]], targets=distributions_of(3), batch=3) == 0
-    # Of tokens padding is not counted, and a sequence counts as one, however long.
-    outputs = Model(
-        PIXELS.init,
-        lambda params, stats, images, **options: Output(
-            jnp.zeros((len(images), 4, 5)).at[:, :, 2].set(1.0), stats, {}
-        ),
-    )
-    tokens = np.array([[2, 2, -1, -1], [2, 0, 1, 2], [0, 1, -1, -1]])
-    found = accuracy(
-        outputs, ONE, {}, {}, SEVEN[:3], tokens, targets=sequences_of(4, 5), batch=2
-    )
-    assert found == pytest.approx((1 + 1 / 2 + 0) / 3)
-
-
-def test_gates_change_the_answer():
-    gates = {"pixels": Gate(-np.ones(3, np.float32), np.zeros(3, np.float32))}
-    smallest = np.argmin(SEVEN.reshape(7, 3), axis=1)
-    assert accuracy(PIXELS, ONE, {}, gates, SEVEN, smallest, batch=3) == 1
-    assert accuracy(PIXELS, ONE, {}, UNIT, SEVEN, smallest, batch=3) == 0
-
-
-def test_norm_statistics_are_the_running_ones():
-    stats = {"mean": np.array([100, 0, 0], np.float32)}  # class 0 is never the answer
-    labels = np.array([0, 1, 2, 1, 0, 2, 1])
-    # Without pixel 0 two examples of class 0 have another answer; five stay.
-    assert accuracy(PIXELS, ONE, stats, {}, SEVEN, labels, batch=4) == 5 / 7
-
-
-def test_an_answer_with_a_nan_is_wrong():
-    images = SEVEN.copy()
-    images[2, 0, 0, 0] = np.nan  # the first NaN would be "the largest": class 0
-    labels = np.array([0, 1, 0, 1, 0, 2, 1])
-    assert accuracy(PIXELS, ONE, {}, {}, images, labels, batch=3) == 6 / 7
-    broken = np.float32(np.nan)
-    assert accuracy(PIXELS, broken, {}, {}, SEVEN, 0 * labels, batch=3) == 0
-
-
-def test_factor_of_the_official_accuracy():
-    factor = fedkl_accuracy_factor(10_000)
-    assert factor == 10_000 / (64 * 157)
-    assert 98.07 / factor == pytest.approx(98.54, abs=5e-3)  # FedKL, LeNet on MNIST
-    assert fedkl_accuracy_factor(128) == 1
-    with pytest.raises(ValueError, match="n and batch must be >= 1, got 0"):
-        fedkl_accuracy_factor(0)
 
 
 # --- re-fitting ------------------------------------------------------------------
@@ -525,174 +384,3 @@ def test_a_refit_needs_gates_and_steps():
         refit(PIXELS, ONE, {}, UNIT, *PUBLIC, rng=RNG, steps=0)
     with pytest.raises(ValueError, match="refit: no examples"):
         refit(PIXELS, ONE, {}, UNIT, *NO_EXAMPLES, rng=RNG)
-
-
-# --- a real network, trained behind a lock ----------------------------------------
-
-TOY_LOCK = key_lock(SITES, WIDTHS, size=5, activation=lambda x: x)
-TRUE_GATES = {
-    "norm": Gate(np.array([-3, 2, -2], np.float32), np.array([1, -1, 0], np.float32))
-}
-TOY_UNIT = {"norm": Gate(np.ones(3, np.float32), np.zeros(3, np.float32))}
-
-
-def opens(seed):
-    """Draws a pair of private key and lock weights that makes TRUE_GATES."""
-    generator = np.random.default_rng(seed)
-    secret = generator.random(5, np.float32)
-
-    def dense(values):
-        kernel = generator.uniform(-4, 4, (5, 3)).astype(np.float32)
-        return {"kernel": kernel, "bias": values - secret @ kernel}
-
-    scale, shift = TRUE_GATES["norm"]
-    return Private(secret, ({"scale": dense(scale), "shift": dense(shift)},))
-
-
-def blobs(count, seed):
-    """Draws easy examples: three classes, far apart, equally many of each."""
-    generator = np.random.default_rng(seed)
-    centres = 0.6 * np.eye(3, 4) + 0.2
-    labels = np.arange(count) % CLASSES
-    images = centres[labels] + 0.05 * generator.normal(size=(count, 4))
-    return Examples(images.reshape(-1, *IMAGE_SHAPE).astype(np.float32), labels)
-
-
-@functools.cache
-def counted_toy():
-    """Makes the toy network; counts how often it is traced, by mode."""
-    model, traces = from_nnx(Toy), collections.Counter()
-
-    def apply(*args, train, **options):
-        traces[train] += 1
-        return model.apply(*args, train=train, **options)
-
-    return Model(model.init, apply), traces
-
-
-@functools.cache
-def trained():
-    """Trains the network behind TRUE_GATES on the whole of a small data set."""
-    model, _ = counted_toy()
-    images, labels = blobs(60, seed=1)
-    targets = np.eye(CLASSES, dtype=np.float32)[labels]
-    # Not Adam: it would let the bias before the norm, whose gradient is rounding, run
-    # away from the running mean.
-    optimiser = optax.sgd(0.2, momentum=0.9)
-
-    def objective(params, stats):
-        out = model.apply(params, stats, images, gates=TRUE_GATES, train=True)
-        return cross_entropy(out.logits, targets), out.stats
-
-    def step(state, _):
-        params, stats, moments = state
-        grads, stats = jax.grad(objective, has_aux=True)(params, stats)
-        updates, moments = optimiser.update(grads, moments)
-        return (optax.apply_updates(params, updates), stats, moments), None
-
-    params, stats = jax.tree.map(jnp.asarray, random_weights(model))
-    start = params, stats, optimiser.init(params)
-    run = quick_jit(lambda state: jax.lax.scan(step, state, length=600)[0])
-    params, stats, _ = run(start)
-    return params, stats
-
-
-def evaluate_toy(**options):
-    model, _ = counted_toy()
-    params, stats = trained()
-    options = {
-        "unit_gates": TOY_UNIT,
-        "test": blobs(90, seed=2),
-        "public_examples": blobs(150, seed=3),
-        "initial_lock_weights": opens(8).trainable,
-        "rng": RNG,
-        "tests": tuple(name for name in TESTS if TESTS[name].examples <= 100),
-        "draws": 2,
-        "batch": 40,
-    } | options
-    privates = [opens(seed) for seed in range(3)]
-    defence = TOY_DEFENCE
-    return evaluate(model, defence, Public(params), stats, privates, **options)
-
-
-TOY_DEFENCE = keylock(TOY_LOCK)
-
-
-@functools.cache
-def toy_results():
-    found = evaluate_toy()
-    return found, dict(counted_toy()[1])
-
-
-def test_right_gates_keep_the_accuracy_and_no_gates_lose_it():
-    found, _ = toy_results()
-    assert min(found["own"]["values"]) > 0.95
-    # A constant answer: exactly one class of three.
-    assert found["zero_lock"]["values"] == [1 / 3]
-    assert found["unit_gates"]["mean"] < 0.5
-    # Of 3 gates drawn at random some do open so small a network.
-    for name in ("other_key", "random_key", "mean_key", "initial_lock"):
-        assert found[name]["mean"] < found["own"]["mean"], name
-        assert len(set(found[name]["values"])) > 1  # they are other gates each time
-
-
-def test_another_pair_opens_one_global_model_by_construction():
-    found, _ = toy_results()
-    own = found["own"]["values"]
-    assert found["other_pair"]["values"] == [*own[1:], own[0]]
-
-
-def test_an_outsider_gets_the_accuracy_back():
-    found, _ = toy_results()
-    for start in ("unit", "mean"):
-        assert min(found[f"refit_{start}_100"]["values"]) > 0.9
-    assert found["refit_unit_10"]["mean"] > found["unit_gates"]["mean"] + 0.1
-
-
-def test_test_examples_have_no_part_in_a_refit(monkeypatch):
-    fits = []
-    real = refit
-
-    def record(*args, **options):
-        fits.append(real(*args, **options))
-        return fits[-1]
-
-    monkeypatch.setattr(arm, "refit", record)
-    test = blobs(90, seed=2)
-    moved = Examples(test.inputs[::-1], (test.labels + 1) % CLASSES)
-    asked = {"tests": ("refit_unit_100", "refit_mean_10"), "draws": 1}
-    results = [evaluate_toy(test=examples, **asked) for examples in (test, moved)]
-    assert results[0] != results[1]  # these labels are wrong
-    assert len(fits) == 4
-    jax.tree.map(np.testing.assert_array_equal, fits[:2], fits[2:])
-    # The public labels do have a part.
-    public = blobs(150, seed=3)
-    other = public._replace(labels=(public.labels + 1) % CLASSES)
-    evaluate_toy(public_examples=other, **asked)
-    assert np.any(fits[4].gates["norm"].scale != fits[0].gates["norm"].scale)
-
-
-def test_statistics_of_a_real_norm_are_those_of_the_public_examples():
-    model, _ = counted_toy()
-    params, stats = trained()
-    images, labels = blobs(100, seed=4)
-    wrong = jax.tree.map(lambda leaf: leaf + 50, stats)
-    fit = refit(model, params, wrong, TOY_UNIT, images, labels, rng=RNG)
-    params = jax.device_get(params)
-    hidden = images.reshape(100, 4) @ params["first/kernel"] + params["first/bias"]
-    np.testing.assert_allclose(fit.stats["norm/mean"], hidden.mean(0), atol=1e-4)
-    np.testing.assert_allclose(fit.stats["norm/var"], hidden.var(0), rtol=1e-3)
-
-
-def test_one_compilation_serves_all_tests_of_all_clients():
-    _, before = toy_results()
-    _, traces = counted_toy()
-    before = collections.Counter(traces)
-    params, stats = trained()
-    # Another state of training, other clients, other draws.
-    evaluate_toy(rng=jax.random.key(99), clients=(1,), draws=1)
-    assert traces == before
-    # The count can tell: another shape is another compilation.
-    model, _ = counted_toy()
-    accuracy(model, params, stats, TOY_UNIT, *blobs(9, seed=2), batch=9)
-    assert traces[False] == before[False] + 1

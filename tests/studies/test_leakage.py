@@ -1,30 +1,26 @@
-"""The main job: what a study is, what it refuses, and what it computes."""
-
-import dataclasses
+"""The main job: what a study draws, and what is measured beside its attacks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_studies import finished, quick_compilation, scored, study, tiny
+from tiny_studies import quick_compilation, scored, study, tiny
 
 from kljax import data
 from kljax.attacks import cosine, squared_l2
 from kljax.core.types import Public
 from kljax.defences.lock import key_lock
 from kljax.parallel import Layout
-from kljax.studies import leakage, scoring
 from kljax.studies.builder import task
 from kljax.studies.builder.drawn_client import Source, draw_rng
 from kljax.studies.builder.victims import choose_victims
-from kljax.studies.config import LeakConfig
-from kljax.studies.config.leak import WHOLE
 from kljax.studies.diagnosis import weakest_tensor
 from kljax.studies.leakage import leak
 
 # Attacks that answer with what they were shown, see outside_package.py.
 REVEAL = "outside_package:reveal"
 MEASURED_REVEAL = "outside_package:measured_reveal"
+USERS = {"model": "outside_package:Tiny", "classifier": "head"}
 
 
 def arms_of(result):
@@ -33,141 +29,6 @@ def arms_of(result):
 
 def views(arm):
     return arm.attacked.reconstruction.info["view"]
-
-
-# ---- What is refused, before anything is computed -----------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, least - 1) for name, least in WHOLE.items()),
-        *((name, value) for name in WHOLE for value in (-1, 2.0, "3", True)),
-        ("image_size", 6),
-        ("seed", -1),
-        ("weights", "frozen"),
-        ("arms", ()),
-        ("arms", "none"),
-        ("arms", ("none", "keylock/known", "none")),
-        ("sites", "layers/0"),
-        ("threat", "labels=known"),
-        ("init", -0.5),
-        ("init", float("nan")),
-        ("init", "half"),
-        ("lock_init", -1),
-        ("lock_activation", "tanh"),
-        ("precision", "exact"),
-        ("precision", 32),
-        ("lock_init", float("inf")),
-    ],
-)
-def test_bad_fields_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        LeakConfig(**{name: value})
-
-
-def test_no_field_is_unknown_and_none_can_be_changed_unseen():
-    with pytest.raises(TypeError, match="victim"):
-        LeakConfig(victim=3)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        LeakConfig().victims = 3
-
-
-@pytest.fixture
-def nothing_runs(monkeypatch):
-    """Fails the test if a study begins to compute."""
-
-    def begun(*args, **kwargs):
-        raise AssertionError("the study has begun")
-
-    monkeypatch.setattr(leakage, "compile_victims", begun)
-
-
-USERS = {"model": "outside_package:Tiny", "classifier": "head"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": "lennet"}, "unknown model 'lennet' .did you mean 'lenet'"),
-        ({"model": "outside_package:missing"}, "has no attribute 'missing'"),
-        ({"data": "digitz"}, "unknown dataset 'digitz' .did you mean 'digits'"),
-        ({"data": "outside_package:missing"}, "has no attribute 'missing'"),
-        ({"split": "train"}, "dataset 'digits' has no splits.*'train'"),
-        # The last arm is wrong: the first must not have run.
-        ({"arms": ("none", "keylok/known")}, "unknown defence 'keylok'"),
-        ({"arms": ("none", "keylock/guess")}, "unknown secret strategy 'guess'"),
-        ({"arms": ("none", "bn-control")}, "'bn-control' needs .* lockable; 'dense'"),
-        ({"model": "vit", "arms": ("bn-control",)}, "'bn-control' .* lockable; 'vit'"),
-        ({"arms": ("none", "bn-control+norm-clipping")}, "needs .* lockable; 'dense'"),
-        ({"attack": "matchin"}, "unknown attack 'matchin' .did you mean 'matching'"),
-        ({"optimiser": "sgd"}, "unknown optimiser 'sgd'"),
-        ({"loss": "hinge"}, "unknown loss 'hinge'"),
-        ({"labels": "guessed"}, "labels='guessed'.*'given', 'joint', 'recovered'"),
-        ({"sites": ("layers",)}, "no module at 'layers'"),
-        ({"convolution": "fft"}, "convolution must be .* got 'fft'"),
-        ({"classifier": "layers/9"}, "classifier 'layers/9'.*'dense'.*fc, layers/0"),
-        # Sites
-        ({"sites": ("layer/0",)}, "no module at 'layer/0' .did you mean 'layers/0'"),
-        ({"sites": ("fc", "fc")}, "sites .'fc'. are repeated"),
-        ({"model": "lenet", "sites": ("norm4",)},
-         "'norm4' .did you mean.* is no norm layer.*norm1, norm2, norm3"),
-        (USERS | {"sites": ("all",), "arms": ("keylock/known",)}, "known.*sites"),
-        (USERS | {"arms": ("none", "keylock/known")}, "keylock/known.*sites"),
-        ({"model": "outside_package:Tiny"}, "classifier 'fc'.*body, head"),
-        # Knowledge and strategy
-        ({"threat": ("lock_weights=hidden",), "arms": ("none", "keylock/known")},
-         "secret='known' needs lock_weights='known'.*lock_weights='hidden'"),
-        ({"threat": ("private_key=hidden",), "arms": ("keylock/known",)},
-         "secret='known' needs private_key='known'"),
-        ({"threat": ("lock_grads=hidden",), "arms": ("keylock/extract",)},
-         "secret='extract' needs lock_grads='shared'"),
-        ({"threat": ("lock_weights=hidden",), "arms": ("keylock/fixed_mean",)},
-         "secret='fixed_mean' needs lock_weights='known' or 'initial'"),
-        ({"threat": ("labels=hidden",), "labels": "given"},
-         "labels='given' needs labels='known'"),
-        ({"threat": ("secrets=known",)}, "unknown facts .'secrets'."),
-        ({"threat": ("labels=maybe",)}, "labels='maybe'.*'known', 'hidden'"),
-        ({"threat": ("labels",)}, "'labels': write it as field=value"),
-        ({"threat": ("examples=2",)}, "set the option examples"),
-        ({"threat": ("upload=update",)}, "upload=update"),
-        ({"threat": ("upload=average",)}, "upload=average"),
-        ({"examples": 2, "label_rule": "idlg"}, "'idlg' needs examples=1"),
-        # Victims
-        ({"victims": 1798}, "victims=1798 .* dataset 'digits' has 1797"),
-        ({"victims": 900, "examples": 2, "labels": "given"}, "'digits' has 1797"),
-        ({"data": "outside_package:ramps", "victims": 7}, "'ramps' has 6"),
-        ({"data": "outside_package:nan_image"}, "image 4 of .*'broken' holds NaN"),
-        ({"data": "outside_package:constant_image"}, "image 3 .* is constant"),
-        ({"data": "outside_package:label_out_of_range"},
-         r"example 2 .* label 7; labels must lie in \[0, 2\)"),
-        ({"data": "outside_package:lazy_nan_image", "victims": 6},
-         "image 4 of .*'late' holds NaN"),
-        ({"data": "outside_package:small_images"}, "small_images.*(6, 6, 3).*SSIM"),
-        ({"data": "outside_package:no_dataset"}, "gave ndarray, expected .*Dataset"),
-    ],
-)  # fmt: skip
-def test_bad_studies_are_refused_before_anything_is_computed(
-    changes, message, nothing_runs
-):
-    with pytest.raises(ValueError, match=message):
-        leak(tiny(**changes))
-
-
-def test_good_studies_would_have_begun(nothing_runs):
-    # Otherwise the test above would show nothing.
-    for changes in (
-        {},
-        {"threat": ("lock_weights=known",), "arms": ("keylock/known",)},
-        {"threat": ("lock_weights=initial",), "arms": ("keylock/fixed_mean",)},
-        {"examples": 2, "labels": "given"},
-        {"data": "outside_package:ramps", "victims": 6},
-        USERS | {"sites": ("body",), "arms": ("keylock/known",)},
-        {"victims": 1797},
-        {"sites": ("single",), "arms": ("keylock/known",)},
-    ):
-        with pytest.raises(AssertionError, match="the study has begun"):
-            leak(tiny(**changes))
 
 
 # ---- What a study draws --------------------------------------------------------------
@@ -496,163 +357,3 @@ def test_attacks_without_an_objective_have_no_loss_to_compare(shared):
     row = scored(shared)[-1]
     assert row["matching_loss_at_truth"] is row["matching_loss_floor"] is None
     assert row["outcome"] == "unsolved"  # a grey image, and nothing that it matched
-
-
-# ---- Attacks -------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_extraction_is_as_good_as_knowing_the_private_key():
-    # Both compare lock gradients, which are shared: nothing else is different.
-    arms = ("keylock/known", "keylock/extract")
-    known, extract = study(arms=arms, threat=("lock_grads=shared",), steps=10).arms
-    assert known.threat.knowledge.private_key == "known"
-    assert extract.threat.knowledge.private_key == "hidden"
-    one, other = (arm.attacked.reconstruction for arm in (known, extract))
-    np.testing.assert_allclose(
-        one.info["secret"].secret, other.info["secret"].secret, rtol=0, atol=1e-5
-    )
-    np.testing.assert_allclose(one.inputs, other.inputs, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)
-
-
-def test_restarts_choose_by_the_attackers_own_loss():
-    config = {"attack": "idlg", "steps": 6}  # without a prior, loss is all there is
-    three = study(**config, restarts=3).arms[0].attacked.reconstruction
-    single = study(**config).arms[0].attacked.reconstruction
-    losses = three.info["restart_losses"]
-    assert losses.shape == (3, 3)
-    assert np.all(np.ptp(losses, axis=1) > 0)
-    np.testing.assert_array_equal(three.loss, losses.min(axis=1))
-    # The first of three starts is the only one of one.
-    np.testing.assert_allclose(losses[:, 0], single.loss, rtol=1e-4)
-    first = np.argmin(losses, axis=1) == 0
-    apart = np.max(np.abs(three.inputs - single.inputs), axis=(1, 2, 3, 4))
-    np.testing.assert_array_equal(apart < 1e-4, first)
-    np.testing.assert_array_equal(three.numbers["evaluations"], 18)
-    np.testing.assert_array_equal(single.numbers["evaluations"], 6)
-
-
-@pytest.mark.slow
-def test_a_search_that_breaks_off_is_not_finite():
-    result = study(optimiser="outside_package:exploding")
-    found = result.arms[0].attacked.reconstruction
-    assert not np.any(found.finite)
-    # What it had before is kept.
-    assert np.all(np.isfinite(found.inputs)) and np.all(np.isfinite(found.loss))
-    outcomes = [row["outcome"] for row in scored(result)]
-    assert outcomes.count("diverged") == 3
-    sound = finished()[0].arms[0].attacked.reconstruction
-    assert np.all(sound.finite)
-
-
-def test_several_examples_can_share_a_gradient():
-    result = study(examples=2, labels="joint", victims=2)
-    assert result.arms[0].threat.strategy.labels == "joint"
-    assert result.arms[0].threat.knowledge.examples == 2
-    assert result.victims.inputs.shape == (2, 2, 8, 8, 3)
-    found = result.arms[0].attacked.reconstruction
-    assert found.inputs.shape == (2, 2, 8, 8, 3)
-    assert found.labels.shape == (2, 2)
-    np.testing.assert_array_less(0, found.loss)
-
-
-@pytest.mark.slow
-def test_recovered_labels_are_right():
-    result, _ = finished()
-    for arm in result.arms:
-        assert arm.threat.strategy.labels == "recovered"
-        if not arm.arm.name.startswith("gaussian"):
-            np.testing.assert_array_equal(
-                arm.attacked.reconstruction.labels, result.victims.labels
-            )
-
-
-def test_the_attack_comes_closest_without_a_defence():
-    result, rows = finished()
-    ssim = {
-        arm.arm.name: np.mean([r["ssim"] for r in rows if r["arm"] == arm.arm.name])
-        for arm in result.arms
-    }
-    assert ssim["none"] > 0.9
-    # A trend only: how far gate regression comes is a finding, not a requirement.
-    assert ssim["none"] > ssim["keylock/regress_gates"]
-
-
-# ---- Acceptance: the default study on LeNet, minutes --------------------------------
-
-
-@pytest.fixture(scope="module")
-def defaults():
-    """Runs the default attack on 16 victims, without a defence and behind a norm."""
-    rows = {}
-    for name in ("digits", "photos"):
-        result = leak(LeakConfig(data=name, arms=("none", "bn-control")))
-        rows[name] = scoring.score_rows(result)
-    return rows
-
-
-def column(rows, arm, name):
-    values = [row[name] for row in rows if row["arm"] == arm]
-    assert len(values) == 16
-    return values
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "photos"])
-def test_the_default_attack_recovers_the_undefended(defaults, name):
-    outcomes = column(defaults[name], "none", "outcome")
-    rate = outcomes.count("recovered") / 16
-    print(f"{name}: recovered {rate:.0%}, {outcomes}")
-    assert rate >= 0.8
-
-
-@pytest.mark.slow
-def test_the_norm_alone_hides_contrast_and_nothing_else(defaults):
-    for name, rows in defaults.items():
-        for metric in ("ssim", "ssim_minmax", "ssim_affine_oracle"):
-            print(name, metric, np.mean(column(rows, "bn-control", metric)))
-    ssim = column(defaults["digits"], "bn-control", "ssim_affine_oracle")
-    assert np.mean(ssim) >= 0.9
-
-
-@pytest.mark.slow
-def test_noise_that_hides_no_more_than_the_norm_does_is_no_protection():
-    """With noise the gradient counts as matched sooner, and the images are as right."""
-    arms = ("bn-control", "bn-control+gaussian-noise=0.001")
-    options = {"model": "lenet", "optimiser": None, "steps": 600}
-    rows = scored(study(**options, arms=arms))
-    attacked = [row for row in rows if row["arm"] in arms]
-    assert [row["outcome"] for row in attacked] == ["recovered_affine"] * 6
-    assert min(row["ssim_affine_oracle"] for row in attacked) > 0.99
-    # Wrong as they stand, and matched: that was called evidence for the noise.
-    noisy = [row for row in attacked if row["arm"] == arms[1]]
-    assert any(row["matching_loss"] <= row["matching_loss_floor"] for row in noisy)
-
-
-@pytest.mark.slow
-def test_strengths_and_step_sizes_are_data():
-    noise = ("gaussian-noise=0.1", "gaussian-noise=0", "none")
-    slow, fast = (study(arms=noise, step_size=rate) for rate in (1e-3, 0.3))
-    assert slow.arms[1].timing.compilations == 0  # the arm before has made it
-    loud, silent, bare = (r.attacked.reconstruction.inputs for r in slow.arms)
-    np.testing.assert_allclose(silent, bare, atol=1e-6)
-    assert np.abs(loud - bare).max() > 1e-4
-    moved = [
-        np.abs(r.arms[2].attacked.reconstruction.inputs - 0.5).max()
-        for r in (slow, fast)
-    ]
-    assert moved[1] > moved[0] + 0.5
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    (
-        ({"optimiser": None, "step_size": 0.1}, "step_size=0.1 needs an optimiser"),
-        ({"optimiser": "lbfgs", "step_size": 0.1}, "'lbfgs' finds its own step sizes"),
-        ({"step_size": -1.0}, "step_size must be a number > 0"),
-    ),
-)
-def test_a_step_size_without_a_taker_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        study(**options)

@@ -232,6 +232,20 @@ def test_a_whole_update_on_text_can_be_attacked(tmp_path):
         assert row["matching_loss_at_truth"] < 1e-9 < row["matching_loss"]
 
 
+def test_a_training_towards_next_tokens_is_measured_by_them():
+    of_tokens = {"data": "text-next-token", "model": "text_networks:language_model"}
+    config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | of_tokens)
+    targets = run_setup.build_run_setup(config).task.dataset.target_spec
+    assert targets.measure == "token accuracy"
+
+
+def test_more_sentences_than_there_are_are_no_images():
+    text = {"model": "transformer", "data": "text", "tokens": 4, "attack": "dlg"}
+    config = LeakConfig(**text, victims=10**6, arms=("none",))
+    with pytest.raises(ValueError, match="are 1000000 inputs, and dataset 'text'"):
+        build_study(config)
+
+
 @pytest.mark.parametrize(
     "changes", ({"normalise": "cifar10"}, {"roles": ("0:backdoor",)})
 )

@@ -332,8 +332,8 @@ def batches_of(setup: RunSetup, number: int) -> Fetch:
             for client in ids
         ]
         indices, valid = data.stacked(drawn, setup.steps)
-        images, labels = data.fetch_batches(setup.task.dataset, indices)
+        inputs, labels = data.fetch_batches(setup.task.dataset, indices)
         counts = [len(setup.partition[client]) for client in ids]
-        return Batches(images, labels, valid), np.array(counts, np.float32)
+        return Batches(inputs, labels, valid), np.array(counts, np.float32)
 
     return fetch

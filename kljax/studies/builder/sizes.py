@@ -2,7 +2,7 @@
 
 Bounds from below, see `kljax.core.memory`: what must be there at one time, whatever the
 compiler makes of it. Letters: P bytes of a network's parameters, I bytes of a victim's
-images, L bytes of the weights of a lock, T local steps of B of the n images.
+inputs, L bytes of the weights of a lock, T local steps of B of the n inputs.
 """
 
 import math
@@ -36,7 +36,7 @@ def check_attack(
 ) -> None:
     """Refuses an attack on an arm that surely does not fit.
 
-    A victim has its network, its lock and its images, P + L + I, but that all
+    A victim has its network, its lock and its inputs, P + L + I, but that all
     victims of a run are one client, with one lock; the batches of all T steps of
     an update, T B / n I; and the weights of the attacker's generator. Each restart of a
     search has a candidate, its gradient and the gradient that it would upload,
@@ -91,7 +91,7 @@ def check_attack(
     sets = 1 + len(config.arms)
     check_fits(
         config.victims * images * sets,
-        f"the images of {config.victims} victims",
+        f"the inputs of {config.victims} victims",
         "victims, examples or image_size",
     )
 
@@ -157,7 +157,7 @@ def check_training(setup: RunSetup) -> None:
         )
     image = 4 * setup.task.dataset.input_spec.entries
     check_fits(
-        image * len(setup.test), "the test images", "test_examples or image_size"
+        image * len(setup.test), "the test inputs", "test_examples or image_size"
     )
     _check_block(
         config.layout,

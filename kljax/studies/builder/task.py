@@ -91,9 +91,9 @@ def fetch_examples(
     dataset: data.Dataset, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads examples [n] of a dataset, and checks them."""
-    images, labels = dataset.fetch(chosen)
+    inputs, labels = dataset.fetch(chosen)
     return data.check_batch(
-        images,
+        inputs,
         labels,
         dataset.num_classes,
         name=dataset.name,

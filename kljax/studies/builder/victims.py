@@ -23,7 +23,7 @@ class Victims(NamedTuple):
     labels: np.ndarray  # [N, B] int32, or other targets as the dataset has them
     groups: np.ndarray  # [N] bootstrap clusters, see `data.Dataset.clusters_of`
     uploads: np.ndarray  # [N] numbers of the uploads in the study, from 0
-    # Of what each client has sent before: images [N, t, B, H, W, C], labels [N, t, B]
+    # Of what each client has sent before: inputs and labels [N, t, B, ...]
     before: tuple[np.ndarray, ...] = ()
 
 
@@ -66,10 +66,10 @@ def choose_victims(
         unseen = "" if private is None else " that its generator has not seen"
         raise ValueError(
             f"victims={config.victims} of examples={config.examples} are {wanted} "
-            f"images, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
+            f"inputs, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
         )
-    image = 4 * dataset.input_spec.entries
-    check_fits(wanted * image, f"{wanted} images", "victims, examples or image_size")
+    one = 4 * dataset.input_spec.entries
+    check_fits(wanted * one, f"{wanted} inputs", "victims, examples or image_size")
     earlier = wanted * config.earlier
     if wanted + earlier > there:
         raise ValueError(
@@ -77,7 +77,7 @@ def choose_victims(
             f"{earlier} examples beside the {wanted} under attack, and dataset "
             f"{dataset.name!r} has {there}: ask for fewer"
         )
-    check_fits(earlier * image, f"{earlier} images", "earlier or victims")
+    check_fits(earlier * one, f"{earlier} inputs", "earlier or victims")
     order = data.select(dataset, len(dataset), config.seed)
     order = order if private is None else order[private[order]]
     shape, before = (config.victims, config.examples), ()
@@ -96,7 +96,7 @@ def choose_victims(
 
 
 def _fetch(dataset: data.Dataset, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Reads images [..., H, W, C] and labels [...] at indices [...]."""
+    """Reads inputs and labels [...] at indices [...]."""
     return jax.tree.map(
         lambda x: x.reshape(*indices.shape, *x.shape[1:]),
         task.fetch_examples(dataset, indices.ravel()),
