@@ -222,6 +222,7 @@ def test_a_name_that_stands_for_none_is_refused(name, message):
         ({"steps": 70}, "no whole number of generations of 50"),
         ({"optimiser": "lbfgs", "attack": "matching", "attack_options": ("a",)},
          "write it as name=value"),
+        ({"attack_options": ("=1",)}, "option '=1': write it as name=value"),
         ({"attack_options": ("divergense=1",)}, "did you mean 'divergence'"),
         ({"attack_options": ("divergence=x",)}, "expected a number"),
         ({"attack_options": ("bounded=1",)}, "expected true or false"),

@@ -16,6 +16,9 @@ from kljax.studies.store.failures import read_failures
 from kljax.studies.sweeps import on_ray, ray_worker
 from kljax.studies.sweeps.computing import Limits
 
+# A cluster's processes begin as forks of this one, which JAX warns of; they run no JAX.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 MINE = '''
 """A user's own metrics, one of which is in a module beside it."""
 import os, pathlib, time

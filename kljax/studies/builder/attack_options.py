@@ -30,7 +30,7 @@ def parse_options(
     defaults, given = _defaults(preset), {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals:
+        if not (name and equals):
             raise ValueError(f"attack option {text!r}: write it as name=value")
         if name not in defaults:
             known = ", ".join(defaults) or "none"
