@@ -35,8 +35,8 @@ def parse_options(
         if name not in defaults:
             known = ", ".join(defaults) or "none"
             raise ValueError(
-                f"attack {attack!r} has no option {name!r}{nearest(name, defaults)}; "
-                f"it has {known}"
+                f"attack_options: attack {attack!r} has no option {name!r}"
+                f"{nearest(name, defaults)}; it has {known}"
             )
         if name in given:
             raise ValueError(f"attack option {name!r} is given twice")
