@@ -74,8 +74,8 @@ def pooled(
     def split(candidate: Candidate) -> tuple[Candidate, Candidate]:
         """Gives the candidates of all uploads, and their axes."""
 
-        images, targets = _parted((candidate.inputs, candidate.targets), uploads)
-        candidates = candidate._replace(inputs=images, targets=targets)
+        inputs, targets = _parted((candidate.inputs, candidate.targets), uploads)
+        candidates = candidate._replace(inputs=inputs, targets=targets)
         return candidates, Candidate(inputs=0, targets=0, secret=None)
 
     def simulate(views: View, candidate: Candidate):

@@ -1,6 +1,8 @@
 """Options of an arm: the numbers that are written after a defence's name."""
 
+import functools
 import math
+from collections.abc import Mapping
 
 from kljax.core.checks import LARGEST
 from kljax.core.registry import nearest
@@ -45,6 +47,25 @@ def read_options(name: str, kind: Kind, written: str) -> dict[str, float | str]:
             f"{','.join(f'{n}=NUMBER' for n in missing)}"
         )
     return {n: found.get(n, kind.options[n]) for n in names}
+
+
+def with_fixed(kind: Kind, found: Mapping[str, float | str]) -> Kind:
+    """Makes the defence whose options are data alone."""
+    fixed = {name: found[name] for name in kind.fixed}
+    left = {name: kind.options[name] for name in kind.options if name not in fixed}
+    if not fixed:
+        return kind
+    return kind._replace(make=functools.partial(kind.make, **fixed), options=left)
+
+
+def write_fixed(kind: Kind, found: Mapping[str, float | str]) -> str:
+    """Writes the options that are no data, ``[OPTION=VALUE,...]``; '' for none."""
+    if not kind.fixed:
+        return ""
+    values = (found[name] for name in kind.fixed)
+    words = (value if isinstance(value, str) else f"{value:g}" for value in values)
+    pairs = zip(kind.fixed, words, strict=True)
+    return f"[{','.join(f'{name}={word}' for name, word in pairs)}]"
 
 
 def _word(name: str, option: str, written: str) -> str:

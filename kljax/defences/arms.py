@@ -15,7 +15,6 @@ as ``keylock+gaussian-noise@update=0.01``, it acts once, on the whole change tha
 client uploads after its local steps. Both mean the same in every job.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from kljax import defences
 from kljax.core.registry import nearest
 from kljax.core.types import Array, Path
 from kljax.defences import Defence
-from kljax.defences.arm_options import read_options
+from kljax.defences.arm_options import read_options, with_fixed, write_fixed
 from kljax.defences.catalogue import KINDS, Kind, Sites, find_kind
 from kljax.defences.lock import key_lock
 from kljax.threat import NOTHING_HIDDEN, SecretStrategy, check_strategies
@@ -236,8 +235,8 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
             found = read_options(name, kind, written)
         except ValueError as error:
             raise ValueError(f"arm {text!r}: {error}") from error
-        names.append(named + _fixed_words(kind, found))
-        kind = _with_fixed(kind, found)
+        names.append(named + write_fixed(kind, found))
+        kind = with_fixed(kind, found)
         options += [found[name] for name in kind.options]
         if at:
             kind = kind._replace(make=_at_update(text, named, kind.make))
@@ -258,24 +257,6 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
     return _Plan(kinds[0], tuple(options), make, "+".join(names))
 
 
-def _with_fixed(kind: Kind, found: Mapping[str, float | str]) -> Kind:
-    """Makes the defence whose options are data alone."""
-    fixed = {name: found[name] for name in kind.fixed}
-    left = {name: kind.options[name] for name in kind.options if name not in fixed}
-    if not fixed:
-        return kind
-    return kind._replace(make=functools.partial(kind.make, **fixed), options=left)
-
-
-def _fixed_words(kind: Kind, found: Mapping[str, float | str]) -> str:
-    if not kind.fixed:
-        return ""
-    values = (found[name] for name in kind.fixed)
-    words = (value if isinstance(value, str) else f"{value:g}" for value in values)
-    pairs = zip(kind.fixed, words, strict=True)
-    return f"[{','.join(f'{name}={word}' for name, word in pairs)}]"
-
-
 def skeleton_of(combination: str) -> str:
     """Writes DEFENCE[=OPTIONS][+TRANSFORM...] as `Arm.skeleton` has it.
 
@@ -287,7 +268,7 @@ def skeleton_of(combination: str) -> str:
         name = named.partition("@")[0]
         try:
             kind = find_kind(name)
-            named += _fixed_words(kind, read_options(name, kind, written))
+            named += write_fixed(kind, read_options(name, kind, written))
         except Exception:  # whatever a user's module raises
             pass
         names.append(named)

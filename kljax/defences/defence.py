@@ -18,6 +18,7 @@ from kljax.core.types import (
     Array,
     Gate,
     Gates,
+    InsertedModule,
     Params,
     Private,
     Public,
@@ -183,6 +184,42 @@ def is_concrete(number: float | Array) -> bool:
     return not isinstance(number, jax.core.Tracer)
 
 
+def widened(x: Array) -> Array:
+    """Gives an array in float32, or in its own type if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def sum_visible(log_density: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """Makes the log-density of an upload from that of the entries of a tensor.
+
+    Args:
+      log_density: ``(seen, simulated) -> log-densities``, one for each entry.
+
+    Returns:
+      ``(seen, simulated) -> []``, the sum over what can be read: a hidden tensor is
+      None, a hidden entry NaN (`Defence.log_prob`).
+    """
+
+    def of_tensor(x: Array | None, mean: Array | None) -> Array:
+        if x is None:
+            return jnp.zeros(())
+        visible = ~jnp.isnan(x)
+        # Filled in before: a NaN would spoil the derivative.
+        x, mean = (jnp.where(visible, value, 0.0) for value in (x, mean))
+        return jnp.sum(jnp.where(visible, log_density(x, mean), 0.0))
+
+    def log_prob(seen: Public, simulated: Public) -> Array:
+        logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
+        return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
+
+    return log_prob
+
+
+def inserted_modules(gates: Gates) -> dict[str, InsertedModule]:
+    """Picks the modules that a defence inserts, which are no gates of a site."""
+    return {name: gate for name, gate in gates.items() if not isinstance(gate, Gate)}
+
+
 def inserts_modules(defence: Defence, params: Params) -> bool:
     """Tells whether a defence puts more than gates into a network.
 
@@ -191,8 +228,7 @@ def inserts_modules(defence: Defence, params: Params) -> bool:
       params: of the network, or their shapes.
     """
     parts = jax.eval_shape(defence.init, jax.random.key(0), params)
-    gates = jax.eval_shape(defence.gates, *parts)
-    return not all(isinstance(gate, Gate) for gate in gates.values())
+    return bool(inserted_modules(jax.eval_shape(defence.gates, *parts)))
 
 
 def none() -> Defence:

@@ -1,10 +1,10 @@
 """Private norms: scale and shift of norm layers never leave the client."""
 
 import jax
-import jax.numpy as jnp
 
-from kljax.core.types import Gate, Gates, Params, Path, Private, PyTree, Rng
+from kljax.core.types import Gates, Params, Path, Private, PyTree, Rng
 from kljax.defences.defence import Defence
+from kljax.defences.locked import unit_gates
 from kljax.threat import PRIVATE_GATES_STRATEGIES
 
 
@@ -31,13 +31,10 @@ def private_norms(sites: tuple[Path, ...], widths: tuple[int, ...]) -> Defence:
     if len(widths) != len(sites):
         raise ValueError(f"{len(sites)} sites {sites} need as many widths: {widths}")
 
+    start = unit_gates(sites, widths)
+
     def init(rng: Rng, params: Params) -> tuple[PyTree, Private]:
-        del rng, params
-        start = {
-            site: Gate(jnp.ones(width), jnp.zeros(width))
-            for site, width in zip(sites, widths, strict=True)
-        }
-        return (), Private(trainable=start)
+        return (), Private(trainable=start(rng, params))
 
     def gates(public: PyTree, private: Private) -> Gates:
         del public

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax.scipy import stats
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence, is_concrete, sum_visible
 
 
 def gaussian_noise(std: float | Array) -> Defence:
@@ -76,18 +75,7 @@ def _added(
         ]
         return jax.tree.unflatten(tree, noisy), state
 
-    def log_prob(seen: Public, simulated: Public) -> Array:
-        def of_tensor(x: Array | None, mean: Array | None) -> Array:
-            if x is None:  # a hidden tensor; hidden entries are NaN
-                return jnp.zeros(())
-            visible = ~jnp.isnan(x)
-            # Filled in before: a NaN would spoil the derivative.
-            x, mean = (jnp.where(visible, value, 0.0) for value in (x, mean))
-            return jnp.sum(jnp.where(visible, logpdf(x, mean, scale), 0.0))
-
-        logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
-        return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
-
     if is_concrete(std) and std == 0:
         return Defence(release=release)
+    log_prob = sum_visible(lambda x, mean: logpdf(x, mean, scale))
     return Defence(release=release, log_prob=log_prob, log_prob_degree=degree)

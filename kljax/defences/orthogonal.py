@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence, is_concrete, widened
 
 # Between the rank of a gradient and that of a random matrix: a share of the largest
 # eigenvalue of the smaller product of a matrix with itself. Rounding leaves 1e-6, and
@@ -130,7 +130,7 @@ def looks_computed(sent: Public) -> Array:
     for x in jax.tree.leaves(sent):
         if x.ndim != 2 or max(x.shape) < 2 * min(x.shape) or min(x.shape) < 2:
             continue
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = widened(x)
         x = x / _positive(jnp.max(jnp.abs(x)))
         square = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
         values = jnp.linalg.eigvalsh(square)
@@ -145,7 +145,7 @@ def _moved(public: Public, direction: Public, rate: float | Array) -> Public:
 
 def _across(r: Array, g: Array) -> Array:
     """Gives what of r is orthogonal to g, in the length of g."""
-    r, g = _wide(r), _wide(g)
+    r, g = widened(r), widened(g)
     if g.size < 2:
         return jnp.zeros_like(g)
     unit = g / _positive(_length(g))
@@ -156,19 +156,15 @@ def _across(r: Array, g: Array) -> Array:
 
 
 def _divided_once(r: Array, g: Array) -> Array:
-    r, g = _wide(r), _wide(g)
+    r, g = widened(r), widened(g)
     r = r / _positive(_length(r))
     along = jnp.sum(r * g) / _positive(_length(g))
     return _with_length(r - along * g, g)
 
 
 def _with_length(r: Array, g: Array) -> Array:
-    r, g = _wide(r), _wide(g)
+    r, g = widened(r), widened(g)
     return r * (_length(g) / _positive(_length(r)))
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _length(x: Array) -> Array:

@@ -1,5 +1,7 @@
 """Pruning of the gradient."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,10 +37,6 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
             size < jnp.quantile(size, jnp.asarray(fraction, size.dtype)), 0.0, leaf
         )
 
-    def prune_as_seen(leaf: Array, sent: Array) -> Array:
-        zero = sent == 0
-        return jnp.where(jnp.any(zero), jnp.where(zero, 0.0, leaf), prune(leaf))
-
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context
         return jax.tree.map(prune, grads), state
@@ -49,6 +47,18 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         del earlier, private
         if sent is None:
             return jax.tree.map(prune, grads)
-        return jax.tree.map(prune_as_seen, grads, sent)
+        return jax.tree.map(functools.partial(zero_as_seen, prune), grads, sent)
 
     return Defence(release=release, simulate=simulate, deterministic=True)
+
+
+def zero_as_seen(change: Callable[[Array], Array], leaf: Array, sent: Array) -> Array:
+    """Gives a tensor the zeros of the one that is seen; changes it where it has none.
+
+    Args:
+      change: what makes the zeros. Noise that follows leaves none to be seen.
+      leaf: of a candidate's gradient.
+      sent: the tensor that is seen.
+    """
+    zero = sent == 0
+    return jnp.where(jnp.any(zero), jnp.where(zero, 0.0, leaf), change(leaf))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence, is_concrete, sum_visible, widened
 
 MODES = ("symmetric", "affine", "stochastic", "float16")
 MIXED_MODES = ("symmetric", "affine")
@@ -86,23 +86,15 @@ def quantise(bits: float | Array, *, mode: str = "symmetric") -> Defence:
         ]
         return jax.tree.unflatten(tree, sent), state
 
-    def log_prob(seen: Public, simulated: Public) -> Array:
-        def of_tensor(x: Array | None, mean: Array | None) -> Array:
-            if x is None:  # a hidden tensor; hidden entries are NaN
-                return jnp.zeros(())
-            visible = ~jnp.isnan(x)
-            # Filled in before: a NaN would spoil the derivative.
-            x, mean = (jnp.where(visible, value, 0.0) for value in (x, mean))
-            step = _grid(x, bits, "symmetric").step
-            off = jnp.abs(x - mean) / _positive(step)
-            return jnp.sum(_log_of_rest(off))
-
-        logs = jax.tree.map(of_tensor, seen, simulated, is_leaf=lambda x: x is None)
-        return jax.tree.reduce(jnp.add, logs, jnp.zeros(()))
+    def log_density(x: Array, mean: Array) -> Array:
+        step = _grid(x, bits, "symmetric").step
+        return _log_of_rest(jnp.abs(x - mean) / _positive(step))
 
     if is_concrete(bits) and bits == MOST_BITS:
         return Defence(release=release)
-    return Defence(release=release, log_prob=log_prob, log_prob_degree=1)
+    return Defence(
+        release=release, log_prob=sum_visible(log_density), log_prob_degree=1
+    )
 
 
 def quantise_mixed(
@@ -243,7 +235,7 @@ def _up_or_down(rng: Rng, x: Array, bits: float | Array) -> Array:
 def _on_grid(
     x: Array, bits: float | Array, mode: str, to_whole: Callable[[Array], Array]
 ) -> Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     grid = _grid(wide, bits, mode)
     q = to_whole(wide / _positive(grid.step) + grid.zero)
     q = jnp.clip(q, grid.least, grid.most)
@@ -252,7 +244,7 @@ def _on_grid(
 
 
 def _grid(x: Array, bits: float | Array, mode: str) -> Grid:
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
     bits = jnp.asarray(bits, jnp.float32)
     # Exact, as a power of 2 by exponentiation need not be.
     power = jnp.ldexp(jnp.ones((), x.dtype), bits.astype(jnp.int32) - 1)

@@ -1,5 +1,6 @@
 """Top-k sparsification, with what is not sent kept for later."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.pruning import zero_as_seen
 from kljax.defences.selective import largest
 
 
@@ -58,12 +60,9 @@ def top_k(share: float | Array) -> Defence:
         if sent is None:
             return jax.tree.map(sent_of, grads)
         if earlier is None:
-            return jax.tree.map(first, grads, sent)
+            as_seen = functools.partial(zero_as_seen, sent_of)
+            return jax.tree.map(as_seen, grads, sent)
         return jax.tree.map(later, grads, sent, earlier)
-
-    def first(g: Array, seen: Array) -> Array:
-        zero = seen == 0
-        return jnp.where(jnp.any(zero), jnp.where(zero, 0.0, g), sent_of(g))
 
     def later(g: Array, seen: Array, record: Array) -> Array:
         zero, before = seen == 0, record[-1]

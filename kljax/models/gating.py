@@ -14,7 +14,7 @@ layer, so code that looks at ``self.conv1.kernel_size`` still runs.
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -201,6 +201,26 @@ def changed(
     return given, {name + ADDED: jnp.asarray(added)}
 
 
+def change_and_tap(
+    gates: Gates, taps: Container[str], found: dict[str, Array], name: str, value: Any
+) -> Any:
+    """Puts on a value what is there for its name, and taps what comes of it.
+
+    Args:
+      gates: by name of the value.
+      taps: names of the values that are tapped.
+      found: gets what is tapped, and what is added to the loss (`changed`).
+      name: of this value.
+      value: a layer's output, or its first argument.
+    """
+    if name in gates:
+        value, added = changed(name, gates[name], value)
+        found.update(added)
+    if name in taps:
+        found[name] = value
+    return value
+
+
 def with_input(args: tuple, kwargs: dict, value: Any) -> tuple[tuple, dict]:
     """Puts another value in the place of a call's first argument."""
     if args:
@@ -226,15 +246,7 @@ def _gated_class(cls: type[nnx.Module]) -> type[nnx.Module]:
         watch = getattr(self, WATCH)
         watch.check_call(self)
         taps: dict[str, Array] = {}
-
-        def visit(name: str, value: Any) -> Any:
-            if name in watch.gates:
-                value, added = changed(name, watch.gates[name], value)
-                taps.update(added)
-            if name in watch.taps:
-                taps[name] = value
-            return value
-
+        visit = functools.partial(change_and_tap, watch.gates, watch.taps, taps)
         if watch.reads_input:
             first = visit(watch.path + INPUT, [*args, *kwargs.values()][0])
             args, kwargs = with_input(args, kwargs, first)

@@ -5,6 +5,7 @@ taps are put on there, by the submodule's path. Parameters and running statistic
 flat dictionaries ``{"conv1/kernel": array}``, as those of `kljax.models.from_nnx`.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from kljax.core.types import Array, Gates, Model, Output, Params, Path, Rng, Sta
 from kljax.models.calling import Call, check_output, find_call
 from kljax.models.gating import (
     INPUT,
-    changed,
+    change_and_tap,
     layers_named,
     refuse_nested,
     sum_added,
@@ -123,15 +124,7 @@ def from_linen(
             if path not in sites or context.method_name != "__call__":
                 return next_call(*args, **kwargs)
             values: dict[str, Array] = {}
-
-            def visit(name: str, value: Any) -> Any:
-                if name in gates:
-                    value, added = changed(name, gates[name], value)
-                    values.update(added)
-                if name in taps:
-                    values[name] = value
-                return value
-
+            visit = functools.partial(change_and_tap, gates, taps, values)
             if path + INPUT in {*gates, *taps}:
                 first = visit(path + INPUT, [*args, *kwargs.values()][0])
                 args, kwargs = with_input(args, kwargs, first)

@@ -19,6 +19,7 @@ from kljax.studies.builder.one_victim import Attacked
 from kljax.studies.builder.study import build_study, check_layout
 from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
+from kljax.studies.input_scores import FloorsOfInputs
 
 if TYPE_CHECKING:
     import pandas
@@ -41,7 +42,7 @@ class LeakResult(NamedTuple):
     victims: Victims
     arms: list[ArmResult]
     # Of the victims, where they were scored meanwhile; None where they were not
-    floors: Any = None
+    floors: list[FloorsOfInputs] | None = None
 
     def to_frame(self) -> "pandas.DataFrame":
         """Scores the study; see `kljax.rows_frame`."""
@@ -57,7 +58,9 @@ def leak(
     on_arm: Callable[[str], Any] = lambda name: None,
     on_compile: Callable[[Sequence[str]], Any] = lambda names: None,
     on_block: Callable[[int], Any] | None = None,
-    score_floors: Callable[[LeakResult], Any] = lambda study: None,
+    score_floors: Callable[[LeakResult], list[FloorsOfInputs] | None] = lambda study: (
+        None
+    ),
 ) -> LeakResult:
     """Attacks every victim under every arm.
 

@@ -13,7 +13,6 @@ from kljax.core.trees import map_columns
 from kljax.core.types import (
     Gate,
     Gates,
-    InsertedModule,
     LockWeights,
     Loss,
     Model,
@@ -26,6 +25,7 @@ from kljax.core.types import (
     Stats,
 )
 from kljax.defences import Defence
+from kljax.defences.defence import inserted_modules
 from kljax.federated.evaluation.correctness import (
     BATCH,
     Examples,
@@ -123,7 +123,7 @@ def evaluate(
     unit = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dict(unit_gates))
     # What a defence has in the network publicly, everybody runs it with.
     public_gates = _gates(defence, public.defence, Private())
-    modules = _modules(public_gates)
+    modules = inserted_modules(public_gates)
     private_of, count = _by_client(privates)
     chosen = _checked_clients(clients, count)
     first = private_of(chosen[0])
@@ -243,17 +243,12 @@ def _checked_clients(clients: Sequence[int] | None, count: int) -> tuple[int, ..
 
 def _completed(gates: Gates, unit: dict[str, Gate]) -> Gates:
     """Puts unit gates where there are none: one structure, one compilation."""
-    if strangers := sorted(gates.keys() - unit.keys() - _modules(gates).keys()):
+    if strangers := sorted(gates.keys() - unit.keys() - inserted_modules(gates).keys()):
         raise ValueError(
             f"there are gates at {strangers}, unit_gates has {sorted(unit)}: give unit "
             "gates for every site"
         )
     return unit | dict(gates)
-
-
-def _modules(gates: Gates) -> dict[str, InsertedModule]:
-    """Picks the modules that a defence inserts, which are no gates of a site."""
-    return {name: gate for name, gate in gates.items() if not isinstance(gate, Gate)}
 
 
 def _by_client(privates) -> tuple[Callable[[int], Private], int]:

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from kljax.core.targets import TargetSpec
-from kljax.core.types import Array, Gate, Gates, Loss, Model, Params, PyTree, Rng, Stats
+from kljax.core.types import Array, Gates, Loss, Model, Params, PyTree, Rng, Stats
+from kljax.defences.defence import inserted_modules
 from kljax.federated.evaluation.correctness import Examples, checked
 from kljax.models.losses import cross_entropy
 
@@ -101,7 +102,7 @@ def _refit(model, loss, encode, step_size, params, stats, gates, examples, plan,
     fit_rows, stats_rows = plan
     rngs = jax.random.split(rng, len(fit_rows) + len(stats_rows))
     # What a defence inserts is a part of the network, and stays as it is.
-    modules = {name: one for name, one in gates.items() if not isinstance(one, Gate)}
+    modules = inserted_modules(gates)
     gates = {name: one for name, one in gates.items() if name not in modules}
     schedule = optax.cosine_decay_schedule(step_size, len(fit_rows))
     optimiser = optax.adam(schedule)
