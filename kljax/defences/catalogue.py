@@ -1,13 +1,16 @@
 """The catalogue of defences: what a name stands for, and the numbers it takes.
 
 To add a defence, write it in a file of its own and give it a row in `KINDS`; or name
-your own function as ``package.module:function``, which needs no row.
+your own function as ``package.module:function``, which needs no row. Of a row's numbers
+one at least is written as three strengths, ``std=(0.001, 0.01, 0.1)``: the second is
+its value if none is written, and the table of all defences
+(``experiments/defences.py``) has all three.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kljax import defences
 from kljax.core.registry import call_named, check_callable, resolve
@@ -37,6 +40,10 @@ class Sites(NamedTuple):
     layers_behind: Callable[[str], tuple[Path, ...]] = lambda name: ()
 
 
+Value = float | str | None
+Strengths = tuple[float, float, float]
+
+
 class Kind(NamedTuple):
     """A defence by name.
 
@@ -47,6 +54,10 @@ class Kind(NamedTuple):
       options: the value of each option if none is written, in the order in which they
         are written; None where one has to be. An option whose value is a word takes
         words.
+      strengths: of the options that make it strong or weak, three values each, from
+        weak to strong: the table of all defences has it at the first of each, at the
+        second of each, which are the values of `options`, and at the third. Empty for a
+        defence without numbers.
       fixed: the options that are part of the program, and no data: words, and numbers
         that shapes depend on.
       norm, gated: see `kljax.defences.arms.Arm`.
@@ -56,16 +67,24 @@ class Kind(NamedTuple):
     """
 
     make: Callable[..., Defence]
-    options: Mapping[str, float | str | None] = {}
+    options: Mapping[str, Value] = {}
     fixed: tuple[str, ...] = ()
     norm: bool = False
     gated: bool = False
     why_not_adaptive: str | None = None
+    strengths: Mapping[str, Strengths] = {}
 
 
-def _without_sites(make: Callable[..., Defence], **options: float | None) -> Kind:
-    """Makes the row of a defence that gates nothing."""
-    return Kind(lambda sites, **numbers: make(**numbers), options)
+def _without_sites(make: Callable[..., Defence], **options: Value | Strengths) -> Kind:
+    """Makes the row of a defence that gates nothing; see `_kind`."""
+    return _kind(lambda sites, **numbers: make(**numbers), options)
+
+
+def _kind(make: Callable[..., Defence], options: Mapping[str, Any], **others) -> Kind:
+    """Makes a row; three values in place of one are the option's strengths."""
+    strengths = {n: value for n, value in options.items() if isinstance(value, tuple)}
+    middle = {name: values[1] for name, values in strengths.items()}
+    return Kind(make, {**options, **middle}, strengths=strengths, **others)
 
 
 def _mixed(redrawn: bool) -> Kind:
@@ -74,7 +93,9 @@ def _mixed(redrawn: bool) -> Kind:
     def make(low, middle, high) -> Defence:
         return defences.quantise_mixed((low, middle, high), redrawn=redrawn)
 
-    return _without_sites(make, low=4.0, middle=8.0, high=16.0)
+    return _without_sites(
+        make, low=(8.0, 4.0, 2.0), middle=(12.0, 8.0, 4.0), high=(16.0, 16.0, 8.0)
+    )
 
 
 NO_DEFENCE = "there is no defence to know"
@@ -83,7 +104,9 @@ PUBLIC_MASK = "every attack compares what can be read alone, and the mask is pub
 CLASSIFIER = "classifier"  # in an arm: the study's classifier, whatever its path
 
 
-def _in_front(make: Callable[..., Defence], layer: str, **options: float) -> Kind:
+def _in_front(
+    make: Callable[..., Defence], layer: str, **options: float | Strengths
+) -> Kind:
     """Makes the row of a defence that puts a module in front of a layer.
 
     In an arm, a layer's path has points in place of slashes.
@@ -95,8 +118,12 @@ def _in_front(make: Callable[..., Defence], layer: str, **options: float) -> Kin
         behind = functools.partial(sites.layers_behind, name)
         return make(path, sites.value_shape(name), behind=behind, **numbers)
 
-    return Kind(made, {**options, "layer": layer}, fixed=("size", "layer"))
+    return _kind(made, {**options, "layer": layer}, fixed=("size", "layer"))
 
+
+# Strengths of several rows: CENSOR's trial step, and the weight of a divergence.
+CENSOR_RATES = (1e-5, 1e-4, 1e-2)
+BETAS = (1e-4, 1e-3, 1e-2)
 
 KINDS: dict[str, Kind] = {
     "none": _without_sites(defences.none)._replace(why_not_adaptive=NO_DEFENCE),
@@ -130,25 +157,27 @@ KINDS: dict[str, Kind] = {
         norm=True,
         gated=True,
     ),
-    "fedpass": Kind(
+    "fedpass": _kind(
         lambda sites, **options: defences.gates_by_passports(
             sites.paths, sites.widths, **options
         ),
-        {"size": 64.0},
-        ("size",),
+        {"size": (16.0, 64.0, 256.0)},
+        fixed=("size",),
         norm=True,
         gated=True,
     ),
     # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
-    "gaussian-noise": _without_sites(defences.gaussian_noise, std=0.01),
-    "laplace-noise": _without_sites(defences.laplace_noise, std=0.01),
-    "magnitude-pruning": _without_sites(defences.magnitude_pruning, fraction=0.2),
+    "gaussian-noise": _without_sites(defences.gaussian_noise, std=(0.001, 0.01, 0.1)),
+    "laplace-noise": _without_sites(defences.laplace_noise, std=(0.001, 0.01, 0.1)),
+    "magnitude-pruning": _without_sites(
+        defences.magnitude_pruning, fraction=(0.1, 0.2, 0.9)
+    ),
     # Its last share in Deep Gradient Compression.
-    "top-k": _without_sites(defences.top_k, share=0.001),
-    "quantise": _without_sites(defences.quantise, bits=8.0),
+    "top-k": _without_sites(defences.top_k, share=(0.1, 0.001, 0.0001)),
+    "quantise": _without_sites(defences.quantise, bits=(16.0, 8.0, 2.0)),
     **{
         f"quantise-{mode}": _without_sites(
-            functools.partial(defences.quantise, mode=mode), bits=8.0
+            functools.partial(defences.quantise, mode=mode), bits=(16.0, 8.0, 2.0)
         )
         for mode in ("affine", "stochastic")
     },
@@ -158,36 +187,60 @@ KINDS: dict[str, Kind] = {
     "quantise-mixed": _mixed(redrawn=False),
     "quantise-mixed-redrawn": _mixed(redrawn=True),
     # The numbers of the official code, defense.py and configs_gan_free.yml.
-    "censor": _without_sites(defences.censor, trials=20.0, rate=1e-4),
+    "censor": _without_sites(defences.censor, trials=20.0, rate=CENSOR_RATES),
     "censor-fallback": _without_sites(
-        functools.partial(defences.censor, fallback=True), trials=20.0, rate=1e-4
+        functools.partial(defences.censor, fallback=True),
+        trials=20.0,
+        rate=CENSOR_RATES,
     ),
     # As the official code computes it.
     "censor-official": _without_sites(
         functools.partial(defences.censor, fallback=True, single_division=True),
         trials=20.0,
-        rate=1e-4,
+        rate=CENSOR_RATES,
     ),
-    "norm-clipping": _without_sites(defences.norm_clipping, bound=4.0),
-    "example-clipping": _without_sites(defences.example_clipping, bound=4.0),
+    "norm-clipping": _without_sites(defences.norm_clipping, bound=(16.0, 4.0, 1.0)),
+    "example-clipping": _without_sites(
+        defences.example_clipping, bound=(16.0, 4.0, 1.0)
+    ),
     "obscured-inputs": _without_sites(
-        defences.obscure_inputs, steps=50.0, rate=0.05, weight=0.5
+        defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)
     ),
     # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
     "adadefense": _without_sites(
-        defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=1e-8
+        defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=(1e-3, 1e-8, 1e-12)
     ),
     # The paper's size and weight.
-    "precode": _in_front(defences.dense_bottleneck, CLASSIFIER, size=256.0, beta=1e-3),
+    "precode": _in_front(defences.dense_bottleneck, CLASSIFIER, size=256.0, beta=BETAS),
     # In LeNet what comes after the first activation. Size 0 is half of the channels.
-    "cvb": _in_front(defences.convolutional_bottleneck, "conv2", size=0.0, beta=1e-3),
+    "cvb": _in_front(defences.convolutional_bottleneck, "conv2", size=0.0, beta=BETAS),
     **{
         f"selective-{score}": _without_sites(
-            functools.partial(defences.selective_encryption, score=score), share=0.1
+            functools.partial(defences.selective_encryption, score=score),
+            share=(0.01, 0.1, 0.5),
         )._replace(why_not_adaptive=PUBLIC_MASK)
         for score in SCORES
     },
 }
+
+
+def write_strengths(name: str) -> tuple[str, ...]:
+    """Writes a defence of `KINDS` at each of its strengths, as an arm has it.
+
+    Returns:
+      Three arms without a strategy; the name alone for a defence without numbers.
+    """
+    kind = KINDS[name]
+    places = {option: place for place, option in enumerate(kind.options)}
+    leading = [places[option] for option in kind.strengths] == [*range(len(places))]
+    written = [
+        ",".join(
+            f"{value:g}" if leading else f"{option}={value:g}"
+            for option, value in zip(kind.strengths, values, strict=True)
+        )
+        for values in zip(*kind.strengths.values(), strict=True)
+    ]
+    return tuple(f"{name}={options}" for options in written) or (name,)
 
 
 def find_kind(name: str) -> Kind:
