@@ -13,7 +13,7 @@ from small_sweeps import parts
 from kljax import cli
 from kljax.studies import store
 from kljax.studies.store.failures import read_failures
-from kljax.studies.sweeps import on_ray, ray_worker
+from kljax.studies.sweeps import on_ray, ray_worker, running
 from kljax.studies.sweeps.computing import Limits
 
 # A cluster's processes begin as forks of this one, which JAX warns of; they run no JAX.
@@ -305,3 +305,10 @@ def test_options_of_ray_that_would_do_nothing_are_refused(
     assert cli.main(["sweep", "file.toml", *options]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (folder / "runs").exists()
+
+
+def test_workers_without_ray_are_refused_from_python_too(folder):
+    (folder / "file.toml").write_text('[fixed]\nmodel = "none such"\n')
+    with pytest.raises(ValueError, match="ray_cpus=2 is of the workers of ray"):
+        running.sweep("file.toml", folder / "out", ray_cpus=2)
+    assert not (folder / "out").exists()

@@ -58,13 +58,16 @@ def sweep(
         in this process.
 
     Raises:
-      ValueError: for anything in the file that does not exist or does not fit.
+      ValueError: for anything in the file that does not exist or does not fit, and for
+        ``ray_cpus`` without ``ray``.
       FileExistsError: if the folder is of something else, or in use by another job.
       OSError: if it cannot be written; what is finished stays finished.
       ImportError, RuntimeError: without Ray, or a cluster that can be reached, where
         one is asked for.
     """
     check_text("folder", str(folder))
+    if ray is None and ray_cpus is not None:
+        raise ValueError(f"ray_cpus={ray_cpus!r} is of the workers of ray, got ray=None")
     read, folder = read_sweep(file), Path(folder)
     grid, limits = expand(read), Limits(layout, memory)
     make_manifest(folder.name, read, grid, part)  # what is wrong leaves no folder
