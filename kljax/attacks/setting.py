@@ -117,9 +117,10 @@ class AssumedDefence(NamedTuple):
       log_prob: ``(seen, simulated) -> []``, the log-density of what is uploaded, given
         what simulation makes of the client's gradient or change; None where there is
         none.
-      simulate_inputs: ``(public, stats, images, targets, gradient) -> (images,
-        targets)``, what it trains on in place of a batch; ``gradient(images, targets)``
-        gives something with ``public``. None for the batch itself.
+      simulate_inputs: ``(public, stats, images, targets, gradient, private) ->
+        (images, targets)``, what it trains on in place of a batch;
+        ``gradient(images, targets)`` gives something with ``public``, and ``private``
+        is what is taken for the client's `Private`. None for the batch itself.
     """
 
     gates: Callable[..., Any]

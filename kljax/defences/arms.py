@@ -49,7 +49,8 @@ __all__ = [
 
 # What the attacker does about the release: to its own candidate what the defence does;
 # nothing, and what is hidden it takes for zeros; or it undoes what the defence did, and
-# sees the gradient. Inputs that are replaced it replaces, too, if simulate is written.
+# sees the gradient. Inputs that are replaced it replaces, too, if simulate is written,
+# or a strategy about what is hidden that does so (`SecretStrategy.replays_inputs`).
 RELEASE_STRATEGIES = ("simulate", "unaware", "undo")
 
 Options = tuple[float | Array, ...]
@@ -145,7 +146,12 @@ def parse_arm(text: str, sites: Sites, made: dict[str, Defence]) -> Arm:
         )
     changes, hides = arm.changes_uploads, arm.hides_entries
     replaces = arm.defence.inputs is not defences.as_given
-    simulates = about_release == "simulate" and arm.defence.simulate_inputs is not None
+    knows_inputs = about_release == "simulate" or (
+        about_release != "unaware"
+        and about_secret in strategies
+        and strategies[about_secret].replays_inputs
+    )
+    simulates = knows_inputs and arm.defence.simulate_inputs is not None
     if about_release == "simulate" and replaces and not (simulates or changes):
         raise ValueError(
             f"arm {text!r}: what takes the place of inputs cannot be simulated here, "

@@ -137,10 +137,12 @@ class Defence(NamedTuple):
         aggregated like any parameter; gradients reach ``Private.trainable`` through
         the gates, and never ``Private.secret``.
       inputs: ``(rng, Context) -> (images [B, H, W, C], targets [B, Kc])``: what is
-        trained on in place of the batch in the context.
+        trained on in place of the batch in the context. It may be of more rows: the
+        first B take the places of the batch.
       simulate_inputs: the same of an attacker who knows the defence, and replaces its
-        candidate, with draws of its own; it has a derivative. None where inputs are as
-        given, or nobody simulates them.
+        candidate, with draws of its own; ``Context.private`` is what it takes for the
+        client's. It has a derivative. None where inputs are as given, or nobody
+        simulates them.
       gates: ``(public, Private) -> gates``. For an empty ``Private()`` it gives the
         gates that follow from public knowledge alone.
         A gate may be a `kljax.core.types.InsertedModule` as well, whose parameters are

@@ -35,7 +35,7 @@ from kljax.metrics.image import (
 )
 from kljax.metrics.intervals import Interval, cluster_bootstrap, interval, wilson
 from kljax.metrics.lpips import LPIPS_CHANNELS, lpips_available, lpips_distances
-from kljax.metrics.matching import assign, multiset_accuracy
+from kljax.metrics.matching import assign, choose, multiset_accuracy
 from kljax.metrics.outcomes import (
     OUTCOMES,
     SUCCESS_FLOOR_SHARE,
@@ -69,6 +69,7 @@ __all__ = (
     "LPIPS_CHANNELS",
     # A batch's guesses against its truths
     "assign",
+    "choose",
     "multiset_accuracy",
     # What is reached without the gradient
     "FLOORS",

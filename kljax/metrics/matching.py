@@ -48,6 +48,31 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
     return linear_sum_assignment(cost)[1]
 
 
+def choose(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
+    """Chooses for each guess [B, ...] a truth of its own out of [m, ...]: int64 [B].
+
+    `truths[choose(guesses, truths)][i]` belongs to `guesses[i]`, by the least total
+    MSE; see `assign`.
+
+    Raises ValueError for fewer truths than guesses, and as `assign`.
+
+    >>> truths = np.eye(4, dtype=np.float32)
+    >>> choose(truths[[2, 0]], truths)
+    array([2, 0])
+    """
+    guesses, truths = np.asarray(guesses), np.asarray(truths)
+    if len(truths) < len(guesses):
+        raise ValueError(
+            f"choose: {len(guesses)} guesses and {len(truths)} truths; each guess "
+            "needs a truth of its own"
+        )
+    missing = len(truths) - len(guesses)
+    # As far from every truth as any guess: they take what the others leave.
+    broken = np.full((missing, *guesses.shape[1:]), np.nan)
+    order = assign(np.concatenate([guesses, broken]) if missing else guesses, truths)
+    return np.argsort(order)[: len(guesses)]
+
+
 def multiset_accuracy(guesses: ArrayLike, truths: ArrayLike) -> float:
     """Gives the share of labels [B] that are right in the best of all orders.
 

@@ -178,12 +178,22 @@ def _scores_of_arms(
 def _substitute_scores(
     result: LeakResult, arm: ArmResult, one: OfInput, guesses: Guesses
 ) -> Scores:
-    """Scores guesses against what was trained on in place of the private inputs."""
+    """Scores guesses against what was trained on in place of the private inputs.
+
+    Each against one of its own, that which fits: neither their order nor their number
+    need be that of the private inputs.
+    """
     trained_on = arm.attacked.substitute
     if trained_on is None:
         return {}
-    substitutes = result.dataset.input_spec.input_of(trained_on, one.name)
-    (scores,) = score_sets([guesses], flatten(np.asarray(substitutes)), one.spec)
+    found = result.dataset.input_spec.input_of(trained_on, one.name)
+    substitutes = np.asarray(found)
+    of_uploads = guesses[1].reshape(len(substitutes), -1, *substitutes.shape[2:])
+    fitting = [
+        there[metrics.choose(its, there)]
+        for its, there in zip(of_uploads, substitutes, strict=True)
+    ]
+    (scores,) = score_sets([guesses], np.concatenate(fitting), one.spec)
     named = {f"{name}_substitute": scores.get(name) for name in ("ssim", "psnr")}
     return {name: values for name, values in named.items() if values is not None}
 

@@ -63,7 +63,7 @@ class Update(NamedTuple):
     # [t, ...] what the same client has sent before, oldest first; None: not recorded
     earlier: Public | None = None
     remembered: PyTree = ()  # by the release, after it
-    # [n, H, W, C] trained on in place of the images; of a gradient alone
+    # [m, H, W, C], m >= n, trained on in place of the images; of a gradient alone
     substitute: Array | None = None
 
 

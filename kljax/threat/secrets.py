@@ -29,6 +29,9 @@ class SecretStrategy:
       omits: ``name -> bool``: which tensors of the upload it leaves out of the
         comparison, by their names (`kljax.core.trees.named`), such as
         ``model/fc/kernel``. None for none.
+      replays_inputs: whether it replaces its candidates as the defence replaces inputs
+        (`kljax.defences.Defence.simulate_inputs`), by what it takes for the client's
+        `Private`.
     """
 
     name: str
@@ -36,6 +39,7 @@ class SecretStrategy:
     needs: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     unknown: Callable[[Any], Any] | None = None
     omits: Callable[[str], bool] | None = None
+    replays_inputs: bool = False
 
 
 def by_name(strategies: Iterable[SecretStrategy]) -> Mapping[str, SecretStrategy]:

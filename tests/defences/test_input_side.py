@@ -95,6 +95,29 @@ def test_local_steps_train_on_it_too():
     assert np.max(np.abs(there - delta(none(), images))) > 1e-4
 
 
+def test_more_may_be_trained_on_than_the_batch():
+    def add_dark(rng, context):
+        images = jnp.concatenate([context.inputs, 0.5 * context.inputs])
+        return images, jnp.concatenate([context.targets] * 2)
+
+    update = step(Defence(inputs=add_dark))
+    both = np.concatenate([IMAGES, 0.5 * IMAGES])
+    wanted = step(none(), both, np.concatenate([TARGETS] * 2))
+    np.testing.assert_allclose(flat(update.sent), flat(wanted.sent), rtol=1e-6)
+    assert update.substitute.shape == both.shape and update.targets.shape[0] == 3
+    # The share that is right in local steps is that of the batch.
+    params, stats = random_weights(toy_model())
+    training = local_training(
+        toy_model(), cross_entropy, Defence(inputs=add_dark), optax.sgd(0.1)
+    )
+    state = training.init(Public(params), random_private())
+    batches = Batches(IMAGES[None], np.array([[1, 0, 2]]), np.ones(1, bool))
+    given = RNG, np.int32(0), Public(params), stats, state, batches
+    right = quick_jit(training.run)(*given)[2].accuracy
+    logits = toy_model().apply(params, stats, both, train=True).logits[:3]
+    assert right == pytest.approx(np.mean(np.argmax(logits, -1) == np.array([1, 0, 2])))
+
+
 def test_obscured_inputs_are_far_away_and_have_a_like_gradient():
     wanted = flat(step(none()).sent)
 

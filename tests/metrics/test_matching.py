@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from kljax.metrics import assign, multiset_accuracy
+from kljax.metrics import assign, choose, multiset_accuracy
 
 
 def test_a_shuffled_noisy_batch_is_put_back_in_order():
@@ -71,3 +71,17 @@ def test_labels_count_in_the_best_of_all_orders():
 def test_labels_of_other_shapes_are_refused(shapes):
     with pytest.raises(ValueError, match=r"must have one shape \[B\]"):
         multiset_accuracy(*(np.zeros(shape, int) for shape in shapes))
+
+
+def test_each_guess_has_a_truth_of_its_own_out_of_more():
+    generator = np.random.default_rng(2)
+    for _ in range(20):
+        guesses, truths = generator.random((3, 4)), generator.random((5, 4))
+
+        def total(chosen, guesses=guesses, truths=truths):
+            return ((guesses - truths[list(chosen)]) ** 2).mean()
+
+        best = min(total(chosen) for chosen in permutations(range(5), 3))
+        assert total(choose(guesses, truths)) == pytest.approx(best, rel=1e-12)
+    with pytest.raises(ValueError, match="3 guesses and 2 truths"):
+        choose(guesses, truths[:2])

@@ -87,7 +87,7 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
         batch = candidate.inputs, candidate.targets
         if setting.defence.simulate_inputs is not None:
             batch = setting.defence.simulate_inputs(
-                view.public, view.stats, *batch, gradient
+                view.public, view.stats, *batch, gradient, secret
             )
         grads, lock_grads = gradient(*batch)
         simulated = setting.defence.simulate(grads, view.grads, view.earlier, secret)

@@ -199,7 +199,8 @@ def local_training(
             trained = optax.apply_updates((public, trainable), moves)
             right = jnp.nan
             if kind.right is not None:
-                right = jnp.mean(kind.right(grads.logits, labels))
+                own = grads.logits[: labels.shape[0]]  # the defence may add rows
+                right = jnp.mean(kind.right(own, labels))
             tally = tally + jnp.stack([grads.loss, right, 1.0])
             return trained, grads.stats, memory, remembered, tally
 

@@ -157,8 +157,10 @@ def _density(arm: Arm, defence: Defence) -> Callable[[Public, Public], Array] | 
 def _replaced_inputs(defence: Defence) -> Callable[..., tuple[Array, Array]]:
     """Gives what the attacker trains its candidate's replay on, of one draw for all."""
 
-    def inputs(public: Public, stats: Stats, images: Array, targets: Array, gradient):
-        context = Context(public, stats, images, targets, gradient)
+    def inputs(
+        public: Public, stats: Stats, images: Array, targets: Array, gradient, private
+    ):
+        context = Context(public, stats, images, targets, gradient, private)
         return defence.simulate_inputs(fixed_rng("substitute"), context)
 
     return inputs

@@ -28,7 +28,7 @@ class Attacked(NamedTuple):
     replay_is_exact: Array  # [] bool
     label_rule_holds: Array  # []
     visible_share: Array  # []
-    # [B, H, W, C] trained on in place of the private images; None for those themselves
+    # [m, H, W, C], m >= B, trained on in place of the private images; None for those
     substitute: Array | None = None
 
 
