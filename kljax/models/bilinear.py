@@ -305,17 +305,22 @@ def _primitive(name, shape, folded):
             out = bind(left.reshape(-1, *left.shape[2:]), right)
             return out.reshape(*left.shape[:2], *out.shape[1:]), 0
 
+        each = tuple(axis is not None for axis in axes)
+        return one_by_one(*mapped, each=each, geometry=geometry), 0
+
+    # Compiled once for eager calls, and inlined where a program is traced: a function
+    # of its own in every call would be compiled in every call.
+    @functools.partial(jax.jit, static_argnames=("each", "geometry"), inline=True)
+    def one_by_one(*mapped, each, geometry):
         def one(victim):
             rows = iter(victim)
-            return bind(
-                *(
-                    x if axis is None else next(rows)
-                    for x, axis in zip(mapped, axes, strict=True)
-                )
-            )
+            operands = [
+                next(rows) if own else x for x, own in zip(mapped, each, strict=True)
+            ]
+            return primitive.bind(*operands, geometry=geometry)
 
-        each = [x for x, axis in zip(mapped, axes, strict=True) if axis is not None]
-        return lax.map(one, each), 0
+        own_rows = [x for x, own in zip(mapped, each, strict=True) if own]
+        return lax.map(one, own_rows)
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch

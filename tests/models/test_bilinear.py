@@ -165,29 +165,50 @@ def test_the_rest_is_the_plain_product(case):
     assert "dot_general" in names and "convolve" not in names
 
 
-def test_eager_calls_share_what_is_compiled():
-    """The second call of one geometry compiles nothing; another geometry does."""
+def count_compilations(call, shapes):
+    """Counts what each of several eager calls compiles, by the shape of its images."""
     counts = []
 
     def count(event, duration, **_):
         del duration
         counts[-1] += event == "/jax/core/compile/backend_compile_duration"
 
-    # Sides that no other test has: what is compiled stays for the whole process.
-    shapes = (2, 6, 10, 3), (2, 6, 10, 3), (2, 6, 11, 3)
-    kernel = jnp.ones((3, 3, 3, 5))
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         for shape in shapes:
             images = np.ones(shape, np.float32)
-            geometry = Geometry((1, 1), ((1, 1), (1, 1)), shape[1:3], (3, 3))
+            geometry = Geometry((1, 1), ((1, 1), (1, 1)), shape[-3:-1], (3, 3))
             counts.append(0)
-            grads = convolve(images, kernel, geometry)
-            kernel_gradient(images, grads, geometry)
-            image_gradient(grads, kernel, geometry)
+            call(images, geometry)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert counts == [3, 0, 3]
+    return counts
+
+
+# Sides that no other test has: what is compiled stays for the whole process.
+def test_eager_calls_share_what_is_compiled():
+    """The second call of one geometry compiles nothing; another geometry does."""
+    kernel = jnp.ones((3, 3, 3, 5))
+
+    def call(images, geometry):
+        grads = convolve(images, kernel, geometry)
+        kernel_gradient(images, grads, geometry)
+        image_gradient(grads, kernel, geometry)
+
+    shapes = (2, 6, 10, 3), (2, 6, 10, 3), (2, 6, 11, 3)
+    assert count_compilations(call, shapes) == [3, 0, 3]
+
+
+def test_eager_calls_over_victims_share_what_is_compiled():
+    """The same of `vmap` over victims, each with a kernel of its own."""
+    kernels = jnp.ones((4, 3, 3, 3, 5))
+
+    def call(images, geometry):
+        jax.vmap(lambda x, kernel: convolve(x, kernel, geometry))(images, kernels)
+
+    shapes = (4, 2, 7, 10, 3), (4, 2, 7, 10, 3), (4, 2, 7, 11, 3)
+    first, again, other = count_compilations(call, shapes)
+    assert first > 0 and again == 0 and other > 0
 
 
 def test_jacobians_forward_equal_those_of_lax():

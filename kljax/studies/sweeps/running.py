@@ -67,7 +67,7 @@ def sweep(
     """
     check_text("folder", str(folder))
     if ray is None and ray_cpus is not None:
-        raise ValueError(f"ray_cpus={ray_cpus!r} is of the workers of ray, got ray=None")
+        raise ValueError(f"ray_cpus={ray_cpus} is of the workers of ray, got ray=None")
     read, folder = read_sweep(file), Path(folder)
     grid, limits = expand(read), Limits(layout, memory)
     make_manifest(folder.name, read, grid, part)  # what is wrong leaves no folder
