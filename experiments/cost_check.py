@@ -6,8 +6,10 @@
 Names are entries of speed.py. Measured is one call of the compiled program of a chunk,
 on one device with everything on it already: processor time on a CPU (what else the
 machine does is left out, but for its use of memory and caches), the clock elsewhere.
-On a CPU the flag keeps a program on one core. The device is calibrated afresh, unless
-a file of `kljax.studies.devices` is named. Results: experiments/scale.md.
+On a CPU the flag keeps a program on one core. Beside the prediction stand its two
+roofs: what all products take by their arithmetic, each at the peak of its width, and
+what all operations take by the bytes that they move. The device is calibrated afresh,
+unless a file of `kljax.studies.devices` is named. Results: experiments/scale.md.
 """
 
 import argparse
@@ -76,6 +78,10 @@ def check(name, chunk, device, rounds):
         "flops": cost.flops,
         "bytes": cost.nbytes,
         "launches": cost.launches,
+        "products_s": sum(
+            o.times * device.multiplying(o.flops, o.width) for o in operations
+        ),
+        "moving_s": sum(o.times * device.moving(o.nbytes) for o in operations),
         "predicted_s": cost.seconds,
         "measured_s": taken,
         "ratio": cost.seconds / taken,
@@ -114,14 +120,17 @@ def main():
             f"{row['flops'] / 1e6:.0f}",
             f"{row['bytes'] / 1e6:.1f}",
             row["launches"],
+            f"{row['products_s'] * 1e3:.2f}",
+            f"{row['moving_s'] * 1e3:.2f}",
             f"{row['predicted_s'] * 1e3:.2f}",
             f"{row['measured_s'] * 1e3:.2f}",
             f"{row['ratio']:.2f}",
         ]
         for row in rows
     ]
-    header = ["entry, chunk", "MFLOP", "MB", "launches", "predicted ms", "measured ms"]
-    print(tabulate(lines, [*header, "ratio"], tablefmt="github", disable_numparse=True))
+    header = ["entry, chunk", "MFLOP", "MB", "launches", "products ms", "moving ms"]
+    header += ["predicted ms", "measured ms", "ratio"]
+    print(tabulate(lines, header, tablefmt="github", disable_numparse=True))
     errors = [abs(np.log(row["ratio"])) for row in rows]
     print(f"typical error: {np.expm1(np.median(errors)):.0%}")
 
