@@ -2,11 +2,11 @@
 
 A search knows one part of its candidate as the secret, and nothing of what it is. A
 defence brings its strategies along (`kljax.threat.SecretStrategy`). Those here are
-about the key-lock, whose gates the attacker cannot see, and about the noise of a
-variational bottleneck: one factory per strategy of `kljax.threat.KEYLOCK_STRATEGIES`
-and `kljax.threat.BOTTLENECK_STRATEGIES`. Each takes the `Setting` and gives the unknown
-part of the candidate and the function that makes gates of it. None touches more of the
-view than its strategy needs.
+about the key-lock, whose gates the attacker cannot see, about the noise of a
+variational bottleneck, and about what a client draws to replace its inputs: one factory
+per name in `kljax.threat.secrets.OWN_NAMES`. Each takes the `Setting` and gives the
+unknown part of the candidate and the function that makes gates of it. None touches more
+of the view than its strategy needs.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.closed_form.refusals import refuse_batches
+from kljax.attacks.replaced_inputs import unknown_mixing
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
@@ -245,6 +246,12 @@ def read_noise(setting: Setting) -> Secret:
     return _fix_private(setting, lambda rng, view: Private(bottleneck_noise(view)))
 
 
+def regress_mixing(setting: Setting) -> Secret:
+    """Optimises how a batch is mixed, see `kljax.attacks.replaced_inputs`."""
+    draw = _draw_of_step(setting)
+    return Secret(unknown_mixing(setting, draw), setting.defence.gates)
+
+
 def _draw_of_step(setting: Setting) -> Callable[[Rng], Private]:
     draw = setting.defence.draw_private
     if draw is None:
@@ -269,6 +276,9 @@ SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "regress_noise": regress_noise,
     "read_noise": read_noise,
     "omit": unit,
+    "trained_on": unit,
+    "random_draws": random_noise,
+    "regress_mixing": regress_mixing,
 }
 
 

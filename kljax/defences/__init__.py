@@ -22,6 +22,7 @@ from kljax.defences.defence import (
 from kljax.defences.fedbn import private_norms
 from kljax.defences.fedpass import gates_by_passports
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
+from kljax.defences.mixing import insta_hide, insta_hide_cross, mix_up
 from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
 from kljax.defences.orthogonal import censor
@@ -57,6 +58,9 @@ __all__ = [
     "quantise_mixed",
     "censor",
     "obscure_inputs",
+    "mix_up",
+    "insta_hide",
+    "insta_hide_cross",
     "selective_encryption",
     "dense_bottleneck",
     "private_norms",

@@ -206,6 +206,22 @@ KINDS: dict[str, Kind] = {
     "obscured-inputs": _without_sites(
         defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)
     ),
+    # Zhang et al.'s ImageNet models take alpha of 0.1 to 0.4, their CIFAR ones 1.
+    "mixup": _without_sites(defences.mix_up, count=2.0, alpha=(0.2, 1.0, 4.0))._replace(
+        fixed=("count",)
+    ),
+    # The values of the official code, Hazelsuko07/InstaHide, but for the centre.
+    "instahide": _without_sites(
+        defences.insta_hide, count=(2.0, 4.0, 6.0), upper=0.65, centre=0.5
+    )._replace(fixed=("count",)),
+    "instahide-cross": _without_sites(
+        defences.insta_hide_cross,
+        count=(4.0, 6.0, 8.0),
+        upper=0.65,
+        least=0.3,
+        centre=0.5,
+        public="photos",
+    )._replace(fixed=("count", "public")),
     # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
     "adadefense": _without_sites(
         defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=(1e-3, 1e-8, 1e-12)

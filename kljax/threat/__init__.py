@@ -18,6 +18,7 @@ from kljax.threat.observation import LocalSteps, Update, View, as_sent, observe
 from kljax.threat.secrets import (
     BOTTLENECK_STRATEGIES,
     KEYLOCK_STRATEGIES,
+    MIXING_STRATEGIES,
     NOTHING_HIDDEN,
     PASSPORT_STRATEGIES,
     PRIVATE_GATES_STRATEGIES,
@@ -29,6 +30,7 @@ __all__ = [
     "KEYLOCK_STRATEGIES",
     "KNOWLEDGE",
     "LABEL_STRATEGIES",
+    "MIXING_STRATEGIES",
     "NOTHING_HIDDEN",
     "PASSPORT_STRATEGIES",
     "PRIVATE_GATES_STRATEGIES",

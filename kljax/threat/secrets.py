@@ -133,6 +133,40 @@ BOTTLENECK_STRATEGIES = by_name(
     ]
 )
 
+# About what a client draws to replace its inputs.
+_TRAINED_ON = SecretStrategy(
+    "trained_on",
+    "It replays the network with what it looks for as it is, and looks for what was "
+    "trained on in place of the {noun}.",
+)
+_KNOWN_DRAWS = SecretStrategy(
+    "known",
+    "It replaces the {noun} that it looks for by the client's own draws.",
+    {"private_key": ("known",), **_ONE_STEP},
+    replays_inputs=True,
+)
+_RANDOM_DRAWS = SecretStrategy(
+    "random_draws",
+    "It replaces the {noun} that it looks for by draws of its own, once for each "
+    "restart, and believes them.",
+    _ONE_STEP,
+    replays_inputs=True,
+)
+MIXING_STRATEGIES = by_name(
+    [
+        _TRAINED_ON,
+        _KNOWN_DRAWS,
+        _RANDOM_DRAWS,
+        SecretStrategy(
+            "regress_mixing",
+            "It optimises the weights of a mixture, and the signs of its mask, along "
+            "with the {noun}.",
+            _ONE_STEP,
+            replays_inputs=True,
+        ),
+    ]
+)
+
 # About scales and shifts that a client keeps, wherever they come from.
 _ABOUT_GATES = [KEYLOCK_STRATEGIES[name] for name in ("unit", "regress_gates", "peel")]
 PRIVATE_GATES_STRATEGIES = by_name(
@@ -158,4 +192,4 @@ PASSPORT_STRATEGIES = by_name(
 )
 
 # Names of strategies whose functions kljax has.
-OWN_NAMES = frozenset(KEYLOCK_STRATEGIES) | frozenset(BOTTLENECK_STRATEGIES)
+OWN_NAMES = frozenset((*KEYLOCK_STRATEGIES, *BOTTLENECK_STRATEGIES, *MIXING_STRATEGIES))

@@ -29,7 +29,11 @@ from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
 from kljax.studies.config.listing import fill_lists
-from kljax.threat import BOTTLENECK_STRATEGIES, KEYLOCK_STRATEGIES
+from kljax.threat import (
+    BOTTLENECK_STRATEGIES,
+    KEYLOCK_STRATEGIES,
+    MIXING_STRATEGIES,
+)
 
 ARMS = (
     "none",
@@ -99,6 +103,7 @@ def weights_limit_of(kind: str) -> float:
     defences=DEFENCES,
     secret_strategies=KEYLOCK_STRATEGIES,
     bottleneck_strategies=BOTTLENECK_STRATEGIES,
+    mixing_strategies=MIXING_STRATEGIES,
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
@@ -125,7 +130,8 @@ class LeakConfig:
         DEFENCE and TRANSFORM: {defences}.
         STRATEGY, what the attacker does about what DEFENCE hides; of a key-lock:
         {secret_strategies};
-        of a bottleneck: {bottleneck_strategies}.
+        of a bottleneck: {bottleneck_strategies};
+        of mixed inputs: {mixing_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the

@@ -131,7 +131,9 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     if not whole:
         release = {"does release": ABOUT_EITHER[about_release]} if about_release else {}
         return facts | release
-    if arm.defence.inputs is not as_given:
+    # A strategy that replays inputs says so itself.
+    says_so = declared.about_secret.replays_inputs
+    if arm.defence.inputs is not as_given and not (says_so and arm.simulates_inputs):
         facts["does inputs"] = ABOUT_INPUTS[arm.simulates_inputs]
     if about_release and (arm.changes_uploads or arm.hides_entries):
         facts["does release"] = ABOUT_RELEASES[about_release]
