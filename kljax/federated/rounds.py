@@ -8,13 +8,15 @@ ever on the devices.
 
 The aggregate of a round is made by an `Aggregator`, of the clients whose upload is
 finite: unless another is given, ``sum_c w_c delta_c / sum_c w_c``, sums first, one
-division last. Norm statistics are aggregated by the same rule: the running means, and
+division last. Under an `Encryption` the same sum is made of what the server cannot
+read. Norm statistics are aggregated by the same rule: the running means, and
 the running variances, are averaged with the same weights (as in the official code,
 which averages every entry of the state dict; the variance between clients' means is not
 added).
 """
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +50,14 @@ from kljax.federated.clients import (
     Upload,
     next_move,
 )
+from kljax.federated.cohorts import check_examples, checked_cohort
+from kljax.federated.encryption import (
+    LEAST,
+    Encryption,
+    HiddenPart,
+    check_encryption,
+    mean_of_hidden,
+)
 from kljax.federated.roles import Role, cast_of
 from kljax.federated.server import ServerState
 from kljax.parallel import Layout, Timing, gather_clients, sum_clients
@@ -65,6 +75,7 @@ class RoundInfo(NamedTuple):
     excluded: np.ndarray  # [m] clients of this process left out as not finite
     progress: Progress  # per client [n], of this process; NaN for others
     timing: Timing
+    hidden: HiddenPart | None = None  # what was encrypted, and what it took
 
 
 class NonFiniteClient(FloatingPointError):
@@ -105,6 +116,7 @@ def federated_rounds(
     *,
     aggregator: Aggregator | None = None,
     roles: Mapping[int, Role] | None = None,
+    encryption: Encryption | None = None,
     server_optimiser: optax.GradientTransformation | None = None,
     weighting: Literal["examples", "uniform"] = "examples",
     on_nonfinite: Literal["exclude", "stop"] = "exclude",
@@ -121,6 +133,9 @@ def federated_rounds(
       aggregator: what the server makes of the uploads; None is
         `kljax.federated.aggregation.mean`.
       roles: of clients that are not honest, by their number.
+      encryption: how uploads are added up by a server that cannot read them, or what a
+        defence hides of them (`Defence.visible`); None sends them in the clear. The
+        uploads of a round are then side by side on the host.
       server_optimiser: applied to minus the aggregate as if it were a gradient; None
         is ``optax.sgd(1.0)``, which adds the aggregate: FedAvg.
       weighting: a client counts as many times as it has examples, or once: in the loss
@@ -133,7 +148,8 @@ def federated_rounds(
         checked; None for images, or tokens, and for classes.
 
     Raises:
-      ValueError: for an unknown weighting or rule; and from ``run_round``, before a
+      ValueError: for an unknown weighting or rule, and for an encryption that does not
+        go with the rule or with several processes; and from ``run_round``, before a
         client of the block trains, for images outside [0, 1] and labels that are no
         class (`kljax.data.check_local_batches`, which raises TypeErrors, too), and for
         a cohort smaller than the aggregator needs.
@@ -154,6 +170,13 @@ def federated_rounds(
         )
     server_optimiser = server_optimiser or optax.sgd(1.0)
     rule = aggregator or mean()
+    least = rule.least
+    if encryption is not None:
+        check_encryption(encryption, rule)
+        least = max(least, LEAST)
+    needing = rule.name if least == rule.least else f"encryption {encryption.name!r}"
+    # The keys are drawn when they are needed first.
+    add_hidden = functools.cache(encryption.start if encryption else lambda: None)
     cast = cast_of(roles) if roles else None
 
     def init(rng: Rng) -> ServerState:
@@ -209,9 +232,15 @@ def federated_rounds(
         def counted(x: Array) -> Array:
             return jnp.where(progress.finite, weight * x, 0.0)
 
-        part = rule.add(server, upload, weight)
         measures = jax.tree.map(counted, (progress.loss, progress.accuracy))
         broken = jnp.where(progress.finite, 0, 1)
+        if encryption is not None:
+            seen = training.visible(
+                rng, server.public, server.stats, state, batches, upload.delta
+            )
+            kept_back = weight, upload, seen
+            return (weight, broken, measures), (kept, progress, kept_back)
+        part = rule.add(server, upload, weight)
         if rule.gathers:
             return (weight, broken, measures), (kept, progress, (weight, part))
         # A choice and not a product: NaN times zero is NaN.
@@ -237,14 +266,20 @@ def federated_rounds(
         none = jax.tree.map(
             lambda x: np.zeros((0, *x.shape), x.dtype), (jnp.zeros(()), one)
         )
-        parts = [
-            (ids[seen.finite], jax.tree.map(lambda x, f=seen.finite: x[f], sent))
-            for ids, _, seen, sent in kept
-        ]
-        ids, rows = zip((np.zeros(0, int), none), *parts, strict=True)
-        rows = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-        _, (weights, uploads) = gather_clients(np.concatenate(ids), rows)
+        ids, rows = _side_by_side([(np.zeros(0, int), none), *_of_finite(kept)])
+        _, (weights, uploads) = gather_clients(ids, rows)
         return uploads, weights
+
+    def added_up(
+        server: ServerState, number: int, kept: list
+    ) -> tuple[ServerState, HiddenPart]:
+        ids, (weights, uploads, visible) = _side_by_side(_of_finite(kept))
+        average, part = mean_of_hidden(
+            add_hidden(), number, ids, weights, uploads, visible
+        )
+        weight = np.sum(weights)
+        whole = jax.tree.map(lambda x: x * weight.astype(x.dtype), average)
+        return finish(server, whole, weight), part
 
     @functools.cache
     def classes_of_inputs(tree: Any, *columns: tuple[tuple[int, ...], Any]) -> int:
@@ -269,10 +304,10 @@ def federated_rounds(
         fetch: Fetch,
         on_block: Callable[[int], Any] | None = None,
     ) -> tuple[ServerState, RoundInfo]:
-        cohort = _checked(cohort, states)
-        if len(cohort) < rule.least:
+        cohort = checked_cohort(cohort, states)
+        if len(cohort) < least:
             raise ValueError(
-                f"{rule.name} needs {rule.least} clients in a round, the cohort has "
+                f"{needing} needs {least} clients in a round, the cohort has "
                 f"{len(cohort)}"
             )
         kept: list[tuple[np.ndarray, ClientState, Progress, PyTree]] = []
@@ -280,7 +315,7 @@ def federated_rounds(
         def rows(ids: np.ndarray):
             batches, examples = fetch(ids)
             examples = np.asarray(examples, np.float32)
-            _check_examples(ids, batches, examples)
+            check_examples(ids, batches, examples)
             check_local_batches(*batches, num_classes, ids, input_spec, target_spec)
             mine = jax.tree.map(lambda x: x[ids], states)
             roles_of = () if cast is None else (cast.numbers(ids),)
@@ -298,15 +333,21 @@ def federated_rounds(
         progress = _collected(cohort, kept)
         broken = cohort[~progress.finite]
         left = len(cohort) - failed
-        if failed and (on_nonfinite == "stop" or left < rule.least):
+        if failed and (on_nonfinite == "stop" or left < least):
             raise NonFiniteClient(
                 f"round {int(server.round)}: {failed} clients of the cohort "
                 f"({broken.tolist()} in this process) turned non-finite (NaN or "
                 f"infinity in what they upload or keep), and {left} are left, of the "
-                f"{rule.least} that {rule.name} needs; lower the learning rate, or see "
-                "their data"
+                f"{least} that {needing} needs; lower the learning rate, or see their "
+                "data"
             )
-        if rule.gathers:
+        part = None
+        if encryption is not None:
+            began = time.perf_counter()
+            server, part = added_up(server, int(host[1].round), kept)
+            spent = time.perf_counter() - began
+            timing = timing._replace(run_s=timing.run_s + spent)
+        elif rule.gathers:
             server = finish(server, *gathered(host[1], kept))
         else:
             server = finish(server, *sums, weight)
@@ -314,7 +355,7 @@ def federated_rounds(
             fine = np.flatnonzero(seen.finite)
             _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
         means = float(loss / weight), float(accuracy / weight)
-        return server, RoundInfo(cohort, *means, broken, progress, timing)
+        return server, RoundInfo(cohort, *means, broken, progress, timing, part)
 
     return Rounds(init, init_lock, init_clients, run_round)
 
@@ -331,6 +372,18 @@ def _write(states: PyTree, rows, values: PyTree) -> None:
     jax.tree.map(write, states, values)
 
 
+def _of_finite(kept: list) -> list[tuple[np.ndarray, PyTree]]:
+    """Picks the ids and the uploads of clients that are finite, block by block."""
+    return [
+        (ids[seen.finite], jax.tree.map(lambda x, f=seen.finite: x[f], sent))
+        for ids, _, seen, sent in kept
+    ]
+
+
+def _side_by_side(parts: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
 def _collected(cohort: np.ndarray, kept: list) -> Progress:
     """Puts the progress of blocks together, in the order of the cohort."""
     place = {client: n for n, client in enumerate(cohort.tolist())}
@@ -343,31 +396,3 @@ def _collected(cohort: np.ndarray, kept: list) -> Progress:
         rows = [place[client] for client in ids.tolist()]
         _write(progress, rows, seen)
     return progress
-
-
-def _checked(cohort: np.ndarray, states: ClientState) -> np.ndarray:
-    cohort = np.asarray(cohort)
-    kept = jax.tree.leaves(states)
-    # Clients without any state (plain SGD, no defence) are as many as you like.
-    count = len(kept[0]) if kept else np.inf
-    if cohort.ndim != 1 or not np.issubdtype(cohort.dtype, np.integer):
-        raise TypeError(f"the cohort must be whole numbers [n], got {cohort!r}")
-    if not len(cohort):
-        raise ValueError("the cohort is empty: a round needs a client")
-    outside = cohort[(cohort < 0) | (cohort >= count)]
-    if len(outside):
-        raise IndexError(
-            f"client {outside[0]} of the cohort does not exist: there are {count}"
-        )
-    if len(np.unique(cohort)) < len(cohort):
-        raise ValueError(f"clients are repeated in the cohort {cohort.tolist()}")
-    return cohort
-
-
-def _check_examples(ids: np.ndarray, batches: Batches, examples: np.ndarray) -> None:
-    empty = ids[~(examples > 0) | ~np.any(batches.valid, axis=1)]
-    if len(empty):
-        raise ValueError(
-            f"client {empty[0]} has no examples: leave it out of the cohort, or give "
-            "it some"
-        )

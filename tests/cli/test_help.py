@@ -20,6 +20,7 @@ from kljax.data.partitioning import PARTITIONS, notations, partition
 from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
 from kljax.federated.aggregation import AGGREGATORS
+from kljax.federated.encryption import ENCRYPTIONS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
@@ -50,6 +51,7 @@ LISTED = {
         "augment": AUGMENTATIONS,
         "loss": LOSSES,
         "aggregator": AGGREGATORS,
+        "encryption": ENCRYPTIONS,
         "roles": ROLES,
         "trigger": TRIGGERS,
     },

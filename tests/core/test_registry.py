@@ -12,6 +12,7 @@ from kljax.core.registry import nearest, resolve, unknown_name
 from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
 from kljax.federated.aggregation import AGGREGATORS
+from kljax.federated.encryption import ENCRYPTIONS
 from kljax.federated.roles import ROLES
 from kljax.models import NETWORKS, losses
 
@@ -25,6 +26,7 @@ TABLES = {
     "defence": KINDS,
     "dataset to prepare": data.PREPARERS,
     "aggregator": AGGREGATORS,
+    "encryption": ENCRYPTIONS,
     "role": ROLES,
     "trigger": TRIGGERS,
 }

@@ -42,6 +42,8 @@ class Aggregator(NamedTuple):
       gathers: of which kind the rule is.
       least: n that the rule needs at least.
       name: of the rule, for errors.
+      weighted_sum: whether `add` does nothing but multiply an upload by its weight, so
+        that a server may sum what it cannot read (`kljax.federated.encryption`).
     """
 
     finish: Callable[[ServerState, PyTree, Array], tuple[Upload, PyTree]]
@@ -50,3 +52,4 @@ class Aggregator(NamedTuple):
     gathers: bool = False
     least: int = 1
     name: str = "the aggregator"
+    weighted_sum: bool = False

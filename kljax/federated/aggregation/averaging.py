@@ -23,7 +23,7 @@ def mean() -> Aggregator:
         del server
         return _scaled(upload, weight)
 
-    return Aggregator(_divide, add, name="mean")
+    return Aggregator(_divide, add, name="mean", weighted_sum=True)
 
 
 def norm_bounding(bound: float) -> Aggregator:

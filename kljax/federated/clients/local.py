@@ -27,7 +27,12 @@ from kljax.core.types import (
     Stats,
 )
 from kljax.defences import Context, Defence
-from kljax.federated.clients.gradient import add_pull, local_gradient, local_loss
+from kljax.federated.clients.gradient import (
+    add_pull,
+    local_gradient,
+    local_loss,
+    visible_of,
+)
 
 # What the random key of a round of local training is for.
 ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
@@ -83,11 +88,15 @@ class LocalTraining(NamedTuple):
         ClientState, Progress)``.
       record: the same with the change before anything was done to the whole of it,
         which comes first; for who studies what a release hides.
+      visible: ``(rng, Public, stats, ClientState, Batches, sent) -> tree like sent``,
+        of bool: what of it a server can read (`Defence.visible`), with the draws of
+        that round; None for all.
     """
 
     init: Callable[[Public, Private], ClientState]
     run: Callable[..., tuple[Upload, ClientState, Progress]]
     record: Callable[..., tuple[Public, Upload, ClientState, Progress]]
+    visible: Callable[..., PyTree | None]
 
 
 # A method, or the method of round r: that is how a schedule counts rounds.
@@ -242,7 +251,28 @@ def local_training(
         progress = Progress(total / steps, right / steps, all_finite((upload, kept)))
         return delta, upload, kept, progress
 
-    return LocalTraining(init, lambda *args: record(*args)[1:], record)
+    def visible(
+        rng: Rng,
+        received: Public,
+        stats: Stats,
+        state: ClientState,
+        batches: Batches,
+        sent: Public,
+    ) -> PyTree | None:
+        kind = targets_of(model, received, stats, batches.inputs, targets)
+        private = renew_private(renew, rng, state.private)
+        # As `local_update` draws them, whose mask of an upload is the same one.
+        rng_gradient, rng_visible = jax.random.split(
+            derive_rng(rng, ROUND_PURPOSES, "visible")
+        )
+        mine = functools.partial(gradient, rng_gradient, received, stats, private)
+        inputs, aims = jax.tree.map(
+            _of_all_steps, (batches.inputs, kind.encode(batches.labels))
+        )
+        context = Context(received, stats, inputs, aims, mine, private)
+        return visible_of(defence, rng_visible, sent, context)
+
+    return LocalTraining(init, lambda *args: record(*args)[1:], record, visible)
 
 
 def next_move(

@@ -24,6 +24,12 @@ from kljax.defences.arms import Arm
 from kljax.federated.aggregation import Aggregator, make_aggregator
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
+from kljax.federated.encryption import (
+    LEAST,
+    Encryption,
+    check_encryption,
+    make_encryption,
+)
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
@@ -44,6 +50,7 @@ class RunSetup(NamedTuple):
     steps: int  # T: local steps of the largest client; others are padded
     arms: dict[str, Arm]
     aggregator: Aggregator
+    encryption: Encryption | None
     attack: Attack | None  # what clients that are not honest aim at
     roles: dict[int, Role]  # of those clients
 
@@ -99,6 +106,7 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
     for arm in parsed.values():
         check_norm(config, task.network, arm)
     aggregator = _find_aggregator(config)
+    encryption = _find_encryption(config, aggregator)
     attack = _find_attack(config, train, test)
     roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
     setup = RunSetup(
@@ -110,6 +118,7 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
         steps,
         parsed,
         aggregator,
+        encryption,
         attack,
         roles,
     )
@@ -144,6 +153,19 @@ def _find_aggregator(config: TrainConfig) -> Aggregator:
             f"and there are {clients}: take more clients, or another aggregator"
         )
     return rule
+
+
+def _find_encryption(config: TrainConfig, rule: Aggregator) -> Encryption | None:
+    encryption, clients = make_encryption(config.encryption), cohort_size(config)
+    if encryption is None:
+        return None
+    check_encryption(encryption, rule)
+    if clients < LEAST:
+        raise ValueError(
+            f"encryption {config.encryption!r} needs {LEAST} clients in a round, and "
+            f"there is {clients}: the mean of one is its upload"
+        )
+    return encryption
 
 
 def _check_images(config: TrainConfig, option: str, train: data.Dataset) -> None:
@@ -203,6 +225,7 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
             config.server_learning_rate, config.server_momentum or None
         ),
         aggregator=setup.aggregator,
+        encryption=setup.encryption,
         roles=setup.roles,
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,

@@ -150,6 +150,14 @@ def check_training(setup: RunSetup) -> None:
                 "cohort, or take an aggregator that adds up, mean or norm-bounding",
                 device_memory(),
             )
+        if setup.encryption is not None:
+            entries = nbytes(jax.eval_shape(setup.task.models[arm.norm].init, rng)) // 4
+            # As sent, and in float64 to be encrypted; a mask of bytes.
+            check_fits(
+                cohort * entries * (4 + 8 + 1),
+                f"the uploads of {cohort} clients, which are encrypted together,",
+                "cohort, or leave encryption out",
+            )
         check_fits(
             config.clients * state,
             f"the states of {config.clients} clients of arm {name!r}",

@@ -22,6 +22,7 @@ from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.federated.aggregation import AGGREGATORS
+from kljax.federated.encryption import ENCRYPTIONS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.metrics.image import SSIM_WINDOW
@@ -71,6 +72,7 @@ OF_ATTACKERS = ("trigger", "target_class", "poisoned")
     statistics=FEDKL_STATISTICS,
     losses=LOSSES,
     aggregators=calls(AGGREGATORS),
+    encryptions=calls(ENCRYPTIONS),
     roles=calls(ROLES, given=1),
     triggers=calls(TRIGGERS),
 )
@@ -78,10 +80,10 @@ OF_ATTACKERS = ("trigger", "target_class", "poisoned")
 class TrainConfig:
     """All that is needed to repeat a federated training.
 
-    Wherever a model, dataset, defence, optimiser, augmentation, loss, aggregator, role
-    or trigger is named, ``package.module:function`` names one of your own. Defaults are
-    the paper's where it has them (FedKL, config.json), but for the number of rounds
-    (200 there) and the weighting.
+    Wherever a model, dataset, defence, optimiser, augmentation, loss, aggregator,
+    encryption, role or trigger is named, ``package.module:function`` names one of your
+    own. Defaults are the paper's where it has them (FedKL, config.json), but for the
+    number of rounds (200 there) and the weighting.
 
     Attributes:
       model: network to train: {models}.
@@ -112,6 +114,11 @@ class TrainConfig:
       server_momentum: of the server's sgd.
       aggregator: what the server makes of the uploads of a round: {aggregators}.
         ATTACKERS are those that it is to withstand, see `kljax.federated.aggregation`.
+      encryption: how uploads are added up by a server that cannot read them:
+        {encryptions}. Of an arm such as selective-magnitude=0.1 what it hides is
+        encrypted, and of others everything; norm statistics always are. ckks needs the
+        extra kljax[he]; both need the aggregator mean, and keep their keys in memory
+        alone, see `kljax.federated.encryption`.
       roles: who is not honest, each CLIENTS:ROLE, such as 0:model-replacement or
         1,4-6:label-flip; ROLE: {roles}, see `kljax.federated.roles`.
       trigger: what attackers put on images: {triggers}.
@@ -189,6 +196,7 @@ class TrainConfig:
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0
     aggregator: str = "mean"
+    encryption: str = "none"
     roles: tuple[str, ...] = ()
     trigger: str = "patch"
     target_class: int = 0

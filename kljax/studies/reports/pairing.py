@@ -83,6 +83,7 @@ OF_TRAINING = frozenset(
         "server_learning_rate",
         "server_momentum",
         "aggregator",
+        "encryption",
         "roles",
         "trigger",
         "target_class",

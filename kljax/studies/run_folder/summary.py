@@ -179,6 +179,8 @@ def _attackers(config: dict[str, Any]) -> str:
     said = ""
     if config.get("aggregator", "mean") != "mean":
         said += f" Aggregator `{config['aggregator']}`."
+    if config.get("encryption", "none") != "none":
+        said += f" Encryption `{config['encryption']}`."
     if config.get("roles"):
         said += f" Roles {', '.join(f'`{role}`' for role in config['roles'])}."
     return said
