@@ -22,6 +22,7 @@ from kljax.federated.encryption import (
     Cost,
     Encryption,
     ckks,
+    homomorphic,
     make_encryption,
     mean_of_hidden,
     pairwise_masks,
@@ -110,6 +111,19 @@ def test_a_server_has_no_secret_key():
     sent = encrypt(of_server(), np.ones(2))  # anybody can encrypt
     with pytest.raises(ValueError, match="needs the HE secret key"):
         decrypt(of_server(), sent)
+
+
+def test_the_sum_is_made_without_a_secret_key(monkeypatch):
+    contexts, honest = [], homomorphic.add_scaled
+
+    def noted(context, *arguments):
+        contexts.append(context)
+        return honest(context, *arguments)
+
+    monkeypatch.setattr(homomorphic, "add_scaled", noted)
+    adding_with(of_clients())(0, np.arange(CLIENTS), SHARES, some_values(1))
+    assert len(contexts) == CLIENTS
+    assert not any(context.tenseal.has_secret_key() for context in contexts)
 
 
 def test_two_ciphertexts_of_the_same_numbers_differ():

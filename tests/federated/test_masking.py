@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kljax.federated.encryption import MissingUpload, pairwise_masks
+from kljax.federated.encryption import MissingUpload, masking, pairwise_masks
 from kljax.federated.encryption.masking import (
     FRACTION,
     add_masked,
@@ -103,6 +103,21 @@ def test_a_masked_upload_does_not_depend_on_its_value():
     for client, mask in masks().items():
         assert apart(plain + mask) > 1e-3, client
     assert apart(plain) < 1e-6
+
+
+def test_what_a_server_is_sent_is_masked(monkeypatch):
+    sent, honest = {}, masking.add_masked
+
+    def curious(uploads, roster):
+        sent.update(uploads)
+        return honest(uploads, roster)
+
+    monkeypatch.setattr(masking, "add_masked", curious)
+    mean, _ = adding_with(PAIRS)(0, ROSTER, SHARES, np.ones((4, SIZE)))
+    np.testing.assert_allclose(mean, 1.0, rtol=0, atol=1e-6)
+    assert sorted(sent) == sorted(ROSTER.tolist())
+    for client, upload in sent.items():
+        assert uniform(upload) > 1e-3, client
 
 
 def test_masks_of_rounds_and_of_partial_sums_are_apart():

@@ -7,7 +7,6 @@ nothing. What leaks of the rest is measured without any cipher
 """
 
 from kljax.federated.encryption.catalogue import ENCRYPTIONS, make_encryption
-from kljax.federated.encryption.homomorphic import ckks
 from kljax.federated.encryption.encryption import (
     LEAST,
     Cost,
@@ -16,6 +15,7 @@ from kljax.federated.encryption.encryption import (
     check_encryption,
     mean_of_hidden,
 )
+from kljax.federated.encryption.homomorphic import ckks
 from kljax.federated.encryption.masking import MissingUpload, pairwise_masks
 
 __all__ = [

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from kljax.core.registry import make_named
-from kljax.federated.encryption.homomorphic import ckks
 from kljax.federated.encryption.encryption import Encryption
+from kljax.federated.encryption.homomorphic import ckks
 from kljax.federated.encryption.masking import pairwise_masks
 
 
