@@ -1,5 +1,7 @@
 """Defences: what a client does to keep its data to itself."""
 
+from kljax.defences.ats import read_policies, transform_images, write_policies
+from kljax.defences.ats_search import accuracy_score, privacy_score, search_policies
 from kljax.defences.clipping import example_clipping, norm_clipping
 from kljax.defences.cvb import convolutional_bottleneck
 from kljax.defences.defence import (
@@ -61,6 +63,12 @@ __all__ = [
     "mix_up",
     "insta_hide",
     "insta_hide_cross",
+    "transform_images",
+    "read_policies",
+    "write_policies",
+    "privacy_score",
+    "accuracy_score",
+    "search_policies",
     "selective_encryption",
     "dense_bottleneck",
     "private_norms",

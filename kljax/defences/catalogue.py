@@ -222,6 +222,14 @@ KINDS: dict[str, Kind] = {
         centre=0.5,
         public="photos",
     )._replace(fixed=("count", "public")),
+    # The paper's random choice of two, for CIFAR-100 and ResNet-20.
+    "ats": Kind(
+        lambda sites, policies: defences.transform_images(
+            defences.read_policies(policies)
+        ),
+        {"policies": "3-1-7+43-18-18"},
+        fixed=("policies",),
+    ),
     # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
     "adadefense": _without_sites(
         defences.adam_stand_in, size=1e-3, b1=0.9, b2=0.999, eps=(1e-3, 1e-8, 1e-12)

@@ -21,6 +21,7 @@ from kljax.threat.secrets import (
     MIXING_STRATEGIES,
     NOTHING_HIDDEN,
     PASSPORT_STRATEGIES,
+    POLICY_STRATEGIES,
     PRIVATE_GATES_STRATEGIES,
     SecretStrategy,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "MIXING_STRATEGIES",
     "NOTHING_HIDDEN",
     "PASSPORT_STRATEGIES",
+    "POLICY_STRATEGIES",
     "PRIVATE_GATES_STRATEGIES",
     "IllegalThreat",
     "Knowledge",

@@ -167,6 +167,8 @@ MIXING_STRATEGIES = by_name(
     ]
 )
 
+POLICY_STRATEGIES = by_name([_TRAINED_ON, _KNOWN_DRAWS, _RANDOM_DRAWS])
+
 # About scales and shifts that a client keeps, wherever they come from.
 _ABOUT_GATES = [KEYLOCK_STRATEGIES[name] for name in ("unit", "regress_gates", "peel")]
 PRIVATE_GATES_STRATEGIES = by_name(

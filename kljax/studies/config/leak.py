@@ -131,7 +131,8 @@ class LeakConfig:
         STRATEGY, what the attacker does about what DEFENCE hides; of a key-lock:
         {secret_strategies};
         of a bottleneck: {bottleneck_strategies};
-        of mixed inputs: {mixing_strategies}.
+        of mixed inputs, and those of
+        them that fit of transformed ones: {mixing_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the
