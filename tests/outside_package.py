@@ -212,6 +212,13 @@ def half_gradient():
     return defences.none()._replace(release=release)
 
 
+def halved_examples():
+    """Halves each example's gradient, and says nothing of how to simulate that."""
+    return defences.Defence(
+        per_example=lambda rng, grads: jax.tree.map(lambda g: g / 2, grads)
+    )
+
+
 def fading():
     """Makes a defence that sends ever less, and remembers how often it has sent."""
 

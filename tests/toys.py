@@ -112,7 +112,11 @@ def setting_of(
 ) -> Setting:
     """Makes the setting of an attacker who knows what the defence does."""
     assumed = AssumedDefence(
-        defence.gates, defence.simulate, defence.update.simulate, sites
+        defence.gates,
+        defence.simulate,
+        defence.update.simulate,
+        sites,
+        simulate_example=defence.simulate_example,
     )
     return Setting(task, threat, assumed)
 

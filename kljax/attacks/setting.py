@@ -117,6 +117,8 @@ class AssumedDefence(NamedTuple):
       log_prob: ``(seen, simulated) -> []``, the log-density of what is uploaded, given
         what simulation makes of the client's gradient or change; None where there is
         none.
+      simulate_example: ``grads -> grads``, what it does to the gradient of each example
+        before the mean is taken over them; None where no example is looked at alone.
       simulate_inputs: ``(public, stats, images, targets, gradient, private) ->
         (images, targets)``, what it trains on in place of a batch;
         ``gradient(images, targets)`` gives something with ``public``, and ``private``
@@ -130,12 +132,14 @@ class AssumedDefence(NamedTuple):
     draw_gates: Callable[[Rng], Gates] | None = None
     draw_private: Callable[[Rng], Private] | None = None
     log_prob: Callable[[Public, Public], Array] | None = None
+    simulate_example: Callable[[Public], Public] | None = None
     simulate_inputs: Callable[..., tuple[Array, Array]] | None = None
 
     @property
     def leaves_alone(self) -> bool:
         """Tells whether what is sent is taken for what was computed."""
-        return self.simulate is self.simulate_update is as_sent
+        alone = self.simulate_example is None
+        return alone and self.simulate is self.simulate_update is as_sent
 
 
 class Attacker(NamedTuple):

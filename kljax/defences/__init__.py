@@ -3,6 +3,7 @@
 from kljax.defences.ats import read_policies, transform_images, write_policies
 from kljax.defences.ats_search import accuracy_score, privacy_score, search_policies
 from kljax.defences.clipping import example_clipping, norm_clipping
+from kljax.defences.combination import chain
 from kljax.defences.cvb import convolutional_bottleneck
 from kljax.defences.defence import (
     SEND_ALL,
@@ -12,7 +13,7 @@ from kljax.defences.defence import (
     as_given,
     as_sent,
     at_update,
-    chain,
+    changes_gradients,
     everything,
     inserts_modules,
     is_concrete,
@@ -75,6 +76,7 @@ __all__ = [
     "gates_by_passports",
     "convolutional_bottleneck",
     "inserts_modules",
+    "changes_gradients",
     "chain",
     "at_update",
     "step_transform",

@@ -104,7 +104,7 @@ class Arm(NamedTuple):
     @property
     def changes_uploads(self) -> bool:
         """Tells whether its defence does anything to a computed gradient."""
-        return defences.without_release(self.defence) != self.defence
+        return defences.changes_gradients(self.defence)
 
     @property
     def hides_entries(self) -> bool:
@@ -387,5 +387,4 @@ def acts_on_release(text: str) -> bool:
     """
     combination = text.partition("/")[0]
     plan = _plan(text, combination, unplaced_sites())
-    defence = plan.make(plan.options)
-    return defences.without_release(defence) != defence
+    return defences.changes_gradients(plan.make(plan.options))

@@ -45,8 +45,8 @@ def example_clipping(bound: float | Array) -> Defence:
     """Scales the gradient of each example down to Euclidean norm `bound`, if longer.
 
     The mean over the batch is taken afterwards, so that no example moves it by more
-    than ``bound / B``: what DP-SGD does before its noise. An attacker shortens its
-    candidate's mean alone, which is the same for one example only.
+    than ``bound / B``: what DP-SGD does before its noise. An attacker who knows the
+    bound shortens the gradient of each of its candidate's examples, too.
 
     Args:
       bound: largest norm of one example's gradient; ``inf`` is the identity.
@@ -59,13 +59,11 @@ def example_clipping(bound: float | Array) -> Defence:
     """
     clip = _shortener(bound)
 
-    def simulate(
-        grads: Public, sent: Public | None, earlier: Public | None, private: Any
-    ) -> Public:
-        del sent, earlier, private
+    def per_example(rng: Rng, grads: Public) -> Public:
+        del rng
         return clip(grads)
 
-    return Defence(per_example=clip, simulate=simulate, deterministic=True)
+    return Defence(per_example=per_example, simulate_example=clip, deterministic=True)
 
 
 def _shortener(bound: float | Array) -> Callable[[Public], Public]:

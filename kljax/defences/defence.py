@@ -7,7 +7,6 @@ it acts once, on the whole change that is uploaded after local training. Everyth
 written for one client.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,8 +87,7 @@ class Transform(NamedTuple):
       log_prob_degree: with which power of ``seen - simulated`` it falls from where the
         two are equal; None where it is highest elsewhere, or nobody knows.
       deterministic: whether `simulate` gives what is released of a gradient, which then
-        depends on no draw, no memory and no other thing. Where gradients of single
-        examples are changed, it does for uploads of one. Noise that follows has its
+        depends on no draw, no memory and no other thing. Noise that follows has its
         density around what is simulated.
     """
 
@@ -152,9 +150,14 @@ class Defence(NamedTuple):
         has a row. It is forgotten after the step.
       strategies: what an attacker may do about what is hidden; an arm of the defence
         names one of them. Empty where nothing is hidden.
-      per_example: ``grads -> grads`` of one example alone, before the mean over the
-        batch is taken; None where no example is looked at alone. Norm layers in train
-        mode then have the statistics of one example.
+      per_example: ``(rng, grads) -> grads`` of one example alone, before the mean over
+        the batch is taken; None where no example is looked at alone. Every example has
+        a random key of its own. Norm layers in train mode then have the statistics of
+        one example.
+      simulate_example: ``grads -> grads``, what an attacker who knows the defence
+        assumes happened to the gradient of each of its candidate's examples, before
+        the mean over them. None where nothing did, or nobody simulates it. With
+        `deterministic`, it gives what `per_example` does.
       release, simulate, init_state, undo, log_prob, log_prob_degree, deterministic: of
         each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
@@ -169,7 +172,8 @@ class Defence(NamedTuple):
     gates: Callable[[PyTree, Private], Gates] = no_gates
     draw_private: Callable[[Rng, Private, int], Private] = keep_private
     strategies: tuple[SecretStrategy, ...] = ()
-    per_example: Callable[[Public], Public] | None = None
+    per_example: Callable[[Rng, Public], Public] | None = None
+    simulate_example: Callable[[Public], Public] | None = None
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all
     simulate: Callable[[Public, Public | None, Public | None, Any], Public] = as_sent
     init_state: Callable[[Public], PyTree] = no_state
@@ -273,126 +277,9 @@ def without_changes(defence: Defence) -> Defence:
     bare = without_release(defence)
     if defence.per_example is None:
         return bare
-    return bare._replace(per_example=lambda grads: grads)
+    return bare._replace(per_example=lambda rng, grads: grads)
 
 
-def chain(first: Defence, *transforms: Defence) -> Defence:
-    """Applies gradient transforms, in order, to what `first` releases.
-
-    Those that act on the whole change of a local training do so in the same order,
-    after all steps. What one of them hides is hidden. What several of them do to a
-    gradient cannot be undone. It has a density where the last of them has one, such as
-    noise, and all before it are deterministic: it is that around what they make of a
-    gradient. Inputs are replaced, and the gradients of single examples changed, in the
-    same order, too.
-
-    Args:
-      first: any defence.
-      transforms: defences which change what is trained on, or what is sent (noise,
-        pruning, ...).
-
-    Raises:
-      ValueError: if one of `transforms` has parts or gates of its own; put it first.
-    """
-    for i, transform in enumerate(transforms, start=1):
-        own = transform.init, transform.gates, transform.draw_private
-        if own != (no_parts, no_gates, keep_private):
-            raise ValueError(
-                f"defence {i} of the chain has gates or parts of its own: only the "
-                "first of a chain may change the forward pass, or hide anything"
-            )
-    members = (first, *transforms)
-    step = _in_order([step_transform(member) for member in members])
-    update = _in_order([member.update for member in members])
-    return first._replace(
-        **step._asdict(),
-        update=update,
-        inputs=_replacing([member.inputs for member in members]),
-        simulate_inputs=_simulating(members),
-        per_example=_one_by_one([member.per_example for member in members]),
-        visible=_readable([member.visible for member in members]),
-    )
-
-
-def _replacing(members: list[Callable]) -> Callable[[Rng, Context], Any]:
-    if all(member is as_given for member in members):
-        return as_given
-
-    def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
-        for i, member in enumerate(members):
-            images, targets = member(jax.random.fold_in(rng, i), context)
-            context = context._replace(inputs=images, targets=targets)
-        return context.inputs, context.targets
-
-    return inputs
-
-
-def _simulating(members: tuple[Defence, ...]) -> Callable | None:
-    acting = [member for member in members if member.inputs is not as_given]
-    if not acting or any(member.simulate_inputs is None for member in acting):
-        return None
-    return _replacing([member.simulate_inputs or as_given for member in members])
-
-
-def _one_by_one(members: list[Callable | None]) -> Callable[[Public], Public] | None:
-    acting = [member for member in members if member is not None]
-
-    def per_example(grads: Public) -> Public:
-        return functools.reduce(lambda changed, member: member(changed), acting, grads)
-
-    return per_example if acting else None
-
-
-def _readable(members: list[Callable]) -> Callable[[Rng, Public, Context], PyTree]:
-    if all(member is everything for member in members):
-        return everything
-
-    def visible(rng: Rng, sent: Public, context: Context) -> PyTree:
-        masks = [
-            member(jax.random.fold_in(rng, i), sent, context)
-            for i, member in enumerate(members)
-        ]
-        both = functools.partial(jax.tree.map, jnp.logical_and)
-        return functools.reduce(both, masks)
-
-    return visible
-
-
-def _in_order(members: list[Transform]) -> Transform:
-    acting = [member for member in members if member != SEND_ALL]
-    if not acting:
-        return SEND_ALL
-
-    def release(rng: Rng, state, grads: Public, context: Context):
-        states = []
-        for i, (member, part) in enumerate(zip(members, state, strict=True)):
-            # An independent draw per member, whatever the others consume.
-            grads, part = member.release(
-                jax.random.fold_in(rng, i), part, grads, context
-            )
-            states.append(part)
-        return grads, tuple(states)
-
-    def simulate(
-        grads: Public, sent: Public | None, earlier: Public | None, private: Any
-    ) -> Public:
-        for member in members:
-            grads = member.simulate(grads, sent, earlier, private)
-        return grads
-
-    def init_state(grads: Public):
-        return tuple(member.init_state(grads) for member in members)
-
-    if len(acting) == 1:
-        return acting[0]._replace(release=release, init_state=init_state)
-    *before, last = acting
-    if any(not member.deterministic for member in before):
-        return Transform(release, simulate, init_state)
-    return Transform(
-        release,
-        simulate,
-        init_state,
-        log_prob=last.log_prob,
-        log_prob_degree=last.log_prob_degree,
-        deterministic=last.deterministic,
-    )
+def changes_gradients(defence: Defence) -> bool:
+    """Tells whether a defence does anything to a computed gradient, or to a change."""
+    return defence.per_example is not None or without_release(defence) != defence

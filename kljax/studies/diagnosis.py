@@ -132,8 +132,12 @@ def replay_is_exact(
     Returns:
       [] bool; false where anything is not finite.
     """
+    # One by one all the same: norm layers have the statistics of one example then.
+    alone = None if setting.defence.simulate_example is None else lambda grads: grads
     plain = setting._replace(
-        defence=setting.defence._replace(simulate=as_sent, simulate_update=as_sent)
+        defence=setting.defence._replace(
+            simulate=as_sent, simulate_update=as_sent, simulate_example=alone
+        )
     )
     unreleased = view._replace(
         grads=update.before_release, lock_grads=None, visible=None

@@ -171,14 +171,21 @@ def test_what_leaves_the_computed_gradient_alone_keeps_the_density(before):
 
 
 @pytest.mark.parametrize(
-    "before",
-    ("norm-clipping=1", "example-clipping=1", "magnitude-pruning=0.1", "quantise=4"),
+    ("before", "examples"),
+    (
+        ("norm-clipping=1", 1),
+        # Of two examples each is clipped, by the client and by who knows it.
+        ("example-clipping=0.1", 2),
+        ("magnitude-pruning=0.1", 1),
+        ("quantise=4", 1),
+    ),
 )
-def test_what_is_a_function_of_the_gradient_keeps_a_density(before):
+def test_what_is_a_function_of_the_gradient_keeps_a_density(before, examples):
     arm = f"{before}+gaussian-noise=0.01"
-    config = tiny(arms=(arm,), attack="likelihood")
+    options = {"arms": (arm,), "attack": "likelihood", "examples": examples}
+    config = tiny(**options)
     assert is_legal(config)
-    result = study(arms=(arm,), attack="likelihood", steps=2)
+    result = study(**options, steps=2)
     for row in scored(result):
         if row["arm"] == arm:
             # At the truth half the square of a standard normal number per entry.
@@ -196,8 +203,11 @@ def _params(result):
     ("changes", "message"),
     (
         (
-            {"arms": ("example-clipping=1+gaussian-noise=0.01",), "examples": 2},
-            "for uploads of one: take examples=1 in place of 2",
+            {
+                "arms": ("outside_package:halved_examples+gaussian-noise=0.01",),
+                "examples": 2,
+            },
+            "needs the density of what is uploaded, and there is none",
         ),
         (
             {"arms": ("keylock+norm-clipping=1+gaussian-noise=0.01/known",)},

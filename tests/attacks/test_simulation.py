@@ -32,7 +32,13 @@ from kljax.attacks.presets import dlg, matching
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
-from kljax.defences import keylock, none, norm_clipping, plaintext_gates
+from kljax.defences import (
+    example_clipping,
+    keylock,
+    none,
+    norm_clipping,
+    plaintext_gates,
+)
 from kljax.federated.algorithms import proximal
 from kljax.federated.clients import local_update, one_step
 from kljax.models import Dense, from_nnx
@@ -95,6 +101,7 @@ DEFENCES = {
     "none": none(),
     "plaintext": plaintext_gates(None),
     "clipping": norm_clipping(0.05),
+    "clipping of examples": example_clipping(0.05),
 }
 
 
@@ -154,6 +161,15 @@ def test_the_pull_of_fedprox_is_replayed():
     update = update_of(defence="none", penalty=penalty)
     assert_alike(*simulate(update, defence="none", penalty=penalty))
     assert apart(*simulate(update, defence="none")) > 1e-2
+
+
+def test_examples_are_clipped_one_by_one_and_the_pull_is_not():
+    name, penalty = "clipping of examples", proximal(2.0)
+    update = update_of(defence=name, penalty=penalty)
+    assert_alike(*simulate(update, defence=name, penalty=penalty))
+    # The bound shortens: who clips the mean alone, or nothing, is elsewhere.
+    for other in ("clipping", "none"):
+        assert apart(*simulate(update, defence=other, penalty=penalty)) > 1e-2
 
 
 def test_adam_is_replayed():

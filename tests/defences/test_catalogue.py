@@ -15,6 +15,7 @@ def adaptive_arms(defence):
     """Names what an attacker who knows a defence can do about it."""
     arms = {
         "simulate": defence.simulate is not as_sent,
+        "simulate_example": defence.simulate_example is not None,
         "simulate_update": defence.update.simulate is not as_sent,
         "log_prob": defence.log_prob is not None,
         "strategies": bool(defence.strategies),

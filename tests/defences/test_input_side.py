@@ -318,15 +318,42 @@ def test_of_one_example_both_clippings_have_the_same_floor():
 
 
 def test_changes_of_single_examples_follow_in_order():
-    half = Defence(per_example=functools.partial(jax.tree.map, lambda g: g / 2))
+    halve = functools.partial(jax.tree.map, lambda g: g / 2)
+    half = Defence(per_example=lambda rng, grads: halve(grads))
     grads = Public({"w": jnp.array([3.0, 4.0])})
     clipped_last = chain(half, gaussian_noise(0.0), example_clipping(2.0))
     clipped_first = chain(example_clipping(2.0), half)
     for defence, length in ((clipped_last, 2.0), (clipped_first, 1.0)):
-        sent = defence.per_example(grads).model["w"]
+        sent = defence.per_example(RNG, grads).model["w"]
         assert np.linalg.norm(sent) == pytest.approx(length, rel=1e-6)
+        # Nobody simulates the half.
+        assert defence.simulate_example is None
     with pytest.raises(ValueError, match="only what changes each gradient"):
         at_update(example_clipping(1.0))
+
+
+def test_every_example_has_a_random_key_of_its_own():
+    def per_example(rng, grads):
+        leaves, tree = jax.tree.flatten(grads)
+        rngs = jax.random.split(rng, len(leaves))
+        drawn = [
+            jax.random.normal(own, g.shape) for own, g in zip(rngs, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, drawn)
+
+    first, second = Defence(per_example=per_example), Defence(per_example=per_example)
+    many = 64
+    images = jnp.repeat(IMAGES[:1], many, axis=0)
+    targets = jnp.repeat(TARGETS[:1], many, axis=0)
+    # The mean of draws that differ; were they one, it would have the spread of one.
+    for defence in (first, chain(second, first)):
+        sent = flat(step(defence, images, targets).sent)
+        assert np.std(sent) == pytest.approx(many**-0.5, rel=0.3)
+    # Two members of a chain draw apart.
+    alone = second.per_example(RNG, Public({"w": jnp.zeros(9)}))
+    chained = chain(second, Defence(per_example=lambda rng, grads: grads), first)
+    both = chained.per_example(RNG, Public({"w": jnp.zeros(9)}))
+    assert np.all(flat(alone) != flat(both))
 
 
 def test_a_context_says_what_is_trained_on():

@@ -10,6 +10,7 @@ import optax
 
 from kljax.attacks.attack import Candidate, Simulation
 from kljax.attacks.setting import Protocol, Setting
+from kljax.attacks.simulation.by_example import mean_over_examples
 from kljax.attacks.visibility import comparable
 from kljax.core.randomness import fixed_rng
 from kljax.core.trees import named
@@ -65,9 +66,9 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
         secret = candidate.secret
         with_secret = view.lock_grads is not None and _is_trained(secret)
 
-        def gradient(images: Array, targets: Array) -> _Gradient:
+        def of_batch(index, own: PyTree, images: Array, targets: Array):
             def objective(public: Public, trainable):
-                guess = secret._replace(trainable=trainable) if with_secret else secret
+                guess = own._replace(trainable=trainable) if with_secret else own
                 out = setting.task.model.apply(
                     public.model,
                     view.stats,
@@ -75,14 +76,20 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
                     gates=gates(public.defence, guess),
                     train=train,
                     # The victim's dropout masks are unknown: one fixed guess.
-                    rngs=jax.random.fold_in(fixed_rng("dropout"), 0),
+                    rngs=jax.random.fold_in(fixed_rng("dropout"), index),
                 )
                 return setting.task.loss(out.logits, targets) + out.added_loss
 
             if not with_secret:
-                return _Gradient(jax.grad(objective)(view.public, ()))
+                return (jax.grad(objective)(view.public, ()),), ()
             start = view.public, secret.trainable
-            return _Gradient(*jax.grad(objective, argnums=(0, 1))(*start))
+            return jax.grad(objective, argnums=(0, 1))(*start), ()
+
+        def gradient(images: Array, targets: Array) -> _Gradient:
+            found, _ = mean_over_examples(
+                setting.defence, of_batch, 0, secret, images, targets
+            )
+            return _Gradient(*found)
 
         batch = candidate.inputs, candidate.targets
         if setting.defence.simulate_inputs is not None:
@@ -277,8 +284,8 @@ def local_replay(
     trained_too = _is_trained(secret)
     simulate = setting.defence.simulate
 
-    def with_weights(trainable: PyTree) -> PyTree:
-        return secret._replace(trainable=trainable) if trained_too else secret
+    def with_weights(trainable: PyTree, own: PyTree = secret) -> PyTree:
+        return own._replace(trainable=trainable) if trained_too else own
 
     start = (view.public, secret.trainable if trained_too else ())
     inputs = candidate.inputs
@@ -289,24 +296,31 @@ def local_replay(
         inputs = jnp.arange(inputs.shape[0])
 
     def gradient(now, stats, index: Array, inputs: PyTree, targets: Array):
-        def objective(public: Public, trainable, *fed: Array):
-            out = setting.task.model.apply(
-                public.model,
-                stats,
-                fed[0][inputs] if moves else inputs,
-                gates=gates(public.defence, with_weights(trainable)),
-                train=train,
-                # The victim's dropout masks are unknown: one fixed guess.
-                rngs=jax.random.fold_in(fixed_rng("dropout"), index),
-            )
-            value = setting.task.loss(out.logits, targets) + out.added_loss
-            if penalty is not None:
-                value += penalty(public, view.public)
-            return value, out.stats
+        def of_batch(place: Array, own: PyTree, inputs: PyTree, targets: Array):
+            def objective(public: Public, trainable, *fed: Array):
+                out = setting.task.model.apply(
+                    public.model,
+                    stats,
+                    fed[0][inputs] if moves else inputs,
+                    gates=gates(public.defence, with_weights(trainable, own)),
+                    train=train,
+                    # The victim's dropout masks are unknown: one fixed guess.
+                    rngs=jax.random.fold_in(fixed_rng("dropout"), place),
+                )
+                value = setting.task.loss(out.logits, targets) + out.added_loss
+                return value, out.stats
 
-        places = tuple(range(len(now)))
-        grads, stats = jax.grad(objective, argnums=places, has_aux=True)(*now)
-        sent = simulate(grads[0], None, None, with_weights(now[1]))
+            places = tuple(range(len(now)))
+            return jax.grad(objective, argnums=places, has_aux=True)(*now)
+
+        grads, stats = mean_over_examples(
+            setting.defence, of_batch, index, secret, inputs, targets
+        )
+        pulled = grads[0]
+        if penalty is not None:  # nothing is done to the pull of single examples
+            pull = jax.grad(penalty)(now[0], view.public)
+            pulled = jax.tree.map(jnp.add, pulled, pull)
+        sent = simulate(pulled, None, None, with_weights(now[1]))
         return (sent, *grads[1:]), stats
 
     def compare(trained):

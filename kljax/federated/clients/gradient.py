@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.core.randomness import derive_rng
+from kljax.core.randomness import LAST, derive_rng
 from kljax.core.targets import TargetSpec
 from kljax.core.types import (
     Array,
@@ -121,9 +121,17 @@ def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Arra
 
 
 def _by_example(
-    gradient: Callable[..., Gradient], change: Callable[[Public], Public], drawn: bool
+    gradient: Callable[..., Gradient],
+    change: Callable[[Rng, Public], Public],
+    drawn: bool,
 ) -> Callable[..., Gradient]:
-    """Makes the mean over examples of what `change` makes of each one's gradient."""
+    """Makes the mean over examples of what `change` makes of each one's gradient.
+
+    Args:
+      gradient: of a batch, see `local_gradient`.
+      change: see `Defence.per_example`.
+      drawn: whether of the secret every example has a row of its own.
+    """
 
     def mean(
         rng: Rng, public: Public, stats: Stats, private: Private, inputs, targets
@@ -134,6 +142,7 @@ def _by_example(
             if drawn:  # every example has a row of its own
                 secret = jax.tree.map(lambda x: x[index][None], private.secret)
                 own = private._replace(secret=secret)
+            rng_change = jax.random.fold_in(rng_changes, index)
             found = gradient(
                 jax.random.fold_in(rng, index),
                 public,
@@ -141,9 +150,12 @@ def _by_example(
                 own,
                 *jax.tree.map(lambda x: x[None], (own_input, target)),
             )
-            return found._replace(public=change(found.public), logits=found.logits[0])
+            changed = change(rng_change, found.public)
+            return found._replace(public=changed, logits=found.logits[0])
 
         count = targets.shape[0]
+        # No example has this number.
+        rng_changes = jax.random.fold_in(rng, LAST)
         each = jax.lax.map(one, (jnp.arange(count), inputs, targets), batch_size=count)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)._replace(
             logits=each.logits

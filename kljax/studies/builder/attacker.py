@@ -40,11 +40,14 @@ def assume_defence(
         tuple(zip(sites.paths, sites.widths, strict=True)),
         _draw_gates(defence, sites, params) if arm.gated else None,
         log_prob=_density(arm, defence),
+        simulate_example=defence.simulate_example,
         simulate_inputs=_replaced_inputs(defence) if arm.simulates_inputs else None,
         draw_private=_draw_private(defence, examples),
     )
     if arm.release_strategy == "unaware":
-        return assumed._replace(simulate=as_sent, simulate_update=as_sent)
+        return assumed._replace(
+            simulate=as_sent, simulate_update=as_sent, simulate_example=None
+        )
     if arm.release_strategy == "undo":  # of what is done last
         last = "simulate" if defence.update == SEND_ALL else "simulate_update"
         return assumed._replace(**{last: as_sent})
@@ -111,14 +114,9 @@ def check_density(
             "prune or quantise a computed gradient, and then adds one noise above 0, "
             f"such as gaussian-noise{where}=0.01, or another attack"
         )
-    if arm.defence.per_example is not None and config.examples > 1:
-        raise ValueError(
-            f"arm {arm.name!r}: attack {config.attack!r} needs the density of what is "
-            "uploaded, and clipping of single examples has one for uploads of one: "
-            f"take examples=1 in place of {config.examples}, or norm-clipping"
-        )
     unexplained = inputs.search.unexplained if inputs is not None else ()
     changed = last_transform(arm.defence).simulate is not as_sent
+    changed |= arm.defence.per_example is not None
     if changed and (arm.gated or unexplained):
         which = ", ".join(unexplained) or "the lock weights"
         raise ValueError(
@@ -221,6 +219,8 @@ def check_simulated(arm: Arm, setting: Setting) -> None:
         public, private = defence.init(jax.random.key(0), params)
         grads = Public(params, public)
         sent = grads if seen else None
+        if defence.simulate_example is not None:
+            grads = defence.simulate_example(grads)
         return (
             defence.simulate(grads, sent, None, private),
             defence.update.simulate(grads, grads, None, private),
