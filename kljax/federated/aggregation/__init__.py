@@ -7,8 +7,10 @@ round, F attackers among them that a rule is to withstand.
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.averaging import mean, norm_bounding
 from kljax.federated.aggregation.catalogue import AGGREGATORS, make_aggregator
+from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
+from kljax.federated.aggregation.trimmed_selection import bulyan
 
 __all__ = [
     "Aggregator",
@@ -18,6 +20,8 @@ __all__ = [
     "norm_bounding",
     "coordinate_median",
     "trimmed_mean",
+    "geometric_median",
     "krum",
     "multi_krum",
+    "bulyan",
 ]

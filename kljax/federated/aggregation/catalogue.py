@@ -5,15 +5,19 @@ from collections.abc import Callable
 from kljax.core.registry import make_named
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.averaging import mean, norm_bounding
+from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
+from kljax.federated.aggregation.trimmed_selection import bulyan
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "mean": mean,
     "median": coordinate_median,
     "trimmed-mean": trimmed_mean,
+    "geometric-median": geometric_median,
     "krum": krum,
     "multi-krum": multi_krum,
+    "bulyan": bulyan,
     "norm-bounding": norm_bounding,
 }
 

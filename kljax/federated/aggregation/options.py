@@ -18,12 +18,12 @@ def check_attackers(rule: str, attackers: int) -> None:
         )
 
 
-def check_bound(rule: str, bound: float) -> None:
-    """Refuses what is no bound of a norm.
+def check_bound(rule: str, bound: float, what: str = "bound") -> None:
+    """Refuses what is no finite number above 0, such as a bound of a norm.
 
     Raises:
       ValueError: see above.
     """
     number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
     if not number or not 0 < bound < math.inf:
-        raise ValueError(f"{rule} needs a finite bound > 0, got {shown(bound)}")
+        raise ValueError(f"{rule} needs a finite {what} > 0, got {shown(bound)}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from kljax.core.types import Array, PyTree
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.options import check_attackers
+from kljax.federated.aggregation.vectors import sort_clients
 from kljax.federated.clients import Upload
 from kljax.federated.server import ServerState
 
@@ -25,8 +26,10 @@ def coordinate_median() -> Aggregator:
 
     def finish(server: ServerState, uploads: Upload, weights: Array):
         del weights
-        medians = jax.tree.map(lambda x: jnp.median(x, axis=0), uploads)
-        return medians, server.aggregator
+        return jax.tree.map(median_of, uploads), server.aggregator
+
+    def median_of(x: Array) -> Array:
+        return middle(sort_clients(x))
 
     return Aggregator(finish, gathers=True, least=3, name="median")
 
@@ -46,8 +49,8 @@ def trimmed_mean(attackers: int = 1) -> Aggregator:
 
     def finish(server: ServerState, uploads: Upload, weights: Array):
         def trimmed(x: Array) -> Array:
-            ordered = jnp.sort(x, axis=0)
-            return jnp.mean(ordered[attackers : len(x) - attackers], axis=0)
+            ordered = sort_clients(x)
+            return jnp.mean(ordered[..., attackers : len(x) - attackers], axis=-1)
 
         del weights
         kept: PyTree = jax.tree.map(trimmed, uploads)
@@ -59,3 +62,10 @@ def trimmed_mean(attackers: int = 1) -> Aggregator:
         least=2 * attackers + 1,
         name=f"trimmed-mean={attackers}",
     )
+
+
+def middle(ordered: Array) -> Array:
+    """Gives the median of what is sorted along the last axis."""
+    count = ordered.shape[-1]
+    low, high = ordered[..., (count - 1) // 2], ordered[..., count // 2]
+    return low + (high - low) / 2

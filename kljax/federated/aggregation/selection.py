@@ -15,6 +15,7 @@ from kljax.core.checks import shown, whole
 from kljax.core.types import Array
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.options import check_attackers
+from kljax.federated.aggregation.vectors import as_rows, sort_last, squared_distances
 from kljax.federated.clients import Upload
 from kljax.federated.server import ServerState
 
@@ -76,13 +77,6 @@ def multi_krum(attackers: int = 1, selected: int | None = None) -> Aggregator:
 
 def krum_scores(uploads: Upload, attackers: int) -> Array:
     """Computes Krum's score of each of n uploads [n]; less is nearer to others."""
-    leaves = [jnp.asarray(x).reshape(len(x), -1) for x in jax.tree.leaves(uploads)]
-    count = len(leaves[0])
-
-    # Differences first: products of long vectors lose what is between near ones.
-    def from_one(i: Array) -> Array:
-        return sum(jnp.sum((x - x[i][None]) ** 2, axis=1) for x in leaves)
-
-    apart = jax.lax.map(from_one, jnp.arange(count))
-    others = jnp.where(jnp.eye(count, dtype=bool), jnp.inf, apart)
-    return jnp.sum(jnp.sort(others, axis=1)[:, : count - attackers - 2], axis=1)
+    apart = squared_distances(as_rows(uploads))
+    others = jnp.where(jnp.eye(len(apart), dtype=bool), jnp.inf, apart)
+    return jnp.sum(sort_last(others)[:, : len(apart) - attackers - 2], axis=1)
