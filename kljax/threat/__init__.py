@@ -4,6 +4,7 @@ A `ThreatModel` says what is known on the wire and what the attacker does with i
 `observe` lets through of a client's `Update` what the server holds as a `View`.
 """
 
+from kljax.threat.averaging import average_updates
 from kljax.threat.knowledge import (
     KNOWLEDGE,
     LABEL_STRATEGIES,
@@ -46,6 +47,7 @@ __all__ = [
     "LocalSteps",
     "Update",
     "View",
+    "average_updates",
     "as_sent",
     "observe",
 ]

@@ -110,7 +110,8 @@ def observe(threat: ThreatModel, update: Update) -> View:
     if knows.upload == "average":
         raise NotImplementedError(
             "upload='average': an Update records one client, whose upload is "
-            f"{recorded!r}"
+            f"{recorded!r}; of gradients, kljax.threat.average_updates makes one that "
+            "is attacked as a batch"
         )
     if knows.upload != recorded:
         raise ValueError(

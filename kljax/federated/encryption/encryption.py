@@ -20,7 +20,7 @@ from kljax.federated.clients import Upload
 
 
 class Cost(NamedTuple):
-    """What adding up encrypted entries took; seconds of one core."""
+    """What adding up encrypted entries took, in processor seconds of all threads."""
 
     upload_bytes: float = 0.0  # of the encrypted entries of one client, on the mean
     encrypt_s: float = 0.0  # of one client, on the mean
@@ -146,15 +146,15 @@ def _hidden_by_anyone(
 
 
 class Watch:
-    """Adds up seconds by what they are spent on."""
+    """Adds up processor seconds by what they are spent on."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     def timed(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """Calls something, and counts its time under a name."""
-        began = time.perf_counter()
+        began = time.process_time()
         result = call(*arguments)
-        spent = time.perf_counter() - began
+        spent = time.process_time() - began
         self.seconds[what] = self.seconds.get(what, 0.0) + spent
         return result

@@ -160,8 +160,9 @@ def adding_with(rng_pairs: Rng, fraction_bits: int = FRACTION) -> AddHidden:
         number: int, client: int, roster: np.ndarray, share: float, own: np.ndarray
     ) -> np.ndarray:
         fixed = to_fixed_point(own, share, fraction_bits)
-        mask = mask_of(rng_pairs, number, client, roster, fixed.size)
-        return fixed + np.asarray(mask)
+        # Of few sizes: what is hidden by a mask differs from round to round.
+        mask = mask_of(rng_pairs, number, client, roster, _rounded_up(fixed.size))
+        return fixed + np.asarray(mask)[: fixed.size]
 
     def add(
         number: int, ids: np.ndarray, shares: np.ndarray, values: np.ndarray
@@ -181,3 +182,9 @@ def adding_with(rng_pairs: Rng, fraction_bits: int = FRACTION) -> AddHidden:
         )
 
     return add
+
+
+def _rounded_up(size: int) -> int:
+    """Gives one of eight sizes per power of two, an eighth larger at most."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
