@@ -8,7 +8,6 @@ import pytest
 from toys import (
     CLASSES,
     IMAGE_SHAPE,
-    locked_update,
     quick_jit,
     random_images,
     random_weights,
@@ -27,12 +26,16 @@ TARGETS = np.eye(CLASSES, dtype=np.float32)[[1, 2, 0, 1]]
 
 
 @functools.cache
+def client():
+    step = one_step(toy_model(), cross_entropy, selective_encryption(0.5), train=False)
+    return quick_jit(step)
+
+
+@functools.cache
 def update(first, last, seed=0):
     """Runs a client on some of the images, half of what it sends encrypted."""
-    model = toy_model()
-    params, stats = random_weights(model, seed)
-    step = one_step(model, cross_entropy, selective_encryption(0.5), train=False)
-    return quick_jit(step)(
+    params, stats = random_weights(toy_model(), seed)
+    return client()(
         jax.random.key(0),
         Public(params),
         stats,
@@ -77,11 +80,12 @@ def test_a_server_reads_the_average_whole_and_nothing_of_one_client():
 
 def test_averages_that_are_no_gradient_of_one_batch_are_refused():
     one = update(0, 1)
+    locked = one._replace(private=Private(np.ones(5)))
     several = one._replace(local=LocalSteps(steps=2, batch=1))
     for updates, message in (
         ([], "needs the update of a client"),
         ([one, several], "changes over several local steps"),
-        ([locked_update(1), locked_update(1)], "something of each client's own"),
+        ([one, locked], "something of each client's own"),
         ([one, update(0, 1, seed=4)], "start from the same parameters"),
     ):
         with pytest.raises(ValueError, match=message):
