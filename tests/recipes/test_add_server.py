@@ -1,4 +1,4 @@
-"""Recipe: a rule of aggregation, and a client's role."""
+"""Recipe: a rule of aggregation, an encryption, and a client's role."""
 
 import csv
 import json
@@ -11,6 +11,7 @@ SERVER = """
     import jax
     import jax.numpy as jnp
     from kljax.federated.aggregation import Aggregator
+    from kljax.federated.encryption import Cost, Encryption
     from kljax.federated.roles import Role
 
     def first_half():
@@ -28,6 +29,16 @@ SERVER = """
             return upload._replace(delta=louder)
 
         return Role(upload=upload)
+
+    def shifted(offset=5):
+        \"\"\"Adds a number to what each client sends, and takes it off the mean.\"\"\"
+        def start():
+            def add(number, ids, shares, values):
+                return shares @ (values + offset) - offset, Cost()
+
+            return add
+
+        return Encryption("shifted", start)
 """
 TRAIN = (
     "train --model dense --image-size 8 --arms none --clients 4 --rounds 2 --batch 8 "
@@ -58,6 +69,13 @@ def test_a_rule_and_a_role_are_trained_with(mine, tmp_path):
     assert float(heard[-1]["loss"]) > 100
 
 
+def test_an_encryption_is_trained_with(mine, tmp_path):
+    mine(SERVER)
+    rows, report, _ = train(tmp_path / "a", "--encryption", "mine:shifted=3")
+    assert "Encryption `mine:shifted=3`." in report
+    assert float(rows[-1]["loss"]) < 3  # every weight would be 3 too large otherwise
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     (
@@ -65,6 +83,8 @@ def test_a_rule_and_a_role_are_trained_with(mine, tmp_path):
         ("--roles 9:mine:shouting", "there is no client 9"),
         ("--roles 0:mine:shouting=1,2", "shouting"),
         ("--aggregator mine:shouting", "shouting"),
+        ("--encryption mine:first_half", "gave no kljax.federated.encryption"),
+        ("--encryption mine:shifted --aggregator mine:first_half", "first-half looks"),
     ),
 )
 def test_what_does_not_fit_is_named(mine, capsys, options, said):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from test_training import CutOff, cut_off_at, tiny
-from tiny_studies import quick_compilation
+from tiny_studies import compiled_once
 
 from kljax import cli
 from kljax.federated import checkpoints
@@ -18,8 +18,8 @@ RUN = {"arms": ("none",), "rounds": 2, "save_every": 1, "clients": 3}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quickly():
-    with quick_compilation():
+def quickly(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
         yield
 
 
