@@ -26,25 +26,15 @@ for DATA fashion_mnist (with --examples 15000 --test-examples 5000) and digits (
 """
 
 import argparse
-import os
-import resource
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 from pathlib import Path
 
 from published import beside_paper
-from tabulate import tabulate
+from sweep_parts import left, markdown, read_part, run_sweep, spent
 
-from kljax.core.files import read_json, write_json, write_text
-from kljax.studies import store
+from kljax.core.files import write_text
 from kljax.studies.reports.contents import make_contents
 from kljax.studies.reports.tables import Table
-from kljax.studies.store.failures import read_failures
-from kljax.studies.store.manifest import open_study
-from kljax.studies.sweeps import expand, read_sweep
 
 NOISY = "keylock+gaussian-noise=0.001"
 # Who is set against whom, on the same victims: one thing differs.
@@ -87,10 +77,10 @@ def main():
     failed = []
     for part in PARTS:
         if part.stem in options.only:
-            left = 3600 * options.hours - sum(spent(options.out).values())
-            if left <= 0:
+            seconds = left(options.out, options.hours)
+            if seconds <= 0:
                 break
-            if not run(part, options.out, left):
+            if not run_sweep(part, options.out, seconds):
                 failed.append(part.stem)
     for part in PARTS:
         if part.stem in options.only:
@@ -103,67 +93,11 @@ def main():
         sys.exit(f"cells failed in {', '.join(failed)}: see above")
 
 
-def spent(out: Path) -> dict[str, float]:
-    """Reads the processor seconds of each part so far."""
-    return read_json(out / "spent.json", dict[str, float]) or {}
-
-
-def run(part: Path, out: Path, budget: float) -> bool:
-    """Runs a part until it is finished or has used up `budget` processor seconds.
-
-    Cells that failed before are tried again. Gives False if some failed.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "kljax", "sweep", part, "--out", out / part.stem]
-    process = subprocess.Popen([*map(str, command), "--no-report", "--retry-failed"])
-    # Finished chunks are safe; the one in flight is computed again next time.
-    watch = threading.Event()
-    clock = threading.Thread(target=stop_after, args=(process, budget, watch))
-    clock.start()
-    try:
-        process.wait()
-    finally:
-        watch.set()
-        clock.join()
-        # Interrupted, it must neither go on nor be left out of the account.
-        process.terminate()
-        process.wait()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = sum(after[:2]) - sum(before[:2])
-        total = spent(out)
-        total[part.stem] = total.get(part.stem, 0.0) + seconds
-        write_json(out / "spent.json", total)
-    fine = process.returncode in (0, -signal.SIGTERM)
-    return fine and not read_failures(out / part.stem)
-
-
-def stop_after(process, budget: float, finished: threading.Event) -> None:
-    """Ends a process that has used up its processor time."""
-    tick = os.sysconf("SC_CLK_TCK")
-    while not finished.wait(5):
-        try:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
-        except FileNotFoundError:
-            return
-        if sum(map(int, fields.split()[11:13])) / tick > budget:
-            # An interrupt is not heard by what a shell put into the background.
-            process.terminate()
-            return
-
-
 def tables(part: Path, out: Path) -> str:
     """Writes the tables of a part, and the processor time that it took."""
     first = part.read_text(encoding="utf-8").split("\n\n")[0].replace("# ", "")
-    with tempfile.TemporaryDirectory() as empty:
-        folder = out / part.stem
-        if not (folder / "manifest.json").exists():
-            # Nothing of it was begun: its cells are all there is to say. In OUT they
-            # would stand in the way of a part that is changed before it is run.
-            folder, read = Path(empty), read_sweep(part)
-            open_study(folder, read, expand(read))
-        study = store.read(folder)
-        contents = make_contents(study, value=VALUE)
+    study = read_part(part, out)
+    contents = make_contents(study, value=VALUE)
     hours = spent(out).get(part.stem, 0.0) / 3600
     texts = [
         f"# {part.stem}\n\n{first}\n\n{contents.progress.text()} "
@@ -194,14 +128,6 @@ def pairs(table: Table) -> Table:
         if (line[arm].text, line[minus].text) in PAIRS
     ]
     return table._replace(header=[table.header[n] for n in places], lines=lines)
-
-
-def markdown(table: Table) -> str:
-    """Lays a table out for Markdown, where a line is a line."""
-    body = [
-        [entry.text.replace("\n", "<br>") for entry in line] for line in table.lines
-    ]
-    return tabulate(body, table.header, tablefmt="pipe", disable_numparse=True)
 
 
 if __name__ == "__main__":
