@@ -11,7 +11,7 @@ import numpy as np
 from kljax.core.types import Array, Private, Rng
 from kljax.defences.defence import Context, Defence
 from kljax.defences.image_operations import OPERATIONS
-from kljax.threat import POLICY_STRATEGIES
+from kljax.threat import POLICY_STRATEGIES, HiddenParts
 
 LONGEST = 3  # operations of a policy
 Policy = tuple[int, ...]  # places in `NUMBERED`
@@ -154,6 +154,7 @@ def transform_images(policies: Sequence[Policy]) -> Defence:
         inputs=inputs,
         simulate_inputs=inputs,
         strategies=tuple(POLICY_STRATEGIES.values()),
+        hidden_parts=HiddenParts("the draws of the client's policies", None),
     )
 
 

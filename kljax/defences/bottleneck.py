@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from kljax.core.types import Array, Gates, Params, Path, Private, PyTree, Rng
 from kljax.defences.defence import Defence, is_concrete
-from kljax.threat import BOTTLENECK_STRATEGIES, SecretStrategy
+from kljax.threat import BOTTLENECK_STRATEGIES, HiddenParts, SecretStrategy
 
 LOWEST = -15.0  # softplus is exp below it, to the last digit of float32
 
@@ -73,6 +73,7 @@ def bottleneck_defence(
         gates=gates,
         draw_private=draw_private,
         strategies=tuple(_strategy(name, is_noisy) for name in strategies),
+        hidden_parts=HiddenParts("the noise of the bottleneck", None),
     )
 
 

@@ -25,7 +25,7 @@ from kljax.core.types import (
     Rng,
     Stats,
 )
-from kljax.threat import SecretStrategy, as_sent
+from kljax.threat import HiddenParts, SecretStrategy, as_sent
 
 
 class Context(NamedTuple):
@@ -150,6 +150,7 @@ class Defence(NamedTuple):
         has a row. It is forgotten after the step.
       strategies: what an attacker may do about what is hidden; an arm of the defence
         names one of them. Empty where nothing is hidden.
+      hidden_parts: what reports call what is hidden.
       per_example: ``(rng, grads) -> grads`` of one example alone, before the mean over
         the batch is taken; None where no example is looked at alone. Every example has
         a random key of its own. Norm layers in train mode then have the statistics of
@@ -172,6 +173,7 @@ class Defence(NamedTuple):
     gates: Callable[[PyTree, Private], Gates] = no_gates
     draw_private: Callable[[Rng, Private, int], Private] = keep_private
     strategies: tuple[SecretStrategy, ...] = ()
+    hidden_parts: HiddenParts = HiddenParts()
     per_example: Callable[[Rng, Public], Public] | None = None
     simulate_example: Callable[[Public], Public] | None = None
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]] = send_all

@@ -5,7 +5,7 @@ import jax
 from kljax.core.types import Gates, Params, Path, Private, PyTree, Rng
 from kljax.defences.defence import Defence
 from kljax.defences.locked import unit_gates
-from kljax.threat import PRIVATE_GATES_STRATEGIES
+from kljax.threat import PRIVATE_GATES_STRATEGIES, HiddenParts
 
 
 def private_norms(sites: tuple[Path, ...], widths: tuple[int, ...]) -> Defence:
@@ -40,5 +40,9 @@ def private_norms(sites: tuple[Path, ...], widths: tuple[int, ...]) -> Defence:
         del public
         return private.trainable if jax.tree.leaves(private) else {}
 
-    strategies = tuple(PRIVATE_GATES_STRATEGIES.values())
-    return Defence(init=init, gates=gates, strategies=strategies)
+    return Defence(
+        init=init,
+        gates=gates,
+        strategies=tuple(PRIVATE_GATES_STRATEGIES.values()),
+        hidden_parts=HiddenParts(None, "the client's scales and shifts"),
+    )

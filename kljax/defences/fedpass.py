@@ -5,7 +5,7 @@ import jax
 from kljax.core.types import Gate, Gates, Params, Path, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
 from kljax.defences.defence import Defence
-from kljax.threat import PASSPORT_STRATEGIES
+from kljax.threat import PASSPORT_STRATEGIES, HiddenParts
 
 
 def gates_by_passports(
@@ -61,5 +61,9 @@ def gates_by_passports(
             for site in sites
         }
 
-    strategies = tuple(PASSPORT_STRATEGIES.values())
-    return Defence(init=init, gates=gates, strategies=strategies)
+    return Defence(
+        init=init,
+        gates=gates,
+        strategies=tuple(PASSPORT_STRATEGIES.values()),
+        hidden_parts=HiddenParts("the passports", None),
+    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from kljax.core.types import Gate, Gates, Params, Path, Private, Rng
 from kljax.defences.defence import Defence
 from kljax.defences.lock import KeyLock
-from kljax.threat import KEYLOCK_STRATEGIES
+from kljax.threat import KEYLOCK_STRATEGIES, HiddenParts
 
 
 def keylock(lock: KeyLock) -> Defence:
@@ -33,8 +33,12 @@ def keylock(lock: KeyLock) -> Defence:
             return {}
         return lock.gates(private.trainable, private.secret)
 
-    strategies = tuple(KEYLOCK_STRATEGIES.values())
-    return Defence(init=init, gates=gates, strategies=strategies)
+    return Defence(
+        init=init,
+        gates=gates,
+        strategies=tuple(KEYLOCK_STRATEGIES.values()),
+        hidden_parts=HiddenParts("the private key", "the lock weights"),
+    )
 
 
 def plaintext_gates(start: Callable[[Rng, Params], Gates]) -> Defence:

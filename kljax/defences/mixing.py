@@ -17,7 +17,7 @@ from kljax import data
 from kljax.core.types import Array, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
 from kljax.defences.defence import Context, Defence, is_concrete
-from kljax.threat import MIXING_STRATEGIES
+from kljax.threat import MIXING_STRATEGIES, HiddenParts
 
 PRIVATE = 2  # of the client's own images in one that is mixed with public ones
 PUBLIC = 64  # public images that everybody has
@@ -222,6 +222,7 @@ def _mixed(
         inputs=inputs,
         simulate_inputs=inputs,
         strategies=tuple(MIXING_STRATEGIES.values()),
+        hidden_parts=HiddenParts("the draws of the mixture", None),
     )
 
 

@@ -24,11 +24,13 @@ from kljax.threat.secrets import (
     PASSPORT_STRATEGIES,
     POLICY_STRATEGIES,
     PRIVATE_GATES_STRATEGIES,
+    HiddenParts,
     SecretStrategy,
 )
 
 __all__ = [
     "BOTTLENECK_STRATEGIES",
+    "HiddenParts",
     "KEYLOCK_STRATEGIES",
     "KNOWLEDGE",
     "LABEL_STRATEGIES",

@@ -8,7 +8,20 @@ eight are the first of them.
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class HiddenParts(NamedTuple):
+    """What reports call what a defence hides, such as ``the private key``.
+
+    Attributes:
+      secret: its ``Private.secret``, known to who has ``private_key="known"``; None
+        for a defence that has none.
+      trainable: its ``Private.trainable``, see ``lock_weights``; None for none.
+    """
+
+    secret: str | None = "what the defence hides and never trains"
+    trainable: str | None = "what the defence hides and trains"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,7 +183,18 @@ MIXING_STRATEGIES = by_name(
 POLICY_STRATEGIES = by_name([_TRAINED_ON, _KNOWN_DRAWS, _RANDOM_DRAWS])
 
 # About scales and shifts that a client keeps, wherever they come from.
-_ABOUT_GATES = [KEYLOCK_STRATEGIES[name] for name in ("unit", "regress_gates", "peel")]
+_ABOUT_GATES = (
+    SecretStrategy("unit", "It replays the network with scales of 1 and shifts of 0."),
+    SecretStrategy(
+        "regress_gates",
+        "It optimises scales and shifts along with the {noun}.",
+    ),
+    SecretStrategy(
+        "peel",
+        "It solves for what the layers above the gates were fed, reads scales and "
+        "shifts off what came out of the gates, and believes them.",
+    ),
+)
 PRIVATE_GATES_STRATEGIES = by_name(
     [
         SecretStrategy(

@@ -2,11 +2,15 @@
 
 import tomllib
 
+import jax
 import made_studies
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kljax.defences.arms import unplaced_sites
+from kljax.defences.catalogue import KINDS
 from kljax.studies import store
 from kljax.studies.config import LeakConfig
 from kljax.studies.reports import threat_words
@@ -14,7 +18,12 @@ from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.threats import DOES, KNOWS, threat_models
-from kljax.threat import KEYLOCK_STRATEGIES, KNOWLEDGE, LABEL_STRATEGIES
+from kljax.threat import (
+    KEYLOCK_STRATEGIES,
+    KNOWLEDGE,
+    LABEL_STRATEGIES,
+    HiddenParts,
+)
 
 
 def test_there_are_words_for_everything():
@@ -27,8 +36,8 @@ def test_there_are_words_for_everything():
 
 def test_words_say_what_is_known_and_what_is_not():
     words = " ".join(threat_words(LeakConfig(arms=("keylock/regress_gates",))))
-    assert "The private key is hidden from it." in words
-    assert "The lock weights are hidden from it." in words
+    assert "It does not know the private key." in words
+    assert "It does not know the lock weights." in words
     assert "the gradient of one step on 1 example per victim" in words
     known = " ".join(threat_words(LeakConfig(arms=("keylock/known",), examples=4)))
     assert "It knows the private key." in known
@@ -39,6 +48,36 @@ def test_an_arm_without_a_lock_has_no_words_about_one():
     words = " ".join(threat_words(LeakConfig(arms=("none",), labels="joint")))
     assert "private key" not in words and "There is no lock." in words
     assert "It optimises the labels along with the image." in words
+
+
+@pytest.mark.parametrize(
+    ("arm", "said", "unsaid"),
+    (
+        ("fedbn/regress_gates", "does not know the client's scales", "passports"),
+        ("fedbn/known", "It knows the client's scales and shifts.", "does not know"),
+        ("fedpass/unit", "It does not know the passports.", "scales and shifts."),
+        ("fedpass/peel", "came out of the gates", "does not see the gradient"),
+        ("precode/known", "It knows the noise of the bottleneck.", "does not know"),
+        ("mixup/random_draws", "does not know the draws of the mixture", "noise"),
+    ),
+)
+def test_what_is_hidden_is_called_as_its_defence_calls_it(arm, said, unsaid):
+    words = " ".join(threat_words(LeakConfig(arms=(arm,), examples=4)))
+    assert said in words and unsaid not in words
+    assert "private key" not in words and "lock" not in words.replace("block", "")
+
+
+def test_every_defence_that_hides_something_says_what():
+    sites = unplaced_sites()._replace(value_shape=lambda name: (4, 4, 4))
+    for name, kind in KINDS.items():
+        defence = kind.make(sites, **kind.options)
+        own = defence.hidden_parts != HiddenParts()
+        assert own == bool(defence.strategies), f"give {name} its hidden_parts"
+        if own:
+            params = {"kernel": jax.ShapeDtypeStruct((1,), np.float32)}
+            _, private = jax.eval_shape(defence.init, jax.random.key(0), params)
+            called = defence.hidden_parts.trainable is not None
+            assert called == bool(jax.tree.leaves(private.trainable)), name
 
 
 def test_facts_of_the_cell_win():
@@ -52,7 +91,7 @@ def test_a_client_of_a_training():
     config = LeakConfig(arms=("keylock/fixed_mean",), from_run="r", round=3, client=1)
     words = " ".join(threat_words(config))
     assert "client 1 of a federated training, before round 3" in words
-    assert "lock weights of the first round" in words
+    assert "knows the lock weights as they were in the first round" in words
 
 
 def test_a_users_attack_need_not_be_here():

@@ -19,7 +19,7 @@ from kljax.studies.config import LeakConfig
 from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
-from kljax.threat import KEYLOCK_STRATEGIES, SecretStrategy
+from kljax.threat import KEYLOCK_STRATEGIES, HiddenParts, SecretStrategy
 
 EVERY = "every attacker"
 
@@ -31,18 +31,18 @@ KNOWS: dict[str, dict[str, str]] = {
         "average": "It sees the average upload of several clients",
     },
     "private_key": {
-        "known": "It knows the private key.",
-        "hidden": "The private key is hidden from it.",
+        "known": "It knows {secret}.",
+        "hidden": "It does not know {secret}.",
     },
     "lock_weights": {
-        "known": "It knows the lock weights.",
-        "initial": "It knows the lock weights of the first round; the client's have "
-        "moved on.",
-        "hidden": "The lock weights are hidden from it.",
+        "known": "It knows {trainable}.",
+        "initial": "It knows {trainable} as they were in the first round; the client's "
+        "have moved on.",
+        "hidden": "It does not know {trainable}.",
     },
     "lock_grads": {
-        "hidden": "Gradients of the lock weights are not shared.",
-        "shared": "Gradients of the lock weights are shared.",
+        "hidden": "It does not see the gradient of {trainable}.",
+        "shared": "It sees the gradient of {trainable}.",
     },
     "labels": {
         "known": "It knows the labels.",
@@ -74,8 +74,9 @@ DOES: dict[str, dict[str, str]] = {
         "recovered": "It reads the labels off the gradient of the last layer.",
     },
 }
-# What can be said of an arm with a lock only; and what is said of one without.
-OF_LOCKS = ("private_key", "lock_weights", "lock_grads")
+# What can be said of an arm that hides something only: field of `HiddenParts` -> facts;
+# and what is said of one that does not.
+OF_HIDDEN = {"secret": ("private_key",), "trainable": ("lock_weights", "lock_grads")}
 UNLOCKED = "There is no lock. It replays what the client does, as far as it is public."
 # Of `kljax.defences.arms.RELEASE_STRATEGIES`, where one is written.
 ABOUT_RELEASES = {
@@ -117,17 +118,14 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     knowledge = dataclasses.asdict(declared.knowledge)
     strategy = dataclasses.asdict(declared.strategy)
     known = {name: words[knowledge[name]] for name, words in KNOWS.items()}
+    known = _of_hidden(known, arm.defence)
     done = {
         "does secret": declared.about_secret.does.format(noun=noun),
         "does labels": DOES["labels"][strategy["labels"]].format(noun=noun),
     }
     facts = known | done | {"upload": _upload(config, knowledge)}
     if not arm.defence.strategies:
-        facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
         facts["does secret"] = UNLOCKED
-    elif not whole and declared.about_secret not in KEYLOCK_STRATEGIES.values():
-        # What else its attacker has to know is not there to be read.
-        facts = {name: words for name, words in facts.items() if name not in OF_LOCKS}
     if not whole:
         release = {"does release": ABOUT_EITHER[about_release]} if about_release else {}
         return facts | release
@@ -138,6 +136,17 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
     if about_release and (arm.changes_uploads or arm.hides_entries):
         facts["does release"] = ABOUT_RELEASES[about_release]
     return facts
+
+
+def _of_hidden(known: dict[str, str], defence: Defence) -> dict[str, str]:
+    """Says by its name what a defence hides, and nothing of what it does not."""
+    parts = defence.hidden_parts._asdict() if defence.strategies else {}
+    part_of = {name: part for part, names in OF_HIDDEN.items() for name in names}
+    return {
+        name: words.format(**parts)
+        for name, words in known.items()
+        if name not in part_of or parts.get(part_of[name]) is not None
+    }
 
 
 def _read_arm(text: str) -> tuple[Arm, bool]:
@@ -161,12 +170,19 @@ def _read_arm(text: str) -> tuple[Arm, bool]:
     if not own[0]:
         first = "/".join([parts[0], *filter(None, [about_secret])])
         arm = parse_arm(first, unplaced_sites(), {})
-        return arm._replace(defence=Defence(strategies=arm.defence.strategies)), False
+        bare = Defence(
+            strategies=arm.defence.strategies, hidden_parts=arm.defence.hidden_parts
+        )
+        return arm._replace(defence=bare), False
     arm = parse_arm("none", unplaced_sites(), {})
     if not about_secret:
         return arm, False
     does = OF_ITS_OWN.format(name=about_secret)
-    named = Defence(strategies=(SecretStrategy(about_secret, does),))
+    # What else its attacker has to know is not there to be read.
+    named = Defence(
+        strategies=(SecretStrategy(about_secret, does),),
+        hidden_parts=HiddenParts(None, None),
+    )
     return arm._replace(defence=named, secret_strategy=about_secret), False
 
 
