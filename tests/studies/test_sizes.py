@@ -162,6 +162,24 @@ def test_a_population_and_a_generator_are_counted(asked):
     assert asked[0][0] == NETWORK + IMAGE + weights + 2 * (2 * IMAGE + NETWORK)
 
 
+def test_the_weights_of_an_inserted_module_are_counted(asked):
+    """They are trained in public, and a restart has their gradient, too."""
+    inserted = tiny(arms=("precode=16,layer=classifier/mean",), restarts=3)
+    study = build_study(inserted)
+    asked.clear()
+    checked(inserted, study=study)
+    public = 4 * (64 * 32 + 32 + 16 * 64 + 64)  # in front of the classifier
+    parts = NETWORK + public
+    assert asked[0][0] == parts + IMAGE + 3 * (2 * IMAGE + parts)
+
+
+def test_the_uploads_of_inserted_modules_are_gathered(asked):
+    options = TRAINING | {"arms": ("precode=16",), "clients": 3, "aggregator": "median"}
+    sizes.check_training(run_setup.build_run_setup(TrainConfig(**options)))
+    public = 4 * (64 * 32 + 32 + 16 * 64 + 64)
+    assert 3 * (NETWORK + public) in [needed for needed, *_ in asked]
+
+
 def test_a_strategy_of_too_many_latents_is_refused(nothing_runs, monkeypatch):
     monkeypatch.setattr(memory, "machine_memory", lambda: 2**33)
     monkeypatch.setattr(sizes, "machine_memory", lambda: 2**33)

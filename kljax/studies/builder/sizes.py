@@ -1,8 +1,10 @@
 """Sizes: memory that a study or a training surely takes, from shapes alone.
 
 Bounds from below, see `kljax.core.memory`: what must be there at one time, whatever the
-compiler makes of it. Letters: P bytes of a network's parameters, I bytes of a victim's
-inputs, L bytes of the weights of a lock, T local steps of B of the n inputs.
+compiler makes of it. Letters: P bytes of what is trained in public, a network's
+parameters and those of a module that a defence inserts, I bytes of a victim's inputs,
+L bytes of what a defence hides, such as the weights of a lock, T local steps of B of
+the n inputs.
 """
 
 import math
@@ -56,9 +58,10 @@ def check_attack(
       ValueError: with the numbers, and the options to lower.
     """
     params = jax.eval_shape(model.init, jax.random.key(0))
-    held = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
+    public, private = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
     image = 4 * entries
-    images, network, lock = config.examples * image, nbytes(params), nbytes(held)
+    images, lock = config.examples * image, nbytes(private)
+    network = nbytes(params) + nbytes(public)
     if config.from_run is not None:
         lock = 0  # there once, as it was when the run was trained
     steps = config.local_steps if config.upload == "update" else 0
@@ -70,11 +73,11 @@ def check_attack(
         restart += _state_bytes(config, evolution, generator)
         lower = "restarts, the optimiser's population or the generator's latents"
     elif steps and _replays_steps(config, preset):
-        restart += steps * nbytes(params[0])
+        restart += steps * (nbytes(params[0]) + nbytes(public))
         lower = "local_steps or restarts"
     parts = {
         "private_key_size or the number of sites": lock,
-        "image_size, or take a smaller model": network,
+        "image_size, or take a smaller model or inserted module": network,
         "image_size or examples": images,
         "local_steps or batch": steps * (config.batch or 0) * image,
         "the size of the generator": weights,
@@ -135,7 +138,7 @@ def check_training(setup: RunSetup) -> None:
     config, rng = setup.config, jax.random.key(0)
     for name, arm in setup.arms.items():
         params, _ = jax.eval_shape(setup.task.models[arm.norm].init, rng)
-        _, private = jax.eval_shape(arm.defence.init, rng, params)
+        public, private = jax.eval_shape(arm.defence.init, rng, params)
         state = nbytes(private)
         if not config.reset_optimiser:
             state += nbytes(
@@ -145,7 +148,7 @@ def check_training(setup: RunSetup) -> None:
         if rule.gathers:
             model = setup.task.models[arm.norm]
             check_fits(
-                cohort * nbytes(jax.eval_shape(model.init, rng)),
+                cohort * (nbytes(jax.eval_shape(model.init, rng)) + nbytes(public)),
                 f"the uploads of {cohort} clients, which {rule.name} has side by side,",
                 "cohort, or take an aggregator that adds up, mean or norm-bounding",
                 device_memory(),
