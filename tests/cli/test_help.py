@@ -21,7 +21,7 @@ from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
-from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
 from kljax.models.decoders import list_decoders
@@ -48,6 +48,7 @@ LISTED = {
         "arms": KINDS,
         "partition": PARTITIONS,
         "optimiser": CLIENT_OPTIMISERS,
+        "server_optimiser": SERVER_OPTIMISERS,
         "augment": AUGMENTATIONS,
         "loss": LOSSES,
         "aggregator": AGGREGATORS,

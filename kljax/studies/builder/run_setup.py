@@ -30,7 +30,7 @@ from kljax.federated.encryption import (
     check_encryption,
     make_encryption,
 )
-from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.optimisers import CLIENT_OPTIMISERS, make_server_optimiser
 from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
@@ -221,9 +221,7 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
         local_optimiser(config),
         defence=defence,
         local=local_options(setup),
-        server_optimiser=optax.sgd(
-            config.server_learning_rate, config.server_momentum or None
-        ),
+        server_optimiser=server_optimiser(config),
         aggregator=setup.aggregator,
         encryption=setup.encryption,
         roles=setup.roles,
@@ -315,6 +313,18 @@ def local_optimiser(config: TrainConfig) -> LocalOptimiser:
         return at(config.learning_rate * config.drop_factor**dropped)
 
     return of_round
+
+
+def server_optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    """Makes the optimiser of the server.
+
+    Raises:
+      ValueError: for an unknown name, or a user's function that gives none.
+    """
+    text = config.server_optimiser
+    if config.server_momentum:  # of sgd alone
+        text = f"{text}={config.server_momentum!r}"
+    return make_server_optimiser(text, config.server_learning_rate)
 
 
 # --- what a round trains on ------------------------------------------------------

@@ -23,7 +23,7 @@ from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
-from kljax.federated.optimisers import CLIENT_OPTIMISERS
+from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
@@ -68,6 +68,7 @@ OF_ATTACKERS = ("trigger", "target_class", "poisoned")
     defences=DEFENCES,
     partitions=notations(),
     optimisers=CLIENT_OPTIMISERS,
+    server_optimisers=calls(SERVER_OPTIMISERS, given=1),
     augmentations=AUGMENTATIONS,
     statistics=FEDKL_STATISTICS,
     losses=LOSSES,
@@ -110,8 +111,12 @@ class TrainConfig:
       drops: rounds from which on the learning rate is multiplied by drop_factor once
         more; 60 120 160 in the paper's 200 rounds.
       drop_factor: see drops.
-      server_learning_rate: of the server's sgd; 1 adds the aggregate (FedAvg).
-      server_momentum: of the server's sgd.
+      server_optimiser: what the server makes of a round's aggregate:
+        {server_optimisers}, or a function of the learning rate and the numbers.
+        sgd adds it (FedAvg, and FedAvgM with momentum); adam and yogi are FedAdam and
+        FedYogi, whose steps are of about the learning rate in each weight.
+      server_learning_rate: of the server; 1 adds the aggregate under sgd.
+      server_momentum: of the server's sgd; the same as sgd=MOMENTUM.
       aggregator: what the server makes of the uploads of a round: {aggregators}.
         ATTACKERS are those that it is to withstand, see `kljax.federated.aggregation`.
       encryption: how uploads are added up by a server that cannot read them:
@@ -193,6 +198,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     drops: tuple[int, ...] = ()
     drop_factor: float = 0.2
+    server_optimiser: str = "sgd"
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0
     aggregator: str = "mean"
@@ -259,6 +265,11 @@ class TrainConfig:
             check_number(self, name, positive=True)
         for name in ("momentum", "server_momentum"):
             check_number(self, name, below=1)
+        if self.server_momentum and self.server_optimiser != "sgd":
+            raise ValueError(
+                f"server_momentum={self.server_momentum!r} is of sgd without numbers, "
+                f"and server_optimiser is {self.server_optimiser!r}: leave one out"
+            )
         check_number(self, "poisoned", positive=True)
         if self.poisoned > 1:
             raise ValueError(

@@ -80,6 +80,7 @@ OF_TRAINING = frozenset(
         "weight_decay",
         "drops",
         "drop_factor",
+        "server_optimiser",
         "server_learning_rate",
         "server_momentum",
         "aggregator",

@@ -181,6 +181,8 @@ def _attackers(config: dict[str, Any]) -> str:
         said += f" Aggregator `{config['aggregator']}`."
     if config.get("encryption", "none") != "none":
         said += f" Encryption `{config['encryption']}`."
+    if config.get("server_optimiser", "sgd") != "sgd":
+        said += f" Server optimiser `{config['server_optimiser']}`."
     if config.get("roles"):
         said += f" Roles {', '.join(f'`{role}`' for role in config['roles'])}."
     return said
