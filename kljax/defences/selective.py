@@ -3,7 +3,8 @@
 The server adds up what it cannot read, so that the aggregate is exact; the rest of an
 upload is sent as it is. Which entries are encrypted is known to everybody: a server
 sees where there is ciphertext. Nothing is encrypted here, for what leaks does not
-depend on the cipher.
+depend on the cipher; `kljax train --encryption` does it, over the entries that one of
+the clients hides.
 
 References: FedML-HE (Jin et al., arXiv 2303.10837) for a share of entries by a score
 of their own; Gu et al. (arXiv 2508.04155) for a comparison of scores; SelectiveShield
