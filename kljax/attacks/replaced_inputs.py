@@ -45,3 +45,37 @@ def unknown_mixing(setting: Setting, draw: Callable[[Rng], Private]) -> Unknown:
         return fixed._replace(secret=fixed.secret._replace(matrix=weights, mask=signs))
 
     return Unknown(start, decode)
+
+
+def unknown_concealing(setting: Setting, draw: Callable[[Rng], Private]) -> Unknown:
+    """Looks for images beside a batch (`kljax.defences.dcs.Concealing`).
+
+    Images [B, H, W, C] are free, from N(1/2, 1/4). The targets of their proxies
+    [B, Kc] are the softmax of what is free, from N(0, 1).
+
+    Args:
+      setting, draw: see `unknown_mixing`.
+
+    Raises:
+      ValueError: for other inputs than images, and targets that are no classes.
+    """
+    examples = setting.threat.knowledge.examples
+    shapes = {
+        "images": (examples, *setting.task.image_shape),
+        "targets": (examples, setting.task.num_classes),
+    }
+
+    def start(rng: Rng, view: View) -> tuple[dict[str, Array], PyTree]:
+        rngs = jax.random.split(rng, len(shapes))
+        free = {
+            name: jax.random.normal(own, shape)
+            for own, (name, shape) in zip(rngs, shapes.items(), strict=True)
+        }
+        return free | {"images": 0.5 + free["images"] / 4}, draw(rng)
+
+    def decode(free: dict[str, Array], fixed: Private) -> Private:
+        targets = jax.nn.softmax(free["targets"], axis=-1)
+        concealing = fixed.secret._replace(proxy=free["images"], targets=targets)
+        return fixed._replace(secret=concealing)
+
+    return Unknown(start, decode)

@@ -24,7 +24,7 @@ from kljax.attacks.closed_form import (
     private_key_from_lock_grads,
 )
 from kljax.attacks.closed_form.refusals import refuse_batches
-from kljax.attacks.replaced_inputs import unknown_mixing
+from kljax.attacks.replaced_inputs import unknown_concealing, unknown_mixing
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
@@ -252,6 +252,12 @@ def regress_mixing(setting: Setting) -> Secret:
     return Secret(unknown_mixing(setting, draw), setting.defence.gates)
 
 
+def regress_concealing(setting: Setting) -> Secret:
+    """Optimises what a batch is trained on along with, and the labels of that."""
+    draw = _draw_of_step(setting)
+    return Secret(unknown_concealing(setting, draw), setting.defence.gates)
+
+
 def _draw_of_step(setting: Setting) -> Callable[[Rng], Private]:
     draw = setting.defence.draw_private
     if draw is None:
@@ -279,6 +285,7 @@ SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "trained_on": unit,
     "random_draws": random_noise,
     "regress_mixing": regress_mixing,
+    "regress_concealing": regress_concealing,
 }
 
 

@@ -121,8 +121,9 @@ class AssumedDefence(NamedTuple):
         before the mean is taken over them; None where no example is looked at alone.
       simulate_inputs: ``(public, stats, images, targets, gradient, private) ->
         (images, targets)``, what it trains on in place of a batch;
-        ``gradient(images, targets)`` gives something with ``public``, and ``private``
-        is what is taken for the client's `Private`. None for the batch itself.
+        ``gradient(images, targets)`` gives something with ``public`` and ``logits``,
+        and ``private`` is what is taken for the client's `Private`. None for the batch
+        itself.
     """
 
     gates: Callable[..., Any]

@@ -5,6 +5,7 @@ from kljax.defences.ats_search import accuracy_score, privacy_score, search_poli
 from kljax.defences.clipping import example_clipping, norm_clipping
 from kljax.defences.combination import chain
 from kljax.defences.cvb import convolutional_bottleneck
+from kljax.defences.dcs import conceal_samples
 from kljax.defences.defence import (
     SEND_ALL,
     Context,
@@ -32,6 +33,7 @@ from kljax.defences.orthogonal import censor
 from kljax.defences.precode import dense_bottleneck
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.quantisation import quantise, quantise_mixed
+from kljax.defences.refined import refine_inputs
 from kljax.defences.selective import selective_encryption
 from kljax.defences.sparsification import top_k
 from kljax.defences.stand_in import adam_stand_in
@@ -61,6 +63,8 @@ __all__ = [
     "quantise_mixed",
     "censor",
     "obscure_inputs",
+    "refine_inputs",
+    "conceal_samples",
     "mix_up",
     "insta_hide",
     "insta_hide_cross",

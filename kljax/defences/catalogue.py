@@ -206,6 +206,24 @@ KINDS: dict[str, Kind] = {
     "obscured-inputs": _without_sites(
         defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)
     ),
+    "refined-inputs": _without_sites(
+        defences.refine_inputs,
+        steps=50.0,
+        rate=0.05,
+        weight=(0.1, 0.5, 2.0),
+        share=0.5,
+    ),
+    # The official constants, but for 1,000 steps and proxies of the same data.
+    "dcs": _without_sites(
+        defences.conceal_samples,
+        steps=(20.0, 50.0, 200.0),
+        rate=0.1,
+        weight_x=0.01,
+        weight_z=0.01,
+        weight_y=0.7,
+        threshold=300.0,
+        proxy="noise",
+    )._replace(fixed=("proxy",)),
     # Zhang et al.'s ImageNet models take alpha of 0.1 to 0.4, their CIFAR ones 1.
     "mixup": _without_sites(defences.mix_up, count=2.0, alpha=(0.2, 1.0, 4.0))._replace(
         fixed=("count",)

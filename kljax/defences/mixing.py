@@ -5,7 +5,6 @@ What a client draws to mix a batch is a `Mixing`. It is drawn anew in each step,
 images, k images in one that is mixed.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -13,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax import data
 from kljax.core.types import Array, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
 from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.public_images import PUBLIC, load_public
 from kljax.threat import MIXING_STRATEGIES, HiddenParts
 
 PRIVATE = 2  # of the client's own images in one that is mixed with public ones
-PUBLIC = 64  # public images that everybody has
 KEPT = 1e-3  # of the weights that are proposed, the least share that must be kept
 PROPOSALS = 20_000  # to see how many are kept
 
@@ -240,7 +238,7 @@ def _mix_one(
             f"{name} mixes real numbers, and these inputs are {images.dtype}"
         )
     if public is not None:
-        others = _public_images(public, images.shape[1:])
+        others = load_public(name, public, images.shape[1:])
         images = jnp.concatenate([images, jnp.asarray(others, images.dtype)])
     mixed = _weigh(mixing.matrix, images)
     if mixing.mask is None:
@@ -329,25 +327,3 @@ def _check_kept(
 def _check_mask(centre: float | Array) -> None:
     if is_concrete(centre) and not abs(centre) < math.inf:
         raise ValueError(f"centre must be finite, got {centre!r}")
-
-
-@functools.cache
-def _public_images(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Loads `PUBLIC` images of a data set, evenly over it, once."""
-    if len(shape) != 3:
-        raise ValueError(
-            f"instahide-cross mixes images [H, W, C], and an input is {shape}"
-        )
-    dataset = data.load(name, shape=shape)
-    if dataset.input_spec.kind != "image":
-        raise ValueError(
-            f"instahide-cross mixes with images, and data set {name!r} holds "
-            f"{dataset.input_spec.kind}"
-        )
-    if len(dataset) < PUBLIC:
-        raise ValueError(
-            f"instahide-cross needs {PUBLIC} public images, and data set {name!r} has "
-            f"{len(dataset)}"
-        )
-    places = np.linspace(0, len(dataset) - 1, PUBLIC).astype(int)
-    return dataset.fetch(places)[0]

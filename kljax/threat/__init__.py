@@ -18,6 +18,7 @@ from kljax.threat.knowledge import (
 from kljax.threat.observation import LocalSteps, Update, View, as_sent, observe
 from kljax.threat.secrets import (
     BOTTLENECK_STRATEGIES,
+    CONCEALING_STRATEGIES,
     KEYLOCK_STRATEGIES,
     MIXING_STRATEGIES,
     NOTHING_HIDDEN,
@@ -30,6 +31,7 @@ from kljax.threat.secrets import (
 
 __all__ = [
     "BOTTLENECK_STRATEGIES",
+    "CONCEALING_STRATEGIES",
     "HiddenParts",
     "KEYLOCK_STRATEGIES",
     "KNOWLEDGE",

@@ -180,6 +180,20 @@ MIXING_STRATEGIES = by_name(
     ]
 )
 
+CONCEALING_STRATEGIES = by_name(
+    [
+        _TRAINED_ON,
+        _KNOWN_DRAWS,
+        _RANDOM_DRAWS,
+        SecretStrategy(
+            "regress_concealing",
+            "It optimises what a batch is concealed by, and the labels of that, along "
+            "with the {noun}.",
+            _ONE_STEP,
+            replays_inputs=True,
+        ),
+    ]
+)
 POLICY_STRATEGIES = by_name([_TRAINED_ON, _KNOWN_DRAWS, _RANDOM_DRAWS])
 
 # About scales and shifts that a client keeps, wherever they come from.
@@ -218,4 +232,11 @@ PASSPORT_STRATEGIES = by_name(
 )
 
 # Names of strategies whose functions kljax has.
-OWN_NAMES = frozenset((*KEYLOCK_STRATEGIES, *BOTTLENECK_STRATEGIES, *MIXING_STRATEGIES))
+OWN_NAMES = frozenset(
+    (
+        *KEYLOCK_STRATEGIES,
+        *BOTTLENECK_STRATEGIES,
+        *MIXING_STRATEGIES,
+        *CONCEALING_STRATEGIES,
+    )
+)

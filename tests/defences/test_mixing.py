@@ -224,7 +224,7 @@ def test_what_cannot_be_mixed_is_refused_by_name():
         replaced(defence, mixing, targets=np.zeros((4, 5, 3)))
     with pytest.raises(ValueError, match="nothing says how instahide mixes a candid"):
         replaced(insta_hide(2), ())
-    with pytest.raises(ValueError, match="instahide-cross mixes images"):
+    with pytest.raises(ValueError, match="instahide-cross needs images"):
         replaced(insta_hide_cross(), draw(insta_hide_cross(), 4), np.ones((4, 5)))
 
 

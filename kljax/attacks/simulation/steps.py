@@ -66,18 +66,21 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
         secret = candidate.secret
         with_secret = view.lock_grads is not None and _is_trained(secret)
 
+        def forward(index, public: Public, own: PyTree, images: Array):
+            return setting.task.model.apply(
+                public.model,
+                view.stats,
+                images,
+                gates=gates(public.defence, own),
+                train=train,
+                # The victim's dropout masks are unknown: one fixed guess.
+                rngs=jax.random.fold_in(fixed_rng("dropout"), index),
+            )
+
         def of_batch(index, own: PyTree, images: Array, targets: Array):
             def objective(public: Public, trainable):
                 guess = own._replace(trainable=trainable) if with_secret else own
-                out = setting.task.model.apply(
-                    public.model,
-                    view.stats,
-                    images,
-                    gates=gates(public.defence, guess),
-                    train=train,
-                    # The victim's dropout masks are unknown: one fixed guess.
-                    rngs=jax.random.fold_in(fixed_rng("dropout"), index),
-                )
+                out = forward(index, public, guess, images)
                 return setting.task.loss(out.logits, targets) + out.added_loss
 
             if not with_secret:
@@ -86,17 +89,20 @@ def one_step(setting: Setting, gates: Callable[..., Any]) -> Simulation:
             return jax.grad(objective, argnums=(0, 1))(*start), ()
 
         def gradient(images: Array, targets: Array) -> _Gradient:
-            found, _ = mean_over_examples(
+            (public, *trainable), _ = mean_over_examples(
                 setting.defence, of_batch, 0, secret, images, targets
             )
-            return _Gradient(*found)
+            logits = None
+            if setting.defence.simulate_inputs is not None:
+                logits = forward(0, view.public, secret, images).logits
+            return _Gradient(public, trainable[0] if trainable else (), logits)
 
         batch = candidate.inputs, candidate.targets
         if setting.defence.simulate_inputs is not None:
             batch = setting.defence.simulate_inputs(
                 view.public, view.stats, *batch, gradient, secret
             )
-        grads, lock_grads = gradient(*batch)
+        grads, lock_grads, _ = gradient(*batch)
         simulated = setting.defence.simulate(grads, view.grads, view.earlier, secret)
         simulated, observed = compared(setting, view, simulated)
         if not with_secret:
@@ -110,7 +116,8 @@ class _Gradient(NamedTuple):
     """What one step of a client gives, as a defence's inputs know it."""
 
     public: Public
-    trainable: PyTree = ()
+    trainable: PyTree
+    logits: Array | None  # of a batch taken whole; None where nobody replaces inputs
 
 
 def compared(setting: Setting, view: View, simulated: Public) -> tuple[Public, Public]:

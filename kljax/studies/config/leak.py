@@ -31,6 +31,7 @@ from kljax.studies.config.freezing import freeze
 from kljax.studies.config.listing import fill_lists
 from kljax.threat import (
     BOTTLENECK_STRATEGIES,
+    CONCEALING_STRATEGIES,
     KEYLOCK_STRATEGIES,
     MIXING_STRATEGIES,
 )
@@ -104,6 +105,7 @@ def weights_limit_of(kind: str) -> float:
     secret_strategies=KEYLOCK_STRATEGIES,
     bottleneck_strategies=BOTTLENECK_STRATEGIES,
     mixing_strategies=MIXING_STRATEGIES,
+    concealing_strategies=CONCEALING_STRATEGIES,
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
@@ -132,7 +134,8 @@ class LeakConfig:
         {secret_strategies};
         of a bottleneck: {bottleneck_strategies};
         of mixed inputs, and those of
-        them that fit of transformed ones: {mixing_strategies}.
+        them that fit of transformed ones: {mixing_strategies};
+        of concealed ones: {concealing_strategies}.
       attack: preset in `kljax.attacks.presets`: {attacks};
         of a malicious server: {of_a_malicious_server}.
       attack_options: of the attack, instead of its own: ``name=value``, see the
