@@ -165,13 +165,15 @@ def _in_order(members: list[Transform]) -> Transform:
 
     if len(acting) == 1:
         return acting[0]._replace(release=release, init_state=init_state)
+    needs = tuple(dict.fromkeys(name for member in acting for name in member.needs))
     *before, last = acting
     if any(not member.deterministic for member in before):
-        return Transform(release, simulate, init_state)
+        return Transform(release, simulate, init_state, needs=needs)
     return Transform(
         release,
         simulate,
         init_state,
+        needs=needs,
         log_prob=last.log_prob,
         log_prob_degree=last.log_prob_degree,
         deterministic=last.deterministic,

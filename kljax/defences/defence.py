@@ -23,26 +23,9 @@ from kljax.core.types import (
     Public,
     PyTree,
     Rng,
-    Stats,
 )
+from kljax.defences.context import Context
 from kljax.threat import HiddenParts, SecretStrategy, as_sent
-
-
-class Context(NamedTuple):
-    """What a client has at hand when it releases a gradient, or a change."""
-
-    public: Public  # that the gradient is of; those received, for a change
-    stats: Stats
-    inputs: PyTree  # [B, H, W, C] of images; of the step, or all steps for a change
-    targets: Array  # [B, Kc]
-    # (images, targets) -> the client's own gradient of them, before its release:
-    # something with `public`, a `Public`, and `logits` [B, Kc]. None where a whole
-    # change is released.
-    gradient: Callable[[Array, Array], Any] | None = None
-    private: Private = Private()  # what the client hides; before its step
-    # public -> [], the client's loss on these inputs if those were the parameters, with
-    # norms in eval mode and without dropout. None where a whole change is released.
-    loss: Callable[[Public], Array] | None = None
 
 
 def send_all(rng: Rng, state: PyTree, grads: Public, context: Context):
@@ -89,6 +72,8 @@ class Transform(NamedTuple):
       deterministic: whether `simulate` gives what is released of a gradient, which then
         depends on no draw, no memory and no other thing. Noise that follows has its
         density around what is simulated.
+      needs: out of `OF_GRADIENTS`, what `release` cannot do without: it does not act on
+        a whole change then (`at_update`).
     """
 
     release: Callable[[Rng, PyTree, Public, Context], tuple[Public, PyTree]]
@@ -98,6 +83,7 @@ class Transform(NamedTuple):
     log_prob: Callable[[Public, Public], Array] | None = None
     log_prob_degree: int | None = None
     deterministic: bool = False
+    needs: tuple[str, ...] = ()
 
 
 SEND_ALL = Transform(send_all, as_sent, no_state)
@@ -159,8 +145,8 @@ class Defence(NamedTuple):
         assumes happened to the gradient of each of its candidate's examples, before
         the mean over them. None where nothing did, or nobody simulates it. With
         `deterministic`, it gives what `per_example` does.
-      release, simulate, init_state, undo, log_prob, log_prob_degree, deterministic: of
-        each gradient, see `Transform`.
+      release, simulate, init_state, undo, log_prob, log_prob_degree, deterministic,
+        needs: of each gradient, see `Transform`.
       update: the same for the whole change of a local training, after its last step.
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
@@ -183,6 +169,7 @@ class Defence(NamedTuple):
     log_prob: Callable[[Public, Public], Array] | None = None
     log_prob_degree: int | None = None
     deterministic: bool = False
+    needs: tuple[str, ...] = ()
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
 
@@ -248,7 +235,8 @@ def at_update(defence: Defence) -> Defence:
     """Makes the same defence, which acts on the whole change instead of each gradient.
 
     Raises:
-      ValueError: if it does nothing to a gradient, or acts on the change already.
+      ValueError: if it does nothing to a gradient, acts on the change already, or needs
+        what a whole change has not (`Transform.needs`).
     """
     step = step_transform(defence)
     alone = defence.per_example is None and defence.update == SEND_ALL
@@ -256,6 +244,12 @@ def at_update(defence: Defence) -> Defence:
         raise ValueError(
             "only what changes each gradient, and nothing else that is sent, can act "
             "on the whole update instead"
+        )
+    if step.needs:
+        needed = " and ".join(f"Context.{name}" for name in step.needs)
+        raise ValueError(
+            f"it needs {needed}, of the gradient of one step, which a whole change has "
+            f"not: let it act on each gradient, without '@update'"
         )
     return without_release(defence)._replace(update=step)
 

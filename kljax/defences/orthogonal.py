@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete, widened
+from kljax.defences.context import Context, part_of
+from kljax.defences.defence import Defence, is_concrete, widened
 
 # Between the rank of a gradient and that of a random matrix: a share of the largest
 # eigenvalue of the smaller product of a matrix with itself. Rounding leaves 1e-6, and
@@ -65,12 +66,7 @@ def censor(
     across = _divided_once if single_division else _across
 
     def release(rng: Rng, state, grads: Public, context: Context):
-        loss = context.loss
-        if loss is None:
-            raise ValueError(
-                "censor compares its trials by the client's own loss (Context.loss), "
-                "and there is none here: let it act on each gradient, without '@update'"
-            )
+        loss = part_of(context, "loss", "censor")
 
         def tried(index: Array | int) -> tuple[Array, Public]:
             leaves, tree = jax.tree.flatten(grads)
@@ -113,7 +109,7 @@ def censor(
         true = looks_computed(sent)
         return jax.tree.map(lambda g, s: jnp.where(true, g, s), grads, simulated)
 
-    return Defence(release=release, simulate=simulate)
+    return Defence(release=release, simulate=simulate, needs=("loss",))
 
 
 def _is_count(number: float | Array) -> bool:

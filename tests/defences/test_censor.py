@@ -287,9 +287,10 @@ def test_impossible_rates_are_named(rate):
 
 
 def test_a_whole_change_has_no_loss_to_compare_by():
-    defence = at_update(censor())
-    with pytest.raises(ValueError, match="censor compares.*without '@update'"):
-        defence.update.release(RNG, (), GRADS, Context(WEIGHTS, None, None, None))
+    with pytest.raises(ValueError, match="needs Context.loss.*without '@update'"):
+        at_update(censor())
+    with pytest.raises(ValueError, match="censor needs Context.loss.*'@update'"):
+        censor().release(RNG, (), GRADS, Context(WEIGHTS, None, None, None))
 
 
 @pytest.mark.slow

@@ -120,6 +120,38 @@ def local_loss(model: Model, loss: Loss, defence: Defence) -> Callable[..., Arra
     return value
 
 
+def local_features(
+    model: Model, defence: Defence, *, train: bool
+) -> Callable[..., Array]:
+    """Makes the function that computes a value on the way through one client's network.
+
+    Args:
+      model, defence, train: see `local_gradient`.
+
+    Returns:
+      ``(rng, public, stats, private, name, inputs [B, H, W, C]) -> [B, ...]``, of all
+      examples together; `Context.features` once the first four are given. With those
+      of `local_gradient` it is the value that the gradient was computed through.
+    """
+
+    def features(
+        rng: Rng, public: Public, stats: Stats, private: Private, name: str, inputs
+    ) -> Array:
+        gates = defence.gates(public.defence, private)
+        out = model.apply(
+            public.model,
+            stats,
+            inputs,
+            gates=gates,
+            taps=(name,),
+            train=train,
+            rngs=rng,
+        )
+        return out.taps[name]
+
+    return features
+
+
 def _by_example(
     gradient: Callable[..., Gradient],
     change: Callable[[Rng, Public], Public],
@@ -202,6 +234,7 @@ def one_step(
         )
     gradient = local_gradient(model, loss, defence, train=train)
     value = local_loss(model, loss, defence)
+    features = local_features(model, defence, train=train)
     bare = local_gradient(model, loss, without_changes(defence), train=train)
 
     def step(
@@ -223,13 +256,15 @@ def one_step(
             private = renew(rng_of("renewal"), private)
         private = defence.draw_private(rng_of("private"), private, targets.shape[0])
         seen = inputs if augment is None else augment(rng_of("augmentation"), inputs)
-        mine = functools.partial(gradient, rng_of("gradient"), public, stats, private)
+        at = rng_of("gradient"), public, stats, private
+        mine = functools.partial(gradient, *at)
         used, aims = defence.inputs(
             rng_of("inputs"), Context(public, stats, seen, targets, mine, private)
         )
         grads = mine(used, aims)
         there = functools.partial(value, stats, private, used, aims)
-        context = Context(public, stats, used, aims, mine, private, there)
+        inside = functools.partial(features, *at)
+        context = Context(public, stats, used, aims, mine, private, there, inside)
         down = add_pull(penalty, grads.public, public, public)
         sent, remembered = defence.release(rng_of("release"), remembered, down, context)
         if defence.per_example is not None:

@@ -29,6 +29,7 @@ from kljax.core.types import (
 from kljax.defences import Context, Defence
 from kljax.federated.clients.gradient import (
     add_pull,
+    local_features,
     local_gradient,
     local_loss,
     visible_of,
@@ -153,6 +154,7 @@ def local_training(
 
     gradient = local_gradient(model, loss, defence, train=True)
     value = local_loss(model, loss, defence)
+    features = local_features(model, defence, train=True)
 
     def init(public: Public, private: Private) -> ClientState:
         state = method(jnp.zeros((), jnp.int32)).init((public, private.trainable))
@@ -188,9 +190,8 @@ def local_training(
                 rng_of("private"), Private(secret, trainable), labels.shape[0]
             )
             aims = kind.encode(labels)
-            mine = functools.partial(
-                gradient, rng_of("gradient"), public, stats, private
-            )
+            at = rng_of("gradient"), public, stats, private
+            mine = functools.partial(gradient, *at)
             images, aims = defence.inputs(
                 rng_of("inputs"), Context(public, stats, images, aims, mine, private)
             )
@@ -200,7 +201,17 @@ def local_training(
                 rng_of("release"),
                 remembered,
                 add_pull(penalty, grads.public, public, received),
-                Context(public, stats, images, aims, mine, private, there),
+                Context(
+                    public,
+                    stats,
+                    images,
+                    aims,
+                    mine,
+                    private,
+                    there,
+                    functools.partial(features, *at),
+                    index,
+                ),
             )
             moves, memory = next_move(
                 descent, (down, grads.trainable), memory, (public, trainable)
