@@ -35,8 +35,10 @@ from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.quantisation import quantise, quantise_mixed
 from kljax.defences.refined import refine_inputs
 from kljax.defences.selective import selective_encryption
+from kljax.defences.soteria import soteria
 from kljax.defences.sparsification import top_k
 from kljax.defences.stand_in import adam_stand_in
+from kljax.defences.truncation import svd_truncation
 
 __all__ = [
     "Defence",
@@ -62,6 +64,8 @@ __all__ = [
     "quantise",
     "quantise_mixed",
     "censor",
+    "soteria",
+    "svd_truncation",
     "obscure_inputs",
     "refine_inputs",
     "conceal_samples",

@@ -104,16 +104,31 @@ PUBLIC_MASK = "every attack compares what can be read alone, and the mask is pub
 CLASSIFIER = "classifier"  # in an arm: the study's classifier, whatever its path
 
 
+def _path_of(sites: Sites, layer: str) -> Path:
+    """Reads a layer's path, which in an arm has points in place of slashes."""
+    return sites.classifier if layer == CLASSIFIER else layer.replace(".", "/")
+
+
+def _at_layer(
+    make: Callable[..., Defence], layer: str, **options: float | Strengths
+) -> Kind:
+    """Makes the row of a defence of what a layer is fed."""
+
+    def made(sites: Sites, *, layer: str, **numbers) -> Defence:
+        path = _path_of(sites, layer)
+        sites.value_shape(f"{path}:input")  # which refuses an unknown layer
+        return make(path, **numbers)
+
+    return _kind(made, {**options, "layer": layer}, fixed=("layer",))
+
+
 def _in_front(
     make: Callable[..., Defence], layer: str, **options: float | Strengths
 ) -> Kind:
-    """Makes the row of a defence that puts a module in front of a layer.
-
-    In an arm, a layer's path has points in place of slashes.
-    """
+    """Makes the row of a defence that puts a module in front of a layer."""
 
     def made(sites: Sites, *, layer: str, **numbers) -> Defence:
-        path = sites.classifier if layer == CLASSIFIER else layer.replace(".", "/")
+        path = _path_of(sites, layer)
         name = f"{path}:input"
         behind = functools.partial(sites.layers_behind, name)
         return make(path, sites.value_shape(name), behind=behind, **numbers)
@@ -203,6 +218,9 @@ KINDS: dict[str, Kind] = {
     "example-clipping": _without_sites(
         defences.example_clipping, bound=(16.0, 4.0, 1.0)
     ),
+    # Shares of its DLG notebook, of CENSOR and GGL, and of GI-NAS.
+    "soteria": _at_layer(defences.soteria, CLASSIFIER, fraction=(0.01, 0.1, 0.8)),
+    "svdefense": _without_sites(defences.svd_truncation, energy=(0.99, 0.9, 0.5)),
     "obscured-inputs": _without_sites(
         defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)
     ),

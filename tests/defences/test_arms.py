@@ -36,7 +36,9 @@ CONTEXT = Context(
     jnp.zeros((1, 2)),
     gradient=lambda images, targets: SimpleNamespace(public=GRADS),
     loss=lambda public: jnp.sum(public.model["w"]),
+    features=lambda name, inputs: inputs.reshape(1, -1)[:, :2] + 1,
 )
+WITH_CLASSIFIER = Public(GRADS.model | {"classifier/kernel": jnp.ones((2, 3))})
 
 
 def sent_by(defence, grads=GRADS):
@@ -47,9 +49,9 @@ def sent_by(defence, grads=GRADS):
     return released.model["w"]
 
 
-def sent(arm):
+def sent(arm, grads=GRADS):
     """What an arm's client sends."""
-    return np.asarray(sent_by(arm.defence))
+    return np.asarray(sent_by(arm.defence, grads))
 
 
 def gates(arm):
@@ -152,7 +154,9 @@ def test_an_unwritten_strength_is_the_default():
                 for text in (name, f"{name}={written}")
             )
             assert (plain.options, plain.skeleton) == (said.options, said.skeleton)
-            np.testing.assert_array_equal(sent(plain), sent(said))
+            np.testing.assert_array_equal(
+                sent(plain, WITH_CLASSIFIER), sent(said, WITH_CLASSIFIER)
+            )
 
 
 def test_transforms_follow_in_the_order_written():
