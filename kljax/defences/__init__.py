@@ -23,6 +23,7 @@ from kljax.defences.defence import (
     without_changes,
     without_release,
 )
+from kljax.defences.feature_pruning import soteria
 from kljax.defences.fedbn import private_norms
 from kljax.defences.fedpass import gates_by_passports
 from kljax.defences.locked import gates_of, keylock, plaintext_gates, unit_gates
@@ -34,8 +35,9 @@ from kljax.defences.precode import dense_bottleneck
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.quantisation import quantise, quantise_mixed
 from kljax.defences.refined import refine_inputs
+from kljax.defences.scheduled import outpost
 from kljax.defences.selective import selective_encryption
-from kljax.defences.soteria import soteria
+from kljax.defences.slices import slice_noise
 from kljax.defences.sparsification import top_k
 from kljax.defences.stand_in import adam_stand_in
 from kljax.defences.truncation import svd_truncation
@@ -65,6 +67,8 @@ __all__ = [
     "quantise_mixed",
     "censor",
     "soteria",
+    "outpost",
+    "slice_noise",
     "svd_truncation",
     "obscure_inputs",
     "refine_inputs",

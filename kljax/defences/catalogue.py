@@ -221,6 +221,13 @@ KINDS: dict[str, Kind] = {
     # Shares of its DLG notebook, of CENSOR and GGL, and of GI-NAS.
     "soteria": _at_layer(defences.soteria, CLASSIFIER, fraction=(0.01, 0.1, 0.8)),
     "svdefense": _without_sites(defences.svd_truncation, energy=(0.99, 0.9, 0.5)),
+    # The middle ones, and the other numbers, are those of TL-System/plato.
+    "outpost": _without_sites(
+        defences.outpost, beta=0.125, noise=(0.2, 0.8, 3.2), fraction=0.8, share=0.4
+    ),
+    "graddefense": _without_sites(
+        defences.slice_noise, slices=10.0, perturbed=5.0, std=(0.001, 0.01, 0.1)
+    ),
     "obscured-inputs": _without_sites(
         defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)
     ),

@@ -31,11 +31,7 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
     if is_concrete(fraction) and not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")
 
-    def prune(leaf: Array) -> Array:
-        size = jnp.abs(leaf)
-        return jnp.where(
-            size < jnp.quantile(size, jnp.asarray(fraction, size.dtype)), 0.0, leaf
-        )
+    prune = functools.partial(prune_by_quantile, fraction=fraction)
 
     def release(rng: Rng, state, grads: Public, context: Context):
         del rng, context
@@ -50,6 +46,14 @@ def magnitude_pruning(fraction: float | Array) -> Defence:
         return jax.tree.map(functools.partial(zero_as_seen, prune), grads, sent)
 
     return Defence(release=release, simulate=simulate, deterministic=True)
+
+
+def prune_by_quantile(leaf: Array, fraction: float | Array) -> Array:
+    """Zeroes what is below a tensor's quantile, see `magnitude_pruning`."""
+    size = jnp.abs(leaf)
+    return jnp.where(
+        size < jnp.quantile(size, jnp.asarray(fraction, size.dtype)), 0.0, leaf
+    )
 
 
 def zero_as_seen(change: Callable[[Array], Array], leaf: Array, sent: Array) -> Array:

@@ -43,8 +43,11 @@ WITH_CLASSIFIER = Public(GRADS.model | {"classifier/kernel": jnp.ones((2, 3))})
 
 def sent_by(defence, grads=GRADS):
     """What a defence lets a client send."""
+    context = CONTEXT._replace(
+        public=grads, gradient=lambda *_: SimpleNamespace(public=grads)
+    )
     released, _ = defence.release(
-        jax.random.key(3), defence.init_state(grads), grads, CONTEXT
+        jax.random.key(3), defence.init_state(grads), grads, context
     )
     return released.model["w"]
 

@@ -111,7 +111,7 @@ def test_the_table_holds_every_factory():
     }
     # Those of tests of their own: test_selective.py, test_quantisation.py, ...
     elsewhere = {"selective_encryption", "quantise_mixed", "censor", "soteria"}
-    elsewhere |= {"svd_truncation"}  # test_truncation.py
+    elsewhere |= {"svd_truncation", "outpost", "slice_noise"}
     elsewhere |= {"dense_bottleneck", "convolutional_bottleneck"}  # test_bottlenecks.py
     elsewhere |= {"private_norms", "gates_by_passports"}  # test_private_gates.py
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)

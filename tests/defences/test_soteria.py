@@ -10,7 +10,7 @@ from toys import CLASSES, IMAGE_SHAPE, quick_jit, random_weights, toy_model
 from kljax.core.types import Private, Public
 from kljax.defences import Context, at_update, chain, none, soteria
 from kljax.defences.arms import parse_training_arm
-from kljax.defences.soteria import sensitivities
+from kljax.defences.feature_pruning import sensitivities
 from kljax.federated.clients import one_step
 from kljax.models.losses import cross_entropy
 
