@@ -114,6 +114,9 @@ def test_the_table_holds_every_factory():
     elsewhere |= {"svd_truncation", "outpost", "slice_noise"}
     elsewhere |= {"dense_bottleneck", "convolutional_bottleneck"}  # test_bottlenecks.py
     elsewhere |= {"private_norms", "gates_by_passports"}  # test_private_gates.py
+    elsewhere |= {"mix_up", "insta_hide", "insta_hide_cross"}  # test_mixing.py
+    elsewhere |= {"transform_images", "read_policies", "write_policies"}  # test_ats.py
+    elsewhere |= {"search_policies", "privacy_score", "accuracy_score"}  # the same
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)
 
 
