@@ -117,6 +117,7 @@ def test_the_table_holds_every_factory():
     elsewhere |= {"mix_up", "insta_hide", "insta_hide_cross"}  # test_mixing.py
     elsewhere |= {"transform_images", "read_policies", "write_policies"}  # test_ats.py
     elsewhere |= {"search_policies", "privacy_score", "accuracy_score"}  # the same
+    elsewhere |= {"refine_inputs", "conceal_samples"}  # test_concealed.py
     assert set(defences.__all__) - helpers - elsewhere <= set(DEFENCES)
 
 
