@@ -10,6 +10,7 @@ from kljax.defences.defence import (
     SEND_ALL,
     Context,
     Defence,
+    Mechanism,
     Transform,
     as_given,
     as_sent,
@@ -32,6 +33,7 @@ from kljax.defences.noise import gaussian_noise, laplace_noise
 from kljax.defences.obscured import obscure_inputs
 from kljax.defences.orthogonal import censor
 from kljax.defences.precode import dense_bottleneck
+from kljax.defences.private_sgd import dp_fedavg, dp_sgd, pre_clip_noise
 from kljax.defences.pruning import magnitude_pruning
 from kljax.defences.quantisation import quantise, quantise_mixed
 from kljax.defences.refined import refine_inputs
@@ -46,6 +48,7 @@ __all__ = [
     "Defence",
     "Context",
     "Transform",
+    "Mechanism",
     "SEND_ALL",
     "as_sent",
     "as_given",
@@ -61,6 +64,9 @@ __all__ = [
     "magnitude_pruning",
     "norm_clipping",
     "example_clipping",
+    "pre_clip_noise",
+    "dp_sgd",
+    "dp_fedavg",
     "adam_stand_in",
     "top_k",
     "quantise",

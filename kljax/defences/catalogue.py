@@ -27,6 +27,7 @@ class Sites(NamedTuple):
       paths, widths: of the layers that a lock gates, and their channels.
       lock: on them.
       classifier: path of the last layer.
+      batch: examples in a gradient.
       value_shape, layers_behind: ``name -> shape`` of a value, and ``name -> paths`` of
         the layers that are fed by it, see `kljax.models.value_shape`. Where no network
         is, no shape is right.
@@ -38,6 +39,7 @@ class Sites(NamedTuple):
     classifier: Path = "classifier"
     value_shape: Callable[[str], tuple[int, ...]] = lambda name: (1, 1, 1)
     layers_behind: Callable[[str], tuple[Path, ...]] = lambda name: ()
+    batch: int = 1
 
 
 Value = float | str | None
@@ -227,6 +229,14 @@ KINDS: dict[str, Kind] = {
     ),
     "graddefense": _without_sites(
         defences.slice_noise, slices=10.0, perturbed=5.0, std=(0.001, 0.01, 0.1)
+    ),
+    "pre-clip-noise": _without_sites(defences.pre_clip_noise, std=(0.01, 0.1, 1.0)),
+    "dp-sgd": _kind(
+        lambda sites, **options: defences.dp_sgd(**options, batch=sites.batch),
+        {"bound": 1.0, "noise_multiplier": (0.1, 1.0, 4.0), "pre_clip_std": 0.0},
+    ),
+    "dp-fedavg": _without_sites(
+        defences.dp_fedavg, bound=1.0, noise_multiplier=(0.01, 0.1, 1.0)
     ),
     "obscured-inputs": _without_sites(
         defences.obscure_inputs, steps=50.0, rate=0.05, weight=(0.25, 0.5, 1.0)

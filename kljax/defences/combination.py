@@ -20,6 +20,7 @@ from kljax.defences.defence import (
     no_parts,
     step_transform,
 )
+from kljax.defences.guarantee import kept_mechanism
 
 
 def chain(first: Defence, *transforms: Defence) -> Defence:
@@ -40,6 +41,8 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
 
     Raises:
       ValueError: if one of `transforms` has parts or gates of its own; put it first.
+        And for what breaks the guarantee of a private defence among them
+        (`kljax.defences.guarantee`).
     """
     for i, transform in enumerate(transforms, start=1):
         own = transform.init, transform.gates, transform.draw_private
@@ -61,6 +64,7 @@ def chain(first: Defence, *transforms: Defence) -> Defence:
         per_example=_one_by_one([member.per_example for member in members]),
         simulate_example=_simulated_one_by_one(members),
         visible=_readable([member.visible for member in members]),
+        mechanism=kept_mechanism(members),
     )
 
 
@@ -101,7 +105,9 @@ def _simulates_examples(member: Defence) -> bool:
     """Tells whether it is known what a defence makes of each example's gradient."""
     if member.per_example is None:
         return True
-    return member.deterministic and member.simulate_example is not None
+    # What has a density is itself a chain, whose last part is noise.
+    known = member.deterministic or member.log_prob is not None
+    return known and member.simulate_example is not None
 
 
 def _simulated_one_by_one(

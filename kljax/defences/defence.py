@@ -8,7 +8,7 @@ written for one client.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,25 @@ class Transform(NamedTuple):
 SEND_ALL = Transform(send_all, as_sent, no_state)
 
 
+class Mechanism(NamedTuple):
+    """What of a defence is a Gaussian mechanism of differential privacy.
+
+    One unit (an example, or all that a client has) moves what is released by at most a
+    bound, and noise of `noise_multiplier` times that bound is added. Two data sets are
+    neighbours where one has a unit for which the other has nothing, a gradient or
+    change of 0: what dp-accounting calls ``REPLACE_SPECIAL``.
+
+    Attributes:
+      noise_multiplier: [] standard deviation of the noise over the bound.
+      unit: ``example`` or ``client``.
+      releases: ``gradients``, in every local step, or the whole ``update``.
+    """
+
+    noise_multiplier: float | Array
+    unit: Literal["example", "client"]
+    releases: Literal["gradients", "update"]
+
+
 def no_parts(rng: Rng, params: Params) -> tuple[PyTree, Private]:
     """Starts a defence that has neither public nor private parts."""
     del rng, params
@@ -151,6 +170,8 @@ class Defence(NamedTuple):
       visible: ``(rng, sent, Context) -> tree like sent of bool arrays``: which entries
         of what is sent a server can read. It aggregates the others all the same, as
         under encryption, and it sees which they are.
+      mechanism: the guarantee that its releases have; None where they have none, or
+        nobody accounts for it. See `kljax.defences.accounting`.
     """
 
     init: Callable[[Rng, Params], tuple[PyTree, Private]] = no_parts
@@ -172,6 +193,7 @@ class Defence(NamedTuple):
     needs: tuple[str, ...] = ()
     update: Transform = SEND_ALL
     visible: Callable[[Rng, Public, Context], PyTree] = everything
+    mechanism: Mechanism | None = None
 
 
 def is_concrete(number: float | Array) -> bool:
@@ -251,7 +273,10 @@ def at_update(defence: Defence) -> Defence:
             f"it needs {needed}, of the gradient of one step, which a whole change has "
             f"not: let it act on each gradient, without '@update'"
         )
-    return without_release(defence)._replace(update=step)
+    mechanism = defence.mechanism
+    if mechanism is not None:
+        mechanism = mechanism._replace(releases="update")
+    return without_release(defence)._replace(update=step, mechanism=mechanism)
 
 
 def step_transform(defence: Defence) -> Transform:
@@ -261,7 +286,7 @@ def step_transform(defence: Defence) -> Transform:
 
 def without_release(defence: Defence) -> Defence:
     """Makes the same defence, but for what it does on release, which is nothing."""
-    return defence._replace(**SEND_ALL._asdict(), update=SEND_ALL)
+    return defence._replace(**SEND_ALL._asdict(), update=SEND_ALL, mechanism=None)
 
 
 def without_changes(defence: Defence) -> Defence:

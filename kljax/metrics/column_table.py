@@ -297,6 +297,25 @@ FOUND = (
         rows="attack",
         form=".1%",
     ),
+    _reported(
+        "epsilon",
+        "epsilon",
+        "of differential privacy, of this one upload, at delta; empty where an arm has "
+        "no guarantee. See kljax.defences.accounting for what is assumed",
+        unit="from 0",
+        knows="attacker",
+        form=".2f",
+        leaks=1,
+        shown="terminal",
+    ),
+    Column(
+        name="delta",
+        meaning="delta of epsilon",
+        unit="(0, 1)",
+        knows="attacker",
+        rows="attack",
+        option="delta",
+    ),
     Column(
         name="evaluations",
         dtype="int64",

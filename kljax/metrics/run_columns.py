@@ -32,6 +32,14 @@ RUN_COLUMNS = by_name(
             "class after the round",
             **ACCURACY,
         ),
+        Column(
+            name="epsilon",
+            meaning="of differential privacy, after the round and all before it, at "
+            "the run's delta, of the client that has released most; empty where an arm "
+            "has no guarantee. See kljax.defences.accounting for what is assumed",
+            unit="from 0",
+            form=".2f",
+        ),
         Column(name="clients", dtype="int64", meaning="clients in the cohort"),
         Column(
             name="examples",

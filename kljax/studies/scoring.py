@@ -21,6 +21,7 @@ from kljax.core.inputs import InputSpec
 from kljax.defences.arms import Arm, last_transform
 from kljax.metrics import COLUMNS, Column
 from kljax.metrics.kinds import find_kind
+from kljax.studies.builder.privacy import epsilon_of_upload
 from kljax.studies.config import LeakConfig
 from kljax.studies.input_scores import (
     Floors,
@@ -256,6 +257,7 @@ def _of_upload(
     holds = float(attacked.label_rule_holds[n])
     scale = float(attacked.loss_scale[n])
     floor = metrics.loss_floor(reachable, scale, degree) if measured else None
+    epsilon = epsilon_of_upload(result.config, arm.arm)
     row = _options(result.config, "attack") | _at(columns, found.numbers, n)
     if searched:
         row |= _options(result.config, "search")
@@ -277,6 +279,8 @@ def _of_upload(
         "replay_is_exact": exact if measured else None,
         "label_rule_holds": None if np.isnan(holds) else bool(holds),
         "visible_share": float(attacked.visible_share[n]),
+        "epsilon": epsilon,
+        "delta": None if epsilon is None else result.config.delta,
     }
     of_examples = [
         {"label_guess": None if classes is None else int(classes[example])}

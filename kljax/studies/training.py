@@ -32,6 +32,7 @@ from kljax.parallel.agreement import (
     true_anywhere,
 )
 from kljax.studies import figures, run_folder
+from kljax.studies.builder.privacy import check_trained, epsilon_by_round
 from kljax.studies.builder.run_setup import (
     RunSetup,
     arm_rounds,
@@ -159,6 +160,8 @@ def _open(
         _claim(folder, config, held)
     setup = build_run_setup(config)
     check_training(setup)
+    for name in config.arms:
+        check_trained(setup, name)
     # What is wrong in the configuration leaves no folder.
     if folder is not None and not there:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +210,12 @@ def _train(
             for name, arm in trained.items()
         }
     measure = setup.task.dataset.target_spec.measure
-    summary = run_folder.summarise(described, rows, accuracy, success, measure)
+    epsilons = {
+        name: epsilon_by_round(setup, name)(config.rounds) for name in config.arms
+    }
+    summary = run_folder.summarise(
+        described, rows, accuracy, success, measure, epsilons
+    )
     with agreed():
         if folder is not None:
             run_folder.write_summary(folder, summary, rows)
@@ -294,6 +302,7 @@ def _train_arm(
     on = measuring_of(setup, name, built)
     measured_by = setup.task.dataset.target_spec.measure
     on_arm(ArmBegun(name, first, nbytes(clients), measured_by))
+    epsilon_after = epsilon_by_round(setup, name)
     for number in range(first, config.rounds):
         server, info = rounds.run_round(
             keys.rounds,
@@ -309,7 +318,7 @@ def _train_arm(
         if measured or due:
             fill_in_clients(clients)
         seen = measure(on, server, clients) if measured else None
-        rows.append(_row(setup, name, number, info, seen))
+        rows.append(_row(setup, name, number, info, seen, epsilon_after(done)))
         with agreed():
             if place is not None:
                 run_folder.write_rows(place.parent, rows)
@@ -329,7 +338,12 @@ def _train_arm(
 
 
 def _row(
-    setup: RunSetup, name: str, number: int, info: RoundInfo, seen: Measured | None
+    setup: RunSetup,
+    name: str,
+    number: int,
+    info: RoundInfo,
+    seen: Measured | None,
+    epsilon: float | None,
 ) -> Row:
     config = setup.config
     steps = sum(
@@ -344,6 +358,7 @@ def _row(
         "train_accuracy": None if np.isnan(info.accuracy) else info.accuracy,
         "test_accuracy": _mean(seen.accuracy if seen else None),
         "attack_success": _mean(seen.attack_success if seen else None),
+        "epsilon": epsilon,
         "clients": len(info.clients),
         "examples": steps * config.batch,
         "excluded": tuple(excluded.tolist()),

@@ -94,7 +94,7 @@ def flat(tree):
 
 
 def test_the_table_holds_every_factory():
-    helpers = {"Defence", "Context", "Transform", "SEND_ALL"}
+    helpers = {"Defence", "Context", "Transform", "Mechanism", "SEND_ALL"}
     helpers |= {
         "unit_gates",
         "gates_of",
@@ -113,6 +113,7 @@ def test_the_table_holds_every_factory():
     elsewhere = {"selective_encryption", "quantise_mixed", "censor", "soteria"}
     elsewhere |= {"svd_truncation", "outpost", "slice_noise"}
     elsewhere |= {"dense_bottleneck", "convolutional_bottleneck"}  # test_bottlenecks.py
+    elsewhere |= {"dp_sgd", "dp_fedavg", "pre_clip_noise"}  # test_private_sgd.py
     elsewhere |= {"private_norms", "gates_by_passports"}  # test_private_gates.py
     elsewhere |= {"mix_up", "insta_hide", "insta_hide_cross"}  # test_mixing.py
     elsewhere |= {"transform_images", "read_policies", "write_policies"}  # test_ats.py

@@ -99,9 +99,9 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
         models = {n: normalised(m, *statistics) for n, m in task.models.items()}
         task = task._replace(models=models)
     defences: dict[str, Defence] = {}
+    sites = task.sites._replace(batch=config.batch)
     parsed = {
-        text: arms.parse_training_arm(text, task.sites, defences)
-        for text in config.arms
+        text: arms.parse_training_arm(text, sites, defences) for text in config.arms
     }
     for arm in parsed.values():
         check_norm(config, task.network, arm)

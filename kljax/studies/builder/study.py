@@ -52,6 +52,7 @@ from kljax.studies.builder.drawn_client import (
 )
 from kljax.studies.builder.from_run import settle
 from kljax.studies.builder.one_victim import Attacked, make_attack_on_one
+from kljax.studies.builder.privacy import check_attacked
 from kljax.studies.builder.run_client import (
     Captured,
     CapturedArm,
@@ -182,7 +183,9 @@ def build_study(
         {} if compiled is None else compiled.shared,
     )
     defences = {}
-    arms = [parse_arm(text, task.sites, defences) for text in config.arms]
+    examples = config.batch if config.upload == "update" else config.examples
+    sites = task.sites._replace(batch=examples)
+    arms = [parse_arm(text, sites, defences) for text in config.arms]
     states = None if captured is None else read_states(captured)
     return study._replace(
         attacks=tuple(_build_arm_attack(study, arm, states) for arm in arms)
@@ -199,6 +202,7 @@ def _build_arm_attack(
     check_density(config, arm, preset, task.dataset.input_spec)
     check_simulated_inputs(config, arm)
     threat = declare_threat(config, arm, preset)
+    check_attacked(arm, study.networks[arm.norm], threat.knowledge)
     check_labels(config, arm, threat.strategy.labels)
     model, captured = study.networks[arm.norm], study.captured
     train = threat.knowledge.victim_norm == "train"

@@ -19,6 +19,7 @@ from kljax.core.checks import (
 )
 from kljax.data.catalogue import EMBEDDED, TEXTS
 from kljax.data.files import is_path
+from kljax.defences.accounting import check_delta
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
@@ -203,6 +204,8 @@ class LeakConfig:
       client_optimiser: what the client's optimiser starts an update from: ``kept``
         from earlier rounds as in the run, of which the attacker knows nothing, or
         ``fresh``, which favours the attacker.
+      delta: of differential privacy, at which epsilon is said of arms that have a
+        guarantee, see `kljax.defences.accounting`.
       metrics: your own, each ``package.module:function`` made by
         `kljax.metrics.metric`; each is a column of the rows more.
     """
@@ -252,6 +255,7 @@ class LeakConfig:
     local_epochs: int | None = None
     batch: int | None = None
     client_optimiser: Literal["kept", "fresh"] = "kept"
+    delta: float = 1e-5
     metrics: tuple[str, ...] = ()
     earlier: int = 0
 
@@ -262,6 +266,7 @@ class LeakConfig:
         check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})
         _check_needs(self)
         check_precision(self.precision)
+        check_delta(self.delta)
         check_arms(self.arms)
         if ":" not in self.label_rule:
             check_choice(self, "label_rule", ("auto", *RULES))

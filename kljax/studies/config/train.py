@@ -19,6 +19,7 @@ from kljax.data.augmentation import AUGMENTATIONS
 from kljax.data.catalogue import EMBEDDED
 from kljax.data.partitioning import notations
 from kljax.data.triggers import TRIGGERS
+from kljax.defences.accounting import check_delta
 from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.federated.aggregation import AGGREGATORS
@@ -171,6 +172,8 @@ class TrainConfig:
         or signed, which is none and lets gates be negative.
       fresh_private_keys: whether clients draw their private key anew in every round;
         one for all rounds otherwise, as in the paper.
+      delta: of differential privacy, at which epsilon is said of arms that have a
+        guarantee, see `kljax.defences.accounting`.
       evaluate_every: rounds between two measurements of test accuracy.
       save_every: rounds between two checkpoints.
       keep_rounds: rounds whose starting states are kept, to attack them later: R is
@@ -232,6 +235,7 @@ class TrainConfig:
     lock_init: float = 0.0
     lock_activation: Literal[tuple(ACTIVATIONS)] = "relu"
     fresh_private_keys: bool = False
+    delta: float = 1e-5
     evaluate_every: int = 1
     save_every: int = 10
     keep_rounds: tuple[int, ...] = ()
@@ -258,6 +262,7 @@ class TrainConfig:
                 "at most as many, or 0 for all"
             )
         check_precision(self.precision)
+        check_delta(self.delta)
         check_arms(self.arms)
         for name in ("weight_decay", "proximal", "init", "lock_init"):
             check_number(self, name)

@@ -25,8 +25,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 READ = {"string": str, "int32": int, "int64": int, "float64": float}
 COLUMNS = {name: READ[column.dtype] for name, column in RUN_COLUMNS.items()}
 COLUMNS["excluded"] = _numbers
-MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy", "attack_success")
-OF_ATTACKERS = ("attack_success",)  # not in the file of a run that has none
+OF_SOME = ("attack_success", "epsilon")  # not in the file of a run that has none
+MAY_BE_EMPTY = ("loss", "train_accuracy", "test_accuracy", *OF_SOME)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -67,7 +67,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         if name not in COLUMNS:
             what = unknown_name("column", name, COLUMNS)
             raise DamagedFile(path, what, remedy=LOST, place="line 1")
-    missing = [n for n in COLUMNS if n not in header and n not in OF_ATTACKERS]
+    missing = [n for n in COLUMNS if n not in header and n not in OF_SOME]
     if missing:
         what = f"it lacks {', '.join(missing)}"
         raise DamagedFile(path, what, remedy=LOST, place="line 1")
@@ -78,7 +78,7 @@ def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Ro
     if len(line) != len(header):
         what = f"it has {len(line)} of {len(header)} fields"
         raise DamagedFile(path, what, remedy=LOST, place=place)
-    row = dict.fromkeys(OF_ATTACKERS)
+    row = dict.fromkeys(OF_SOME)
     for name, text in zip(header, line, strict=True):
         if not text and name in MAY_BE_EMPTY:
             row[name] = None
@@ -94,7 +94,7 @@ def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Ro
 def write_rows(folder: Path, rows: list[Row]) -> None:
     """Writes ``metrics.csv``."""
     text = io.StringIO(newline="")
-    absent = [n for n in OF_ATTACKERS if all(row[n] is None for row in rows)]
+    absent = [n for n in OF_SOME if all(row[n] is None for row in rows)]
     columns = [name for name in COLUMNS if name not in absent]
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

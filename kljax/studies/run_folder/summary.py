@@ -23,6 +23,7 @@ MEASURES = {
 }
 # Lines of the table beside the tests.
 SUCCESS, FLOOR = "attack_success", "attack_success_floor"
+EPSILON = "epsilon"
 REMAKE = "remove it and run the training again: it is made anew from the checkpoints"
 
 
@@ -59,6 +60,7 @@ class Summary(TypedDict):
     accuracy: dict[str, dict[str, Accuracy]]  # by arm and test
     measure: NotRequired[str]
     attack_success: NotRequired[dict[str, AttackSuccess]]  # by arm, with attackers
+    epsilon: NotRequired[dict[str, float | None]]  # by arm, with a private one
     throughput: Throughput
     config: dict[str, Any]
 
@@ -88,6 +90,7 @@ def summarise(
     accuracy: dict[str, Any],
     attack_success: dict[str, Any] | None = None,
     measure: str = ACCURACY,
+    epsilon: dict[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Summarises a finished run, as written to ``summary.json``.
 
@@ -98,6 +101,8 @@ def summarise(
       attack_success: by arm, as `AttackSuccess`; None without attackers.
       measure: what accuracies are, see `kljax.core.targets.TargetSpec.measure`; a
         summary says it where it is no accuracy.
+      epsilon: by arm, at the end of the rounds; None for an arm without a guarantee. A
+        summary says it where any arm has one.
     """
     run_s = sum(row["run_s"] for row in rows)
 
@@ -110,6 +115,7 @@ def summarise(
         "accuracy": accuracy,
         **({} if measure == ACCURACY else {"measure": measure}),
         **({} if attack_success is None else {"attack_success": attack_success}),
+        **({"epsilon": epsilon} if any(_numbers(epsilon)) else {}),
         "throughput": {
             "clients_per_s": per_second("clients"),
             "examples_per_s": per_second("examples"),
@@ -119,6 +125,10 @@ def summarise(
         },
         "config": config,
     }
+
+
+def _numbers(epsilon: dict[str, float | None] | None) -> list[bool]:
+    return [number is not None for number in (epsilon or {}).values()]
 
 
 def write_summary(folder: Path, summary: dict[str, Any], rows: list[Row]) -> None:
@@ -141,7 +151,8 @@ def measured(summary: dict[str, Any]) -> str:
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lays the accuracies out: one line per test, one column per arm, in per cent.
 
-    With attackers, two lines more: their success, and its floor.
+    With attackers, two lines more: their success, and its floor. With a private arm one
+    more: epsilon, which is no share.
     """
     accuracy = summary["accuracy"]
     header = ["test", *accuracy]
@@ -156,7 +167,14 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             [SUCCESS, *(_cell(success[arm]) for arm in accuracy)],
             [FLOOR, *(_cell_of_floor(success[arm]["floor"]) for arm in accuracy)],
         ]
+    epsilon = summary.get("epsilon")
+    if epsilon:
+        lines.append([EPSILON, *(_cell_of_epsilon(epsilon[arm]) for arm in accuracy)])
     return header, lines
+
+
+def _cell_of_epsilon(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
 
 
 def _cell_of_floor(rate: float | None) -> str:
@@ -166,6 +184,12 @@ def _cell_of_floor(rate: float | None) -> str:
 def _explained(config: dict[str, Any], line: str) -> str:
     if line in evaluation.TESTS:
         return evaluation.TESTS[line].words
+    if line == EPSILON:
+        return (
+            f"of differential privacy at delta {config['delta']:g}, after all rounds, "
+            "against who sees each upload: of an example under `dp-sgd`, of a client "
+            "under `dp-fedavg`; without what sampling would gain"
+        )
     who = "honest clients alone" if line == FLOOR else "attackers among the clients"
     return (
         f"share of test images of other classes that, with the trigger "

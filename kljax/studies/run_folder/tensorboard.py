@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kljax.studies.run_folder.rows import Row
+from kljax.studies.run_folder.rows import MAY_BE_EMPTY, Row
 
 
 def boards(folder: Path | None) -> Callable[[str, int], Any]:
@@ -34,7 +34,7 @@ def boards(folder: Path | None) -> Callable[[str, int], Any]:
 
 def write_board(board: Any, row: Row) -> None:
     """Writes a round to TensorBoard."""
-    for name in ("loss", "train_accuracy", "test_accuracy", "attack_success"):
+    for name in MAY_BE_EMPTY:
         if row[name] is not None:
             board.add_scalar(name, row[name], row["round"])
     board.flush()

@@ -20,7 +20,7 @@ DIGITS = 12  # of an id
 # What does not change a victim's result. The same data may lie elsewhere.
 NO_RESULTS = (*SPEED_OPTIONS, "data_dir")
 # What compiled functions take as data, or what is split before they are called.
-NO_PROGRAM = ("layout", "seed", "victims")
+NO_PROGRAM = ("layout", "seed", "victims", "delta")
 
 
 class Cell(NamedTuple):
