@@ -127,6 +127,7 @@ OTHER = {
     "client_optimiser": "fresh",
     "metrics": ("mine:blur",),
     "earlier": 5,
+    "delta": 1e-6,
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"
@@ -142,7 +143,7 @@ def test_every_field_is_judged(name):
     one, other = make_cell({}, BASE), make_cell({}, config)
     same_result = name in {"layout", "convolution", "data_dir"}
     assert (one.id == other.id) == same_result
-    same_program = name in {"layout", "seed", "victims"}
+    same_program = name in {"layout", "seed", "victims", "delta"}
     assert (signature(one) == signature(other)) == same_program
     # What the file can set is every field, but for the two that it cannot.
     assert (name in FIELDS) == (name not in {"arms", "layout"})
