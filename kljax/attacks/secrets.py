@@ -9,6 +9,7 @@ unknown part of the candidate and the function that makes gates of it. None touc
 of the view than its strategy needs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -190,6 +191,38 @@ def regress_gates(setting: Setting) -> Secret:
     return Secret(Unknown(start, decode), lambda public, guess: guess)
 
 
+def regress_passports(setting: Setting) -> Secret:
+    """Optimises passports within the plane of the gradient of their weights.
+
+    What a client sends of a site's W [K, C] is ``s d^T + s' d'^T`` over sqrt(K), for
+    its passports s and s': its first two left singular vectors span their plane. Two
+    numbers are looked for of each passport, from N(0, K/2), as many as say how long
+    passports are; they give the gates through W, and the gradient of W, which is
+    compared with the others. A row of W that is hidden is taken for 0 in both. This is
+    kljax's own attack.
+    """
+
+    def start(rng: Rng, view: View):
+        free, fixed = {}, {}
+        for i, (site, _) in enumerate(setting.defence.sites):
+            sent = jnp.nan_to_num(view.grads.defence[site])
+            plane = jnp.linalg.svd(sent, full_matrices=False)[0][:, :2]
+            own = jax.random.fold_in(rng, i)
+            free[site] = jax.random.normal(own, (2, plane.shape[1]))
+            fixed[site] = plane
+        return free, fixed
+
+    def decode(free, fixed):
+        return Private(
+            {
+                site: Gate(*(math.sqrt(plane.shape[0] / 2) * free[site] @ plane.T))
+                for site, plane in fixed.items()
+            }
+        )
+
+    return Secret(Unknown(start, decode), setting.defence.gates)
+
+
 def peel(setting: Setting) -> Secret:
     """Reads the gates off the layers above the lock, in closed form, and keeps them.
 
@@ -276,6 +309,7 @@ SECRETS: dict[str, Callable[[Setting], Secret]] = {
     "fixed_mean": fixed_mean,
     "regress_private_key": regress_private_key,
     "regress_gates": regress_gates,
+    "regress_passports": regress_passports,
     "peel": peel,
     "mean": unit,
     "random_noise": random_noise,

@@ -1,11 +1,13 @@
 """Passports: private vectors that public weights make scale and shift of."""
 
+import dataclasses
+
 import jax
 
 from kljax.core.types import Gate, Gates, Params, Path, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
 from kljax.defences.defence import Defence
-from kljax.threat import PASSPORT_STRATEGIES, HiddenParts
+from kljax.threat import PASSPORT_STRATEGIES, HiddenParts, SecretStrategy
 
 
 def gates_by_passports(
@@ -18,9 +20,11 @@ def gates_by_passports(
     are never trained and never sent (``Private.secret``); W is trained, sent and
     aggregated like any parameter. Scales have signs.
 
-    What is sent of W is ``s d^T + s' d'^T``: it spans the plane of the two passports of
-    a site, which no strategy here makes use of. To someone without passports (an empty
-    ``Private()``) the network has unit gates.
+    What is sent of W is ``s d^T + s' d'^T`` over sqrt(K): it spans the plane of the two
+    passports of a site. Strategy ``regress_passports`` looks for them there;
+    ``regress_gates`` and ``peel`` take the gates for free numbers, and leave what is
+    sent of W, of which they say nothing, out of the comparison. To someone without
+    passports (an empty ``Private()``) the network has unit gates.
 
     Args:
       sites: paths of the gated layers.
@@ -64,6 +68,20 @@ def gates_by_passports(
     return Defence(
         init=init,
         gates=gates,
-        strategies=tuple(PASSPORT_STRATEGIES.values()),
+        strategies=tuple(map(_strategy, PASSPORT_STRATEGIES.values())),
         hidden_parts=HiddenParts("the passports", None),
     )
+
+
+# Whose gates are no function of W.
+_FREE_GATES = ("regress_gates", "peel")
+
+
+def _strategy(strategy: SecretStrategy) -> SecretStrategy:
+    if strategy.name not in _FREE_GATES:
+        return strategy
+    return dataclasses.replace(strategy, omits=_is_of_weights)
+
+
+def _is_of_weights(name: str) -> bool:
+    return name.startswith("defence/")

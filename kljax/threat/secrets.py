@@ -228,6 +228,12 @@ PASSPORT_STRATEGIES = by_name(
             {"private_key": ("known",)},
         ),
         *_ABOUT_GATES,
+        SecretStrategy(
+            "regress_passports",
+            "It optimises passports along with the {noun}, in the plane that the "
+            "gradient of the public weights shows them to lie in.",
+            {"upload": ("gradient",)},
+        ),
     ]
 )
 
@@ -235,6 +241,7 @@ PASSPORT_STRATEGIES = by_name(
 OWN_NAMES = frozenset(
     (
         *KEYLOCK_STRATEGIES,
+        *PASSPORT_STRATEGIES,
         *BOTTLENECK_STRATEGIES,
         *MIXING_STRATEGIES,
         *CONCEALING_STRATEGIES,

@@ -149,6 +149,42 @@ def test_without_what_is_private_there_are_no_gates(defence):
 # --- the attackers ---------------------------------------------------------------
 
 
+def test_passports_are_found_in_the_plane_of_what_is_sent():
+    """Four numbers of a site explain all that is sent, of its weights, too."""
+    public, private = trained(FEDPASS)
+    update = upload(FEDPASS, (public, private))
+    ground = setting("regress_passports", FEDPASS)
+    secret = secret_of(ground)
+    view = threat.observe(ground.threat, update)
+    free, fixed = secret.unknown.start(jax.random.key(7), view)
+    assert {site: one.shape for site, one in free.items()} == {"norm": (2, 2)}
+    own = np.stack(private.secret["norm"])
+    found = {"norm": jnp.asarray(own @ fixed["norm"] / np.sqrt(5 / 2))}
+    guess = secret.unknown.decode(found, fixed)
+    np.testing.assert_allclose(np.stack(guess.secret["norm"]), own, atol=1e-3)
+    candidate = Candidate(update.inputs, update.targets, guess)
+    simulated, observed = replay(ground, secret.gates)(view, candidate)
+    assert jax.tree.leaves(observed.defence)  # of the weights, too
+    apart = jax.tree.map(jnp.subtract, simulated, observed)
+    assert optax.tree.norm(apart) < 1e-3 * optax.tree.norm(observed)
+    # Drawn passports are as long as a client's are on average.
+    starts = [secret.unknown.start(jax.random.key(i), view)[0] for i in range(64)]
+    drawn = [secret.unknown.decode(one, fixed).secret["norm"].scale for one in starts]
+    assert np.isclose(np.mean(np.square(drawn)), 1, atol=0.3)
+
+
+def test_gates_that_are_free_are_not_held_against_the_weights():
+    """Nothing is simulated of W; a constant would stand in every loss."""
+    update = upload(FEDPASS, trained(FEDPASS))
+    ground = setting("regress_gates", FEDPASS)
+    secret = secret_of(ground)
+    view = threat.observe(ground.threat, update)
+    guess = secret.unknown.decode(*secret.unknown.start(jax.random.key(7), view))
+    candidate = Candidate(update.inputs, update.targets, guess)
+    _, observed = replay(ground, secret.gates)(view, candidate)
+    assert not jax.tree.leaves(observed.defence) and observed.model
+
+
 @pytest.mark.parametrize("defence", (FEDBN, FEDPASS), ids=("fedbn", "fedpass"))
 def test_only_who_has_the_gates_explains_what_is_sent(defence):
     update = upload(defence, trained(defence))
@@ -164,8 +200,15 @@ def test_private_norms_hide_nothing_before_they_were_trained():
     assert loss_at_truth("regress_gates", FEDBN, update) < 1e-6
 
 
-@pytest.mark.parametrize("strategy", ("known", "unit", "regress_gates"))
-@pytest.mark.parametrize("defence", (FEDBN, FEDPASS), ids=("fedbn", "fedpass"))
+@pytest.mark.parametrize(
+    ("defence", "strategy"),
+    [
+        (defence, strategy)
+        for defence in (FEDBN, FEDPASS)
+        for strategy in ("known", "unit", "regress_gates")
+    ]
+    + [(FEDPASS, "regress_passports")],
+)
 def test_no_strategy_touches_what_is_hidden(defence, strategy):
     update = upload(defence, trained(defence))
     ground = setting(strategy, defence)

@@ -35,6 +35,7 @@ from kljax.threat import (
     CONCEALING_STRATEGIES,
     KEYLOCK_STRATEGIES,
     MIXING_STRATEGIES,
+    PASSPORT_STRATEGIES,
 )
 
 ARMS = (
@@ -104,6 +105,7 @@ def weights_limit_of(kind: str) -> float:
     datasets=EMBEDDED,
     defences=DEFENCES,
     secret_strategies=KEYLOCK_STRATEGIES,
+    passport_strategies=PASSPORT_STRATEGIES,
     bottleneck_strategies=BOTTLENECK_STRATEGIES,
     mixing_strategies=MIXING_STRATEGIES,
     concealing_strategies=CONCEALING_STRATEGIES,
@@ -133,6 +135,7 @@ class LeakConfig:
         DEFENCE and TRANSFORM: {defences}.
         STRATEGY, what the attacker does about what DEFENCE hides; of a key-lock:
         {secret_strategies};
+        of passports: {passport_strategies};
         of a bottleneck: {bottleneck_strategies};
         of mixed inputs, and those of
         them that fit of transformed ones: {mixing_strategies};
