@@ -46,16 +46,16 @@ def run_sweep(part: Path, out: Path, budget: float) -> bool:
       budget: processor seconds.
     """
     command = ("sweep", part, "--out", out / part.stem, "--no-report", "--retry-failed")
-    fine = run_within(part.stem, command, out, budget)
+    fine = run_within(part.stem, ("-m", "kljax", *command), out, budget)
     return fine and not read_failures(out / part.stem)
 
 
 def run_within(name: str, command: Iterable, out: Path, budget: float) -> bool:
-    """Runs a command of kljax within a budget, and writes down what it took.
+    """Runs Python within a budget, and writes down what it took.
 
     Args:
       name: of the part, in OUT/spent.json.
-      command: its arguments.
+      command: arguments of Python.
       out: folder of the parts.
       budget: processor seconds, after which it is told to end.
 
@@ -64,7 +64,7 @@ def run_within(name: str, command: Iterable, out: Path, budget: float) -> bool:
     """
     out.mkdir(parents=True, exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen([sys.executable, "-m", "kljax", *map(str, command)])
+    process = subprocess.Popen([sys.executable, *map(str, command)])
     # What is finished is safe; what is in flight is computed again next time.
     watch = threading.Event()
     clock = threading.Thread(target=stop_after, args=(process, budget, watch))

@@ -1,0 +1,172 @@
+"""The pictures of experiments/defences.md, one per question.
+
+Who finds the image (`draw_attackers`), does strength help (`draw_strengths`), what does
+it cost the client (`draw_costs`). What was not run is left out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+import pandas
+from defence_arms import Contest
+from defence_tables import RIGHT, Rows, floors, own_rows
+
+from kljax import metrics
+from kljax.defences.catalogue import KINDS, write_strengths
+
+SCORE = "ssim_affine_oracle"
+MARKS = {
+    "only": ("s", "black"),
+    "unaware": ("o", "tab:blue"),
+    "adaptive": ("D", "tab:red"),
+    "informed": ("^", "tab:green"),
+}
+STRENGTHS = ("weak", "middle", "strong")
+KNOWING = ("only", "adaptive")
+
+
+def draw_attackers(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
+    """Draws the score of each attacker of each defence, at its middle strength.
+
+    A mark is hollow where most of its victims are unsolved: there the attack failed,
+    which says nothing for the defence.
+
+    Returns:
+      Whether there was anything to draw.
+    """
+    lines: dict[str, list[tuple[str, pandas.DataFrame]]] = {}
+    for contest in contests:
+        at = write_strengths(contest.defence)
+        own = own_rows(rows[contest.method], contest.arm)
+        if contest.combination == at[len(at) // 2] and len(own):
+            lines.setdefault(contest.combination, []).append((contest.attacker, own))
+    if not lines:
+        return False
+    size = (7.5, 1.4 + 0.24 * len(lines))
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    for place, found in enumerate(lines.values()):
+        for n, (attacker, own) in enumerate(found):
+            y = place + 0.5 * ((n + 0.5) / len(found) - 0.5)
+            _draw_mark(axes, y, attacker, own)
+    floor = best_floor(rows)
+    axes.axvline(floor, color="grey", ls=":", lw=1)
+    axes.set_yticks(range(len(lines)), lines, fontsize=7)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.grid(axis="y", lw=0.3)
+    axes.set_xlim(-0.05, 1.05)
+    axes.set_xlabel("SSIM after the best brightness and contrast, 95 % interval")
+    _legend(figure, axes)
+    figure.savefig(file, dpi=110)
+    return True
+
+
+def _draw_mark(axes, y: float, attacker: str, own: pandas.DataFrame) -> None:
+    mark, colour = MARKS[attacker]
+    scores, groups = own[SCORE].to_numpy(float), own["group"].to_numpy()
+    found = metrics.interval(scores, groups, rate=False)
+    failed = (own["outcome"].astype(str) == "unsolved").mean() > 0.5
+    axes.plot([found.low, found.high], [y, y], color=colour, lw=0.8)
+    inside = "white" if failed else colour
+    axes.plot(found.estimate, y, mark, ms=4, color=colour, mfc=inside, mew=0.9)
+
+
+def _legend(figure, axes) -> None:
+    for attacker, (mark, colour) in MARKS.items():
+        axes.plot([], [], mark, ms=4, color=colour, label=attacker)
+    axes.plot([], [], "o", ms=4, color="black", mfc="white", label="mostly unsolved")
+    axes.plot([], [], ":", color="grey", lw=1, label="best floor, by the truth")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)
+
+
+def best_floor(rows: Rows) -> float:
+    """Finds the mean score of the floor that leaks most."""
+    return max(own[SCORE].mean() for own in floors(rows).values())
+
+
+def draw_strengths(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
+    """Draws how many are recovered by who knows the defence, at its three strengths.
+
+    Of several attackers that is the one who recovers most, which is chosen by the
+    truth; the number behind the stroke counts its unsolved victims.
+
+    Returns:
+      Whether there was anything to draw.
+    """
+    found: dict[str, dict[int, tuple[int, int, int]]] = {}
+    for contest in contests:
+        own = own_rows(rows[contest.method], contest.arm)
+        at = write_strengths(contest.defence)
+        if contest.attacker not in KNOWING or len(at) < len(STRENGTHS) or own.empty:
+            continue
+        outcomes = own["outcome"].astype(str)
+        right, failed = outcomes.isin(RIGHT).sum(), (outcomes == "unsolved").sum()
+        line = found.setdefault(contest.defence, {})
+        place = at.index(contest.combination)
+        line[place] = max(line.get(place, (-1, 0, 0)), (right, -failed, len(own)))
+    if not found:
+        return False
+    size = (6.5, 1.2 + 0.24 * len(found))
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    shares = np.full((len(found), len(STRENGTHS)), np.nan)
+    for y, line in enumerate(found.values()):
+        for x, (right, failed, count) in line.items():
+            shares[y, x] = right / count
+            dark = right > 0.6 * count
+            text = f"{right} / {-failed}"
+            colour = "white" if dark else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
+    axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks(range(len(found)), map(_varied, found), fontsize=7)
+    axes.set_xticks(range(len(STRENGTHS)), STRENGTHS)
+    axes.xaxis.tick_top()
+    axes.set_title("recovered / unsolved, by who knows the defence", fontsize=9)
+    figure.savefig(file, dpi=110)
+    return True
+
+
+def _varied(name: str) -> str:
+    """Writes a defence with what it is varied in."""
+    strengths = KINDS[name].strengths
+    values = "; ".join(",".join(f"{v:g}" for v in at) for at in strengths.values())
+    return f"{name} ({' '.join(strengths)} {values})"
+
+
+def draw_costs(
+    combinations: Sequence[str], costs: Mapping[str, Mapping[str, Any]], file: Path
+) -> bool:
+    """Draws seconds and bytes of a client's step, in multiples of the undefended.
+
+    Returns:
+      Whether there was anything to draw.
+    """
+    if "none" not in costs:
+        return False
+    names = [name for name in combinations if name in costs]
+    dense = costs["none"]["dense"]
+    points = {n: (costs[n]["times"], costs[n]["coded"] / dense) for n in names}
+    figure = matplotlib.figure.Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(0.5, 2, color="whitesmoke", zorder=0)
+    for times, share in points.values():
+        axes.plot(times, max(share, 1e-3), "o", ms=3, color="tab:blue")
+    # One name for each defence, at its middle strength, if it costs or saves something.
+    for name in KINDS:
+        at = write_strengths(name)
+        times, share = points.get(at[len(at) // 2], (1.0, 1.0))
+        if times > 2 or not 0.9 < share < 1.1:
+            near = (times, max(share, 1e-3))
+            axes.annotate(
+                name, near, xytext=(3, 2), textcoords="offset points", fontsize=6
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("a client's step, times undefended in seconds (grey: up to twice)")
+    axes.set_ylabel("bytes sent, coded, times dense undefended")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+    return True

@@ -1,0 +1,300 @@
+"""The table of all defences: accuracy, leakage by who knows the defence, and cost.
+
+    python experiments/defences.py [--out runs/defences] [--hours 6] [--only PART ...]
+        [--tables experiments/defences]
+
+Every defence of the catalogue, at three strengths, on the datasets of
+experiments/defences/*.toml, where networks are fresh, and after 20 rounds. Of each
+dataset there are these parts:
+
+- DATA-fresh-METHOD, DATA-trained-METHOD: who attacks how (experiments/defence_arms.py).
+  METHOD ``search`` is the preset `matching`, ``density`` the preset `likelihood`,
+  ``closed`` the preset `peeling`, ``inputs`` is `matching` through all steps in which
+  inputs are obscured.
+- DATA-training: each defence is trained alone, from the same weights on the same
+  batches, and the state after the last round is kept, to be attacked.
+- DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
+
+The budget is of processor time, all parts and all calls together, written down in
+OUT/spent.json. Called again, the driver goes on where it stopped. What did not fit is
+printed as "not run". A defence that the catalogue has gained is a cell that is missing.
+`--tables` writes a file of tables per dataset, and pictures. Conclusions:
+experiments/defences.md.
+"""
+
+import argparse
+import functools
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from defence_arms import METHODS, Contest, all_contests
+from defence_figures import draw_attackers, draw_costs, draw_strengths
+from defence_tables import NOTHING, Rows, cost_table, leakage_table, rows_of
+from sweep_parts import left, read_part, run_sweep, run_within, spent
+
+from kljax.core.files import read_json, write_text
+from kljax.defences.catalogue import KINDS, write_strengths
+from kljax.studies import run_folder
+from kljax.studies.builder.study import build_study
+from kljax.studies.config import LeakConfig
+from kljax.studies.reports.sweep_file import sweep_to_toml
+
+HERE = Path(__file__).parent
+ORDER = ("digits", "fashion_mnist", "faces", "photos")
+DATASETS = {
+    name: tomllib.loads((HERE / "defences" / f"{name}.toml").read_text("utf-8"))
+    for name in ORDER
+}
+ATTACKS = {
+    "search": "matching",
+    "density": "likelihood",
+    "closed": "peeling",
+    "inputs": "matching",
+}
+
+
+DEAR = ("inputs",)  # methods that go back through many steps at each evaluation
+TEST = "own"  # accuracy with what a client itself has
+
+
+class Part(NamedTuple):
+    """A piece of work.
+
+    Attributes:
+      data: name of the dataset's file.
+      job: ``fresh``, ``trained``, ``training`` or ``cost``.
+      method: of an attack, see `defence_arms`; "" of the others.
+    """
+
+    data: str
+    job: str
+    method: str = ""
+
+    @property
+    def name(self) -> str:
+        """Names it on the command line, and its folder."""
+        return "-".join(filter(None, self))
+
+
+def parts() -> list[Part]:
+    """Lists the parts in order of importance; only what was trained is attacked so."""
+    fresh = [("fresh", method) for method in METHODS if method not in DEAR]
+    trained = [("training", ""), *(("trained", method) for method in METHODS)]
+    dear = [("fresh", method) for method in METHODS if method in DEAR]
+    order = [*fresh, ("cost", ""), *trained, *dear]
+    return [
+        Part(data, *job)
+        for data in DATASETS
+        for job in order
+        if job not in trained or "train" in DATASETS[data]
+    ]
+
+
+def sweep_file(part: Part, out: Path) -> Path:
+    """Writes the sweep file of an attack, from the catalogue as it is."""
+    source = DATASETS[part.data]
+    chosen = possible(part)
+    fixed = source["leak"] | {"attack": ATTACKS[part.method]}
+    if part.job == "fresh":
+        axes = {"arm": [contest.arm for contest in chosen]}
+        fixed = source["both"] | fixed
+    else:
+        # A run says what network and data are.
+        fixed |= {"round": source["train"]["rounds"], "seed": source["both"]["seed"]}
+        axes = {"arm": {c.arm: of_run(part.data, c, out) for c in chosen}}
+    file = out / "sweeps" / f"{part.name}.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, sweep_to_toml({"fixed": fixed, "axes": axes}))
+    return file
+
+
+def possible(part: Part) -> list[Contest]:
+    """Lists the contests of a part, without those that are refused."""
+    model = DATASETS[part.data]["both"]["model"]
+    own = [c for c in all_contests() if c.method == part.method]
+    return [contest for contest in own if not refusal(model, contest)]
+
+
+def of_run(data: str, contest: Contest, out: Path) -> dict[str, str]:
+    """Gives the fields of a cell that attacks a trained client."""
+    return {
+        "arm": contest.arm,
+        "from_run": str(training_folder(data, contest.combination, out)),
+    }
+
+
+def training_folder(data: str, combination: str, out: Path) -> Path:
+    """Gives the folder of a training, a name that every system can have."""
+    name = combination.replace("=", "_").replace(",", "_")
+    return out / f"{data}-training" / name
+
+
+def refusal(model: str, contest: Contest) -> str:
+    """Says why a contest cannot be; '' if it can. Strengths make no difference."""
+    arm = contest.arm.removeprefix(contest.combination)
+    middle = write_strengths(contest.defence)
+    return _refusal(model, ATTACKS[contest.method], middle[len(middle) // 2] + arm)
+
+
+@functools.cache
+def _refusal(model: str, attack: str, arm: str) -> str:
+    try:
+        build_study(
+            LeakConfig(
+                model=model, arms=(arm,), attack=attack, image_size=16, victims=1
+            )
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def trainings(data: str, out: Path) -> Iterator[tuple[Path, list[Any]]]:
+    """Lists what is to be trained: the folder, and the command."""
+    fields = DATASETS[data]["both"] | DATASETS[data]["train"]
+    fields |= {"keep_rounds": fields["rounds"]}
+    options = [
+        word
+        for name, value in fields.items()
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    for name in KINDS:
+        for combination in write_strengths(name):
+            folder = training_folder(data, combination, out)
+            command = [
+                "-m",
+                "kljax",
+                "train",
+                *options,
+                "--arms",
+                combination,
+                "--out",
+                folder,
+            ]
+            yield folder, command
+
+
+def train(part: Part, out: Path, hours: float) -> bool:
+    """Trains what is missing, one defence after another, within the budget."""
+    fine = True
+    for folder, command in trainings(part.data, out):
+        seconds = left(out, hours)
+        if seconds <= 0:
+            break
+        if not folder.exists() or run_folder.read_summary(folder) is None:
+            fine &= run_within(part.name, command, out, seconds)
+    return fine
+
+
+def run(part: Part, out: Path, hours: float) -> bool:
+    """Runs what is missing of a part; gives False if some of it failed."""
+    if part.job == "training":
+        return train(part, out, hours)
+    if part.job == "cost":
+        command = [HERE / "defence_costs.py", HERE / "defences" / f"{part.data}.toml"]
+        command += [out / f"{part.name}.json"]
+        return run_within(part.name, command, out, left(out, hours))
+    return run_sweep(sweep_file(part, out), out, left(out, hours))
+
+
+def accuracies(data: str, out: Path) -> dict[str, float]:
+    """Reads what was trained: combination -> test accuracy in %."""
+    found = {}
+    for name in KINDS:
+        for combination in write_strengths(name):
+            folder = training_folder(data, combination, out)
+            summary = run_folder.read_summary(folder) if folder.exists() else None
+            if summary is not None:
+                own = summary["accuracy"][combination]
+                found[combination] = 100 * own[TEST]["mean"]
+    return found
+
+
+def read_leakage(data: str, job: str, out: Path) -> tuple[list[Contest], Rows]:
+    """Reads what attackers of a dataset found, as far as they were run.
+
+    Returns:
+      The contests that there are, in the order of the catalogue; rows of each method.
+    """
+    mine = [part for part in parts() if (part.data, part.job) == (data, job)]
+    rows = {
+        part.method: rows_of(read_part(sweep_file(part, out), out))
+        if (out / part.name).exists()
+        else NOTHING
+        for part in mine
+    }
+    found = [contest for part in mine for contest in possible(part)]
+    order = list(KINDS)
+    return sorted(found, key=lambda contest: order.index(contest.defence)), rows
+
+
+def read_costs(data: str, out: Path) -> dict[str, Any]:
+    """Reads what was measured of a dataset: combination -> cost."""
+    return read_json(out / f"{data}-cost.json", dict[str, Any]) or {}
+
+
+def write_page(data: str, out: Path) -> str:
+    """Writes the tables of a dataset."""
+    text = (HERE / "defences" / f"{data}.toml").read_text("utf-8")
+    first = text.split("\n\n")[0].replace("# ", "")
+    texts = [f"# Defences on {data}\n\n{first}"]
+    for job in ("fresh", "trained"):
+        contests, rows = read_leakage(data, job, out)
+        if not contests:
+            continue
+        texts.append(f"## Leakage, {job} networks")
+        taken = sum(v for n, v in spent(out).items() if n.startswith(f"{data}-{job}-"))
+        if all(frame.empty for frame in rows.values()):
+            texts.append(f"Not run: {len(contests)} attacks.")
+            continue
+        texts += [leakage_table(contests, rows), f"{taken / 3600:.2f} processor hours."]
+    costs, accuracy = read_costs(data, out), accuracies(data, out)
+    combinations = [each for name in KINDS for each in write_strengths(name)]
+    texts.append("## Accuracy, and cost to the client")
+    table = cost_table(combinations, accuracy, costs)
+    texts.append(table if costs or accuracy else "Not run.")
+    return "\n\n".join(texts) + "\n"
+
+
+def draw(data: str, out: Path, folder: Path) -> None:
+    """Draws what there is to draw of a dataset."""
+    for job in ("fresh", "trained"):
+        contests, rows = read_leakage(data, job, out)
+        draw_attackers(contests, rows, folder / f"{data}-{job}-attackers.png")
+        draw_strengths(contests, rows, folder / f"{data}-{job}-strengths.png")
+    combinations = [each for name in KINDS for each in write_strengths(name)]
+    draw_costs(combinations, read_costs(data, out), folder / f"{data}-costs.png")
+
+
+def main():
+    """Runs what is missing, as far as the budget goes, and prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [part.name for part in parts()]
+    parser.add_argument("--out", type=Path, default=Path("runs/defences"))
+    parser.add_argument("--hours", type=float, default=6.0, help="of processor time")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--tables", type=Path, help="folder for a file per dataset")
+    options = parser.parse_args()
+    failed = []
+    for part in parts():
+        if part.name in options.only and left(options.out, options.hours) > 0:
+            if not run(part, options.out, options.hours):
+                failed.append(part.name)
+    for data in dict.fromkeys(p.data for p in parts() if p.name in options.only):
+        text = write_page(data, options.out)
+        print(text)
+        if options.tables:
+            options.tables.mkdir(parents=True, exist_ok=True)
+            write_text(options.tables / f"{data}.md", text)
+            draw(data, options.out, options.tables)
+    if failed:
+        sys.exit(f"something failed in {', '.join(failed)}: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""The table of all defences: its lines come from the catalogue, none is made up."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+import defence_costs  # noqa: E402
+import defences as driver  # noqa: E402
+from defence_arms import METHODS, all_contests, closed_forms, contests  # noqa: E402
+from defence_figures import draw_attackers, draw_costs, draw_strengths  # noqa: E402
+from defence_tables import NOTHING, cost_table, leakage_table  # noqa: E402
+from faces import write_faces  # noqa: E402
+
+from kljax import data  # noqa: E402
+from kljax.defences.catalogue import KINDS, write_strengths  # noqa: E402
+from kljax.studies.config import LeakConfig, TrainConfig  # noqa: E402
+from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_defence_is_there_at_each_strength_with_who_knows_it(name):
+    """A row that says why nobody can know it has no more than its public attackers."""
+    found = contests(name)
+    assert {c.combination for c in found} == set(write_strengths(name))
+    assert {c.method for c in found} <= set(METHODS)
+    who = {c.attacker for c in found}
+    if KINDS[name].why_not_adaptive is None:
+        assert {"unaware", "adaptive"} <= who
+    else:
+        assert who in ({"only"}, {"unaware", "adaptive"})
+    assert len({(c.arm, c.method) for c in found}) == len(found)
+
+
+def test_who_knows_a_defence_is_told_from_who_does_not():
+    found = {(c.arm, c.method): c.attacker for c in all_contests()}
+    assert found["keylock/unit", "search"] == "unaware"
+    assert found["keylock/known", "search"] == "informed"
+    assert found["keylock/regress_gates", "search"] == "adaptive"
+    assert found["precode=beta=0.001/read_noise", "search"] == "adaptive"
+    assert found["quantise=2/unaware", "search"] == "unaware"
+    assert found["gaussian-noise=0.1", "search"] == "unaware"
+    assert found["gaussian-noise=0.1", "density"] == "adaptive"
+    assert found["example-clipping=1", "search"] == "adaptive"
+    assert found["obscured-inputs=weight=1/simulate", "inputs"] == "adaptive"
+    assert found["selective-random=0.5/unaware", "search"] == "unaware"
+    assert ("keylock/extract", "search") not in found
+    assert ("none", "density") not in found
+
+
+def test_closed_forms_are_tried_at_the_middle_strength():
+    assert [c.arm for c in closed_forms("quantise")] == ["quantise=8"]
+    assert [c.arm for c in closed_forms("gaussian-noise")] == ["gaussian-noise=0.01"]
+
+
+# --- the parts -------------------------------------------------------------------
+
+
+def test_parts_of_what_cannot_be_trained_are_not_there():
+    names = [part.name for part in driver.parts()]
+    assert len(set(names)) == len(names)
+    assert {"digits-fresh-search", "digits-training", "digits-trained-closed"} < {
+        *names
+    }
+    assert "photos-fresh-search" in names
+    assert not any(name.startswith("photos-train") for name in names)
+
+
+@pytest.mark.parametrize("name", driver.DATASETS)
+def test_every_dataset_is_one_of_studies_and_of_trainings(name):
+    source = driver.DATASETS[name]
+    LeakConfig(**source["both"], **source["leak"])
+    if "train" in source:
+        config = TrainConfig(**source["both"], **source["train"])
+        assert config.rounds == 20
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A catalogue of few defences, so that few arms are built."""
+    names = ("none", "gaussian-noise", "mixup")
+    few = {name: KINDS[name] for name in names}
+    monkeypatch.setattr("defence_arms.KINDS", few)
+    monkeypatch.setattr(driver, "KINDS", few)
+    tiny = {"model": "dense", "image_size": 8, "data": "digits", "seed": 0}
+    source = {"both": tiny, "leak": {"victims": 2, "steps": 2}}
+    monkeypatch.setattr(
+        driver, "DATASETS", {"digits": source | {"train": {"rounds": 1, "batch": 16}}}
+    )
+
+
+def test_an_attack_is_a_sweep_of_what_is_not_refused(few, tmp_path):
+    part = driver.Part("digits", "fresh", "search")
+    cells = expand(read_sweep(driver.sweep_file(part, tmp_path))).cells
+    assert [cell.config.arms[0] for cell in cells] == [
+        "none",
+        *(f"gaussian-noise={std}" for std in (0.001, 0.01, 0.1)),
+    ]
+    assert {cell.config.attack for cell in cells} == {"matching"}
+    # One example cannot be mixed with others.
+    refused = driver.refusal("dense", contests("mixup")[0])
+    assert "mixup mixes 2 images" in refused
+
+
+def test_a_trained_client_is_that_of_the_same_defence(few, tmp_path):
+    part = driver.Part("digits", "trained", "density")
+    cells = expand(read_sweep(driver.sweep_file(part, tmp_path))).cells
+    folders = {cell.config.arms[0]: cell.config.from_run for cell in cells}
+    trained = [folder for folder, _ in driver.trainings("digits", tmp_path)]
+    assert len(folders) == 3 and set(folders.values()) < {str(f) for f in trained}
+    assert folders["gaussian-noise=0.1"].endswith("gaussian-noise_0.1")
+    assert {cell.config.round for cell in cells} == {1}
+
+
+@pytest.mark.slow
+def test_the_driver_runs_trains_and_tables(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, sys.path)))
+    monkeypatch.setattr(driver, "METHODS", ("search",))
+    # A cost is measured of the whole catalogue, in a process of its own.
+    only = [part.name for part in driver.parts() if part.job != "cost"]
+    arguments = ["defences.py", "--out", tmp_path / "o", "--tables", tmp_path / "t"]
+    arguments = map(str, [*arguments, "--only", *only])
+    monkeypatch.setattr(sys, "argv", list(arguments))
+    driver.main()
+    text = (tmp_path / "t" / "digits.md").read_text(encoding="utf-8")
+    fresh, trained = text.split("## Leakage")[1:]
+    trained, kept = trained.split("## Accuracy")
+    for part in (fresh, trained):
+        assert part.count("| `gaussian-noise=") == 3 and part.count("/2") == 4
+    # What a defence costs was not measured, what it keeps was, of mixup, too.
+    assert kept.count("not run") == 7 and "[0." not in kept
+
+
+# --- the tables ------------------------------------------------------------------
+
+
+def rows(arm, outcomes, ssim):
+    return pandas.DataFrame(
+        {
+            "cell": "c",
+            "arm": arm,
+            "outcome": outcomes,
+            "group": range(len(outcomes)),
+            "ssim": ssim,
+            "ssim_affine_oracle": ssim,
+            "psnr": 10.0,
+        }
+    )
+
+
+def test_a_line_has_its_interval_and_stands_above_its_floor():
+    found = pandas.concat(
+        [
+            rows("none", ["recovered"] * 3 + ["unsolved"], [1.0, 0.9, 0.8, 0.1]),
+            rows("floor/grey", [None] * 4, [0.2] * 4),
+        ]
+    )
+    lines = leakage_table(contests("none") + contests("keylock"), {"search": found})
+    none, unit, *_, floor = lines.splitlines()[2:]
+    cells = [cell.strip() for cell in none.split("|")[1:-1]]
+    assert cells[4:10] == ["3/4", "0", "75% [30%, 95%]", "1", "0", "0"]
+    assert cells[10].startswith("0.700 [")
+    assert cells[11] == cells[10]
+    assert "not run" in unit and "0.200" in floor and "floor grey" in floor
+
+
+def test_pictures_have_what_was_run_and_no_more(tmp_path):
+    contests_ = contests("gaussian-noise")
+    own = [
+        rows(c.arm, ["recovered", "unsolved"], [0.9, 0.1])
+        for c in contests_
+        if c.combination.endswith("0.01")
+    ]
+    floor = rows("floor/grey", [None] * 2, [0.2, 0.2])
+    found = {
+        "search": pandas.concat([own[0], floor]),
+        "density": pandas.concat([own[1], floor]),
+    }
+    for draw in (draw_attackers, draw_strengths):
+        file = tmp_path / f"{draw.__name__}.png"
+        assert draw(contests_, found, file) and file.stat().st_size > 1000
+        file.unlink()
+        assert not draw(contests_, dict.fromkeys(found, NOTHING), file)
+        assert not file.exists()
+    assert not draw_costs(["none"], {}, tmp_path / "costs.png")
+
+
+def test_what_was_not_measured_is_not_run():
+    cost = {"times": 2.0, "times_low": 1.5, "times_high": 3.0}
+    cost |= {"dense": 4000, "coded": 1000, "hidden": 0.5}
+    text = cost_table(["a", "b"], {"a": 91.25}, {"b": cost})
+    first, second = text.splitlines()[2:]
+    assert "91.2" in first and first.count("not run") == 1
+    assert second.count("not run") == 1 and "2.00 [1.50, 3.00]" in second
+    assert "4,000" in second and "1,000" in second and "50%" in second
+
+
+# --- cost ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", (2, 4, 8, 12, 16))
+def test_what_lies_on_a_grid_is_sent_by_its_levels(bits):
+    draws = np.random.default_rng(bits).normal(size=2000).astype(np.float32)
+    step = np.abs(draws).max() / (2 ** (bits - 1) - 1)
+    sent = (np.round(draws / step) * step).astype(np.float32)
+    assert 250 * (bits - 1) <= defence_costs.coded_bytes(sent) <= 250 * bits + 8
+
+
+def test_codes_of_what_lies_on_no_grid():
+    dense = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert defence_costs.coded_bytes(dense) == 4000
+    assert (
+        defence_costs.coded_bytes(dense.astype(np.float16).astype(np.float32)) == 2000
+    )
+    sparse = np.where(np.arange(1000) % 100 == 0, dense, 0).astype(np.float32)
+    assert defence_costs.coded_bytes(sparse) == 80
+    assert defence_costs.coded_bytes(np.zeros(80, np.float32)) == 0
+
+
+def test_faces_are_a_dataset(tmp_path):
+    write_faces(tmp_path / "faces.npz")
+    faces = data.load(str(tmp_path / "faces.npz"), shape=(16, 16, 3))
+    assert len(faces) == 200 and faces.num_classes == 2
