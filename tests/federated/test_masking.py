@@ -8,6 +8,7 @@ from scipy import stats
 from kljax.federated.encryption import MissingUpload, masking, pairwise_masks
 from kljax.federated.encryption.masking import (
     FRACTION,
+    _rounded_up,
     add_masked,
     adding_with,
     from_fixed_point,
@@ -80,6 +81,14 @@ def test_the_largest_numbers_do_not_wrap_around():
     add = pairwise_masks(bits).start()
     mean, _ = add(0, np.array([0, 1]), np.array([0.5, 0.5]), values)
     np.testing.assert_allclose(mean, [most, -most], atol=2.0**-29)
+
+
+def test_masks_are_compiled_for_few_sizes():
+    sizes = [_rounded_up(size) for size in range(1024, 2048)]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 9  # eight, and the next
+    for size, drawn in enumerate(sizes, start=1024):
+        assert size <= drawn <= size * 9 / 8
+    assert [_rounded_up(size) for size in range(9)] == list(range(9))
 
 
 # --- single uploads ---------------------------------------------------------------
