@@ -41,6 +41,7 @@ from kljax.studies import run_folder
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
 from kljax.studies.reports.sweep_file import sweep_to_toml
+from kljax.studies.store.manifest import read_manifest
 
 HERE = Path(__file__).parent
 ORDER = ("digits", "fashion_mnist", "faces", "photos")
@@ -99,12 +100,13 @@ def sweep_file(part: Part, out: Path) -> Path:
     chosen = possible(part)
     fixed = source["leak"] | {"attack": ATTACKS[part.method]}
     if part.job == "fresh":
-        axes = {"arm": [contest.arm for contest in chosen]}
+        points = {contest.arm: {"arm": contest.arm} for contest in chosen}
         fixed = source["both"] | fixed
     else:
         # A run says what network and data are.
         fixed |= {"round": source["train"]["rounds"], "seed": source["both"]["seed"]}
-        axes = {"arm": {c.arm: of_run(part.data, c, out) for c in chosen}}
+        points = {c.arm: of_run(part.data, c, out) for c in chosen}
+    axes = {"arm": points | begun(part, out)}
     file = out / "sweeps" / f"{part.name}.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, sweep_to_toml({"fixed": fixed, "axes": axes}))
@@ -116,6 +118,17 @@ def possible(part: Part) -> list[Contest]:
     model = DATASETS[part.data]["both"]["model"]
     own = [c for c in all_contests() if c.method == part.method]
     return [contest for contest in own if not refusal(model, contest)]
+
+
+def begun(part: Part, out: Path) -> dict[str, dict[str, Any]]:
+    """Reads the arms that a study has, which only grows: the catalogue may have less.
+
+    What is no contest any more stands in no table.
+    """
+    folder = out / part.name
+    if not (folder / "manifest.json").exists():
+        return {}
+    return read_manifest(folder)["sweep"]["axes"]["arm"]
 
 
 def of_run(data: str, contest: Contest, out: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from faces import write_faces  # noqa: E402
 from kljax import data  # noqa: E402
 from kljax.defences.catalogue import KINDS, write_strengths  # noqa: E402
 from kljax.studies.config import LeakConfig, TrainConfig  # noqa: E402
+from kljax.studies.store.manifest import open_study  # noqa: E402
 from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
 
 
@@ -114,6 +115,22 @@ def test_a_trained_client_is_that_of_the_same_defence(few, tmp_path):
     assert len(folders) == 3 and set(folders.values()) < {str(f) for f in trained}
     assert folders["gaussian-noise=0.1"].endswith("gaussian-noise_0.1")
     assert {cell.config.round for cell in cells} == {1}
+
+
+def test_a_study_that_was_begun_keeps_what_the_catalogue_has_no_more(
+    few, tmp_path, monkeypatch
+):
+    part = driver.Part("digits", "fresh", "search")
+    read = read_sweep(driver.sweep_file(part, tmp_path))
+    open_study(tmp_path / part.name, read, expand(read))
+    fewer = {"none": KINDS["none"], "norm-clipping": KINDS["norm-clipping"]}
+    monkeypatch.setattr("defence_arms.KINDS", fewer)
+    again = read_sweep(driver.sweep_file(part, tmp_path))
+    arms = [cell.config.arms[0] for cell in expand(again).cells]
+    assert "gaussian-noise=0.1" in arms and "norm-clipping=4/unaware" in arms
+    open_study(tmp_path / part.name, again, expand(again))  # it only grew
+    told = [contest.arm for contest in driver.possible(part)]
+    assert "gaussian-noise=0.1" not in told
 
 
 @pytest.mark.slow
