@@ -1,9 +1,17 @@
-"""Checks of the clients of a round."""
+"""The clients of a round: checks of them, and what they give side by side."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from kljax.federated.clients import Batches, ClientState
+from kljax.core.types import PyTree
+from kljax.federated.aggregation import Aggregator, Gathered
+from kljax.federated.clients import Batches, ClientState, Progress, Upload
+from kljax.federated.server import ServerState
+from kljax.parallel import gather_clients
+
+# Of a block of clients: their numbers [b], and what each keeps, says and sends.
+Block = tuple[np.ndarray, ClientState, Progress, PyTree]
 
 
 def checked_cohort(cohort: np.ndarray, states: ClientState) -> np.ndarray:
@@ -30,6 +38,19 @@ def checked_cohort(cohort: np.ndarray, states: ClientState) -> np.ndarray:
     return cohort
 
 
+def check_population(rule: Aggregator, cohort: np.ndarray) -> None:
+    """Refuses clients that a rule cannot tell apart.
+
+    Raises:
+      ValueError: naming the one with the highest number.
+    """
+    if rule.population is not None and max(cohort) >= rule.population:
+        raise ValueError(
+            f"{rule.name} tells {rule.population} clients apart, numbers 0 to "
+            f"{rule.population - 1}, and client {max(cohort)} is in the cohort"
+        )
+
+
 def check_examples(ids: np.ndarray, batches: Batches, examples: np.ndarray) -> None:
     """Refuses clients without examples.
 
@@ -42,3 +63,41 @@ def check_examples(ids: np.ndarray, batches: Batches, examples: np.ndarray) -> N
             f"client {empty[0]} has no examples: leave it out of the cohort, or give "
             "it some"
         )
+
+
+def gather_uploads(
+    rule: Aggregator, server: ServerState, blocks: list[Block]
+) -> Gathered:
+    """Puts what all finite clients gave side by side, those of all processes.
+
+    Args:
+      rule: that sees it.
+      server: what the clients received.
+      blocks: what they keep, say and send: a weight and what `rule.add` gives.
+    """
+    upload = Upload(server.public, server.stats)
+    one = jax.eval_shape(rule.add, server, upload, jnp.zeros(()))
+    number = jnp.zeros(())
+    none = jax.tree.map(
+        lambda x: np.zeros((0, *x.shape), x.dtype), ((number, one), (number, number))
+    )
+    parts = [
+        (ids, (sent, (seen.loss, seen.accuracy)))
+        for ids, seen, sent in of_finite(blocks)
+    ]
+    ids, rows = side_by_side([(np.zeros(0, int), none), *parts])
+    clients, ((weights, uploads), said) = gather_clients(ids, rows)
+    return Gathered(clients.astype(np.int32), weights, uploads, *said)
+
+
+def of_finite(blocks: list[Block]) -> list[tuple[np.ndarray, Progress, PyTree]]:
+    """Picks clients that are finite: their numbers, what they say and send."""
+    return [
+        (ids[seen.finite], *jax.tree.map(lambda x, f=seen.finite: x[f], (seen, sent)))
+        for ids, _, seen, sent in blocks
+    ]
+
+
+def side_by_side(parts: list[PyTree]) -> PyTree:
+    """Concatenates trees along the first axis of each leaf."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)

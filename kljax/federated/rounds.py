@@ -40,17 +40,29 @@ from kljax.core.types import (
 )
 from kljax.data import check_local_batches
 from kljax.defences import Defence
-from kljax.federated.aggregation import Aggregator, mean
+from kljax.federated.aggregation import (
+    Aggregator,
+    Evidence,
+    check_needs,
+    find_needs,
+    mean,
+)
 from kljax.federated.clients import (
     ROUND_PURPOSES,
     Batches,
     ClientState,
     LocalTraining,
     Progress,
-    Upload,
     next_move,
 )
-from kljax.federated.cohorts import check_examples, checked_cohort
+from kljax.federated.cohorts import (
+    check_examples,
+    check_population,
+    checked_cohort,
+    gather_uploads,
+    of_finite,
+    side_by_side,
+)
 from kljax.federated.encryption import (
     LEAST,
     Encryption,
@@ -60,10 +72,10 @@ from kljax.federated.encryption import (
 )
 from kljax.federated.roles import Role, cast_of
 from kljax.federated.server import ServerState
-from kljax.parallel import Layout, Timing, gather_clients, sum_clients
+from kljax.parallel import Layout, Timing, sum_clients
 
 # What the random key of `Rounds` is for; all four functions may have the same.
-PURPOSES = ("network", "defence", "clients", "rounds")
+PURPOSES = ("network", "defence", "clients", "rounds", "aggregation")
 
 
 class RoundInfo(NamedTuple):
@@ -115,6 +127,7 @@ def federated_rounds(
     training: LocalTraining,
     *,
     aggregator: Aggregator | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
     roles: Mapping[int, Role] | None = None,
     encryption: Encryption | None = None,
     server_optimiser: optax.GradientTransformation | None = None,
@@ -132,6 +145,7 @@ def federated_rounds(
       training: what a client does, see `kljax.local_training`.
       aggregator: what the server makes of the uploads; None is
         `kljax.federated.aggregation.mean`.
+      evidence: what the server can find out where the aggregator needs it, by name.
       roles: of clients that are not honest, by their number.
       encryption: how uploads are added up by a server that cannot read them, or what a
         defence hides of them (`Defence.visible`); None sends them in the clear. The
@@ -169,11 +183,12 @@ def federated_rounds(
             f"on_nonfinite must be 'exclude' or 'stop', got {on_nonfinite!r}"
         )
     server_optimiser = server_optimiser or optax.sgd(1.0)
-    rule = aggregator or mean()
+    rule, evidence = aggregator or mean(), evidence or {}
     least = rule.least
     if encryption is not None:
         check_encryption(encryption, rule)
         least = max(least, LEAST)
+    check_needs(rule, evidence)
     needing = rule.name if least == rule.least else f"encryption {encryption.name!r}"
     # The keys are drawn when they are needed first.
     add_hidden = functools.cache(encryption.start if encryption else lambda: None)
@@ -250,8 +265,10 @@ def federated_rounds(
     run_clients = sum_clients(one_client, layout)
 
     @jax.jit
-    def finish(server: ServerState, whole: PyTree, weight: Array) -> ServerState:
-        aggregate, memory = rule.finish(server, whole, weight)
+    def finish(
+        server: ServerState, whole: PyTree, weight: Array, needs: dict[str, PyTree]
+    ) -> ServerState:
+        aggregate, memory = rule.finish(server, whole, weight, **needs)
         downhill = jax.tree.map(jnp.negative, aggregate.delta)
         moves, state = next_move(
             server_optimiser, downhill, server.optimiser, server.public
@@ -259,27 +276,17 @@ def federated_rounds(
         public = optax.apply_updates(server.public, moves)
         return ServerState(public, aggregate.stats, state, server.round + 1, memory)
 
-    def gathered(server: ServerState, kept: list) -> tuple[PyTree, np.ndarray]:
-        """Puts the uploads of all finite clients side by side [n], with weights [n]."""
-        upload = Upload(server.public, server.stats)
-        one = jax.eval_shape(rule.add, server, upload, jnp.zeros(()))
-        none = jax.tree.map(
-            lambda x: np.zeros((0, *x.shape), x.dtype), (jnp.zeros(()), one)
-        )
-        ids, rows = _side_by_side([(np.zeros(0, int), none), *_of_finite(kept)])
-        _, (weights, uploads) = gather_clients(ids, rows)
-        return uploads, weights
-
     def added_up(
         server: ServerState, number: int, kept: list
     ) -> tuple[ServerState, HiddenPart]:
-        ids, (weights, uploads, visible) = _side_by_side(_of_finite(kept))
+        parts = [(ids, sent) for ids, _, sent in of_finite(kept)]
+        ids, (weights, uploads, visible) = side_by_side(parts)
         average, part = mean_of_hidden(
             add_hidden(), number, ids, weights, uploads, visible
         )
         weight = np.sum(weights)
         whole = jax.tree.map(lambda x: x * weight.astype(x.dtype), average)
-        return finish(server, whole, weight), part
+        return finish(server, whole, weight, {}), part
 
     @functools.cache
     def classes_of_inputs(tree: Any, *columns: tuple[tuple[int, ...], Any]) -> int:
@@ -305,6 +312,7 @@ def federated_rounds(
         on_block: Callable[[int], Any] | None = None,
     ) -> tuple[ServerState, RoundInfo]:
         cohort = checked_cohort(cohort, states)
+        check_population(rule, cohort)
         if len(cohort) < least:
             raise ValueError(
                 f"{needing} needs {least} clients in a round, the cohort has "
@@ -326,6 +334,8 @@ def federated_rounds(
 
         rng_rounds = derive_rng(rng, PURPOSES, "rounds")
         rng_round = jax.random.fold_in(rng_rounds, server.round)
+        rng_needs = derive_rng(rng, PURPOSES, "aggregation")
+        rng_needs = jax.random.fold_in(rng_needs, server.round)
         host = jax.device_get((jax.random.key_data(rng_round), server))
         (weight, failed, (loss, accuracy), *sums), timing = run_clients(
             host, cohort, rows, keep, on_block
@@ -348,9 +358,12 @@ def federated_rounds(
             spent = time.perf_counter() - began
             timing = timing._replace(run_s=timing.run_s + spent)
         elif rule.gathers:
-            server = finish(server, *gathered(host[1], kept))
+            seen = gather_uploads(rule, host[1], kept)
+            needs = find_needs(rule, evidence, rng_needs, host[1], seen)
+            server = finish(server, seen.uploads, seen.weights, needs)
         else:
-            server = finish(server, *sums, weight)
+            needs = find_needs(rule, evidence, rng_needs, host[1], None)
+            server = finish(server, *sums, weight, needs)
         for ids, state, seen, _ in kept:
             fine = np.flatnonzero(seen.finite)
             _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
@@ -370,18 +383,6 @@ def _write(states: PyTree, rows, values: PyTree) -> None:
         old[rows] = new
 
     jax.tree.map(write, states, values)
-
-
-def _of_finite(kept: list) -> list[tuple[np.ndarray, PyTree]]:
-    """Picks the ids and the uploads of clients that are finite, block by block."""
-    return [
-        (ids[seen.finite], jax.tree.map(lambda x, f=seen.finite: x[f], sent))
-        for ids, _, seen, sent in kept
-    ]
-
-
-def _side_by_side(parts: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _collected(cohort: np.ndarray, kept: list) -> Progress:

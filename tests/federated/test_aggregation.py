@@ -329,7 +329,7 @@ def test_a_rule_of_ones_own_remembers_from_round_to_round():
 
 def test_every_name_makes_its_rule():
     for name, factory in AGGREGATORS.items():
-        numbers = "=1" if name == "norm-bounding" else ""
+        numbers = {"norm-bounding": "=1", "foolsgold": "=2"}.get(name, "")
         rule = make_aggregator(name + numbers)
         assert isinstance(rule, Aggregator) and rule.name.startswith(name)
         assert factory.__doc__.startswith("Makes")
@@ -343,6 +343,9 @@ def test_every_name_makes_its_rule():
         ("krum=1.5", "whole number of attackers >= 1, got 1.5"),
         ("trimmed-mean=-1", "trimmed-mean withstands .* got -1"),
         ("multi-krum=1,0", "selects a whole number of uploads >= 1, got 0"),
+        ("norm-bounding=1,-1", "norm-bounding needs a finite noise > 0, got -1"),
+        ("foolsgold", "'foolsgold' cannot be called with nothing"),
+        ("foolsgold=1", "foolsgold remembers a whole number of clients >= 2, got 1"),
         ("bulyan=0", "bulyan withstands a whole number of attackers >= 1, got 0"),
         ("geometric-median=0", "a whole number of iterations >= 1, got 0"),
         ("geometric-median=3,0", "needs a finite tolerance > 0, got 0"),

@@ -1,5 +1,7 @@
 """The server's side of a training: its optimiser, its rules, and what they remember."""
 
+import chex
+import jax
 import numpy as np
 import optax
 import pytest
@@ -7,7 +9,8 @@ from test_training import CutOff, assert_same, cut_off_at, states, tiny
 from tiny_studies import quick_compilation
 
 from kljax.federated import checkpoints
-from kljax.studies.builder.run_setup import server_optimiser
+from kljax.studies.builder import run_setup
+from kljax.studies.builder.server_side import root_batches, server_optimiser
 from kljax.studies.training import train
 
 
@@ -39,6 +42,88 @@ def test_a_configuration_says_the_servers_optimiser():
 def test_momentum_is_of_sgd_alone():
     with pytest.raises(ValueError, match="server_momentum=0.5 is of sgd without numb"):
         tiny(server_momentum=0.5, server_optimiser="adam")
+
+
+# --- rules that need more than uploads ------------------------------------------------
+
+
+MORE = {"arms": ("none",), "clients": 3, "rounds": 1, "local_steps": 2}
+
+
+def test_a_server_with_root_examples_trains_as_a_client_does():
+    """Its root examples given to a client, that client's change is the server's own."""
+    config = tiny(**MORE, public_examples=40, aggregator="fltrust")
+    setup = run_setup.build_run_setup(config)
+    rounds = run_setup.arm_rounds(setup, "none").rounds
+    server, clients = run_setup.start(setup, rounds)
+    batches = root_batches(config, setup.public, 0)
+    assert batches.inputs.shape == (2, 8, 8, 8, 3)
+    pixels = {x.tobytes() for x in batches.inputs.reshape(16, -1)}
+    ours = {x.tobytes() for x in setup.public.fetch(np.arange(40))[0].reshape(40, -1)}
+    assert len(pixels) == 16 and pixels <= ours
+
+    def fetch(ids):
+        given = jax.tree.map(lambda x: np.stack([x] * len(ids)), batches)
+        return given, np.ones(len(ids), np.float32)
+
+    rng = run_setup.random_keys(config).rounds
+    ids = np.arange(2)
+    trusting, _ = rounds.run_round(rng, server, clients, ids, fetch)
+    plain = tiny(**MORE, public_examples=40)
+    plain = run_setup.arm_rounds(run_setup.build_run_setup(plain), "none").rounds
+    _, clients = run_setup.start(setup, plain)  # without the momentum of that round
+    averaged, _ = plain.run_round(rng, server, clients, ids, fetch)
+    chex.assert_trees_all_close(trusting.public, averaged.public, rtol=1e-5, atol=1e-6)
+    moved = jax.tree.map(np.subtract, averaged.public, server.public)
+    assert optax.tree.norm(moved) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aggregator": "fltrust"}, "'fltrust' needs examples of the server's own, an"),
+        (
+            {"aggregator": "fltrust", "public_examples": 9, "arms": ("keylock",)},
+            "the defence has a private part, such as a lock's: take another aggregator",
+        ),
+        (
+            {"aggregator": "foolsgold=2"},
+            "'foolsgold=2' tells 2 clients apart, and",
+        ),
+        ({"aggregator": "bulyan"}, "'bulyan' needs 7 clients in a round, and there ar"),
+    ],
+)
+def test_what_a_rule_cannot_work_with_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run_setup.build_run_setup(tiny(**(MORE | changes)))
+
+
+@pytest.mark.slow
+def test_a_rule_that_remembers_clients_goes_on_with_them(tmp_path):
+    config = tiny(
+        **(MORE | {"rounds": 3, "cohort": 2}), save_every=1, aggregator="foolsgold=3"
+    )
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(CutOff):
+        train(config, tmp_path / "cut", on_round=cut_off_at("none", 1))
+    assert checkpoints.saved(tmp_path / "cut" / "none") == [2]
+    result = train(config, tmp_path / "cut")
+    assert_same(states(result)["none"], states(whole)["none"])
+    memory = whole.arms["none"].server.aggregator
+    assert memory.shape[0] == 3 and np.all(np.abs(memory).max(axis=1) > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["fltrust", "norm-bounding=1,0.001"])
+def test_what_a_rule_needs_is_found_again(rule, tmp_path):
+    config = tiny(
+        **(MORE | {"rounds": 3}), save_every=1, aggregator=rule, public_examples=40
+    )
+    whole = train(config)
+    with pytest.raises(CutOff):
+        train(config, tmp_path / "cut", on_round=cut_off_at("none", 1))
+    result = train(config, tmp_path / "cut")
+    assert_same(states(result)["none"], states(whole)["none"])
 
 
 @pytest.mark.slow

@@ -238,3 +238,11 @@ def test_what_fits_is_let_through():
 @pytest.mark.parametrize("name", SIZES)
 def test_the_sizes_of_embedded_datasets_are_theirs(name):
     assert len(data.load(name, shape=(8, 8, 3))) == SIZES[name]
+
+
+def test_what_a_rule_remembers_is_counted(asked):
+    options = TRAINING | {"arms": ("none",), "clients": 3}
+    config = TrainConfig(**options, aggregator="foolsgold=7")
+    sizes.check_training(run_setup.build_run_setup(config))
+    told = (7 * NETWORK, "what foolsgold=7 remembers of 3 clients")
+    assert told in [one[:2] for one in asked]

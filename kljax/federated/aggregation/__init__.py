@@ -4,16 +4,27 @@ A rule is an `Aggregator`; `AGGREGATORS` names those of kljax. Letters: n client
 round, F attackers among them that a rule is to withstand.
 """
 
-from kljax.federated.aggregation.aggregator import Aggregator
+from kljax.federated.aggregation.aggregator import (
+    Aggregator,
+    Evidence,
+    Gathered,
+    check_needs,
+    find_needs,
+)
 from kljax.federated.aggregation.averaging import mean, norm_bounding
 from kljax.federated.aggregation.catalogue import AGGREGATORS, make_aggregator
 from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
 from kljax.federated.aggregation.trimmed_selection import bulyan
+from kljax.federated.aggregation.trust import fltrust, foolsgold
 
 __all__ = [
     "Aggregator",
+    "Gathered",
+    "Evidence",
+    "check_needs",
+    "find_needs",
     "AGGREGATORS",
     "make_aggregator",
     "mean",
@@ -24,4 +35,6 @@ __all__ = [
     "krum",
     "multi_krum",
     "bulyan",
+    "foolsgold",
+    "fltrust",
 ]

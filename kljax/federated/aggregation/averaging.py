@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kljax.core.types import Array, PyTree
+from kljax.core.types import Array, PyTree, Rng
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.options import check_bound
 from kljax.federated.clients import Upload
@@ -26,27 +26,32 @@ def mean() -> Aggregator:
     return Aggregator(_divide, add, name="mean", weighted_sum=True)
 
 
-def norm_bounding(bound: float) -> Aggregator:
+def norm_bounding(bound: float, noise: float = 0.0) -> Aggregator:
     """Makes the weighted mean of uploads that are no longer than a bound.
 
     A client's upload is one vector here: its change of the weights together with its
     change of the norm statistics. A longer one is shortened to the bound,
     ``change / max(1, |change| / bound)``, so that one client moves the mean by at most
-    its share of the bound.
+    its share of the bound. Gaussian noise is added to the mean change of the weights,
+    if it is asked for; statistics have none, since a variance might turn negative.
 
     Weights are used, as in the mean that is bounded.
 
     Args:
       bound: of the L2 norm of what a client changes; the paper's M.
+      noise: standard deviation of what is added to each weight in a round; the paper's
+        weak differential privacy, for which no guarantee is computed.
 
     Raises:
-      ValueError: for a bound that is not above 0.
+      ValueError: for a bound that is not above 0, and noise below 0.
 
     Reference: Sun et al., "Can You Really Backdoor Federated Learning?" (2019), norm
-    thresholding. That the norm statistics are bounded, too, is kljax's own: what they
-    say could do harm otherwise.
+    thresholding and weak differential privacy. That the norm statistics are bounded,
+    too, is kljax's own: what they say could do harm otherwise.
     """
     check_bound("norm-bounding", bound)
+    if noise:
+        check_bound("norm-bounding", noise, "noise")
 
     def add(server: ServerState, upload: Upload, weight: Array) -> Upload:
         stats = jax.tree.map(jnp.subtract, upload.stats, server.stats)
@@ -56,6 +61,17 @@ def norm_bounding(bound: float) -> Aggregator:
         bounded = Upload(delta, jax.tree.map(jnp.add, server.stats, stats))
         return _scaled(bounded, weight)
 
+    def add_noise(server: ServerState, total: Upload, weight: Array, *, rng: Rng):
+        upload, memory = _divide(server, total, weight)
+        leaves, tree = jax.tree.flatten(upload.delta)
+        noisy = [
+            x + noise * jax.random.normal(jax.random.fold_in(rng, n), x.shape, x.dtype)
+            for n, x in enumerate(leaves)
+        ]
+        return upload._replace(delta=jax.tree.unflatten(tree, noisy)), memory
+
+    if noise:
+        return Aggregator(add_noise, add, name="norm-bounding", needs=("rng",))
     return Aggregator(_divide, add, name="norm-bounding")
 
 

@@ -9,6 +9,7 @@ from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
 from kljax.federated.aggregation.trimmed_selection import bulyan
+from kljax.federated.aggregation.trust import fltrust, foolsgold
 
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "mean": mean,
@@ -19,6 +20,8 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "multi-krum": multi_krum,
     "bulyan": bulyan,
     "norm-bounding": norm_bounding,
+    "foolsgold": foolsgold,
+    "fltrust": fltrust,
 }
 
 

@@ -37,6 +37,17 @@ def as_upload(row: Array, uploads: PyTree) -> PyTree:
     return jax.tree.unflatten(tree, made)
 
 
+def as_units(rows: Array) -> tuple[Array, Array]:
+    """Divides n vectors [n, D] by their lengths, which it gives beside them [n].
+
+    One of length 0 is left as it is. Squares of any float are beyond no float here.
+    """
+    peaks = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    scaled = rows / jnp.where(peaks > 0, peaks, 1)
+    lengths = jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
+    return scaled / jnp.where(lengths > 0, lengths, 1), (peaks * lengths)[:, 0]
+
+
 def squared_distances(rows: Array) -> Array:
     """Computes the squared distances of n vectors [n, D] from each other [n, n].
 

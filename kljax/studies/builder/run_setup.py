@@ -21,7 +21,7 @@ from kljax.data.augmentation import AUGMENTATIONS
 from kljax.data.triggers import make_trigger
 from kljax.defences import Defence, arms, keylock
 from kljax.defences.arms import Arm
-from kljax.federated.aggregation import Aggregator, make_aggregator
+from kljax.federated.aggregation import Aggregator, mean
 from kljax.federated.algorithms import fedavg, new_private_key, proximal
 from kljax.federated.clients import Batches, ClientState, LocalOptimiser
 from kljax.federated.encryption import (
@@ -30,11 +30,16 @@ from kljax.federated.encryption import (
     check_encryption,
     make_encryption,
 )
-from kljax.federated.optimisers import CLIENT_OPTIMISERS, make_server_optimiser
+from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, normalised
+from kljax.studies.builder.server_side import (
+    evidence_of,
+    find_aggregator,
+    server_optimiser,
+)
 from kljax.studies.builder.task import LearningTask, build_task, check_norm, load_split
 from kljax.studies.config import TrainConfig, default
 
@@ -105,7 +110,7 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
     }
     for arm in parsed.values():
         check_norm(config, task.network, arm)
-    aggregator = _find_aggregator(config)
+    aggregator = find_aggregator(config)
     encryption = _find_encryption(config, aggregator)
     attack = _find_attack(config, train, test)
     roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
@@ -143,16 +148,6 @@ def _classes_to_deal(config: TrainConfig, train: data.Dataset) -> np.ndarray:
             "'iid'"
         )
     return np.zeros(len(labels), np.int32)
-
-
-def _find_aggregator(config: TrainConfig) -> Aggregator:
-    rule, clients = make_aggregator(config.aggregator), cohort_size(config)
-    if clients < rule.least:
-        raise ValueError(
-            f"aggregator {config.aggregator!r} needs {rule.least} clients in a round, "
-            f"and there are {clients}: take more clients, or another aggregator"
-        )
-    return rule
 
 
 def _find_encryption(config: TrainConfig, rule: Aggregator) -> Encryption | None:
@@ -214,15 +209,19 @@ def arm_rounds(setup: RunSetup, name: str) -> ArmRounds:
 
 
 def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
-    config = setup.config
+    config, rule = setup.config, setup.aggregator
+    optimiser, local = local_optimiser(config), local_options(setup)
     return fedavg(
         model,
         setup.task.loss,
-        local_optimiser(config),
+        optimiser,
         defence=defence,
-        local=local_options(setup),
+        local=local,
+        evidence=evidence_of(
+            config, rule, setup.task, setup.public, model, defence, optimiser, local
+        ),
         server_optimiser=server_optimiser(config),
-        aggregator=setup.aggregator,
+        aggregator=rule,
         encryption=setup.encryption,
         roles=setup.roles,
         weighting=config.weighting,
@@ -277,6 +276,8 @@ def mean_gates(setup: RunSetup) -> Gates:
     """
     config, lock = setup.config, setup.task.sites.lock
     defence = keylock(lock)
+    # Nothing is aggregated, and a rule may not go with a lock.
+    setup = setup._replace(aggregator=mean())
     rounds = _rounds(setup, setup.task.models[True], defence)
     weights = jax.jit(draw_jointly(rounds.init_lock))(random_keys(config).init)
     return lock.gates(weights, jnp.full(config.private_key_size, 0.5))
@@ -313,18 +314,6 @@ def local_optimiser(config: TrainConfig) -> LocalOptimiser:
         return at(config.learning_rate * config.drop_factor**dropped)
 
     return of_round
-
-
-def server_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """Makes the optimiser of the server.
-
-    Raises:
-      ValueError: for an unknown name, or a user's function that gives none.
-    """
-    text = config.server_optimiser
-    if config.server_momentum:  # of sgd alone
-        text = f"{text}={config.server_momentum!r}"
-    return make_server_optimiser(text, config.server_learning_rate)
 
 
 # --- what a round trains on ------------------------------------------------------

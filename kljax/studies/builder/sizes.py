@@ -153,6 +153,13 @@ def check_training(setup: RunSetup) -> None:
                 "cohort, or take an aggregator that adds up, mean or norm-bounding",
                 device_memory(),
             )
+        start = jax.eval_shape(run_setup.arm_rounds(setup, name).rounds.init, rng)
+        check_fits(
+            nbytes(start.aggregator),
+            f"what {rule.name} remembers of {config.clients} clients",
+            "clients, or take another aggregator",
+            device_memory(),
+        )
         if setup.encryption is not None:
             entries = nbytes(jax.eval_shape(setup.task.models[arm.norm].init, rng)) // 4
             # As sent, and in float64 to be encrypted; a mask of bytes.
