@@ -26,7 +26,9 @@ def top_k(share: float | Array) -> Defence:
     out, and so is smaller than those sent, is not made use of. Of a step of local
     training nobody sees anything, and where noise was added to a tensor it has no
     zeros: there the attacker keeps the largest entries of its candidate's gradient, as
-    of a first release.
+    of a first release. What a client's earlier local steps left over, and adds to the
+    next, it does not carry along, so that its replay of several steps is not the
+    client's training even at the truth; with ``@update`` there is one release.
 
     Args:
       share: of a tensor's entries that are sent, rounded to whole ones and at least
