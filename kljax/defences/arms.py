@@ -245,7 +245,7 @@ def _plan(text: str, combination: str, sites: Sites) -> _Plan:
         kind = with_fixed(kind, found)
         options += [found[name] for name in kind.options]
         if at:
-            kind = kind._replace(make=_at_update(text, named, kind.make))
+            kind = kind._replace(make=_at_update(named, kind.make))
         kinds.append(kind)
     if kinds[0].gated and not sites.paths:
         raise ValueError(
@@ -327,15 +327,13 @@ def _check_data(plan: _Plan) -> None:
         ) from error
 
 
-def _at_update(
-    text: str, named: str, make: Callable[..., Defence]
-) -> Callable[..., Defence]:
+def _at_update(named: str, make: Callable[..., Defence]) -> Callable[..., Defence]:
     def moved(sites: Sites, **options) -> Defence:
         defence = make(sites, **options)
         try:
             return defences.at_update(defence)
         except ValueError as error:
-            raise ValueError(f"arm {text!r}: {named!r}: {error}") from None
+            raise ValueError(f"{named!r}: {error}") from None
 
     return moved
 

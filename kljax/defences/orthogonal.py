@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.context import Context, part_of
 from kljax.defences.defence import Defence, is_concrete, widened
@@ -129,10 +130,15 @@ def looks_computed(sent: Public) -> Array:
         x = widened(x)
         x = x / _positive(jnp.max(jnp.abs(x)))
         square = x.T @ x if x.shape[0] > x.shape[1] else x @ x.T
-        values = jnp.linalg.eigvalsh(square)
+        values = _eigenvalues(square)
         # A tensor of zeros says nothing.
         found |= (values[0] <= RANK_TOLERANCE * values[-1]) & (values[-1] > 0)
     return found
+
+
+@one_at_a_time
+def _eigenvalues(square: Array) -> Array:
+    return jnp.linalg.eigvalsh(square)
 
 
 def _moved(public: Public, direction: Public, rate: float | Array) -> Public:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.context import Context
 from kljax.defences.defence import Defence, is_concrete, widened
@@ -117,6 +118,7 @@ def project(g: Array, seen: Array) -> tuple[Array, Array]:
     return known, jnp.where(whole, jnp.sum(kept), 0)
 
 
+@one_at_a_time
 def _factors(matrix: Array) -> Factors:
     return Factors(*jnp.linalg.svd(matrix, full_matrices=False))
 

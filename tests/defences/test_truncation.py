@@ -1,5 +1,7 @@
 """SVDefense: what rank is left, and what its row and column spaces still say."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +145,17 @@ def test_slopes_are_finite_where_singular_values_are_equal():
         slopes = jax.grad(distance)(grads, sent).model
         assert np.all(np.isfinite(slopes["same"])) and np.any(slopes["same"])
         assert np.all(np.isfinite(slopes["zeros"]))
+
+
+def test_clients_are_decomposed_one_after_another():
+    """A batch of decompositions can wait for ever, see `one_at_a_time`."""
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), GRADS)
+    simulate = jax.vmap(lambda g, s: svd_truncation(0.6).simulate(g, s, None, None))
+    nested = jax.tree.map(lambda x: x[None], both)
+    text = str(jax.make_jaxpr(jax.vmap(simulate))(nested, nested))
+    lines = [line for line in text.splitlines() if "= svd[" in line]
+    shapes = [shape for line in lines for shape in re.findall(r"f32\[([\d,]+)\]", line)]
+    assert len(lines) >= 4 and max(shape.count(",") for shape in shapes) == 1
 
 
 @pytest.mark.parametrize("energy", (0, -0.1, 1.1, float("nan")))

@@ -22,9 +22,9 @@ from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     Estimate,
     float64,
-    one_at_a_time,
     to_float64,
 )
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Loss
 
 STARTS, MOVES = 12, 60

@@ -20,7 +20,6 @@ from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.closed_form.layer_input import (
     ROUNDING,
     float64,
-    one_at_a_time,
     through,
     to_float64,
 )
@@ -37,6 +36,7 @@ from kljax.attacks.closed_form.walk import (
 )
 from kljax.attacks.labels import find_rule, targets_of
 from kljax.attacks.setting import Setting
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gate, Gates, Params, Path
 from kljax.threat import View

@@ -31,11 +31,6 @@ ROUNDING = 2.0**-24  # float32: what the client computed with, relative
 
 float64 = jax.enable_x64
 
-# Victims one after the other, whatever vmap says. A batch of them would take as much
-# memory more, and in jaxlib 0.10 a batched LAPACK call hands its matrices to the very
-# threads that wait for it: with as many devices as threads nobody is left to work.
-one_at_a_time = jax.custom_batching.sequential_vmap
-
 
 class Estimate(NamedTuple):
     """Numbers, and how uncertain each is."""

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.closed_form.layer_input import (
     float64,
-    one_at_a_time,
     to_float64,
 )
 from kljax.attacks.closed_form.refusals import refuse_batches, refuse_no_chain
@@ -33,6 +32,7 @@ from kljax.attacks.labels import or_unknown, settled_labels
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.setting import Setting
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Params, Rng
 from kljax.models.losses import cross_entropy
 from kljax.threat import View

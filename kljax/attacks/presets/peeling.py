@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction
 from kljax.attacks.closed_form.below_lock import EPSILON, solve_below
-from kljax.attacks.closed_form.layer_input import float64, one_at_a_time, to_float64
+from kljax.attacks.closed_form.layer_input import float64, to_float64
 from kljax.attacks.closed_form.refusals import (
     refuse_batches,
     refuse_no_bias,
@@ -20,6 +20,7 @@ from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Gate, Params, Path, Rng
 from kljax.threat import View
 

@@ -7,7 +7,6 @@ Transformers" (CVPR 2022).
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Objective, Optimiser, Reconstruction
-from kljax.attacks.closed_form.layer_input import one_at_a_time
 from kljax.attacks.closed_form.refusals import refuse_batches, refuse_search
 from kljax.attacks.closed_form.transformer import (
     VIT,
@@ -27,6 +26,7 @@ from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
 from kljax.attacks.starts import normal
 from kljax.attacks.tensors import public_of
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Gate, Params, PyTree, Rng
 from kljax.threat import View
 
