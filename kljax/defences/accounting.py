@@ -11,6 +11,8 @@ What is assumed, and what kljax does:
   cohorts that are drawn for rounds. The order is independent of the data, so that the
   number holds for every order, also for one that everybody knows.
 - Every upload is seen, each by itself: no release is hidden among others.
+- An augmentation of one's own takes the examples of a batch one by one, and the deal of
+  examples to clients, with their numbers, is public.
 - Numbers that only whoever runs an experiment has (losses, accuracies, tuned
   strengths) are outside of it.
 

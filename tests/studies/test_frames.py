@@ -134,6 +134,7 @@ def test_rows_of_a_training_are_read(tmp_path):
             "train_accuracy": 0.5,
             "test_accuracy": None if n else 0.25,
             "attack_success": None,
+            "epsilon": None if n else 1.5,
             "clients": 2,
             "examples": 32,
             "excluded": (3, 4) if n else (),

@@ -79,9 +79,9 @@ def check_trained(setup: RunSetup, name: str) -> None:
 
 
 STATISTICS = (
-    "norm layers in train mode make statistics of a batch, by which one example "
-    "changes the others, and which a client uploads neither clipped nor noised; no "
-    "epsilon holds"
+    "norm layers in train mode make statistics of private examples, by which those of "
+    "a batch change each other, and which a client uploads neither clipped nor noised; "
+    "no epsilon holds"
 )
 
 

@@ -94,7 +94,7 @@ def _read_row(path: Path, number: int, header: list[str], line: list[str]) -> Ro
 def write_rows(folder: Path, rows: list[Row]) -> None:
     """Writes ``metrics.csv``."""
     text = io.StringIO(newline="")
-    absent = [n for n in OF_SOME if all(row[n] is None for row in rows)]
+    absent = [n for n in OF_SOME if all(row.get(n) is None for row in rows)]
     columns = [name for name in COLUMNS if name not in absent]
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

@@ -35,6 +35,6 @@ def boards(folder: Path | None) -> Callable[[str, int], Any]:
 def write_board(board: Any, row: Row) -> None:
     """Writes a round to TensorBoard."""
     for name in MAY_BE_EMPTY:
-        if row[name] is not None:
+        if row.get(name) is not None:
             board.add_scalar(name, row[name], row["round"])
     board.flush()
