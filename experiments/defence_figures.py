@@ -4,7 +4,7 @@ Who finds the image (`draw_attackers`), does strength help (`draw_strengths`), w
 it cost the client (`draw_costs`). What was not run is left out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ MARKS = {
 }
 STRENGTHS = ("weak", "middle", "strong")
 KNOWING = ("only", "adaptive")
+SHADES = ("lightsteelblue", "cornflowerblue", "navy")
+LEAST_SHARE = 1e-3  # of the dense bytes: where the axis ends
+UNDEFENDED = "none"
+TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 def draw_attackers(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
@@ -136,37 +140,46 @@ def _varied(name: str) -> str:
     return f"{name} ({' '.join(strengths)} {values})"
 
 
-def draw_costs(
-    combinations: Sequence[str], costs: Mapping[str, Mapping[str, Any]], file: Path
-) -> bool:
+def draw_costs(costs: Mapping[str, Mapping[str, Any]], file: Path) -> bool:
     """Draws seconds and bytes of a client's step, in multiples of the undefended.
+
+    A darker mark is a stronger defence; seconds have their quartiles over rounds.
 
     Returns:
       Whether there was anything to draw.
     """
-    if "none" not in costs:
+    lines = {name: write_strengths(name) for name in KINDS}
+    lines = {n: at for n, at in lines.items() if any(each in costs for each in at)}
+    if UNDEFENDED not in costs:
         return False
-    names = [name for name in combinations if name in costs]
-    dense = costs["none"]["dense"]
-    points = {n: (costs[n]["times"], costs[n]["coded"] / dense) for n in names}
-    figure = matplotlib.figure.Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.axvspan(0.5, 2, color="whitesmoke", zorder=0)
-    for times, share in points.values():
-        axes.plot(times, max(share, 1e-3), "o", ms=3, color="tab:blue")
-    # One name for each defence, at its middle strength, if it costs or saves something.
-    for name in KINDS:
-        at = write_strengths(name)
-        times, share = points.get(at[len(at) // 2], (1.0, 1.0))
-        if times > 2 or not 0.9 < share < 1.1:
-            near = (times, max(share, 1e-3))
-            axes.annotate(
-                name, near, xytext=(3, 2), textcoords="offset points", fontsize=6
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("a client's step, times undefended in seconds (grey: up to twice)")
-    axes.set_ylabel("bytes sent, coded, times dense undefended")
-    axes.spines[["top", "right"]].set_visible(False)
+    dense = costs[UNDEFENDED]["dense"]
+    size = (7.5, 1.2 + 0.2 * len(lines))
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    seconds, nbytes = figure.subplots(1, 2, sharey=True)
+    for y, at in enumerate(lines.values()):
+        for n, combination in enumerate(at):
+            cost = costs.get(combination)
+            if cost is None:
+                continue
+            place = y + 0.5 * ((n + 0.5) / len(at) - 0.5)
+            shade = SHADES[n if len(at) > 1 else 1]
+            quartiles = [cost["times_low"], cost["times_high"]]
+            seconds.plot(quartiles, [place, place], color=shade, lw=0.8)
+            seconds.plot(cost["times"], place, "o", ms=3, color=shade)
+            share = max(cost["coded"] / dense, LEAST_SHARE)
+            nbytes.plot(share, place, "o", ms=3, color=shade)
+    seconds.axvline(2, color="grey", ls=":", lw=1)
+    seconds.set_yticks(range(len(lines)), lines, fontsize=7)
+    seconds.set_ylim(len(lines) - 0.4, -0.6)
+    seconds.set_xlabel("seconds of a step (dotted: twice)", fontsize=8)
+    nbytes.set_xlabel("bytes sent, coded", fontsize=8)
+    for axes in (seconds, nbytes):
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in TICKS if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
+        axes.minorticks_off()
+        axes.grid(axis="y", lw=0.3)
+    figure.suptitle("A client's step, in multiples of the undefended", fontsize=9)
     figure.savefig(file, dpi=110)
     return True

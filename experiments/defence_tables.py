@@ -88,16 +88,16 @@ def own_rows(rows: pandas.DataFrame, arm: str) -> pandas.DataFrame:
 
 def floors(rows: Rows) -> dict[str, pandas.DataFrame]:
     """Picks each floor's rows, of the first cell of all that has any."""
-    joined = pandas.concat([frame for frame in rows.values()], ignore_index=True)
-    found = joined[joined["arm"].str.startswith(FLOOR)]
-    if found.empty:
-        return {}
-    found = found[found["cell"].astype(str) == str(found["cell"].iloc[0])]
-    return {
-        name.removeprefix(FLOOR): own
-        for name, own in found.groupby("arm", sort=False)
-        if np.isfinite(own["ssim"]).any()
-    }
+    for frame in rows.values():
+        found = frame[frame["arm"].str.startswith(FLOOR)]
+        if len(found):
+            first = found[found["cell"] == found["cell"].iloc[0]]
+            return {
+                name.removeprefix(FLOOR): own
+                for name, own in first.groupby("arm", sort=False)
+                if np.isfinite(own["ssim"].to_numpy(float)).any()
+            }
+    return {}
 
 
 def cells(own: pandas.DataFrame) -> list[str]:

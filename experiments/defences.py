@@ -278,8 +278,7 @@ def draw(data: str, out: Path, folder: Path) -> None:
         contests, rows = read_leakage(data, job, out)
         draw_attackers(contests, rows, folder / f"{data}-{job}-attackers.png")
         draw_strengths(contests, rows, folder / f"{data}-{job}-strengths.png")
-    combinations = [each for name in KINDS for each in write_strengths(name)]
-    draw_costs(combinations, read_costs(data, out), folder / f"{data}-costs.png")
+    draw_costs(read_costs(data, out), folder / f"{data}-costs.png")
 
 
 def main():

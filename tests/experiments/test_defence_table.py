@@ -176,7 +176,9 @@ def test_a_line_has_its_interval_and_stands_above_its_floor():
             rows("floor/grey", [None] * 4, [0.2] * 4),
         ]
     )
-    lines = leakage_table(contests("none") + contests("keylock"), {"search": found})
+    lines = leakage_table(
+        contests("none") + contests("keylock"), {"density": NOTHING, "search": found}
+    )
     none, unit, *_, floor = lines.splitlines()[2:]
     cells = [cell.strip() for cell in none.split("|")[1:-1]]
     assert cells[4:10] == ["3/4", "0", "75% [30%, 95%]", "1", "0", "0"]
@@ -196,6 +198,7 @@ def test_pictures_have_what_was_run_and_no_more(tmp_path):
     found = {
         "search": pandas.concat([own[0], floor]),
         "density": pandas.concat([own[1], floor]),
+        "inputs": NOTHING,
     }
     for draw in (draw_attackers, draw_strengths):
         file = tmp_path / f"{draw.__name__}.png"
@@ -203,7 +206,10 @@ def test_pictures_have_what_was_run_and_no_more(tmp_path):
         file.unlink()
         assert not draw(contests_, dict.fromkeys(found, NOTHING), file)
         assert not file.exists()
-    assert not draw_costs(["none"], {}, tmp_path / "costs.png")
+    cost = {"times": 1.0, "times_low": 0.9, "times_high": 1.1, "dense": 8, "coded": 0}
+    file = tmp_path / "costs.png"
+    assert not draw_costs({}, file) and not file.exists()
+    assert draw_costs({"none": cost, "quantise=2": cost}, file) and file.exists()
 
 
 def test_what_was_not_measured_is_not_run():
