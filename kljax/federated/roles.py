@@ -98,8 +98,10 @@ def model_replacement(
     averaged with clients that no longer change much, the change makes the global
     network the attacker's. That is n / eta where all weights are equal. Where clients
     count by their examples, who has more of them than the mean overshoots with n / eta,
-    and who has fewer falls short: give the boost. Norm statistics are sent as trained:
-    a variance that is multiplied may turn negative.
+    and who has fewer falls short: give the boost. It is so of a server that adds eta
+    times the aggregate, sgd without momentum: FedAdam and FedYogi scale what they are
+    given, and there the factor says nothing. Norm statistics are sent as trained: a
+    variance that is multiplied may turn negative.
 
     An attacker that knows the server's rule shortens its upload: to the bound of norm
     bounding, or to a length at which Krum finds it near to the others.

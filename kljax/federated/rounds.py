@@ -166,7 +166,8 @@ def federated_rounds(
         go with the rule or with several processes; and from ``run_round``, before a
         client of the block trains, for images outside [0, 1] and labels that are no
         class (`kljax.data.check_local_batches`, which raises TypeErrors, too), and for
-        a cohort smaller than the aggregator needs.
+        a cohort smaller than the aggregator needs; and, after they have trained, for
+        numbers of an upload that are too large for the encryption.
       NonFiniteClient: from ``run_round``, naming the clients: under ``stop``, or when
         fewer are left than the aggregator needs. The states are then those before the
         round.

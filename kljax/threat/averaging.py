@@ -19,7 +19,10 @@ def average_updates(updates: Sequence[Update]) -> Update:
     attacks a gradient of ``sum_c B_c`` examples attacks the average: the threat model
     says ``upload="gradient"`` and that many examples. Under norm layers that take the
     statistics of a client's batch, the two differ, and an attacker that replays one
-    batch is off; in eval mode they do not.
+    batch is off; in eval mode they do not. The same is true of what each client does to
+    its gradient before it is sent: the mean of clipped, pruned or quantised gradients
+    is not what becomes of the gradient of one batch, and an attacker that replays the
+    defence on one batch replays another.
 
     Masks of what is visible are dropped: the average is read whole. What one client
     sent before is no part of it.
@@ -76,7 +79,7 @@ def average_updates(updates: Sequence[Update]) -> Update:
         visible=None,
         earlier=None,
         remembered=(),
-        substitute=jnp.concatenate(substitutes) if replaced else None,
+        substitute=jax.tree.map(joined, *substitutes) if replaced else None,
     )
 
 

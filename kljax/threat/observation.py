@@ -146,6 +146,16 @@ def _readable(sent: Public, visible: PyTree | None) -> Public:
     """Puts NaN in place of what is hidden."""
     if visible is None:
         return sent
+    check_mask(sent, visible)
+    return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), sent, visible)
+
+
+def check_mask(sent: Public, visible: PyTree) -> None:
+    """Refuses a mask of what is visible that is not like what is sent.
+
+    Raises:
+      ValueError: naming the first tensor that does not fit.
+    """
     values, masks = named(sent), named(visible)
     for name in sorted(values.keys() | masks.keys()):
         wanted = f"bool {jnp.shape(values[name])}" if name in values else "no mask"
@@ -158,7 +168,6 @@ def _readable(sent: Public, visible: PyTree | None) -> Public:
                 "the mask of what is visible does not fit what is sent: tensor "
                 f"{name!r} needs {wanted}, got {given}"
             )
-    return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), sent, visible)
 
 
 def _readable_before(earlier: Public | None, visible: PyTree | None) -> Public | None:

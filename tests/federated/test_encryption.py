@@ -369,6 +369,21 @@ def test_a_rule_that_looks_at_uploads_is_refused(rule):
         product(encryption=ckks(), aggregator=aggregator)
 
 
+def test_a_gathering_rule_is_refused_whatever_it_says_of_itself():
+    rule = make_aggregator("median")._replace(weighted_sum=True)
+    with pytest.raises(ValueError, match="'ckks' .* median looks at each of them"):
+        product(encryption=ckks(), aggregator=rule)
+
+
+def test_a_mask_that_does_not_fit_is_refused_by_its_tensor():
+    def flat(rng, sent, context):
+        return jax.tree.map(lambda x: jax.numpy.ones(x.size, bool), sent)
+
+    rounds = product(defence=none()._replace(visible=flat), encryption=pairwise_masks())
+    with pytest.raises(ValueError, match="'model/fc/kernel' needs bool .*, got bool"):
+        play(rounds, pixels(1.0, 0.5), count=1, clients=2)
+
+
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="'ckks' needs one process, and there are 2"):

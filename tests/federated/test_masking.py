@@ -140,6 +140,23 @@ def test_masks_of_rounds_and_of_partial_sums_are_apart():
     assert np.all(sum(first.values()) == 0)
 
 
+def test_a_round_that_is_run_again_has_other_masks(monkeypatch):
+    """Under the same masks the difference of two uploads would be in the clear."""
+    sent, honest = [], masking.add_masked
+
+    def curious(uploads, roster):
+        sent.append(uploads)
+        return honest(uploads, roster)
+
+    monkeypatch.setattr(masking, "add_masked", curious)
+    add, values = adding_with(PAIRS), np.ones((4, SIZE))
+    for factor in (1, 2):
+        mean, _ = add(3, ROSTER, SHARES, factor * values)
+        np.testing.assert_allclose(mean, factor, rtol=0, atol=1e-6)
+    for client in ROSTER.tolist():
+        assert uniform(sent[1][client] - sent[0][client]) > 1e-3, client
+
+
 def test_keys_are_drawn_anew():
     assert not np.array_equal(
         jax.random.key_data(new_pairs_key()), jax.random.key_data(new_pairs_key())

@@ -78,6 +78,16 @@ def test_a_server_reads_the_average_whole_and_nothing_of_one_client():
         observe(threat(examples=1), average)
 
 
+def test_substitutes_of_several_inputs_come_client_after_client():
+    def replaced(values):
+        rows = np.array(values, np.float32)
+        return update(0, 1)._replace(substitute={"image": rows, "row": -rows})
+
+    average = average_updates([replaced([1, 2]), replaced([3])])
+    np.testing.assert_array_equal(average.substitute["image"], [1, 2, 3])
+    np.testing.assert_array_equal(average.substitute["row"], [-1, -2, -3])
+
+
 def test_averages_that_are_no_gradient_of_one_batch_are_refused():
     one = update(0, 1)
     locked = one._replace(private=Private(np.ones(5)))

@@ -37,6 +37,7 @@ from kljax.defences import (
 from kljax.defences.defence import keep_private
 from kljax.models.losses import checked
 from kljax.threat import Update
+from kljax.threat.observation import check_mask
 
 # What the random key of a step is for.
 STEP_PURPOSES = (
@@ -292,10 +293,16 @@ def one_step(
 def visible_of(
     defence: Defence, rng: Rng, sent: Public, context: Context
 ) -> PyTree | None:
-    """Tells what of an upload can be read, as `Update` has it: None for everything."""
+    """Tells what of an upload can be read, as `Update` has it: None for everything.
+
+    Raises:
+      ValueError: for a mask that is not like what is sent.
+    """
     if defence.visible is everything:
         return None
-    return defence.visible(rng, sent, context)
+    visible = defence.visible(rng, sent, context)
+    check_mask(sent, visible)
+    return visible
 
 
 def add_pull(

@@ -272,7 +272,8 @@ def local_training(
     ) -> PyTree | None:
         kind = targets_of(model, received, stats, batches.inputs, targets)
         private = renew_private(renew, rng, state.private)
-        # As `local_update` draws them, whose mask of an upload is the same one.
+        # As `local_update` draws them, whose mask of an upload is the same one if each
+        # example is used once: here are those of all steps, also of the padding.
         rng_gradient, rng_visible = jax.random.split(
             derive_rng(rng, ROUND_PURPOSES, "visible")
         )

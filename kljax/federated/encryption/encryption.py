@@ -71,10 +71,10 @@ def check_encryption(encryption: Encryption, rule: Any) -> None:
       rule: an `Aggregator`.
 
     Raises:
-      ValueError: for a rule that needs more than a weighted sum; and for several
-        processes, each of which would have keys of its own.
+      ValueError: for a rule that needs more than a weighted sum, which every gathering
+        one does; and for several processes, each of which would have keys of its own.
     """
-    if not rule.weighted_sum:
+    if rule.gathers or not rule.weighted_sum:
         raise ValueError(
             f"encryption {encryption.name!r} lets a server add uploads up and read "
             f"none, and {rule.name} looks at each of them: take the aggregator 'mean'"

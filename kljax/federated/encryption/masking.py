@@ -17,6 +17,7 @@ had agreed on keys of their own it would take n - 1 clients.
 """
 
 import functools
+import itertools
 import secrets
 from collections.abc import Mapping
 
@@ -74,11 +75,11 @@ def pair_key(rng_pairs: Rng, client: Array | int, other: Array | int) -> Rng:
 def mask_of(
     rng_pairs: Rng, number: Array | int, client: Array | int, roster: Array, size: int
 ) -> Array:
-    """Draws the mask of one client in a round.
+    """Draws the mask of one client in a sum.
 
     Args:
       rng_pairs: of all pairs.
-      number: of the round; no mask is used twice.
+      number: of the sum; no two sums may have the same.
       client: whose mask.
       roster: [n] of all who take part, the client itself included.
       size: d.
@@ -155,6 +156,9 @@ def add_masked(uploads: Mapping[int, np.ndarray], roster: np.ndarray) -> np.ndar
 
 def adding_with(rng_pairs: Rng, fraction_bits: int = FRACTION) -> AddHidden:
     """Makes the sum of a round from what the keys of all pairs follow from."""
+    # Not the number of the round: whoever runs one again, on other data, would send
+    # two uploads under one mask, whose difference a server could read.
+    sums = itertools.count()
 
     def masked(
         number: int, client: int, roster: np.ndarray, share: float, own: np.ndarray
@@ -168,8 +172,9 @@ def adding_with(rng_pairs: Rng, fraction_bits: int = FRACTION) -> AddHidden:
         number: int, ids: np.ndarray, shares: np.ndarray, values: np.ndarray
     ) -> tuple[np.ndarray, Cost]:
         watch, roster, uploads = Watch(), np.asarray(ids, np.int32), {}
+        this_sum = next(sums)
         for client, share, own in zip(ids.tolist(), shares, values, strict=True):
-            arguments = number, client, roster, float(share), own
+            arguments = this_sum, client, roster, float(share), own
             try:
                 uploads[client] = watch.timed("encrypt", masked, *arguments)
             except ValueError as error:
