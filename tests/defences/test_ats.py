@@ -69,13 +69,30 @@ PILLOW = {
 }
 
 
-@pytest.mark.parametrize("channels", (1, 3))
+@functools.cache
+def operated(channels):
+    """What each operation makes of the images, at two magnitudes."""
+    signs = np.array([-1.0, 1.0], np.float32)
+
+    def run(images):
+        return {
+            name: [
+                OPERATIONS[name](images, signs, float(amount))
+                for amount in RANGES.get(name, np.zeros(10))[[3, 9]]
+            ]
+            for name in OPERATIONS
+        }
+
+    return quick_jit(run)(smooth_images(channels))
+
+
+@pytest.mark.parametrize("channels", (pytest.param(1, marks=pytest.mark.slow), 3))
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_that_of_pillow(name, channels):
     images = smooth_images(channels)
     signs = np.array([-1.0, 1.0], np.float32)
-    for amount in RANGES.get(name, np.zeros(10))[[3, 9]]:
-        found = OPERATIONS[name](jnp.asarray(images), signs, float(amount))
+    amounts = RANGES.get(name, np.zeros(10))[[3, 9]]
+    for amount, found in zip(amounts, operated(channels)[name], strict=True):
         assert found.shape == images.shape and found.dtype == images.dtype
         for image, sign, mine in zip(images, signs, found, strict=True):
             levels = np.round(255 * image).astype(np.uint8)
@@ -100,8 +117,12 @@ def test_the_numbering_is_that_of_the_official_code():
 
 def replaced(policies, choice, images):
     defence = transform_images(policies)
-    context = Context(None, None, images, TARGETS, private=Private(choice))
-    return defence.inputs(RNG, context)
+
+    def inputs(images, choice):
+        context = Context(None, None, images, TARGETS, private=Private(choice))
+        return defence.inputs(RNG, context)
+
+    return quick_jit(inputs)(images, choice)
 
 
 @pytest.mark.parametrize("policies", ((), ((28, 39),)))
@@ -117,15 +138,18 @@ def test_each_image_passes_the_policy_and_the_signs_that_it_drew():
     images, policies = smooth_images(3), ((6, 13), (29, 0, 4))
     choice = Choice(jnp.array([0, 1]), jnp.array([[1.0, -1, 1], [1, 1, -1]]))
     found, _ = replaced(policies, choice, images)
-    one = images[:1]
-    for number, sign in ((6, 1.0), (13, -1.0)):
-        name, place = NUMBERED[number]
-        one = OPERATIONS[name](one, jnp.array([sign]), float(RANGES[name][place]))
+
+    def one_by_one(images):
+        one = images[:1]
+        for number, sign in ((6, 1.0), (13, -1.0)):
+            name, place = NUMBERED[number]
+            one = OPERATIONS[name](one, jnp.array([sign]), float(RANGES[name][place]))
+        # Inverted twice, and then less sharp.
+        amount = float(RANGES["sharpness"][1])
+        return one, OPERATIONS["sharpness"](images[1:], jnp.array([-1.0]), amount)
+
+    one, other = quick_jit(one_by_one)(images)
     np.testing.assert_allclose(found[:1], one, atol=1e-6)
-    # Inverted twice, and then less sharp.
-    other = OPERATIONS["sharpness"](
-        images[1:], jnp.array([-1.0]), float(RANGES["sharpness"][1])
-    )
     np.testing.assert_allclose(found[1:], other, atol=1e-6)
 
 
@@ -201,6 +225,9 @@ def gradient(images, targets):
     return jax.grad(loss)(weights)
 
 
+quick_gradient = quick_jit(gradient)
+
+
 def test_the_privacy_score_is_the_area_below_the_cosines():
     images = smooth_images(1)
     score = functools.partial(privacy_score, gradient, steps=4)
@@ -208,10 +235,10 @@ def test_the_privacy_score_is_the_area_below_the_cosines():
     areas = []
     for n, rng in enumerate(jax.random.split(RNG, 2)):
         noise = np.asarray(jax.random.uniform(rng, images[n].shape))
-        wanted, cosines = gradient(images[n : n + 1], TARGETS[n : n + 1]), []
+        wanted, cosines = quick_gradient(images[n : n + 1], TARGETS[n : n + 1]), []
         for t in range(5):
             point = (t * images[n] + (4 - t) * noise) / 4
-            grads = gradient(point[None], TARGETS[n : n + 1])
+            grads = quick_gradient(point[None], TARGETS[n : n + 1])
             each = [
                 np.sum(grads[k] * wanted[k])
                 / np.linalg.norm(grads[k])
@@ -258,7 +285,7 @@ def test_the_search_keeps_what_hides_most_of_what_trains_well_enough():
     good = [scored for scored in everything if scored.accuracy >= 0.5]
     assert good[:2] != everything[:2] and search(0.5) == good[:2]
     images = smooth_images(1)
-    changed = [transform(images) for transform in transforms[:2]]
+    changed = quick_jit(lambda: [transform(images) for transform in transforms[:2]])()
     assert all(x.shape == images.shape for x in changed)
     assert np.any(changed[0] != changed[1])
     with pytest.raises(ValueError, match="0 of .* reach an accuracy score of 1"):
