@@ -28,6 +28,7 @@ from kljax.attacks.closed_form.refusals import refuse_batches
 from kljax.attacks.replaced_inputs import unknown_concealing, unknown_mixing
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import move_by_gradient
+from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
 
@@ -205,8 +206,7 @@ def regress_passports(setting: Setting) -> Secret:
     def start(rng: Rng, view: View):
         free, fixed = {}, {}
         for i, (site, _) in enumerate(setting.defence.sites):
-            sent = jnp.nan_to_num(view.grads.defence[site])
-            plane = jnp.linalg.svd(sent, full_matrices=False)[0][:, :2]
+            plane = _plane(jnp.nan_to_num(view.grads.defence[site]))
             own = jax.random.fold_in(rng, i)
             free[site] = jax.random.normal(own, (2, plane.shape[1]))
             fixed[site] = plane
@@ -221,6 +221,12 @@ def regress_passports(setting: Setting) -> Secret:
         )
 
     return Secret(Unknown(start, decode), setting.defence.gates)
+
+
+@one_at_a_time
+def _plane(sent: Array) -> Array:
+    """Finds the plane [K, 2] that the columns of what is sent [K, C] lie in."""
+    return jnp.linalg.svd(sent, full_matrices=False)[0][:, :2]
 
 
 def peel(setting: Setting) -> Secret:
