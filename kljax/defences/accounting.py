@@ -11,6 +11,8 @@ What is assumed, and what kljax does:
   cohorts that are drawn for rounds. The order is independent of the data, so that the
   number holds for every order, also for one that everybody knows.
 - Every upload is seen, each by itself: no release is hidden among others.
+- No client is left out of a round for turning non-finite: that it is would be seen, and
+  of a client as the unit no noise covers it.
 - An augmentation of one's own takes the examples of a batch one by one, and the deal of
   examples to clients, with their numbers, is public.
 - Numbers that only whoever runs an experiment has (losses, accuracies, tuned
@@ -23,10 +25,14 @@ dp-accounting, by the exact formula of Balle and Wang (ICML 2018).
 """
 
 import math
+import sys
 
 from kljax.defences.defence import Mechanism
 
 EXTRA = "kljax[dp]"
+# The noise multiplier below which a bound, at most a hundred-thousandth higher, takes
+# the place of the exact epsilon: the search for that need not converge.
+SMALLEST = 1e-6
 
 
 def check_delta(delta: float) -> None:
@@ -65,7 +71,8 @@ def epsilon(mechanism: Mechanism | None, releases: int, delta: float) -> float |
 
     Returns:
       The least epsilon, 0 or more; None where nothing is guaranteed: without a
-      mechanism, or without noise.
+      mechanism, or without noise. Under noise of less than `SMALLEST` a bound of it,
+      ``m^2 / 2 + m sqrt(2 log(1 / delta))`` with m the bound over the noise.
 
     Raises:
       ValueError: for a delta that is none, and for fewer than 0 releases.
@@ -82,4 +89,7 @@ def epsilon(mechanism: Mechanism | None, releases: int, delta: float) -> float |
     from dp_accounting import get_epsilon_gaussian
 
     single = float(mechanism.noise_multiplier) / math.sqrt(releases)
+    if single < SMALLEST:
+        mean = 1 / max(single, sys.float_info.min)
+        return mean * mean / 2 + mean * math.sqrt(-2 * math.log(delta))
     return float(get_epsilon_gaussian(single, delta))

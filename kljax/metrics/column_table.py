@@ -300,8 +300,9 @@ FOUND = (
     _reported(
         "epsilon",
         "epsilon",
-        "of differential privacy, of this one upload, at delta; empty where an arm has "
-        "no guarantee. See kljax.defences.accounting for what is assumed",
+        "of differential privacy, of this upload and, of a client as the unit, of its "
+        "earlier ones that the server has, at delta; empty where an arm has no "
+        "guarantee. See kljax.defences.accounting for what is assumed",
         unit="from 0",
         knows="attacker",
         form=".2f",

@@ -301,6 +301,18 @@ def test_epsilon_is_that_of_two_accountants_that_compose(multiplier, releases, d
     assert found < loose.get_epsilon(delta) < 1.2 * found
 
 
+def test_the_epsilon_of_next_to_no_noise_is_a_bound_close_above_the_exact_one():
+    pytest.importorskip("dp_accounting")
+    # Where the exact one can still be found by who looks for it.
+    exact = epsilon(mechanism(1e-6), 1, 1e-5)
+    assert exact < epsilon(mechanism(1e-6 * (1 - 1e-12)), 1, 1e-5) < exact * (1 + 1e-5)
+    # The square of the bound over the noise leads: four times as much of half of it.
+    small, half = (epsilon(mechanism(m), 1, 1e-5) for m in (2e-100, 1e-100))
+    assert half == pytest.approx(4 * small, rel=1e-6)
+    for multiplier in (1e-200, 1e-320):
+        assert epsilon(mechanism(multiplier), 3, 1e-5) == np.inf
+
+
 def test_epsilon_is_monotone():
     pytest.importorskip("dp_accounting")
 

@@ -5,12 +5,17 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_studies import scored, study, tiny
+from tiny_studies import scored, sites_of, study, tiny
 
 from kljax.defences import Mechanism
 from kljax.defences.accounting import epsilon
+from kljax.defences.arms import parse_arm
 from kljax.studies import run_folder
-from kljax.studies.builder.privacy import check_trained, epsilon_by_round
+from kljax.studies.builder.privacy import (
+    check_trained,
+    epsilon_by_round,
+    epsilon_of_upload,
+)
 from kljax.studies.builder.run_setup import (
     batches_of,
     build_run_setup,
@@ -140,6 +145,16 @@ def test_rows_of_private_arms_alone_have_an_epsilon():
         assert row["replay_is_exact"]
     floors = [row for row in scored(result) if row["arm"].startswith("floor/")]
     assert {row["epsilon"] for row in floors} == {None}
+
+
+@pytest.mark.parametrize(("unit", "releases"), (("client", 4), ("example", 1)))
+def test_gradients_that_a_client_sent_before_count_for_the_client(unit, releases):
+    """They are of other examples, and the attacker has them."""
+    private = {"client": "dp-fedavg=1,2", "example": "dp-sgd=1,2"}[unit]
+    config = tiny(arms=(private,), earlier=3)
+    arm = parse_arm(private, sites_of("layers/0"), {})
+    assert arm.defence.mechanism.unit == unit
+    assert epsilon_of_upload(config, arm) == gaussian(2.0, releases)
 
 
 @pytest.mark.slow

@@ -103,10 +103,11 @@ def _check_trained(arm: Arm, mechanism: Mechanism, model: Model) -> None:
 
 
 def epsilon_of_upload(config: LeakConfig, arm: Arm) -> float | None:
-    """Computes the epsilon of the upload that is attacked; None without a guarantee.
+    """Computes the epsilon of what is attacked; None without a guarantee.
 
     Of an update of T steps of B of the n examples, an example is in as many gradients
-    as epochs are begun.
+    as epochs are begun. Gradients that were sent before, and that the server has, are
+    of other examples, and of the same client.
     """
     mechanism, releases = arm.defence.mechanism, 1
     if mechanism is None:
@@ -115,6 +116,8 @@ def epsilon_of_upload(config: LeakConfig, arm: Arm) -> float | None:
         releases = config.local_steps
         if mechanism.unit == "example":
             releases = -(-config.local_steps * config.batch // config.examples)
+    elif mechanism.unit == "client":
+        releases += config.earlier
     return epsilon(mechanism, releases, config.delta)
 
 
