@@ -74,8 +74,8 @@ def conceal_samples(
 
     Raises:
       ValueError: for steps or weights below 0, a weight_y outside [0, 1], a rate or
-        threshold that is not positive; where inputs are no real numbers, or targets no
-        classes; and what loading a data set raises.
+        threshold that is not positive, and infinite ones; where inputs are no real
+        numbers, or targets no classes; and what loading a data set raises.
 
     Reference: Wu et al., "Concealing Sensitive Samples against Gradient Leakage in
     Federated Learning" (AAAI 2024, arXiv 2209.05724), code JingWu321/DCS-2,

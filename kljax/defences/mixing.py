@@ -20,7 +20,7 @@ from kljax.threat import MIXING_STRATEGIES, HiddenParts
 
 PRIVATE = 2  # of the client's own images in one that is mixed with public ones
 KEPT = 1e-3  # of the weights that are proposed, the least share that must be kept
-PROPOSALS = 20_000  # to see how many are kept
+PROPOSALS = 20_000  # to see how many are kept, and to draw weights from at most
 
 
 class Mixing(NamedTuple):
@@ -285,7 +285,11 @@ def _draw_weights(
     private: int,
     least: float | Array,
 ) -> Array:
-    """Draws weights [B, k] by exact rejection, each row for itself."""
+    """Draws weights [B, k] by exact rejection, each row for itself.
+
+    A row of which none of `PROPOSALS` is kept is NaN: bounds that are data may keep
+    nothing. Of those that keep `KEPT` that is one row in 10^8.
+    """
     if shape[1] == 1:
         return jnp.ones(shape)
 
@@ -293,17 +297,21 @@ def _draw_weights(
         bounded = jnp.max(weights, axis=1) <= upper
         return bounded & (jnp.sum(weights[:, :private], axis=1) >= least)
 
-    def propose(carry: tuple[Rng, Array]) -> tuple[Rng, Array]:
-        rng, own = jax.random.split(carry[0])
+    def propose(carry: tuple[Array, Rng, Array]) -> tuple[Array, Rng, Array]:
+        count, rng, weights = carry
+        rng, own = jax.random.split(rng)
         sizes = jnp.abs(jax.random.normal(own, shape))
         proposed = sizes / jnp.sum(sizes, axis=1, keepdims=True)
-        return rng, jnp.where(is_kept(carry[1])[:, None], carry[1], proposed)
+        kept = is_kept(weights)[:, None]
+        return count + 1, rng, jnp.where(kept, weights, proposed)
+
+    def goes_on(carry: tuple[Array, Rng, Array]) -> Array:
+        return ~jnp.all(is_kept(carry[2])) & (carry[0] < PROPOSALS)
 
     # Within no bounds.
     first = jnp.full(shape, jnp.nan)
-    return jax.lax.while_loop(
-        lambda carry: ~jnp.all(is_kept(carry[1])), propose, (rng, first)
-    )[1]
+    weights = jax.lax.while_loop(goes_on, propose, (jnp.zeros((), int), rng, first))[2]
+    return jnp.where(is_kept(weights)[:, None], weights, jnp.nan)
 
 
 def _check_kept(

@@ -39,8 +39,8 @@ def obscure_inputs(
       weight: of the distance, which is at most 1.
 
     Raises:
-      ValueError: for steps or a weight below 0, and a rate that is not positive; from
-        ``inputs``, for inputs that are no real numbers.
+      ValueError: for steps or a weight below 0, a rate that is not positive, and
+        infinite ones; from ``inputs``, for inputs that are no real numbers.
 
     Reference: Wan et al., "Learning to Obscure Data" (arXiv 2206.00769), for the idea.
     """

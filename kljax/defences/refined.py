@@ -36,8 +36,9 @@ def refine_inputs(
       share: in [0, 1], of x in the start; with 1 and no steps x' is x.
 
     Raises:
-      ValueError: for steps or a weight below 0, a rate that is not positive, and a
-        share outside [0, 1]; from ``inputs``, for inputs that are no real numbers.
+      ValueError: for steps or a weight below 0, a rate that is not positive, infinite
+        ones, and a share outside [0, 1]; from ``inputs``, for inputs that are no real
+        numbers.
 
     Reference: Fan et al., "Refiner: Data Refining against Gradient Leakage Attacks in
     Federated Learning" (USENIX Security 2025, arXiv 2212.02042), for the idea.

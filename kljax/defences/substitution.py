@@ -1,5 +1,6 @@
 """Substitutes: inputs that are searched for in each step, and trained on in place."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +38,12 @@ def substitute_inputs(
       rate: Adam's step size, in units of pixel values.
 
     Raises:
-      ValueError: for steps below 0, and a rate that is not positive; from ``inputs``,
-        for inputs that are no real numbers.
+      ValueError: for steps below 0, a rate that is not positive, and infinite ones;
+        from ``inputs``, for inputs that are no real numbers.
     """
     check_from_zero(steps=steps)
-    if is_concrete(rate) and not rate > 0:
-        raise ValueError(f"rate must be > 0, got {rate!r}")
+    if is_concrete(rate) and not 0 < rate < math.inf:
+        raise ValueError(f"rate must be finite and > 0, got {rate!r}")
 
     def moving(context: Context, eps_root: float) -> tuple[Any, Callable]:
         """Gives Adam, and what moves a substitute and Adam's state once."""
@@ -96,10 +97,10 @@ def substitute_inputs(
 
 
 def check_from_zero(**values: float | Array) -> None:
-    """Refuses numbers below 0 and NaN, by their names."""
+    """Refuses numbers below 0, infinite ones and NaN, by their names."""
     for name, value in values.items():
-        if is_concrete(value) and not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value!r}")
+        if is_concrete(value) and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
 def check_moved(name: str, images: Any) -> None:

@@ -264,9 +264,11 @@ def test_who_knows_what_conceals_replays_the_client():
 @pytest.mark.parametrize(
     ("options", "message"),
     (
-        ({"steps": float("nan")}, "steps must be >= 0, got nan"),
+        ({"steps": float("nan")}, "steps must be finite and >= 0, got nan"),
+        ({"steps": float("inf")}, "steps must be finite and >= 0, got inf"),
+        ({"weight_z": float("inf")}, "weight_z must be finite and >= 0, got inf"),
         ({"rate": 0}, "rate must be finite and > 0, got 0"),
-        ({"weight_x": -1}, "weight_x must be >= 0, got -1"),
+        ({"weight_x": -1}, "weight_x must be finite and >= 0, got -1"),
         ({"weight_y": 1.5}, r"weight_y must be in \[0, 1\], got 1.5"),
         ({"threshold": float("nan")}, "threshold must be finite and > 0, got nan"),
     ),
@@ -342,7 +344,7 @@ def test_more_weight_makes_refined_inputs_less_like_the_private_ones():
 def test_impossible_options_of_refining_are_named():
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got nan"):
         refine_inputs(share=float("nan"))
-    with pytest.raises(ValueError, match="weight must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="weight must be finite and >= 0, got -1"):
         refine_inputs(weight=-1)
     with pytest.raises(ValueError, match="refined inputs are moved by a derivative"):
         integers = context(images=np.zeros((2, 5), np.int32))

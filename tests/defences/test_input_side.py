@@ -252,9 +252,11 @@ def test_inputs_of_local_steps_are_not_simulated():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps must be >= 0, got -1"),
-        ({"rate": 0}, "rate must be > 0, got 0"),
-        ({"weight": float("nan")}, "weight must be >= 0, got nan"),
+        ({"steps": -1}, "steps must be finite and >= 0, got -1"),
+        ({"steps": float("inf")}, "steps must be finite and >= 0, got inf"),
+        ({"rate": float("inf")}, "rate must be finite and > 0, got inf"),
+        ({"rate": 0}, "rate must be finite and > 0, got 0"),
+        ({"weight": float("nan")}, "weight must be finite and >= 0, got nan"),
     ],
 )
 def test_impossible_options_are_named(options, message):

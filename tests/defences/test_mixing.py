@@ -105,6 +105,18 @@ def test_weights_have_the_law_of_a_slow_rejection(defence, slow):
         assert stats.ks_2samp(values, laws[name](bare)).pvalue < 1e-6, name
 
 
+def test_bounds_that_are_data_and_keep_nothing_end():
+    """One program: at the first bounds weights are drawn, at the second none can be."""
+
+    @jax.jit
+    def weights(upper):
+        return insta_hide(3, upper).draw_private(RNG, Private(), 4).secret.matrix
+
+    found, nothing = weights(0.6), weights(0.3)
+    np.testing.assert_allclose(np.sum(found, axis=1), 1, rtol=1e-5)
+    assert np.all(np.isnan(nothing).any(axis=1))
+
+
 @pytest.mark.parametrize("alpha", (0.3, 2.0))
 def test_two_images_are_mixed_by_a_beta_distribution_one_weight_a_batch(alpha):
     def weights(rng):
