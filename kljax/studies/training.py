@@ -95,7 +95,7 @@ def train(
     options on the same devices. While it runs, it holds a claim on the folder
     (`kljax.core.claims`). Keys of an encryption are in no file: a run that goes on
     draws new ones, and needs nothing of the old. CKKS draws noise with them, so that a
-    run under it is repeated to about 1e-8 in each round, and not bit by bit.
+    run under it is repeated to 2^-24 in each round, and not bit by bit.
 
     Several processes that stay connected (`jax.distributed`) share the clients and run
     it together, each with the same configuration: to what one process would, but for

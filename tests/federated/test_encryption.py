@@ -126,6 +126,26 @@ def test_the_sum_is_made_without_a_secret_key(monkeypatch):
     assert not any(context.tenseal.has_secret_key() for context in contexts)
 
 
+def test_large_numbers_lose_no_share_of_themselves():
+    """TenSEAL's own means are 1.3e-7 of themselves too large: 7e-4 here."""
+    values = 5000 + some_values(3)
+    mean, _ = adding_with(of_clients())(0, np.arange(CLIENTS), SHARES, values)
+    np.testing.assert_allclose(mean, SHARES @ values, rtol=0, atol=2.0**-24)
+
+
+def test_a_server_is_given_no_loss_of_ckks():
+    """It follows from the HE secret key: with the mean it would give it away."""
+    values = some_values(50)
+    mean, _ = adding_with(of_clients())(0, np.arange(CLIENTS), SHARES, values)
+    np.testing.assert_array_equal(mean * 2**24, np.rint(mean * 2**24))
+    total = None
+    for share, row in zip(SHARES, values, strict=True):
+        total = add_scaled(of_server(), total, encrypt(of_clients(), row), share)
+    loss = decrypt(of_clients(), total) - SHARES @ values
+    # The step of the rounding is coarser.
+    assert 2.0**-35 < np.max(np.abs(loss)) < 2.0**-25
+
+
 def test_two_ciphertexts_of_the_same_numbers_differ():
     one, other = (encrypt(of_clients(), np.ones(3)) for _ in range(2))
     assert one.blocks != other.blocks
