@@ -287,7 +287,7 @@ def mechanism(multiplier):
     ("multiplier", "releases", "delta"), ((1.0, 1, 1e-5), (3.0, 20, 1e-6))
 )
 def test_epsilon_is_that_of_two_accountants_that_compose(multiplier, releases, delta):
-    dp_accounting = pytest.importorskip("dp_accounting")
+    dp_accounting = pytest.importorskip("dp_accounting", reason="needs kljax[dp]")
     from dp_accounting import pld, rdp
 
     event = dp_accounting.GaussianDpEvent(multiplier)
@@ -302,7 +302,7 @@ def test_epsilon_is_that_of_two_accountants_that_compose(multiplier, releases, d
 
 
 def test_the_epsilon_of_next_to_no_noise_is_a_bound_close_above_the_exact_one():
-    pytest.importorskip("dp_accounting")
+    pytest.importorskip("dp_accounting", reason="needs kljax[dp]")
     # Where the exact one can still be found by who looks for it.
     exact = epsilon(mechanism(1e-6), 1, 1e-5)
     assert exact < epsilon(mechanism(1e-6 * (1 - 1e-12)), 1, 1e-5) < exact * (1 + 1e-5)
@@ -314,7 +314,7 @@ def test_the_epsilon_of_next_to_no_noise_is_a_bound_close_above_the_exact_one():
 
 
 def test_epsilon_is_monotone():
-    pytest.importorskip("dp_accounting")
+    pytest.importorskip("dp_accounting", reason="needs kljax[dp]")
 
     def of(multiplier=1.0, releases=4, delta=1e-5):
         return epsilon(mechanism(multiplier), releases, delta)

@@ -26,7 +26,7 @@ from kljax.studies.builder.study import build_study
 from kljax.studies.config import TrainConfig
 from kljax.studies.training import train
 
-dp_accounting = pytest.importorskip("dp_accounting")
+dp_accounting = pytest.importorskip("dp_accounting", reason="needs kljax[dp]")
 
 TRAINING = {
     "model": "dense",
