@@ -23,9 +23,10 @@ def soteria(layer: Path, *, fraction: float | Array = 0.1) -> Defence:
     divided with its sign, and all weights of feature j are sent as 0 where ``|s_j|`` is
     below the `fraction`-quantile of all (linear interpolation). A feature that is 0 in
     an example, which has no part in that example's gradient, adds nothing to its sum.
-    Features are those of the step, under its norm statistics and dropout
-    (`Context.features`). Nothing but the layer's kernel is changed; other tensors, its
-    bias among them, are sent as they are.
+    Where more features than `fraction` are 0 in all examples, as behind ReLU, the
+    quantile is 0, and nothing is dropped. Features are those of the step, under its
+    norm statistics and dropout (`Context.features`). Nothing but the layer's kernel is
+    changed; other tensors, its bias among them, are sent as they are.
 
     For one example the largest ``||r_j (dr_j / dx)^-1||``, which the theory drops, are
     the smallest ``|s_j|``, so that the theory's reading is no other option. For many
@@ -51,8 +52,9 @@ def soteria(layer: Path, *, fraction: float | Array = 0.1) -> Defence:
     Reference: Sun et al., "Soteria" (CVPR 2021, arXiv 2012.06043); official code
     jeremy313/Soteria, where the fraction is .01 to .8 from one script to another; .1 in
     CENSOR and GGL. The attack: Balunović et al., "Bayesian Framework for Gradient
-    Leakage" (ICLR 2022, arXiv 2111.04706). Differs from the code: what is 0 / 0 there
-    spoils the quantile, and nothing is dropped.
+    Leakage" (ICLR 2022, arXiv 2111.04706). Differs from the code: there the quantile is
+    that of s with its sign, where features may be negative; what is 0 / 0 spoils it,
+    and nothing is dropped; and its script of the attack by cosine divides by r_j + .1.
     """
     if is_concrete(fraction) and not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), got {fraction!r}")

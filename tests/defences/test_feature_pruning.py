@@ -94,6 +94,20 @@ def test_no_fraction_is_the_identity_and_a_silent_feature_adds_nothing():
     )
 
 
+def test_nothing_is_dropped_where_more_features_are_silent_than_would_be():
+    def rectified(name, inputs):
+        return jax.nn.relu(features(name, inputs))
+
+    context = CONTEXT._replace(inputs=CONTEXT.inputs[:1], features=rectified)
+    silent = np.asarray(rectified("fc:input", context.inputs)[0]) == 0
+    assert 0.2 < silent.mean() < 0.7
+    few = sent_by(soteria("fc", fraction=0.2), context=context)
+    jax.tree.map(np.testing.assert_array_equal, few, GRADS)
+    many = sent_by(soteria("fc", fraction=0.8), context=context)
+    zero = np.all(np.asarray(many.model["fc/kernel"]) == 0, axis=1)
+    assert np.all(zero[silent]) and silent.sum() < zero.sum() < FEATURES
+
+
 def test_an_attacker_who_knows_it_compares_the_columns_that_are_left():
     defence = soteria("fc", fraction=0.6)
     sent = sent_by(defence)
