@@ -278,7 +278,7 @@ def federated_rounds(
         return ServerState(public, aggregate.stats, state, server.round + 1, memory)
 
     def added_up(
-        server: ServerState, number: int, kept: list
+        server: ServerState, number: int, kept: list, needs: dict[str, PyTree]
     ) -> tuple[ServerState, HiddenPart]:
         parts = [(ids, sent) for ids, _, sent in of_finite(kept)]
         ids, (weights, uploads, visible) = side_by_side(parts)
@@ -287,7 +287,7 @@ def federated_rounds(
         )
         weight = np.sum(weights)
         whole = jax.tree.map(lambda x: x * weight.astype(x.dtype), average)
-        return finish(server, whole, weight, {}), part
+        return finish(server, whole, weight, needs), part
 
     @functools.cache
     def classes_of_inputs(tree: Any, *columns: tuple[tuple[int, ...], Any]) -> int:
@@ -353,17 +353,16 @@ def federated_rounds(
                 "data"
             )
         part = None
+        seen = gather_uploads(rule, host[1], kept) if rule.gathers else None
+        needs = find_needs(rule, evidence, rng_needs, host[1], seen)
         if encryption is not None:
             began = time.perf_counter()
-            server, part = added_up(server, int(host[1].round), kept)
+            server, part = added_up(server, int(host[1].round), kept, needs)
             spent = time.perf_counter() - began
             timing = timing._replace(run_s=timing.run_s + spent)
-        elif rule.gathers:
-            seen = gather_uploads(rule, host[1], kept)
-            needs = find_needs(rule, evidence, rng_needs, host[1], seen)
+        elif seen is not None:
             server = finish(server, seen.uploads, seen.weights, needs)
         else:
-            needs = find_needs(rule, evidence, rng_needs, host[1], None)
             server = finish(server, *sums, weight, needs)
         for ids, state, seen, _ in kept:
             fine = np.flatnonzero(seen.finite)

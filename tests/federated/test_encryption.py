@@ -14,7 +14,7 @@ from toys import toy_model
 
 from kljax.core.types import Public
 from kljax.defences import none, selective_encryption
-from kljax.federated.aggregation import AGGREGATORS, make_aggregator
+from kljax.federated.aggregation import AGGREGATORS, make_aggregator, mean
 from kljax.federated.algorithms import fedavg
 from kljax.federated.clients import Upload, local_training, local_update
 from kljax.federated.encryption import (
@@ -393,6 +393,27 @@ def test_a_gathering_rule_is_refused_whatever_it_says_of_itself():
     rule = make_aggregator("median")._replace(weighted_sum=True)
     with pytest.raises(ValueError, match="'ckks' .* median looks at each of them"):
         product(encryption=ckks(), aggregator=rule)
+
+
+def test_a_rule_has_its_random_key_under_encryption():
+    """One adds noise to the mean: the same, from the same key, as in the clear."""
+
+    def finish(server, total, weight, *, rng):
+        upload, memory = mean().finish(server, total, weight)
+        noise = jax.random.normal(rng)
+        return jax.tree.map(lambda x: x + noise, upload), memory
+
+    noisy = mean()._replace(finish=finish, needs=("rng",))
+
+    def weight(**options):
+        data = pixels(1.0, 0.5)
+        server, *_ = play(product(**options), data, count=1, clients=2)
+        return float(server.public.model["fc/kernel"][0, 0])
+
+    plain = weight(aggregator=noisy)
+    encrypted = weight(aggregator=noisy, encryption=pairwise_masks())
+    assert encrypted == pytest.approx(plain, abs=1e-6)
+    assert abs(plain - weight()) > 1e-2
 
 
 def test_a_mask_that_does_not_fit_is_refused_by_its_tensor():
