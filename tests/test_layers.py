@@ -53,6 +53,7 @@ RESERVED = {
         "attacks/drivers/search.py",  # restarts, and a prior now and at the end
         "attacks/pooling.py",  # uploads of one client
         "core/drawing.py",  # random keys
+        "federated/evidence.py",  # a client's network on the examples of all clients
         "metrics/kinds/images.py",  # finished reconstructions, on their way into rows
         "metrics/own_metrics.py",  # the same, by a metric of one's own
     },

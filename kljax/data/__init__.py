@@ -21,6 +21,7 @@ from kljax.data.partitioning import (
     by_size,
     dirichlet,
     iid,
+    part_examples,
     partition,
     shards,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "prepare_fashion_mnist",
     "resize",
     "partition",
+    "part_examples",
     "Partition",
     "PARTITIONS",
     "iid",

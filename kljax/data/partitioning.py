@@ -294,6 +294,41 @@ def _check(labels, clients: int) -> np.ndarray:
     return labels
 
 
+def part_examples(
+    partition: Partition, share: float, seed: int
+) -> tuple[Partition, Partition]:
+    """Parts the examples of each client in two, at random.
+
+    Args:
+      partition: of each client [n].
+      share: of its examples that go to the second part, in (0, 1): rounded, and at
+        least one.
+      seed: a non-negative integer.
+
+    Returns:
+      Two partitions, each [m] int64, ascending.
+
+    Raises:
+      ValueError: for a share outside (0, 1), and a client that would be left with
+        nothing.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share is {share!r}; give a number between 0 and 1")
+    first, second = [], []
+    for client, own in enumerate(partition):
+        count = max(1, round(share * len(own)))
+        if count >= len(own):
+            raise ValueError(
+                f"client {client} of {len(partition)} has {len(own)} example"
+                f"{'' if len(own) == 1 else 's'}, and {count} of them held out leave "
+                "none; give more examples or fewer clients"
+            )
+        order = shuffled(len(own), seed, "held out", client)
+        second.append(np.sort(own[order[:count]]))
+        first.append(np.sort(own[order[count:]]))
+    return tuple(first), tuple(second)
+
+
 def _finish(
     parts: Sequence[np.ndarray], min_examples: int, name: str, remedy: str
 ) -> Partition:

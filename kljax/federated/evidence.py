@@ -5,12 +5,21 @@ validation examples of one client.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from kljax.core.types import Loss, Model, Private, Rng
+from kljax.core.targets import TargetSpec
+from kljax.core.types import Array, Loss, Model, Private, PyTree, Rng
 from kljax.defences import Defence, without_changes
-from kljax.federated.aggregation import Evidence, Gathered
+from kljax.federated.aggregation import (
+    Evidence,
+    Gathered,
+    Validation,
+    mix_changes,
+)
 from kljax.federated.clients import Batches, LocalOptimiser, Upload, local_training
 from kljax.federated.server import ServerState
 
@@ -55,6 +64,84 @@ def root_training(
     def find(rng: Rng, server: ServerState, gathered: Gathered) -> Upload:
         del gathered
         return train(rng, server, batches(int(server.round)))
+
+    return find
+
+
+class HeldOut(NamedTuple):
+    """Validation examples of n clients, padded to as many of each."""
+
+    inputs: PyTree  # [n, V, H, W, C] of images in [0, 1], or others
+    labels: Array  # [n, V] int32, or other targets as a dataset has them
+    valid: Array  # [n, V] bool: false for what only pads a small client
+
+
+def cross_validation(
+    model: Model,
+    loss: Loss,
+    defence: Defence,
+    held_out: Callable[[np.ndarray], HeldOut],
+    targets: TargetSpec,
+    *,
+    mixed: bool = False,
+) -> Evidence:
+    """Makes how the network of each client does on what each client has held back.
+
+    Networks are tried one after another, each on the examples of all clients together;
+    norms use the statistics that a client has sent.
+
+    Args:
+      model, loss: of the clients.
+      defence: its public part gates the networks.
+      held_out: of the clients with these numbers [n].
+      targets: what their labels are.
+      mixed: whether changes are mixed before, see `kljax.federated.aggregation`'s
+        `mix_changes`.
+
+    Returns:
+      An `Evidence` that gives a `Validation`.
+
+    Raises:
+      ValueError: for a defence with a part that is private to each client, without
+        which its network is another, and for targets of which nothing is right or
+        wrong.
+
+    Reference: Ren et al., Neurocomputing 2023 (FedBoosting), fed_server.py.
+    """
+    check_public("a validation by others", model, defence)
+    if targets.right is None:
+        raise ValueError(
+            f"a validation by others counts what is right, and of {targets.kind} "
+            "nothing is: take another aggregator"
+        )
+
+    @jax.jit
+    def tried(server: ServerState, uploads: Upload, held: HeldOut) -> Validation:
+        if mixed:
+            uploads = uploads._replace(delta=mix_changes(uploads.delta))
+
+        def on_all(upload: Upload) -> Validation:
+            public = jax.tree.map(jnp.add, server.public, upload.delta)
+            gates = defence.gates(public.defence, Private((), ()))
+
+            def on_one(inputs: PyTree, labels: Array, valid: Array) -> Validation:
+                given = public.model, upload.stats, inputs
+                logits = model.apply(*given, gates=gates, train=False).logits
+                aims = targets.encode(labels)
+                losses = jax.vmap(lambda x, y: loss(x[None], y[None]))(logits, aims)
+                right = targets.right(logits, labels)
+                count = jnp.sum(valid)
+                return Validation(
+                    *(jnp.sum(jnp.where(valid, x, 0)) / count for x in (losses, right))
+                )
+
+            return jax.vmap(on_one)(*held)
+
+        return jax.lax.map(on_all, uploads)
+
+    def find(rng: Rng, server: ServerState, gathered: Gathered) -> Validation:
+        del rng
+        return tried(server, gathered.uploads, held_out(gathered.clients))
 
     return find
 

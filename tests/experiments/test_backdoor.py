@@ -47,6 +47,7 @@ def test_every_row_is_a_training_that_exists():
     roles = [*backdoor.ATTACKS.values(), "0-2:model-replacement=0.25"]
     for rule in backdoor.RULES:
         for role in roles:
-            config = TrainConfig(aggregator=rule, roles=(role,), **backdoor.FIXED)
+            fixed = backdoor.FIXED | backdoor.ROOT.get(rule, {})
+            config = TrainConfig(aggregator=rule, roles=(role,), **fixed)
             if role == roles[-1]:
                 run_setup.build_run_setup(config)

@@ -10,7 +10,11 @@ from tiny_studies import quick_compilation
 
 from kljax.federated import checkpoints
 from kljax.studies.builder import run_setup
-from kljax.studies.builder.server_side import root_batches, server_optimiser
+from kljax.studies.builder.server_side import (
+    read_held_out,
+    root_batches,
+    server_optimiser,
+)
 from kljax.studies.training import train
 
 
@@ -90,6 +94,11 @@ def test_a_server_with_root_examples_trains_as_a_client_does():
             {"aggregator": "foolsgold=2"},
             "'foolsgold=2' tells 2 clients apart, and",
         ),
+        ({"aggregator": "fedboosting", "examples": 3}, "1 example, and 1 of them held"),
+        (
+            {"aggregator": "fedboosting", "arms": ("keylock",)},
+            "a validation by others needs networks that work without what is private",
+        ),
         ({"aggregator": "bulyan"}, "'bulyan' needs 7 clients in a round, and there ar"),
     ],
 )
@@ -114,7 +123,7 @@ def test_a_rule_that_remembers_clients_goes_on_with_them(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["fltrust", "norm-bounding=1,0.001"])
+@pytest.mark.parametrize("rule", ["fltrust", "norm-bounding=1,0.001", "fedboosting"])
 def test_what_a_rule_needs_is_found_again(rule, tmp_path):
     config = tiny(
         **(MORE | {"rounds": 3}), save_every=1, aggregator=rule, public_examples=40
@@ -142,3 +151,32 @@ def test_a_servers_optimiser_goes_on_with_its_moments(name, tmp_path):
     assert checkpoints.saved(tmp_path / "cut" / "none") == [2]
     assert_same(states(train(config, tmp_path / "cut"))["none"], states(whole)["none"])
     assert int(optax.tree.get(whole.arms["none"].server.optimiser, "count")) == 3
+
+
+def test_what_clients_hold_back_is_a_tenth_that_they_do_not_train_on():
+    plain = run_setup.build_run_setup(tiny(**MORE))
+    assert plain.held_out is None
+    for rule in ("fedboosting", "fedboosting-accuracy=100,1"):
+        setup = run_setup.build_run_setup(tiny(**MORE, aggregator=rule))
+        for whole, own, held in zip(
+            plain.partition, setup.partition, setup.held_out, strict=True
+        ):
+            assert len(held) == round(len(whole) / 10)
+            np.testing.assert_array_equal(np.sort([*own, *held]), whole)
+    dataset = setup.task.dataset
+    held = read_held_out(dataset, setup.held_out, np.array([2, 0]))
+    assert held.labels.shape == held.valid.shape == (2, max(map(len, setup.held_out)))
+    for n, client in enumerate((2, 0)):
+        labels = dataset.labels[setup.held_out[client]]
+        np.testing.assert_array_equal(held.labels[n][held.valid[n]], labels)
+
+
+@pytest.mark.parametrize("rule", ["fedboosting=100", "fedboosting-accuracy=0,1"])
+def test_a_training_by_fedboosting_moves_its_network(rule):
+    result = train(tiny(**MORE, aggregator=rule))
+    setup = result.setup
+    start, _ = run_setup.start(setup, run_setup.arm_rounds(setup, "none").rounds)
+    moved = jax.tree.map(
+        np.subtract, result.arms["none"].server.public, jax.device_get(start.public)
+    )
+    assert 0.01 < optax.tree.norm(moved) < 100

@@ -12,6 +12,13 @@ from kljax.federated.aggregation.aggregator import (
     find_needs,
 )
 from kljax.federated.aggregation.averaging import mean, norm_bounding
+from kljax.federated.aggregation.boosting import (
+    Validation,
+    fedboost_weights,
+    fedboosting,
+    fedboosting_accuracy,
+    mix_changes,
+)
 from kljax.federated.aggregation.catalogue import AGGREGATORS, make_aggregator
 from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
@@ -37,4 +44,9 @@ __all__ = [
     "bulyan",
     "foolsgold",
     "fltrust",
+    "fedboost_weights",
+    "fedboosting",
+    "fedboosting_accuracy",
+    "Validation",
+    "mix_changes",
 ]

@@ -7,6 +7,7 @@ import optax
 from kljax.core.types import Array, PyTree, Rng
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.options import check_bound
+from kljax.federated.aggregation.vectors import as_rows, as_upload
 from kljax.federated.clients import Upload
 from kljax.federated.server import ServerState
 
@@ -63,12 +64,11 @@ def norm_bounding(bound: float, noise: float = 0.0) -> Aggregator:
 
     def add_noise(server: ServerState, total: Upload, weight: Array, *, rng: Rng):
         upload, memory = _divide(server, total, weight)
-        leaves, tree = jax.tree.flatten(upload.delta)
-        noisy = [
-            x + noise * jax.random.normal(jax.random.fold_in(rng, n), x.shape, x.dtype)
-            for n, x in enumerate(leaves)
-        ]
-        return upload._replace(delta=jax.tree.unflatten(tree, noisy)), memory
+        alike = jax.tree.map(lambda x: x[None], upload.delta)
+        # One draw for all leaves, which compiles once.
+        drawn = noise * jax.random.normal(rng, (as_rows(alike).shape[1],))
+        noisy = jax.tree.map(jnp.add, upload.delta, as_upload(drawn, alike))
+        return upload._replace(delta=noisy), memory
 
     if noise:
         return Aggregator(add_noise, add, name="norm-bounding", needs=("rng",))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from kljax.core.registry import make_named
 from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.averaging import mean, norm_bounding
+from kljax.federated.aggregation.boosting import fedboosting, fedboosting_accuracy
 from kljax.federated.aggregation.central_point import geometric_median
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
@@ -22,6 +23,8 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "norm-bounding": norm_bounding,
     "foolsgold": foolsgold,
     "fltrust": fltrust,
+    "fedboosting": fedboosting,
+    "fedboosting-accuracy": fedboosting_accuracy,
 }
 
 

@@ -36,8 +36,10 @@ from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, normalised
 from kljax.studies.builder.server_side import (
+    ServerFacts,
     evidence_of,
     find_aggregator,
+    hold_out,
     server_optimiser,
 )
 from kljax.studies.builder.task import LearningTask, build_task, check_norm, load_split
@@ -52,6 +54,7 @@ class RunSetup(NamedTuple):
     test: data.Dataset
     public: data.Dataset | None  # nobody's: for outsiders who re-fit gates
     partition: data.Partition  # of each client: indices into the task's dataset
+    held_out: data.Partition | None  # what it validates on and does not train on
     steps: int  # T: local steps of the largest client; others are padded
     arms: dict[str, Arm]
     aggregator: Aggregator
@@ -90,6 +93,8 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
         train.target_spec.require_classes(f"roles={list(config.roles)}")
     labels = _classes_to_deal(config, train)
     partition = data.partition(config.partition, labels, config.clients, config.seed)
+    aggregator = find_aggregator(config)
+    partition, held_out = hold_out(config, aggregator, partition)
     steps = max(local_steps(config, len(own)) for own in partition)
     task = build_task(config, train)
     statistics = resolve(
@@ -110,7 +115,6 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
     }
     for arm in parsed.values():
         check_norm(config, task.network, arm)
-    aggregator = find_aggregator(config)
     encryption = _find_encryption(config, aggregator)
     attack = _find_attack(config, train, test)
     roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
@@ -120,6 +124,7 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
         test,
         public,
         partition,
+        held_out,
         steps,
         parsed,
         aggregator,
@@ -210,6 +215,7 @@ def arm_rounds(setup: RunSetup, name: str) -> ArmRounds:
 
 def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
     config, rule = setup.config, setup.aggregator
+    facts = ServerFacts(setup.public, setup.held_out)
     optimiser, local = local_optimiser(config), local_options(setup)
     return fedavg(
         model,
@@ -218,7 +224,7 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
         defence=defence,
         local=local,
         evidence=evidence_of(
-            config, rule, setup.task, setup.public, model, defence, optimiser, local
+            config, rule, setup.task, facts, model, defence, optimiser, local
         ),
         server_optimiser=server_optimiser(config),
         aggregator=rule,

@@ -1,6 +1,6 @@
 """The server of a training: its rule, its optimiser, and what it finds out."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from kljax.core.types import Model
 from kljax.defences import Defence
 from kljax.federated.aggregation import Aggregator, Evidence, make_aggregator
 from kljax.federated.clients import Batches, LocalOptimiser
-from kljax.federated.evidence import root_training
+from kljax.federated.evidence import HeldOut, cross_validation, root_training
 from kljax.federated.optimisers import make_server_optimiser
 from kljax.studies.builder.task import LearningTask
 from kljax.studies.config import TrainConfig
@@ -51,11 +51,40 @@ def server_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     return make_server_optimiser(text, config.server_learning_rate)
 
 
+class ServerFacts(NamedTuple):
+    """What a server can find things out with.
+
+    Attributes:
+      public: examples that no client has, which are the root examples of the server.
+      held_out: of each client, what it holds back: indices into the task's dataset;
+        None where nobody asks for it.
+    """
+
+    public: data.Dataset | None
+    held_out: data.Partition | None
+
+
+VALIDATION = 0.1  # share of a client's examples that it holds back, as FedBoosting has
+
+
+def hold_out(
+    config: TrainConfig, rule: Aggregator, partition: data.Partition
+) -> tuple[data.Partition, data.Partition | None]:
+    """Parts what clients train on from what they hold back, if the rule asks for it.
+
+    Raises:
+      ValueError: for a client with a single example.
+    """
+    if not {"validation", "mixed_validation"} & {*rule.needs}:
+        return partition, None
+    return data.part_examples(partition, VALIDATION, config.seed)
+
+
 def evidence_of(
     config: TrainConfig,
     rule: Aggregator,
     task: LearningTask,
-    public: data.Dataset | None,
+    facts: ServerFacts,
     model: Model,
     defence: Defence,
     optimiser: LocalOptimiser,
@@ -67,7 +96,7 @@ def evidence_of(
       config: of the training.
       rule: its aggregator.
       task: of its clients.
-      public: examples that no client has, which are the root examples of the server.
+      facts: what it finds out with.
       model, defence, optimiser: of an arm.
       local: options of `kljax.local_training`.
 
@@ -76,8 +105,17 @@ def evidence_of(
         whose defence it does not go with.
     """
     found = {}
+    for name in {"validation", "mixed_validation"} & {*rule.needs}:
+        found[name] = cross_validation(
+            model,
+            task.loss,
+            defence,
+            lambda ids: read_held_out(task.dataset, facts.held_out, ids),
+            task.dataset.target_spec,
+            mixed=name == "mixed_validation",
+        )
     if "root" in rule.needs:
-        if public is None:
+        if facts.public is None:
             raise ValueError(
                 f"aggregator {config.aggregator!r} needs examples of the server's own, "
                 "and public_examples is 0: take some"
@@ -87,10 +125,22 @@ def evidence_of(
             task.loss,
             defence,
             optimiser,
-            lambda number: root_batches(config, public, number),
+            lambda number: root_batches(config, facts.public, number),
             **local | {"renew": None},
         )
     return found
+
+
+def read_held_out(
+    dataset: data.Dataset, held_out: data.Partition, ids: np.ndarray
+) -> HeldOut:
+    """Reads what some clients hold back, padded to the most that any client has."""
+    most = max(map(len, held_out))
+    place = np.arange(most)
+    own = [held_out[client] for client in ids]
+    indices = np.stack([rows[np.minimum(place, len(rows) - 1)] for rows in own])
+    valid = np.stack([place < len(rows) for rows in own])
+    return HeldOut(*data.fetch_batches(dataset, indices), valid)
 
 
 def root_batches(config: TrainConfig, public: data.Dataset, number: int) -> Batches:

@@ -120,6 +120,8 @@ class TrainConfig:
       server_momentum: of the server's sgd; the same as sgd=MOMENTUM.
       aggregator: what the server makes of the uploads of a round: {aggregators}.
         ATTACKERS are those that it is to withstand, see `kljax.federated.aggregation`.
+        fltrust trains on public_examples; under fedboosting clients hold back a tenth
+        of their examples, on which others try their networks.
       encryption: how uploads are added up by a server that cannot read them:
         {encryptions}. Of an arm such as selective-magnitude=0.1 what it hides is
         encrypted, and of others everything; norm statistics always are. ckks needs the
