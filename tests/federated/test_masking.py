@@ -157,6 +157,13 @@ def test_a_round_that_is_run_again_has_other_masks(monkeypatch):
         assert uniform(sent[1][client] - sent[0][client]) > 1e-3, client
 
 
+def test_masks_are_threefrys_whatever_other_keys_are():
+    with jax.default_prng_impl("rbg"):
+        drawn = new_pairs_key()
+    assert jax.random.key_impl(drawn) == "threefry2x32"
+    assert np.all(sum(masks(pairs=drawn, size=4).values()) == 0)
+
+
 def test_keys_are_drawn_anew():
     assert not np.array_equal(
         jax.random.key_data(new_pairs_key()), jax.random.key_data(new_pairs_key())

@@ -62,7 +62,8 @@ def pairwise_masks(fraction_bits: int = FRACTION) -> Encryption:
 def new_pairs_key() -> Rng:
     """Draws what all pairs' keys follow from, by the system's randomness."""
     words = np.frombuffer(secrets.token_bytes(8), np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words))
+    # Threefry's two words, whatever JAX was told to take for other keys.
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def pair_key(rng_pairs: Rng, client: Array | int, other: Array | int) -> Rng:
