@@ -12,7 +12,8 @@ What is assumed, and what kljax does:
   number holds for every order, also for one that everybody knows.
 - Every upload is seen, each by itself: no release is hidden among others.
 - Nothing else of the data is sent beside what is clipped and noised: no statistics of
-  norm layers, no gradients of what is hidden. Studies refuse both.
+  norm layers, no gradients of what is hidden, no losses by which a rule of aggregation
+  weighs clients. Studies refuse all three.
 - No client is left out of a round for turning non-finite: that it is would be seen, and
   of a client as the unit no noise covers it.
 - An augmentation of one's own takes the examples of a batch one by one, and the deal of

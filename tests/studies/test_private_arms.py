@@ -94,6 +94,11 @@ def test_norms_in_eval_mode_and_clients_as_units_are_not_refused():
         ({"model": "lenet", "arms": (NORMED,)}, "norm layers in train mode"),
         ({"arms": ("keylock+dp-sgd=1,1",)}, "trained on gradients that are neither"),
         ({"batch": 64}, "30 examples, fewer than batch=64"),
+        (
+            {"aggregator": "fedboosting"},
+            "'fedboosting' needs .*loss.* no epsilon holds",
+        ),
+        ({"aggregator": "fedboosting-accuracy"}, "accuracy.* no epsilon holds"),
     ),
 )
 def test_what_breaks_the_guarantee_of_a_training_is_refused_by_name(changes, message):
@@ -107,6 +112,14 @@ def test_what_breaks_the_guarantee_of_a_training_is_refused_by_name(changes, mes
     # Before anything is computed.
     with pytest.raises(ValueError, match=message):
         train(setup.config)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ({"aggregator": "median"}, {"aggregator": "fltrust", "public_examples": 10}),
+)
+def test_rules_of_uploads_and_of_public_examples_are_not_refused(rule):
+    check_trained(prepared(arms=("dp-sgd=1,1",), **rule), "dp-sgd=1,1")
 
 
 def test_a_client_may_train_a_lock_and_repeat_an_example():

@@ -67,6 +67,14 @@ def check_trained(setup: RunSetup, name: str) -> None:
             "lenet or dense, or take the arm without a lock's norm layers"
         )
     _check_trained(arm, mechanism, model)
+    told = [need for need in setup.aggregator.needs if need not in NOT_OF_CLIENTS]
+    if told:
+        raise ValueError(
+            f"arm {name!r}: aggregator {config.aggregator!r} needs "
+            f"{' and '.join(told)} of private examples, to which no noise is added, "
+            "and weighs clients by it: no epsilon holds. Take an aggregator of "
+            "uploads alone, such as 'mean'"
+        )
     smallest = min(map(len, setup.partition))
     if mechanism.unit == "example" and smallest < config.batch:
         raise ValueError(
@@ -78,6 +86,8 @@ def check_trained(setup: RunSetup, name: str) -> None:
     require_accountant()
 
 
+# What a rule of aggregation may need beside uploads, and is not of private examples.
+NOT_OF_CLIENTS = ("rng", "clients", "root")
 STATISTICS = (
     "norm layers in train mode make statistics of private examples, by which those of "
     "a batch change each other, and which a client uploads neither clipped nor noised; "
