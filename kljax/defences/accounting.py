@@ -18,6 +18,8 @@ What is assumed, and what kljax does:
   of a client as the unit no noise covers it.
 - An augmentation of one's own takes the examples of a batch one by one, and the deal of
   examples to clients, with their numbers, is public.
+- Noise is drawn from a random key that nobody knows. That of a run follows from its
+  seed: who has the seed takes the noise off.
 - Numbers that only whoever runs an experiment has (losses, accuracies, tuned
   strengths) are outside of it.
 

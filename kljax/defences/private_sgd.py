@@ -65,7 +65,7 @@ def dp_sgd(
     norm `bound`, the mean is taken over the B examples of the step, and noise
     N(0, (noise_multiplier * bound / B)^2) is added. B is the size of the batch, which
     in kljax is the same in every step and known to everybody. A gradient that is not
-    finite counts as 0, and so as nothing.
+    finite counts as 0.
 
     Guarantees: one gradient is a Gaussian mechanism for an example, whose noise is
     `noise_multiplier` times what the example can move (`Mechanism`), up to the rounding
