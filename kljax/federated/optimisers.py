@@ -108,6 +108,7 @@ SERVER_OPTIMISERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": server_adam,
     "yogi": server_yogi,
 }
+ADAPTIVE_SERVERS = ("adam", "yogi")  # whose steps are of about the learning rate
 
 
 def make_server_optimiser(text: str, rate: float) -> optax.GradientTransformation:

@@ -53,6 +53,7 @@ from kljax.federated.clients import (
     ClientState,
     LocalTraining,
     Progress,
+    all_finite,
     next_move,
 )
 from kljax.federated.cohorts import (
@@ -92,6 +93,10 @@ class RoundInfo(NamedTuple):
 
 class NonFiniteClient(FloatingPointError):
     """A client whose update is not finite, where that stops the run."""
+
+
+class NonFiniteServer(FloatingPointError):
+    """What the server made of a round's uploads is not finite, and nothing was kept."""
 
 
 # clients' ids [b] -> their Batches and examples [b], with a leading axis [b]
@@ -171,6 +176,8 @@ def federated_rounds(
       NonFiniteClient: from ``run_round``, naming the clients: under ``stop``, or when
         fewer are left than the aggregator needs. The states are then those before the
         round.
+      NonFiniteServer: from ``run_round``, where the server's parameters or norm
+        statistics would no longer be finite. The states are those before the round.
 
     Reference: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), for the
     server optimiser.
@@ -268,18 +275,19 @@ def federated_rounds(
     @jax.jit
     def finish(
         server: ServerState, whole: PyTree, weight: Array, needs: dict[str, PyTree]
-    ) -> ServerState:
+    ) -> tuple[ServerState, Array]:
         aggregate, memory = rule.finish(server, whole, weight, **needs)
         downhill = jax.tree.map(jnp.negative, aggregate.delta)
         moves, state = next_move(
             server_optimiser, downhill, server.optimiser, server.public
         )
         public = optax.apply_updates(server.public, moves)
-        return ServerState(public, aggregate.stats, state, server.round + 1, memory)
+        new = ServerState(public, aggregate.stats, state, server.round + 1, memory)
+        return new, all_finite((public, aggregate.stats))
 
     def added_up(
         server: ServerState, number: int, kept: list, needs: dict[str, PyTree]
-    ) -> tuple[ServerState, HiddenPart]:
+    ) -> tuple[tuple[ServerState, Array], HiddenPart]:
         parts = [(ids, sent) for ids, _, sent in of_finite(kept)]
         ids, (weights, uploads, visible) = side_by_side(parts)
         average, part = mean_of_hidden(
@@ -357,18 +365,26 @@ def federated_rounds(
         needs = find_needs(rule, evidence, rng_needs, host[1], seen)
         if encryption is not None:
             began = time.perf_counter()
-            server, part = added_up(server, int(host[1].round), kept, needs)
+            done, part = added_up(server, int(host[1].round), kept, needs)
             spent = time.perf_counter() - began
             timing = timing._replace(run_s=timing.run_s + spent)
         elif seen is not None:
-            server = finish(server, seen.uploads, seen.weights, needs)
+            done = finish(server, seen.uploads, seen.weights, needs)
         else:
-            server = finish(server, *sums, weight, needs)
+            done = finish(server, *sums, weight, needs)
+        new, sound = done
+        if not sound:
+            raise NonFiniteServer(
+                f"round {int(server.round)}: the server's parameters or norm "
+                f"statistics turned non-finite (NaN or infinity) by {rule.name} and "
+                "the server's optimiser, of uploads that are finite; lower the "
+                "server's learning rate, or see what the rule is given"
+            )
         for ids, state, seen, _ in kept:
             fine = np.flatnonzero(seen.finite)
             _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
         means = float(loss / weight), float(accuracy / weight)
-        return server, RoundInfo(cohort, *means, broken, progress, timing, part)
+        return new, RoundInfo(cohort, *means, broken, progress, timing, part)
 
     return Rounds(init, init_lock, init_clients, run_round)
 

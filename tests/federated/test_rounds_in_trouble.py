@@ -27,7 +27,13 @@ from kljax.core.types import Public
 from kljax.defences import keylock, none
 from kljax.federated.algorithms import fedavg
 from kljax.federated.clients import Batches, Progress, local_gradient, local_training
-from kljax.federated.rounds import NonFiniteClient, _collected, federated_rounds, nbytes
+from kljax.federated.rounds import (
+    NonFiniteClient,
+    NonFiniteServer,
+    _collected,
+    federated_rounds,
+    nbytes,
+)
 from kljax.models import from_nnx
 from kljax.models.losses import cross_entropy, squared_error
 from kljax.parallel import Layout
@@ -179,6 +185,21 @@ def test_a_client_that_turns_nan_can_stop_the_run():
     exclude = federated_rounds(model, none(), training)
     with pytest.raises(NonFiniteClient, match=r"\[3\]"):
         exclude.run_round(RNG, server, states, ids[3:4], fetch_from(poisoned()))
+
+
+def test_a_server_that_turns_nan_stops_the_run():
+    """Finite uploads, which the server's step makes infinite."""
+    model = toy_model()
+    training = local_training(model, cross_entropy, none(), SGD)
+    far = federated_rounds(
+        model, none(), training, server_optimiser=optax.sgd(float("inf"))
+    )
+    server = far.init(RNG)
+    states = far.init_clients(RNG, server, CLIENTS)
+    before = jax.tree.map(np.copy, states)
+    with pytest.raises(NonFiniteServer, match="round 0: the server's parameters"):
+        far.run_round(RNG, server, states, np.arange(2), fetch_from(client_data()))
+    jax.tree.map(np.testing.assert_array_equal, states, before)
 
 
 def test_progress_is_in_the_order_of_the_cohort_and_nan_for_others():

@@ -45,7 +45,14 @@ def test_a_configuration_says_the_servers_optimiser():
 
 def test_momentum_is_of_sgd_alone():
     with pytest.raises(ValueError, match="server_momentum=0.5 is of sgd without numb"):
-        tiny(server_momentum=0.5, server_optimiser="adam")
+        tiny(server_momentum=0.5, server_optimiser="adam", server_learning_rate=0.01)
+
+
+def test_adaptive_servers_need_a_rate_of_their_own():
+    for name in ("adam", "yogi=.9"):
+        with pytest.raises(ValueError, match="=1 moves every weight by about 1 in a"):
+            tiny(server_optimiser=name)
+        tiny(server_optimiser=name, server_learning_rate=0.01)
 
 
 # --- rules that need more than uploads ------------------------------------------------

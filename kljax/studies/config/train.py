@@ -24,7 +24,11 @@ from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
-from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
+from kljax.federated.optimisers import (
+    ADAPTIVE_SERVERS,
+    CLIENT_OPTIMISERS,
+    SERVER_OPTIMISERS,
+)
 from kljax.federated.roles import ROLES
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
@@ -116,7 +120,8 @@ class TrainConfig:
         {server_optimisers}, or a function of the learning rate and the numbers.
         sgd adds it (FedAvg, and FedAvgM with momentum); adam and yogi are FedAdam and
         FedYogi, whose steps are of about the learning rate in each weight.
-      server_learning_rate: of the server; 1 adds the aggregate under sgd.
+      server_learning_rate: of the server; 1 adds the aggregate under sgd. Under adam
+        and yogi it has to be chosen, and is less than 1.
       server_momentum: of the server's sgd; the same as sgd=MOMENTUM.
       aggregator: what the server makes of the uploads of a round: {aggregators}.
         ATTACKERS are those that it is to withstand, see `kljax.federated.aggregation`.
@@ -276,6 +281,13 @@ class TrainConfig:
             raise ValueError(
                 f"server_momentum={self.server_momentum!r} is of sgd without numbers, "
                 f"and server_optimiser is {self.server_optimiser!r}: leave one out"
+            )
+        adaptive = self.server_optimiser.partition("=")[0] in ADAPTIVE_SERVERS
+        if adaptive and self.server_learning_rate == 1:
+            raise ValueError(
+                "server_learning_rate=1 moves every weight by about 1 in a round "
+                f"under server_optimiser={self.server_optimiser!r}: take a smaller "
+                "one, such as 0.01"
             )
         check_number(self, "poisoned", positive=True)
         if self.poisoned > 1:
