@@ -1,13 +1,15 @@
 """What a defence costs its client: seconds of a step, and bytes of what it sends.
 
     python experiments/defence_costs.py DATASET.toml OUT.json [--rounds 40] [--batch 16]
+        [--only NAME ...]
 
 A step is one gradient of a batch and its release, compiled, on the device that JAX has,
 against the same step without a defence. Both run in turns, `--rounds` times each, and
 each time a few steps; the ratio is the median over rounds, of seconds with over seconds
 without, with quartiles. Seconds are of processor time on a CPU, all threads together,
 which others at work on the machine disturb little, and of the clock elsewhere. Defences
-are those of the catalogue at each strength. What is in OUT already is kept.
+are those of the catalogue, or of ``--only``, at each strength. What is in OUT already is
+kept.
 
 Bytes are those of the dense gradient in float32, and of what is sent by a code that
 knows nothing of the defence (`coded_bytes`).
@@ -46,13 +48,14 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=KINDS)
     options = parser.parse_args()
     source = tomllib.loads(options.dataset.read_text(encoding="utf-8"))
     config = TrainConfig(**source["both"], arms=(UNDEFENDED,), batch=options.batch)
     setup = build_run_setup(config)
     found = read_json(options.out, dict[str, Any]) or {}
     plain = make_step(setup, read_arm(setup, UNDEFENDED))
-    for name in KINDS:
+    for name in options.only or KINDS:
         for combination in write_strengths(name):
             if combination not in found:
                 step = make_step(setup, read_arm(setup, combination))
