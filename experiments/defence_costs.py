@@ -8,8 +8,8 @@ against the same step without a defence. Both run in turns, `--rounds` times eac
 each time a few steps; the ratio is the median over rounds, of seconds with over seconds
 without, with quartiles. Seconds are of processor time on a CPU, all threads together,
 which others at work on the machine disturb little, and of the clock elsewhere. Defences
-are those of the catalogue, or of ``--only``, at each strength. What is in OUT already is
-kept.
+are those of the catalogue, or of ``--only``, at each strength. What is in OUT already
+is kept.
 
 Bytes are those of the dense gradient in float32, and of what is sent by a code that
 knows nothing of the defence (`coded_bytes`).

@@ -32,8 +32,8 @@ def slice_noise(
     The inputs at which the sensitivity is taken are the root set. It is not the
     client's own: uniform noise on [0, 1], as many as are in its batch, at its targets,
     since a client here has no other data than its own. It costs the derivative of a
-    gradient, along one direction: about two steps beside the one that it defends. The
-    official code measures once for many steps, of parameters that are by then others.
+    gradient, along one direction, and more than the step that it defends. The official
+    code measures once for many steps, of parameters that are by then others.
 
     The attacker who knows it does not know which slices have noise. Its density of an
     entry is a mixture, ``perturbed / slices`` of N(g, std^2), the rest of a narrow
