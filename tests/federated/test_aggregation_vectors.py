@@ -10,11 +10,11 @@ from test_aggregation import aggregate, vector
 from tiny_studies import quick_compilation
 
 from kljax.core.types import Public
-from kljax.federated.aggregation import bulyan, geometric_median
-from kljax.federated.aggregation.central_point import weiszfeld
-from kljax.federated.aggregation.trimmed_selection import (
-    krum_sequence,
-    mean_around_median,
+from kljax.federated.aggregation import (
+    bulyan,
+    central_point,
+    geometric_median,
+    trimmed_selection,
 )
 from kljax.federated.aggregation.vectors import (
     as_rows,
@@ -29,6 +29,13 @@ from kljax.federated.clients import Upload
 def quickly():
     with quick_compilation():
         yield
+
+
+# Compiled whole: an operation at a time takes longer to compile.
+weiszfeld = jax.jit(central_point.weiszfeld)
+mean_around_median = jax.jit(trimmed_selection.mean_around_median, static_argnums=1)
+krum_sequence = jax.jit(trimmed_selection.krum_sequence, static_argnums=1)
+distances = jax.jit(squared_distances)
 
 
 def draw(*shape, seed=0):
@@ -52,14 +59,14 @@ def near_pairs():
 
 @pytest.mark.parametrize("rows", [draw(7, 5), near_pairs(), near_pairs()[:3]])
 def test_distances_are_their_slow_form(rows):
-    found = jax.jit(squared_distances)(rows)
+    found = distances(rows)
     np.testing.assert_allclose(found, slow_distances(rows), rtol=2e-5)
 
 
 def test_distances_of_what_is_beyond_float32_leave_the_others_alone():
     rows = near_pairs()
     rows[5:8] = np.float32(1e25)
-    found = np.asarray(jax.jit(squared_distances)(rows))
+    found = np.asarray(distances(rows))
     others = [0, 1, 2, 3, 4, 8, 9, 10, 11]
     expected = slow_distances(rows[others])
     np.testing.assert_allclose(found[np.ix_(others, others)], expected, rtol=2e-5)
@@ -94,7 +101,7 @@ def test_a_sequence_is_that_of_krum_one_after_another(clients, attackers):
         rows = draw(clients, 6, seed=seed)
         rows[4] = rows[7]  # two at no distance
         rows[2] *= 100
-        found = krum_sequence(squared_distances(rows), attackers)
+        found = krum_sequence(distances(rows), attackers)
         assert found.tolist() == slow_sequence(rows.astype(np.float64), attackers)
 
 
@@ -110,9 +117,11 @@ def test_bulyan_by_hand():
     # other, and 0 is the first; of 8.9, 30 and -40 nobody has neighbours to count. Of
     # 0, 1, 2, 7.5, 8.9 the median is 2: 0, 1, 2 are kept.
     x = np.array([0, 1, 2, 7.5, 8.9, 30, -40], np.float32)[:, None]
-    assert krum_sequence(squared_distances(x), 1).tolist() == [2, 3, 1, 0, 4]
+    assert krum_sequence(distances(x), 1).tolist() == [2, 3, 1, 0, 4]
     uploads = Upload(Public({"w": x}), {})
-    assert vector(bulyan().finish(_Server, uploads, np.ones(7))[0]) == [1.0]
+    assert vector(
+        jax.jit(lambda x: bulyan().finish(_Server, x, np.ones(7))[0])(uploads)
+    ) == [1.0]
 
 
 class _Server:

@@ -21,10 +21,11 @@ from kljax.federated.aggregation import (
     mean,
     norm_bounding,
 )
-from kljax.federated.aggregation.trust import trust_of_histories
+from kljax.federated.aggregation import trust as of_trust
 from kljax.federated.clients import Upload
 
 IDS = np.arange(CLIENTS)
+trust_of_histories = jax.jit(of_trust.trust_of_histories)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def sybils():
 
 
 def test_trust_is_its_slow_form():
-    one = jax.jit(trust_of_histories)
+    one = trust_of_histories
     for rows in (sybils(), sybils()[:5], np.abs(sybils()), changes(some_uploads())):
         expected = slow_trust(rows.astype(np.float64))
         found = one(rows.astype(np.float32))
@@ -127,7 +128,7 @@ def test_where_nobody_is_trusted_nothing_changes():
     given, _ = compiled(rule)(server_of(same, rule), same, IDS, clients=IDS)
     assert vector(given).tolist() == [0] * 8 + [5, 5]
     backwards = jax.tree.map(lambda x: -x[0], same)
-    given, _ = fltrust().finish(server_of(same), same, IDS, root=backwards)
+    given, _ = compiled(fltrust())(server_of(same), same, IDS, root=backwards)
     assert vector(given).tolist() == [0] * 8 + [5, 5]
 
 
