@@ -58,15 +58,16 @@ def main():
     for name in options.only or KINDS:
         for combination in write_strengths(name):
             if combination not in found:
-                step = make_step(setup, read_arm(setup, combination))
-                found[combination] = measure(plain, step, options.rounds)
+                arm = read_arm(setup, combination)
+                found[combination] = measure_arm(setup, arm, plain, options.rounds)
                 write_json(options.out, found)
                 print(combination, found[combination], flush=True)
 
 
 def read_arm(setup: RunSetup, combination: str) -> Arm:
     """Reads a defence on the network of a training."""
-    return parse_training_arm(combination, setup.task.sites, {})
+    sites = setup.task.sites._replace(batch=setup.config.batch)
+    return parse_training_arm(combination, sites, {})
 
 
 def make_step(setup: RunSetup, arm: Arm):
@@ -92,6 +93,16 @@ def make_step(setup: RunSetup, arm: Arm):
     options = tuple(np.float32(value) for value in arm.options)
     given = Public(params, public), stats, private, inputs, encode(labels), options
     return lambda: jax.block_until_ready(step(rng, *given))
+
+
+def measure_arm(setup: RunSetup, arm: Arm, plain, rounds: int) -> dict[str, Any]:
+    """Measures an arm; ``refused`` says why it has no step that could be."""
+    try:
+        step = make_step(setup, arm)
+        step()
+    except ValueError as error:
+        return {"refused": str(error)}
+    return measure(plain, step, rounds)
 
 
 def measure(plain, step, rounds: int) -> dict[str, float]:

@@ -159,7 +159,7 @@ def draw_costs(costs: Mapping[str, Mapping[str, Any]], file: Path) -> bool:
     for y, at in enumerate(lines.values()):
         for n, combination in enumerate(at):
             cost = costs.get(combination)
-            if cost is None:
+            if cost is None or "refused" in cost:
                 continue
             place = y + 0.5 * ((n + 0.5) / len(at) - 0.5)
             shade = SHADES[n if len(at) > 1 else 1]

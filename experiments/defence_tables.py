@@ -142,8 +142,9 @@ def cost_table(
     for name in combinations:
         accuracy = f"{accuracies[name]:.1f}" if name in accuracies else NOT_RUN
         cost = costs.get(name)
-        if cost is None:
-            body.append([f"`{name}`", accuracy, NOT_RUN, *"-" * 3])
+        if cost is None or "refused" in cost:
+            words = NOT_RUN if cost is None else "refused"
+            body.append([f"`{name}`", accuracy, words, *"-" * 3])
             continue
         quartiles = f"[{cost['times_low']:.2f}, {cost['times_high']:.2f}]"
         body.append(
@@ -156,4 +157,9 @@ def cost_table(
                 f"{cost['hidden']:.0%}" if cost["hidden"] else "-",
             ]
         )
-    return tabulate(body, COST, tablefmt="pipe", disable_numparse=True)
+    table = tabulate(body, COST, tablefmt="pipe", disable_numparse=True)
+    refused = {
+        name: cost["refused"] for name, cost in costs.items() if "refused" in cost
+    }
+    reasons = [f"- `{name}` is refused: {why}" for name, why in refused.items()]
+    return "\n\n".join([table, "\n".join(reasons)]).rstrip()

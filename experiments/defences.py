@@ -221,7 +221,7 @@ def accuracies(data: str, out: Path) -> dict[str, float]:
             folder = training_folder(data, combination, out)
             summary = run_folder.read_summary(folder) if folder.exists() else None
             if summary is not None:
-                own = summary["accuracy"][combination]
+                (own,) = summary["accuracy"].values()
                 found[combination] = 100 * own[TEST]["mean"]
     return found
 

@@ -11,13 +11,19 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 import defence_costs  # noqa: E402
 import defences as driver  # noqa: E402
-from defence_arms import METHODS, all_contests, closed_forms, contests  # noqa: E402
+from defence_arms import (  # noqa: E402
+    METHODS,
+    all_contests,
+    closed_forms,
+    contests,
+)
 from defence_figures import draw_attackers, draw_costs, draw_strengths  # noqa: E402
 from defence_tables import NOTHING, cost_table, leakage_table  # noqa: E402
 from faces import write_faces  # noqa: E402
 
 from kljax import data  # noqa: E402
 from kljax.defences.catalogue import KINDS, write_strengths  # noqa: E402
+from kljax.studies.builder.run_setup import build_run_setup  # noqa: E402
 from kljax.studies.config import LeakConfig, TrainConfig  # noqa: E402
 from kljax.studies.store.manifest import open_study  # noqa: E402
 from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
@@ -215,8 +221,10 @@ def test_pictures_have_what_was_run_and_no_more(tmp_path):
 def test_what_was_not_measured_is_not_run():
     cost = {"times": 2.0, "times_low": 1.5, "times_high": 3.0}
     cost |= {"dense": 4000, "coded": 1000, "hidden": 0.5}
-    text = cost_table(["a", "b"], {"a": 91.25}, {"b": cost})
-    first, second = text.splitlines()[2:]
+    costs = {"b": cost, "c": {"refused": "it has no step"}}
+    text = cost_table(["a", "b", "c"], {"a": 91.25}, costs)
+    first, second, third, _, why = text.splitlines()[2:]
+    assert "refused" in third and why == "- `c` is refused: it has no step"
     assert "91.2" in first and first.count("not run") == 1
     assert second.count("not run") == 1 and "2.00 [1.50, 3.00]" in second
     assert "4,000" in second and "1,000" in second and "50%" in second
@@ -242,6 +250,23 @@ def test_codes_of_what_lies_on_no_grid():
     sparse = np.where(np.arange(1000) % 100 == 0, dense, 0).astype(np.float32)
     assert defence_costs.coded_bytes(sparse) == 80
     assert defence_costs.coded_bytes(np.zeros(80, np.float32)) == 0
+
+
+def test_a_step_is_measured_and_one_that_cannot_be_says_why():
+    tiny = {"model": "dense", "image_size": 8, "arms": ("none",), "batch": 4}
+    setup = build_run_setup(TrainConfig(**tiny))
+    arms = {
+        name: defence_costs.read_arm(setup, name)
+        for name in ("none", "dp-sgd", "top-k@update")
+    }
+    plain = defence_costs.make_step(setup, arms["none"])
+    found = {
+        name: defence_costs.measure_arm(setup, arm, plain, 1)
+        for name, arm in arms.items()
+    }
+    assert "whole change" in found["top-k@update"]["refused"]
+    assert found["dp-sgd"]["seconds"] > 0  # it is told the batch
+    assert found["none"]["coded"] == found["none"]["dense"] == 4 * 13_002
 
 
 def test_faces_are_a_dataset(tmp_path):
