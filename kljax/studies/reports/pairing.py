@@ -19,6 +19,7 @@ NEITHER = frozenset(
     {
         "arms",
         "seed",
+        "delta",  # what an epsilon is said at
         "data_dir",
         *SPEED_OPTIONS,
         # What files say besides the configuration.
