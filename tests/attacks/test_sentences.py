@@ -178,6 +178,7 @@ def replayed(here, sent, fed):
     return replay(here, here.defence.gates)(view, truth)
 
 
+@pytest.mark.slow
 def test_embeddings_move_as_the_rows_of_the_table_that_a_client_trains():
     here, sent = change(tuple(APART.ravel().tolist()))
     embedded = jnp.asarray(sent.public.model[TABLE])[APART]

@@ -157,9 +157,18 @@ def test_an_unwritten_strength_is_the_default():
                 for text in (name, f"{name}={written}")
             )
             assert (plain.options, plain.skeleton) == (said.options, said.skeleton)
-            np.testing.assert_array_equal(
-                sent(plain, WITH_CLASSIFIER), sent(said, WITH_CLASSIFIER)
+
+
+@pytest.mark.slow
+def test_an_unwritten_strength_acts_as_the_default():
+    for name, kind in KINDS.items():
+        if kind.options:
+            written = ",".join(map(str, kind.options.values()))
+            plain, said = (
+                sent(parse_training_arm(text, SITES, {}), WITH_CLASSIFIER)
+                for text in (name, f"{name}={written}")
             )
+            np.testing.assert_array_equal(plain, said)
 
 
 def test_transforms_follow_in_the_order_written():

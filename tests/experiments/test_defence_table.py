@@ -252,6 +252,7 @@ def test_codes_of_what_lies_on_no_grid():
     assert defence_costs.coded_bytes(np.zeros(80, np.float32)) == 0
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_and_one_that_cannot_be_says_why():
     tiny = {"model": "dense", "image_size": 8, "arms": ("none",), "batch": 4}
     setup = build_run_setup(TrainConfig(**tiny))

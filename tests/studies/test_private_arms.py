@@ -143,6 +143,7 @@ def test_bad_deltas_and_a_missing_accountant_are_named(monkeypatch):
 # --- rows of attacks -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_of_private_arms_alone_have_an_epsilon():
     arms = ("none", "dp-sgd=0.1,2")
     options = {"examples": 2, "victims": 2, "steps": 2, "delta": 1e-6}

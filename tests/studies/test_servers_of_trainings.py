@@ -61,6 +61,7 @@ def test_adaptive_servers_need_a_rate_of_their_own():
 MORE = {"arms": ("none",), "clients": 3, "rounds": 1, "local_steps": 2}
 
 
+@pytest.mark.slow
 def test_a_server_with_root_examples_trains_as_a_client_does():
     """Its root examples given to a client, that client's change is the server's own."""
     config = tiny(**MORE, public_examples=40, aggregator="fltrust")

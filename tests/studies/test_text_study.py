@@ -41,6 +41,7 @@ def of(arm):
     return [row for row in finished()[1] if row["arm"] == arm]
 
 
+@pytest.mark.slow
 def test_sentences_are_recovered_undefended_and_not_under_noise():
     for row in of("none"):
         assert row["exact_match"] and row["success"] and row["outcome"] == "recovered"

@@ -520,9 +520,8 @@ def parts_of(folder):
     return list((folder / "parts").glob("[!.]*.parquet"))
 
 
-@pytest.mark.parametrize(
-    "kills", (3, pytest.param(20, marks=pytest.mark.slow)), ids=lambda kills: f"{kills}"
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", (3, 20))
 def test_a_sweep_that_is_killed_ends_with_the_same_rows(kills, tmp_path):
     file, cache, once = (tmp_path / name for name in ("file.toml", "cache", "once"))
     file.write_text(FILE)
