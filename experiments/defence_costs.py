@@ -127,7 +127,7 @@ def measure(plain, step, rounds: int) -> dict[str, float]:
         "times_high": float(high),
         "dense": FLOAT * entries,
         "coded": sum(map(coded_bytes, tensors)),
-        "hidden": 1 - sum(np.sum(x) for x in seen) / entries if seen else 0.0,
+        "hidden": float(1 - sum(np.sum(x) for x in seen) / entries) if seen else 0.0,
     }
 
 

@@ -258,16 +258,19 @@ def test_a_step_is_measured_and_one_that_cannot_be_says_why():
     setup = build_run_setup(TrainConfig(**tiny))
     arms = {
         name: defence_costs.read_arm(setup, name)
-        for name in ("none", "dp-sgd", "top-k@update")
+        for name in ("dp-sgd", "top-k@update", "selective-random=0.5")
     }
-    plain = defence_costs.make_step(setup, arms["none"])
+    none = defence_costs.read_arm(setup, "none")
+    plain = defence_costs.make_step(setup, none)
     found = {
         name: defence_costs.measure_arm(setup, arm, plain, 1)
         for name, arm in arms.items()
     }
     assert "whole change" in found["top-k@update"]["refused"]
     assert found["dp-sgd"]["seconds"] > 0  # it is told the batch
-    assert found["none"]["coded"] == found["none"]["dense"] == 4 * 13_002
+    encrypted = found["selective-random=0.5"]
+    assert encrypted["coded"] == encrypted["dense"] == 4 * 13_002
+    assert type(encrypted["hidden"]) is float and 0.49 < encrypted["hidden"] < 0.51
 
 
 def test_faces_are_a_dataset(tmp_path):
