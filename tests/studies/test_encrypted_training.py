@@ -11,6 +11,7 @@ from tiny_studies import compiled_once
 from kljax import cli
 from kljax.federated import checkpoints
 from kljax.federated.encryption import homomorphic
+from kljax.studies.builder import from_run
 from kljax.studies.training import train
 
 CHUNK = 64  # bytes: no two places of random bytes share as many
@@ -158,3 +159,12 @@ def test_without_tenseal_nothing_is_written(monkeypatch, tmp_path, capsys):
     assert cli.main([*OPTIONS, "--encryption", "ckks"]) == 2
     assert "pip install 'kljax[he]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_of_an_encrypted_run_is_prepared_without_a_cipher(monkeypatch):
+    def missing():
+        raise ImportError("no TenSEAL")
+
+    monkeypatch.setattr(homomorphic, "_tenseal", missing)
+    setup = from_run._prepare_once(tiny(**RUN, encryption="ckks"))
+    assert setup.encryption is None and setup.config.clients == RUN["clients"]
