@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.core.types import Array, Private, Rng
-from kljax.defences.defence import Context, Defence
+from kljax.defences.context import Context, drawn_secret
+from kljax.defences.defence import Defence
 from kljax.defences.image_operations import OPERATIONS
 from kljax.threat import POLICY_STRATEGIES, HiddenParts
 
@@ -135,12 +136,8 @@ def transform_images(policies: Sequence[Policy]) -> Defence:
 
     def inputs(rng: Rng, context: Context) -> tuple[Array, Array]:
         del rng
-        choice, images = context.private.secret, context.inputs
-        if not isinstance(choice, Choice):
-            raise ValueError(
-                "nothing says how ats transforms a candidate: drop '/simulate', or "
-                "take a strategy that does, such as 'random_draws'"
-            )
+        choice = drawn_secret(context, Choice, "how ats transforms")
+        images = context.inputs
         _check_images(images)
         chosen = images
         for place, policy in enumerate(policies):

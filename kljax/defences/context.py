@@ -28,6 +28,26 @@ class Context(NamedTuple):
     step: Array | int = 0  # [] of local training, from 0 in every round
 
 
+def drawn_secret(context: Context, kind: type, how: str) -> Any:
+    """Gives what a client drew for its step, or an attacker takes it to have drawn.
+
+    Args:
+      context: of a step, or of a candidate.
+      kind: class of what is drawn, which is all of `Private.secret`.
+      how: what it decides, for the message, such as ``how mixup mixes``.
+
+    Raises:
+      ValueError: where an attacker's strategy takes nothing for it.
+    """
+    found = context.private.secret
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"nothing says {how} a candidate: drop '/simulate', or take a strategy "
+            "that does, such as 'random_draws'"
+        )
+    return found
+
+
 # Parts of a context that the release of a whole change does without.
 OF_GRADIENTS = ("gradient", "loss", "features")
 

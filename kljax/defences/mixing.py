@@ -14,7 +14,8 @@ import numpy as np
 
 from kljax.core.types import Array, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.context import Context, drawn_secret
+from kljax.defences.defence import Defence, is_concrete
 from kljax.defences.public_images import PUBLIC, load_public
 from kljax.threat import MIXING_STRATEGIES, HiddenParts
 
@@ -196,12 +197,8 @@ def _mixed(
 
     def inputs(rng: Rng, context: Context) -> tuple[PyTree, Array]:
         del rng
-        mixing, targets = context.private.secret, context.targets
-        if not isinstance(mixing, Mixing):
-            raise ValueError(
-                f"nothing says how {name} mixes a candidate: drop '/simulate', or take "
-                "a strategy that does, such as 'random_draws'"
-            )
+        mixing = drawn_secret(context, Mixing, f"how {name} mixes")
+        targets = context.targets
         if targets.ndim != 2:
             raise ValueError(
                 f"{name} mixes targets [B, Kc], such as classes or numbers, and these "
