@@ -89,6 +89,7 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
         "upload": "gradient",
         "server": "honest",
         "examples": 1,
+        "visible": "all",
     }
     return ThreatModel(
         Knowledge(**{**hidden, **facts}), Strategy(secret=lock, labels=label_strategy)

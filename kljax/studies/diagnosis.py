@@ -67,7 +67,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     scales = [gate.scale for gate in gates.values() if isinstance(gate, Gate)]
     live = sum((jnp.sum(scale != 0) for scale in scales), jnp.array(0))
     error, holds = feature_error(setting, update), label_rule_holds(setting, view)
-    readable = visible_share(update)
+    readable = visible_share(setting, update)
     if preset.objective is None:
         nothing, exact = jnp.asarray(jnp.nan), jnp.asarray(False)
         return Diagnosis(nothing, nothing, live, error, exact, holds, readable)
@@ -95,11 +95,12 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
     )
 
 
-def visible_share(update: Update) -> Array:
+def visible_share(setting: Setting, update: Update) -> Array:
     """Tells [] which share of the entries of an upload can be read."""
-    if update.visible is None:
+    visible = observe(setting.threat, update).visible
+    if visible is None:
         return jnp.ones(())
-    masks = jax.tree.leaves(update.visible)
+    masks = jax.tree.leaves(visible)
     return sum(jnp.sum(mask) for mask in masks) / sum(mask.size for mask in masks)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kljax.core.registry import nearest
+from kljax.threat.parts import ALL, check_patterns
 from kljax.threat.secrets import KEYLOCK_STRATEGIES, OWN_NAMES, SecretStrategy
 
 KNOWLEDGE: dict[str, tuple[str, ...]] = {
@@ -59,6 +60,9 @@ class Knowledge:
       server: ``honest`` (follows the protocol, and only looks) or ``malicious`` (may
         send a network that it has modified). The paper's threat model is the first.
       examples: number of distinct examples in the upload.
+      visible: which tensors of the upload can be read: ``all``, or the names of some
+        with + between them (`kljax.threat.parts.readable_tensors`). What a defence
+        hides is hidden beside that.
 
     Raises:
       ValueError: for a value that is not in `KNOWLEDGE`.
@@ -74,6 +78,7 @@ class Knowledge:
     upload: str
     server: str
     examples: int
+    visible: str
 
     def __post_init__(self):
         for name, legal in KNOWLEDGE.items():
@@ -83,6 +88,7 @@ class Knowledge:
             raise ValueError(
                 f"knowledge examples={self.examples!r}: expected an integer >= 1"
             )
+        check_patterns(self.visible)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +167,7 @@ def least_knowledge(
 
     The untouched facts are those of the paper's setting: private key, lock weights,
     lock gradients, labels and statistics hidden; norm layers in train mode on both
-    sides; the gradient of one step on one example; an honest server.
+    sides; the gradient of one step on one example, all of it; an honest server.
 
     Args:
       strategy: what the attacker does.
@@ -184,6 +190,7 @@ def least_knowledge(
         "upload": "gradient",
         "server": "honest",
         "examples": 1,
+        "visible": ALL,
     }
     unknown = sorted(facts.keys() - knowledge.keys())
     if unknown:

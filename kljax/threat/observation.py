@@ -24,6 +24,7 @@ from kljax.core.types import (
     Stats,
 )
 from kljax.threat.knowledge import ThreatModel
+from kljax.threat.parts import join_masks, readable_tensors
 
 
 @jax.tree_util.register_static
@@ -102,8 +103,8 @@ def observe(threat: ThreatModel, update: Update) -> View:
     Raises:
       NotImplementedError: for upload=average, which is no one client's.
       ValueError: if the update is not what the threat model declares: its number of
-        examples, one gradient or the change of several steps; and for a mask that does
-        not fit what was sent.
+        examples, one gradient or the change of several steps; for a mask that does not
+        fit what was sent; and for tensors that are not in it.
     """
     knows = threat.knowledge
     recorded = "gradient" if update.local is None else "update"
@@ -128,17 +129,20 @@ def observe(threat: ThreatModel, update: Update) -> View:
         "initial": update.initial_lock_weights,
         "hidden": None,
     }[knows.lock_weights]
+    if update.visible is not None:
+        check_mask(update.sent, update.visible)
+    visible = join_masks(update.visible, readable_tensors(update.sent, knows.visible))
     return View(
         public=update.public,
         stats=update.stats,
-        grads=_readable(update.sent, update.visible),
+        grads=_readable(update.sent, visible),
         new_stats=update.new_stats if knows.stats == "visible" else None,
         targets=update.targets if knows.labels == "known" else None,
         private_key=update.private.secret if knows.private_key == "known" else None,
         lock_weights=lock_weights,
         lock_grads=update.lock_grads if knows.lock_grads == "shared" else None,
-        visible=update.visible,
-        earlier=_readable_before(update.earlier, update.visible),
+        visible=visible,
+        earlier=_readable_before(update.earlier, visible),
     )
 
 
@@ -146,7 +150,6 @@ def _readable(sent: Public, visible: PyTree | None) -> Public:
     """Puts NaN in place of what is hidden."""
     if visible is None:
         return sent
-    check_mask(sent, visible)
     return jax.tree.map(lambda x, seen: jnp.where(seen, x, jnp.nan), sent, visible)
 
 

@@ -74,7 +74,7 @@ BASE = threat().knowledge
 def test_fields_and_values_are_those_of_the_specification():
     assert {name: set(values) for name, values in KNOWLEDGE.items()} == VALUES
     fields = {field.name for field in dataclasses.fields(Knowledge)}
-    assert fields == {*VALUES, "examples"}
+    assert fields == {*VALUES, "examples", "visible"}
     assert set(KEYLOCK_STRATEGIES) == set(LEGAL)
     assert set(LABEL_STRATEGIES) == set(LEGAL_LABELS)
 

@@ -18,6 +18,7 @@ from kljax.defences.arms import Arm, Sites, last_transform
 from kljax.defences.defence import keep_private
 from kljax.studies.config import LeakConfig
 from kljax.threat import KEYLOCK_STRATEGIES, View
+from kljax.threat.parts import ALL, list_readable
 from kljax.threat.secrets import by_name
 
 
@@ -76,6 +77,32 @@ def check_labels(config: LeakConfig, arm: Arm, labels: str) -> None:
             "this defence mixes with those of earlier uploads, and hides in part: "
             f"write labels='joint' or 'given', earlier=0, or, where it can be undone, "
             f"the arm {undone!r}"
+        )
+
+
+def check_visible(arm: Arm, setting: Setting) -> None:
+    """Refuses a part of an upload that is not there, or that no label can be read off.
+
+    Raises:
+      ValueError: for tensors that the network does not have, and for labels that are to
+        be recovered from a classifier whose gradient is not in the part.
+    """
+    visible = setting.threat.knowledge.visible
+    if visible == ALL:
+        return
+    params = setting.task.shapes()[0]
+
+    def sent(rng: Rng) -> Public:
+        return Public(params, arm.defence.init(rng, params)[0])
+
+    names = list_readable(jax.eval_shape(sent, jax.random.key(0)), visible)
+    classifier = setting.task.classifier
+    if setting.threat.strategy.labels == "recovered" and not any(
+        name.startswith(f"{classifier}/") for name in names
+    ):
+        raise ValueError(
+            f"labels='recovered' reads the gradient of the classifier {classifier!r}, "
+            f"which is no part of visible={visible!r}: write labels='given' or 'joint'"
         )
 
 

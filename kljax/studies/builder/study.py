@@ -42,6 +42,7 @@ from kljax.studies.builder.attacker import (
     check_labels,
     check_simulated,
     check_simulated_inputs,
+    check_visible,
 )
 from kljax.studies.builder.drawn_client import (
     Client,
@@ -370,6 +371,7 @@ def _check_arm_attack(study: Study, attack: ArmAttack) -> None:
     config, arm, setting = study.config, attack.arm, attack.setting
     _check_size(study, attack)
     check_simulated(arm, setting)
+    check_visible(arm, setting)
     build_attack(config, setting, study.preset)  # a typo costs nothing
     kind = study.task.dataset.input_spec.kind
     check_client(config, kind, arm, attack.client, attack.inputs)

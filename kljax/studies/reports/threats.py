@@ -20,6 +20,7 @@ from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.threat import KEYLOCK_STRATEGIES, HiddenParts, SecretStrategy
+from kljax.threat.parts import ALL
 
 EVERY = "every attacker"
 
@@ -95,6 +96,7 @@ ABOUT_INPUTS = {
 # About a user's defence that is not there: whether it changes what is sent, or
 # replaces inputs, its arm does not say.
 ABOUT_EITHER = ABOUT_RELEASES | {"simulate": "It simulates what the defence does."}
+PARTS = "Of the upload it reads the tensors {} alone."
 OF_ITS_OWN = "About what is hidden it does what its defence calls {name!r}."
 
 
@@ -124,6 +126,8 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
         "does labels": DOES["labels"][strategy["labels"]].format(noun=noun),
     }
     facts = known | done | {"upload": _upload(config, knowledge)}
+    if knowledge["visible"] != ALL:
+        facts["visible"] = PARTS.format(", ".join(knowledge["visible"].split("+")))
     if not arm.defence.strategies:
         facts["does secret"] = UNLOCKED
     if not whole:

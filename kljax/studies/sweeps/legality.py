@@ -25,6 +25,8 @@ from kljax.studies.builder.threat_model import declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.threat import KNOWLEDGE, LABEL_STRATEGIES, IllegalThreat
 
+FREE = ("examples", "visible")  # facts that have no list of values
+
 
 def is_legal(config: LeakConfig) -> bool:
     """Tells whether the attacker of a cell knows enough for what it does.
@@ -57,8 +59,8 @@ def _check_names(config: LeakConfig) -> None:
     for fact in config.threat:
         name, equals, value = fact.partition("=")
         # Without a value, or `examples`: the threat model says what is wrong with it.
-        if equals and name != "examples":
-            _check_known("threat fact", name, KNOWLEDGE)
+        if equals and name not in FREE:
+            _check_known("threat fact", name, (*KNOWLEDGE, *FREE))
             _check_known(f"value of threat fact {name}", value, KNOWLEDGE[name])
         if facts.count(name) > 1:
             raise ValueError(f"threat fact {name!r} is stated twice: {config.threat}")
