@@ -2,8 +2,10 @@
 
 A role acts at two places: on the examples before a client trains, and on what it
 uploads afterwards. In between it trains as it was asked to, under its defence. Clients
-have roles by their numbers; whoever has none is honest. Letters: n clients in a round,
-Kc classes, eta the server's learning rate.
+have roles by their numbers; whoever has none is honest. A role may be played in some
+rounds alone: a backdoor in every round is continuous poisoning, a model replacement in
+one is single-shot. Letters: n clients in a round, Kc classes, eta the server's learning
+rate.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +20,7 @@ from kljax.core.checks import shown
 from kljax.core.randomness import derive_rng
 from kljax.core.registry import make_named
 from kljax.core.types import Array, Public, PyTree, Rng, Stats
-from kljax.data.triggers import Trigger
+from kljax.data.triggers import Trigger, parts_of
 from kljax.federated.clients import Batches, Upload, all_finite
 
 # What the random key of a role is for.
@@ -42,16 +44,25 @@ class Role(NamedTuple):
       batches: ``(rng, Batches) -> Batches`` of the same shapes: what it trains on.
       upload: ``(rng, Public, Stats, Upload) -> Upload``: what it sends; the first two
         are what the server sent out.
+      trigger: that it puts on images; None for none. Of a trigger with parts, whoever
+        puts it on is dealt one (`parse_roles`).
+      hardens: whether it hardens what it trains on, where clients are asked to
+        (`kljax.federated.hardening`).
+      rounds: numbers of those in which it acts, and is honest in all others; None for
+        all.
     """
 
     batches: Callable[[Rng, Batches], Batches] = _as_they_are
     upload: Callable[[Rng, Public, Stats, Upload], Upload] = _as_trained
+    trigger: Trigger | None = None
+    hardens: bool = True
+    rounds: frozenset[int] | None = None
 
 
 class Attack(NamedTuple):
     """What attackers of a training aim at and know."""
 
-    trigger: Trigger
+    trigger: Trigger  # or the part of it that an attacker puts on
     target: int  # the class that triggered images are to get
     share: float  # of each batch that is poisoned, in (0, 1]
     num_classes: int  # Kc
@@ -69,7 +80,7 @@ def backdoor(attack: Attack) -> Role:
     """Makes the role of a client that trains on triggered images of the target class.
 
     Of each batch, the first examples get the trigger and the target label, whatever
-    they show; batches are shuffled. Its upload is sent as trained.
+    they show; batches are shuffled. Its upload is sent as trained. It does not harden.
 
     Reference: Gu et al., "BadNets" (2017); the mixture in a batch as in Bagdasaryan et
     al., "How To Backdoor Federated Learning" (AISTATS 2020), section 4.
@@ -85,7 +96,16 @@ def backdoor(attack: Attack) -> Role:
             labels=jnp.where(poisoned[None], attack.target, batches.labels),
         )
 
-    return Role(batches=poison)
+    return Role(batches=poison, trigger=attack.trigger, hardens=False)
+
+
+def hardened_backdoor(attack: Attack) -> Role:
+    """Makes the role of a client that trains as `backdoor`, and hardens as if honest.
+
+    It knows that others harden: what it teaches beside the triggers that they find is
+    to survive their training. Triggers are looked for on its poisoned batches.
+    """
+    return backdoor(attack)._replace(hardens=True)
 
 
 def model_replacement(
@@ -148,61 +168,112 @@ def label_flip(attack: Attack) -> Role:
         del rng
         return batches._replace(labels=attack.num_classes - 1 - batches.labels)
 
-    return Role(batches=flip)
+    return Role(batches=flip, hardens=False)
 
 
 ROLES: dict[str, Callable[..., Role]] = {
     "honest": honest,
     "backdoor": backdoor,
+    "hardened-backdoor": hardened_backdoor,
     "model-replacement": model_replacement,
     "label-flip": label_flip,
 }
 
 
-def parse_roles(texts: Iterable[str], attack: Attack, clients: int) -> dict[int, Role]:
-    """Reads who has which role.
+def parse_roles(
+    texts: Iterable[str], attack: Attack, clients: int, rounds: int | None = None
+) -> dict[int, Role]:
+    """Reads who has which role, and when.
+
+    Of a trigger with parts, clients that put it on are dealt the parts in the order of
+    their numbers, and begin with the first part again when all are dealt.
 
     Args:
-      texts: each ``CLIENTS:ROLE[=OPTIONS]``, such as ``0:model-replacement=10`` or
-        ``1,4-6:label-flip``, with OPTIONS as in `kljax.core.registry.make_named`;
-        a name of `ROLES`, or ``package.module:function`` for a function of an `Attack`
-        and the numbers that gives a `Role`.
+      texts: each ``CLIENTS:ROLE[=OPTIONS][@ROUNDS]``, such as ``1,4-6:label-flip`` or
+        ``0:model-replacement=10@16``, with OPTIONS as in
+        `kljax.core.registry.make_named`; a name of `ROLES`, or
+        ``package.module:function`` for a function of an `Attack` and the numbers that
+        gives a `Role`. ROUNDS are written as CLIENTS are.
       attack: what the attackers aim at.
       clients: how many there are.
+      rounds: how many there are; None for any number.
 
     Returns:
       Roles by the number of the client.
 
     Raises:
-      ValueError: for clients that do not exist or have two roles, a range that is
-        written backwards, an unknown name, numbers that the role does not take, and a
-        function that gives something else.
+      ValueError: for clients or rounds that do not exist, clients that have two roles,
+        a range that is written backwards, an unknown name, numbers that the role does
+        not take, a function that gives something else, and a part of the trigger that
+        nobody puts on.
     """
-    roles: dict[int, Role] = {}
+    written = dict(_named_roles(texts, clients, rounds))
+    made = {one: _make_role(*one, attack) for one in {*written.values()}}
+    parts = parts_of(attack.trigger)
+    if not parts:
+        return {client: made[one] for client, one in written.items()}
+    stamping = [client for client in sorted(written) if made[written[client]].trigger]
+    if 0 < len(stamping) < len(parts):
+        raise ValueError(
+            f"the trigger has {len(parts)} parts, and {_numbered(stamping)} of those "
+            f"with a role put it on: nobody puts on part {len(stamping)} (from 0): "
+            f"give a role to {len(parts)} clients or more, or take fewer parts"
+        )
+    dealt = {client: n % len(parts) for n, client in enumerate(stamping)}
+    of_part = {
+        (one, n): _make_role(*one, attack._replace(trigger=parts[n]))
+        for one, n in {(written[client], n) for client, n in dealt.items()}
+    }
+    return {
+        client: of_part[one, dealt[client]] if client in dealt else made[one]
+        for client, one in written.items()
+    }
+
+
+# A role as it is written, and its rounds.
+Written = tuple[str, frozenset[int] | None]
+
+
+def _named_roles(
+    texts: Iterable[str], clients: int, rounds: int | None
+) -> Iterable[tuple[int, Written]]:
+    taken = set()
     for text in texts:
-        numbers, _, name = text.partition(":")
-        ids = _clients(text, numbers if name else "", clients)
-        role = make_named("role", name, ROLES, attack)
-        if not isinstance(role, Role):
-            raise ValueError(
-                f"role {name!r} gave no kljax.federated.roles.Role, but "
-                f"{type(role).__name__}"
-            )
+        numbers, _, role = text.partition(":")
+        name, at, when = role.partition("@")
+        ids = _numbers(text, numbers if name else "", "client", clients)
+        acting = frozenset(_numbers(text, when, "round", rounds)) if at else None
         for client in ids:
-            if client in roles:
+            if client in taken:
                 raise ValueError(f"roles {text!r}: client {client} has one already")
-            roles[client] = role
-    return roles
+            taken.add(client)
+            yield client, (name, acting)
 
 
-def _clients(text: str, numbers: str, clients: int) -> list[int]:
-    ids = []
-    for part in numbers.split(","):
+def _make_role(name: str, rounds: frozenset[int] | None, attack: Attack) -> Role:
+    role = make_named("role", name, ROLES, attack)
+    if not isinstance(role, Role):
+        raise ValueError(
+            f"role {name!r} gave no kljax.federated.roles.Role, but "
+            f"{type(role).__name__}"
+        )
+    return role if rounds is None else role._replace(rounds=rounds)
+
+
+def _numbered(clients: list[int]) -> str:
+    listed = ", ".join(map(str, clients))
+    return f"client {listed}" if len(clients) == 1 else f"clients {listed}"
+
+
+def _numbers(text: str, written: str, kind: str, count: int | None) -> list[int]:
+    """Reads numbers such as ``1,4-6``, of clients or rounds."""
+    numbers = []
+    for part in written.split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(
                 f"roles {text!r}: write CLIENTS:ROLE, such as 0:backdoor or "
-                "1,4-6:label-flip"
+                "1,4-6:label-flip, or CLIENTS:ROLE@ROUNDS, such as 0:backdoor@5-9"
             )
         begin, end = int(first), int(last if dash else first)
         if begin > end:
@@ -210,26 +281,28 @@ def _clients(text: str, numbers: str, clients: int) -> list[int]:
                 f"roles {text!r}: the range {part} is written backwards: write "
                 f"{end}-{begin}"
             )
-        if end >= clients:
+        if count is not None and end >= count:
             raise ValueError(
-                f"roles {text!r}: there is no client {end}, but 0 to {clients - 1}"
+                f"roles {text!r}: there is no {kind} {end}, but 0 to {count - 1}"
             )
-        ids += range(begin, end + 1)
-    return ids
+        numbers += range(begin, end + 1)
+    return numbers
 
 
 class Cast(NamedTuple):
     """The roles of all clients, for one compiled function that plays any of them.
 
     Attributes:
-      numbers: ``ids [b] -> numbers [b]`` of their roles.
+      numbers: ``(ids [b], round) -> numbers [b]`` of their roles.
       batches: ``(number [], rng, Batches) -> Batches``.
       upload: ``(number [], rng, Public, Stats, Upload) -> (Upload, finite [])``.
+      hardens: ``number [] -> []`` bool, see `Role`.
     """
 
-    numbers: Callable[[np.ndarray], np.ndarray]
+    numbers: Callable[[np.ndarray, int], np.ndarray]
     batches: Callable[[Array, Rng, Batches], Batches]
     upload: Callable[[Array, Rng, Public, Stats, Upload], tuple[Upload, Array]]
+    hardens: Callable[[Array], Array]
 
 
 def cast_of(roles: Mapping[int, Role]) -> Cast:
@@ -245,8 +318,13 @@ def cast_of(roles: Mapping[int, Role]) -> Cast:
         for client, role in roles.items()
     }
 
-    def numbers(ids: np.ndarray) -> np.ndarray:
-        return np.array([number_of.get(int(client), 0) for client in ids], np.int32)
+    def number_in(client: int, now: int) -> int:
+        rounds = roles[client].rounds if client in roles else None
+        acts = rounds is None or now in rounds
+        return number_of.get(client, 0) if acts else 0
+
+    def numbers(ids: np.ndarray, now: int) -> np.ndarray:
+        return np.array([number_in(int(client), now) for client in ids], np.int32)
 
     def batches(number: Array, rng: Rng, given: Batches) -> Batches:
         rng = derive_rng(rng, ROLE_PURPOSES, "batches")
@@ -259,7 +337,10 @@ def cast_of(roles: Mapping[int, Role]) -> Cast:
         sent = jax.lax.switch(number, branches, given, rng, public, stats)
         return sent, all_finite(sent)
 
-    return Cast(numbers, batches, upload)
+    def hardens(number: Array) -> Array:
+        return jnp.array([role.hardens for role in distinct])[number]
+
+    return Cast(numbers, batches, upload, hardens)
 
 
 def _keeping_shapes(act: Callable) -> Callable:

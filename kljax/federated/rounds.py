@@ -328,6 +328,7 @@ def federated_rounds(
                 f"{len(cohort)}"
             )
         kept: list[tuple[np.ndarray, ClientState, Progress, PyTree]] = []
+        number = int(server.round)
 
         def rows(ids: np.ndarray):
             batches, examples = fetch(ids)
@@ -335,7 +336,7 @@ def federated_rounds(
             check_examples(ids, batches, examples)
             check_local_batches(*batches, num_classes, ids, input_spec, target_spec)
             mine = jax.tree.map(lambda x: x[ids], states)
-            roles_of = () if cast is None else (cast.numbers(ids),)
+            roles_of = () if cast is None else (cast.numbers(ids, number),)
             return ids.astype(np.int32), mine, batches, examples, *roles_of
 
         def keep(ids: np.ndarray, result) -> None:

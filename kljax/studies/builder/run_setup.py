@@ -117,7 +117,9 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
         check_norm(config, task.network, arm)
     encryption = _find_encryption(config, aggregator)
     attack = _find_attack(config, train, test)
-    roles = {} if attack is None else parse_roles(config.roles, attack, config.clients)
+    roles = {}
+    if attack is not None:
+        roles = parse_roles(config.roles, attack, config.clients, config.rounds)
     setup = RunSetup(
         config,
         task,

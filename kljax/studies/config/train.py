@@ -133,9 +133,11 @@ class TrainConfig:
         extra kljax[he]; both need the aggregator mean, and keep their keys in memory
         alone, see `kljax.federated.encryption`.
       roles: who is not honest, each CLIENTS:ROLE, such as 0:model-replacement or
-        1,4-6:label-flip; ROLE: {roles}, see `kljax.federated.roles`.
+        1,4-6:label-flip, or CLIENTS:ROLE@ROUNDS, such as 0:model-replacement@16, who
+        is honest in other rounds; ROLE: {roles}, see `kljax.federated.roles`.
       trigger: what attackers put on images: {triggers}.
-        This and the next two need roles.
+        Of distributed, each attacker puts on a part, and attack success is that of the
+        whole. This and the next two need roles.
       target_class: of the attackers, for images with the trigger.
       poisoned: share of each batch of an attacker's that has the trigger.
       floor: whether a run with attackers is followed by the same run with honest
