@@ -159,7 +159,7 @@ def federated_rounds(
         is ``optax.sgd(1.0)``, which adds the aggregate: FedAvg.
       weighting: a client counts as many times as it has examples, or once: in the loss
         and accuracy of a round, and under an aggregator that uses weights.
-      on_nonfinite: a client with a NaN or infinity in what it uploads or keeps is
+      on_nonfinite: a client with a NaN or infinity in what it uploads is
         excluded (and named in `RoundInfo.excluded`), or stops the run. It is never
         averaged in.
       layout: how clients are laid over the machine (speed only).
@@ -357,7 +357,7 @@ def federated_rounds(
             raise NonFiniteClient(
                 f"round {int(server.round)}: {failed} clients of the cohort "
                 f"({broken.tolist()} in this process) turned non-finite (NaN or "
-                f"infinity in what they upload or keep), and {left} are left, of the "
+                f"infinity in what they upload), and {left} are left, of the "
                 f"{least} that {needing} needs; lower the learning rate, or see their "
                 "data"
             )

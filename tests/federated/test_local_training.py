@@ -17,14 +17,24 @@ from toys import (
 )
 
 from kljax.core.types import Private, Public
-from kljax.defences import at_update, chain, keylock, none, norm_clipping
+from kljax.defences import (
+    at_update,
+    chain,
+    dp_fedavg,
+    keylock,
+    none,
+    norm_clipping,
+)
 from kljax.federated.clients import (
     Batches,
+    all_finite,
     local_gradient,
     local_training,
     local_update,
     one_step,
 )
+from kljax.models import from_nnx
+from kljax.models.dense import Dense
 from kljax.models.losses import cross_entropy
 from kljax.threat import LocalSteps
 
@@ -229,8 +239,7 @@ def test_one_step_has_what_a_first_step_has():
     np.testing.assert_array_equal(update.inputs, images)
 
 
-def test_nothing_that_is_not_finite_passes_for_finite():
-    """Neither in what is uploaded nor in what is kept."""
+def test_no_upload_that_is_not_finite_passes_for_finite():
     received, stats, private, _ = begun()
     images, labels = data()
     batches = Batches(images, labels, VALID)
@@ -252,3 +261,26 @@ def test_nothing_that_is_not_finite_passes_for_finite():
     assert_close(upload.delta, jax.tree.map(jnp.zeros_like, received))
     assert_close(upload.stats, stats)
     del kept
+
+
+def test_a_client_whose_training_diverges_behind_a_private_release_sends_noise():
+    """To leave it out would tell the server of its data; what it keeps stays finite."""
+    network = from_nnx(
+        lambda rngs: Dense(CLASSES, image_shape=IMAGE_SHAPE, widths=(3,), rngs=rngs)
+    )
+    params, stats = network.init(RNG)
+    received = Public(params)
+    images, labels = data()
+    images[0] = np.inf
+    batches = Batches(images, labels, VALID)
+    release = at_update(dp_fedavg(CLIP, noise_multiplier=1.0))
+    training = local_training(
+        network, cross_entropy, release, optax.sgd(0.1, momentum=0.5)
+    )
+    state = training.init(received, Private())
+    delta, upload, kept, progress = quick_jit(training.record)(
+        RNG, 0, received, stats, state, batches
+    )
+    assert not all_finite(delta) and np.isnan(progress.loss)
+    assert bool(progress.finite) and length(upload.delta) > 0
+    assert_close(kept, state)

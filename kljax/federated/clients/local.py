@@ -77,7 +77,7 @@ class Progress(NamedTuple):
     loss: Array  # [] mean over valid steps, NaN without any
     # [] share of examples right before the step that used them; of numbers NaN
     accuracy: Array
-    finite: Array  # [] bool: everything uploaded and kept is finite
+    finite: Array  # [] bool: everything uploaded is finite
 
 
 class LocalTraining(NamedTuple):
@@ -144,7 +144,8 @@ def local_training(
 
     Guarantees: a step whose ``valid`` is false changes nothing, so a padded client
     equals the unpadded one (a release of the update that looks at the images in its
-    `Context` sees the padding, too); step t draws its randomness from (rng, t).
+    `Context` sees the padding, too); step t draws its randomness from (rng, t). Who
+    would keep a NaN or infinity keeps what it had before its first step.
 
     Reference: McMahan et al., "Communication-Efficient Learning of Deep Networks from
     Decentralized Data" (AISTATS 2017); FedKL, utils/Client.py.
@@ -259,7 +260,10 @@ def local_training(
             Private(secret, trainable), memory, Remembered(remembered, of_update)
         )
         total, right, steps = tally
-        progress = Progress(total / steps, right / steps, all_finite((upload, kept)))
+        # The server can judge what is sent, and nothing else: to leave a client out for
+        # what it keeps would tell of data that a private release hides.
+        kept = jax.tree.map(functools.partial(jnp.where, all_finite(kept)), kept, state)
+        progress = Progress(total / steps, right / steps, all_finite(upload))
         return delta, upload, kept, progress
 
     def visible(
@@ -343,4 +347,4 @@ def _of_all_steps(values: Array) -> Array:
 def all_finite(tree: PyTree) -> Array:
     """Tells whether every floating-point number of a tree is finite."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
