@@ -6,44 +6,21 @@ crosses the wire; an attack makes images of it. `train` and `leak` do all of tha
 many clients and many victims, and say what it was worth.
 """
 
-from kljax import attacks, data, defences, metrics
-from kljax.core.types import Gate, Model, Output, Private, Public
-from kljax.defences.lock import KeyLock, key_lock
-from kljax.federated import evaluation
-from kljax.federated.algorithms import fedavg, fedkl, fedprox
-from kljax.federated.clients import Batches, local_training
-from kljax.federated.rounds import Rounds, federated_rounds
-from kljax.models import (
-    VGG,
-    Dense,
-    LeNet,
-    Network,
-    ResNet,
-    from_nnx,
-    losses,
-    normalised,
-    site_widths,
-)
-from kljax.models.gating import find_sites
-from kljax.parallel import Layout, map_victims, sum_clients
-from kljax.studies import reports, store
-from kljax.studies.config import LeakConfig, TrainConfig
-from kljax.studies.frames import read_rows, rows_frame
-from kljax.studies.gallery import draw_gallery
-from kljax.studies.input_scores import floor_images
-from kljax.studies.leakage import LeakResult, leak
-from kljax.studies.scoring import score_rows
-from kljax.studies.sweeps.running import sweep
-from kljax.studies.training import TrainResult, train
-from kljax.threat import (
-    Knowledge,
-    Strategy,
-    ThreatModel,
-    Update,
-    View,
-    least_knowledge,
-    observe,
-)
+import importlib
+import importlib.metadata
+
+import lazy_loader
+
+# The names are those of __init__.pyi, and are imported when they are asked for: help
+# texts and a doctor need neither JAX nor Flax.
+_find, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+# Modules below packages that do not import them.
+_MODULES = {
+    "evaluation": "kljax.federated.evaluation",
+    "losses": "kljax.models.losses",
+    "reports": "kljax.studies.reports",
+    "store": "kljax.studies.store",
+}
 
 __all__ = [
     # Networks
@@ -112,4 +89,10 @@ __all__ = [
 def __getattr__(name: str):
     if name == "study_report":
         raise AttributeError("kljax.study_report is kljax.reports now")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        return importlib.metadata.version("kljax")
+    if name not in _names:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    return _find(name)

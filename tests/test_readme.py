@@ -11,7 +11,7 @@ from tiny_studies import made_up_device, quick_compilation
 
 import kljax
 from kljax import metrics
-from kljax.cli.commands import COMMANDS, main
+from kljax.cli.commands import COMMANDS, class_of, main
 from kljax.parallel import Layout
 from kljax.studies.config import LeakConfig
 from kljax.studies.sweeps.legality import is_legal
@@ -85,7 +85,8 @@ def test_a_command_is_understood(page, words):
         )
         assert set(arguments) <= set(targets)
         return
-    job = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="kljax", args=arguments)
+    kinds = {name: class_of(name) for name in COMMANDS}
+    job = tyro.extras.subcommand_cli_from_dict(kinds, prog="kljax", args=arguments)
     for file in re.findall(r"experiments/\S+\.toml", " ".join(words)):
         assert (pages.ROOT / file).is_file()
     assert type(job).__name__.lower() == arguments[0]

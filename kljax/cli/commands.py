@@ -1,39 +1,79 @@
-"""The command line: which command is run, and how it ends."""
+"""The command line: which command is run, and how it ends.
+
+What needs no work is answered before anything large is imported: help, the version, and
+names that there are not (`kljax.cli.answers`). A command imports what it needs.
+"""
 
 import dis
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
-import tyro
-
-from kljax.cli.columns import Columns, run_columns
-from kljax.cli.data import Data, run_data
-from kljax.cli.leak import Demo, Leak, run_demo, run_leak
-from kljax.cli.printing import open_console
-from kljax.cli.sweep import (
-    Merge,
-    Report,
-    Sweep,
-    refuse_dealing,
-    run_merge,
-    run_report,
-    run_sweep,
-)
-from kljax.cli.train import Train, run_train
-from kljax.core.checks import check_text
+from kljax.cli import answers
 
 DESCRIPTION = "What can be recovered of private training data from shared gradients."
-RUNS = {
-    Leak: run_leak,
-    Train: run_train,
-    Sweep: run_sweep,
-    Report: run_report,
-    Merge: run_merge,
-    Demo: run_demo,
-    Data: run_data,
-    Columns: run_columns,
+COMPLETION = "--tyro-"  # print-completion, write-completion
+
+
+class Command(NamedTuple):
+    """A command: the class of its options, and the function that runs it.
+
+    Attributes:
+      module: where they are: for ``leak``, ``Leak`` and ``run_leak``.
+      does: first sentence of the class's docstring, for the list of commands.
+      computes: whether it works on JAX's devices.
+    """
+
+    module: str
+    does: str
+    computes: bool = True
+
+
+COMMANDS = {
+    "leak": Command(
+        "kljax.cli.leak",
+        "Attacks the gradients of real images and reports what was recovered.",
+    ),
+    "train": Command(
+        "kljax.cli.train",
+        "Trains a network by federated learning under several defences, side by side.",
+    ),
+    "sweep": Command(
+        "kljax.cli.sweep",
+        "Runs a grid of studies from a file, or goes on with one that was cut off.",
+    ),
+    "report": Command(
+        "kljax.cli.sweep",
+        "Writes tables, plots and a page about a study, finished or not.",
+    ),
+    "merge": Command(
+        "kljax.cli.sweep", "Joins two studies of the same axes into a new one."
+    ),
+    "demo": Command(
+        "kljax.cli.leak",
+        "Runs the main job on embedded images: six arms, sixteen victims.",
+    ),
+    "data": Command(
+        "kljax.cli.data",
+        "Writes a TFDS dataset from files on disk, without TensorFlow.",
+    ),
+    "columns": Command(
+        "kljax.cli.columns",
+        "Says what is in the rows: every column, its type, its range and its meaning.",
+    ),
+    "list": Command(
+        "kljax.cli.list",
+        "Lists attacks, defences, networks, data and whatever else has a name.",
+        computes=False,
+    ),
+    "doctor": Command(
+        "kljax.cli.doctor",
+        "Says what is installed, what is missing, and the command that mends it.",
+        computes=False,
+    ),
 }
 BACKENDS = "jax._src.xla_bridge"  # where JAX looks for its devices
 EXPECTED = (
@@ -47,7 +87,16 @@ BUG = (
     "kljax: nobody expected this error: it is a bug in kljax, or in a module of yours "
     "that was named"
 )
-COMMANDS = {kind.__name__.lower(): kind for kind in RUNS}
+
+
+def class_of(name: str) -> type:
+    """Imports the class of a command's options."""
+    return getattr(importlib.import_module(COMMANDS[name].module), name.capitalize())
+
+
+def runner_of(name: str) -> Callable:
+    """Imports the function that runs a command."""
+    return getattr(importlib.import_module(COMMANDS[name].module), f"run_{name}")
 
 
 def _use_all_cores() -> None:
@@ -56,6 +105,8 @@ def _use_all_cores() -> None:
     On two cores two devices ran 1.3 to 2 times as many evaluations as one
     (experiments/speed.md). Left alone where the user has chosen already.
     """
+    import jax
+
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
@@ -66,19 +117,16 @@ def main(arguments: list[str] | None = None) -> int:
     Bad input ends in one line on standard error and status 2, a training that turned
     NaN in status 1. What nobody expected keeps its traceback.
     """
-    _use_all_cores()
+    given = sys.argv[1:] if arguments is None else arguments
+    does = {name: command.does for name, command in COMMANDS.items()}
+    # Where JAX is there already, the parser costs nothing, and knows better.
+    known = {} if "jax" in sys.modules else answers.remembered()
+    answers.answer_at_once(given, DESCRIPTION, does, known)
     # A study's own model or data may live beside the user, as with python -m.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    console = open_console()
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        _check_text(given)
-        refuse_dealing(given)
-        job = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="kljax", description=DESCRIPTION, args=arguments
-        )
-        RUNS[type(job)](job, console)
+        _run(given)
     except KeyboardInterrupt as error:
         for note in getattr(error, "__notes__", ()):
             print(note, file=sys.stderr)
@@ -93,10 +141,33 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check_text(arguments: list[str]) -> None:
-    for number, argument in enumerate(arguments, 1):
+def _run(given: list[str]) -> None:
+    import tyro
+
+    from kljax.cli.printing import open_console
+    from kljax.core.checks import check_text
+
+    console = open_console()
+    for number, argument in enumerate(given, 1):
         # An empty path would be the folder that one is in.
         check_text(f"argument {number}", argument)
+    name, *options = given
+    if name.startswith(COMPLETION):
+        kinds = {command: class_of(command) for command in COMMANDS}
+        tyro.extras.subcommand_cli_from_dict(
+            kinds, prog="kljax", description=DESCRIPTION, args=given
+        )
+        return
+    if COMMANDS[name].computes:
+        _use_all_cores()
+    if name == "sweep":
+        from kljax.cli.sweep import refuse_dealing
+
+        refuse_dealing(given)
+    kind = class_of(name)
+    with answers.parsing(name, kind):
+        job = tyro.cli(kind, prog=f"kljax {name}", args=options)
+    runner_of(name)(job, console)
 
 
 def _refusal(error: Exception) -> tuple[int, str | None]:
@@ -124,7 +195,7 @@ def _refusal(error: Exception) -> tuple[int, str | None]:
         )
     if isinstance(error, OSError):
         return 2, line
-    of_device = isinstance(error, jax.errors.JaxRuntimeError)
+    of_device = type(error).__name__ == "JaxRuntimeError"
     if isinstance(error, MemoryError) or of_device and "RESOURCE_EXHAUSTED" in line:
         return 2, (
             f"out of memory ({line}): lower layout.chunk, restarts, examples or "

@@ -39,6 +39,7 @@ def crop_and_flip(padding: int = 4, flip: bool = True) -> Augmentation:
         raise ValueError(f"padding of crop_and_flip is {padding}; give 0 or more")
 
     def augment(rng: Rng, images: Array) -> Array:
+        """Pads, crops and mirrors each image of a batch by draws of its own."""
         crop_rng, flip_rng = jax.random.split(rng)
         count, height, width, _ = images.shape
         shape = (2, count, 1)

@@ -63,6 +63,7 @@ class Kind(NamedTuple):
       fixed: the options that are part of the program, and no data: words, and numbers
         that shapes depend on.
       norm, gated: see `kljax.defences.arms.Arm`.
+      about: the function whose docstring says what it is; None for `make` itself.
       why_not_adaptive: why there is nothing more to do for an attacker who knows the
         defence, where it has no `simulate`, `log_prob`, `strategies` or
         `simulate_inputs`; None where it has one.
@@ -75,11 +76,12 @@ class Kind(NamedTuple):
     gated: bool = False
     why_not_adaptive: str | None = None
     strengths: Mapping[str, Strengths] = {}
+    about: Callable[..., Defence] | None = None
 
 
 def _without_sites(make: Callable[..., Defence], **options: Value | Strengths) -> Kind:
     """Makes the row of a defence that gates nothing; see `_kind`."""
-    return _kind(lambda sites, **numbers: make(**numbers), options)
+    return _kind(lambda sites, **numbers: make(**numbers), options, about=make)
 
 
 def _kind(make: Callable[..., Defence], options: Mapping[str, Any], **others) -> Kind:
@@ -97,7 +99,7 @@ def _mixed(redrawn: bool) -> Kind:
 
     return _without_sites(
         make, low=(8.0, 4.0, 2.0), middle=(12.0, 8.0, 4.0), high=(16.0, 16.0, 8.0)
-    )
+    )._replace(about=defences.quantise_mixed)
 
 
 NO_DEFENCE = "there is no defence to know"
@@ -121,7 +123,7 @@ def _at_layer(
         sites.value_shape(f"{path}:input")  # which refuses an unknown layer
         return make(path, **numbers)
 
-    return _kind(made, {**options, "layer": layer}, fixed=("layer",))
+    return _kind(made, {**options, "layer": layer}, fixed=("layer",), about=make)
 
 
 def _in_front(
@@ -135,7 +137,7 @@ def _in_front(
         behind = functools.partial(sites.layers_behind, name)
         return make(path, sites.value_shape(name), behind=behind, **numbers)
 
-    return _kind(made, {**options, "layer": layer}, fixed=("size", "layer"))
+    return _kind(made, {**options, "layer": layer}, fixed=("size", "layer"), about=make)
 
 
 # Strengths of several rows: CENSOR's trial step, and the weight of a divergence.
@@ -153,6 +155,7 @@ KINDS: dict[str, Kind] = {
         ),
         norm=True,
         gated=True,
+        about=defences.plaintext_gates,
         why_not_adaptive=PUBLIC_GATES,
     ),
     # From the very values that the key-lock of the same victim gives.
@@ -162,17 +165,20 @@ KINDS: dict[str, Kind] = {
         ),
         norm=True,
         gated=True,
+        about=defences.plaintext_gates,
         why_not_adaptive=PUBLIC_GATES,
     ),
     "keylock": Kind(
         lambda sites: defences.keylock(sites.lock),
         norm=True,
         gated=True,
+        about=defences.keylock,
     ),
     "fedbn": Kind(
         lambda sites: defences.private_norms(sites.paths, sites.widths),
         norm=True,
         gated=True,
+        about=defences.private_norms,
     ),
     "fedpass": _kind(
         lambda sites, **options: defences.gates_by_passports(
@@ -182,6 +188,7 @@ KINDS: dict[str, Kind] = {
         fixed=("size",),
         norm=True,
         gated=True,
+        about=defences.gates_by_passports,
     ),
     # Default strengths: those of CENSOR (Zhang et al., NDSS 2025), its comparison arms.
     "gaussian-noise": _without_sites(defences.gaussian_noise, std=(0.001, 0.01, 0.1)),
@@ -234,6 +241,7 @@ KINDS: dict[str, Kind] = {
     "dp-sgd": _kind(
         lambda sites, **options: defences.dp_sgd(**options, batch=sites.batch),
         {"bound": 1.0, "noise_multiplier": (0.1, 1.0, 4.0), "pre_clip_std": 0.0},
+        about=defences.dp_sgd,
     ),
     "dp-fedavg": _without_sites(
         defences.dp_fedavg, bound=1.0, noise_multiplier=(0.01, 0.1, 1.0)
@@ -282,6 +290,7 @@ KINDS: dict[str, Kind] = {
         ),
         {"policies": "3-1-7+43-18-18"},
         fixed=("policies",),
+        about=defences.transform_images,
     ),
     # The values of the official code, utils/AdaDefense in Rand2AI/AdaDefense.
     "adadefense": _without_sites(

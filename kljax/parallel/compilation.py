@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from kljax.core.files import DamagedFile, read_json, write_json
+from kljax.core.places import cache_folder
 
-FOLDER = "kljax"
 SECONDS = "kljax_compile_seconds.json"  # in the folder of the cache
 MOST = 1000  # programs whose seconds are remembered
 DEFAULT_S = 1.0  # JAX's own limit, below which nothing is kept
@@ -34,8 +34,7 @@ def use_cache(folder: Path | None = None) -> Path | None:
     if folder is None and there:
         return Path(there)
     if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / FOLDER
+        folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

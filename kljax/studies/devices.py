@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.core import files
+from kljax.core.places import cache_folder
 from kljax.core.types import Array
 from kljax.models.convolution import choose_form, matmul_convolution
 from kljax.parallel import Layout, chunk_program
-from kljax.parallel.compilation import FOLDER
 from kljax.studies.cost import Device, count_operations
 
 # Of what a calibration measures and counts: older ones in the cache are not read.
@@ -194,11 +194,10 @@ def this_device(
     """
     if place is not None:
         return read_device(place)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     model = device_model().lower()
     name = "".join(letter if letter.isalnum() else "-" for letter in model)
     kind = f"{jax.default_backend()}-{name}-v{VERSION}"
-    place = Path(home) / FOLDER / f"device-{kind}.json"
+    place = cache_folder() / f"device-{kind}.json"
     if place.exists():
         return read_device(place)
     on_calibrate()

@@ -325,7 +325,7 @@ def test_what_nobody_expected_keeps_its_traceback_and_says_so(monkeypatch):
         return {}["missing"]
 
     for wrong in (broken, lambda job, console: int("x"), lambda job, console: 1 + "x"):
-        monkeypatch.setitem(cli.commands.RUNS, cli.commands.Merge, wrong)
+        monkeypatch.setattr("kljax.cli.sweep.run_merge", wrong)
         with pytest.raises((KeyError, ValueError, TypeError)) as failure:
             cli.main(["merge", "a", "b", "--out", "c"])
         assert any("a bug" in note for note in failure.value.__notes__)
@@ -344,7 +344,7 @@ def test_memory_that_runs_out_is_one_line_with_what_to_lower(
     def run(job, console):
         raise error
 
-    monkeypatch.setitem(cli.commands.RUNS, cli.commands.Merge, run)
+    monkeypatch.setattr("kljax.cli.sweep.run_merge", run)
     assert cli.main(["merge", "a", "b", "--out", "c"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory" in line and "7.45 GiB" in line and "lower" in line

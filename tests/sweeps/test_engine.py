@@ -231,9 +231,7 @@ def test_a_cell_that_raises_is_recorded_and_stops_no_other(tmp_path):
 )
 def test_the_command_of_a_failure_is_its_configuration(changes, monkeypatch):
     config, jobs = LeakConfig(**changes), []
-    monkeypatch.setitem(
-        cli.commands.RUNS, cli.leak.Leak, lambda job, _: jobs.append(job)
-    )
+    monkeypatch.setattr("kljax.cli.leak.run_leak", lambda job, _: jobs.append(job))
     words = shlex.split(command_of(config))
     assert words[0] == "kljax"
     assert cli.main(words[1:]) == 0

@@ -54,7 +54,9 @@ def imprint(
     rank: str = "bias",
     one_shot: bool = False,
 ) -> Attack:
-    """Makes the attack; a closed form has no optimiser, no steps and no restarts.
+    """Makes the attack that reads images off a layer which the server has put in front.
+
+    A closed form has no optimiser, no steps and no restarts.
 
     The server does not see which bins hold one image. It takes every bin with a
     gradient, the B largest of them, and believes that each is an image: several images

@@ -42,7 +42,9 @@ GRID, NEWTON = 2000, 30
 
 
 def rgap(setting: Setting, optimiser=None, *, steps=None, restarts=None) -> Attack:
-    """Makes the attack; a closed form has no optimiser, no steps and no restarts.
+    """Makes R-GAP: what each layer was fed, solved for from the last one backwards.
+
+    A closed form has no optimiser, no steps and no restarts.
 
     A classifier with a bias gives its input away. Without one, the length of the
     derivative by the logits is found first, under cross-entropy: the one number with

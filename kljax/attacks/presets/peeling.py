@@ -28,7 +28,9 @@ from kljax.threat import View
 def peeled_image(
     setting: Setting, optimiser=None, *, steps=None, restarts=None
 ) -> Attack:
-    """Makes the attack; a closed form has no optimiser, no steps and no restarts.
+    """Makes R-GAP through a first layer whose gates are private.
+
+    A closed form has no optimiser, no steps and no restarts.
 
     Without a norm in the first layer it is R-GAP for networks with biases.
 

@@ -43,7 +43,9 @@ def april(
     transformer: Transformer = VIT,
     cutoff: float = CUTOFF,
 ) -> Attack:
-    """Makes the closed form; it has no optimiser, no steps and no restarts.
+    """Makes APRIL: tokens, solved for from the gradient of the position embedding.
+
+    A closed form has no optimiser, no steps and no restarts.
 
     A lock on the patch embedding does not touch the equations of the tokens. To get
     from tokens to pixels takes its gates, from the secret strategy.
