@@ -1,5 +1,6 @@
 """Networks, and the adapters by which any network becomes a `Model`."""
 
+from kljax.models.adapters import adapted, add_adapters
 from kljax.models.catalogue import NETWORKS, Network
 from kljax.models.cnn6 import CNN6
 from kljax.models.convnet import ConvNet
@@ -10,6 +11,7 @@ from kljax.models.linen import from_linen
 from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.norm_layers import NORMS
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
+from kljax.models.pretrained import load_pretrained
 from kljax.models.redrawing import redrawn
 from kljax.models.resnet import (
     ResNet,
@@ -19,7 +21,7 @@ from kljax.models.resnet import (
     resnet32,
     resnet34,
 )
-from kljax.models.transformer import Transformer
+from kljax.models.transformer import Transformer, bert, gpt, gpt_classifier
 from kljax.models.values import layers_behind, value_shape
 from kljax.models.vgg import VGG
 from kljax.models.vit import VisionTransformer
@@ -48,6 +50,12 @@ __all__ = [
     "VGG",
     "VisionTransformer",
     "Transformer",
+    "bert",
+    "gpt",
+    "gpt_classifier",
+    "adapted",
+    "add_adapters",
+    "load_pretrained",
     "NORMS",
     "Initialiser",
     "uniform",

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -22,7 +22,8 @@ class Network(NamedTuple):
         be drawn otherwise; with one that is named in `InputSpec.sizes`, it is told
         that. ``image_shape`` is the shape of one input, of whatever kind.
       sites: paths of the layers to lock, in chain order.
-      classifier: path of the last dense layer.
+      classifier: path of the last dense layer; "" where its weights are another
+        layer's.
       all_sites: every layer that the paper's chained lock gates, in forward order.
       chain: its layers in forward order, if they simply follow each other and their
         activations have an inverse; () otherwise.
@@ -38,12 +39,15 @@ class Network(NamedTuple):
 
     def accepts(self, argument: str) -> bool:
         """Tells whether the factory has an argument of this name."""
-        called = self.factory
-        while isinstance(called, functools.partial):
-            called = called.func
-        # NNX classes are called through their metaclass, which hides __init__.
-        called = called.__init__ if inspect.isclass(called) else called
-        return argument in inspect.signature(called).parameters
+        return argument in signature_of(self.factory).parameters
+
+
+def signature_of(factory: Callable[..., nnx.Module]) -> inspect.Signature:
+    """Finds what a network's factory can be told."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    # NNX classes are called through their metaclass, which hides __init__.
+    return inspect.signature(factory.__init__ if inspect.isclass(factory) else factory)
 
 
 def _residual(factory: functools.partial) -> Network:
@@ -51,9 +55,18 @@ def _residual(factory: functools.partial) -> Network:
     return Network(factory, sites[:1], "fc", sites)
 
 
-def _sentences(factory: Callable[..., nnx.Module]) -> Network:
-    paths = transformer.norm_paths()
-    return Network(factory, paths[:1], "fc", paths, inputs="text")
+def _sentences(
+    factory: Callable[..., nnx.Module], size: str | None = None, **options: Any
+) -> Network:
+    """Makes a row of a transformer, of a size in `transformer.SIZES` or its own."""
+    options |= transformer.SIZES[size] if size else {}
+    factory = functools.partial(factory, **options) if options else factory
+    said = getattr(factory, "keywords", {})
+    paths = transformer.norm_paths(
+        said.get("depth", transformer.DEPTH), post_norm=said.get("post_norm", False)
+    )
+    classifier = "" if said.get("tied") else "fc"
+    return Network(factory, paths[:1], classifier, paths, inputs="text")
 
 
 # The paper's single site is the norm after the first convolution.
@@ -74,10 +87,15 @@ NETWORKS: dict[str, Network] = {
     # The gate is on the patch embedding itself, there is no norm.
     "vit": Network(vit.VisionTransformer, ("patch",), "fc", ("patch",)),
     "transformer": _sentences(transformer.Transformer),
-    "causal-transformer": _sentences(
-        functools.partial(transformer.Transformer, causal=True)
-    ),
-    "language-model": _sentences(
-        functools.partial(transformer.Transformer, causal=True, per_token=True)
-    ),
+    "causal-transformer": _sentences(transformer.Transformer, causal=True),
+    "language-model": _sentences(transformer.Transformer, causal=True, per_token=True),
+    **{
+        f"bert-{size}": _sentences(transformer.bert, size) for size in transformer.SIZES
+    },
+    # Towards the next token; classifiers read a sentence's last.
+    **{f"gpt-{size}": _sentences(transformer.gpt, size) for size in transformer.SIZES},
+    **{
+        f"gpt-{size}-classifier": _sentences(transformer.gpt_classifier, size)
+        for size in transformer.SIZES
+    },
 }

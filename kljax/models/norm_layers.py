@@ -18,14 +18,16 @@ GROUP_SIZE = 16  # the best of Wu & He, "Group Normalization" (2018), table 3
 Norms = Callable[[Path, int], nnx.Module | None]
 
 
-def batch_norm(channels: int, *, affine: bool) -> nnx.BatchNorm:
+def batch_norm(
+    channels: int, *, affine: bool, epsilon: float = EPSILON
+) -> nnx.BatchNorm:
     """Builds a BatchNorm with PyTorch's momentum (0.1 there is 0.9 here)."""
     # Variance as the mean of squared deviations: E[x^2] - E[x]^2 cancels in float32,
     # and its second derivatives are what an attack uses.
     return nnx.BatchNorm(
         channels,
         momentum=0.9,
-        epsilon=EPSILON,
+        epsilon=epsilon,
         use_scale=affine,
         use_bias=affine,
         use_fast_variance=False,
@@ -33,7 +35,9 @@ def batch_norm(channels: int, *, affine: bool) -> nnx.BatchNorm:
     )
 
 
-def group_norm(channels: int, *, affine: bool) -> nnx.GroupNorm:
+def group_norm(
+    channels: int, *, affine: bool, epsilon: float = EPSILON
+) -> nnx.GroupNorm:
     """Builds a GroupNorm; its groups have the most channels that divide, up to 16.
 
     16 channels are one group, 64 are four; LeNet's 12 are one.
@@ -42,7 +46,7 @@ def group_norm(channels: int, *, affine: bool) -> nnx.GroupNorm:
     return nnx.GroupNorm(
         channels,
         num_groups=channels // size,
-        epsilon=EPSILON,
+        epsilon=epsilon,
         use_scale=affine,
         use_bias=affine,
         use_fast_variance=False,
@@ -50,11 +54,13 @@ def group_norm(channels: int, *, affine: bool) -> nnx.GroupNorm:
     )
 
 
-def layer_norm(channels: int, *, affine: bool) -> nnx.LayerNorm:
+def layer_norm(
+    channels: int, *, affine: bool, epsilon: float = EPSILON
+) -> nnx.LayerNorm:
     """Builds a LayerNorm over the channels of each place by itself, as transformers."""
     return nnx.LayerNorm(
         channels,
-        epsilon=EPSILON,
+        epsilon=epsilon,
         use_scale=affine,
         use_bias=affine,
         use_fast_variance=False,
@@ -81,6 +87,7 @@ def norms(
     paths: tuple[Path, ...],
     *,
     everywhere: bool = True,
+    epsilon: float = EPSILON,
 ) -> Norms:
     """Makes the function that builds a network's norm layers.
 
@@ -89,6 +96,7 @@ def norms(
       lockable: paths of the norms that have no scale and shift.
       paths: where this network has, or can have, a norm.
       everywhere: whether there are norms outside `lockable` too, with scale and shift.
+      epsilon: added to every variance.
 
     Returns:
       ``(path, channels) -> norm layer``, or None where there is none.
@@ -114,7 +122,9 @@ def norms(
 
     def build(path: Path, channels: int) -> nnx.Module | None:
         if path in lockable:
-            return NORMS[kind](channels, affine=False)
-        return NORMS[kind](channels, affine=True) if everywhere else None
+            return NORMS[kind](channels, affine=False, epsilon=epsilon)
+        if not everywhere:
+            return None
+        return NORMS[kind](channels, affine=True, epsilon=epsilon)
 
     return build

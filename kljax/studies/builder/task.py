@@ -320,12 +320,14 @@ def _find_sites(
 
 
 def find_classifier(config: LeakConfig, task: LearningTask) -> str:
-    """Finds the layer from which labels are read.
+    """Finds the layer from which labels are read; "" where there is none.
 
     Raises:
       ValueError: for a layer that the network has not, or that has no kernel.
     """
     path = config.classifier or task.network.classifier
+    if not path:
+        return path
     params, _ = jax.eval_shape(task.models[False].init, jax.random.key(0))
     if f"{path}/kernel" not in params:
         layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
