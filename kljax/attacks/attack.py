@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
@@ -104,6 +105,49 @@ class Evolution(NamedTuple):
     init: Callable[[Rng, Array], PyTree]
     ask: Callable[[Rng, PyTree], tuple[Array, PyTree]]
     tell: Callable[[Rng, Array, Array, PyTree], PyTree]
+
+
+class Judge(NamedTuple):
+    """What a move that follows no gradient may ask, see `Moves`.
+
+    Attributes:
+      decode: ``free -> Candidate``.
+      matching: ``free -> []``, the objective at a candidate, by one gradient of the
+        network; whatever is not finite is infinite.
+    """
+
+    decode: Callable[[PyTree], Candidate]
+    matching: Callable[[PyTree], Array]
+
+
+# (rng, View, Judge, free) -> free
+Move: TypeAlias = Callable[[Rng, View, Judge, PyTree], PyTree]
+
+
+class Moves(NamedTuple):
+    """Moves that a descent makes beside those along the gradient.
+
+    Attributes:
+      first: from the start, before the first step.
+      between: after every `every` steps, but for the last, once `after` of all steps
+        are made.
+      every: 1 or more.
+      after: share of the steps, in [0, 1].
+    """
+
+    first: Move
+    between: Move
+    every: int
+    after: float
+
+    def due(self, number: ArrayLike, steps: int) -> Array:
+        """Tells [] bool whether moves follow step `number`, from 0.
+
+        It depends on the number alone, so that victims side by side do not make both
+        branches run.
+        """
+        now = (number + 1) % self.every == 0
+        return now & (number >= self.after * steps) & (number < steps - 1)
 
 
 # (View, Candidate) -> (upload of the candidate, upload observed): gradients, or changes

@@ -11,6 +11,7 @@ import optax
 
 from kljax.core.generator import Generator
 from kljax.core.inputs import InputSpec
+from kljax.core.language_model import LanguageModel
 from kljax.core.targets import TargetSpec
 from kljax.core.types import (
     Array,
@@ -152,11 +153,13 @@ class Attacker(NamedTuple):
       features: weight of the classifier's input as a term of its own
         (`kljax.attacks.priors.with_feature`); 0 for none.
       generator: trained on public images; None for none.
+      language_model: trained on public sentences; None for none.
     """
 
     label_rule: str = "auto"
     features: float = 0.0
     generator: Generator | None = None
+    language_model: LanguageModel | None = None
 
 
 class Setting(NamedTuple):

@@ -57,6 +57,8 @@ class SearchSpace:
         a change, of the parameters says of inputs in plain sight, such as where a
         sentence ends; None where nothing is said so. It is left out where a defence is
         assumed to change what is sent: a 0 may be the defence's own.
+      table: ``params -> [V, ...]``, what the network is fed for each value that a
+        discrete input can have; None where inputs are numbers.
     """
 
     shape: Callable[[Params], PyTree]
@@ -66,6 +68,7 @@ class SearchSpace:
     unexplained: tuple[Path, ...] = ()
     trained: bool = False
     hold: Callable[[Params, Array], Array] | None = None
+    table: Callable[[Params], Array] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

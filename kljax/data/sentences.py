@@ -136,6 +136,7 @@ def sentences_of(
             unexplained=(table,),
             trained=True,
             hold=hold if padded else None,
+            table=embeddings,
         ),
         draw=draw,
         spell=lambda tokens: spell(pieces, tokens),

@@ -43,7 +43,9 @@ ELSEWHERE = ("ggl", "likelihood")  # one has a generator, the other needs a dens
 ITERATIVE = sorted(
     name
     for name in PRESETS
-    if PRESETS[name].objective is not None and name not in ELSEWHERE
+    if PRESETS[name].objective is not None
+    and "image" in (PRESETS[name].inputs or ("image",))
+    and name not in ELSEWHERE
 )
 
 # --- how exactly it leaks ----------------------------------------------------------

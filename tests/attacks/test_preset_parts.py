@@ -151,6 +151,8 @@ def test_every_searching_preset_has_its_prior_here():
         "fedavg-inversion",
         "april-optimisation",  # `matching` but for its objective: test_april.py
         "ggl",  # that of its latents: test_ggl.py
+        "lamp",  # that of embeddings: test_lamp.py
+        "lamp-l1l2",
         "likelihood",  # none, its objective is a density: test_noise_density.py
     }
 

@@ -10,6 +10,7 @@ from tiny_studies import quick_compilation, scored, study, tiny
 
 from kljax import data
 from kljax.metrics import COLUMNS
+from kljax.models.ngrams import perplexity
 from kljax.studies import leak_report, leak_summary, leakage
 from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.builder.study import build_study
@@ -131,7 +132,10 @@ def test_what_is_wrong_is_marked():
             {"model": "transformer", "data": "digits"},
             "'transformer' takes inputs of kind 'text'.* 'digits'",
         ),
-        ({"attack": "matching"}, "'matching' looks for .* image.* take dlg, idlg or"),
+        (
+            {"attack": "matching"},
+            "'matching' looks for .* image.* take dlg, idlg, tag, lamp or",
+        ),
         ({"tokens": 400}, "no sentences of 400 tokens: the longest verses"),
         (
             {"data": "text-verses", "tokens": 9, "model": "text_networks:unpadded"},
@@ -254,6 +258,41 @@ def test_what_is_about_images_is_refused_of_text(changes):
     config = dataclasses.replace(begun_runs.RUN, **OF_TEXT | changes)
     with pytest.raises(ValueError, match="is about images, and dataset 'text' holds"):
         run_setup.build_run_setup(config)
+
+
+# --- language models ------------------------------------------------------------------
+
+
+def test_no_victim_is_in_the_language_model():
+    changes = {"attack": "lamp", "arms": ("none",), "tokens": 8}
+    study = build_study(LeakConfig(**TEXT | changes))
+    model, dataset = study.attacker.language_model, study.task.dataset
+    assert not {*model.sentences} & {*study.victims.indices.ravel()}
+    assert len(model.sentences) == len({*model.sentences}) == int(0.75 * len(dataset))
+    # More victims, with a past, change nothing of it, and are not in it either.
+    more = build_study(LeakConfig(**TEXT | changes | {"victims": 40, "earlier": 2}))
+    other = more.attacker.language_model
+    assert not {*other.sentences} & {*more.victims.indices.ravel()}
+    past = {tuple(s) for s in more.victims.before[0].reshape(-1, 8)}
+    assert not past & {tuple(s) for s in dataset.inputs[other.sentences]}
+    # It says more of sentences that it has not seen than guessing does.
+    found = perplexity(model, study.victims.inputs.reshape(-1, 8))
+    assert found < 500 < dataset.input_spec.sizes["vocabulary"]
+
+
+def test_a_language_model_of_too_few_sentences_is_refused():
+    with pytest.raises(ValueError, match="2000 victims of 1 examples leave"):
+        build_study(LeakConfig(**TEXT | {"attack": "lamp", "victims": 2000}))
+
+
+@pytest.mark.slow
+def test_lamp_finds_a_sentence_and_says_what_it_tried():
+    changes = {"attack": "lamp", "steps": 200, "victims": 1, "tokens": 6}
+    with quick_compilation():
+        result = leakage.leak(LeakConfig(arms=("none",), **TEXT | changes))
+    (row,) = [row for row in scored(result) if row["arm"] == "none"]
+    assert row["proposals"] == 1000 + 2 * 200 and row["evaluations"] == 200
+    assert row["token_accuracy"] >= 0.5, (row["text"], row["text_guess"])
 
 
 # --- images of any sides -------------------------------------------------------------

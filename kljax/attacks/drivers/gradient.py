@@ -1,8 +1,11 @@
 """The descent: one value and gradient, one move.
 
 Every optimiser, line search included, makes exactly one evaluation per step, so steps
-are evaluations and batched victims never wait for each other.
+are evaluations and batched victims never wait for each other. Between steps there may
+be moves that follow no gradient (`kljax.attacks.attack.Moves`), all victims' at once.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,8 @@ from kljax.attacks.attack import (
     RESTARTS,
     Attack,
     Evolution,
+    Judge,
+    Moves,
     Objective,
     Optimiser,
     Prior,
@@ -21,6 +26,7 @@ from kljax.attacks.attack import (
 from kljax.attacks.drivers.search import (
     END,
     Best,
+    Loss,
     Run,
     begin,
     check_points,
@@ -28,7 +34,7 @@ from kljax.attacks.drivers.search import (
     project,
     restarted,
 )
-from kljax.core.types import Rng
+from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
 
@@ -39,6 +45,7 @@ def descend(
     optimiser: Optimiser,
     *,
     prior: Prior = no_prior,
+    moves: Moves | None = None,
     steps: int,
     restarts: int = 1,
     choose_by_matching: bool = False,
@@ -53,6 +60,8 @@ def descend(
       optimiser: how to move.
       prior: added to the objective. Iterates, and restarts, are compared with the
         prior of the last step, whatever it was when they were met.
+      moves: that follow no gradient, before and between the steps; None for none. What
+        the optimiser remembers stays as it is.
       steps: evaluations per restart.
       restarts: R independent starts; the one with the lowest own loss is returned.
         With several, they run on the axis `RESTARTS`, where a prior may compare
@@ -83,6 +92,11 @@ def descend(
             if isinstance(optimiser, Evolution)
             else f"optimiser must be a kljax.attacks.Optimiser, got {optimiser!r}"
         )
+    if moves is not None and not (moves.every >= 1 and 0 <= moves.after <= 1):
+        raise ValueError(
+            f"moves every {moves.every} steps after {moves.after} of them: every must "
+            "be at least 1, and after in [0, 1]"
+        )
     points = check_points(steps, restarts, points)
 
     def run(rng: Rng, view: View) -> Run:
@@ -90,6 +104,10 @@ def descend(
         loss = compose_loss(unknowns, start, view, simulation, objective, prior, steps)
         first, decode = start.free, start.decode
         evaluate = jax.value_and_grad(loss.value, has_aux=True)
+        if moves is not None:
+            judge = Judge(decode, functools.partial(_matching, loss))
+            rng_moves = jax.random.fold_in(rng, len(unknowns))
+            first = moves.first(jax.random.fold_in(rng_moves, 0), view, judge, first)
 
         def step(carry, number):
             free, state, best, sound = carry
@@ -100,7 +118,16 @@ def descend(
             better = new.total < best.total
             best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
             free, state = optimiser.step(free, state, value, grads)
-            return (project(unknowns, free), state, best, sound), None
+            free = project(unknowns, free)
+            if moves is not None:
+                rng_move = jax.random.fold_in(rng_moves, number + 1)
+                free = jax.lax.cond(
+                    moves.due(number, steps),
+                    lambda free: moves.between(rng_move, view, judge, free),
+                    lambda free: free,
+                    free,
+                )
+            return (free, state, best, sound), None
 
         def segment(carry, numbers):
             carry, _ = jax.lax.scan(step, carry, numbers)
@@ -129,3 +156,9 @@ def descend(
         evaluations=steps,
         choose_by_matching=choose_by_matching,
     )
+
+
+def _matching(loss: Loss, free: PyTree) -> Array:
+    """Gives the objective [] at a candidate; infinite where it is not finite."""
+    _, (_, matching) = loss.value(free, jnp.zeros(()))
+    return jnp.where(jnp.isfinite(matching), matching, jnp.inf)

@@ -13,6 +13,7 @@ from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
+from kljax.attacks.presets.text import lamp
 from kljax.attacks.presets.unknown_gates import gate_regression
 from kljax.attacks.presets.vision_transformers import april, april_optimisation
 
@@ -34,6 +35,7 @@ __all__ = [
     "gradinversion",
     "bn_updates",
     "gradient_matching",
+    "lamp",
     "likelihood",
     "matching",
     "negative_log_likelihood",

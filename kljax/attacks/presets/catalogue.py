@@ -12,6 +12,7 @@ from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import (
     balanced_l2,
     cosine,
+    cosine_per_tensor,
     mean_squared_l2,
     squared_l2,
 )
@@ -28,6 +29,7 @@ from kljax.attacks.presets.statistical import (
     gradinversion,
     gradinversion_objective,
 )
+from kljax.attacks.presets.text import lamp, lamp_l1l2
 from kljax.attacks.presets.unknown_gates import gate_regression
 from kljax.attacks.presets.vision_transformers import (
     april,
@@ -36,6 +38,7 @@ from kljax.attacks.presets.vision_transformers import (
 )
 from kljax.attacks.setting import Setting
 from kljax.core.registry import check_callable, resolve
+from kljax.metrics import Column
 
 
 class Preset(NamedTuple):
@@ -57,6 +60,8 @@ class Preset(NamedTuple):
       dials: options of `build`, numbers, that one compiled attack takes as data; others
         are part of the program.
       generator: whether it needs a trained one.
+      language_model: whether it needs one, which studies make of sentences that are no
+        victim's.
       evolution: makes the optimiser that it has where none is named, if that tries
         populations (`kljax.attacks.Evolution`).
       density: whether it needs that of what is sent (`AssumedDefence.log_prob`).
@@ -72,6 +77,7 @@ class Preset(NamedTuple):
     inputs: tuple[str, ...] | None = ("image",)
     dials: tuple[str, ...] = ()
     generator: bool = False
+    language_model: bool = False
     evolution: Callable[[], Evolution] | None = None
     density: bool = False
 
@@ -84,6 +90,22 @@ def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
 STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
 ANY = None  # kinds of input: the attack looks in whatever space the spec names
 MALICIOUS = {"server": "malicious"}
+OF_SENTENCES = {
+    "inputs": ("text",),
+    "dials": ("regulariser", "perplexity"),
+    "language_model": True,
+    "columns": (
+        Column(
+            name="proposals",
+            dtype="int64",
+            meaning="candidates that were tried without a step of the descent, by one "
+            "first-order gradient each",
+            knows="attacker",
+            rows="search",
+            reported=True,
+        ),
+    ),
+}
 PRESETS: dict[str, Preset] = {
     "matching": Preset(
         matching, "recovered", anywhere(squared_l2), dials=("variation",)
@@ -101,6 +123,17 @@ PRESETS: dict[str, Preset] = {
         density=True,
     ),
     "tag": Preset(tag, "recovered", anywhere(objectives.tag), degree=1, inputs=ANY),
+    "lamp": Preset(lamp, "given", anywhere(cosine_per_tensor), **OF_SENTENCES),
+    # For BERT-base the paper's second variant has these weights.
+    "lamp-l1l2": Preset(
+        functools.partial(
+            lamp, objective=lamp_l1l2(), regulariser=25.0, perplexity=60.0
+        ),
+        "given",
+        anywhere(lamp_l1l2),
+        degree=1,
+        **OF_SENTENCES,
+    ),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
     "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),
     "ggl": Preset(

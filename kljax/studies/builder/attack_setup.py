@@ -1,4 +1,4 @@
-"""A study's attacker: the attack with its options, its optimiser and its generator.
+"""A study's attacker: the attack, its options and optimiser, and what it has learnt.
 
 Numbers that a study varies are data of one compiled function: `Dials`.
 """
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kljax.attacks import Attack, Setting
+from kljax.attacks import Attack, Attacker, Setting
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset
 from kljax.core.generator import Generator
@@ -29,13 +29,14 @@ class Dials(NamedTuple):
     step_size: Array | None  # [] of the attack's optimiser; None for its own
     attack: dict[str, Array] = {}  # name -> [], of the attack's options
     generator: PyTree = ()  # weights of the attacker's generator
+    language_model: PyTree = ()  # and of their language model
 
 
 def make_dials(
     config: LeakConfig,
     arm: Arm,
     preset: Preset,
-    generator: Generator | None,
+    attacker: Attacker,
     count: int,
 ) -> Dials:
     """Makes the dials of an arm, with a leading axis [N]."""
@@ -49,7 +50,10 @@ def make_dials(
         tuple(each(option) for option in arm.options),
         None if config.step_size is None else each(config.step_size),
         {name: each(value) for name, value in split_options(given, preset)[1].items()},
-        () if generator is None else jax.tree.map(each, generator.weights),
+        *(
+            () if own is None else jax.tree.map(each, own.weights)
+            for own in (attacker.generator, attacker.language_model)
+        ),
     )
 
 

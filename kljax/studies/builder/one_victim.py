@@ -69,6 +69,9 @@ def make_attack_on_one(
         if attacker.generator is not None:
             generator = attacker.generator._replace(weights=dials.generator)
             attacker = attacker._replace(generator=generator)
+        if attacker.language_model is not None:
+            model = attacker.language_model._replace(weights=dials.language_model)
+            attacker = attacker._replace(language_model=model)
         strategies = arm._replace(defence=defence).strategies
         own_setting = setting._replace(
             threat=dataclasses.replace(setting.threat, strategies=strategies),

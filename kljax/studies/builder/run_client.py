@@ -24,6 +24,7 @@ from kljax.federated import checkpoints, clients
 from kljax.federated.algorithms import proximal
 from kljax.federated.clients import ClientState, local_training
 from kljax.federated.server import ServerState
+from kljax.metrics.kinds import find_kind
 from kljax.studies.builder import run_setup
 from kljax.studies.builder.drawn_client import Client
 from kljax.studies.builder.from_run import (
@@ -204,18 +205,30 @@ def public_images(captured: Captured) -> np.ndarray:
     Raises:
       ValueError: if the run has none, and for uploads of several steps.
     """
-    config, public = captured.config, captured.setup.public
+    config = captured.config
     if config.upload != "gradient":
         raise ValueError(
             f"attack {config.attack!r} modifies the network, and what the client of a "
             "run remembers of its training does not fit: attack upload='gradient'"
         )
+    public = require_public(captured)
+    return public.fetch(np.arange(len(public)))[0]
+
+
+def require_public(captured: Captured) -> data.Dataset:
+    """Gives the public examples of a run.
+
+    Raises:
+      ValueError: if the run has none.
+    """
+    config, public = captured.config, captured.setup.public
     if public is None:
+        noun = find_kind(captured.setup.task.dataset.input_spec).noun
         raise ValueError(
-            f"attack {config.attack!r} needs public images, and run "
+            f"attack {config.attack!r} needs public {noun}s, and run "
             f"{config.from_run!r} has none (public_examples of kljax train)"
         )
-    return public.fetch(np.arange(len(public)))[0]
+    return public
 
 
 def _optimiser(config: LeakConfig, run: TrainConfig) -> optax.GradientTransformation:

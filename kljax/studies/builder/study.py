@@ -4,7 +4,8 @@
 
 1. the configuration is settled, from a run where it names one;
 2. the attack is found, with the generator that its attacker has;
-3. the dataset is loaded, and the victims are chosen;
+3. the dataset is loaded, the victims are chosen, and a language model is made of
+   others, where the attacker has one;
 4. the task is built: network, loss, the sites of a lock, the classifier;
 5. a malicious server surveys public images, and modifies the network;
 6. of each arm, the threat is declared, its client is made, drawn or of a run, the
@@ -52,6 +53,7 @@ from kljax.studies.builder.drawn_client import (
     options_of_draws,
 )
 from kljax.studies.builder.from_run import settle
+from kljax.studies.builder.language_model import make_language_model
 from kljax.studies.builder.one_victim import Attacked, make_attack_on_one
 from kljax.studies.builder.privacy import check_attacked
 from kljax.studies.builder.run_client import (
@@ -174,7 +176,12 @@ def build_study(
     study = Study(
         config,
         preset,
-        Attacker(config.label_rule, config.features, generator),
+        Attacker(
+            config.label_rule,
+            config.features,
+            generator,
+            make_language_model(config, preset, dataset, others, captured),
+        ),
         victims,
         task,
         find_classifier(config, task) if compiled is None else compiled.classifier,
@@ -279,7 +286,7 @@ def _inputs(study: Study, arm: Arm, client: Client) -> tuple[PyTree, ...]:
     return (
         *same,
         make_sources(config, victims, study.survey, options_of_draws(arm)),
-        make_dials(config, arm, study.preset, study.attacker.generator, count),
+        make_dials(config, arm, study.preset, study.attacker, count),
         victims.inputs,
         victims.labels,
         *([victims.before] if victims.before else ()),
