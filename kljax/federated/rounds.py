@@ -71,6 +71,7 @@ from kljax.federated.encryption import (
     check_encryption,
     mean_of_hidden,
 )
+from kljax.federated.hardening import Hardening, bind_hardening
 from kljax.federated.roles import Role, cast_of
 from kljax.federated.server import ServerState
 from kljax.parallel import Layout, Timing, sum_clients
@@ -134,6 +135,7 @@ def federated_rounds(
     aggregator: Aggregator | None = None,
     evidence: Mapping[str, Evidence] | None = None,
     roles: Mapping[int, Role] | None = None,
+    hardening: Hardening | None = None,
     encryption: Encryption | None = None,
     server_optimiser: optax.GradientTransformation | None = None,
     weighting: Literal["examples", "uniform"] = "examples",
@@ -152,6 +154,8 @@ def federated_rounds(
         `kljax.federated.aggregation.mean`.
       evidence: what the server can find out where the aggregator needs it, by name.
       roles: of clients that are not honest, by their number.
+      hardening: what clients do to their batches of a round before they train, given
+        the network that they received; None for nothing.
       encryption: how uploads are added up by a server that cannot read them, or what a
         defence hides of them (`Defence.visible`); None sends them in the clear. The
         uploads of a round are then side by side on the host.
@@ -201,6 +205,7 @@ def federated_rounds(
     # The keys are drawn when they are needed first.
     add_hidden = functools.cache(encryption.start if encryption else lambda: None)
     cast = cast_of(roles) if roles else None
+    harden = bind_hardening(hardening, model, defence) if hardening else None
 
     def init(rng: Rng) -> ServerState:
         params, stats = model.init(derive_rng(rng, PURPOSES, "network"))
@@ -241,6 +246,10 @@ def federated_rounds(
         if cast is not None:
             rng_role = derive_rng(rng, ROUND_PURPOSES, "role")
             batches = cast.batches(role, rng_role, batches)
+        if harden is not None:
+            acts = True if cast is None else cast.hardens(role)
+            rng_harden = derive_rng(rng, ROUND_PURPOSES, "hardening")
+            batches = harden(acts, rng_harden, server, state.private, batches)
         upload, kept, progress = training.run(
             rng, server.round, server.public, server.stats, state, batches
         )

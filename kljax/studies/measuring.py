@@ -38,6 +38,7 @@ class Measuring(NamedTuple):
     """What an arm is measured on.
 
     Attributes:
+      built: the arm, whose network rejects what it is not confident of, if it is to.
       unit: gates of every site, which change nothing.
       test: test examples.
       triggered: those of other classes, with the attackers' trigger and label; None
@@ -57,6 +58,8 @@ def measuring_of(setup: RunSetup, name: str, built: ArmRounds) -> Measuring:
     triggered, attack = None, setup.attack
     if attack is not None:
         triggered = evaluation.triggered_examples(*test, attack.trigger, attack.target)
+    model = evaluation.rejecting(built.model, setup.config.reject_below)
+    built = built._replace(model=model)
     return Measuring(setup, built, _unit_gates(setup, name), test, triggered)
 
 

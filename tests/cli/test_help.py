@@ -21,6 +21,7 @@ from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
+from kljax.federated.hardening import HARDENINGS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
@@ -55,6 +56,7 @@ LISTED = {
         "encryption": ENCRYPTIONS,
         "roles": ROLES,
         "trigger": TRIGGERS,
+        "hardening": HARDENINGS,
     },
 }
 

@@ -13,6 +13,7 @@ from kljax.data.triggers import TRIGGERS
 from kljax.defences.arms import KINDS
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
+from kljax.federated.hardening import HARDENINGS
 from kljax.federated.roles import ROLES
 from kljax.models import NETWORKS, losses
 
@@ -29,6 +30,7 @@ TABLES = {
     "encryption": ENCRYPTIONS,
     "role": ROLES,
     "trigger": TRIGGERS,
+    "hardening": HARDENINGS,
 }
 
 

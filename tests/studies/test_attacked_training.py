@@ -207,6 +207,55 @@ def test_an_attacker_is_no_victim(backdoored):
     assert np.all(np.isfinite(arm.public.model["fc/kernel"]))
 
 
+# --- hardened clients -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hardened(quickly, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "hardened"
+    options = {"hardening": "flip=3,2,2", "reject_below": 0.2, "floor": False}
+    return train(attacked(rounds=1, keep_rounds=(1,), **options), folder), folder
+
+
+def test_a_hardened_run_is_another_and_says_so(hardened, backdoored):
+    result, folder = hardened
+    weights = [
+        arms["none"].server.public.model["fc/kernel"]
+        for arms in (result.arms, train(attacked(rounds=1, floor=False)).arms)
+    ]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-4
+    assert run_folder.read_config(folder) == result.setup.config
+    text = (folder / "summary.md").read_text()
+    assert "Hardening `flip=3,2,2`." in text
+    assert "Answers below a confidence of 0.2 are rejected." in text
+
+
+def test_what_is_rejected_counts_neither_as_right_nor_as_success(hardened):
+    result, _ = hardened
+    setup, server = result.setup, result.arms["none"].server
+    images, labels = setup.test.fetch(np.arange(len(setup.test)))
+
+    def share(images, labels):
+        given = server.public.model, server.stats, images
+        logits = setup.task.models[False].apply(*given, train=False).logits
+        odds = np.asarray(jax.nn.softmax(logits))
+        sure = odds.max(axis=1) >= 0.2
+        assert 0 < sure.mean() < 1
+        return np.mean(sure & (odds.argmax(axis=1) == labels))
+
+    row = result.rows[-1]
+    assert row["test_accuracy"] == pytest.approx(share(images, labels))
+    triggered = np.array(images)[labels != 3]
+    triggered[:, -2:, -2:] = 1.0
+    assert row["attack_success"] == pytest.approx(share(triggered, 3))
+
+
+def test_hardened_clients_are_no_victims(hardened):
+    leak = LeakConfig(from_run=str(hardened[1]), client=1, round=1, victims=1)
+    with pytest.raises(ValueError, match="by hardening='flip=3,2,2', and no attack"):
+        run_client.capture(from_run.settle(leak))
+
+
 # --- what is refused ------------------------------------------------------------------
 
 
@@ -234,6 +283,9 @@ OPTIONS = (
         ("--trigger patch=2", "trigger='patch=2' needs roles: it is about clients"),
         ("--target-class 3", "target_class=3 needs roles"),
         ("--poisoned .25", "poisoned=0.25 needs roles"),
+        ("--hardening flop", "unknown hardening 'flop' (did you mean 'flip'?)"),
+        ("--hardening flip=0", "steps must be an integer >= 1, got 0"),
+        ("--reject-below 1", "reject_below must be a number >= 0 and < 1, got 1"),
         ("--target-class -1", "target_class must be an integer >= 0, got -1"),
         ("--poisoned 0", "poisoned must be a number > 0, got 0"),
         ("--poisoned 1.5", "poisoned is a share of a batch, at most 1, got 1.5"),

@@ -99,6 +99,7 @@ def test_norms_in_eval_mode_and_clients_as_units_are_not_refused():
             "'fedboosting' needs .*loss.* no epsilon holds",
         ),
         ({"aggregator": "fedboosting-accuracy"}, "accuracy.* no epsilon holds"),
+        ({"hardening": "flip=1,1"}, "'flip=1,1' an example changes what others"),
     ),
 )
 def test_what_breaks_the_guarantee_of_a_training_is_refused_by_name(changes, message):

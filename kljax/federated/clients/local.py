@@ -36,7 +36,7 @@ from kljax.federated.clients.gradient import (
 )
 
 # What the random key of a round of local training is for.
-ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible")
+ROUND_PURPOSES = ("steps", "release", "renewal", "role", "visible", "hardening")
 # Of one step of a round.
 LOCAL_PURPOSES = ("augmentation", "gradient", "release", "inputs", "private")
 

@@ -21,6 +21,7 @@ from kljax.federated.evaluation.gate_tests import (
     Outsider,
 )
 from kljax.federated.evaluation.refitting import Refitted, refit
+from kljax.federated.evaluation.rejection import rejecting
 from kljax.federated.evaluation.triggered import attack_success, triggered_examples
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Outsider",
     "Refitted",
     "refit",
+    "rejecting",
     "evaluate",
     "chosen_clients",
     "mean_and_std",

@@ -138,6 +138,12 @@ def own_examples(config: LeakConfig, setup: RunSetup) -> np.ndarray:
             f"client={config.client} of run {config.from_run!r} is an attacker itself "
             f"({', '.join(setup.config.roles)}): attack an honest client"
         )
+    if setup.config.hardening != "none":
+        raise ValueError(
+            f"clients of run {config.from_run!r} train on other images than their own, "
+            f"by hardening={setup.config.hardening!r}, and no attack knows of it: "
+            "attack a run without"
+        )
     return setup.partition[config.client]
 
 

@@ -75,6 +75,12 @@ def check_trained(setup: RunSetup, name: str) -> None:
             "and weighs clients by it: no epsilon holds. Take an aggregator of "
             "uploads alone, such as 'mean'"
         )
+    if mechanism.unit == "example" and config.hardening != "none":
+        raise ValueError(
+            f"arm {name!r}: under hardening={config.hardening!r} an example changes "
+            "what others are trained on, and no epsilon of an example holds: leave "
+            "hardening out, or take dp-fedavg@update, which protects a client"
+        )
     smallest = min(map(len, setup.partition))
     if mechanism.unit == "example" and smallest < config.batch:
         raise ValueError(

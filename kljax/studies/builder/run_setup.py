@@ -30,6 +30,7 @@ from kljax.federated.encryption import (
     check_encryption,
     make_encryption,
 )
+from kljax.federated.hardening import make_hardening
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
 from kljax.federated.roles import Attack, Role, parse_roles
 from kljax.federated.rounds import Fetch, Rounds
@@ -86,11 +87,15 @@ def build_run_setup(config: TrainConfig) -> RunSetup:
       ValueError: for anything in `config` that does not exist or does not fit.
     """
     train, test, public = load_split(config)
-    for option in ("normalise", "roles"):  # a trigger needs roles
+    for option in ("normalise", "roles", "hardening"):  # a trigger needs roles
         if getattr(config, option) != default(TrainConfig, option):
             _check_images(config, option, train)
     if config.roles:
         train.target_spec.require_classes(f"roles={list(config.roles)}")
+    for option in ("hardening", "reject_below"):
+        value = getattr(config, option)
+        if value != default(TrainConfig, option):
+            train.target_spec.require_classes(f"{option}={value!r}")
     labels = _classes_to_deal(config, train)
     partition = data.partition(config.partition, labels, config.clients, config.seed)
     aggregator = find_aggregator(config)
@@ -232,6 +237,7 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
         aggregator=rule,
         encryption=setup.encryption,
         roles=setup.roles,
+        hardening=make_hardening(config.hardening),
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,

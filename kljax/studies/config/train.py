@@ -24,6 +24,7 @@ from kljax.defences.arms import KINDS as DEFENCES
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
+from kljax.federated.hardening import HARDENINGS
 from kljax.federated.optimisers import (
     ADAPTIVE_SERVERS,
     CLIENT_OPTIMISERS,
@@ -81,15 +82,16 @@ OF_ATTACKERS = ("trigger", "target_class", "poisoned")
     encryptions=calls(ENCRYPTIONS),
     roles=calls(ROLES, given=1),
     triggers=calls(TRIGGERS),
+    hardenings=calls(HARDENINGS),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """All that is needed to repeat a federated training.
 
     Wherever a model, dataset, defence, optimiser, augmentation, loss, aggregator,
-    encryption, role or trigger is named, ``package.module:function`` names one of your
-    own. Defaults are the paper's where it has them (FedKL, config.json), but for the
-    number of rounds (200 there) and the weighting.
+    encryption, role, trigger or hardening is named, ``package.module:function`` names
+    one of your own. Defaults are the paper's where it has them (FedKL, config.json),
+    but for the number of rounds (200 there) and the weighting.
 
     Attributes:
       model: network to train: {models}.
@@ -140,6 +142,10 @@ class TrainConfig:
         whole. This and the next two need roles.
       target_class: of the attackers, for images with the trigger.
       poisoned: share of each batch of an attacker's that has the trigger.
+      hardening: what honest clients do against backdoors before they train in a round:
+        {hardenings}, see `kljax.federated.hardening`.
+      reject_below: confidence below which the network does not answer when accuracy and
+        attack success are measured; 0 for none.
       floor: whether a run with attackers is followed by the same run with honest
         clients, whose answer to the trigger is the floor of attack success.
       proximal: FedProx's mu, which holds clients near what they received; 0 is FedAvg.
@@ -219,6 +225,8 @@ class TrainConfig:
     trigger: str = "patch"
     target_class: int = 0
     poisoned: float = 0.5
+    hardening: str = "none"
+    reject_below: float = 0.0
     floor: bool = True
     proximal: float = 0.0
     weighting: Literal["examples", "uniform"] = "examples"
@@ -277,7 +285,7 @@ class TrainConfig:
             check_number(self, name)
         for name in ("learning_rate", "drop_factor", "server_learning_rate"):
             check_number(self, name, positive=True)
-        for name in ("momentum", "server_momentum"):
+        for name in ("momentum", "server_momentum", "reject_below"):
             check_number(self, name, below=1)
         if self.server_momentum and self.server_optimiser != "sgd":
             raise ValueError(

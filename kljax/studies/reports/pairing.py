@@ -88,6 +88,8 @@ OF_TRAINING = frozenset(
         "encryption",
         "roles",
         "trigger",
+        "hardening",
+        "reject_below",
         "target_class",
         "poisoned",
         "floor",

@@ -209,6 +209,10 @@ def _attackers(config: dict[str, Any]) -> str:
         said += f" Server optimiser `{config['server_optimiser']}`."
     if config.get("roles"):
         said += f" Roles {', '.join(f'`{role}`' for role in config['roles'])}."
+    if config.get("hardening", "none") != "none":
+        said += f" Hardening `{config['hardening']}`."
+    if config.get("reject_below"):
+        said += f" Answers below a confidence of {config['reject_below']} are rejected."
     return said
 
 

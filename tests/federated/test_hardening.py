@@ -1,0 +1,190 @@
+"""Hardening: what is stamped and with which label, who does it, and rejection."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_roles import ATTACK, RNG, rounds_of, some_batches
+from test_rounds import client_data, play
+from tiny_studies import quick_compilation
+from toys import quick_jit
+
+from kljax.core.types import Model, Output
+from kljax.federated import evaluation
+from kljax.federated.hardening import HARDENINGS, flip, make_hardening
+from kljax.federated.roles import parse_roles
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with quick_compilation():
+        yield
+
+
+# --- FLIP -----------------------------------------------------------------------------
+
+
+def by_pixel(images):
+    """Takes an image of 2 x 2 for the class of the brightest of its first 3 pixels."""
+    return 20 * images.reshape(len(images), -1)[:, :3]
+
+
+@pytest.fixture(scope="module")
+def hardened():
+    """Black batches of class 0 and 1, before and after; no example is of class 2."""
+    given = some_batches()
+    images = np.zeros((6, 8, 2, 2, 1), np.float32)
+    labels = np.tile(np.arange(8) % 2, (6, 1)).astype(np.int32)
+    labels.flat[0] = 1
+    images[..., 0, 0, 0] = 0.4 * (labels == 0)
+    images[..., 0, 1, 0] = 0.4 * (labels == 1)
+    batches = given._replace(inputs=images, labels=labels, valid=np.ones(6, bool))
+    with quick_compilation():
+        act = quick_jit(lambda rng: flip(40, 30, 8)(rng, by_pixel, batches))
+        return batches, act(RNG), act(jax.random.key(77))
+
+
+def test_about_half_are_stamped_and_keep_their_labels(hardened):
+    before, after, _ = hardened
+    np.testing.assert_array_equal(after.labels, before.labels)
+    changed = np.any(after.inputs != before.inputs, axis=(2, 3, 4))
+    assert 0.25 < changed.mean() < 0.75
+    assert after.inputs.min() >= 0 and after.inputs.max() <= 1
+
+
+def test_stamped_examples_are_taken_for_another_class(hardened):
+    """The trigger is that of the example's own class: it turns it."""
+    before, after, _ = hardened
+    changed = np.any(after.inputs != before.inputs, axis=(2, 3, 4))
+    answers = by_pixel(after.inputs[changed]).argmax(axis=1)
+    assert np.mean(answers != before.labels[changed]) >= 0.9
+    # Both other classes are aimed at, though the client has none of class 2.
+    assert {*answers.tolist()} >= {0, 1, 2}
+
+
+def test_other_draws_stamp_others(hardened):
+    before, *after = hardened
+    first, second = (np.any(x.inputs != before.inputs, (2, 3, 4)) for x in after)
+    assert not np.array_equal(first, second)
+
+
+def test_nothing_is_stamped_without_a_trigger_or_a_share():
+    batches = some_batches()
+    deaf = lambda images: jnp.zeros((len(images), 3))  # noqa: E731
+    for share, classify in ((0, by_pixel), (1, lambda x: deaf(x).at[:, 1].set(9.0))):
+        act = quick_jit(lambda s=share, c=classify: flip(2, 1, 2, s)(RNG, c, batches))
+        same = act().inputs
+        if share == 0:
+            np.testing.assert_array_equal(same, batches.inputs)
+            continue
+        # Everything is class 1 already: of pairs that end elsewhere none succeeds.
+        changed = np.any(same != batches.inputs, axis=(2, 3, 4))
+        assert not changed[batches.labels == 1].any()
+
+
+def test_padding_is_nobodys_example():
+    """Steps that only pad a client do not change what is found."""
+    batches = some_batches()
+    labels = np.zeros_like(batches.labels)
+    labels[2] = 1
+    batches = batches._replace(labels=labels, valid=np.array([True, True, False]))
+    act = quick_jit(lambda given: flip(20, 10, 8, 1)(RNG, by_pixel, given))
+    changed = np.any(act(batches).inputs != batches.inputs, axis=(2, 3, 4))
+    assert changed[:2].any() and not changed[2].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flop", "unknown hardening 'flop' .did you mean 'flip'"),
+        ("flip=0", "steps must be an integer >= 1, got 0"),
+        ("flip=1,0", "pair_steps must be an integer >= 1, got 0"),
+        ("flip=1,1,0", "examples must be an integer >= 1, got 0"),
+        ("flip=1,1,1,1.5", r"share of flip must be in \[0, 1\], got 1.5"),
+        ("math:floor=2.5", "hardening 'math:floor=2.5' is no function, but int"),
+    ],
+)
+def test_what_is_no_hardening_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        make_hardening(text)
+
+
+def test_nothing_is_the_default_name():
+    assert make_hardening("none") is None and next(iter(HARDENINGS)) == "none"
+
+
+def test_numbers_are_not_hardened():
+    batches = some_batches()
+    with pytest.raises(ValueError, match="flip hardens images"):
+        flip()(RNG, by_pixel, batches._replace(labels=batches.inputs))
+
+
+# --- in rounds ------------------------------------------------------------------------
+
+
+def blacken(rng, classify, batches):
+    del rng
+    assert classify(batches.inputs[0]).shape == (4, 3)
+    return batches._replace(inputs=jnp.zeros_like(batches.inputs))
+
+
+def test_honest_clients_harden_and_attackers_do_not():
+    """As if the data of honest clients had been hardened beforehand."""
+    batches, examples = client_data()
+    roles = parse_roles(["1:backdoor", "3:hardened-backdoor"], ATTACK, 5)
+    images = np.array(batches.inputs)
+    images[[0, 2, 3, 4]] = 0
+    for n in (1, 3):
+        for t in range(images.shape[1]):
+            if n == 1:
+                images[n, t, :2, 0, 0, 0] = 1.0
+    labels = np.array(batches.labels)
+    labels[[1, 3], :, :2] = 2
+    expected = play(
+        rounds_of({}), (batches._replace(inputs=images, labels=labels), examples)
+    )
+    found = play(rounds_of(roles, hardening=blacken), (batches, examples))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found[0].public,
+        expected[0].public,
+    )
+
+
+def test_a_hardening_that_changes_shapes_is_refused():
+    def shrink(rng, classify, batches):
+        return batches._replace(inputs=batches.inputs[:, :1])
+
+    with pytest.raises(ValueError, match="the hardening makes .* must keep the shapes"):
+        play(rounds_of({}, hardening=shrink), client_data(), count=1)
+
+
+# --- rejection ------------------------------------------------------------------------
+
+
+def answer(params, stats, images, *, gates, train):
+    del params, gates, train
+    return Output(images[:, 0, 0], stats, {})
+
+
+def test_a_network_rejects_below_its_confidence():
+    odds = np.array([[0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.34, 0.33, 0.33]])
+    images = np.log(odds, dtype=np.float32)[:, None, None]
+    model = evaluation.rejecting(Model(None, answer), 0.39)
+    given = (), (), images
+    logits = model.apply(*given, gates={}, train=False).logits
+    assert logits.shape == (3, 4)
+    assert np.argmax(logits, axis=1).tolist() == [0, 0, 3]
+    np.testing.assert_array_equal(logits[:, :3], images[:, 0, 0])
+    assert model.apply(*given, gates={}, train=True).logits.shape == (3, 3)
+    labels = np.array([0, 0, 0])
+    kept = evaluation.accuracy(model, (), (), {}, images, labels)
+    assert kept == pytest.approx(2 / 3)
+    everything = evaluation.rejecting(Model(None, answer), 0)
+    assert evaluation.accuracy(everything, (), (), {}, images, labels) == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1, float("nan")])
+def test_a_threshold_that_is_no_confidence_is_refused(threshold):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\)"):
+        evaluation.rejecting(Model(None, answer), threshold)
