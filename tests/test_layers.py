@@ -51,6 +51,7 @@ RESERVED = {
         "parallel/client_axis.py",
         "attacks/drivers/population.py",  # one generation
         "attacks/drivers/search.py",  # restarts, and a prior now and at the end
+        "attacks/ensembles.py",  # restarts, paired with one of them
         "attacks/pooling.py",  # uploads of one client
         "core/drawing.py",  # random keys
         "federated/evidence.py",  # a client's network on the examples of all clients

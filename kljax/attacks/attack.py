@@ -155,6 +155,11 @@ Simulation: TypeAlias = Callable[[View, Candidate], tuple[PyTree, PyTree]]
 Objective: TypeAlias = Callable[[PyTree, PyTree], Array]
 # (View, Candidate, share of the steps that are made [] in [0, 1)) -> penalty []
 Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
+# (candidates of R restarts, with a leading axis [R]; their own losses [R]; the one that
+# is lowest) -> (candidate, "numbers" of the reconstruction, "info" of it)
+Pool: TypeAlias = Callable[
+    [Candidate, Array, Array], tuple[Candidate, dict[str, Array], dict[str, Any]]
+]
 RESTARTS = "restarts"  # axis over which one restart can see the others
 
 

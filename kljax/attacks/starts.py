@@ -22,6 +22,16 @@ def normal(mean: float, std: float) -> Start:
     return start
 
 
+def uniform(low: float, high: float) -> Start:
+    """Draws every entry from U(low, high)."""
+
+    def start(rng: Rng, shape: tuple[int, ...]) -> Array:
+        draw = draw_jointly(lambda rng: jax.random.uniform(rng, shape))
+        return low + (high - low) * draw(rng)
+
+    return start
+
+
 def _draw_normal(rng: Rng, shape: tuple[int, ...]) -> Array:
     """Draws N(0, 1): what `jax.random.normal` does, in a batch compiled faster."""
     return draw_jointly(lambda rng: jax.random.normal(rng, shape))(rng)

@@ -76,8 +76,8 @@ class InputSpec:
     """The inputs of a study: one example of a dataset, without its label.
 
     Attributes:
-      kind: ``image``, ``text``, or ``package.module:name`` of the scores of a kind of
-        your own.
+      kind: ``image``, ``text``, ``table``, or ``package.module:name`` of the scores of
+        a kind of your own.
       shape: of one example.
       dtype: of its entries.
       check: ``(inputs [n, *shape], rows [n], name) -> inputs`` in `dtype`; refuses
@@ -92,6 +92,7 @@ class InputSpec:
         and types are then mappings of the same names.
       primary: of several inputs, the one that comes first in rows, and by which the
         examples of an upload are told apart.
+      columns: of the rows of a table, a `kljax.core.tables.TableColumn` each.
     """
 
     kind: str
@@ -104,6 +105,7 @@ class InputSpec:
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
     parts: Mapping[str, "InputSpec"] = field(default_factory=dict, hash=False)
     primary: str | None = None
+    columns: tuple[Any, ...] = ()
 
     @property
     def entries(self) -> int:

@@ -26,6 +26,8 @@ FIXED = (
     "label counts",
     "langevin",
     "substitute",
+    "risk",
+    "curvature",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

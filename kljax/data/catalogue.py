@@ -13,6 +13,7 @@ from kljax.data.digits import load_digits
 from kljax.data.files import is_path, load_path, stamp_path
 from kljax.data.photos import load_photos
 from kljax.data.resizing import check_shape
+from kljax.data.tables import TABLES
 from kljax.data.text import load_text
 from kljax.data.tfds import list_tfds, load_tfds
 
@@ -23,6 +24,7 @@ EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "text": load_text,
     "text-verses": functools.partial(load_text, whole=True),
     "text-next-token": functools.partial(load_text, next_token=True),
+    **TABLES,
 }
 # Those whose examples are sentences, of a length and not of a shape.
 TEXTS = frozenset({"text", "text-verses", "text-next-token"})
@@ -44,7 +46,7 @@ def load(
       name: an embedded set (one of `EMBEDDED`), a path (``"mine.npz"``, or
         ``"./pictures"`` with a folder per class, see `kljax.data.files`), or the TFDS
         name of a prepared set (``"mnist"``, ``"cifar10"``, ``"fashion_mnist"``, ...).
-      shape: (H, W, C) of the images, C = 1 or 3.
+      shape: (H, W, C) of the images, C = 1 or 3; of no meaning for a table.
       length: tokens of a sentence, where the data is text.
       split: TFDS split (None is ``"train"``); embedded sets and paths have none.
       data_dir: where TFDS keeps prepared sets (None is TFDS's own default); embedded
@@ -66,6 +68,8 @@ def load(
         return load_path(name, shape)
     if name in TEXTS:
         return EMBEDDED[name](length)
+    if name in TABLES:
+        return EMBEDDED[name]()
     if name in EMBEDDED:
         shape = check_shape(shape)
         needed = 2 * 4 * SIZES[name] * math.prod(shape)

@@ -94,7 +94,7 @@ SCORES = (
         "success",
         "SSIM >= .6",
         "SSIM at or above .6, a convention and no limit of what an eye can read; of a "
-        "sentence, all tokens right",
+        "sentence, all tokens right; of a row of a table, all cells",
         dtype="bool",
         form=".0%",
         leaks=1,
@@ -111,7 +111,8 @@ SCORES = (
     _score(
         "exact_match",
         "all tokens",
-        "whether all tokens of a sentence are right in their place",
+        "whether all tokens of a sentence are right in their place, or all cells of a "
+        "row",
         dtype="bool",
         form=".0%",
         leaks=1,
@@ -126,12 +127,56 @@ SCORES = (
         "F-measure of the longest common subsequence of words",
         **ROUGE | {"shown": "terminal"},
     ),
-    Column(name="text", dtype="string", meaning="true sentence"),
+    _score(
+        "cell_accuracy",
+        "cells",
+        "share of a row's cells that are right: categories, and numbers within the "
+        "tolerance of their column",
+        **SHARE,
+        leaks=1,
+        shown="terminal",
+    ),
+    _score(
+        "discrete_accuracy",
+        "categories",
+        "the same of a row's discrete columns alone",
+        **SHARE,
+        leaks=1,
+        shown="summary",
+    ),
+    _score(
+        "continuous_accuracy",
+        "numbers",
+        "the same of a row's continuous columns alone",
+        **SHARE,
+        leaks=1,
+        shown="summary",
+    ),
+    _score(
+        "continuous_error",
+        "error of numbers",
+        "mean absolute error of a row's continuous columns, in ranges of each",
+        unit="from 0",
+        form=".3f",
+        leaks=-1,
+        shown="summary",
+    ),
+    Column(name="text", dtype="string", meaning="true sentence, or row of a table"),
     Column(
         name="text_guess",
         dtype="string",
-        meaning="sentence that was found, or that a floor guesses",
+        meaning="sentence, or row, that was found, or that a floor guesses",
         knows="attacker",
+    ),
+    Column(
+        name="cells_right",
+        dtype="string",
+        meaning="of a row of a table, 1 for each cell that is right, 0 for the others",
+    ),
+    Column(
+        name="floor_cell_accuracy",
+        meaning="share of right cells of the row's best floor",
+        unit="[0, 1]",
     ),
     Column(
         name="floor_token_accuracy",
@@ -149,6 +194,42 @@ SCORES = (
         unit="[0, 1]",
     ),
 )
+
+
+def _risks() -> tuple[Column, ...]:
+    """Makes the columns of `kljax.studies.risk`."""
+    meanings = {
+        "largest": ("largest eigenvalue of J^T J, J the upload's by the inputs", 1),
+        "least": ("least eigenvalue of J^T J", 1),
+        "i2f_bound": (
+            "lower bound of the error by the inversion influence function, root mean "
+            "square of an entry",
+            -1,
+        ),
+        "cramer_rao": (
+            "lower bound of the mean squared error of an entry, if what was done to "
+            "the upload were Gaussian noise",
+            -1,
+        ),
+        "curvature_largest": (
+            "largest eigenvalue of the Hessian of the attack's objective at the truth",
+            0,
+        ),
+        "curvature_least": ("least eigenvalue of that Hessian", 0),
+        "upload_norm": ("length of the upload, simulated at the truth", 0),
+    }
+    return tuple(
+        _reported(
+            f"risk_{name}",
+            f"risk: {name.replace('_', ' ')}",
+            f"{meaning}; needs the truth",
+            form=".2e",
+            leaks=leaks,
+            shown="summary",
+        )
+        for name, (meaning, leaks) in meanings.items()
+    )
+
 
 FOUND = (
     Column(
@@ -274,6 +355,17 @@ FOUND = (
         shown="terminal",
     ),
     _reported(
+        "cell_entropy",
+        "cell entropy",
+        "how little the restarts of an ensemble agree on a table: entropy of its "
+        "pooled categories, over that of a uniform one, mean over discrete cells",
+        unit="[0, 1]",
+        reported=True,
+        knows="attacker",
+        form=".2f",
+        shown="summary",
+    ),
+    _reported(
         "label_rule_holds",
         "label rule holds",
         "whether the label rule's conditions do, as far as the upload shows",
@@ -282,6 +374,7 @@ FOUND = (
         form=".0%",
         shown="summary",
     ),
+    *_risks(),
     Column(
         name="replay_is_exact",
         dtype="bool",
@@ -351,7 +444,8 @@ OUTCOME_RATES = by_name(
             "recovered",
             "of an image success, and at most half the squared error of its best "
             "floor; of a sentence at least half of the tokens right in their place, "
-            "and at most half as many wrong as in its best floor",
+            "and at most half as many wrong as in its best floor; of a row the same of "
+            "its cells",
             1,
         ),
         _outcome(

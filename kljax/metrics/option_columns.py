@@ -40,7 +40,7 @@ WHICH = (
     Column(
         name="kind",
         dtype="string",
-        meaning="kind of the input that the row scores: image, text, or your own",
+        meaning="kind of the input that is scored: image, text, table, or your own",
     ),
     Column(
         name="input",

@@ -11,6 +11,7 @@ from kljax.models.linen import from_linen
 from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.norm_layers import NORMS
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
+from kljax.models.perceptron import Perceptron
 from kljax.models.pretrained import load_pretrained
 from kljax.models.redrawing import redrawn
 from kljax.models.resnet import (
@@ -40,6 +41,7 @@ __all__ = [
     "LeNet",
     "ConvNet",
     "Dense",
+    "Perceptron",
     "CNN6",
     "ResNet",
     "resnet20",

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from kljax.core.types import Path
-from kljax.models import cnn6, convnet, dense, lenet, resnet, transformer, vgg, vit
+from kljax.models import (
+    cnn6,
+    convnet,
+    dense,
+    lenet,
+    perceptron,
+    resnet,
+    transformer,
+    vgg,
+    vit,
+)
 from kljax.models.chain import Layer
 
 
@@ -86,6 +96,13 @@ NETWORKS: dict[str, Network] = {
     "vgg16": Network(vgg.VGG, ("layers/0/norm",), "fc", vgg.norm_paths(vgg.STAGES)),
     # The gate is on the patch embedding itself, there is no norm.
     "vit": Network(vit.VisionTransformer, ("patch",), "fc", ("patch",)),
+    "perceptron": Network(
+        perceptron.Perceptron,
+        perceptron.NORM_PATHS,
+        "fc",
+        perceptron.NORM_PATHS,
+        inputs="table",
+    ),
     "transformer": _sentences(transformer.Transformer),
     "causal-transformer": _sentences(transformer.Transformer, causal=True),
     "language-model": _sentences(transformer.Transformer, causal=True, per_token=True),

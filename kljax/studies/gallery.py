@@ -14,6 +14,7 @@ from kljax.studies.sentences import mark
 PREFIX = "floor/"
 NUMBERS = 12  # of what is neither a picture nor a text
 WIDEST = 20  # characters below a picture
+LONGEST = 120  # characters of a row of a table
 PLAIN = {"parse_math": False}  # names are no formulas, whatever signs are in them
 
 
@@ -129,6 +130,8 @@ def _lines(
         if spell is None:
             return [*map(write_numbers, guesses)]
         pairs = zip(guesses, truths, strict=True)
+        if kind.mark is not None:
+            return [_shortened(kind.mark(guess, truth, spec)) for guess, truth in pairs]
         return [mark(spell, guess, truth) for guess, truth in pairs]
 
     lines = [("truth", legible(truths), captions)]
@@ -150,6 +153,11 @@ def _lines(
     if input_name is None:
         return lines
     return [(f"{input_name}/{name}", *drawn) for name, *drawn in lines]
+
+
+def _shortened(written: str) -> str:
+    """Leaves out of a text what a small picture has no room for."""
+    return textwrap.shorten(written, LONGEST, placeholder=" ...")
 
 
 def _best_floor(rows: list[Row], score: str, names: set[str]) -> str:

@@ -226,7 +226,8 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     below = "".join(f"- {line}\n" for line in lines_below(summary))
     below = f"\n{below}" if below else ""
     sentences = "".join(f"- {line}\n" for line in sentences_of(summary))
-    sentences = f"\nThe first sentences:\n\n{sentences}" if sentences else ""
+    nouns = f"{summary.get('noun', 'image')}s"
+    sentences = f"\nThe first {nouns}:\n\n{sentences}" if sentences else ""
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
     budget = budget if speed["evaluations_per_s"] else ""

@@ -282,6 +282,10 @@ def _of_upload(
         "epsilon": epsilon,
         "delta": None if epsilon is None else result.config.delta,
     }
+    if attacked.risk is not None:
+        scores = {f"risk_{name}": at for name, at in attacked.risk._asdict().items()}
+        found_risks = _at(columns, scores, n)
+        row |= {name: at for name, at in found_risks.items() if np.isfinite(at)}
     of_examples = [
         {"label_guess": None if classes is None else int(classes[example])}
         | _at(columns, of_targets, example)

@@ -1,12 +1,24 @@
-"""Sentences for people: what was found of them, and where it is wrong."""
+"""Sentences, and rows, for people: what was found of them, and where it is wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kljax.core.tables import BETWEEN
+from kljax.metrics.kinds import kind_named
 from kljax.studies.scoring import Row
 
 MOST = 6  # sentences that are listed
+
+
+class Cell(NamedTuple):
+    """A cell of a row of a table, as it is and as it was guessed."""
+
+    name: str
+    truth: str
+    guess: str
+    right: bool
 
 
 def mark(
@@ -32,7 +44,7 @@ def mark(
 
 
 def sentence_lines(rows: list[Row], most: int = MOST) -> list[str]:
-    """Lists the first sentences of a study, and what each arm found of them.
+    """Lists the first sentences, or rows, of a study, and what each arm found of them.
 
     Args:
       rows: of a study, see `kljax.studies.scoring.score_rows`.
@@ -49,8 +61,32 @@ def sentence_lines(rows: list[Row], most: int = MOST) -> list[str]:
     lines = []
     for of_one in list(found.values())[:most]:
         lines.append(f"truth: {of_one[0]['text']}")
-        lines += [
-            f"{row['arm']}: {row['text_guess']} ({row['token_accuracy']:.0%} of tokens)"
-            for row in of_one
-        ]
+        lines += [f"{row['arm']}: {_marked(row)} ({_caption(row)})" for row in of_one]
     return lines
+
+
+def cells_of(row: Mapping[str, Any]) -> list[Cell]:
+    """Takes the text of a row of a table apart; nothing of other inputs."""
+    right = row.get("cells_right")
+    if right is None:
+        return []
+    sides = (row[column].split(BETWEEN) for column in ("text", "text_guess"))
+    cells = []
+    for truth, guess, sure in zip(*sides, right, strict=True):
+        name, _, value = truth.partition("=")
+        cells.append(Cell(name, value, guess.partition("=")[2], sure == "1"))
+    return cells
+
+
+def _marked(row: Row) -> str:
+    """Writes what was found, with brackets around the cells that are wrong."""
+    cells = cells_of(row)
+    if not cells:
+        return row["text_guess"]
+    written = [(f"{cell.name}={cell.guess}", cell.right) for cell in cells]
+    return BETWEEN.join(cell if sure else f"[{cell}]" for cell, sure in written)
+
+
+def _caption(row: Row) -> str:
+    kind = kind_named(row["kind"])
+    return kind.caption(row[kind.primary])

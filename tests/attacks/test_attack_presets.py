@@ -223,6 +223,8 @@ GOLDEN = {
             "deviation": 0.25,
         },
     ),
+    # eth-sri/tableak, run_inversion_attacks.py, configuration 46
+    "tableak": Values("given", {"learning_rate": 0.06}),
     "april-optimisation": Values("recovered", {"alpha": 1.0, "variation": 1e-2}),
     "rgap": Values("recovered", {}),
     "peeling": Values("recovered", {}),

@@ -39,7 +39,8 @@ DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
 # All but the one that needs a trained generator.
-ELSEWHERE = ("ggl", "likelihood")  # one has a generator, the other needs a density
+# One has a generator, one needs a density, and one looks for rows of a table.
+ELSEWHERE = ("ggl", "likelihood", "tableak")
 ITERATIVE = sorted(
     name
     for name in PRESETS

@@ -153,6 +153,7 @@ def test_every_searching_preset_has_its_prior_here():
         "ggl",  # that of its latents: test_ggl.py
         "lamp",  # that of embeddings: test_lamp.py
         "lamp-l1l2",
+        "tableak",  # none: test_tableak.py
         "likelihood",  # none, its objective is a density: test_noise_density.py
     }
 

@@ -42,8 +42,8 @@ from kljax.threat import (
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
 # The toy network has no position embedding: test_april.py. GGL has a generator, and
-# makes whole generations: test_ggl.py.
-ELSEWHERE = ("april-optimisation", "ggl", "likelihood")
+# makes whole generations: test_ggl.py. TabLeak looks for rows: test_tableak.py.
+ELSEWHERE = ("april-optimisation", "ggl", "likelihood", "tableak")
 ITERATIVE = sorted(
     name
     for name in PRESETS
@@ -210,8 +210,9 @@ UNFIT = {
 
 
 def test_peeled_gates_are_taken_or_refused_by_all():
-    of_text = {name for name in PRESETS if PRESETS[name].inputs == ("text",)}
-    assert {*ITERATIVE, *UNFIT, "ggl", "likelihood", *of_text} == set(PRESETS)
+    others = ("text",), ("table",)
+    elsewhere = {name for name in PRESETS if PRESETS[name].inputs in others}
+    assert {*ITERATIVE, *UNFIT, "ggl", "likelihood", *elsewhere} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", UNFIT)

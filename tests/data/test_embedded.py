@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from kljax.data import EMBEDDED, load
-from kljax.data.catalogue import TEXTS
+from kljax.data.catalogue import TABLES, TEXTS
 from kljax.data.photos import PHOTOGRAPHS, deviation, read, squares
 
 SHAPES = [(32, 32, 3), (16, 20, 1)]
-PICTURES = sorted({*EMBEDDED} - TEXTS)
+PICTURES = sorted({*EMBEDDED} - TEXTS - {*TABLES})
 
 
 @functools.cache

@@ -21,6 +21,7 @@ MADE = {"name": "blur", "meaning": "how blurred it is"}
 COUNTED = {
     "victims": "there is a row for each image of each victim",
     "metrics": "each is a column of its own",
+    "risk": "each score is a column of its own",
 }
 
 
@@ -54,6 +55,10 @@ LEAKS = {
     "lpips_alex": -1,
     "lpips_vgg": -1,
     "token_accuracy": 1,
+    "cell_accuracy": 1,
+    "discrete_accuracy": 1,
+    "continuous_accuracy": 1,
+    "continuous_error": -1,
     "exact_match": 1,
     "rouge_1": 1,
     "rouge_2": 1,
@@ -66,6 +71,7 @@ LEAKS = {
     "matching_loss": 0,
     "matching_loss_at_truth": 0,
     "live_channels": 0,
+    "cell_entropy": 0,
     "label_rule_holds": 0,
     "recovered": 1,
     "recovered_affine": 1,

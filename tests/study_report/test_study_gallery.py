@@ -93,6 +93,28 @@ def test_sentences_are_written(tmp_path):
     assert '<p class="sentence">of &lt;Moses&gt;</p>' in page
 
 
+def test_rows_of_a_table_stand_side_by_side(tmp_path):
+    folder = made_studies.make_folder(tmp_path / "study", AXES, {"victims": 3})
+    for number, cell in enumerate(store.read(folder).manifest["cells"]):
+        rows = made_studies.attack_rows(
+            cell, [np.nan] * 3, loss=[1.0, 2.0, 3.0], mse=0.01, label=5
+        )
+        for row in rows:
+            row |= {"kind": "table", "text": "age=<b>41; sex=1"}
+            row |= {"text_guess": "age=<40; sex=1", "cells_right": "01"}
+            row["cell_accuracy"] = 0.5
+        made_studies.write_part(folder, str(number), cell, rows)
+        made_studies.write_reconstructions(folder, cell, rows)
+    best = gallery_of(folder).rows[0].shown[0]
+    assert best.cells == (("age", "<b>41", "<40", False), ("sex", "1", "1", True))
+    assert best.score == "50% of cells"
+    page = write_report(store.read(folder)).read_text()
+    wrong = "<td>age</td><td>&lt;b&gt;41</td><td><s>&lt;40</s></td>"
+    assert f'<tr class="wrong">{wrong}</tr>' in page
+    assert '<tr class="right"><td>sex</td><td>1</td><td>1</td></tr>' in page
+    assert "<b>41" not in page
+
+
 def test_pictures_are_those_of_the_victim(tmp_path):
     folder = made(tmp_path, [[1.0, 2.0, 3.0]] * 2, [[0.1, 0.2, 0.3]] * 2, keep=(1,))
     (row,) = gallery_of(folder).rows

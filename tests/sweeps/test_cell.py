@@ -128,6 +128,7 @@ OTHER = {
     "metrics": ("mine:blur",),
     "earlier": 5,
     "delta": 1e-6,
+    "risk": True,
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"

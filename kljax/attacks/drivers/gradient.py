@@ -18,6 +18,7 @@ from kljax.attacks.attack import (
     Moves,
     Objective,
     Optimiser,
+    Pool,
     Prior,
     Simulation,
     Unknowns,
@@ -27,6 +28,7 @@ from kljax.attacks.drivers.search import (
     END,
     Best,
     Loss,
+    Pooling,
     Run,
     begin,
     check_points,
@@ -50,6 +52,7 @@ def descend(
     restarts: int = 1,
     choose_by_matching: bool = False,
     points: int | None = None,
+    pool: Pool | None = None,
 ) -> Attack:
     """Composes an attack that follows gradients.
 
@@ -71,6 +74,9 @@ def descend(
         best candidates, without the prior; iterates always are with it.
       points: the matching loss of the best candidate so far is recorded this many
         times, evenly; None for as many, at most 20, as divide the steps.
+      pool: makes one candidate of those of all restarts, before they are read; its own
+        matching loss is then reported, which takes one evaluation more. None for the
+        one with the lowest loss.
 
     Returns:
       The attack. Its ``info`` has ``losses`` [points], ``secret`` (that part of the
@@ -147,7 +153,8 @@ def descend(
             value = best.matching + prior(view, found, jnp.asarray(loss.last))
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
-        return Run(start.read(found), best, finite, losses)
+        read = start.read if pool is None else lambda candidate: candidate
+        return Run(read(found), best, finite, losses)
 
     return restarted(
         run,
@@ -155,6 +162,9 @@ def descend(
         restarts=restarts,
         evaluations=steps,
         choose_by_matching=choose_by_matching,
+        pooling=None
+        if pool is None
+        else Pooling(pool, lambda view, found: objective(*simulation(view, found))),
     )
 
 

@@ -11,6 +11,7 @@ from kljax.attacks.attack import (
     Attack,
     Candidate,
     Objective,
+    Pool,
     Prior,
     Reconstruction,
     Simulation,
@@ -57,6 +58,13 @@ class Start(NamedTuple):
 
 
 Restart: TypeAlias = Callable[[Rng, View], Run]
+
+
+class Pooling(NamedTuple):
+    """How the candidates of all restarts become one, instead of a choice among them."""
+
+    pool: Pool
+    matching: Callable[[View, Candidate], Array]  # of what was pooled
 
 
 def begin(unknowns: Unknowns, rng: Rng, view: View) -> Start:
@@ -155,6 +163,7 @@ def restarted(
     evaluations: int,
     choose_by_matching: bool,
     draws: bool = False,
+    pooling: Pooling | None = None,
 ) -> Attack:
     """Makes an attack of one restart: runs several, and chooses among them.
 
@@ -165,6 +174,7 @@ def restarted(
       evaluations: of each restart.
       choose_by_matching: whether restarts are compared without the prior.
       draws: whether a search goes its own way from the same start.
+      pooling: of the candidates, which are then not read yet; None for a choice.
     """
 
     def attack(rng: Rng, view: View) -> Reconstruction:
@@ -187,17 +197,25 @@ def restarted(
         own = runs.best.matching if choose_by_matching else runs.best.total
         chosen = jnp.argmin(own)
         candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
+        loss, spent, numbers, info = best.matching, restarts * evaluations, {}, {}
+        if pooling is not None:
+            candidate, numbers, info = pooling.pool(runs.candidate, own, chosen)
+            loss, spent = pooling.matching(view, candidate), spent + 1
+            # What was settled at the start of the restart that the pool goes by.
+            start = begin(unknowns, jax.random.fold_in(rng, chosen), view)
+            candidate = start.read(candidate)
         return Reconstruction(
             inputs=candidate.inputs,
             labels=candidate.targets,
-            loss=best.matching,
-            finite=finite & jnp.isfinite(best.matching) & says_something(view),
+            loss=loss,
+            finite=finite & jnp.isfinite(loss) & says_something(view),
             info={
                 "losses": losses,
                 "secret": candidate.secret,
                 "restart_losses": runs.best.matching,
+                **info,
             },
-            numbers={"evaluations": jnp.asarray(restarts * evaluations)},
+            numbers={"evaluations": jnp.asarray(spent), **numbers},
         )
 
     return attack

@@ -13,6 +13,7 @@ from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
+from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp
 from kljax.attacks.presets.unknown_gates import gate_regression
 from kljax.attacks.presets.vision_transformers import april, april_optimisation
@@ -40,4 +41,5 @@ __all__ = [
     "matching",
     "negative_log_likelihood",
     "peeled_image",
+    "tableak",
 ]

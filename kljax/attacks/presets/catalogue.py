@@ -29,6 +29,7 @@ from kljax.attacks.presets.statistical import (
     gradinversion,
     gradinversion_objective,
 )
+from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp, lamp_l1l2
 from kljax.attacks.presets.unknown_gates import gate_regression
 from kljax.attacks.presets.vision_transformers import (
@@ -155,6 +156,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
+    "tableak": Preset(tableak, "given", anywhere(cosine), inputs=("table",)),
     "april-optimisation": Preset(
         april_optimisation, "recovered", anywhere(april_objective)
     ),

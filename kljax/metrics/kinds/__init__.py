@@ -6,6 +6,8 @@
 | image | SSIM                        | SSIM >= .6                                     |
 | text  | share of tokens that are    | at least half of the tokens are right          |
 |       | right in their place        |                                                |
+| table | share of cells that are     | at least half of the cells are right           |
+|       | right, within a tolerance   |                                                |
 """
 
 from kljax.core.inputs import InputSpec
@@ -13,8 +15,9 @@ from kljax.core.registry import resolve
 from kljax.metrics.kinds.images import IMAGES
 from kljax.metrics.kinds.kind import Kind
 from kljax.metrics.kinds.sentences import SENTENCES
+from kljax.metrics.kinds.tables import TABLES
 
-KINDS: dict[str, Kind] = {"image": IMAGES, "text": SENTENCES}
+KINDS: dict[str, Kind] = {"image": IMAGES, "text": SENTENCES, "table": TABLES}
 
 
 def find_kind(spec: InputSpec) -> Kind:

@@ -35,6 +35,8 @@ class Kind(NamedTuple):
         `kljax.metrics.OUTCOMES`; the row has all scores and best floors.
       noun: what one input is called.
       success_share: inputs that succeed, in the plural: the share of what a rate is.
+      mark: ``(guess, truth, spec) -> str``: a guess as text, with square brackets
+        around what is wrong; None where `InputSpec.spell` of its parts says it.
       meanings: what reports say of success, floors and outcomes: name -> meaning. What
         is not there means what `kljax.metrics.column_table` says of every kind.
     """
@@ -52,4 +54,5 @@ class Kind(NamedTuple):
     outcome: Callable[[Row, float | None, float | None, bool], str]
     noun: str = "example"
     success_share: str = "examples that succeed"
+    mark: Callable[..., str] | None = None
     meanings: Mapping[str, str] = MappingProxyType({})

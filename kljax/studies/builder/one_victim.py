@@ -14,6 +14,7 @@ from kljax.studies.builder.attacker import assume_defence, understood
 from kljax.studies.builder.drawn_client import Client, Source, draw_rng
 from kljax.studies.config import LeakConfig
 from kljax.studies.diagnosis import diagnose
+from kljax.studies.risk import Risk, risk_scores
 from kljax.studies.row_columns import check_numbers
 
 
@@ -30,6 +31,7 @@ class Attacked(NamedTuple):
     visible_share: Array  # []
     # [m, H, W, C], m >= B, trained on in place of the private images; None for those
     substitute: Array | None = None
+    risk: Risk | None = None  # where the study asks for it
 
 
 def make_attack_on_one(
@@ -88,7 +90,8 @@ def make_attack_on_one(
         _check_labels(config, reconstruction.labels, labels)
         # Of all that is true; no attacker sees it.
         diagnosis = diagnose(own_setting, preset, update, view)
-        return Attacked(reconstruction, *diagnosis, update.substitute)
+        risk = risk_scores(own_setting, preset, update, view) if config.risk else None
+        return Attacked(reconstruction, *diagnosis, update.substitute, risk)
 
     return attack_one
 

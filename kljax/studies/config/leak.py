@@ -17,7 +17,7 @@ from kljax.core.checks import (
     check_whole,
     given,
 )
-from kljax.data.catalogue import EMBEDDED, TEXTS
+from kljax.data.catalogue import EMBEDDED, TABLES, TEXTS
 from kljax.data.files import is_path
 from kljax.defences.accounting import check_delta
 from kljax.defences.arms import KINDS as DEFENCES
@@ -82,8 +82,8 @@ def weights_limit(model: str, data: str) -> float | None:
     """
     if model in NETWORKS:
         return weights_limit_of(NETWORKS[model].inputs)
-    if data in TEXTS:
-        return weights_limit_of("text")
+    if data in TEXTS or data in TABLES:
+        return weights_limit_of("text" if data in TEXTS else "table")
     return None if ":" in data and not is_path(data) else weights_limit_of("image")
 
 
@@ -97,7 +97,7 @@ def named_limit(model: str) -> float:
 
 def weights_limit_of(kind: str) -> float:
     """Gives the `init` of a study of a kind of input, if nothing is said."""
-    return 0.0 if kind == "text" else 0.5
+    return 0.0 if kind in ("text", "table") else 0.5
 
 
 @fill_lists(
@@ -170,7 +170,7 @@ class LeakConfig:
       init: network weights from U(-init, init); 0 leaves the network its own
         initialiser. What a network of your own does not draw (norm layers, trained
         weights) stays. None for 0.5, as in DLG and FedKL's attack tests, and for 0
-        where inputs are sentences.
+        where inputs are sentences or rows of a table.
       lock_init: the same for the lock weights; 0 is PyTorch's Linear default, as
         FedKL trains (its DLG test redraws them with 0.5, which saturates LeNet).
       lock_activation: of the lock's dense layers: relu (the paper's default), sigmoid,
@@ -211,6 +211,8 @@ class LeakConfig:
         guarantee, see `kljax.defences.accounting`.
       metrics: your own, each ``package.module:function`` made by
         `kljax.metrics.metric`; each is a column of the rows more.
+      risk: whether to compute risk scores of each upload, too, from derivatives at the
+        truth (`kljax.studies.risk`); no attack is shown any.
     """
 
     model: str = "lenet"
@@ -261,6 +263,7 @@ class LeakConfig:
     delta: float = 1e-5
     metrics: tuple[str, ...] = ()
     earlier: int = 0
+    risk: bool = False
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
@@ -290,7 +293,9 @@ class LeakConfig:
         """Names the options that say nothing here: of no run, update, or image."""
         names = () if self.upload == "update" else OF_UPDATES
         names = names if self.from_run else (*OF_CAPTURED, *OF_UPDATES)
-        return frozenset((*names, *(OF_IMAGES if self.data in TEXTS else OF_TEXTS)))
+        images = () if self.data not in (*TEXTS, *TABLES) else OF_IMAGES
+        texts = () if self.data in TEXTS else OF_TEXTS
+        return frozenset((*names, *images, *texts))
 
 
 def _check_needs(config: LeakConfig) -> None:

@@ -18,6 +18,7 @@ from kljax.studies.reports.kinds import find_words, kind_of
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 from kljax.studies.reports.values import known
+from kljax.studies.sentences import Cell, cells_of
 from kljax.studies.store import Study
 
 RANKS = ("best", "median", "worst")
@@ -38,6 +39,7 @@ class Shown(NamedTuple):
       score: the primary score of its kind, in words.
       outcome: see `kljax.metrics.outcome`.
       truth, guess: PNG of an image; a sentence itself; of others, numbers.
+      cells: of a row of a table, side by side.
     """
 
     rank: str
@@ -48,6 +50,7 @@ class Shown(NamedTuple):
     outcome: str
     truth: bytes | str
     guess: bytes | str
+    cells: tuple[Cell, ...] = ()
 
 
 class Row(NamedTuple):
@@ -187,6 +190,7 @@ def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> S
         score,
         row["outcome"],
         *drawn,
+        cells=tuple(cells_of(row)),
     )
 
 

@@ -61,6 +61,7 @@ OF_ATTACK = frozenset(
         "client_optimiser",
         "metrics",
         "earlier",
+        "risk",
     }
 )
 # How it is trained, on which examples. Not what changes a client's gradient at the same
