@@ -168,9 +168,9 @@ def main() -> None:
         by_error.append([arm, *ranks_of(rows, -column(rows, "mse"))])
         by_ssim.append([arm, *ranks_of(rows, column(rows, "ssim_affine_oracle"))])
         outcomes = [row["outcome"] for row in rows]
-        values = [np.nanmedian([*column(rows, n), np.nan]) for n in ("mse", *SCORES)]
         share = f"{outcomes.count('recovered')} of {len(rows)}"
-        medians.append([arm, share, *(f"{value:.1e}" for value in values)])
+        values = [median(column(rows, name)) for name in ("mse", *SCORES)]
+        medians.append([arm, share, *values])
     names = [score.removeprefix("risk_").replace("_", " ") for score in SCORES]
     print(
         PAGE.format(
@@ -183,6 +183,12 @@ def main() -> None:
         ),
         end="",
     )
+
+
+def median(values: np.ndarray) -> str:
+    """Writes the median of the values that there are."""
+    there = values[np.isfinite(values)]
+    return f"{np.median(there):.1e}" if len(there) else "-"
 
 
 def table(lines: list[list[str]], head: list[str]) -> str:

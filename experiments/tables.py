@@ -120,7 +120,7 @@ def line(name: str, found: dict[str, Any]) -> list[str]:
     """Sums a study up."""
     rows = [row for row in found["rows"] if not row["arm"].startswith("floor/")]
     groups = [row["group"] for row in rows]
-    cells = metrics.interval([row["cell_accuracy"] for row in rows], groups)
+    cells = metrics.interval([row["cell_accuracy"] for row in rows], groups, rate=False)
     exact = metrics.interval([row["exact_match"] for row in rows], groups, rate=True)
     means = {n: np.mean([row[n] for row in rows]) for n in SHOWN}
     floor = np.mean([row["floor_cell_accuracy"] for row in rows])
@@ -156,7 +156,9 @@ def floor_lines(found: dict[str, Any]) -> list[list[str]]:
         rows = [row for row in found["rows"] if row["arm"] == arm]
         if arm.startswith("floor/"):
             groups = [row["group"] for row in rows]
-            cells = metrics.interval([row["cell_accuracy"] for row in rows], groups)
+            cells = metrics.interval(
+                [row["cell_accuracy"] for row in rows], groups, rate=False
+            )
             means = [np.mean([row[n] for row in rows]) for n in SHOWN[1:]]
             exact = np.mean([row["exact_match"] for row in rows])
             shares = [f"{share:.0%}" for share in (exact, *means[:2])]

@@ -74,7 +74,8 @@ def test_pairs_are_those_of_least_distance_within_a_label():
     labels = np.array([0, 1, 0, 1, 0])
     mixed = np.array([1, 0, 0, 0, 1])
     targets = np.eye(2, dtype=np.float32)
-    order = np.asarray(pair_rows(rows, targets[mixed], reference, targets[labels]))
+    pair = quick_jit(pair_rows)
+    order = np.asarray(pair(rows, targets[mixed], reference, targets[labels]))
     assert (mixed[order] == labels).all()
     legal = [
         p
@@ -96,7 +97,8 @@ def test_the_pool_is_a_median_that_a_broken_restart_does_not_move():
     targets = np.broadcast_to(np.eye(2, dtype=np.float32)[[0, 0, 0, 0]], (4, 4, 2))
     candidates = Candidate(shuffled, targets, np.zeros(4))
     losses = jnp.array([0.1, 0.2, 0.3, np.inf])
-    pooled, numbers, _ = median_of_rows(COLUMNS)(candidates, losses, jnp.argmin(losses))
+    pool = quick_jit(median_of_rows(COLUMNS))
+    pooled, numbers, _ = pool(candidates, losses, jnp.argmin(losses))
     np.testing.assert_allclose(pooled.inputs, np.median(members[:3], axis=0), rtol=1e-6)
     shares = np.maximum(np.median(members[:3], axis=0)[:, 2:], 0) + 1e-7
     shares /= shares.sum(1, keepdims=True)

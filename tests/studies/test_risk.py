@@ -137,12 +137,13 @@ def test_more_noise_is_less_risk():
 
 def shapes(**changes):
     here = ground(none())
-    step = one_step(MODEL, here.task.loss, none(), train=False)
+    step = quick_jit(one_step(MODEL, here.task.loss, none(), train=False))
     params, stats = MODEL.init(jax.random.key(3))
     update = step(jax.random.key(0), Public(params), stats, Private(), ROWS, TARGETS)
     update = update._replace(**changes)
     view = threats.observe(here.threat, update)
-    return risk_scores(here, PRESETS["dlg"], update, view)
+    scores = quick_jit(lambda *seen: risk_scores(here, PRESETS["dlg"], *seen))
+    return scores(update, view)
 
 
 def test_tokens_have_no_derivative():

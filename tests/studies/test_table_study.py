@@ -74,7 +74,10 @@ def test_networks_of_tables_draw_their_weights_themselves():
     ("changes", "message"),
     (
         ({"model": "lenet"}, "takes inputs of kind 'image', .* take perceptron"),
-        ({"data": "digits"}, "'perceptron' takes inputs of kind 'table'"),
+        (
+            {"data": "digits", "attack": "dlg"},
+            "'perceptron' takes inputs of kind 'table'",
+        ),
         ({"attack": "matching"}, "holds table.*tableak"),
         ({"labels": "joint"}, "'joint' optimises them"),
     ),
