@@ -254,6 +254,15 @@ def blended(size, mix=0.5):
     return defences.Defence(release=release, init_state=nothing, simulate=simulate)
 
 
+def sees_what_is_sent():
+    """Makes a defence that is simulated by what is seen of it, and not without."""
+
+    def simulate(grads, sent, earlier, private):
+        return jax.tree.map(lambda g, s: g * jnp.abs(s), grads, sent)
+
+    return half_gradient()._replace(simulate=simulate)
+
+
 def marked(scale):
     """Makes a defence that draws a part of its own by its number."""
     return defences.Defence(

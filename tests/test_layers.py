@@ -53,6 +53,7 @@ RESERVED = {
         "attacks/drivers/search.py",  # restarts, and a prior now and at the end
         "attacks/ensembles.py",  # restarts, paired with one of them
         "attacks/pooling.py",  # uploads of one client
+        "attacks/simulation/averages.py",  # clients of one average
         "core/drawing.py",  # random keys
         "federated/evidence.py",  # a client's network on the examples of all clients
         "metrics/kinds/images.py",  # finished reconstructions, on their way into rows

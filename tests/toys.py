@@ -90,6 +90,7 @@ def threat(lock="unit", label_strategy="recovered", /, **facts) -> ThreatModel:
         "server": "honest",
         "examples": 1,
         "visible": "all",
+        "clients": 1,
     }
     return ThreatModel(
         Knowledge(**{**hidden, **facts}), Strategy(secret=lock, labels=label_strategy)

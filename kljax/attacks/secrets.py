@@ -26,8 +26,8 @@ from kljax.attacks.closed_form import (
 )
 from kljax.attacks.closed_form.refusals import refuse_batches
 from kljax.attacks.replaced_inputs import unknown_concealing, unknown_mixing
-from kljax.attacks.setting import Setting
-from kljax.attacks.simulation import move_by_gradient
+from kljax.attacks.setting import Setting, of_one_client
+from kljax.attacks.simulation import move_by_gradient, of_each_client
 from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Gate, Gates, Path, Private, Rng
 from kljax.threat import View
@@ -332,10 +332,17 @@ SECRETS: dict[str, Callable[[Setting], Secret]] = {
 def secret_of(setting: Setting) -> Secret:
     """Makes the strategy that the threat model names.
 
+    Of an average of K clients each has a secret of its own, and so has the candidate:
+    its leaves have a leading axis [K]. ``gates`` are those of one client.
+
     Raises:
       ValueError: where the setting is not one that the strategy can work on, and for a
         strategy of the defence's own that gives no `Unknown`.
     """
+    knows = setting.threat.knowledge
+    if knows.upload == "average":
+        of_one = secret_of(of_one_client(setting))
+        return of_one._replace(unknown=of_each_client(of_one.unknown, knows))
     name, own = setting.threat.strategy.secret, setting.threat.about_secret.unknown
     if own is None:
         return SECRETS[name](setting)

@@ -3,6 +3,7 @@
 All of it is known before any upload is seen, and the same for all victims of an arm.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -179,12 +180,60 @@ class Setting(NamedTuple):
     protocol: Protocol | None = None
     attacker: Attacker = Attacker()
 
+    @property
+    def sees_gradient(self) -> bool:
+        """Tells whether what is seen is a gradient, of one client or of several."""
+        upload = self.threat.knowledge.upload
+        return upload == "gradient" or (upload == "average" and self.protocol is None)
+
     def __getattr__(self, name: str):
         """Says in which part a field is."""
         for part in ("task", "defence", "attacker"):
             if hasattr(_PARTS[part], name) and not name.startswith("_"):
                 raise AttributeError(f"setting.{name} is setting.{part}.{name}")
         raise AttributeError(f"a Setting has no {name!r}")
+
+
+def of_one_client(setting: Setting, clients: int | None = None) -> Setting:
+    """Gives the setting of one client's upload, of whom the average of K is seen.
+
+    Of the upload of one of several nobody sees anything, and its defence is simulated
+    without it, as that of a local step is.
+
+    Args:
+      setting: of the average.
+      clients: who share the examples; None for K, and 1 for one that has them all.
+
+    Raises:
+      ValueError: for examples that are no whole number for each client.
+    """
+    knows, defence = setting.threat.knowledge, setting.defence
+    clients = knows.clients if clients is None else clients
+    if knows.examples % clients:
+        raise ValueError(
+            f"an average of {clients} clients has {knows.examples} examples, no whole "
+            "number for each: its clients cannot be replayed one by one"
+        )
+    knowledge = dataclasses.replace(
+        knows,
+        upload="gradient" if setting.protocol is None else "update",
+        examples=knows.examples // clients,
+        clients=1,
+    )
+    return setting._replace(
+        threat=dataclasses.replace(setting.threat, knowledge=knowledge),
+        defence=defence._replace(
+            simulate=_unseen(defence.simulate),
+            simulate_update=_unseen(defence.simulate_update),
+        ),
+    )
+
+
+def _unseen(simulate: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes what a defence does to an upload of which nothing is seen."""
+    if simulate is as_sent:
+        return as_sent
+    return lambda grads, sent, earlier, private: simulate(grads, None, None, private)
 
 
 _PARTS = {"task": Task, "defence": AssumedDefence, "attacker": Attacker}

@@ -145,6 +145,8 @@ def print_summary(result, summary: dict[str, Any], console: Console) -> None:
     config, speed = result.config, summary["throughput"]
     noun = summary.get("noun", "image")
     of = f" of {config.examples} {noun}s" if config.examples > 1 else ""
+    if config.average_clients is not None:
+        of = f" of {config.average_clients} client(s) averaged, {config.examples} each"
     budget = f", {config.restarts} x {config.steps} evaluations each"
     # Closed forms evaluate nothing, whatever number they were offered.
     budget = budget if speed["evaluations_per_s"] else ""

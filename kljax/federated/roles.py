@@ -21,6 +21,7 @@ from kljax.core.randomness import derive_rng
 from kljax.core.registry import make_named
 from kljax.core.types import Array, Public, PyTree, Rng, Stats
 from kljax.data.triggers import Trigger, parts_of
+from kljax.federated.class_poisoning import relabelled, scaled
 from kljax.federated.clients import Batches, Upload, all_finite
 
 # What the random key of a role is for.
@@ -171,12 +172,46 @@ def label_flip(attack: Attack) -> Role:
     return Role(batches=flip, hardens=False)
 
 
+def cgi(attack: Attack, boost: float | None = None) -> Role:
+    """Makes the role of a client that makes others' examples of a class readable.
+
+    It trains with examples of the target class relabelled, and puts its network in
+    place of all, as `model_replacement` does: the others then send little but the
+    gradient of their examples of that class. What it reads them off is the mean of the
+    honest clients in the next round, ``kljax leak --from RUN --round R --client FIRST
+    --average-clients HOW_MANY``. It has no trigger. Of the round it knows nothing
+    (`kljax.federated.class_poisoning` says what else there is to the attack).
+
+    Args:
+      boost: factor of the change; None for n / eta, as in `model_replacement`.
+
+    Raises:
+      ValueError: for a boost that is not above 0.
+
+    Reference: Wei et al., arXiv 2309.07415 (2023), for the idea; the design is ours.
+    """
+    if boost is not None and not boost > 0:
+        raise ValueError(f"boost of cgi must be a number > 0, got {shown(boost)}")
+    factor = attack.clients / attack.server_learning_rate if boost is None else boost
+
+    def relabel(rng: Rng, batches: Batches) -> Batches:
+        del rng
+        return relabelled(batches, attack.target, attack.num_classes)
+
+    def replace(rng: Rng, public: Public, stats: Stats, upload: Upload) -> Upload:
+        del rng, public, stats
+        return upload._replace(delta=scaled(upload.delta, factor))
+
+    return Role(relabel, replace, hardens=False)
+
+
 ROLES: dict[str, Callable[..., Role]] = {
     "honest": honest,
     "backdoor": backdoor,
     "hardened-backdoor": hardened_backdoor,
     "model-replacement": model_replacement,
     "label-flip": label_flip,
+    "cgi": cgi,
 }
 
 

@@ -76,6 +76,9 @@ OPTIONS = (
     _option("local_epochs", "int64", "passes of an update through its examples"),
     _option("batch", "int64", "images in a local step"),
     _option("client_optimiser", "string", "client's optimiser: kept, or fresh"),
+    _option(
+        "average_clients", "int64", "clients whose uploads are averaged", unit="from 1"
+    ),
     _option("earlier", "int64", "gradients that the client has sent before"),
     _option("threat", "string", "facts about the wire that were set, with commas"),
     _option("attack", "string", "attack", rows="attack"),

@@ -20,7 +20,7 @@ from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.presets import Preset
 from kljax.core.randomness import fixed_rng
-from kljax.core.types import Array, Gate, Params, PyTree
+from kljax.core.types import Array, Gate, Params, Private, PyTree
 from kljax.metrics.outcomes import RESOLUTION
 from kljax.threat import Update, View, as_sent, observe
 
@@ -32,7 +32,7 @@ class Diagnosis(NamedTuple):
       loss_at_truth: [] of the attack's objective at the client's own images; NaN for an
         attack without an objective.
       loss_scale: [] objective if the faintest tensor is missed; NaN the same.
-      live_channels: [] gated channels whose scale is not 0.
+      live_channels: [] gated channels whose scale is not 0, of all clients.
       feature_error: [] how far what the classifier was fed is from what its released
         gradient says of it, over the length of the former; NaN but for one step on at
         most eight examples, fewer than there are classes, and a classifier with a
@@ -63,7 +63,7 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
       update: all that is true about the upload.
       view: what the attack was shown of it.
     """
-    gates = setting.defence.gates(update.public.defence, update.private)
+    gates = _gates_of_all(setting, update)
     scales = [gate.scale for gate in gates.values() if isinstance(gate, Gate)]
     live = sum((jnp.sum(scale != 0) for scale in scales), jnp.array(0))
     error, holds = feature_error(setting, update), label_rule_holds(setting, view)
@@ -93,6 +93,17 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         holds,
         readable,
     )
+
+
+def _gates_of_all(setting: Setting, update: Update) -> PyTree:
+    """Makes the gates of the client, or of each of an average, side by side."""
+
+    def gates(private: Private) -> PyTree:
+        return setting.defence.gates(update.public.defence, private)
+
+    hides = bool(jax.tree.leaves(update.private))
+    several = hides and update.average is not None
+    return jax.lax.map(gates, update.private) if several else gates(update.private)
 
 
 def visible_share(setting: Setting, update: Update) -> Array:

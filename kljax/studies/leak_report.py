@@ -75,7 +75,8 @@ def _columns(summary: dict[str, Any]) -> dict[str, Column]:
 
 def upload_lines(summary: dict[str, Any]) -> list[str]:
     """Says how many images of each upload each arm lost; none for single examples."""
-    examples, noun = summary["config"]["examples"], summary.get("noun", "image")
+    config, noun = summary["config"], summary.get("noun", "image")
+    examples = config["examples"] * (config.get("average_clients") or 1)
     lines = []
     for name, arm in summary["arms"].items():
         if "recovered_of_uploads" not in arm:
@@ -229,12 +230,15 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     nouns = f"{summary.get('noun', 'image')}s"
     sentences = f"\nThe first {nouns}:\n\n{sentences}" if sentences else ""
     # Closed forms evaluate nothing, whatever number they were offered.
+    examples = f"{config.examples}"
+    if config.average_clients is not None:
+        examples = f"{config.average_clients} client(s) averaged, {examples}"
     budget = f" with {config.restarts} restart(s) of {config.steps} evaluations"
     budget = budget if speed["evaluations_per_s"] else ""
     return f"""\
 # Leakage of `{config.model}` on `{config.data}`
 
-{speed["victims"]} victims, {config.examples} example(s) per upload, attack
+{speed["victims"]} victims, {examples} example(s) per upload, attack
 `{config.attack}`{budget},
 {config.weights} weights, matmul precision `{config.precision}`, seed {config.seed}.
 
@@ -298,7 +302,11 @@ def room_of(config: LeakConfig) -> int:
 
     Of several inputs each has as many rows: how many there are, only the dataset says.
     """
-    rows = config.victims * config.examples * (len(config.arms) + len(metrics.FLOORS))
+    rows = (
+        config.victims
+        * config.victim_examples
+        * (len(config.arms) + len(metrics.FLOORS))
+    )
     return 2**20 + 1500 * rows
 
 

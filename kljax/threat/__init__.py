@@ -4,7 +4,7 @@ A `ThreatModel` says what is known on the wire and what the attacker does with i
 `observe` lets through of a client's `Update` what the server holds as a `View`.
 """
 
-from kljax.threat.averaging import average_updates
+from kljax.threat.averaging import average_stacked, average_updates
 from kljax.threat.knowledge import (
     KNOWLEDGE,
     LABEL_STRATEGIES,
@@ -15,7 +15,7 @@ from kljax.threat.knowledge import (
     check_strategies,
     least_knowledge,
 )
-from kljax.threat.observation import LocalSteps, Update, View, as_sent, observe
+from kljax.threat.observation import Average, LocalSteps, Update, View, as_sent, observe
 from kljax.threat.secrets import (
     BOTTLENECK_STRATEGIES,
     CONCEALING_STRATEGIES,
@@ -48,9 +48,11 @@ __all__ = [
     "ThreatModel",
     "check_strategies",
     "least_knowledge",
+    "Average",
     "LocalSteps",
     "Update",
     "View",
+    "average_stacked",
     "average_updates",
     "as_sent",
     "observe",

@@ -6,51 +6,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.types import PyTree
-from kljax.threat.observation import Update
+from kljax.core.types import Array, PyTree
+from kljax.threat.observation import Average, Update
+
+# What every client of an average has a part of its own in, by field of `Update`.
+OWN = ("inputs", "targets", "substitute")
 
 
 def average_updates(updates: Sequence[Update]) -> Update:
-    """Makes one update of the average of several clients' gradients.
+    """Makes one update of the average of several clients' uploads.
 
     A server that adds up what it cannot read (`kljax.federated.encryption`) learns the
-    mean of a round's gradients, weighted by examples. Of a loss that is a mean over
-    examples, that is the gradient of all their examples in one batch. So whatever
-    attacks a gradient of ``sum_c B_c`` examples attacks the average: the threat model
-    says ``upload="gradient"`` and that many examples. Under norm layers that take the
-    statistics of a client's batch, the two differ, and an attacker that replays one
-    batch is off; in eval mode they do not. The same is true of what each client does to
-    its gradient before it is sent: the mean of clipped, pruned or quantised gradients
-    is not what becomes of the gradient of one batch, and an attacker that replays the
-    defence on one batch replays another.
+    mean of a round's gradients, or of its clients' changes, weighted by examples. That
+    is what the threat model calls ``upload="average"``. What each client does to its
+    upload before it is sent (clipping, noise, a lock's gates) it does before the mean.
 
     Masks of what is visible are dropped: the average is read whole. What one client
-    sent before is no part of it.
+    sent before is no part of it, and neither is the upload of any one client.
 
     Args:
-      updates: of the gradients of one step, at the same parameters.
+      updates: all of one step, or all of as many local steps, at the same parameters.
 
     Returns:
-      An update with the examples of all, client after client.
+      An update with the examples of all, client after client. Its ``private`` has those
+      of the clients with a leading axis [clients]; its gradients of lock weights and
+      its norm statistics are means.
 
     Raises:
-      ValueError: without updates; for changes of several local steps, whose mean is
-        that of no one client; for other parameters; and for a defence that hides
-        something of a client's own, which no one candidate has.
+      ValueError: without updates; for other parameters, and for uploads of which some
+        are gradients, or made of another number of local steps, than others.
     """
     if not updates:
         raise ValueError("an average needs the update of a client at least")
-    if any(update.local is not None for update in updates):
-        raise ValueError(
-            "the mean of changes over several local steps is that of no one client: "
-            "average the gradients of one step"
-        )
-    if any(jax.tree.leaves(update.private) for update in updates):
-        raise ValueError(
-            "a defence hides something of each client's own (a private key, gates): "
-            "the mean of their gradients is no gradient of one batch under one of them"
-        )
     first = updates[0]
+    if any(update.local != first.local for update in updates):
+        raise ValueError(
+            "the clients of an average all send a gradient, or all the change of as "
+            "many local steps, and these do not: "
+            f"{', '.join(str(update.local or 'a gradient') for update in updates)}"
+        )
     if not all(
         _same((u.public, u.stats), (first.public, first.stats)) for u in updates
     ):
@@ -58,29 +52,69 @@ def average_updates(updates: Sequence[Update]) -> Update:
             "the clients of an average start from the same parameters, and these are "
             "of different ones"
         )
+    replaced = all(update.substitute is not None for update in updates)
+
+    def joined(name: str) -> PyTree:
+        parts = [getattr(update, name) for update in updates]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
     counts = np.array([update.targets.shape[0] for update in updates], np.float32)
-    shares = counts / counts.sum()
-
-    def mean(*leaves: jax.Array) -> jax.Array:
-        total = sum(share * leaf for share, leaf in zip(shares, leaves, strict=True))
-        return jnp.asarray(total, leaves[0].dtype)
-
-    def joined(*leaves: jax.Array) -> jax.Array:
-        return jnp.concatenate(leaves)
-
-    substitutes = [update.substitute for update in updates]
-    replaced = all(substitute is not None for substitute in substitutes)
-    return first._replace(
-        sent=jax.tree.map(mean, *(u.sent for u in updates)),
-        before_release=jax.tree.map(mean, *(u.before_release for u in updates)),
-        new_stats=jax.tree.map(mean, *(u.new_stats for u in updates)),
-        inputs=jax.tree.map(joined, *(u.inputs for u in updates)),
-        targets=joined(*(u.targets for u in updates)),
-        visible=None,
-        earlier=None,
-        remembered=(),
-        substitute=jax.tree.map(joined, *substitutes) if replaced else None,
+    return _average(
+        jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            *(_alike(update) for update in updates),
+        ),
+        counts / counts.sum(),
+        {name: joined(name) for name in OWN if name != "substitute" or replaced},
     )
+
+
+def average_stacked(updates: Update, clients: int) -> Update:
+    """Makes one update of uploads that `jax.vmap` or `jax.lax.map` made side by side.
+
+    Args:
+      updates: with a leading axis [clients], of as many examples each and from the same
+        parameters.
+      clients: K, 1 or more.
+
+    Returns:
+      What `average_updates` makes of them one by one.
+    """
+
+    def merged(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    return _average(
+        _alike(updates),
+        np.full(clients, 1 / clients, np.float32),
+        {name: merged(getattr(updates, name)) for name in OWN},
+    )
+
+
+def _alike(update: Update) -> Update:
+    """Leaves of an update what every client has in the same shapes."""
+    nothing = dict.fromkeys((*OWN, "visible", "earlier"))
+    return update._replace(**nothing, remembered=())
+
+
+def _average(stacked: Update, shares: np.ndarray, own: dict[str, PyTree]) -> Update:
+    """Averages what is sent, and keeps what is every client's own beside it."""
+
+    def mean(leaf: Array) -> Array:
+        return jnp.tensordot(shares, leaf, axes=1).astype(leaf.dtype)
+
+    def first(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], tree)
+
+    means = {
+        name: jax.tree.map(mean, getattr(stacked, name))
+        for name in ("sent", "before_release", "new_stats", "lock_grads")
+    }
+    same = {
+        name: first(getattr(stacked, name))
+        for name in ("public", "stats", "initial_lock_weights")
+    }
+    return stacked._replace(**means, **same, **own, average=Average(len(shares)))
 
 
 def _same(one: PyTree, other: PyTree) -> bool:

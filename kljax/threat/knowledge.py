@@ -20,7 +20,8 @@ KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "stats": ("visible", "hidden"),
     "victim_norm": ("train", "eval"),
     "attacker_norm": ("train", "eval"),
-    # gradient: of one step; update: of several local steps; average: over clients
+    # gradient: of one step; update: of several local steps; average: of either, over
+    # clients
     "upload": ("gradient", "update", "average"),
     # malicious: sends a network of its own making, not the one agreed on
     "server": ("honest", "malicious"),
@@ -56,16 +57,19 @@ class Knowledge:
       victim_norm: norm layers of the victim in ``train`` or ``eval`` mode.
       attacker_norm: the same in the attacker's replay.
       upload: ``gradient`` of one step, ``update`` after several (trained minus
-        received parameters), or ``average`` over several clients.
+        received parameters), or the ``average`` of either over several clients, as
+        a server sees it under secure aggregation.
       server: ``honest`` (follows the protocol, and only looks) or ``malicious`` (may
         send a network that it has modified). The paper's threat model is the first.
-      examples: number of distinct examples in the upload.
+      examples: number of distinct examples in the upload, those of all clients.
       visible: which tensors of the upload can be read: ``all``, or the names of some
         with + between them (`kljax.threat.parts.readable_tensors`). What a defence
         hides is hidden beside that.
+      clients: K, whose uploads are averaged; 1 for what is no average.
 
     Raises:
-      ValueError: for a value that is not in `KNOWLEDGE`.
+      ValueError: for a value that is not in `KNOWLEDGE`, numbers below 1, and several
+        clients of what is no average.
     """
 
     private_key: str
@@ -79,14 +83,22 @@ class Knowledge:
     server: str
     examples: int
     visible: str
+    clients: int
 
     def __post_init__(self):
         for name, legal in KNOWLEDGE.items():
             _check("knowledge", name, getattr(self, name), legal)
-        whole = isinstance(self.examples, int) and not isinstance(self.examples, bool)
-        if not whole or self.examples < 1:
+        for name in ("examples", "clients"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise ValueError(
+                    f"knowledge {name}={value!r}: expected an integer >= 1"
+                )
+        if self.clients > 1 and self.upload != "average":
             raise ValueError(
-                f"knowledge examples={self.examples!r}: expected an integer >= 1"
+                f"knowledge clients={self.clients} needs upload='average', and it is "
+                f"{self.upload!r}"
             )
         check_patterns(self.visible)
 
@@ -167,7 +179,8 @@ def least_knowledge(
 
     The untouched facts are those of the paper's setting: private key, lock weights,
     lock gradients, labels and statistics hidden; norm layers in train mode on both
-    sides; the gradient of one step on one example, all of it; an honest server.
+    sides; the gradient of one step of one client on one example, all of it; an honest
+    server.
 
     Args:
       strategy: what the attacker does.
@@ -191,6 +204,7 @@ def least_knowledge(
         "server": "honest",
         "examples": 1,
         "visible": ALL,
+        "clients": 1,
     }
     unknown = sorted(facts.keys() - knowledge.keys())
     if unknown:

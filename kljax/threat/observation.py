@@ -41,6 +41,18 @@ class LocalSteps:
     batch: int
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """Of how many clients an update is the average; no array, as `LocalSteps`.
+
+    Attributes:
+      clients: K.
+    """
+
+    clients: int
+
+
 class Update(NamedTuple):
     """All that is true about one client's upload. Stays with the client.
 
@@ -66,6 +78,9 @@ class Update(NamedTuple):
     remembered: PyTree = ()  # by the release, after it
     # [m, H, W, C], m >= n, trained on in place of the images; of a gradient alone
     substitute: Array | None = None
+    # None: of one client. Otherwise what is sent is a mean over clients, and private
+    # has a leading axis [K] (`kljax.threat.average_updates`).
+    average: Average | None = None
 
 
 class View(NamedTuple):
@@ -73,12 +88,13 @@ class View(NamedTuple):
 
     public: Public
     stats: Stats
-    # Under upload=update: released parameters minus received ones. A hidden entry is
-    # NaN, so that whoever overlooks `visible` computes nothing.
+    # Under upload=update: released parameters minus received ones; under average the
+    # mean of gradients, or of such changes, over clients. A hidden entry is NaN, so
+    # that whoever overlooks `visible` computes nothing.
     grads: Public
     new_stats: Stats | None
     targets: Array | None  # [n, Kc], see `Update`
-    private_key: PrivateKey | None  # [K]
+    private_key: PrivateKey | None  # [K]; under average each client's
     lock_weights: LockWeights | None
     lock_grads: PyTree | None
     visible: PyTree | None = None  # like grads, of bool; None: nothing is hidden
@@ -101,23 +117,25 @@ def observe(threat: ThreatModel, update: Update) -> View:
     """Shows what the threat model grants, and nothing else.
 
     Raises:
-      NotImplementedError: for upload=average, which is no one client's.
       ValueError: if the update is not what the threat model declares: its number of
-        examples, one gradient or the change of several steps; for a mask that does not
-        fit what was sent; and for tensors that are not in it.
+        examples and of clients, one gradient, the change of several steps or an average
+        (`kljax.threat.average_updates`); for a mask that does not fit what was sent;
+        and for tensors that are not in it.
     """
     knows = threat.knowledge
     recorded = "gradient" if update.local is None else "update"
-    if knows.upload == "average":
-        raise NotImplementedError(
-            "upload='average': an Update records one client, whose upload is "
-            f"{recorded!r}; of gradients, kljax.threat.average_updates makes one that "
-            "is attacked as a batch"
-        )
+    clients = 1
+    if update.average is not None:
+        recorded, clients = "average", update.average.clients
     if knows.upload != recorded:
         raise ValueError(
             f"the threat model declares upload={knows.upload!r}, the update records "
             f"upload={recorded!r}"
+        )
+    if knows.clients != clients:
+        raise ValueError(
+            f"the threat model declares clients={knows.clients}, the update is the "
+            f"average of {clients}"
         )
     if update.targets.shape[0] != knows.examples:
         raise ValueError(

@@ -65,6 +65,8 @@ _UNIT = SecretStrategy("unit", "It replays the network without a lock's gates.")
 NOTHING_HIDDEN = by_name([_UNIT])
 
 _LOCK_WEIGHTS = {"lock_weights": ("known", "initial")}
+# What is read off in closed form is read off what one client has sent.
+_ONE_CLIENT = {"upload": ("gradient", "update")}
 KEYLOCK_STRATEGIES = by_name(
     [
         _UNIT,
@@ -78,7 +80,7 @@ KEYLOCK_STRATEGIES = by_name(
             "extract",
             "It computes the private key from the shared gradients of the lock "
             "weights.",
-            {"lock_grads": ("shared",), **_LOCK_WEIGHTS},
+            {"lock_grads": ("shared",), **_LOCK_WEIGHTS, **_ONE_CLIENT},
         ),
         SecretStrategy(
             "fixed_random",
@@ -104,6 +106,7 @@ KEYLOCK_STRATEGIES = by_name(
             "peel",
             "It solves for what the layers above the lock were fed, reads the gates "
             "off what came out of the lock, and believes them.",
+            _ONE_CLIENT,
         ),
     ]
 )
@@ -207,6 +210,7 @@ _ABOUT_GATES = (
         "peel",
         "It solves for what the layers above the gates were fed, reads scales and "
         "shifts off what came out of the gates, and believes them.",
+        _ONE_CLIENT,
     ),
 )
 PRIVATE_GATES_STRATEGIES = by_name(

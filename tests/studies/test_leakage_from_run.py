@@ -171,7 +171,7 @@ def test_victims_are_the_clients_own(gradients, folder):
     groups = setup.task.dataset.groups_of(chosen)
     np.testing.assert_array_equal(result.victims.groups, groups)
     other = run_client.capture(from_run.settle(study(folder, client=2)))
-    assert not set(other.own) & set(setup.partition[CLIENT].tolist())
+    assert not set(other.own[0]) & set(setup.partition[CLIENT].tolist())
 
 
 def test_the_victim_of_a_row_is_found_in_the_dataset_that_the_row_names(gradients):

@@ -127,6 +127,7 @@ OTHER = {
     "client_optimiser": "fresh",
     "metrics": ("mine:blur",),
     "earlier": 5,
+    "average_clients": 5,
     "delta": 1e-6,
     "risk": True,
 }

@@ -18,6 +18,8 @@ EXPECTED = {
     "table6": (102, 6, 0, 102),
     # 4 layers x 3 lengths x 11 of 7 x 3 x 2 (arm, knowledge, lock gradients)
     "ablation": (132, 216, 156, 132),
+    # 20 of one arm, 4 of the other
+    "averages": (24, 16, 0, 24),
 }
 
 

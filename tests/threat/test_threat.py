@@ -30,6 +30,7 @@ from kljax.threat import (
     KEYLOCK_STRATEGIES,
     KNOWLEDGE,
     LABEL_STRATEGIES,
+    Average,
     IllegalThreat,
     Knowledge,
     LocalSteps,
@@ -45,12 +46,16 @@ from kljax.threat import (
 LEGAL = {
     "unit": lambda k: True,
     "known": lambda k: k.private_key == "known" and k.lock_weights == "known",
-    "extract": lambda k: k.lock_grads == "shared" and k.lock_weights != "hidden",
+    "extract": lambda k: (
+        k.lock_grads == "shared"
+        and k.lock_weights != "hidden"
+        and k.upload != "average"
+    ),
     "fixed_random": lambda k: k.lock_weights != "hidden",
     "fixed_mean": lambda k: k.lock_weights != "hidden",
     "regress_private_key": lambda k: k.lock_weights != "hidden",
     "regress_gates": lambda k: True,
-    "peel": lambda k: True,
+    "peel": lambda k: k.upload != "average",
 }
 LEGAL_LABELS = {
     "given": lambda k: k.labels == "known",
@@ -74,7 +79,7 @@ BASE = threat().knowledge
 def test_fields_and_values_are_those_of_the_specification():
     assert {name: set(values) for name, values in KNOWLEDGE.items()} == VALUES
     fields = {field.name for field in dataclasses.fields(Knowledge)}
-    assert fields == {*VALUES, "examples", "visible"}
+    assert fields == {*VALUES, "examples", "visible", "clients"}
     assert set(KEYLOCK_STRATEGIES) == set(LEGAL)
     assert set(LABEL_STRATEGIES) == set(LEGAL_LABELS)
 
@@ -226,9 +231,13 @@ def test_uploads_that_an_update_does_not_record_are_refused():
     for upload, update in (("update", gradient), ("gradient", several)):
         with pytest.raises(ValueError, match=f"declares upload='{upload}'.*records"):
             observe(threat(upload=upload), update)
-    for update in (gradient, several):
-        with pytest.raises(NotImplementedError, match="upload='average'.*one client"):
-            observe(threat(upload="average"), update)
+    averaged = gradient._replace(average=Average(2))
+    with pytest.raises(ValueError, match="upload='gradient'.*records.*'average'"):
+        observe(threat(), averaged)
+    for clients in (1, 3):
+        declared = threat(upload="average", clients=clients)
+        with pytest.raises(ValueError, match=f"clients={clients}, .*average of 2"):
+            observe(declared, averaged)
     assert observe(threat(upload="update"), several).grads is several.sent
 
 

@@ -82,7 +82,7 @@ def settle_rule(setting: Setting) -> str:
             f"label rules read classes, and targets are {targets.kind} of shape "
             f"{targets.shape} here: take labels='given' or 'joint'"
         )
-    updates = knows.upload != "gradient"
+    updates = not setting.sees_gradient
     params, _ = setting.task.shapes()
     biased = f"{setting.task.classifier}/bias" in params
     if name == "auto" and knows.examples == 1:

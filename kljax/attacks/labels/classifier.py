@@ -37,7 +37,7 @@ def classifier_grads(setting: Setting, view: View) -> ClassifierGrads:
         for part in ("kernel", "bias")
         if f"{setting.task.classifier}/{part}" in sent
     }
-    if setting.threat.knowledge.upload == "gradient":
+    if setting.sees_gradient:
         return _of({part: sent[name] for part, name in names.items()})
     if setting.protocol is None:
         return _of({part: -sent[name] for part, name in names.items()})

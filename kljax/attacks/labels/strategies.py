@@ -30,15 +30,17 @@ def recovered(setting: Setting) -> Unknown:
     Where the rule is told nothing the targets are NaN, and so is the attack's loss: it
     reports a failure instead of searching for images of some class.
 
-    No rule knows their order. Within one step it has no meaning; over several batches
-    it has, so there each restart takes the labels in a random order of its own.
+    No rule knows their order. Within one step of one client it has no meaning; over
+    several batches, or clients, it has, so there each restart takes the labels in a
+    random order of its own.
 
     Raises:
       ValueError: for a rule that does not fit the upload, see `find_rule`.
     """
     rule, protocol = find_rule(setting), setting.protocol
-    ordered = (
-        protocol is not None and protocol.batch < setting.threat.knowledge.examples
+    knows = setting.threat.knowledge
+    ordered = knows.clients > 1 or (
+        protocol is not None and protocol.batch < knows.examples
     )
 
     def start(rng, view: View):

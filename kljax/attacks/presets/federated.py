@@ -159,9 +159,9 @@ def layered_l2(setting: Setting, epochs: int = 1) -> Objective:
     In the reference's unit: of changes divided by the learning rate alone, and over
     the number of batches in the candidate.
     """
-    protocol, scale = setting.protocol, 1.0
+    protocol, scale, knows = setting.protocol, 1.0, setting.threat.knowledge
     if protocol is not None:
-        batches = epochs * setting.threat.knowledge.examples // protocol.batch
+        batches = epochs * knows.examples // knows.clients // protocol.batch
         # The replay has divided both changes by the number of steps, too.
         scale = protocol.steps**2 / batches
     distance = weighted(squared_l2(), exponential(_layers(depths_of(setting))))

@@ -48,8 +48,9 @@ def batch_statistics(
 
     Raises:
       ValueError: for a negative weight; for hidden statistics, or others than a mean
-        and a variance, or such as no image changes; for an `updated` network under
-        upload=gradient, and, from the prior, where the update is hidden in part.
+        and a variance, or such as no image changes; for an average of clients; for an
+        `updated` network under upload=gradient, and, from the prior, where the update
+        is hidden in part.
 
     Reference: Yin et al., "GradInversion" (CVPR 2021), equation 8; Hatamizadeh et al.
     (IEEE TMI 2023), section III, for statistics recovered, and the updated network.
@@ -60,6 +61,11 @@ def batch_statistics(
         raise ValueError(
             "batch statistics are read off the statistics a client uploads: the "
             f"threat model says stats={knows.stats!r}, and 'visible' is needed"
+        )
+    if knows.upload == "average":
+        raise ValueError(
+            "batch statistics are those of one client's batch, and of an average the "
+            "server sees means over clients: the threat model says upload='average'"
         )
     if updated and knows.upload != "update":
         raise ValueError(

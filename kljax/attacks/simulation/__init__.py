@@ -1,5 +1,6 @@
 """Simulations: the upload that a candidate would have given."""
 
+from kljax.attacks.simulation.averages import of_each_client
 from kljax.attacks.simulation.replays import VARIANTS, averaged_steps, epochs_of, fedavg
 from kljax.attacks.simulation.steps import (
     local_steps,
@@ -15,6 +16,7 @@ __all__ = [
     "fedavg",
     "local_steps",
     "move_by_gradient",
+    "of_each_client",
     "one_step",
     "replay",
 ]

@@ -33,9 +33,10 @@ def epochs_of(setting: Setting) -> int:
     Raises:
       ValueError: if the steps are no whole number of epochs.
     """
-    protocol, examples = setting.protocol, setting.threat.knowledge.examples
+    protocol, knows = setting.protocol, setting.threat.knowledge
     if protocol is None:
         return 1
+    examples = knows.examples // knows.clients
     seen = protocol.steps * protocol.batch
     if seen % examples:
         raise ValueError(
@@ -56,13 +57,19 @@ def fedavg(setting: Setting, gates: Callable[..., Any], variant: str) -> Simulat
 
     Raises:
       ValueError: for an unknown variant, no whole number of epochs where epochs count,
-        and what `replay` raises.
+        another variant than ``full`` of an average of clients, and what `replay`
+        raises.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
     protocol, exact = setting.protocol, replay(setting, gates)
     if protocol is None or variant == "full":
         return exact
+    if setting.threat.knowledge.upload == "average":
+        raise ValueError(
+            f"variant {variant!r} has one client's images in every epoch, and the "
+            "threat model says upload='average': take 'full'"
+        )
     epochs = 1 if variant == "none" else epochs_of(setting)
     if variant == "full_many":
         return exact

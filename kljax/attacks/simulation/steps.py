@@ -10,6 +10,7 @@ import optax
 
 from kljax.attacks.attack import Candidate, Simulation
 from kljax.attacks.setting import Protocol, Setting
+from kljax.attacks.simulation.averages import replay_average
 from kljax.attacks.simulation.by_example import mean_over_examples
 from kljax.attacks.visibility import comparable
 from kljax.core.randomness import fixed_rng
@@ -29,6 +30,8 @@ def replay(setting: Setting, gates: Callable[..., Any]) -> Simulation:
       ValueError: for an update without a protocol, or a gradient with one.
     """
     upload, protocol = setting.threat.knowledge.upload, setting.protocol
+    if upload == "average":
+        return replay_average(setting, lambda one: replay(one, gates))
     if (upload == "gradient") != (protocol is None):
         given = "no protocol" if protocol is None else "a protocol"
         raise ValueError(

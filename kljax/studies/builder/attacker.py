@@ -235,12 +235,14 @@ def understood(arm: Arm, defence: Defence, view: View) -> View:
 def check_simulated(arm: Arm, setting: Setting) -> None:
     """Refuses a defence that an attacker who knows it cannot simulate.
 
-    Of a step of local training nobody sees the gradient.
+    Of a step of local training nobody sees the gradient, and of one of the clients of
+    an average nobody sees what it sends.
 
     Raises:
       ValueError: with the arm, and what its `simulate` raises.
     """
-    seen, defence = setting.protocol is None, arm.defence
+    average = setting.threat.knowledge.upload == "average"
+    seen, defence = setting.protocol is None and not average, arm.defence
 
     def simulate(params: Params) -> tuple[Public, Public]:
         public, private = defence.init(jax.random.key(0), params)
@@ -250,7 +252,7 @@ def check_simulated(arm: Arm, setting: Setting) -> None:
             grads = defence.simulate_example(grads)
         return (
             defence.simulate(grads, sent, None, private),
-            defence.update.simulate(grads, grads, None, private),
+            defence.update.simulate(grads, None if average else grads, None, private),
         )
 
     try:
@@ -262,6 +264,14 @@ def check_simulated(arm: Arm, setting: Setting) -> None:
                 f"arm {arm.name!r}: what its defence does to a gradient cannot be "
                 f"simulated: simulate(grads, sent, None, private) raises {name}: "
                 f"{brief(error)}"
+            ) from error
+        if average:
+            raise ValueError(
+                f"arm {arm.name!r}: what its defence does to the upload of each client "
+                "cannot be simulated, since the attacker sees the average of all "
+                f"alone: simulate(grads, None, None, private) raises {name}. Take "
+                f"'{arm.name.partition('/')[0]}/unaware', or a defence whose simulate "
+                "takes None"
             ) from error
         raise ValueError(
             f"arm {arm.name!r}: what its defence does to the gradient of a local step "

@@ -20,6 +20,7 @@ from kljax.defences.arms import Arm
 from kljax.defences.catalogue import find_kind
 from kljax.defences.defence import no_parts
 from kljax.federated import clients
+from kljax.studies.builder.average import average_uploads, draw_own
 from kljax.studies.builder.task import LearningTask
 from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
@@ -43,8 +44,8 @@ class Client(NamedTuple):
     Attributes:
       upload: ``(rng, Defence, network, held, images [B, H, W, C], labels [B],
         before=()) -> Update`` of one victim, where network is (params, stats), held
-        what it has beside it, and before the images and labels of earlier uploads, see
-        `Victims`.
+        what it has beside it (of the clients of an average, its second part is each
+        one's own), and before the images and labels of earlier uploads, see `Victims`.
       draws: functions that draw network and held for each `Source`, see `map_victims`;
         () where they are the same for all victims.
       same: network and held, where they are the same.
@@ -102,6 +103,7 @@ def make_drawn_client(
       train: mode of the norms.
     """
     encode, loss = task.dataset.target_spec.encode, task.loss
+    several = config.average_clients
 
     def upload(rng, defence, network, held, images, labels, before=()):
         (params, stats), (public, private) = network, held
@@ -119,7 +121,10 @@ def make_drawn_client(
 
     def draw_defence(source: Source, network: tuple[Params, Stats]) -> PyTree:
         defence = arm.make(source.options) if source.options else arm.defence
-        return draw_jointly(defence.init)(draw_rng(source, "defence"), network[0])
+        init = draw_jointly(defence.init)
+        if several:
+            init = draw_own(init, several)
+        return init(draw_rng(source, "defence"), network[0])
 
     # Only the first part of a combination has parts of its own to draw.
     drawing = arm.skeleton if options_of_draws(arm) else _first_part(arm)
@@ -127,7 +132,7 @@ def make_drawn_client(
         share(("draw network", arm.norm), lambda: draw_network),
         share(("draw defence", drawing), lambda: draw_defence),
     )
-    return Client(upload, draws)
+    return Client(average_uploads(upload, several) if several else upload, draws)
 
 
 def options_of_draws(arm: Arm) -> tuple[float, ...]:

@@ -88,7 +88,7 @@ def settle(
         return config
     setup = prepare_run(config, run)
     return dataclasses.replace(
-        config, **_sizes(config, run, len(own_examples(config, setup)))
+        config, **_sizes(config, run, min(map(len, own_examples(config, setup))))
     )
 
 
@@ -121,30 +121,39 @@ def read_run(config: LeakConfig) -> TrainConfig:
     return run_folder.read_config(Path(config.from_run))
 
 
-def own_examples(config: LeakConfig, setup: RunSetup) -> np.ndarray:
-    """Finds the examples [n] of the client under attack, in the run's dataset.
+def attacked_clients(config: LeakConfig) -> range:
+    """Lists the clients of a run whose uploads are seen, or averaged."""
+    return range(config.client, config.client + (config.average_clients or 1))
+
+
+def own_examples(config: LeakConfig, setup: RunSetup) -> list[np.ndarray]:
+    """Finds the examples [n] of each client under attack, in the run's dataset.
 
     Raises:
       ValueError: for a client that the run does not have, or one that attacks.
     """
-    count = len(setup.partition)
-    if config.client >= count:
+    count, attacked = len(setup.partition), attacked_clients(config)
+    several = ""
+    if config.average_clients is not None:
+        several = f" with average_clients={config.average_clients}"
+    if attacked[-1] >= count:
+        missing = f"client={config.client}{several} does not exist"
         raise ValueError(
-            f"client={config.client} does not exist: run {config.from_run!r} has "
-            f"clients 0 to {count - 1}"
+            f"{missing}: run {config.from_run!r} has clients 0 to {count - 1}"
         )
-    if config.client in setup.roles:
-        raise ValueError(
-            f"client={config.client} of run {config.from_run!r} is an attacker itself "
-            f"({', '.join(setup.config.roles)}): attack an honest client"
-        )
+    for client in attacked:
+        if client in setup.roles:
+            raise ValueError(
+                f"client={client} of run {config.from_run!r} is an attacker itself "
+                f"({', '.join(setup.config.roles)}): attack an honest client"
+            )
     if setup.config.hardening != "none":
         raise ValueError(
             f"clients of run {config.from_run!r} train on other images than their own, "
             f"by hardening={setup.config.hardening!r}, and no attack knows of it: "
             "attack a run without"
         )
-    return setup.partition[config.client]
+    return [setup.partition[client] for client in attacked]
 
 
 def _settle_field(config: LeakConfig, run: TrainConfig, name: str):
@@ -169,8 +178,12 @@ def describe(config: LeakConfig) -> str:
             f"an update of {config.local_steps} local steps, batch {config.batch}, "
             f"{config.client_optimiser} optimiser, in an order the attacker knows"
         )
+    who = f"client {config.client}"
+    if config.average_clients is not None:
+        attacked = attacked_clients(config)
+        who = f"each of clients {attacked[0]} to {attacked[-1]}, seen as an average,"
     return (
-        f"client {config.client} of run {config.from_run}, at the state before round "
+        f"{who} of run {config.from_run}, at the state before round "
         f"{config.round}, uploads {sent}; it trains as the run says, with "
         "augmentation and fresh private keys where the run has them"
     )
@@ -183,7 +196,8 @@ def trained_name(arm: str) -> str:
 
 def _arms(config: LeakConfig, run: TrainConfig) -> tuple[str, ...]:
     if config.arms == default(LeakConfig, "arms"):
-        return tuple(name for arm in run.arms for name in _attacked(arm, config.upload))
+        upload = "average" if config.average_clients else config.upload
+        return tuple(name for arm in run.arms for name in _attacked(arm, upload))
     for arm in config.arms:
         if trained_name(arm) not in run.arms:
             raise ValueError(

@@ -4,6 +4,7 @@ A run of ``kljax train`` keeps the states before the rounds it is told to: the n
 what the server held, and what the client under attack held.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from kljax import data, threat
 from kljax.attacks import Protocol
 from kljax.core.drawing import draw_jointly
 from kljax.core.generator import Generator
-from kljax.core.types import LockWeights, Model, Params, Public, Rng, Stats
+from kljax.core.types import LockWeights, Model, Params, Public, PyTree, Rng, Stats
 from kljax.defences.arms import Arm
 from kljax.federated import checkpoints, clients
 from kljax.federated.algorithms import proximal
@@ -26,8 +27,10 @@ from kljax.federated.clients import ClientState, local_training
 from kljax.federated.server import ServerState
 from kljax.metrics.kinds import find_kind
 from kljax.studies.builder import run_setup
+from kljax.studies.builder.average import average_uploads
 from kljax.studies.builder.drawn_client import Client
 from kljax.studies.builder.from_run import (
+    attacked_clients,
     own_examples,
     prepare_run,
     read_run,
@@ -39,7 +42,10 @@ from kljax.studies.config import LeakConfig, TrainConfig
 
 
 class CapturedArm(NamedTuple):
-    """One arm of a run at one round, as its server and one client see it."""
+    """One arm of a run at one round, as its server and its client see it.
+
+    Of an average, `client` has the states of all its clients, with a leading axis [K].
+    """
 
     public: Public  # what the server sends
     stats: Stats
@@ -48,19 +54,19 @@ class CapturedArm(NamedTuple):
 
 
 class Captured(NamedTuple):
-    """A run at one round, and one of its clients.
+    """A run at one round, and the client, or clients, under attack.
 
     Attributes:
       config: of the study, settled.
       setup: what all arms share.
-      own: [n] indices of the client's examples in the run's dataset.
+      own: [n] indices of each client's examples in the run's dataset.
       protocol: how the client trains in this round; None where its upload is one
         gradient.
     """
 
     config: LeakConfig
     setup: RunSetup
-    own: np.ndarray
+    own: list[np.ndarray]
     protocol: Protocol | None
 
 
@@ -75,22 +81,42 @@ def capture(config: LeakConfig) -> Captured:
     setup = prepare_run(config, run)
     own = own_examples(config, setup)
     needed = config.victims * config.examples
-    if needed > len(own):
-        raise ValueError(
-            f"{config.victims} victims of {config.examples} examples each are "
-            f"{needed}, and client {config.client} has {len(own)}: take fewer victims, "
-            "or smaller ones"
-        )
+    for client, indices in zip(attacked_clients(config), own, strict=True):
+        if needed > len(indices):
+            raise ValueError(
+                f"{config.victims} victims of {config.examples} examples each are "
+                f"{needed}, and client {client} has {len(indices)}: take fewer "
+                "victims, or smaller ones"
+            )
     return Captured(config, setup, own, _protocol(config, run))
 
 
 def choose_own(captured: Captured, generator: Generator | None) -> Victims:
-    """Chooses victims among the examples of the client, see `choose_victims`."""
-    dataset, own = captured.setup.task.dataset, captured.own
-    victims, _ = choose_victims(captured.config, data.subset(dataset, own), generator)
-    indices = own[victims.indices]
-    groups = dataset.clusters_of(indices)
-    return victims._replace(indices=indices, groups=groups)
+    """Chooses victims among the examples of the client, see `choose_victims`.
+
+    Those of an average are of its clients, one after another.
+    """
+    dataset = captured.setup.task.dataset
+    config = dataclasses.replace(captured.config, average_clients=None)
+
+    def choose(own: np.ndarray) -> Victims:
+        victims, _ = choose_victims(config, data.subset(dataset, own), generator)
+        return victims._replace(indices=own[victims.indices])
+
+    chosen = [choose(own) for own in captured.own]
+    first = chosen[0]
+
+    def joined(name: str) -> PyTree:
+        parts = [getattr(victims, name) for victims in chosen]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+
+    indices = joined("indices")
+    return first._replace(
+        indices=indices,
+        inputs=joined("inputs"),
+        labels=joined("labels"),
+        groups=dataset.clusters_of(indices),
+    )
 
 
 def capture_arm(captured: Captured, name: str) -> CapturedArm:
@@ -128,10 +154,18 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
         lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), states
     )
     server, states = checkpoints.restore(folder, config.round, server, states)
-    state = jax.tree.map(lambda x: x[config.client], states)
+    attacked = np.array(attacked_clients(config))
+    state = jax.tree.map(lambda x: x[attacked], states)
     if config.client_optimiser == "fresh":
-        fresh = training.init(server.public, state.private)
-        state = state._replace(optimiser=fresh.optimiser)
+        # Every client's is as fresh as the first one's.
+        one = jax.tree.map(lambda x: x[0], state.private)
+        fresh = jax.tree.map(
+            lambda x: np.repeat(np.asarray(x)[None], len(attacked), 0),
+            training.init(server.public, one).optimiser,
+        )
+        state = state._replace(optimiser=fresh)
+    if config.average_clients is None:
+        state = jax.tree.map(lambda x: x[0], state)
     initial = jax.jit(draw_jointly(arm_rounds.rounds.init_lock))(rng)
     return CapturedArm(server.public, server.stats, state, jax.device_get(initial))
 
@@ -155,6 +189,7 @@ def make_captured_client(
     """
     setup, protocol = captured.setup, captured.protocol
     loss, encode = setup.task.loss, setup.task.dataset.target_spec.encode
+    config = captured.config
     options = run_setup.local_options(setup)
 
     def upload(rng, defence, network, held, images, labels, before=()) -> threat.Update:
@@ -175,7 +210,7 @@ def make_captured_client(
                 batch=protocol.batch,
                 **options,
             )
-            number = jnp.asarray(captured.config.round)
+            number = jnp.asarray(config.round)
             update = training.run(
                 rng, number, received, stats, own_state, images, labels
             )
@@ -183,6 +218,8 @@ def make_captured_client(
 
     params = _with_inserted(model, state.public.model)
     held = state.public.defence, state.client, state.initial_lock_weights
+    if config.average_clients is not None:
+        upload = average_uploads(upload, config.average_clients)
     return Client(upload, same=((params, state.stats), held))
 
 

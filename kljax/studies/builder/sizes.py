@@ -59,8 +59,8 @@ def check_attack(
     """
     params = jax.eval_shape(model.init, jax.random.key(0))
     public, private = jax.eval_shape(arm.defence.init, jax.random.key(0), params[0])
-    image = 4 * entries
-    images, lock = config.examples * image, nbytes(private)
+    image, clients = 4 * entries, config.average_clients or 1
+    images, lock = config.victim_examples * image, clients * nbytes(private)
     network = nbytes(params) + nbytes(public)
     if config.from_run is not None:
         lock = 0  # there once, as it was when the run was trained
@@ -113,7 +113,9 @@ def _state_bytes(
     """Counts what a strategy remembers of its generations, such as a covariance."""
     if generator is None:
         return 0  # nobody says here how long the vectors are
-    start = jax.ShapeDtypeStruct((config.examples * generator.latents,), np.float32)
+    start = jax.ShapeDtypeStruct(
+        (config.victim_examples * generator.latents,), np.float32
+    )
     return nbytes(jax.eval_shape(evolution.init, jax.random.key(0), start))
 
 

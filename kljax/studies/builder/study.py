@@ -45,6 +45,7 @@ from kljax.studies.builder.attacker import (
     check_simulated_inputs,
     check_visible,
 )
+from kljax.studies.builder.average import check_average
 from kljax.studies.builder.drawn_client import (
     Client,
     check_client,
@@ -207,6 +208,7 @@ def _build_arm_attack(
     config, preset, task = study.config, study.preset, study.task
     check_norm(config, task.network, arm)
     check_upload(arm, config.upload)
+    check_average(config, arm, preset)
     check_density(config, arm, preset, task.dataset.input_spec)
     check_simulated_inputs(config, arm)
     threat = declare_threat(config, arm, preset)
@@ -338,14 +340,14 @@ def _survey(
         return ()
     if captured is not None:
         return preset.inserts.survey(public_images(captured))
-    private = config.victims * config.examples * (1 + config.earlier)
+    private = config.victims * config.victim_examples * (1 + config.earlier)
     there = len(others) + private
     count = min(PUBLIC, there // 2)
     if count > len(others):
         raise ValueError(
             f"attack {config.attack!r} needs {count} public images of dataset "
-            f"{dataset.name!r}, and {config.victims} victims of {config.examples} "
-            f"examples leave {len(others)} of {there}"
+            f"{dataset.name!r}, and {config.victims} victims of "
+            f"{config.victim_examples} examples leave {len(others)} of {there}"
         )
     return preset.inserts.survey(dataset.fetch(others[-count:])[0])
 

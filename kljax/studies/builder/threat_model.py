@@ -7,6 +7,9 @@ from kljax.attacks.presets import Preset
 from kljax.defences.arms import Arm
 from kljax.studies.config import LeakConfig
 
+# Facts that are options of a study, and which.
+INSTEAD = {"examples": "examples", "clients": "average_clients"}
+
 
 def declare_threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.ThreatModel:
     """Declares the threat model of an arm: the least knowledge that it needs.
@@ -30,7 +33,12 @@ def declare_threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.Threa
             f"{strategy.labels!r} here"
         )
     facts: dict[str, Any] = dict(preset.needs)
-    facts |= {"examples": config.examples, "upload": config.upload}
+    upload = config.upload if config.average_clients is None else "average"
+    facts |= {
+        "examples": config.victim_examples,
+        "upload": upload,
+        "clients": config.average_clients or 1,
+    }
     needs = arm.strategies[strategy.secret].needs
     if config.from_run is not None and "initial" in needs.get("lock_weights", ()):
         # After round 0 the client has moved on, and the server has not seen it.
@@ -39,12 +47,19 @@ def declare_threat(config: LeakConfig, arm: Arm, preset: Preset) -> threat.Threa
         field, equals, value = fact.partition("=")
         if not equals:
             raise ValueError(f"threat fact {fact!r}: write it as field=value")
-        if field == "examples":
-            raise ValueError("threat fact 'examples': set the option examples instead")
-        if field == "upload" and value != config.upload:
+        if field in INSTEAD:
             raise ValueError(
-                f"threat fact {fact!r}: victims of this study upload what the option "
-                f"upload says, upload={config.upload}"
+                f"threat fact {field!r}: set the option {INSTEAD[field]} instead"
+            )
+        if (field, value) == ("upload", "average") and upload != "average":
+            raise ValueError(
+                f"threat fact {fact!r}: of how many clients? Set the option "
+                "average_clients, such as average_clients=4"
+            )
+        if field == "upload" and value != upload:
+            raise ValueError(
+                f"threat fact {fact!r}: what is seen of the victims of this study "
+                f"follows from its options upload and average_clients, upload={upload}"
             )
         if (field, value, config.upload) == ("victim_norm", "eval", "update"):
             raise ValueError(

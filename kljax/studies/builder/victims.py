@@ -61,11 +61,12 @@ def choose_victims(
     """
     private = private_rows(config, dataset, generator)
     there = len(dataset) if private is None else int(private.sum())
-    wanted = config.victims * config.examples
+    each = config.victim_examples
+    wanted = config.victims * each
     if wanted > there:
         unseen = "" if private is None else " that its generator has not seen"
         raise ValueError(
-            f"victims={config.victims} of examples={config.examples} are {wanted} "
+            f"victims={config.victims} of examples={each} are {wanted} "
             f"inputs, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
         )
     one = 4 * dataset.input_spec.entries
@@ -80,7 +81,7 @@ def choose_victims(
     check_fits(earlier * one, f"{earlier} inputs", "earlier or victims")
     order = data.select(dataset, len(dataset), config.seed)
     order = order if private is None else order[private[order]]
-    shape, before = (config.victims, config.examples), ()
+    shape, before = (config.victims, each), ()
     if earlier:
         past = config.victims, config.earlier, config.examples
         before = _fetch(dataset, order[::-1][:earlier].reshape(past))

@@ -67,6 +67,7 @@ FROM_RUN = {
     "local_epochs": 1,
     "batch": 1,
 }
+OPTIONAL = FROM_RUN | {"average_clients": 1}
 OF_IMAGES = ("image_size", "image_width", "channels")
 OF_TEXTS = ("tokens",)
 OF_CAPTURED = ("round", "client")
@@ -162,7 +163,7 @@ class LeakConfig:
       threat: facts about the wire as ``field=value``, instead of the least that each
         arm's strategy needs (see `kljax.threat.least_knowledge`).
       victims: number of victims.
-      examples: examples in each victim's gradient.
+      examples: examples in each victim's gradient; of an average, in each client's.
       restarts: independent starts of each attack; the lowest own loss wins.
       steps: evaluations per restart.
       seed: of everything random.
@@ -202,6 +203,11 @@ class LeakConfig:
       local_epochs: how often each update goes through its examples, in the same order;
         None for once, or more where the client would run out of examples.
       batch: examples in each local step; None for the run's.
+      average_clients: clients whose uploads are averaged before anybody sees them, as
+        under secure aggregation: each victim is then as many clients, with `examples`
+        of each, whose defences act before the mean; of a run the client under attack
+        and those that follow it. The threat model says ``upload=average``. None for
+        the upload of one client, which is seen.
       earlier: gradients that each victim has sent before the one under attack, of other
         examples and at the same weights; the server has a record of them.
       client_optimiser: what the client's optimiser starts an update from: ``kept``
@@ -264,12 +270,13 @@ class LeakConfig:
     metrics: tuple[str, ...] = ()
     earlier: int = 0
     risk: bool = False
+    average_clients: int | None = None
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
         check_kinds(self)
         check_whole(self, WHOLE)
-        check_whole(self, {n: v for n, v in FROM_RUN.items() if given(self, n)})
+        check_whole(self, {n: v for n, v in OPTIONAL.items() if given(self, n)})
         _check_needs(self)
         check_precision(self.precision)
         check_delta(self.delta)
@@ -289,6 +296,11 @@ class LeakConfig:
                     "whose step size it is"
                 )
 
+    @property
+    def victim_examples(self) -> int:
+        """Counts the examples of one victim, which may be several clients."""
+        return self.examples * (self.average_clients or 1)
+
     def unused(self) -> frozenset[str]:
         """Names the options that say nothing here: of no run, update, or image."""
         names = () if self.upload == "update" else OF_UPDATES
@@ -306,6 +318,11 @@ def _check_needs(config: LeakConfig) -> None:
                 f"{name}={getattr(config, name)!r} needs from_run, the run whose "
                 "client is attacked"
             )
+    if config.earlier and config.average_clients is not None:
+        raise ValueError(
+            f"earlier={config.earlier}: of an average nobody has a record of what each "
+            "client has sent before; leave it out, or leave average_clients out"
+        )
     for name in OF_UPDATES:
         if config.upload != "update" and given(config, name):
             raise ValueError(

@@ -25,6 +25,7 @@ WHO = frozenset(
         "channels",
         "tokens",
         "examples",
+        "average_clients",
         "seed",
         "from_run",
         "client",

@@ -43,6 +43,7 @@ FACTS = (
     "optimiser",
     "victims",
     "examples",
+    "average_clients",
     "upload",
     "restarts",
     "steps",

@@ -46,6 +46,7 @@ OF_ATTACK = frozenset(
         "threat",
         "victims",
         "examples",
+        "average_clients",
         "restarts",
         "steps",
         "weights",

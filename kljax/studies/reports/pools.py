@@ -168,6 +168,7 @@ def with_several(cells: Sequence[Mapping[str, Any]]) -> set[str]:
         for cell in cells
         # An update's number of examples is settled when it is run.
         if cell["config"].get("examples", 1) > 1
+        or (cell["config"].get("average_clients") or 1) > 1
         or cell["config"].get("upload") == "update"
     }
 

@@ -199,15 +199,24 @@ def _upload(config: LeakConfig, knowledge: dict[str, Any]) -> str:
     examples = knowledge["examples"]
     of = "1 example" if examples == 1 else f"{examples} examples"
     words = f"{KNOWS['upload'][knowledge['upload']]} on {of} per victim"
+    if config.average_clients is not None:
+        several = config.average_clients > 1
+        words += f", of {config.average_clients} client{'s' if several else ''}"
     if config.from_run is None:
         weights = "drawn for each victim" if config.weights == "fresh" else "the same"
         return f"{words}. The network is untrained, with weights {weights}" + (
             "." if config.weights == "fresh" else " for all victims."
         )
     return (
-        f"{words}. The victim is client {config.client} of a federated training, "
-        f"before round {config.round}."
+        f"{words}. {_who(config)} of a federated training, before round {config.round}."
     )
+
+
+def _who(config: LeakConfig) -> str:
+    if (config.average_clients or 1) == 1:
+        return f"The victim is client {config.client}"
+    last = config.client + config.average_clients - 1
+    return f"The victims are clients {config.client} to {last}"
 
 
 def threat_models(pools: Sequence[Pool]) -> list[tuple[str, list[str]]]:

@@ -21,11 +21,12 @@ from kljax.studies.builder.attacker import (
     check_labels,
     check_simulated_inputs,
 )
-from kljax.studies.builder.threat_model import declare_threat
+from kljax.studies.builder.average import check_average
+from kljax.studies.builder.threat_model import INSTEAD, declare_threat
 from kljax.studies.config import LeakConfig
 from kljax.threat import KNOWLEDGE, LABEL_STRATEGIES, IllegalThreat
 
-FREE = ("examples", "visible")  # facts that have no list of values
+FREE = ("visible", *INSTEAD)  # facts that have no list of values, or are options
 
 
 def is_legal(config: LeakConfig) -> bool:
@@ -38,6 +39,7 @@ def is_legal(config: LeakConfig) -> bool:
     _check_names(config)
     try:
         arm, preset = _arm(config), find_preset(config.attack)
+        check_average(config, arm, preset)
         check_density(config, arm, preset)
         check_simulated_inputs(config, arm)
         check_labels(config, arm, config.labels or preset.labels)
@@ -58,7 +60,7 @@ def _check_names(config: LeakConfig) -> None:
     facts = [fact.partition("=")[0] for fact in config.threat]
     for fact in config.threat:
         name, equals, value = fact.partition("=")
-        # Without a value, or `examples`: the threat model says what is wrong with it.
+        # Without a value, or an option: the threat model says what is wrong with it.
         if equals and name not in FREE:
             _check_known("threat fact", name, (*KNOWLEDGE, *FREE))
             _check_known(f"value of threat fact {name}", value, KNOWLEDGE[name])
