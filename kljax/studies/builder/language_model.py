@@ -42,14 +42,14 @@ def make_language_model(
         indices = public.positions_of(np.arange(len(public)))
         sentences = public.fetch(np.arange(len(public)))[0]
     else:
-        private = config.victims * config.examples * (1 + config.earlier)
+        private = config.victims * config.victim_examples * (1 + config.earlier)
         there = len(others) + private
         count = int(SHARE * there)
         if count > len(others):
             raise ValueError(
                 f"attack {config.attack!r} needs a language model of {count} public "
                 f"sentences of dataset {dataset.name!r}, and {config.victims} victims "
-                f"of {config.examples} examples leave {len(others)} of {there}"
+                f"of {config.victim_examples} examples leave {len(others)} of {there}"
             )
         indices = others[-count:]
         sentences = dataset.fetch(indices)[0]
