@@ -26,6 +26,7 @@ from kljax.studies.leak_summary import by_input
 from kljax.studies.leakage import LeakResult
 from kljax.studies.matched_but_wrong import ambiguous_lines
 from kljax.studies.scoring import Row
+from kljax.studies.sentences import as_markdown, bold_right
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
 COUNTED = {
@@ -226,9 +227,7 @@ def markdown(result: LeakResult, summary: dict[str, Any]) -> str:
     models = "\n".join(f"- {line}" for line in threat_lines(result))
     below = "".join(f"- {line}\n" for line in lines_below(summary))
     below = f"\n{below}" if below else ""
-    sentences = "".join(f"- {line}\n" for line in sentences_of(summary))
-    nouns = f"{summary.get('noun', 'image')}s"
-    sentences = f"\nThe first {nouns}:\n\n{sentences}" if sentences else ""
+    sentences = _first_texts(summary)
     # Closed forms evaluate nothing, whatever number they were offered.
     examples = f"{config.examples}"
     if config.average_clients is not None:
@@ -256,6 +255,31 @@ Threat models:
 
 Data: {result.dataset.licence}
 {_warning_lines(summary)}"""
+
+
+def _first_texts(summary: dict[str, Any]) -> str:
+    """Shows the first sentences beside what was found; lists what else is written."""
+    written = ""
+    for name, of_input in by_input(summary).items():
+        of = "" if name is None else f" of input `{name}`"
+        head = f"\nThe first {of_input.get('noun', 'image')}s{of}:\n\n"
+        lines = [
+            (
+                as_markdown(truth),
+                as_markdown(one.arm),
+                bold_right(one.guess, truth),
+                f"{one.accuracy:.0%}",
+            )
+            for truth, found in of_input.get("texts", ())
+            for one in found
+        ]
+        if lines:
+            columns = ("truth", "arm", "found, right words bold", "tokens")
+            table = tabulate(lines, columns, tablefmt="github", disable_numparse=True)
+            written += f"{head}{table}\n"
+        elif of_input.get("sentences"):
+            written += head + "".join(f"- {line}\n" for line in of_input["sentences"])
+    return written
 
 
 def _warning_lines(summary: dict[str, Any]) -> str:

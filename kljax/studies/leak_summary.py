@@ -14,7 +14,7 @@ from kljax.studies.leakage import LeakResult
 from kljax.studies.matched_but_wrong import count_recovered_undefended
 from kljax.studies.row_columns import columns_of, own_columns
 from kljax.studies.scoring import SCHEMA_VERSION, Row, first_rows
-from kljax.studies.sentences import sentence_lines
+from kljax.studies.sentences import list_sentences, sentence_lines
 
 FLOOR = "floor/"
 
@@ -29,7 +29,8 @@ def summarise(result: LeakResult, rows: list[Row]) -> dict[str, Any]:
     ``recovered_of_uploads`` and ``recovered_affine_of_uploads`` list how many images of
     each upload have that outcome, where uploads have several.
     ``success_words`` says what success is of other inputs than images, ``noun`` what
-    one is called; ``sentences`` lists the first of these and what was found of them.
+    one is called; ``sentences`` lists the first of these and what was found of them,
+    and ``texts`` the same, one by one.
     ``ambiguous_recovered_undefended`` counts the ambiguous images of an arm that are
     recovered in the arm ``none``, contrast or not; None without that arm.
     Of several inputs all this is of the one named ``input``, and ``other_inputs`` has
@@ -95,9 +96,9 @@ def _of_kind(spec: InputSpec, rows: list[Row]) -> dict[str, Any]:
     """Says what other inputs than images have: another success, and sentences."""
     if spec.kind == "image":
         return {}
-    lines = sentence_lines(rows)
+    lines, texts = sentence_lines(rows), list_sentences(rows)
     words = {n: getattr(find_kind(spec), n) for n in ("success_words", "noun")}
-    return words | ({"sentences": lines} if lines else {})
+    return words | ({"sentences": lines, "texts": texts} if lines else {})
 
 
 def _summary_of(rows: list[Row], columns: dict[str, Column]) -> dict[str, Any]:

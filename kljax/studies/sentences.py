@@ -1,5 +1,7 @@
 """Sentences, and rows, for people: what was found of them, and where it is wrong."""
 
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -41,6 +43,43 @@ def mark(
         written += piece.lstrip()
         wrong = now
     return written + "]" * wrong
+
+
+class Found(NamedTuple):
+    """What one arm found of a sentence."""
+
+    arm: str
+    guess: str
+    accuracy: float  # share of tokens that are right in their place
+
+
+def list_sentences(
+    rows: list[Row], most: int = MOST
+) -> list[tuple[str, tuple[Found, ...]]]:
+    """Lists the first sentences of a study, and what each arm found of them.
+
+    Args:
+      rows: of a study, see `kljax.studies.scoring.score_rows`.
+      most: sentences at most.
+
+    Returns:
+      The truth of each, and what was found; nothing of a study of other inputs.
+    """
+    found: dict[tuple[int, int, str | None], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "text" and not row["arm"].startswith("floor/"):
+            of_one = row["upload"], row["example"], row["input"]
+            found.setdefault(of_one, []).append(row)
+    return [
+        (
+            of_one[0]["text"],
+            tuple(
+                Found(row["arm"], row["text_guess"], row["token_accuracy"])
+                for row in of_one
+            ),
+        )
+        for of_one in list(found.values())[:most]
+    ]
 
 
 def sentence_lines(rows: list[Row], most: int = MOST) -> list[str]:
@@ -90,3 +129,52 @@ def _marked(row: Row) -> str:
 def _caption(row: Row) -> str:
     kind = kind_named(row["kind"])
     return kind.caption(row[kind.primary])
+
+
+def split_by_truth(guess: str, truth: str) -> list[tuple[str, bool]]:
+    """Splits a guess into runs of words, and says of each whether it is right.
+
+    Right are the words of the longest common subsequence, which ROUGE-L counts: in the
+    order of the truth, wherever they stand. Case and punctuation say nothing, as in
+    ROUGE. Of several as long, one whose words come first in the guess.
+
+    >>> split_by_truth("And he the said,", "And he said")
+    [('And he', True), ('the', False), ('said,', True)]
+    """
+    words, wanted = guess.split(), truth.split()
+    ours, theirs = ([_plain(word) for word in side] for side in (words, wanted))
+    longest = np.zeros((len(ours) + 1, len(theirs) + 1), int)
+    for i, word in enumerate(ours, 1):
+        for j, other in enumerate(theirs, 1):
+            same = longest[i - 1, j - 1] + 1 if word == other else 0
+            longest[i, j] = max(same, longest[i - 1, j], longest[i, j - 1])
+    right, i, j = [False] * len(ours), len(ours), len(theirs)
+    while i and j:
+        if longest[i, j] == longest[i - 1, j]:
+            i -= 1
+        elif longest[i, j] == longest[i, j - 1]:
+            j -= 1
+        else:
+            i, j = i - 1, j - 1
+            right[i] = True
+    runs = itertools.groupby(zip(words, right, strict=True), key=lambda pair: pair[1])
+    return [(" ".join(word for word, _ in run), is_right) for is_right, run in runs]
+
+
+def _plain(word: str) -> str:
+    """Gives a word without case and punctuation; what is nothing else stays."""
+    return re.sub(r"[^a-z0-9]", "", word.lower()) or word
+
+
+def as_markdown(text: str) -> str:
+    """Writes text for a place of a table: none of it is HTML, markup or a new cell."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(re.sub(r"([\\`*_|~\[\]])", r"\\\1", text).split())
+
+
+def bold_right(guess: str, truth: str) -> str:
+    """Writes a guess for a place of a table, with the words that are right in bold."""
+    return " ".join(
+        f"**{as_markdown(words)}**" if right else as_markdown(words)
+        for words, right in split_by_truth(guess, truth)
+    )

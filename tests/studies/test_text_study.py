@@ -10,12 +10,19 @@ from tiny_studies import quick_compilation, scored, study, tiny
 
 from kljax import data
 from kljax.metrics import COLUMNS
+from kljax.metrics.text import rouge
 from kljax.models.ngrams import perplexity
 from kljax.studies import leak_report, leak_summary, leakage
 from kljax.studies.builder import from_run, run_setup, task
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
-from kljax.studies.sentences import mark, sentence_lines
+from kljax.studies.sentences import (
+    as_markdown,
+    bold_right,
+    mark,
+    sentence_lines,
+    split_by_truth,
+)
 
 TEXT = {
     "model": "text_networks:small",
@@ -101,7 +108,8 @@ def test_report_and_gallery_show_text(tmp_path):
     summary = leak_summary.summarise(result, rows)
     leak_report.write_run(tmp_path / "run", result, rows, summary)
     page = (tmp_path / "run" / "summary.md").read_text()
-    assert f"- truth: {rows[-1]['text']}" in page
+    assert f"| {rows[-1]['text']} | none " in " ".join(page.split())
+    assert "found, right words bold" in page and "**" in page
     assert "| all tokens [95 %]" in page and "ROUGE-L" in page and "SSIM" not in page
     assert (tmp_path / "run" / "gallery.png").stat().st_size > 5000
     header, lines = leak_report.brief_tables(summary)[0]
@@ -118,6 +126,35 @@ def test_what_is_wrong_is_marked():
     assert mark(spell, np.array([0, 1, 2]), np.array([0, 1, 2])) == "a b c"
     assert mark(spell, np.array([0, 1, 3, 2]), np.array([0, 2, 2, 2])) == "a [bd] c"
     assert mark(spell, np.array([0, 1]), np.array([1, 0])) == "[a b]"
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "right"),
+    (
+        ("a b c", "a b c", ["a b c"]),
+        ("c b a", "a b c", ["c"]),
+        ("x y", "a b", []),
+        ("", "a b", []),
+        ("a x b y", "a b", ["a", "b"]),
+        ("In THE, beginning", "in the beginning.", ["In THE, beginning"]),
+        ("b b b", "a b", ["b"]),
+        ("; : a", "; a", [";", "a"]),
+    ),
+)
+def test_right_words_are_those_that_rouge_l_counts(guess, truth, right):
+    runs = split_by_truth(guess, truth)
+    assert [words for words, is_right in runs if is_right] == right
+    assert " ".join(words for words, _ in runs) == guess
+    count = sum(len(words.split()) for words in right)
+    if guess and ";" not in guess:
+        mean = (len(guess.split()) + len(truth.split())) / 2
+        assert rouge(guess, truth)["rouge_l"] == pytest.approx(count / mean)
+
+
+def test_text_is_no_markup():
+    written = bold_right("<b>a</b> | *x* a_b", "*x* [y]")
+    assert written == r"&lt;b&gt;a&lt;/b&gt; \| **\*x\*** a\_b"
+    assert as_markdown("a\nb & c") == "a b &amp; c"
 
 
 @pytest.mark.parametrize(

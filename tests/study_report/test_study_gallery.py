@@ -89,8 +89,12 @@ def test_sentences_are_written(tmp_path):
     best = row.shown[0]
     assert (best.truth, best.guess) == ("of <Moses>", "of him")
     assert best.score == "50% of tokens"
-    page = write_report(store.read(folder)).read_text()
+    shown = write_report(store.read(folder))
+    page = shown.read_text()
     assert '<p class="sentence">of &lt;Moses&gt;</p>' in page
+    assert '<p class="sentence"><mark>of</mark> him </p>' in page
+    written = " ".join((shown.parent / "report.md").read_text().split())
+    assert "| of &lt;Moses&gt; | **of** him |" in written
 
 
 def test_rows_of_a_table_stand_side_by_side(tmp_path):

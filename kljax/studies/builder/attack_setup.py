@@ -6,13 +6,15 @@ Numbers that a study varies are data of one compiled function: `Dials`.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from kljax.attacks import Attack, Attacker, Setting
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset
 from kljax.core.generator import Generator
+from kljax.core.language_model import LanguageModel
 from kljax.core.registry import call_named
 from kljax.core.types import Array, PyTree
 from kljax.defences.arms import Arm
@@ -41,19 +43,22 @@ def make_dials(
 ) -> Dials:
     """Makes the dials of an arm, with a leading axis [N]."""
 
-    def each(value: ArrayLike) -> np.ndarray:
-        value = np.asarray(value, np.float32)
+    def each(value: ArrayLike, dtype: DTypeLike = np.float32) -> np.ndarray:
+        value = np.asarray(value, dtype)
         return np.broadcast_to(value, (count, *value.shape))
+
+    def learnt(model: Generator | LanguageModel | None) -> PyTree:
+        if model is None:
+            return ()
+        return jax.tree.map(lambda x: each(x, jnp.result_type(x)), model.weights)
 
     given = parse_options(config.attack_options, config.attack, preset)
     return Dials(
         tuple(each(option) for option in arm.options),
         None if config.step_size is None else each(config.step_size),
         {name: each(value) for name, value in split_options(given, preset)[1].items()},
-        *(
-            () if own is None else jax.tree.map(each, own.weights)
-            for own in (attacker.generator, attacker.language_model)
-        ),
+        learnt(attacker.generator),
+        learnt(attacker.language_model),
     )
 
 

@@ -40,6 +40,7 @@ class Shown(NamedTuple):
       outcome: see `kljax.metrics.outcome`.
       truth, guess: PNG of an image; a sentence itself; of others, numbers.
       cells: of a row of a table, side by side.
+      written: whether it is a sentence.
     """
 
     rank: str
@@ -51,6 +52,7 @@ class Shown(NamedTuple):
     truth: bytes | str
     guess: bytes | str
     cells: tuple[Cell, ...] = ()
+    written: bool = False
 
 
 class Row(NamedTuple):
@@ -191,6 +193,7 @@ def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> S
         row["outcome"],
         *drawn,
         cells=tuple(cells_of(row)),
+        written=kind_of(row) == "text",
     )
 
 

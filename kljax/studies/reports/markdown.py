@@ -5,8 +5,10 @@ from tabulate import tabulate
 from kljax.studies.reports import words
 from kljax.studies.reports.contents import Contents
 from kljax.studies.reports.figures import Figure
+from kljax.studies.reports.gallery import Gallery
 from kljax.studies.reports.tables import Table
 from kljax.studies.reports.verdicts import Outcomes
+from kljax.studies.sentences import as_markdown, bold_right
 
 
 def to_markdown(contents: Contents) -> str:
@@ -43,11 +45,9 @@ def to_markdown(contents: Contents) -> str:
             )
         )
     if contents.gallery.rows:
+        choosing = f"{words.choosing(contents.kinds)} They are in `report.html`."
         sections.append(
-            _section(
-                "Reconstructions",
-                f"{words.choosing(contents.kinds)} They are in `report.html`.",
-            )
+            _section("Reconstructions", choosing, _sentences(contents.gallery))
         )
     if contents.failures:
         sections.append(_section("Failures", *_failures(contents)))
@@ -136,6 +136,26 @@ def _table(table: Table) -> str:
 def _flat(text: str) -> str:
     """Writes text so that it stays in its place of a table."""
     return _safe(text).replace("|", "\\|").replace("\n", "<br>")
+
+
+def _sentences(gallery: Gallery) -> str:
+    """Tables the sentences of a gallery beside what was found; nothing of images."""
+    lines = [
+        [
+            _flat(row.name),
+            shown.rank,
+            as_markdown(shown.truth),
+            bold_right(shown.guess, shown.truth),
+            shown.score,
+        ]
+        for row in gallery.rows
+        for shown in row.shown
+        if shown.written
+    ]
+    if not lines:
+        return ""
+    head = ("point", "rank", "truth", "found, right words bold", "score")
+    return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 
 
 def _safe(text: str) -> str:

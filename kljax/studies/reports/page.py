@@ -13,6 +13,7 @@ from kljax.studies.reports import words
 from kljax.studies.reports.contents import Contents
 from kljax.studies.reports.estimates import Estimate
 from kljax.studies.reports.verdicts import Outcomes
+from kljax.studies.sentences import split_by_truth
 
 HERE = Path(__file__).parent
 
@@ -35,6 +36,7 @@ def to_page(contents: Contents) -> str:
         "svg": _svg,
         "lines": str.splitlines,
         "breakable": breakable,
+        "split_by": split_by_truth,
     }
     page = environment.get_template("page.html").render(
         contents=contents,
