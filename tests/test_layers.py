@@ -41,7 +41,14 @@ OF_ATTACKS = {
 }
 # An attacker holds a view, and may assume that it is as sent; an update is everything
 # that is true.
-ATTACKERS_WORDS = {"View", "ThreatModel", "Knowledge", "Strategy", "as_sent"}
+ATTACKERS_WORDS = {
+    "Knowledge",
+    "Observations",
+    "Strategy",
+    "ThreatModel",
+    "View",
+    "as_sent",
+}
 
 # name -> the files that may use it
 RESERVED = {

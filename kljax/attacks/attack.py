@@ -160,6 +160,17 @@ Prior: TypeAlias = Callable[[View, Candidate, Array], Array]
 Pool: TypeAlias = Callable[
     [Candidate, Array, Array], tuple[Candidate, dict[str, Array], dict[str, Any]]
 ]
+
+
+class Search(NamedTuple):
+    """What a search is composed of, but for what moves it."""
+
+    unknowns: Unknowns
+    simulation: Simulation
+    objective: Objective
+    prior: Prior
+
+
 RESTARTS = "restarts"  # axis over which one restart can see the others
 
 

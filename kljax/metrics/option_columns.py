@@ -80,6 +80,8 @@ OPTIONS = (
         "average_clients", "int64", "clients whose uploads are averaged", unit="from 1"
     ),
     _option("earlier", "int64", "gradients that the client has sent before"),
+    _option("observations", "int64", "uploads of the same examples that are pooled"),
+    _option("pooling", "string", "how their matching losses become one"),
     _option("threat", "string", "facts about the wire that were set, with commas"),
     _option("attack", "string", "attack", rows="attack"),
     Column(

@@ -18,6 +18,7 @@ from kljax.attacks import (
 )
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
+from kljax.attacks.pooling import POOLINGS
 from kljax.attacks.presets import Preset
 from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gate, Params, Private, PyTree
@@ -92,6 +93,30 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         replay_is_exact(setting, update, view, (simulated, observed)),
         holds,
         readable,
+    )
+
+
+def diagnose_pooled(
+    setting: Setting, preset: Preset, updates: Update, views: View, pooling: str
+) -> Diagnosis:
+    """Diagnoses several observations of one victim.
+
+    Args:
+      setting, preset: see `diagnose`.
+      updates, views: with a leading axis [K].
+      pooling: how the attacker puts their losses together.
+
+    Returns:
+      Losses put together in the same way, whether all replays are exact, and the rest
+      of the first.
+    """
+    pairs = updates, views
+    each = jax.lax.map(lambda pair: diagnose(setting, preset, *pair), pairs)
+    pool = POOLINGS[pooling]
+    return jax.tree.map(lambda leaf: leaf[0], each)._replace(
+        loss_at_truth=pool(each.loss_at_truth),
+        loss_scale=pool(each.loss_scale),
+        replay_is_exact=jnp.all(each.replay_is_exact),
     )
 
 

@@ -146,6 +146,11 @@ def threat_lines(result: LeakResult) -> list[str]:
     lines = []
     if result.config.from_run is not None:
         lines.append(from_run.describe(result.config))
+    if result.config.observations > 1:
+        lines.append(
+            f"attacker pools {result.config.observations} uploads of the same "
+            f"examples, by the {result.config.pooling} of their matching losses"
+        )
     for verb in ("knows", "does"):
         shared = {
             name: value

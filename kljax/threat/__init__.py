@@ -15,7 +15,15 @@ from kljax.threat.knowledge import (
     check_strategies,
     least_knowledge,
 )
-from kljax.threat.observation import Average, LocalSteps, Update, View, as_sent, observe
+from kljax.threat.observation import (
+    Average,
+    LocalSteps,
+    Observations,
+    Update,
+    View,
+    as_sent,
+    observe,
+)
 from kljax.threat.secrets import (
     BOTTLENECK_STRATEGIES,
     CONCEALING_STRATEGIES,
@@ -50,6 +58,7 @@ __all__ = [
     "least_knowledge",
     "Average",
     "LocalSteps",
+    "Observations",
     "Update",
     "View",
     "average_stacked",

@@ -8,6 +8,7 @@ see views and nothing else.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -83,6 +84,28 @@ class Update(NamedTuple):
     average: Average | None = None
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("views",),
+    meta_fields=("pooling", "own_secrets"),
+)
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """Several uploads of one client on the same examples, the attacked one first.
+
+    Attributes:
+      views: `View` with a leading axis [K] on every array.
+      pooling: how the attacker puts the matching losses of the K together, a name in
+        `kljax.attacks.pooling.POOLINGS`.
+      own_secrets: whether each upload has a secret of its own, which the client drew
+        anew; else what is looked for of it is the same in all.
+    """
+
+    views: "View"
+    pooling: str = "mean"
+    own_secrets: bool = False
+
+
 class View(NamedTuple):
     """All that the server can read of one upload; a part that is hidden is None."""
 
@@ -100,6 +123,8 @@ class View(NamedTuple):
     visible: PyTree | None = None  # like grads, of bool; None: nothing is hidden
     # [t, ...] like grads, oldest first; entries that are hidden now are hidden there
     earlier: Public | None = None
+    # Of the same examples; only searches pool them, others read this one upload
+    observations: Observations | None = None
 
 
 def as_sent(

@@ -41,6 +41,7 @@ class Seen(NamedTuple):
 
     grads: Any
     visible: Any = None
+    observations: Any = None
 
 
 def matches(view, candidate):

@@ -434,3 +434,34 @@ def test_a_recovery_from_a_whole_update(folder):
     assert [row["label_accuracy"] for row in rows] == [1.0, 1.0]  # recovered
     assert all(row["matching_loss"] < 1e-3 for row in rows)
     assert np.mean([row["ssim"] for row in rows]) > 0.6
+
+
+def test_a_client_is_observed_at_every_kept_round(folder, gradients):
+    """Each observation is that of a study of its round alone."""
+    quick = {"attack": "outside_package:reveal"}
+    pooled = leak(study(folder, observations=2, **quick))
+    single = [views(result) for result in gradients]
+    for arm, view in views(pooled).items():
+        for number in (0, 1):
+            kept = single[number][arm].public
+            seen = view.observations.views.public
+            seen = jax.tree.map(lambda x, k=number: x[:, k], seen)
+            jax.tree.map(np.testing.assert_array_equal, seen, kept)
+        first = single[0][arm].grads
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            view.grads,
+            first,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"observations": 3}, "from round 0 on, the states before rounds 0, 1 were"),
+        ({"observations": 2, **UPDATE}, "learning rate of run .* drops before round 1"),
+    ),
+)
+def test_rounds_that_cannot_be_pooled_are_refused(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        leak(study(folder, **changes))

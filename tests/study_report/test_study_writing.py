@@ -68,6 +68,7 @@ def test_what_is_written(reported):
     state, _, out = reported
     files = {path.name for path in out.iterdir()}
     always = {"report.html", "report.md", "points.csv", "sweep.toml", "table.csv"}
+    always |= {f"ranking-{n}.csv" for n in (1, 2)}  # of two attackers, at one point
     drawn = {"comparisons.csv", "budgets.csv", "budgets.svg", "distributions.svg"}
     assert files == (always if state == "empty" else always | drawn)
 

@@ -20,6 +20,7 @@ from kljax.attacks.attack import (
     Optimiser,
     Pool,
     Prior,
+    Search,
     Simulation,
     Unknowns,
     no_prior,
@@ -36,6 +37,7 @@ from kljax.attacks.drivers.search import (
     project,
     restarted,
 )
+from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
@@ -106,8 +108,15 @@ def descend(
     points = check_points(steps, restarts, points)
 
     def run(rng: Rng, view: View) -> Run:
-        start = begin(unknowns, rng, view)
-        loss = compose_loss(unknowns, start, view, simulation, objective, prior, steps)
+        if pool is not None and view.observations is not None:
+            raise ValueError(
+                "this attack pools its restarts, and cannot pool several observations "
+                "as well: write observations=1"
+            )
+        search = Search(unknowns, simulation, objective, prior)
+        search = pool_observations(search, view)
+        start = begin(search.unknowns, rng, view)
+        loss = compose_loss(search, start, view, steps)
         first, decode = start.free, start.decode
         evaluate = jax.value_and_grad(loss.value, has_aux=True)
         if moves is not None:
@@ -124,7 +133,7 @@ def descend(
             better = new.total < best.total
             best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
             free, state = optimiser.step(free, state, value, grads)
-            free = project(unknowns, free)
+            free = project(search.unknowns, free)
             if moves is not None:
                 rng_move = jax.random.fold_in(rng_moves, number + 1)
                 free = jax.lax.cond(
@@ -150,7 +159,7 @@ def descend(
         found = decode(best.free)
         if RESTARTS in loss.believed.on_axes and not choose_by_matching:
             # The best candidates were met at different steps, among other iterates.
-            value = best.matching + prior(view, found, jnp.asarray(loss.last))
+            value = best.matching + search.prior(view, found, jnp.asarray(loss.last))
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
         read = start.read if pool is None else lambda candidate: candidate

@@ -14,6 +14,7 @@ from kljax.attacks.attack import (
     Evolution,
     Objective,
     Prior,
+    Search,
     Simulation,
     Unknowns,
     no_prior,
@@ -27,6 +28,7 @@ from kljax.attacks.drivers.search import (
     project,
     restarted,
 )
+from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, Rng
 from kljax.threat import View
 
@@ -91,10 +93,10 @@ def evolve(
     points = check_points(generations, restarts, points)
 
     def run(rng: Rng, view: View) -> Run:
-        start = begin(unknowns, rng, view)
-        loss = compose_loss(
-            unknowns, start, view, simulation, objective, prior, generations
-        )
+        search = Search(unknowns, simulation, objective, prior)
+        search = pool_observations(search, view)
+        start = begin(search.unknowns, rng, view)
+        loss = compose_loss(search, start, view, generations)
         if RESTARTS in loss.believed.on_axes:
             raise ValueError(
                 "a prior that compares restarts does not go with a population: the "
@@ -109,7 +111,7 @@ def evolve(
             asked, state = evolution.ask(rng_ask, state)
 
             def judge(flat: Array) -> tuple[Array, Best]:
-                free = project(unknowns, unravel(flat))
+                free = project(search.unknowns, unravel(flat))
                 value, compared = loss.value(free, number / generations)
                 return value, Best(free, *compared)
 

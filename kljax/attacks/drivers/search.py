@@ -10,11 +10,9 @@ from kljax.attacks.attack import (
     RESTARTS,
     Attack,
     Candidate,
-    Objective,
     Pool,
-    Prior,
     Reconstruction,
-    Simulation,
+    Search,
     Unknowns,
 )
 from kljax.attacks.visibility import says_something
@@ -104,16 +102,9 @@ class Loss(NamedTuple):
     last: float
 
 
-def compose_loss(
-    unknowns: Unknowns,
-    start: Start,
-    view: View,
-    simulation: Simulation,
-    objective: Objective,
-    prior: Prior,
-    steps: int,
-) -> Loss:
+def compose_loss(search: Search, start: Start, view: View, steps: int) -> Loss:
     """Composes the loss of one restart; see the drivers for the arguments."""
+    unknowns, simulation, objective, prior = search
     last = (steps - 1) / steps
     believed = trace_dependence(
         lambda p: prior(view, start.decode(start.free), p), last

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from kljax.attacks import AssumedDefence, Setting
 from kljax.attacks.presets import PRESETS, Preset
@@ -16,6 +15,7 @@ from kljax.core.types import Array, Gates, Params, Private, Public, Rng, Stats
 from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
 from kljax.defences.arms import Arm, Sites, last_transform
 from kljax.defences.defence import keep_private
+from kljax.studies.builder.observing import remembers
 from kljax.studies.config import LeakConfig
 from kljax.threat import KEYLOCK_STRATEGIES, View
 from kljax.threat.parts import ALL, list_readable
@@ -69,7 +69,7 @@ def check_labels(config: LeakConfig, arm: Arm, labels: str) -> None:
     Raises:
       ValueError: with the arm.
     """
-    mixed = config.earlier and _remembers(arm.defence) and arm.hides_entries
+    mixed = config.earlier and remembers(arm.defence) and arm.hides_entries
     if mixed and labels == "recovered" and arm.release_strategy == "simulate":
         undone = f"{arm.name.removesuffix('/simulate')}/undo"
         raise ValueError(
@@ -104,15 +104,6 @@ def check_visible(arm: Arm, setting: Setting) -> None:
             f"labels='recovered' reads the gradient of the classifier {classifier!r}, "
             f"which is no part of visible={visible!r}: write labels='given' or 'joint'"
         )
-
-
-def _remembers(defence: Defence) -> bool:
-    """Tells whether a defence carries anything from one release to the next."""
-    like = Public({"kernel": jax.ShapeDtypeStruct((1,), jnp.float32)})
-    try:
-        return bool(jax.tree.leaves(jax.eval_shape(defence.init_state, like)))
-    except Exception:  # a user's function may look for a tensor that is not there
-        return True
 
 
 def check_density(

@@ -21,6 +21,7 @@ from kljax.defences.catalogue import find_kind
 from kljax.defences.defence import no_parts
 from kljax.federated import clients
 from kljax.studies.builder.average import average_uploads, draw_own
+from kljax.studies.builder.observing import check_memory, upload_again
 from kljax.studies.builder.task import LearningTask
 from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
@@ -48,12 +49,16 @@ class Client(NamedTuple):
         one's own), and before the images and labels of earlier uploads, see `Victims`.
       draws: functions that draw network and held for each `Source`, see `map_victims`;
         () where they are the same for all victims.
-      same: network and held, where they are the same.
+      same: network and held, where they are the same. Of several observations of a
+        client of a run, both have a leading axis [K].
+      uploads: ``(rng, Defence, network, held, images, labels) -> Update`` of several
+        observations, with a leading axis [K]; None where there is one.
     """
 
     upload: Callable[..., threat.Update]
     draws: tuple[Callable[..., PyTree], ...] = ()
     same: tuple[PyTree, ...] = ()
+    uploads: Callable[..., threat.Update] | None = None
 
 
 def make_sources(
@@ -132,7 +137,13 @@ def make_drawn_client(
         share(("draw network", arm.norm), lambda: draw_network),
         share(("draw defence", drawing), lambda: draw_defence),
     )
-    return Client(average_uploads(upload, several) if several else upload, draws)
+    if several:
+        upload = average_uploads(upload, several)
+    uploads = None
+    if config.observations > 1:
+        check_memory(config, arm)
+        uploads = upload_again(upload, config.observations)
+    return Client(upload, draws, uploads=uploads)
 
 
 def options_of_draws(arm: Arm) -> tuple[float, ...]:
@@ -173,7 +184,8 @@ def check_client(
         for draw in client.draws:
             parts.append(draw(source, *parts))
         rng = draw_rng(source, "step")
-        return client.upload(rng, defence, *parts, images, labels, *before)
+        run = client.uploads or client.upload
+        return run(rng, defence, *parts, images, labels, *before)
 
     source, _, *private = inputs[len(client.same) :]
     try:

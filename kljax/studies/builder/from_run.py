@@ -182,9 +182,14 @@ def describe(config: LeakConfig) -> str:
     if config.average_clients is not None:
         attacked = attacked_clients(config)
         who = f"each of clients {attacked[0]} to {attacked[-1]}, seen as an average,"
+    after = ""
+    if config.observations > 1:
+        after = (
+            f" and before the {config.observations - 1} rounds that were kept after it"
+        )
     return (
         f"{who} of run {config.from_run}, at the state before round "
-        f"{config.round}, uploads {sent}; it trains as the run says, with "
+        f"{config.round}{after}, uploads {sent}; it trains as the run says, with "
         "augmentation and fresh private keys where the run has them"
     )
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from kljax import threat
 from kljax.attacks import Reconstruction, Setting
 from kljax.attacks.presets import Preset
@@ -12,8 +14,9 @@ from kljax.defences.arms import Arm, Sites
 from kljax.studies.builder.attack_setup import Dials, build_attack
 from kljax.studies.builder.attacker import assume_defence, understood
 from kljax.studies.builder.drawn_client import Client, Source, draw_rng
+from kljax.studies.builder.observing import pool_views
 from kljax.studies.config import LeakConfig
-from kljax.studies.diagnosis import diagnose
+from kljax.studies.diagnosis import diagnose, diagnose_pooled
 from kljax.studies.risk import Risk, risk_scores
 from kljax.studies.row_columns import check_numbers
 
@@ -41,6 +44,8 @@ def make_attack_on_one(
     sites: Sites,
     setting: Setting,
     client: Client,
+    *,
+    own_secrets: bool = False,
 ) -> Callable[..., Attacked]:
     """Makes the function of one victim of an arm.
 
@@ -51,6 +56,7 @@ def make_attack_on_one(
       sites: of a lock.
       setting: of the attack on this arm.
       client: of this arm.
+      own_secrets: whether what it hides is another in each observation.
 
     Returns:
       ``(network, held, Source, Dials, images, labels, before=()) -> Attacked``.
@@ -75,21 +81,38 @@ def make_attack_on_one(
             model = attacker.language_model._replace(weights=dials.language_model)
             attacker = attacker._replace(language_model=model)
         strategies = arm._replace(defence=defence).strategies
+        params = network[0]
+        if client.uploads is not None and not client.draws:  # of each observation
+            params = jax.tree.map(lambda leaf: leaf[0], params)
         own_setting = setting._replace(
             threat=dataclasses.replace(setting.threat, strategies=strategies),
-            defence=assume_defence(arm, defence, sites, config.examples, network[0]),
+            defence=assume_defence(arm, defence, sites, config.examples, params),
             attacker=attacker,
         )
         attack = build_attack(config, own_setting, preset, dials)
-        update = client.upload(
-            draw_rng(source, "step"), defence, network, held, images, labels, before
-        )
-        view = understood(arm, defence, threat.observe(setting.threat, update))
+        rng, at = draw_rng(source, "step"), (defence, network, held, images, labels)
+
+        def seen(update: threat.Update) -> threat.View:
+            return understood(arm, defence, threat.observe(setting.threat, update))
+
+        if client.uploads is None:
+            update = client.upload(rng, *at, before)
+            view = seen(update)
+        else:
+            update = client.uploads(rng, *at)
+            views = jax.lax.map(seen, update)
+            view = pool_views(config, views, own_secrets=own_secrets)
         reconstruction = attack(draw_rng(source, "attack"), view)
         check_numbers(config, reconstruction.numbers)
         _check_labels(config, reconstruction.labels, labels)
         # Of all that is true; no attacker sees it.
-        diagnosis = diagnose(own_setting, preset, update, view)
+        if client.uploads is None:
+            diagnosis = diagnose(own_setting, preset, update, view)
+        else:
+            diagnosis = diagnose_pooled(
+                own_setting, preset, update, views, config.pooling
+            )
+            update = jax.tree.map(lambda leaf: leaf[0], update)
         risk = risk_scores(own_setting, preset, update, view) if config.risk else None
         return Attacked(reconstruction, *diagnosis, update.substitute, risk)
 

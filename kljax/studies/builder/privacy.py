@@ -123,7 +123,7 @@ def epsilon_of_upload(config: LeakConfig, arm: Arm) -> float | None:
 
     Of an update of T steps of B of the n examples, an example is in as many gradients
     as epochs are begun. Gradients that were sent before, and that the server has, are
-    of other examples, and of the same client.
+    of other examples, and of the same client. Observations are of the same examples.
     """
     mechanism, releases = arm.defence.mechanism, 1
     if mechanism is None:
@@ -134,7 +134,7 @@ def epsilon_of_upload(config: LeakConfig, arm: Arm) -> float | None:
             releases = -(-config.local_steps * config.batch // config.examples)
     elif mechanism.unit == "client":
         releases += config.earlier
-    return epsilon(mechanism, releases, config.delta)
+    return epsilon(mechanism, releases * config.observations, config.delta)
 
 
 def epsilon_by_round(setup: RunSetup, name: str) -> Callable[[int], float | None]:

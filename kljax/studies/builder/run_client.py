@@ -36,6 +36,7 @@ from kljax.studies.builder.from_run import (
     read_run,
     trained_name,
 )
+from kljax.studies.builder.observing import upload_each
 from kljax.studies.builder.run_setup import RunSetup
 from kljax.studies.builder.victims import Victims, choose_victims
 from kljax.studies.config import LeakConfig, TrainConfig
@@ -51,6 +52,7 @@ class CapturedArm(NamedTuple):
     stats: Stats
     client: ClientState  # of the client under attack
     initial_lock_weights: LockWeights  # of round 0: the server drew them
+    number: int  # of the round
 
 
 class Captured(NamedTuple):
@@ -119,14 +121,16 @@ def choose_own(captured: Captured, generator: Generator | None) -> Victims:
     )
 
 
-def capture_arm(captured: Captured, name: str) -> CapturedArm:
-    """Reads the states of an arm, named as in the run.
+def observed_rounds(captured: Captured, name: str) -> tuple[int, ...]:
+    """Finds the rounds [K] before which the client of an arm is observed.
 
     Raises:
-      ValueError: if the round was not kept; those that were are listed.
+      ValueError: if the first was not kept, or too few after it; those that were are
+        listed; and for updates between which the learning rate drops, of which an
+        attacker replays one.
     """
-    config, setup = captured.config, captured.setup
-    folder = Path(config.from_run) / name
+    config = captured.config
+    folder, count = Path(config.from_run) / name, config.observations
     rounds_kept = checkpoints.saved(folder)
     if config.round not in rounds_kept:
         raise ValueError(
@@ -134,6 +138,40 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
             f"{config.from_run!r} was not kept; kept are "
             f"{', '.join(map(str, rounds_kept)) or 'none'} (keep_rounds of kljax train)"
         )
+    later = [number for number in sorted(rounds_kept) if number >= config.round]
+    if len(later) < count:
+        raise ValueError(
+            f"observations={count} of arm {name!r} in run {config.from_run!r}: from "
+            f"round {config.round} on, the states before rounds "
+            f"{', '.join(map(str, later))} were kept (keep_rounds of kljax train)"
+        )
+    drops = captured.setup.config.drops
+    between = [number for number in drops if later[0] < number <= later[count - 1]]
+    if between and config.upload == "update":
+        raise ValueError(
+            f"observations={count} of updates: the learning rate of run "
+            f"{config.from_run!r} drops before round {between[0]}, and an attacker "
+            "replays all of them with one: take fewer, or upload='gradient'"
+        )
+    return tuple(later[:count])
+
+
+def capture_arm(
+    captured: Captured, name: str, number: int | None = None
+) -> CapturedArm:
+    """Reads the states of an arm, named as in the run.
+
+    Args:
+      captured: the run.
+      name: of the arm.
+      number: of the round, one that was kept; None for the first that is observed.
+
+    Raises:
+      ValueError: if the round was not kept; those that were are listed.
+    """
+    config, setup = captured.config, captured.setup
+    folder = Path(config.from_run) / name
+    number = observed_rounds(captured, name)[0] if number is None else number
     arm_rounds = run_setup.arm_rounds(setup, name)
     training = local_training(
         arm_rounds.model,
@@ -153,7 +191,7 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
     states = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), states
     )
-    server, states = checkpoints.restore(folder, config.round, server, states)
+    server, states = checkpoints.restore(folder, number, server, states)
     attacked = np.array(attacked_clients(config))
     state = jax.tree.map(lambda x: x[attacked], states)
     if config.client_optimiser == "fresh":
@@ -167,23 +205,29 @@ def capture_arm(captured: Captured, name: str) -> CapturedArm:
     if config.average_clients is None:
         state = jax.tree.map(lambda x: x[0], state)
     initial = jax.jit(draw_jointly(arm_rounds.rounds.init_lock))(rng)
-    return CapturedArm(server.public, server.stats, state, jax.device_get(initial))
+    initial = jax.device_get(initial)
+    return CapturedArm(server.public, server.stats, state, initial, number)
 
 
-def read_states(captured: Captured) -> Callable[[Arm], CapturedArm]:
-    """Makes what reads the states of an arm; once for arms of other strategies."""
-    read = functools.cache(functools.partial(capture_arm, captured))
+def read_states(captured: Captured) -> Callable[[Arm], tuple[CapturedArm, ...]]:
+    """Makes what reads the states [K] of an arm; once for arms of other strategies."""
+
+    @functools.cache
+    def read(name: str) -> tuple[CapturedArm, ...]:
+        rounds = observed_rounds(captured, name)
+        return tuple(capture_arm(captured, name, number) for number in rounds)
+
     return lambda arm: read(trained_name(arm.name))
 
 
 def make_captured_client(
-    captured: Captured, state: CapturedArm, model: Model, *, train: bool
+    captured: Captured, states: tuple[CapturedArm, ...], model: Model, *, train: bool
 ) -> Client:
     """Makes the client of an arm that was trained.
 
     Args:
       captured: the run, and which of its clients.
-      state: of the arm.
+      states: [K] of the arm, one for each observation.
       model: the run's network, or what a malicious server made of it.
       train: mode of the norms in the one step of a gradient.
     """
@@ -194,7 +238,7 @@ def make_captured_client(
 
     def upload(rng, defence, network, held, images, labels, before=()) -> threat.Update:
         del before  # a client of a run has sent what it has sent
-        (params, stats), (public, own_state, initial) = network, held
+        (params, stats), (public, own_state, initial, number) = network, held
         received = Public(params, public)
         if protocol is None:
             step = clients.one_step(model, loss, defence, train=train, **options)
@@ -210,17 +254,23 @@ def make_captured_client(
                 batch=protocol.batch,
                 **options,
             )
-            number = jnp.asarray(config.round)
             update = training.run(
                 rng, number, received, stats, own_state, images, labels
             )
         return update._replace(initial_lock_weights=initial)
 
-    params = _with_inserted(model, state.public.model)
-    held = state.public.defence, state.client, state.initial_lock_weights
     if config.average_clients is not None:
         upload = average_uploads(upload, config.average_clients)
-    return Client(upload, same=((params, state.stats), held))
+
+    def parts(state: CapturedArm) -> tuple[PyTree, PyTree]:
+        params = _with_inserted(model, state.public.model)
+        held = state.public.defence, state.client, state.initial_lock_weights
+        return (params, state.stats), (*held, np.asarray(state.number, np.int32))
+
+    if len(states) == 1:
+        return Client(upload, same=parts(states[0]))
+    same = jax.tree.map(lambda *leaves: np.stack(leaves), *map(parts, states))
+    return Client(upload, same=same, uploads=upload_each(upload, len(states)))
 
 
 def _with_inserted(model: Model, params: Params) -> Params:

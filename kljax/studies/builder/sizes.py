@@ -42,8 +42,9 @@ def check_attack(
     victims of a run are one client, with one lock; the batches of all T steps of
     an update, T B / n I; and the weights of the attacker's generator. Each restart of a
     search has a candidate, its gradient and the gradient that it would upload,
-    2 I + P, and on the way back through an update the parameters of every step, T P.
-    A population has I + P per candidate, and the state of its strategy.
+    2 I + P, one P for each observation, and on the way back through an update the
+    parameters of every step, T P. A population has I + P per candidate, and the state
+    of its strategy.
 
     Args:
       config: the study.
@@ -65,7 +66,7 @@ def check_attack(
     if config.from_run is not None:
         lock = 0  # there once, as it was when the run was trained
     steps = config.local_steps if config.upload == "update" else 0
-    restart, lower = 2 * images + network, "restarts"
+    restart, lower = 2 * images + config.observations * network, "restarts"
     weights = 0 if generator is None else nbytes(generator.weights)
     evolution = _find_evolution(config, preset)
     if evolution is not None:

@@ -55,6 +55,7 @@ from kljax.studies.builder.drawn_client import (
 )
 from kljax.studies.builder.from_run import settle
 from kljax.studies.builder.language_model import make_language_model
+from kljax.studies.builder.observing import check_pooling, draws_secrets
 from kljax.studies.builder.one_victim import Attacked, make_attack_on_one
 from kljax.studies.builder.privacy import check_attacked
 from kljax.studies.builder.run_client import (
@@ -202,7 +203,7 @@ def build_study(
 
 
 def _build_arm_attack(
-    study: Study, arm: Arm, states: Callable[[Arm], CapturedArm] | None
+    study: Study, arm: Arm, states: Callable[[Arm], tuple[CapturedArm, ...]] | None
 ) -> ArmAttack:
     """Builds the attack on one arm, and checks it once for all arms of its kind."""
     config, preset, task = study.config, study.preset, study.task
@@ -211,6 +212,7 @@ def _build_arm_attack(
     check_average(config, arm, preset)
     check_density(config, arm, preset, task.dataset.input_spec)
     check_simulated_inputs(config, arm)
+    check_pooling(config, preset)
     threat = declare_threat(config, arm, preset)
     check_attacked(arm, study.networks[arm.norm], threat.knowledge)
     check_labels(config, arm, threat.strategy.labels)
@@ -251,7 +253,10 @@ def _build_arm_attack(
 
     def make() -> Callable[..., Attacked]:
         _check_arm_attack(study, attack)
-        return make_attack_on_one(config, preset, arm, task.sites, setting, client)
+        renewed = captured is not None and captured.setup.config.fresh_private_keys
+        own = draws_secrets(config, arm, renewed)
+        common = config, preset, arm, task.sites, setting, client
+        return make_attack_on_one(*common, own_secrets=own)
 
     return attack._replace(attack_one=_share(study.shared, kind, make))
 

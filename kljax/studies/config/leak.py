@@ -7,6 +7,7 @@ from typing import Literal
 from kljax.attacks.labels.catalogue import RULES
 from kljax.attacks.labels.strategies import LABELS
 from kljax.attacks.optimisers.catalogue import OPTIMISERS, STEPPED
+from kljax.attacks.pooling import POOLINGS
 from kljax.attacks.presets.catalogue import PRESETS
 from kljax.core.checks import (
     check_arms,
@@ -58,6 +59,7 @@ WHOLE = {
     "image_size": SSIM_WINDOW,
     "tokens": 1,
     "earlier": 0,
+    "observations": 1,
 }
 # What makes sense only for a state of a run, and the least values.
 FROM_RUN = {
@@ -118,6 +120,7 @@ def weights_limit_of(kind: str) -> float:
     labels=LABELS,
     rules=RULES,
     losses=LOSSES,
+    poolings=POOLINGS,
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeakConfig:
@@ -210,6 +213,14 @@ class LeakConfig:
         the upload of one client, which is seen.
       earlier: gradients that each victim has sent before the one under attack, of other
         examples and at the same weights; the server has a record of them.
+      observations: uploads of the same examples, which the attacker pools; the first is
+        the one that a study of one attacks. Between those of a client that is drawn,
+        the server takes a step of `kljax.studies.builder.observing.SERVER_RATE` with
+        what was sent; a client of a run is observed before `round` and before the
+        rounds that were kept after it. The attacker knows which uploads belong
+        together.
+      pooling: how the matching losses of observations become one: {poolings}, see
+        `kljax.attacks.pooling`.
       client_optimiser: what the client's optimiser starts an update from: ``kept``
         from earlier rounds as in the run, of which the attacker knows nothing, or
         ``fresh``, which favours the attacker.
@@ -271,6 +282,8 @@ class LeakConfig:
     earlier: int = 0
     risk: bool = False
     average_clients: int | None = None
+    observations: int = 1
+    pooling: Literal[tuple(POOLINGS)] = "mean"
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
@@ -322,6 +335,21 @@ def _check_needs(config: LeakConfig) -> None:
         raise ValueError(
             f"earlier={config.earlier}: of an average nobody has a record of what each "
             "client has sent before; leave it out, or leave average_clients out"
+        )
+    if config.observations == 1 and config.pooling != "mean":
+        raise ValueError(
+            f"pooling={config.pooling!r} needs observations of 2 or more: it says how "
+            "their losses are put together"
+        )
+    if config.observations > 1 and config.average_clients is not None:
+        raise ValueError(
+            f"observations={config.observations} are of one client, and "
+            f"average_clients={config.average_clients} of several: leave one out"
+        )
+    if config.observations > 1 and config.earlier:
+        raise ValueError(
+            f"observations={config.observations} are of the same examples, and "
+            f"earlier={config.earlier} of others: leave one of the two out"
         )
     for name in OF_UPDATES:
         if config.upload != "update" and given(config, name):

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kljax.metrics import find_value
 from kljax.studies import store
-from kljax.studies.reports.axes import arrange, axes_of, input_axis
+from kljax.studies.reports.axes import Axis, arm_axis, arrange, axes_of, input_axis
 from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
+from kljax.studies.reports.consistency import consistency_table
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
 from kljax.studies.reports.kinds import default_value, kinds_of, noun
@@ -21,10 +24,12 @@ from kljax.studies.reports.notes import (
 )
 from kljax.studies.reports.plots import draw_budgets, draw_distributions, draw_tradeoffs
 from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.rankings import group_point, make_rankings
 from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
 from kljax.studies.reports.threats import threat_models
 from kljax.studies.reports.tradeoffs import (
+    Tradeoff,
     make_tradeoffs,
     measured_words,
     read_runs,
@@ -109,6 +114,8 @@ class Contents(NamedTuple):
       notes: what to know about these numbers.
       distributions: figure; None where there is nothing to draw.
       comparisons: of arms on the same victims; None if there are none.
+      rankings: of defences and of attacks, see `make_rankings`.
+      consistency: of recovery over states; None if there is one state.
       budgets, budget_figure, budget_words: success against budget.
       tradeoffs, tradeoff_figure, tradeoff_notes: success against accuracy.
       measured: what accuracy is, see `measured_words`.
@@ -132,6 +139,8 @@ class Contents(NamedTuple):
     notes: list[str]
     distributions: Figure | None
     comparisons: Table | None
+    rankings: list[Table]
+    consistency: Table | None
     budgets: Table | None
     budget_figure: Figure | None
     budget_words: list[tuple[str, str]]
@@ -149,8 +158,9 @@ class Contents(NamedTuple):
     @property
     def tables(self) -> list[Table]:
         """Lists all tables, for their files."""
-        others = (self.comparisons, self.budgets, self.tradeoffs)
-        return [*self.pivots, self.points, *(t for t in others if t is not None)]
+        others = (self.comparisons, self.consistency, self.budgets, self.tradeoffs)
+        found = [*self.pivots, self.points, *self.rankings]
+        return [*found, *(t for t in others if t is not None)]
 
     @property
     def figures(self) -> list[Figure]:
@@ -203,6 +213,8 @@ def make_contents(
         comparisons=comparisons_table(compared, column, values["success"])
         if compared
         else None,
+        rankings=make_rankings(pools, axes, _accuracies(tradeoffs, axes)),
+        consistency=consistency_table(pools, axes),
         budgets=budgets_table(curves) if curves else None,
         budget_figure=draw_budgets(curves, axes, kinds),
         budget_words=[(curve.name, curve.reads()) for curve in curves],
@@ -219,6 +231,17 @@ def make_contents(
         versions=manifest.get("versions", {}),
         device=str(manifest.get("device", "not known")),
     )
+
+
+def _accuracies(
+    tradeoffs: Sequence[Tradeoff], axes: dict[str, Axis]
+) -> dict[tuple[str, tuple], float]:
+    """Lists accuracies as rankings look them up; several trainings are averaged."""
+    gathered: dict[tuple[str, tuple], list[float]] = {}
+    for tradeoff in tradeoffs:
+        point = group_point({arm_axis(axes).name: "", **tradeoff.point}, axes)
+        gathered.setdefault((tradeoff.defence, point), []).append(tradeoff.accuracy)
+    return {name: float(np.mean(found)) for name, found in gathered.items()}
 
 
 def _open_failures(study: Study) -> list[dict[str, Any]]:

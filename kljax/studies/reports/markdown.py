@@ -24,6 +24,16 @@ def to_markdown(contents: Contents) -> str:
         sections.append(
             _section(table.title, words.comparing(contents.kinds), _table(table))
         )
+    if contents.rankings:
+        tables = [
+            text
+            for table in contents.rankings
+            for text in (f"### {_safe(table.title)}", _table(table))
+        ]
+        sections.append(_section("Rankings", words.ranking(contents.kinds), *tables))
+    if contents.consistency:
+        table = contents.consistency
+        sections.append(_section(table.title, words.CONSISTENCY, _table(table)))
     if contents.budgets:
         lines = [f"- {_safe(name)}: {reads}." for name, reads in contents.budget_words]
         sections.append(

@@ -63,6 +63,8 @@ OF_ATTACK = frozenset(
         "metrics",
         "earlier",
         "risk",
+        "observations",
+        "pooling",
     }
 )
 # How it is trained, on which examples. Not what changes a client's gradient at the same

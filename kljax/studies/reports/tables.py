@@ -13,6 +13,8 @@ from kljax.studies.reports.axes import Arrangement, Axis
 from kljax.studies.reports.estimates import Estimate, estimate
 from kljax.studies.reports.kinds import find_words
 from kljax.studies.reports.pools import Pool
+from kljax.studies.reports.relative import HEADING as RDLV
+from kljax.studies.reports.relative import relative_leakage, relative_words
 from kljax.studies.reports.values import known, numbers
 from kljax.studies.reports.verdicts import Outcomes, count_outcomes, verdict
 
@@ -58,6 +60,7 @@ class Line(NamedTuple):
     outcomes: Outcomes
     reads: str
     means: dict[str, Estimate]
+    relative: metrics.Interval
 
 
 def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
@@ -87,6 +90,7 @@ def make_line(pool: Pool, value: str, undefended: Pool | None = None) -> Line:
             if column.shown_in("report")
             if name != value and math.isfinite(_any(pool, name))
         },
+        relative_leakage(pool),
     )
 
 
@@ -99,6 +103,7 @@ def points_table(lines: Sequence[Line], value: Column) -> Table:
         for name, column in line.pool.values.items()
         if any(name in other.means for other in lines)
     }
+    relative = any(math.isfinite(line.relative.estimate) for line in lines)
     success = lines[0].success.value if lines else COLUMNS["success"]
     asked = () if value.name == "success" else (f"{value.heading} [95 %]",)
     header = (
@@ -109,17 +114,20 @@ def points_table(lines: Sequence[Line], value: Column) -> Table:
         " / ".join(Outcomes._fields),
         "reads as",
         *(column.heading for column in also.values()),
+        *([RDLV] if relative else []),
     )
     return Table(
         "points",
         f"Every point, over {_pooled_words(lines)}",
         header,
-        [_entries(line, value, also) for line in lines],
-        [_record(line, value, also) for line in lines],
+        [_entries(line, value, also, relative) for line in lines],
+        [_record(line, value, also, relative) for line in lines],
     )
 
 
-def _entries(line: Line, value: Column, also: dict[str, Column]) -> tuple[Entry, ...]:
+def _entries(
+    line: Line, value: Column, also: dict[str, Column], relative: bool
+) -> tuple[Entry, ...]:
     pool, success = line.pool, line.success
     counts = line.outcomes.text() if len(pool.rows) else "-"
     return (
@@ -134,6 +142,11 @@ def _entries(line: Line, value: Column, also: dict[str, Column]) -> tuple[Entry,
             if name in line.means
             else Entry("-")
             for name, column in also.items()
+        ),
+        *(
+            [Entry(relative_words(line.relative), known(line.relative.estimate))]
+            if relative
+            else []
         ),
     )
 
@@ -164,7 +177,9 @@ def victims_text(pool: Pool) -> str:
     return text if images == have else f"{text}\n{images} {find_words(pool.kind).noun}s"
 
 
-def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any]:
+def _record(
+    line: Line, value: Column, also: dict[str, Column], relative: bool
+) -> dict[str, Any]:
     pool = line.pool
     record: dict[str, Any] = dict(pool.point)
     record |= {
@@ -181,6 +196,12 @@ def _record(line: Line, value: Column, also: dict[str, Column]) -> dict[str, Any
     for name in also:
         estimated = line.means.get(name)
         record[f"{name}_mean"] = None if estimated is None else known(estimated.mean)
+    if relative:
+        record |= {
+            "rdlv": known(line.relative.estimate),
+            "rdlv_low": known(line.relative.low),
+            "rdlv_high": known(line.relative.high),
+        }
     return record | {"reads_as": line.reads}
 
 

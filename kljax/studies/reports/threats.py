@@ -114,7 +114,7 @@ def threat_facts(config: LeakConfig, noun: str = "image") -> dict[str, str]:
         raise ValueError(f"a cell has one arm, got {config.arms}")
     # A user's attack need not be importable where its report is written.
     preset = PRESETS.get(config.attack, of_user(None))
-    arm, whole = _read_arm(config.arms[0])
+    arm, whole = read_arm(config.arms[0])
     about_release = read_strategies(config.arms[0])[1]
     declared = declare_threat(config, arm, preset)
     knowledge = dataclasses.asdict(declared.knowledge)
@@ -153,7 +153,7 @@ def _of_hidden(known: dict[str, str], defence: Defence) -> dict[str, str]:
     }
 
 
-def _read_arm(text: str) -> tuple[Arm, bool]:
+def read_arm(text: str) -> tuple[Arm, bool]:
     """Reads an arm; of one with a user's defence that is not there, what is written.
 
     Returns:
@@ -202,6 +202,11 @@ def _upload(config: LeakConfig, knowledge: dict[str, Any]) -> str:
     if config.average_clients is not None:
         several = config.average_clients > 1
         words += f", of {config.average_clients} client{'s' if several else ''}"
+    if config.observations > 1:
+        words += (
+            f", and {config.observations - 1} more on the same, one after the other, "
+            f"which it pools by the {config.pooling} of their losses"
+        )
     if config.from_run is None:
         weights = "drawn for each victim" if config.weights == "fresh" else "the same"
         return f"{words}. The network is untrained, with weights {weights}" + (

@@ -13,6 +13,35 @@ GENERAL = {
 }
 
 
+RANKED = (
+    "A rank is an interval: 1 and the number of others that surely leak less, to their "
+    "number less those that surely leak more; surely means in 97.5 % of the resamples "
+    "of a paired bootstrap over groups of victims, not adjusted for the number of "
+    "pairs, and too narrow below 10 groups. Attackers who know a defence, and those "
+    "who do not, are ranked apart, and so is whatever differs in what is known of the "
+    "protocol, or in the evaluations that were offered. Of a defence stands the "
+    "attacker that found most, chosen anew in each resample. An attack that failed to "
+    "optimise is no protection: *at most* is what leaks if every victim does whose "
+    "gradient nobody has matched, or is matched but wrong where nobody recovers it "
+    "undefended. What was not run stands below."
+)
+CONSISTENCY = (
+    "The recovery consistency index is our own; the one of FEDLAD (arXiv 2411.03019) "
+    "is not published in a form we could read. It is Fleiss' kappa of recovered or not "
+    "over states: 1 where each victim is recovered at all states or at none, 0 where "
+    "they agree as by chance, down to -1 / (states - 1) where the state alone decides. "
+    "It has no value where everything or nothing is recovered. A search that is "
+    "unsolved has recovered nothing, and says nothing of the defence."
+)
+
+
+def ranking(kinds: Sequence[str]) -> str:
+    """Says how rankings are read."""
+    if "image" not in kinds:
+        return RANKED
+    return f"{RANKED} RDLV is the mean SSIM over that of the prior, less 1."
+
+
 def reading(kinds: Sequence[str]) -> list[tuple[str, str]]:
     """Says how tables are read: what each name means of the kinds of a study."""
     items = [item for name in GENERAL for item in _meanings(name, kinds)]
