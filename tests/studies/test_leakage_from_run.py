@@ -458,7 +458,7 @@ def test_a_client_is_observed_at_every_kept_round(folder, gradients):
 @pytest.mark.parametrize(
     ("changes", "message"),
     (
-        ({"observations": 3}, "from round 0 on, the states before rounds 0, 1 were"),
+        ({"observations": 4}, "from round 0 on, the states before rounds 0, 1, 2 "),
         ({"observations": 2, **UPDATE}, "learning rate of run .* drops before round 1"),
     ),
 )

@@ -20,11 +20,23 @@ EXPECTED = {
     "ablation": (132, 216, 156, 132),
     # 20 of one arm, 4 of the other
     "averages": (24, 16, 0, 24),
+    # 2 networks x 2 states x 2 ways to observe x 3 attacks x 23 arms, 2 of one noise
+    "benchmark": (552, 0, 0, 528),
+    # 2 uploads x 4 states x 3 attacks x 12 arms, two of noise alike
+    "benchmark_trained": (288, 0, 0, 264),
 }
+# Thousands of cells: cells alone are counted.
+LARGE = {
+    # 2 data x 23 arms x 2 networks x 2 batches x 2 ways to observe x 4 attacks
+    "benchmark_gpu": 1472,
+    # 2 data x 23 arms x 3 networks x 2 states x 3 x 2 x 2 budgets x 4
+    "benchmark_cluster": 13248,
+}
+OF_RUNS = {"benchmark_trained"}  # need a run of `kljax train`
 
 
 def test_every_preset_is_counted():
-    assert {path.stem for path in PRESETS.glob("*.toml")} == set(EXPECTED)
+    assert {path.stem for path in PRESETS.glob("*.toml")} == {*EXPECTED, *LARGE}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -34,6 +46,21 @@ def test_presets_are_what_they_say(name):
     counts = len(found.cells), found.excluded, found.illegal, len(groups(found.cells))
     assert counts == EXPECTED[name]
     assert parse_sweep(json.loads(json.dumps(sweep_to_dict(sweep)))) == sweep
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_large_presets_are_what_they_say(name):
+    found = expand(read_sweep(PRESETS / f"{name}.toml"))
+    assert (len(found.cells), found.excluded, found.illegal) == (LARGE[name], 0, 0)
+
+
+def test_the_tiers_of_the_benchmark_have_the_same_arms():
+    arms = [
+        list(read_sweep(PRESETS / f"{name}.toml").axes["arm"])
+        for name in ("benchmark", *LARGE)
+    ]
+    assert arms[0] == arms[1] == arms[2]
 
 
 def test_the_ablation_has_the_pairs_that_can_be():
@@ -55,7 +82,7 @@ def test_the_ablation_has_the_pairs_that_can_be():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted({*EXPECTED} - OF_RUNS))
 def test_every_preset_dry_runs(name, capsys, monkeypatch, tmp_path):
     made_up_device(monkeypatch)
     monkeypatch.chdir(tmp_path)
