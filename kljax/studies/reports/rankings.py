@@ -37,6 +37,8 @@ from kljax.studies.reports.tables import Entry, Table, at_words
 from kljax.studies.reports.threats import read_arm
 from kljax.studies.reports.undefended import is_undefended
 
+# Facts that rankings are made apart by; what is known of a secret makes the attacker.
+KNOWN = ("labels", "stats", "server", "upload", "victim_norm", "visible")
 LEAKED = ("recovered", "recovered_affine")
 SUCCESS = COLUMNS["success"]
 Image = tuple  # what a row is of, whatever the arm and the attack
@@ -138,13 +140,11 @@ def _read(pool: Pool, axes: dict[str, Axis]) -> tuple[Group, Contender]:
     preset = PRESETS.get(config.attack, of_user(None))
     arm, _ = read_arm(config.arms[0])
     knowledge = declare_threat(config, arm, preset).knowledge
-    facts = [
-        f"{name}={getattr(knowledge, name)}"
-        for name in ("labels", "stats", "server", "upload", "victim_norm", "visible")
-    ]
-    for name in ("generator", "language_model"):
-        if getattr(config, name) is not None:
-            facts.append(f"{name}={getattr(config, name)}")
+    facts = [f"{name}={getattr(knowledge, name)}" for name in KNOWN]
+    if config.generator is not None:
+        facts.append(f"generator={config.generator}")
+    if preset.language_model:
+        facts.append("a language model of its own")
     facts.append(f"{config.steps * config.restarts} evaluations offered")
     repetition = {
         cell["id"]: (cell["config"].get("seed"), cell["config"].get("from_run"))
