@@ -62,6 +62,7 @@ RESERVED = {
         "attacks/pooling.py",  # uploads of one client
         "attacks/simulation/averages.py",  # clients of one average
         "core/drawing.py",  # random keys
+        "federated/trigger_inversion.py",  # classes, and pairs of classes
         "federated/evidence.py",  # a client's network on the examples of all clients
         "metrics/kinds/images.py",  # finished reconstructions, on their way into rows
         "metrics/own_metrics.py",  # the same, by a metric of one's own

@@ -1,0 +1,298 @@
+"""FLIP beside rules of aggregation: three triggers, single-shot and continuous.
+
+    python experiments/flip.py --json FILE [--seeds 3] [--only PART ...]
+    python experiments/flip.py --json FILE --table
+
+Ten clients train a dense network on digits of 8 x 8 pixels for 20 rounds, dealt out by
+a Dirichlet distribution of .5, as in experiments/backdoor.py. Clients 0 to 3 attack, as
+four of the ten in a round do in the paper:
+
+  honest       nobody attacks: the floor of attack success
+  single-shot  one each replaces the model, boosted by 10, in rounds 12, 14, 16, 18
+  continuous   all poison half of each batch in rounds 10 to 19, and boost nothing
+
+Triggers: a patch of 2 x 2 white pixels, noise blended in by .2, and four bars of which
+each attacker puts on one. Defences, in the name of the table:
+
+  flip         clients harden under the mean (`HARDENING`: the paper's search, scaled
+               to 60 steps for a class and 30 for a pair, on 6 examples of each)
+  flip, .4     the same networks, which reject below a confidence of .4
+  others       `--aggregator` of kljax train, nobody hardens
+
+Who knows FLIP attacks it three ways, continuously: by a patch of 4 x 4, which no small
+mask covers; by hardening its own poisoned batches (hardened-backdoor); and by boosting
+its change by 4.
+
+Columns: accuracy on test images, and attack success: the share of test images of other
+classes that, with the whole trigger, are taken for class 0. Median [lowest, highest]
+over seeds, which are 3: an interval of 75 % for the median (1 - 2 / 2^3). Every
+training is appended to FILE as it ends, and is not made again; seeds are outermost, so
+that whoever stops has whole seeds.
+
+`--planted` trains one network with a backdoor and one without, looks for the triggers
+of all classes with the paper's 400 steps, and prints how small each is.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tabulate import tabulate
+
+from kljax import TrainConfig, train
+from kljax.data.triggers import make_trigger
+from kljax.federated.trigger_inversion import anomaly_index, invert_triggers
+from kljax.parallel import Layout
+from kljax.parallel.compilation import use_cache
+from kljax.studies.measuring import measure, measuring_of
+
+HARDENING = "flip=60,30,6"
+REJECT = 0.4
+TRIGGERS = {"patch": "patch=2", "blended": "blended=0.2", "distributed": "distributed"}
+SHOTS = tuple(f"{n}:model-replacement=10@{12 + 2 * n}" for n in range(4))
+ATTACKS = {"single-shot": SHOTS, "continuous": ("0-3:backdoor@10-19",)}
+HONEST = ("0:honest",)
+FLIP = "flip"
+RULES = ("mean", "norm-bounding=1,0.001", "median", "krum=3", "fltrust")
+RULES += ("trimmed-mean=3", "multi-krum=3")
+ADAPTIVE = {
+    "patch of 4 x 4": ("patch=4", ("0-3:backdoor@10-19",)),
+    "hardens, too": ("patch=2", ("0-3:hardened-backdoor@10-19",)),
+    "boosts by 4": ("patch=2", ("0-3:model-replacement=4@10-19",)),
+}
+FIXED = {
+    "model": "dense",
+    "image_size": 8,
+    "arms": ("none",),
+    "clients": 10,
+    "batch": 16,
+    "local_epochs": 2,
+    "learning_rate": 0.05,
+    "partition": "dirichlet=0.5",
+    "public_examples": 0,
+    "rounds": 20,
+    "evaluate_every": 20,
+    "floor": False,  # a row of its own
+    "layout": Layout("sharded_loop", 8),
+}
+ROOT = {"fltrust": {"public_examples": 100}}
+HEAD = ("defence", "attack", "trigger", "accuracy", "attack success")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training; several rows of the table may come of it."""
+
+    part: str  # flip, rules, boosting or adaptive
+    defence: str
+    attack: str
+    trigger: str  # of the table
+    text: str  # as kljax train is given it
+    roles: tuple[str, ...]
+
+    def config(self, seed: int) -> TrainConfig:
+        """Makes the configuration of the training."""
+        hardens = self.defence == FLIP
+        return TrainConfig(
+            aggregator="mean" if hardens else self.defence,
+            hardening=HARDENING if hardens else "none",
+            roles=self.roles,
+            trigger=self.text,
+            seed=seed,
+            **FIXED | ROOT.get(self.defence, {}),
+        )
+
+
+def all_runs() -> list[Run]:
+    """Lists the trainings of a seed: those that answer most come first."""
+    runs = []
+
+    def add(part: str, defence: str, triggers: dict[str, str]) -> None:
+        runs.append(Run(part, defence, "honest", "all", "patch=2", HONEST))
+        for attack, roles in ATTACKS.items():
+            for name, text in triggers.items():
+                runs.append(Run(part, defence, attack, name, text, roles))
+
+    add("flip", FLIP, TRIGGERS)
+    add("rules", "mean", TRIGGERS)
+    for name, (text, roles) in ADAPTIVE.items():
+        for defence in (FLIP, "mean"):
+            runs.append(Run("adaptive", defence, "adaptive", name, text, roles))
+    add("boosting", "fedboosting", {"patch": TRIGGERS["patch"]})
+    for rule in RULES[1:]:
+        add("rules", rule, TRIGGERS)
+    return runs
+
+
+def play(run: Run, seed: int) -> list[dict]:
+    """Trains once; gives what is measured with and without rejection."""
+    began = time.process_time()
+    result = train(run.config(seed))
+    setup, arm = result.setup, result.arms["none"]
+    seen = [(run.trigger, setup)]
+    if run.attack == "honest":
+        seen = [
+            (name, with_trigger(setup, text))
+            for name, text in (TRIGGERS | {"patch of 4 x 4": "patch=4"}).items()
+        ]
+    spent, found = time.process_time() - began, []
+    for threshold in (0.0, REJECT) if run.defence == FLIP else (0.0,):
+        for name, one in seen:
+            config = dataclasses.replace(one.config, reject_below=threshold)
+            on = measuring_of(one._replace(config=config), "none", rounds_of(one))
+            given = measure(on, arm.server, arm.clients)
+            defence = f"{FLIP}, {threshold:g}" if threshold else run.defence
+            found.append(
+                {
+                    "defence": defence,
+                    "attack": run.attack,
+                    "trigger": name,
+                    "seed": seed,
+                    "accuracy": given.accuracy[0],
+                    "success": given.attack_success[0],
+                    "cpu_s": spent,
+                }
+            )
+            spent = 0.0
+    return found
+
+
+def rounds_of(setup):
+    """Makes the rounds of the only arm of a run."""
+    from kljax.studies.builder.run_setup import arm_rounds
+
+    return arm_rounds(setup, "none")
+
+
+def with_trigger(setup, text):
+    """Makes the same run, measured with another trigger."""
+    trigger = make_trigger(text, setup.task.dataset.shape)
+    return setup._replace(attack=setup.attack._replace(trigger=trigger))
+
+
+def key_of(run: Run, seed: int) -> str:
+    """Writes what a training is of."""
+    return f"{run.defence}|{run.attack}|{run.trigger}|{seed}"
+
+
+def read(path: Path) -> dict[str, list[dict]]:
+    """Reads the trainings that were made, by what they are of."""
+    if not path.exists():
+        return {}
+    lines = map(json.loads, path.read_text().splitlines())
+    return {line["run"]: line["found"] for line in lines}
+
+
+def interval(values: list[float]) -> str:
+    """Writes the median and the range of some shares, in %."""
+    low, high = min(values), max(values)
+    return f"{100 * statistics.median(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def tabled(made: dict[str, list[dict]]) -> str:
+    """Writes the table of all trainings; those of fewer seeds say so."""
+    rows: dict[tuple, list[dict]] = {}
+    for found in made.values():
+        for one in found:
+            place = one["defence"], one["attack"], one["trigger"]
+            rows.setdefault(place, []).append(one)
+    most = max(map(len, rows.values()))
+    lines = []
+    for place, several in rows.items():
+        said = [interval([one[n] for one in several]) for n in ("accuracy", "success")]
+        if len(several) < most:
+            said[0] += f" ({len(several)} seeds)"
+        lines.append([*place, *said])
+    order = {name: n for n, name in enumerate((*ATTACKS, "honest"))}
+    lines.sort(key=lambda line: (line[1] == "adaptive", line[0], order.get(line[1], 9)))
+    return tabulate(lines, HEAD, tablefmt="github", disable_numparse=True)
+
+
+def planted(seed: int) -> str:
+    """Looks for triggers in a network with a backdoor and in one without."""
+    lines = []
+    for name, roles in (("backdoor", ("0-3:backdoor@10-19",)), ("honest", HONEST)):
+        run = Run("rules", "mean", name, "patch", "patch=2", roles)
+        result = train(run.config(seed))
+        setup, server = result.setup, result.arms["none"].server
+        data = setup.task.dataset
+        chosen = np.random.default_rng(0).permutation(len(data))[:400]
+        universal, _ = invert_triggers(
+            jax.random.key(seed),
+            setup.task.models[False],
+            server.public.model,
+            server.stats,
+            *data.fetch(np.sort(chosen)),
+            classes=10,
+            steps=400,
+            pair_steps=1,
+        )
+        mask = np.asarray(universal.overlay.mask)[0, ..., 0]
+        covered, planted = mask > 0.5, np.zeros(mask.shape, bool)
+        planted[-2:, -2:] = True
+        both = (covered & planted).sum() / (covered | planted).sum()
+        index = anomaly_index(universal.size, mask.size)
+        lines.append(
+            [
+                name,
+                seed,
+                f"{100 * result.rows[-1]['attack_success']:.1f}",
+                f"{universal.size[0]:.1f}",
+                f"{np.median(universal.size[1:]):.1f}",
+                f"{100 * mask[planted].sum() / mask.sum():.0f}",
+                f"{both:.2f}",
+                f"{index[0]:.1f}",
+                f"{index[1:].max():.1f}",
+            ]
+        )
+    return lines
+
+
+PLANTED = ("network", "seed", "attack success", "size of class 0", "median of others")
+PLANTED += ("% of mask in the patch", "IoU", "index of class 0", "highest of others")
+
+
+def main():
+    """Makes what was not made, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parts = ("flip", "rules", "adaptive", "boosting")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--table", action="store_true", help="of what was made alone")
+    parser.add_argument(
+        "--planted", action="store_true", help="see above; nothing else"
+    )
+    given = parser.parse_args()
+    use_cache()
+    if given.planted:
+        lines = [line for n in range(1, given.seeds + 1) for line in planted(n)]
+        print(tabulate(lines, PLANTED, tablefmt="github", disable_numparse=True))
+        return
+    made = read(given.json)
+    for seed in range(1, given.seeds + 1) if not given.table else ():
+        for run in all_runs():
+            key = key_of(run, seed)
+            if run.part not in given.only or key in made:
+                continue
+            made[key] = play(run, seed)
+            with given.json.open("a") as file:
+                file.write(json.dumps({"run": key, "found": made[key]}) + "\n")
+            last = made[key][0]
+            said = f"{last['accuracy']:.3f} {last['success']:.3f}"
+            print(f"{key}: {said}, {last['cpu_s']:.1f} s", file=sys.stderr, flush=True)
+    print(tabled(made))
+    spent = sum(one["cpu_s"] for found in made.values() for one in found)
+    print(f"\n{len(made)} trainings, {spent / 60:.1f} processor minutes")
+
+
+if __name__ == "__main__":
+    main()
