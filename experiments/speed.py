@@ -25,6 +25,11 @@ Names:
   grnn-lenet        GRNN: steps of RMSprop on a generator per victim, LeNet; in steps/s
   fedavg-inversion  the cosine distance of updates of 5 local steps, LeNet, 64 victims;
                     in evaluations/s
+  trigger-inversion triggers of all 90 pairs of ten classes, 100 steps, dense network at
+                    8x8, warm and cold; in steps of a pair/s, beside eager PyTorch that
+                    takes pair after pair, and one that takes them side by side
+  trigger-inversion-lenet
+                    the same for 30 steps on LeNet at 32x32
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
@@ -74,18 +79,21 @@ import inversion_peer
 import inversion_speed
 import sweep_speed
 import tiny
+import trigger_peer
+import trigger_speed
 from table import show
 
 from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
-NAMES |= sweep_speed.NAMES | demo_speed.NAMES
-PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS)
+NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
+PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
 RIVALS |= dict.fromkeys(demo_speed.NAMES, (demo_speed.PEER,))
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
+RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
 
 
 def arguments():

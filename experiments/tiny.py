@@ -5,6 +5,7 @@ import federated_speed
 import inversion_speed
 import peak
 import sweep_speed
+import trigger_speed
 
 
 def shrink():
@@ -25,5 +26,7 @@ def shrink():
         federated_speed.WORK[name] = work._replace(
             clients=2, steps=2, batch=2, checked=1, **own
         )
+    for name, work in trigger_speed.WORK.items():
+        trigger_speed.WORK[name] = work._replace(examples=2, steps=2)
     federated_speed.SCALE = (2, 4)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)

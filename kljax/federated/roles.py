@@ -265,6 +265,10 @@ def parse_roles(
     }
 
 
+HOW = (
+    "write CLIENTS:ROLE, such as 0:backdoor or 1,4-6:label-flip, or "
+    "CLIENTS:ROLE@ROUNDS, such as 0:backdoor@5-9"
+)
 # A role as it is written, and its rounds.
 Written = tuple[str, frozenset[int] | None]
 
@@ -276,8 +280,11 @@ def _named_roles(
     for text in texts:
         numbers, _, role = text.partition(":")
         name, at, when = role.partition("@")
-        ids = _numbers(text, numbers if name else "", "client", clients)
-        acting = frozenset(_numbers(text, when, "round", rounds)) if at else None
+        said = f"roles {text!r}"
+        ids = parse_numbers(said, numbers if name else "", "client", clients, HOW)
+        acting = None
+        if at:
+            acting = frozenset(parse_numbers(said, when, "round", rounds, HOW))
         for client in ids:
             if client in taken:
                 raise ValueError(f"roles {text!r}: client {client} has one already")
@@ -300,26 +307,34 @@ def _numbered(clients: list[int]) -> str:
     return f"client {listed}" if len(clients) == 1 else f"clients {listed}"
 
 
-def _numbers(text: str, written: str, kind: str, count: int | None) -> list[int]:
-    """Reads numbers such as ``1,4-6``, of clients or rounds."""
+def parse_numbers(
+    said: str, written: str, kind: str, count: int | None, how: str
+) -> list[int]:
+    """Reads numbers such as ``1,4-6``.
+
+    Args:
+      said: what they are written in, for errors.
+      written: the numbers.
+      kind: client or round.
+      count: how many of them there are; None for any number.
+      how: how it is to be written, for errors.
+
+    Raises:
+      ValueError: for what is written otherwise or backwards, and for a number that does
+        not exist.
+    """
     numbers = []
     for part in written.split(","):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"roles {text!r}: write CLIENTS:ROLE, such as 0:backdoor or "
-                "1,4-6:label-flip, or CLIENTS:ROLE@ROUNDS, such as 0:backdoor@5-9"
-            )
+            raise ValueError(f"{said}: {how}")
         begin, end = int(first), int(last if dash else first)
         if begin > end:
             raise ValueError(
-                f"roles {text!r}: the range {part} is written backwards: write "
-                f"{end}-{begin}"
+                f"{said}: the range {part} is written backwards: write {end}-{begin}"
             )
         if count is not None and end >= count:
-            raise ValueError(
-                f"roles {text!r}: there is no {kind} {end}, but 0 to {count - 1}"
-            )
+            raise ValueError(f"{said}: there is no {kind} {end}, but 0 to {count - 1}")
         numbers += range(begin, end + 1)
     return numbers
 

@@ -11,7 +11,7 @@ from toys import quick_jit
 
 from kljax.core.types import Model, Output
 from kljax.federated import evaluation
-from kljax.federated.hardening import HARDENINGS, flip, make_hardening
+from kljax.federated.hardening import HARDENINGS, Hardening, flip, make_hardening
 from kljax.federated.roles import parse_roles
 
 
@@ -40,7 +40,7 @@ def hardened():
     images[..., 0, 1, 0] = 0.4 * (labels == 1)
     batches = given._replace(inputs=images, labels=labels, valid=np.ones(6, bool))
     with quick_compilation():
-        act = quick_jit(lambda rng: flip(40, 30, 8)(rng, by_pixel, batches))
+        act = quick_jit(lambda rng: flip(40, 30, 8, largest=1)(rng, by_pixel, batches))
         return batches, act(RNG), act(jax.random.key(77))
 
 
@@ -62,24 +62,28 @@ def test_stamped_examples_are_taken_for_another_class(hardened):
     assert {*answers.tolist()} >= {0, 1, 2}
 
 
+def test_what_covers_much_of_the_image_is_no_trigger(hardened):
+    batches = hardened[0]
+    act = quick_jit(lambda rng: flip(40, 30, 8, 1, 0.01)(rng, by_pixel, batches))
+    np.testing.assert_array_equal(act(RNG).inputs, batches.inputs)
+
+
 def test_other_draws_stamp_others(hardened):
     before, *after = hardened
     first, second = (np.any(x.inputs != before.inputs, (2, 3, 4)) for x in after)
     assert not np.array_equal(first, second)
 
 
-def test_nothing_is_stamped_without_a_trigger_or_a_share():
+def test_nothing_is_stamped_without_a_trigger():
+    """Everything is class 1 already: of pairs that end elsewhere none succeeds."""
     batches = some_batches()
-    deaf = lambda images: jnp.zeros((len(images), 3))  # noqa: E731
-    for share, classify in ((0, by_pixel), (1, lambda x: deaf(x).at[:, 1].set(9.0))):
-        act = quick_jit(lambda s=share, c=classify: flip(2, 1, 2, s)(RNG, c, batches))
-        same = act().inputs
-        if share == 0:
-            np.testing.assert_array_equal(same, batches.inputs)
-            continue
-        # Everything is class 1 already: of pairs that end elsewhere none succeeds.
-        changed = np.any(same != batches.inputs, axis=(2, 3, 4))
-        assert not changed[batches.labels == 1].any()
+
+    def deaf(images):
+        return jnp.zeros((len(images), 3)).at[:, 1].set(9.0)
+
+    same = quick_jit(lambda: flip(2, 1, 2, 1, 1)(RNG, deaf, batches))().inputs
+    changed = np.any(same != batches.inputs, axis=(2, 3, 4))
+    assert not changed[batches.labels == 1].any()
 
 
 def test_padding_is_nobodys_example():
@@ -88,7 +92,7 @@ def test_padding_is_nobodys_example():
     labels = np.zeros_like(batches.labels)
     labels[2] = 1
     batches = batches._replace(labels=labels, valid=np.array([True, True, False]))
-    act = quick_jit(lambda given: flip(20, 10, 8, 1)(RNG, by_pixel, given))
+    act = quick_jit(lambda given: flip(20, 10, 8, 1, 1)(RNG, by_pixel, given))
     changed = np.any(act(batches).inputs != batches.inputs, axis=(2, 3, 4))
     assert changed[:2].any() and not changed[2].any()
 
@@ -101,12 +105,15 @@ def test_padding_is_nobodys_example():
         ("flip=1,0", "pair_steps must be an integer >= 1, got 0"),
         ("flip=1,1,0", "examples must be an integer >= 1, got 0"),
         ("flip=1,1,1,1.5", r"share of flip must be in \[0, 1\], got 1.5"),
+        ("flip=largest=2", r"largest of flip must be in \[0, 1\], got 2"),
+        ("flip@", "hardening 'flip@': write NAME or NAME@ROUNDS, such as flip@10-19"),
+        ("flip@3-20", "hardening 'flip@3-20': there is no round 20, but 0 to 19"),
         ("math:floor=2.5", "hardening 'math:floor=2.5' is no function, but int"),
     ],
 )
 def test_what_is_no_hardening_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        make_hardening(text)
+        make_hardening(text, 20)
 
 
 def test_nothing_is_the_default_name():
@@ -143,7 +150,8 @@ def test_honest_clients_harden_and_attackers_do_not():
     expected = play(
         rounds_of({}), (batches._replace(inputs=images, labels=labels), examples)
     )
-    found = play(rounds_of(roles, hardening=blacken), (batches, examples))
+    hardening = Hardening(blacken)
+    found = play(rounds_of(roles, hardening=hardening), (batches, examples))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         found[0].public,
@@ -156,7 +164,20 @@ def test_a_hardening_that_changes_shapes_is_refused():
         return batches._replace(inputs=batches.inputs[:, :1])
 
     with pytest.raises(ValueError, match="the hardening makes .* must keep the shapes"):
-        play(rounds_of({}, hardening=shrink), client_data(), count=1)
+        hardening = Hardening(shrink)
+        play(rounds_of({}, hardening=hardening), client_data(), count=1)
+
+
+def test_rounds_without_hardening_are_as_ever():
+    data, hardening = client_data(), make_hardening("test_hardening:black@1")
+    assert hardening.rounds == {1}
+    found = play(rounds_of({}, hardening=hardening), data)[2]
+    plain = play(rounds_of({}), data)[2]
+    assert found[0].loss == plain[0].loss and found[1].loss != plain[1].loss
+
+
+def black():
+    return blacken
 
 
 # --- rejection ------------------------------------------------------------------------

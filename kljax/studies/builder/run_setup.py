@@ -237,7 +237,7 @@ def _rounds(setup: RunSetup, model: Model, defence: Defence) -> Rounds:
         aggregator=rule,
         encryption=setup.encryption,
         roles=setup.roles,
-        hardening=make_hardening(config.hardening),
+        hardening=make_hardening(config.hardening, config.rounds),
         weighting=config.weighting,
         on_nonfinite=config.on_nonfinite,
         layout=config.layout,

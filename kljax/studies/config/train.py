@@ -143,7 +143,8 @@ class TrainConfig:
       target_class: of the attackers, for images with the trigger.
       poisoned: share of each batch of an attacker's that has the trigger.
       hardening: what honest clients do against backdoors before they train in a round:
-        {hardenings}, see `kljax.federated.hardening`.
+        {hardenings}, or with @ROUNDS behind it, such as flip@10-19; see
+        `kljax.federated.hardening`.
       reject_below: confidence below which the network does not answer when accuracy and
         attack success are measured; 0 for none.
       floor: whether a run with attackers is followed by the same run with honest

@@ -1,0 +1,50 @@
+"""The entries of experiments/speed.py about trigger inversion, at sizes of seconds.
+
+The peer is tested where PyTorch is installed: in this Python, or in the one that
+TORCH_PYTHON names.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+
+import numpy as np
+import pytest
+import trigger_peer  # noqa: E402
+import trigger_speed  # noqa: E402
+from tiny_studies import quick_compilation
+
+SMALL = trigger_speed.WORK["trigger-inversion"]._replace(examples=2, steps=3)
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with quick_compilation():
+        yield
+
+
+@pytest.mark.slow
+def test_ours_alone():
+    options = argparse.Namespace(rounds=1, peers=(), torch_python=sys.executable)
+    warm, cold = trigger_speed.compare("trigger-inversion", options, SMALL)
+    assert warm["name"] == "trigger-inversion-warm" and warm["settings"]["pairs"] == 90
+    assert warm["ours"]["median"] > cold["ours"]["median"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["loop", "batched"])
+def test_the_peer_finds_the_same(form):
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    if python == sys.executable and not importlib.util.find_spec("torch"):
+        pytest.skip("torch is not installed")
+    pairs = trigger_speed.Pairs(SMALL._replace(steps=40))
+    program, given = pairs.compiled(40)
+    ours = np.asarray(program(*given))
+    with trigger_peer.TriggerPeer(python) as peer:
+        peer.load("dense", pairs.in_torch())
+        _, theirs = peer.search(trigger_peer.Setting(form), 40)
+    assert np.isfinite(ours).any()
+    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
+    found = np.isfinite(ours)
+    np.testing.assert_allclose(np.array(theirs)[found], ours[found], rtol=0.02)
