@@ -25,6 +25,7 @@ from kljax import data  # noqa: E402
 from kljax.defences.catalogue import KINDS, write_strengths  # noqa: E402
 from kljax.studies.builder.run_setup import build_run_setup  # noqa: E402
 from kljax.studies.config import LeakConfig, TrainConfig  # noqa: E402
+from kljax.studies.reports.attackers import attacker_of  # noqa: E402
 from kljax.studies.store.manifest import open_study  # noqa: E402
 from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
 
@@ -57,6 +58,13 @@ def test_who_knows_a_defence_is_told_from_who_does_not():
     assert found["selective-random=0.5/unaware", "search"] == "unaware"
     assert ("keylock/extract", "search") not in found
     assert ("none", "density") not in found
+
+
+def test_reports_tell_attackers_apart_in_the_same_way():
+    """`kljax report` reads off an arm what this table says when it makes the arm."""
+    for contest in all_contests():
+        found = attacker_of(contest.arm, driver.ATTACKS[contest.method])
+        assert found == contest.attacker, contest
 
 
 def test_closed_forms_are_tried_at_the_middle_strength():

@@ -242,7 +242,7 @@ def test_the_report_has_them(folder, tmp_path):
     for words in (
         "## Rankings",
         "RDLV to data_mean",
-        "## Are the same victims recovered at every state?",
+        "## Are the same victims recovered at every state (state)?",
         "is our own",
     ):
         assert words in text

@@ -145,7 +145,7 @@ def consistency_table(pools: Sequence[Pool], axes: dict[str, Axis]) -> Table | N
         "recovered, by state",
         "unsolved, by state",
     )
-    title = f"Are the same victims recovered at every {' and '.join(states)}?"
+    title = f"Are the same victims recovered at every state ({', '.join(states)})?"
     return Table("consistency", title, header, lines, records)
 
 
