@@ -16,6 +16,11 @@ A *floor* is a row that was made without the victim's gradient.
 
 The last reads the victim: so much says a row of somebody alike. The victim itself is
 never part of what represents it: its index is left out.
+
+Guesses at a batch are paired with the truth before they are scored (`kljax.metrics.
+assign`, by squared distance of the rows), which is worth something to any B guesses,
+and more in larger batches. What it is worth to B rows of the right labels is less than
+`nearest_same_class`, for which every row of the reference is tried.
 """
 
 import zlib

@@ -5,17 +5,19 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from tiny_studies import scored, study
 from toys import quick_jit, setting
 
 from kljax import threat as threats
-from kljax.attacks import Candidate, replay
+from kljax.attacks import Candidate, Protocol, replay
 from kljax.attacks.presets import PRESETS
 from kljax.core.tables import TableColumn, table_of
 from kljax.core.types import Private, Public
 from kljax.defences import gaussian_noise, none
-from kljax.federated.clients import one_step
+from kljax.federated.clients import local_update, one_step
 from kljax.models import Perceptron, from_nnx
 from kljax.studies import risk
 from kljax.studies.risk import Risk, cramer_rao, risk_scores
@@ -144,6 +146,67 @@ def shapes(**changes):
     view = threats.observe(here.threat, update)
     scores = quick_jit(lambda *seen: risk_scores(here, PRESETS["dlg"], *seen))
     return scores(update, view)
+
+
+@pytest.mark.slow
+def test_attacks_are_shown_no_risk():
+    """Every attack finds the very same with and without them, and so do its floors."""
+    arms = ("gaussian-noise=0.01", "keylock/regress_gates")
+    plain, risky = (
+        scored(study(arms=arms, victims=2, channels=1, risk=risk))
+        for risk in (False, True)
+    )
+    for before, after in zip(plain, risky, strict=True):
+        risks = {name for name in after if name.startswith("risk_")}
+        assert len(risks) == len(Risk._fields) and risks <= before.keys()
+        assert all(before[name] is None for name in risks)
+        for name in after.keys() - risks:
+            known = after[name]
+            if isinstance(known, float):
+                known = pytest.approx(known, rel=1e-3, abs=1e-6, nan_ok=True)
+            assert before[name] == known, name
+        attacked = after["attack"] is not None
+        assert (after["risk_largest"] is not None) == attacked
+        noisy = after["arm"].startswith("gaussian")
+        assert (after["risk_i2f_bound"] is not None) == noisy
+
+
+def test_an_update_of_several_steps_has_scores():
+    """Its Jacobian goes through all of the training; it is traced, and not computed."""
+    declared = threats.least_knowledge(
+        threats.Strategy(secret="unit", labels="given"), examples=2, upload="update"
+    )
+    protocol = Protocol(optax.sgd(0.1), 2, 1, 0.1)
+    here = setting(
+        declared,
+        none(),
+        model=MODEL,
+        inputs=SPEC,
+        num_classes=2,
+        sites=(),
+        protocol=protocol,
+    )
+    train = local_update(
+        MODEL, here.task.loss, none(), optax.sgd(0.1), steps=2, batch=1
+    )
+
+    def run(rows):
+        params, stats = MODEL.init(jax.random.key(3))
+        received = Public(params)
+        update = train.run(
+            jax.random.key(0),
+            jnp.asarray(0),
+            received,
+            stats,
+            train.init(received, Private()),
+            rows,
+            np.array([0, 1]),
+        )
+        view = threats.observe(declared, update)
+        return risk_scores(here, PRESETS["dlg"], update, view)
+
+    found = jax.eval_shape(run, ROWS)
+    assert {leaf.shape for leaf in found} == {()}
 
 
 def test_tokens_have_no_derivative():

@@ -1,10 +1,12 @@
 """Studies of tables: from the option to the report."""
 
+import csv
 import functools
 
 import pytest
 from tiny_studies import quick_compilation, scored, tiny
 
+from kljax import cli
 from kljax.metrics import COLUMNS
 from kljax.studies import leak_report, leak_summary, leakage
 from kljax.studies.builder import from_run
@@ -85,3 +87,50 @@ def test_networks_of_tables_draw_their_weights_themselves():
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build_study(LeakConfig(**TABLE | changes))
+
+
+SWEEP = """
+[axes]
+arm = ["none", "keylock/regress_gates"]
+
+[options]
+reconstructions = true
+
+[fixed]
+model = "perceptron"
+data = "wine"
+attack = "tableak"
+examples = 2
+victims = 2
+restarts = 2
+steps = 20
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_of_tables_is_reported_cell_by_cell(tmp_path):
+    file, folder = tmp_path / "sweep.toml", tmp_path / "study"
+    file.write_text(SWEEP)
+    with quick_compilation():
+        assert cli.main(["sweep", str(file), "--out", str(folder)]) == 0
+    page = (folder / "report" / "report.html").read_text()
+    assert '<table class="cells">' in page and "<td>flavanoids</td>" in page
+    assert "SSIM" not in page and "rows recovered / " in page
+
+
+@pytest.mark.slow
+def test_a_client_of_a_training_on_tables_is_attacked(tmp_path):
+    run, out = tmp_path / "fl", tmp_path / "leak"
+    words = "train --model perceptron --data wine --rounds 2 --batch 4 --clients 2"
+    options = "--learning-rate 0.1 --arms none keylock --keep-rounds 0 1 --out"
+    with quick_compilation():
+        assert cli.main([*words.split(), *options.split(), str(run)]) == 0
+    words = f"leak --from {run} --round 1 --victims 2 --attack tableak --steps 150"
+    options = f"--restarts 2 --arms none keylock/known --risk --out {out}"
+    with quick_compilation():
+        assert cli.main([*words.split(), *options.split()]) == 0
+    with (out / "rows.csv").open(newline="") as opened:
+        rows = [row for row in csv.DictReader(opened) if row["attack"]]
+    assert {row["arm"] for row in rows} == {"none", "keylock/known"}
+    assert all(float(row["risk_largest"]) > 0 for row in rows)
+    assert all(0 <= float(row["cell_accuracy"]) <= 1 for row in rows)
