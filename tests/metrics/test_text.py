@@ -1,6 +1,7 @@
 """Scores of sentences, and what nobody has to steal."""
 
 import doctest
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -164,6 +165,38 @@ def test_sentences_of_an_upload_are_paired_by_the_tokens_that_differ():
     guesses = np.array([[7, 8, 1], [1, 2, 900], [4, 5, 6]])
     # By squared differences of the numbers, 900 would decide.
     np.testing.assert_array_equal(assign(guesses, truths), [1, 2, 0])
+
+
+def test_sentences_of_a_batch_are_paired_by_what_they_share_and_then_by_places():
+    truths = np.array([[1, 2, 3, 4], [5, 2, 6, 7]])
+    # The first has all of the second truth's tokens, and one of the first's in place.
+    guesses = np.array([[7, 2, 5, 6], [9, 9, 9, 1]])
+    np.testing.assert_array_equal(assign(guesses, truths), [1, 0])
+    # Both share the same: places decide.
+    truths, guesses = np.array([[1, 2, 3], [3, 1, 2]]), np.array([[3, 1, 2], [1, 2, 3]])
+    np.testing.assert_array_equal(assign(guesses, truths), [1, 0])
+    # In the place of padding nothing counts.
+    truths = np.array([[1, 2, -1], [8, 9, 3]])
+    guesses = np.array([[8, 9, 4], [1, 5, 3]])
+    np.testing.assert_array_equal(assign(guesses, truths), [1, 0])
+
+
+def test_the_pairing_of_sentences_is_the_best_of_all():
+    draws = np.random.default_rng(5)
+    for _ in range(20):
+        guesses, truths = draws.integers(0, 4, (2, 4, 5))
+
+        def total(order, guesses=guesses, truths=truths):
+            shared = places = 0
+            for guess, truth in zip(guesses[list(order)], truths, strict=True):
+                shared += sum(
+                    (Counter(guess.tolist()) & Counter(truth.tolist())).values()
+                )
+                places += np.sum(guess == truth)
+            return shared, places
+
+        best = max(map(total, itertools.permutations(range(4))))
+        assert total(assign(guesses, truths)) == best
 
 
 # --- a kind of input -----------------------------------------------------------------
