@@ -146,8 +146,8 @@ def line_of(part: str, rows: list[dict]) -> tuple[str, ...]:
     return (
         part,
         f"{np.mean([row['visible_share'] for row in rows]):.2%}",
-        written(interval(tokens, groups)),
-        written(interval(above, groups)),
+        written(interval(tokens, groups, rate=False)),
+        written(interval(above, groups, rate=False)),
         *(f"{rouge:.2f}" for rouge in rouges),
         f"{sum(matched)} of {len(rows)}",
     )

@@ -30,6 +30,8 @@ Names:
                     takes pair after pair, and one that takes them side by side
   trigger-inversion-lenet
                     the same for 30 steps on LeNet at 32x32
+  lamp-candidates   LAMP's proposals: orders of a sentence of 16 tokens, the gradient
+                    that each gives and its cosine distance; in candidates/s
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
@@ -77,6 +79,8 @@ import federated_peer
 import federated_speed
 import inversion_peer
 import inversion_speed
+import lamp_peer
+import lamp_speed
 import sweep_speed
 import tiny
 import trigger_peer
@@ -87,6 +91,7 @@ from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
+NAMES |= lamp_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
@@ -94,6 +99,7 @@ RIVALS |= dict.fromkeys(demo_speed.NAMES, (demo_speed.PEER,))
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
+RIVALS |= dict.fromkeys(lamp_speed.NAMES, lamp_peer.PEERS)
 
 
 def arguments():

@@ -3,6 +3,7 @@
 import attack_speed
 import federated_speed
 import inversion_speed
+import lamp_speed
 import peak
 import sweep_speed
 import trigger_speed
@@ -29,4 +30,5 @@ def shrink():
     for name, work in trigger_speed.WORK.items():
         trigger_speed.WORK[name] = work._replace(examples=2, steps=2)
     federated_speed.SCALE = (2, 4)
+    lamp_speed.WORK = lamp_speed.Work(victims=2, orders=20, length=4)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)

@@ -1,0 +1,165 @@
+"""The entry of the speed table about LAMP's proposals.
+
+A candidate is one order of a sentence: the gradient that it gives, and the cosine
+distance of each tensor to the observed one. The language model is left out on all
+sides. Peers (`lamp_peer`) are found at the best of their settings first:
+  torch-eager       one order after another, `torch.autograd.grad`, as LAMP's code
+  torch-func        `torch.func.vmap` over orders, 1 or 2 threads
+  ...-2-processes   the best of each with the victims dealt to two processes
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lamp_peer import PEERS, LampPeer, fastest
+from table import entry, on_gpu, turns
+
+from kljax import data, defences
+from kljax.attacks import AssumedDefence, Candidate, Setting, Task, replay
+from kljax.attacks.objectives import cosine_per_tensor
+from kljax.attacks.rearranging import SIDE_BY_SIDE, propose
+from kljax.core.targets import classes_of
+from kljax.core.types import Private, Public
+from kljax.models import NETWORKS, from_nnx, losses
+from kljax.parallel import Layout, map_victims
+from kljax.threat import Strategy, View, least_knowledge
+
+CLASSES = 8
+
+
+class Work(NamedTuple):
+    """What is judged: P orders of one sentence of T tokens of each of N victims."""
+
+    victims: int = 4
+    orders: int = 200
+    length: int = 16
+
+
+WORK = Work()
+
+
+class Problem:
+    """The victims, once for everybody: real sentences, own weights, common guesses."""
+
+    def __init__(self, work):
+        dataset = data.load("text", length=work.length)
+        spec = dataset.input_spec
+        network = NETWORKS["transformer"]
+        self.model = from_nnx(
+            lambda rngs: network.factory(
+                CLASSES, image_shape=(work.length,), rngs=rngs, **spec.sizes
+            )
+        )
+        chosen = data.select(dataset, work.victims, seed=0)
+        tokens, self.labels = dataset.fetch(chosen)
+        rngs = jax.random.split(jax.random.key(0), work.victims)
+        self.params = jax.device_get(
+            jax.jit(jax.vmap(lambda rng: self.model.init(rng)[0]))(rngs)
+        )
+        table = self.params["tokens/embedding"]
+        self.sentences = table[np.arange(work.victims)[:, None], tokens]
+        draws = np.random.default_rng(0).standard_normal(self.sentences.shape)
+        self.guesses = (self.sentences + draws).astype(np.float32)
+        self.orders = jax.device_get(
+            jax.jit(
+                jax.vmap(
+                    lambda rng: propose(rng, work.length, work.length, work.orders)
+                )
+            )(rngs)
+        )
+        threat = least_knowledge(Strategy(secret="unit", labels="given"))
+        none = defences.none()
+        task = Task(self.model, losses.cross_entropy, spec, classes_of(CLASSES), "fc")
+        setting = Setting(task, threat, AssumedDefence(none.gates, none.simulate))
+        self.simulation = replay(setting, none.gates)
+
+    def judge(self, params, sentence, guess, label, orders):
+        """Judges all orders [P, T] of the guess of one victim: [P]."""
+        targets = jax.nn.one_hot(label, CLASSES)[None]
+        nothing = Public(jax.tree.map(jnp.zeros_like, params))
+
+        def view(grads):
+            return View(Public(params), {}, grads, None, targets, None, None, None)
+
+        def upload(x, seen):
+            candidate = Candidate(x[None], targets, Private())
+            return self.simulation(view(seen), candidate)
+
+        observed, _ = upload(sentence, nothing)
+        missing = {"tokens/embedding": nothing.model["tokens/embedding"]}
+        observed = Public(observed.model | missing)
+        distance = cosine_per_tensor()
+
+        def judged(order):
+            return distance(*upload(guess[order], observed))
+
+        return jax.lax.map(judged, orders, batch_size=SIDE_BY_SIDE)
+
+    def in_torch(self):
+        """The same, as `LampPeer.load` wants it."""
+        params = {n: v for n, v in self.params.items() if n != "tokens/embedding"}
+        return {
+            "sentences": self.sentences,
+            "guesses": self.guesses,
+            "labels": self.labels.astype(np.int64),
+            "orders": self.orders.astype(np.int64),
+            **params,
+        }
+
+
+def compare(options, work=None):
+    """Candidates per second, ours and the peers', in turns."""
+    work = work or WORK
+    problem = Problem(work)
+    given = (
+        problem.params,
+        problem.sentences,
+        problem.guesses,
+        problem.labels,
+        problem.orders,
+    )
+    layout = Layout("sharded", max(1, work.victims // jax.local_device_count()))
+    run = map_victims(problem.judge, layout)
+    compile_s, values = run(*given)[1].compile_s, {}
+    total = work.victims * work.orders
+
+    def ours():
+        found, timing = run(*given)
+        values["ours"] = np.asarray(found).ravel()
+        return total / timing.run_s
+
+    contestants, chosen = {"ours": ours}, {}
+    with LampPeer(options.torch_python, gpu=on_gpu()) as peer:
+        names = [n for n in PEERS if n in options.peers]
+        if names:
+            peer.load(problem.in_torch())
+        for name in (n + end for n in names for end in ("", "-2-processes")):
+            setting = chosen[name] = fastest(peer, name)
+
+            def run_peer(name=name, setting=setting):
+                made = peer.candidates(setting)
+                values[name] = np.array(made.values)
+                return made.per_second
+
+            contestants[name] = run_peer
+        rates = turns(options.rounds, contestants)
+    settings = {
+        "victims": work.victims,
+        "orders": work.orders,
+        "tokens": work.length,
+        "layout": str(layout),
+        "compile_s": compile_s,
+        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        # What says that all do the same work.
+        "largest_difference_to_peer": {
+            name: float(np.max(np.abs(values[name] - values["ours"])))
+            for name in chosen
+        },
+    }
+    mine = rates.pop("ours")
+    return [entry("lamp-candidates", mine, rates, "candidates/s", settings)]
+
+
+NAMES = {"lamp-candidates": compare}
