@@ -73,6 +73,7 @@ __all__ = [
     "LeakConfig",
     "LeakResult",
     "leak",
+    "invert",
     "score_rows",
     "rows_frame",
     "read_rows",

@@ -51,6 +51,7 @@ from .studies.config import LeakConfig, TrainConfig
 from .studies.frames import read_rows, rows_frame
 from .studies.gallery import draw_gallery
 from .studies.input_scores import floor_images
+from .studies.inversion import invert
 from .studies.leakage import LeakResult, leak
 from .studies.scoring import score_rows
 from .studies.sweeps.running import sweep
@@ -116,6 +117,7 @@ __all__ = [
     "LeakConfig",
     "LeakResult",
     "leak",
+    "invert",
     "score_rows",
     "rows_frame",
     "read_rows",

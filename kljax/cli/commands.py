@@ -56,6 +56,10 @@ COMMANDS = {
         "kljax.cli.leak",
         "Runs the main job on embedded images: six arms, sixteen victims.",
     ),
+    "audit": Command(
+        "kljax.cli.audit",
+        "Says what one upload gives away: somebody's gradient or update, from a file.",
+    ),
     "data": Command(
         "kljax.cli.data",
         "Writes a TFDS dataset from files on disk, without TensorFlow.",
