@@ -136,8 +136,8 @@ def _reasons(name: str, found, matched, contradicted) -> str:
         return (
             f"None counts as given, but {there} of {searches} searches, from random "
             "starts of their own, arrive at the same image(s), which nearly give it: "
-            "they are likely to be the private ones. A prior keeps a search from giving "
-            "an upload exactly: more steps, or an attack without one, such as 'dlg', "
+            "they are likely to be the private ones. A prior keeps a search from "
+            "giving an upload exactly: more steps, or an attack without one, as 'dlg', "
             "would say more."
         )
     if name == "likely":
