@@ -11,10 +11,12 @@ from kljax.studies.reports import write_report
 from kljax.studies.reports.attackers import attacker_of
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.consistency import recovery_consistency
+from kljax.studies.reports.contenders import find_accuracies
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.rankings import make_rankings
 from kljax.studies.reports.ranks import rank
 from kljax.studies.reports.relative import relative_leakage
+from kljax.studies.reports.tradeoffs import Tradeoff
 
 GROUPS = np.arange(12)
 
@@ -143,6 +145,12 @@ FOUND = {
 }
 
 
+def _left_out(config):
+    """One attack on one arm, at the second state."""
+    arm, attack = config["arms"][0], config["attack"]
+    return (arm, attack, config["round"]) == (f"{PRUNED}/unaware", "idlg", 5)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run's client at two states; the lock was not attacked."""
@@ -151,7 +159,7 @@ def folder(tmp_path_factory):
     made_studies.make_folder(place, AXES, fixed)
     for number, cell in enumerate(store.read(place).manifest["cells"]):
         arm, config = cell["config"]["arms"][0], cell["config"]
-        if arm not in FOUND:
+        if arm not in FOUND or _left_out(config):
             continue
         count, others = FOUND[arm]
         if config["attack"] == "idlg" and arm == "none":
@@ -214,6 +222,38 @@ def test_what_was_not_run_stands_there(rankings):
     (table,) = titled(rankings, "Defences", "attacker informed", "state=0")
     assert [line[0] for line in texts(table)].count("not run") == 2
     assert any("keylock/known, idlg" in line[1] for line in texts(table))
+
+
+def test_who_was_attacked_by_fewer_may_leak_all(rankings):
+    for state, rank_of_it, most in (
+        ("state=0", "1-2", "0%"),
+        ("state=5", "1-3", "100%"),
+    ):
+        (table,) = titled(rankings, "Defences", "attacker unaware", state)
+        line = {line[1]: line for line in texts(table)}[PRUNED]
+        assert (line[0], line[4]) == (rank_of_it, most)
+    assert line[10] == f"1 of 2\n{PRUNED}/unaware by idlg: not run"
+
+
+def test_accuracies_stand_beside_what_leaks(folder):
+    study = store.read(folder)
+    axes = axes_of(study.manifest)
+    trained = Tradeoff(
+        arm=f"{PRUNED}/unaware",
+        defence=PRUNED,
+        point={"attack": "idlg", "state": "0"},
+        runs=("run",),
+        accuracy=0.8,
+        deviation=math.nan,
+        success=None,
+        score=None,
+        outcomes=None,
+    )
+    accuracies = find_accuracies([trained, trained._replace(accuracy=0.9)], axes)
+    found = make_rankings(make_pools(study, axes, ()), axes, accuracies)
+    for state, expected in (("state=0", "85.0%"), ("state=5", "not run")):
+        (table,) = titled(found, "Defences", "attacker unaware", state)
+        assert {line[1]: line[11] for line in texts(table)}[PRUNED] == expected
 
 
 def test_attacks_are_ranked_on_the_same_arms(rankings):

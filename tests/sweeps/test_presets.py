@@ -24,6 +24,8 @@ EXPECTED = {
     "benchmark": (552, 0, 0, 528),
     # 2 uploads x 4 states x 3 attacks x 12 arms, two of noise alike
     "benchmark_trained": (288, 0, 0, 264),
+    # 4 ways to observe x 4 arms, two of noise alike
+    "observations": (16, 0, 0, 12),
 }
 # Thousands of cells: cells alone are counted.
 LARGE = {

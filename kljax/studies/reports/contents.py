@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kljax.metrics import find_value
 from kljax.studies import store
-from kljax.studies.reports.axes import Axis, arm_axis, arrange, axes_of, input_axis
+from kljax.studies.reports.axes import arrange, axes_of, input_axis
 from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
 from kljax.studies.reports.consistency import consistency_table
+from kljax.studies.reports.contenders import find_accuracies
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
 from kljax.studies.reports.kinds import default_value, kinds_of, noun
@@ -24,12 +23,11 @@ from kljax.studies.reports.notes import (
 )
 from kljax.studies.reports.plots import draw_budgets, draw_distributions, draw_tradeoffs
 from kljax.studies.reports.pools import make_pools
-from kljax.studies.reports.rankings import group_point, make_rankings
+from kljax.studies.reports.rankings import make_rankings
 from kljax.studies.reports.sweep_file import sweep_to_toml
 from kljax.studies.reports.tables import Table, make_line, pivot_tables, points_table
 from kljax.studies.reports.threats import threat_models
 from kljax.studies.reports.tradeoffs import (
-    Tradeoff,
     make_tradeoffs,
     measured_words,
     read_runs,
@@ -213,7 +211,7 @@ def make_contents(
         comparisons=comparisons_table(compared, column, values["success"])
         if compared
         else None,
-        rankings=make_rankings(pools, axes, _accuracies(tradeoffs, axes)),
+        rankings=make_rankings(pools, axes, find_accuracies(tradeoffs, axes)),
         consistency=consistency_table(pools, axes),
         budgets=budgets_table(curves) if curves else None,
         budget_figure=draw_budgets(curves, axes, kinds),
@@ -231,17 +229,6 @@ def make_contents(
         versions=manifest.get("versions", {}),
         device=str(manifest.get("device", "not known")),
     )
-
-
-def _accuracies(
-    tradeoffs: Sequence[Tradeoff], axes: dict[str, Axis]
-) -> dict[tuple[str, tuple], float]:
-    """Lists accuracies as rankings look them up; several trainings are averaged."""
-    gathered: dict[tuple[str, tuple], list[float]] = {}
-    for tradeoff in tradeoffs:
-        point = group_point({arm_axis(axes).name: "", **tradeoff.point}, axes)
-        gathered.setdefault((tradeoff.defence, point), []).append(tradeoff.accuracy)
-    return {name: float(np.mean(found)) for name, found in gathered.items()}
 
 
 def _open_failures(study: Study) -> list[dict[str, Any]]:

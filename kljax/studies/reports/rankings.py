@@ -8,23 +8,28 @@ An attack that failed to optimise is no protection. What is known of a defence i
 therefore two numbers: what leaked at least, and what may leak at most if all victims
 whose gradient no attacker of the ranking has matched would leak as well. A victim that
 was matched but is wrong counts for a defence only if the same attack recovers it
-undefended.
+undefended. A defence on which an attack was not run, and on others was, may leak all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from kljax import metrics
-from kljax.attacks.presets import PRESETS, of_user
 from kljax.metrics import COLUMNS
-from kljax.studies.builder.from_run import trained_name
-from kljax.studies.builder.threat_model import declare_threat
-from kljax.studies.config import LeakConfig
-from kljax.studies.reports.attackers import ATTACKERS, Attacker, attacker_of
+from kljax.studies.reports.attackers import ATTACKERS, Attacker
 from kljax.studies.reports.axes import WHO, Axis, arm_axis
-from kljax.studies.reports.estimates import UNKNOWN, estimate, with_interval
+from kljax.studies.reports.contenders import (
+    Contender,
+    Group,
+    Image,
+    evaluations_text,
+    groups_of,
+    leaked_rate,
+    read_contender,
+    shared_images,
+)
+from kljax.studies.reports.estimates import estimate, with_interval
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.ranks import Ranks, rank
 from kljax.studies.reports.relative import (
@@ -33,52 +38,10 @@ from kljax.studies.reports.relative import (
     relative_leakage,
     relative_words,
 )
-from kljax.studies.reports.tables import Entry, Table, at_words
-from kljax.studies.reports.threats import read_arm
+from kljax.studies.reports.tables import Entry, Table
 from kljax.studies.reports.undefended import is_undefended
 
-# Facts that rankings are made apart by; what is known of a secret makes the attacker.
-KNOWN = ("labels", "stats", "server", "upload", "victim_norm", "visible")
-LEAKED = ("recovered", "recovered_affine")
 SUCCESS = COLUMNS["success"]
-Image = tuple  # what a row is of, whatever the arm and the attack
-
-
-class Group(NamedTuple):
-    """What may be ranked together.
-
-    Attributes:
-      point: where it stands on all axes but those of arm and attack.
-      facts: of the protocol that every attacker of it knows, and its budget.
-    """
-
-    point: tuple[tuple[str, str], ...]
-    facts: tuple[str, ...]
-
-    def words(self) -> str:
-        """Writes it for the title of a table."""
-        return "; ".join(filter(None, (at_words(dict(self.point)), *self.facts)))
-
-
-class Contender(NamedTuple):
-    """A pool in its group, with what is known of each of its victims."""
-
-    pool: Pool
-    arm: str
-    attack: str
-    attacker: Attacker
-    leaked: dict[Image, bool]
-    wrong: dict[Image, bool]  # matched but wrong
-    groups: dict[Image, int]
-
-    @property
-    def defence(self) -> str:
-        """Names what is defended with, with its options."""
-        return trained_name(self.arm)
-
-    @property
-    def finished(self) -> bool:
-        return self.pool.state == "finished"
 
 
 def make_rankings(
@@ -105,7 +68,7 @@ def make_rankings(
     together: dict[Group, list[Contender]] = {}
     for pool in pools:
         try:
-            group, contender = _read(pool, axes)
+            group, contender = read_contender(pool, axes)
         except (ValueError, TypeError, KeyError):
             continue  # of another kljax
         together.setdefault(group, []).append(contender)
@@ -117,56 +80,6 @@ def make_rankings(
                     number = len(tables) + 1
                     tables.append(table._replace(name=f"ranking-{number}"))
     return tables
-
-
-def group_point(
-    point: Mapping[str, str], axes: dict[str, Axis]
-) -> tuple[tuple[str, str], ...]:
-    """Gives the part of a point that is on neither the axis of arms nor of attacks."""
-    return tuple(
-        (axis, label)
-        for axis, label in point.items()
-        if axis not in axes or not {"arm", "attack"} & axes[axis].fields
-    )
-
-
-def _read(pool: Pool, axes: dict[str, Axis]) -> tuple[Group, Contender]:
-    """Finds the group of a pool, and reads its victims.
-
-    Raises:
-      ValueError, TypeError, KeyError: for a configuration that cannot be read.
-    """
-    config = LeakConfig(**pool.cells[0]["config"])
-    preset = PRESETS.get(config.attack, of_user(None))
-    arm, _ = read_arm(config.arms[0])
-    knowledge = declare_threat(config, arm, preset).knowledge
-    facts = [f"{name}={getattr(knowledge, name)}" for name in KNOWN]
-    if config.generator is not None:
-        facts.append(f"generator={config.generator}")
-    if preset.language_model:
-        facts.append("a language model of its own")
-    facts.append(f"{config.steps * config.restarts} evaluations offered")
-    repetition = {
-        cell["id"]: (cell["config"].get("seed"), cell["config"].get("from_run"))
-        for cell in pool.cells
-    }
-    rows = pool.rows
-    images = [
-        (*repetition[cell], victim)
-        for cell, victim in zip(rows["cell"], rows["victim"], strict=True)
-    ]
-    outcomes = rows["outcome"].astype(str).tolist()
-    label = next((pool.point[a] for a in axes if "attack" in axes[a].fields), None)
-    contender = Contender(
-        pool,
-        config.arms[0],
-        label or config.attack,
-        attacker_of(config.arms[0], config.attack),
-        dict(zip(images, (name in LEAKED for name in outcomes), strict=True)),
-        dict(zip(images, (name == "ambiguous" for name in outcomes), strict=True)),
-        dict(zip(images, rows["group"].tolist(), strict=True)),
-    )
-    return Group(group_point(pool.point, axes), tuple(facts)), contender
 
 
 def _of_defences(
@@ -185,16 +98,20 @@ def _of_defences(
         name: [m for m in some if m.finished] for name, some in defences.items()
     }
     finished = {name: some for name, some in finished.items() if some}
-    images = _shared(m for some in finished.values() for m in some)
+    images = shared_images(m for some in finished.values() for m in some)
     lines, records = [], []
     of_images = any(PRIOR in m.pool.floors for m in of_kind)
     if images:
         bare = {m.attack: m for m in members if m.finished and is_undefended(m.pool)}
         bounds = {n: _bounds(some, bare, images) for n, some in finished.items()}
+        run = {m.attack for some in finished.values() for m in some}
+        for name, (least, most) in bounds.items():
+            if any(not m.finished and m.attack in run for m in defences[name]):
+                bounds[name] = least, np.ones_like(most)
         ranks = rank(
             [least for least, _ in bounds.values()],
             [most for _, most in bounds.values()],
-            _groups(next(iter(finished.values()))[0], images),
+            groups_of(next(iter(finished.values()))[0], images),
         )
         order = np.lexsort((ranks.mean_high, ranks.mean_low))
         for item in order:
@@ -251,7 +168,7 @@ def _defence_line(
     name: str, item: int, ranks: Ranks, strongest: Contender, images: list[Image]
 ) -> tuple[dict[str, str], dict]:
     pool = strongest.pool
-    leaked = _rate(strongest, images)
+    leaked = leaked_rate(strongest, images)
     score, relative = estimate(pool, pool.primary), relative_leakage(pool)
     unsolved = int((pool.rows["outcome"].isin(("unsolved", "diverged"))).sum())
     most = float(ranks.mean_high[item])
@@ -265,7 +182,7 @@ def _defence_line(
         "score": f"{score.value.heading} {score.text()}",
         "floor": score.floor_text(),
         "relative": relative_words(relative),
-        "evaluations": _evaluations([strongest]),
+        "evaluations": evaluations_text([strongest]),
     }
     record = {
         "rank_low": int(ranks.low[item]),
@@ -309,7 +226,7 @@ def _of_attacks(
         if all(arm in arms for arms in done.values())
     ]
     of_shared = {name: [arms[a] for a in shared] for name, arms in done.items()}
-    images = _shared(m for some in of_shared.values() for m in some)
+    images = shared_images(m for some in of_shared.values() for m in some)
     lines, records = [], []
     if images:
         found = {
@@ -318,11 +235,13 @@ def _of_attacks(
         }
         values = [-leaks.mean(axis=0, keepdims=True) for leaks in found.values()]
         first = next(iter(of_shared.values()))[0]
-        ranks = rank(values, values, _groups(first, images))
+        ranks = rank(values, values, groups_of(first, images))
         for item in np.argsort(ranks.mean_low, kind="stable"):
             name = list(found)[item]
             some = of_shared[name]
-            leaked = metrics.cluster_bootstrap(-values[item][0], _groups(first, images))
+            leaked = metrics.cluster_bootstrap(
+                -values[item][0], groups_of(first, images)
+            )
             unsolved = sum(
                 int(m.pool.rows["outcome"].isin(("unsolved", "diverged")).sum())
                 for m in some
@@ -339,7 +258,7 @@ def _of_attacks(
                             with_interval(SUCCESS, leaked),
                             f"{unsolved} of {sum(len(m.pool.rows) for m in some)}",
                             f"{column.heading} {column.written(float(score))}",
-                            _evaluations(some),
+                            evaluations_text(some),
                             f"{len(shared)} of {len(attacks[name])}",
                         ),
                     )
@@ -376,34 +295,6 @@ def _of_attacks(
     lines += _waiting(missing, len(header))
     title = f"Attacks by what they find, attacker {attacker}: {ATTACKERS[attacker]}"
     return Table("", f"{title}. {group.words()}", header, lines, records)
-
-
-def _shared(members: Iterable[Contender]) -> list[Image]:
-    """Lists the images that all have attacked."""
-    sets = [set(member.leaked) for member in members]
-    return sorted(set.intersection(*sets), key=repr) if sets else []
-
-
-def _groups(member: Contender, images: list[Image]) -> np.ndarray:
-    return np.array([member.groups[image] for image in images])
-
-
-def _rate(member: Contender, images: list[Image]) -> metrics.Interval:
-    if not images:
-        return UNKNOWN
-    leaked = [float(member.leaked[image]) for image in images]
-    return metrics.interval(leaked, _groups(member, images), rate=True)
-
-
-def _evaluations(members: list[Contender]) -> str:
-    """Writes how many evaluations were made of a victim; a closed form makes none."""
-    made = [
-        member.pool.rows["evaluations"].to_numpy(float, na_value=np.nan)
-        for member in members
-    ]
-    made = np.concatenate(made)
-    made = made[np.isfinite(made)]
-    return f"{made.mean():,.0f}" if len(made) else "0"
 
 
 def _counted(finished: list[Contender], waiting: list[Contender]) -> str:

@@ -23,7 +23,8 @@ RANKED = (
     "attacker that found most, chosen anew in each resample. An attack that failed to "
     "optimise is no protection: *at most* is what leaks if every victim does whose "
     "gradient nobody has matched, or is matched but wrong where nobody recovers it "
-    "undefended. What was not run stands below."
+    "undefended, or if an attack was not run on it and on others was. What was not run "
+    "stands below."
 )
 CONSISTENCY = (
     "The recovery consistency index is our own; the one of FEDLAD (arXiv 2411.03019) "
