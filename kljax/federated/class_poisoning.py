@@ -17,6 +17,7 @@ that we could read: the design here is kljax's own.
 Letters: N clients in the mean, its own upload among them.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,6 +27,7 @@ from kljax.core.types import Array, PyTree
 from kljax.federated.aggregation.selection import krum_scores
 from kljax.federated.clients import Batches
 
+_scores = jax.jit(krum_scores, static_argnums=1)
 HALVINGS = 12  # of [0, 1], in which the share of the poison is looked for
 
 
@@ -110,9 +112,10 @@ def seen_by_krum(uploads: PyTree, own: int, attackers: int = 1) -> bool:
       own: number of the upload.
       attackers: F of `kljax.federated.aggregation.krum`.
     """
-    return int(jnp.argmin(krum_scores(uploads, attackers))) != own
+    return int(jnp.argmin(_scores(uploads, attackers))) != own
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def share_outside(uploads: PyTree, own: int) -> Array:
     """Computes in which share of its coordinates an upload is beyond all others.
 
@@ -130,8 +133,11 @@ def share_outside(uploads: PyTree, own: int) -> Array:
 
 
 def seen_by_order(uploads: PyTree, own: int) -> bool:
-    """Tells whether an upload is beyond all others in most of its coordinates.
+    """Tells whether an upload is beyond all others in too many of its coordinates.
 
-    That is how a server with a median, or a trimmed mean, would find an attacker.
+    That is how a server with a median, or a trimmed mean, would find an attacker. Too
+    many are more than half way from 2 / N, the share of an upload that is like the
+    others, to all.
     """
-    return bool(share_outside(uploads, own) > 0.5)
+    clients = len(jax.tree.leaves(uploads)[0])
+    return bool(share_outside(uploads, own) > (2 / clients + 1) / 2)

@@ -60,7 +60,7 @@ def test_no_field_is_unknown_and_none_can_be_changed_unseen():
         ({"arms": ("none", "keylok/known")}, "unknown defence 'keylok'"),
         ({"arms": ("none", "keylock/guess")}, "unknown secret strategy 'guess'"),
         ({"arms": ("none", "bn-control")}, "'bn-control' needs .* lockable; 'dense'"),
-        ({"model": "vit", "arms": ("none",)}, "'bn-control' .* lockable; 'vit'"),
+        ({"model": "vit", "arms": ("bn-control",)}, "'bn-control' .* lockable; 'vit'"),
         ({"arms": ("none", "bn-control+norm-clipping")}, "needs .* lockable; 'dense'"),
         ({"attack": "matchin"}, "unknown attack 'matchin' .did you mean 'matching'"),
         ({"optimiser": "sgd"}, "unknown optimiser 'sgd'"),
