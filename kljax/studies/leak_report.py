@@ -26,7 +26,7 @@ from kljax.studies.leak_summary import by_input
 from kljax.studies.leakage import LeakResult
 from kljax.studies.matched_but_wrong import ambiguous_lines
 from kljax.studies.scoring import Row
-from kljax.studies.sentences import as_markdown, bold_right
+from kljax.studies.sentences import Cell, as_markdown, bold_right
 
 # Heads of what a summary has beside the means of columns, and for a terminal.
 COUNTED = {
@@ -209,8 +209,19 @@ def lines_below(summary: dict[str, Any]) -> list[str]:
     found = []
     for name, of_input in by_input(summary).items():
         lines = [*upload_lines(of_input), *ambiguous_lines(of_input)]
+        lines += column_lines(of_input)
         found += lines if name is None else [f"{name}: {line}" for line in lines]
     return found
+
+
+def column_lines(summary: dict[str, Any]) -> list[str]:
+    """Says of a table which share of each column's cells every arm has right."""
+    return [
+        f"{arm}, right by column: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in columns.items())
+        for arm, columns in summary.get("by_column", {}).items()
+        if arm in summary["arms"]
+    ]
 
 
 def sentences_of(summary: dict[str, Any]) -> list[str]:
@@ -282,9 +293,31 @@ def _first_texts(summary: dict[str, Any]) -> str:
             columns = ("truth", "arm", "found, right words bold", "tokens")
             table = tabulate(lines, columns, tablefmt="github", disable_numparse=True)
             written += f"{head}{table}\n"
+        elif of_input.get("cells"):
+            written += head + "\n\n".join(map(_side_by_side, of_input["cells"])) + "\n"
         elif of_input.get("sentences"):
             written += head + "".join(f"- {line}\n" for line in of_input["sentences"])
     return written
+
+
+def _side_by_side(found: dict[str, list[Cell]]) -> str:
+    """Draws a row of a table: truth and arms column by column, what is right bold."""
+    columns = zip(*found.values(), strict=True)
+    lines = [
+        (
+            as_markdown(cells[0].name),
+            as_markdown(cells[0].truth),
+            *(
+                f"**{as_markdown(cell.guess)}**"
+                if cell.right
+                else as_markdown(cell.guess)
+                for cell in cells
+            ),
+        )
+        for cells in columns
+    ]
+    head = ("column", "truth", *map(as_markdown, found))
+    return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 
 
 def _warning_lines(summary: dict[str, Any]) -> str:

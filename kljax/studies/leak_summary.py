@@ -14,7 +14,12 @@ from kljax.studies.leakage import LeakResult
 from kljax.studies.matched_but_wrong import count_recovered_undefended
 from kljax.studies.row_columns import columns_of, own_columns
 from kljax.studies.scoring import SCHEMA_VERSION, Row, first_rows
-from kljax.studies.sentences import list_sentences, sentence_lines
+from kljax.studies.sentences import (
+    list_cells,
+    list_sentences,
+    sentence_lines,
+    shares_by_column,
+)
 
 FLOOR = "floor/"
 
@@ -93,11 +98,13 @@ def _of_input(result: LeakResult, spec: InputSpec, rows: list[Row]) -> dict[str,
 
 
 def _of_kind(spec: InputSpec, rows: list[Row]) -> dict[str, Any]:
-    """Says what other inputs than images have: another success, and sentences."""
+    """Says what other inputs than images have: another success, sentences, cells."""
     if spec.kind == "image":
         return {}
     lines, texts = sentence_lines(rows), list_sentences(rows)
     words = {n: getattr(find_kind(spec), n) for n in ("success_words", "noun")}
+    cells, shares = list_cells(rows), shares_by_column(rows)
+    words |= {"cells": cells, "by_column": shares} if cells else {}
     return words | ({"sentences": lines, "texts": texts} if lines else {})
 
 

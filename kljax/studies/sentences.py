@@ -12,6 +12,7 @@ from kljax.metrics.kinds import kind_named
 from kljax.studies.scoring import Row
 
 MOST = 6  # sentences that are listed
+FEWER = 3  # rows of a table that are written cell by cell
 
 
 class Cell(NamedTuple):
@@ -115,6 +116,45 @@ def cells_of(row: Mapping[str, Any]) -> list[Cell]:
         name, _, value = truth.partition("=")
         cells.append(Cell(name, value, guess.partition("=")[2], sure == "1"))
     return cells
+
+
+def list_cells(rows: list[Row], most: int = FEWER) -> list[dict[str, list[Cell]]]:
+    """Lists the cells of the first rows of a table: arm -> cells, for each of them.
+
+    Args:
+      rows: of a study, of whatever inputs.
+      most: rows of the table at most.
+
+    Returns:
+      Nothing of other inputs.
+    """
+    found: dict[tuple[int, int, str | None], dict[str, list[Cell]]] = {}
+    for row in rows:
+        cells = cells_of(row)
+        if cells and not row["arm"].startswith("floor/"):
+            of_one = row["upload"], row["example"], row["input"]
+            found.setdefault(of_one, {})[row["arm"]] = cells
+    return [*found.values()][:most]
+
+
+def shares_by_column(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Gives the share of right cells of each column of a table, by arm.
+
+    Args:
+      rows: of a study, of whatever inputs.
+
+    Returns:
+      arm -> column -> share, floors among the arms; nothing of other inputs.
+    """
+    right: dict[str, dict[str, list[bool]]] = {}
+    for row in rows:
+        for cell in cells_of(row):
+            of_arm = right.setdefault(row["arm"], {})
+            of_arm.setdefault(cell.name, []).append(cell.right)
+    return {
+        arm: {name: sum(cells) / len(cells) for name, cells in columns.items()}
+        for arm, columns in right.items()
+    }
 
 
 def _marked(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import re
 
 import pytest
 from tiny_studies import quick_compilation, scored, tiny
@@ -60,9 +61,20 @@ def test_the_report_writes_rows_and_marks_what_is_wrong(tmp_path):
     ]
     marked = leak_summary.summarise(result, missed)["sentences"]
     assert marked[1].startswith("none: [age=") and marked[1].endswith("% of cells)")
+    found = leak_summary.summarise(result, missed)
+    assert found["by_column"]["none"]["age"] == 0.5
+    assert found["by_column"]["none"]["sex"] == 1
+    columns = [column.name for column in result.dataset.input_spec.columns]
+    assert [*found["by_column"]["none"]] == columns
+    hostile = {"text": first["text"].replace("age", "a|<b")}
+    odd = [row | hostile if row["cells_right"][0] == "0" else row for row in missed]
+    lines = leak_report.markdown(result, leak_summary.summarise(result, odd))
+    assert re.search(r"^\| a\\\|&lt;b +\| \S+ +\| \S+ +\|$", lines, re.M)
+    assert re.search(r"^\| sex +\| \d +\| \*\*\d\*\* +\|$", lines, re.M)
     leak_report.write_run(tmp_path / "run", result, rows, summary)
     page = (tmp_path / "run" / "summary.md").read_text()
-    assert f"The first rows:\n\n- truth: {first['text']}" in page
+    assert "The first rows:\n\n| column" in page
+    assert "- none, right by column: age 100%, sex 100%" in page
     assert "| all cells [95 %]" in page and "| rows" in page and "SSIM" not in page
     assert (tmp_path / "run" / "gallery.png").stat().st_size > 5000
 

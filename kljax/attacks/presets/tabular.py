@@ -38,7 +38,9 @@ def tableak(
 
     Differs from the code: pairing is by squared distance, and not by cells within a
     tolerance, and never across labels; the restart that others are paired with is that
-    of lowest loss before categories are read. One restart is an ensemble of one.
+    of lowest loss before categories are read; of each restart the best iterate counts,
+    and not the last; the median of an even number is the mean of the two in the middle.
+    One restart is an ensemble of one.
 
     Raises:
       ValueError: for inputs without columns of a table, and where labels are optimised:
