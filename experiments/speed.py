@@ -39,6 +39,8 @@ Names:
   demo-cold         a whole `kljax demo`, from Enter on, with a cold compilation cache;
                     in evaluations/s, its peer eager PyTorch's evaluations alone
   demo-warm         the same with a warm one
+  dager-membership  DAGER's test of BERT's 30,522 tokens at 16 places, width 768, by
+                    the span of a gradient of rank 128; in tests/s
 Only when named, candidates against each other:
   convolution       the formulations of `kljax.models.convolution` and the layouts of
                     `kljax.parallel` for attacks; in evaluations/s
@@ -81,6 +83,8 @@ import inversion_peer
 import inversion_speed
 import lamp_peer
 import lamp_speed
+import membership_peer
+import membership_speed
 import sweep_speed
 import tiny
 import trigger_peer
@@ -91,8 +95,9 @@ from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
-NAMES |= lamp_speed.NAMES
+NAMES |= lamp_speed.NAMES | membership_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
+PEERS += (membership_peer.PEER,)
 # The peers of each entry that has any.
 RIVALS = dict.fromkeys(("dlg-lenet-eval", "dlg-lenet-attack"), attack_speed.PEERS)
 RIVALS |= dict.fromkeys(demo_speed.NAMES, (demo_speed.PEER,))
@@ -100,6 +105,7 @@ RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
 RIVALS |= dict.fromkeys(lamp_speed.NAMES, lamp_peer.PEERS)
+RIVALS |= dict.fromkeys(membership_speed.NAMES, (membership_peer.PEER,))
 
 
 def arguments():

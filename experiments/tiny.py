@@ -4,6 +4,7 @@ import attack_speed
 import federated_speed
 import inversion_speed
 import lamp_speed
+import membership_speed
 import peak
 import sweep_speed
 import trigger_speed
@@ -32,3 +33,4 @@ def shrink():
     federated_speed.SCALE = (2, 4)
     lamp_speed.WORK = lamp_speed.Work(victims=2, orders=20, length=4)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)
+    membership_speed.SIZE = membership_speed.Size(600, 4, 64, 8)

@@ -70,11 +70,11 @@ RESERVED = {
     "pmap": set(),
     "shard_map": {"parallel/victim_axis.py", "parallel/client_axis.py"},
     # The structure of somebody's network.
-    "iter_modules": {"models/gating.py"},
+    "iter_modules": {"models/gating.py", "models/adapters.py"},  # which edits it
     "iter_graph": {"models/gating.py"},
     "recursive_map": {"models/gating.py"},
     "__class__": {"models/gating.py"},
-    "setattr": {"models/gating.py"},
+    "setattr": {"models/gating.py", "models/adapters.py"},
     "intercept_methods": {"models/linen.py"},
     "nnx.split": {"models/model.py"},
     "nnx.merge": {"models/model.py"},

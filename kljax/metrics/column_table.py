@@ -354,6 +354,54 @@ FOUND = (
         leaks=1,
         shown="terminal",
     ),
+    *(
+        _reported(
+            f"rank_{which}",
+            f"rank {number}",
+            f"rank of the gradient of the {which} attention: how many of the tokens "
+            "that it was fed differ, by themselves or by their places",
+            dtype="int64",
+            unit="from 0",
+            reported=True,
+            knows="attacker",
+            form=".1f",
+            shown="summary",
+        )
+        for number, which in enumerate(("first", "second"), start=1)
+    ),
+    _reported(
+        "rank_is_full",
+        "rank is full",
+        "whether the tokens of the upload fill the width of an attention: then every "
+        "token fits, and none is guessed",
+        dtype="bool",
+        reported=True,
+        knows="attacker",
+        form=".0%",
+        shown="report",
+    ),
+    _reported(
+        "sentences_found",
+        "sentences found",
+        "sentences of the upload that passed the tests of both attentions",
+        dtype="int64",
+        unit="from 0",
+        reported=True,
+        knows="attacker",
+        form=".1f",
+        leaks=1,
+        shown="terminal",
+    ),
+    _reported(
+        "search_is_whole",
+        "search is whole",
+        "whether no combination of tokens that fit was left out",
+        dtype="bool",
+        reported=True,
+        knows="attacker",
+        form=".0%",
+        shown="summary",
+    ),
     _reported(
         "cell_entropy",
         "cell entropy",

@@ -12,6 +12,7 @@ from kljax.attacks.presets.noise_density import likelihood, negative_log_likelih
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
+from kljax.attacks.presets.spans_of_text import dager
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
 from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp
@@ -24,6 +25,7 @@ __all__ = [
     "find_preset",
     "of_user",
     "april",
+    "dager",
     "april_optimisation",
     "dlg",
     "gate_regression",

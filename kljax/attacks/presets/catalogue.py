@@ -23,6 +23,7 @@ from kljax.attacks.presets.noise_density import likelihood, negative_log_likelih
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
+from kljax.attacks.presets.spans_of_text import dager
 from kljax.attacks.presets.statistical import (
     bn_updates,
     bn_updates_objective,
@@ -163,6 +164,7 @@ PRESETS: dict[str, Preset] = {
     "rgap": Preset(rgap, "recovered", None),
     "peeling": Preset(peeled_image, "recovered", None),
     "april": Preset(april, "recovered", None),
+    "dager": Preset(dager, "recovered", None, inputs=("text",)),
     "imprint": Preset(
         imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)
     ),

@@ -320,16 +320,18 @@ def _find_sites(
 
 
 def find_classifier(config: LeakConfig, task: LearningTask) -> str:
-    """Finds the layer from which labels are read; "" where there is none.
+    """Finds the layer from which labels are read.
+
+    There need be none, and is "", where targets are no classes.
 
     Raises:
       ValueError: for a layer that the network has not, or that has no kernel.
     """
     path = config.classifier or task.network.classifier
-    if not path:
-        return path
     params, _ = jax.eval_shape(task.models[False].init, jax.random.key(0))
     if f"{path}/kernel" not in params:
+        if config.classifier is None and task.dataset.target_spec.class_of is None:
+            return ""
         layers = sorted(p.removesuffix("/kernel") for p in params if "/kernel" in p)
         raise ValueError(
             f"classifier {path!r} is no layer with a kernel of {config.model!r}; "

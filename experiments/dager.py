@@ -1,0 +1,266 @@
+"""How many sentences does DAGER read off gradients of transformers, and what stops it?
+
+What: `kljax.leak --attack dager` on the embedded corpus, beside floors, line by line.
+Device: any; a quarter of an hour of a processor.
+Trials: the uploads of each line, of seed 0; networks drawn afresh but where trained.
+Number last obtained: experiments/dager.md, which is what this prints.
+
+    python experiments/train_language_model.py  # once, for the lines of a trained one
+    python experiments/dager.py > experiments/dager.md
+    python experiments/dager.py --lines NAME... # computes these alone
+
+A line is computed once, and kept in ``runs/dager``: a run that was stopped goes on.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+from kljax import LeakConfig, leak, score_rows
+from kljax.models import adapted, bert, gpt, gpt_classifier
+from kljax.parallel import Layout
+from kljax.studies.builder.victims import choose_victims, load_victim_data
+
+FOLDER = Path("runs/dager")
+SIZES = {"width": 256, "depth": 2, "heads": 4}
+V = 4096  # pieces of the corpus
+RANK = 96  # of adapters
+STEPS = 250  # that the trained decoder was trained for
+
+
+# -- the networks: the smallest that 32 sentences of 8 tokens do not fill ------------
+def decoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
+    """Builds GPT-2's form, towards the next token."""
+    return _built(gpt, num_classes, image_shape, vocabulary, rngs, lockable=lockable)
+
+
+def padded_decoder(num_classes, *, image_shape, vocabulary=V, padded=False, rngs):
+    """Builds the same for whole verses, with padding behind them."""
+    return _built(gpt, num_classes, image_shape, vocabulary, rngs, padded=padded)
+
+
+def encoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
+    """Builds BERT's form, of the sentence's class."""
+    return _built(bert, num_classes, image_shape, vocabulary, rngs, lockable=lockable)
+
+
+def padded_encoder(num_classes, *, image_shape, vocabulary=V, padded=False, rngs):
+    """Builds the same for whole verses."""
+    return _built(bert, num_classes, image_shape, vocabulary, rngs, padded=padded)
+
+
+def adapters(num_classes, *, image_shape, vocabulary=V, rngs):
+    """Builds a decoder of the sentence's class of which adapters alone are trained."""
+    factory = adapted(gpt_classifier, rank=RANK, trained=("fc",))
+    return _built(factory, num_classes, image_shape, vocabulary, rngs)
+
+
+def _built(factory, num_classes, image_shape, vocabulary, rngs, **options):
+    return factory(
+        num_classes,
+        image_shape=image_shape,
+        vocabulary=vocabulary,
+        rngs=rngs,
+        **SIZES,
+        **options,
+    )
+
+
+# -- the lines ------------------------------------------------------------------------
+NEXT = {"model": "dager:decoder", "data": "text-next-token"}
+TRAINED = {"model": "train_language_model:load_decoder", "data": "text-next-token"}
+CLASSES = {"model": "dager:encoder", "data": "text"}
+LOCK = {"sites": ("blocks/0/norm1",)}
+NOISE = ("none", *(f"gaussian-noise={s}" for s in ("1e-6", "1e-5", "1e-4", "1e-3")))
+LOCKED = (
+    "none",
+    "plaintext-gates-as-lock",
+    "keylock/known",
+    "keylock/unit",
+    "keylock/fixed_mean",
+)
+LINES = {
+    "decoder, fresh, b = 1": NEXT | {"examples": 1, "victims": 8},
+    "decoder, fresh, b = 8": NEXT | {"examples": 8, "victims": 2},
+    "decoder, fresh, b = 32": NEXT | {"examples": 32, "victims": 1},
+    "decoder, trained, b = 1": TRAINED | {"examples": 1, "victims": 8},
+    "decoder, trained, b = 8": TRAINED | {"examples": 8, "victims": 2},
+    "decoder, trained, b = 32": TRAINED | {"examples": 32, "victims": 1},
+    "decoder, fresh, b = 64": NEXT | {"examples": 64, "victims": 1},
+    "decoder, whole verses, b = 4": {
+        "model": "dager:padded_decoder",
+        "data": "text-verses",
+        "tokens": 12,
+        "examples": 4,
+        "victims": 2,
+    },
+    "decoder, fresh adapters, b = 4": {
+        "model": "dager:adapters",
+        "data": "text",
+        "classifier": "fc",
+        "examples": 4,
+        "victims": 2,
+    },
+    "encoder, fresh, b = 1": CLASSES | {"examples": 1, "victims": 8},
+    "encoder, fresh, b = 2": CLASSES | {"examples": 2, "victims": 4},
+    "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
+    "encoder, whole verses, b = 1": {
+        "model": "dager:padded_encoder",
+        "data": "text-verses",
+        "tokens": 12,
+        "victims": 4,
+    },
+    "decoder, noise, b = 4": NEXT | {"arms": NOISE, "examples": 4, "victims": 2},
+    "encoder, noise, b = 1": CLASSES | {"arms": NOISE, "examples": 1, "victims": 4},
+    "decoder, gates on the first norm, b = 2": NEXT
+    | LOCK
+    | {"arms": LOCKED, "examples": 2, "victims": 4},
+}
+COMMON = {
+    "attack": "dager",
+    "arms": ("none",),
+    "tokens": 8,
+    "layout": Layout("loop"),
+    "threat": (),
+}
+MEANS = ("rank_first", "rank_second", "sentences_found")
+SCORES = ("exact_match", "rouge_1", "rouge_2")
+
+
+def compute(name: str) -> None:
+    """Runs one line, and keeps the means of its arms and floors."""
+    rows = score_rows(leak(LeakConfig(**COMMON | LINES[name])))
+    arms = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        its = [row for row in rows if row["arm"] == arm]
+        mean = {
+            column: sum(float(row[column]) for row in its) / len(its)
+            for column in (*SCORES, *MEANS, "rank_is_full", "search_is_whole")
+            if its[0].get(column) is not None
+        }
+        arms[arm] = mean | {"sentences": len(its)}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path_of(name).write_text(json.dumps(arms, indent=1))
+    print(name, json.dumps(arms), file=sys.stderr)
+
+
+def count_distinct(name: str) -> float:
+    """Counts the tokens of an upload that differ, or stand at different places."""
+    config = LeakConfig(**COMMON | LINES[name])
+    victims, _ = choose_victims(config, load_victim_data(config))
+    counts = [
+        len({(place, int(t)) for s in own for place, t in enumerate(s) if t >= 0})
+        for own in victims.inputs
+    ]
+    return sum(counts) / len(counts)
+
+
+def path_of(name: str) -> Path:
+    """Says where a line is kept."""
+    return FOLDER / f"{name.replace(' ', '_').replace(',', '').replace('=', '')}.json"
+
+
+def lines() -> list[tuple]:
+    """Makes the rows of the table."""
+    table = []
+    for name, changes in LINES.items():
+        if not path_of(name).exists():
+            continue
+        arms = json.loads(path_of(name).read_text())
+        best = max(m["rouge_1"] for a, m in arms.items() if is_floor(a))
+        differing = count_distinct(name)
+        second = max(m["rouge_2"] for a, m in arms.items() if is_floor(a))
+        for arm, mean in arms.items():
+            if arm.startswith("floor/"):
+                continue
+            examples = changes.get("examples", 1)
+            table.append(
+                (
+                    name,
+                    arm,
+                    mean["sentences"],
+                    f"{differing:.1f}",
+                    f"{mean['rank_first']:.1f}, {mean['rank_second']:.1f}",
+                    "yes" if mean["rank_is_full"] else "no",
+                    "yes" if mean["search_is_whole"] == 1 else "no",
+                    f"{mean['sentences_found']:.1f} of {examples}",
+                    f"{mean['exact_match']:.0%}",
+                    f"{mean['rouge_1']:.2f}",
+                    f"{mean['rouge_2']:.2f}",
+                    f"{best:.2f}, {second:.2f}",
+                )
+            )
+    return table
+
+
+def is_floor(arm: str) -> bool:
+    """Tells floors without the victim's own tokens, which are an oracle."""
+    return arm.startswith("floor/") and arm != "floor/own_tokens"
+
+
+HEAD = (
+    "uploads",
+    "arm",
+    "sentences",
+    "differing tokens",
+    "ranks",
+    "full",
+    "whole search",
+    "found",
+    "exact",
+    "ROUGE-1",
+    "ROUGE-2",
+    "best floor's",
+)
+PAGE = """\
+# DAGER: sentences of a batch, exactly, by spans
+
+Made by `python experiments/dager.py` on {machine}, CPU, line by line; the trained
+decoder by `python experiments/train_language_model.py --steps {steps}` before it.
+
+The rank of an attention's weight gradient is the number of inputs that differ, and its
+columns span them. `dager` (Petrov et al., NeurIPS 2024) tests every token at every
+place against the span of the first attention, and sentences of those that fit at the
+second.
+Networks have two blocks of width 256, in the form of GPT-2 (*decoder*, next tokens) or
+of BERT (*encoder*, class of the verse), and are drawn afresh for every upload but where
+they are trained. Each upload has b verses of the King James Bible: the first 8 pieces,
+of 4,096, or whole verses of at most 12. No label is known to the attacker.
+
+{table}
+
+*differing tokens*: of an upload, by themselves or by their places, mean over uploads.
+*ranks*: of the first and the second attention, as the attacker finds them. *full*: a
+rank fills all dimensions that an input can have; then every token fits, and no sentence
+is given. *whole search*: nothing that fits was left out for want of budget. *exact*:
+every token of a sentence in its place. *best floor's*: ROUGE-1 and ROUGE-2 of the best
+sentence that is made without a gradient (`kljax.metrics.text`).
+{notes}"""
+NOTES = ""
+
+
+def main() -> None:
+    """Computes the lines that are missing, each in a process, and prints the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", nargs="+", choices=LINES, default=[])
+    parser.add_argument("--table", action="store_true", help="compute nothing")
+    options = parser.parse_args()
+    for name in options.lines:
+        compute(name)
+    if options.lines:
+        return
+    for name in LINES if not options.table else ():
+        if not path_of(name).exists():
+            subprocess.run([sys.executable, __file__, "--lines", name], check=True)
+    table = tabulate(lines(), HEAD, tablefmt="github", disable_numparse=True)
+    said = {"machine": platform.machine(), "steps": STEPS, "notes": NOTES}
+    print(PAGE.format(table=table, **said), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What the attentions of a transformer were fed, and which tokens can have fed them.
+
+Letters: T tokens of a sentence, V tokens of a vocabulary, N sentences, d width.
+
+Queries, keys and values of an attention are dense layers of one input, so the gradients
+of their weights have one span (`kljax.attacks.closed_form.spans`). Where they have
+adapters (`kljax.models.add_adapters`), the gradients of ``down`` have it; as long as
+``up`` is 0 these are 0, and those of ``up`` have the span of the input seen through
+``down``. Nothing of the network is written down here a second time: what a sentence
+feeds an attention is tapped.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.closed_form.sentence_search import Candidates
+from kljax.attacks.closed_form.spans import (
+    TOLERANCE,
+    Span,
+    count_dimensions,
+    deviations,
+    draw_sketch,
+    find_span,
+    tells,
+)
+from kljax.attacks.setting import Setting
+from kljax.core.types import Array, Gates, Params, Path, Rng, Stats
+
+ATTENTION = "blocks/{}/attention"
+PROJECTIONS = ("query", "key", "value")
+SKETCH = 32  # random directions through which all tokens are looked at
+SMALLEST = 1e-30  # instead of a length of 0
+CHUNK = 512  # tokens of a vocabulary that are there at one time
+
+
+class Probe(NamedTuple):
+    """A value of the network, and the kernels that it was fed to.
+
+    Attributes:
+      tap: name of the value [B, T, d], see `kljax.core.types.Model`.
+      kernels: their paths; each kernel is [d, ...].
+    """
+
+    tap: str
+    kernels: tuple[Path, ...]
+
+
+# {tap: [N, T, d]} of sentences [N, T]
+Feed = Callable[[Params, Array], dict[str, Array]]
+
+
+def find_probes(setting: Setting, block: int) -> tuple[Probe, ...]:
+    """Finds what is uploaded of the attention of a block.
+
+    Raises:
+      ValueError: where there is nothing.
+    """
+    params, _ = setting.task.shapes()
+    attention = ATTENTION.format(block)
+    paths = [f"{attention}/{name}" for name in PROJECTIONS]
+    own = [
+        f"{path}/{part}"
+        for path in paths
+        for part in ("kernel", "down/kernel")
+        if f"{path}/{part}" in params
+    ]
+    probes = [Probe(f"{paths[0]}:input", tuple(own))] if own else []
+    probes += [
+        Probe(f"{path}/up:input", (f"{path}/up/kernel",))
+        for path in paths
+        if f"{path}/up/kernel" in params
+    ]
+    if not probes:
+        raise ValueError(
+            f"dager reads what the attention {attention!r} of a transformer was fed, "
+            f"and of {', '.join(paths)} neither kernels nor adapters are uploaded: "
+            "take a network such as 'gpt-tiny' or 'bert-tiny', of two blocks at least"
+        )
+    return tuple(probes)
+
+
+def find_spans(
+    probes: tuple[Probe, ...],
+    grads: Params,
+    sampled: dict[str, Array],
+    tolerance: Array | float = TOLERANCE,
+    *,
+    noisy: bool = False,
+) -> dict[str, Span]:
+    """Finds the span of each probe's input, see `find_span`.
+
+    A column that is hidden in part, and so not finite, is left out.
+
+    Args:
+      probes: what is read.
+      grads: what was uploaded.
+      sampled: {tap: [N, T, d]} of some sentences, to see what an input can be.
+      tolerance, noisy: see `find_span`.
+    """
+    spans = {}
+    for probe in probes:
+        columns = jnp.concatenate(
+            [grads[path].reshape(grads[path].shape[0], -1) for path in probe.kernels],
+            axis=1,
+        )
+        whole = jnp.all(jnp.isfinite(columns), axis=0, keepdims=True)
+        columns = jnp.where(whole, columns, 0.0)
+        width, count = columns.shape
+        # An adapter of low rank has fewer columns than the input is wide.
+        missing = max(0, width - count)
+        columns = jnp.pad(columns, ((0, 0), (0, missing)))
+        reach = count_dimensions(_spread(sampled[probe.tap]))
+        spans[probe.tap] = find_span(columns, tolerance, reach=reach, noisy=noisy)
+    return spans
+
+
+def feed_of(
+    setting: Setting, probes: tuple[Probe, ...], stats: Stats, gates: Gates
+) -> Feed:
+    """Makes what taps the probes, as the attacker's network runs."""
+    taps = tuple(probe.tap for probe in probes)
+
+    def feed(params: Params, sentences: Array) -> dict[str, Array]:
+        return setting.task.model.apply(
+            params, stats, sentences, gates=gates, taps=taps, train=False
+        ).taps
+
+    return feed
+
+
+def compare(spans: dict[str, Span], fed: dict[str, Array]) -> tuple[Array, Array]:
+    """Gives `deviations` [N, T] of what sentences feed; of several probes the largest.
+
+    Returns:
+      distance and excess.
+    """
+    each = [deviations(spans[tap], fed[tap]) for tap in spans]
+    distances, excesses = zip(*each, strict=True)
+    return tuple(jnp.max(jnp.stack(values), axis=0) for values in (distances, excesses))
+
+
+def sample_sentences(vocabulary: int, length: int, width: int) -> Array:
+    """Makes sentences [N, T] of one token each, of 2 d tokens, or of all there are.
+
+    Of n tokens and T places, sums of two embeddings have n + T dimensions at most.
+    """
+    count = min(vocabulary, 2 * width)
+    tokens = jnp.linspace(0, vocabulary - 1, count).astype(jnp.int32)
+    return jnp.broadcast_to(tokens[:, None], (count, length))
+
+
+def _spread(fed: Array) -> Array:
+    """Takes one place of each sentence [N, T, d] in turn; of few sentences, all."""
+    count, length, width = fed.shape
+    if count < 2 * width:
+        return fed.reshape(-1, width)
+    rows = jnp.arange(count)
+    return fed[rows, rows % length]
+
+
+def tells_something(spans: dict[str, Span]) -> Array:
+    """Tells [] whether any span leaves something out."""
+    return jnp.any(jnp.stack([tells(span) for span in spans.values()]))
+
+
+def find_candidates(
+    rng: Rng,
+    spans: dict[str, Span],
+    feed: Callable[[Array], dict[str, Array]],
+    *,
+    vocabulary: int,
+    length: int,
+    count: int,
+) -> Candidates:
+    """Finds the tokens that can have been at each place.
+
+    Every token is looked at through a few random directions outside of the spans, and
+    the nearest of a place are then compared with the whole of them. What is in a span
+    is not missed, as its products with all those directions are rounding; under noise
+    it can be, where more tokens seem nearer than are compared.
+
+    Args:
+      rng: of the directions.
+      spans: of the first attention's probes.
+      feed: ``sentences -> {tap: [N, T, d]}``.
+      vocabulary, length: V and T.
+      count: K candidates of each place.
+    """
+    sketches = {
+        tap: draw_sketch(jax.random.fold_in(rng, i), span, SKETCH)
+        for i, (tap, span) in enumerate(spans.items())
+    }
+
+    def seen(sentences: Array) -> Array:
+        fed = feed(sentences)
+        shares = [
+            jnp.linalg.norm(fed[tap] @ sketch, axis=-1)
+            / jnp.maximum(jnp.linalg.norm(fed[tap], axis=-1), SMALLEST)
+            for tap, sketch in sketches.items()
+        ]
+        return jnp.max(jnp.stack(shares), axis=0)
+
+    rough = over_vocabulary(seen, vocabulary, length)
+    compared = min(vocabulary, 2 * count + SKETCH)
+    _, nearest = jax.lax.top_k(-rough.T, compared)
+    # What feeds the first attention at a place is its own token alone: one sentence
+    # has the nearest of each.
+    tokens = nearest.astype(jnp.int32).T
+    _, excess = compare(spans, feed(tokens))
+    excess, order = jax.lax.top_k(-excess.T, min(count, compared))
+    allowed = (excess >= -1.0) & tells_something(spans)
+    return Candidates(jnp.take_along_axis(tokens.T, order, axis=1), allowed)
+
+
+def over_vocabulary(
+    function: Callable[[Array], Array], vocabulary: int, length: int
+) -> Array:
+    """Calls a function with sentences of one token each, a chunk at a time.
+
+    Args:
+      function: ``sentences [CHUNK, T] -> [CHUNK, ...]``.
+      vocabulary: V.
+      length: T.
+
+    Returns:
+      [V, ...], the results of all tokens.
+    """
+    size = min(CHUNK, vocabulary)
+    chunks = -(-vocabulary // size)
+    tokens = jnp.minimum(jnp.arange(chunks * size), vocabulary - 1).astype(jnp.int32)
+
+    def of_chunk(tokens: Array) -> Array:
+        return function(jnp.broadcast_to(tokens[:, None], (size, length)))
+
+    results = jax.lax.map(of_chunk, tokens.reshape(chunks, size))
+    return results.reshape(chunks * size, *results.shape[2:])[:vocabulary]

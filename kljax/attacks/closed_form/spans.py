@@ -1,0 +1,162 @@
+"""Spans: which vectors a dense layer was fed, by the gradient of its weights.
+
+Letters: n inputs of width d, m columns of a gradient.
+
+The weight gradient of a dense layer is ``sum_i x_i g_i^T``: all its columns are
+combinations of the inputs x_i. Its rank is the number of inputs that differ, as long as
+that is below d, and an input is told from other vectors by its distance to the span of
+the columns. Layers that share an input, as queries, keys and values do, have their
+columns put side by side.
+
+Where noise is known to be added, the singular values end in a bulk of known shape:
+those of a matrix [d, m] of independent entries of standard deviation s lie within
+``s (sqrt(m) - sqrt(d))`` and ``s (sqrt(m) + sqrt(d))`` (Marchenko and Pastur, 1967). So
+how strong it is need not be told. That there is noise has to be: the weakest directions
+of more inputs than d end in a bulk, too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljax.core.decompositions import one_at_a_time
+from kljax.core.types import Array, Rng
+
+# A singular value of a float32 matrix below this share of the largest is rounding:
+# numpy.linalg.matrix_rank has max(d, m) times 1.2e-7, 1e-4 at the widths of BERT.
+TOLERANCE = 1e-6
+BULK = 4  # singular values that a bulk of noise has at least
+SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's
+# What two float32 passes through a layer differ by, relative to its input.
+ROUNDING = 1e-4
+
+
+class Span(NamedTuple):
+    """The span of a gradient's columns, in orthonormal directions.
+
+    Attributes:
+      directions: [d, d], sorted from the strongest to the weakest.
+      strengths: [d] singular values.
+      rank: [] number of directions that are in the span.
+      noise: [] the largest singular value that counts as none.
+      full: [] bool: no direction that an input can have is left over, so the span tells
+        nothing.
+    """
+
+    directions: Array
+    strengths: Array
+    rank: Array
+    noise: Array
+    full: Array
+
+
+def find_span(
+    columns: Array,
+    tolerance: Array | float = TOLERANCE,
+    *,
+    reach: Array | int | None = None,
+    noisy: bool = False,
+) -> Span:
+    """Finds the span of columns [d, m], m at least d.
+
+    A rank is read off where the singular values fall below `tolerance` of the largest;
+    of `noisy` columns, where they end in a bulk of noise, unless the former is below.
+    Of columns that are 0 throughout, rank 0.
+
+    Args:
+      columns: [d, m], finite.
+      tolerance: [] share of the largest singular value.
+      reach: [] dimensions of all inputs that there can be; None for d.
+      noisy: whether independent noise was added to every entry.
+    """
+    directions, strengths = _decompose(columns)
+    width, count = columns.shape
+    exact = tolerance * strengths[0]
+    rank, noise = jnp.sum(strengths > exact), exact
+    if noisy:
+        before_noise, edge = _above_noise(strengths, width, count)
+        is_bulk = (rank == width) & (before_noise < width)
+        rank = jnp.where(is_bulk, before_noise, rank)
+        noise = jnp.where(is_bulk, edge, exact)
+    return Span(
+        directions, strengths, rank, noise, rank >= (width if reach is None else reach)
+    )
+
+
+def count_dimensions(vectors: Array) -> Array:
+    """Counts [] the dimensions that vectors [n, d] have, n at least d.
+
+    What a layer norm without a shift gives has one less than d: its mean is 0.
+    """
+    lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    _, strengths = _decompose((vectors / jnp.where(lengths > 0, lengths, 1)).T)
+    return jnp.sum(strengths > ROUNDING * strengths[0])
+
+
+@one_at_a_time
+def _decompose(columns: Array) -> tuple[Array, Array]:
+    directions, strengths, _ = jnp.linalg.svd(columns, full_matrices=False)
+    return directions, strengths
+
+
+def _above_noise(strengths: Array, width: int, count: int) -> tuple[Array, Array]:
+    """Counts singular values above a bulk of noise, if the rest are one.
+
+    Returns:
+      [] their number, and the largest of the bulk; the width, where there is none.
+    """
+    ranks = jnp.arange(width)
+    # r directions of signal take as many rows and columns from the noise.
+    low = jnp.sqrt(count - ranks) - jnp.sqrt(width - ranks)
+    high = jnp.sqrt(count - ranks) + jnp.sqrt(width - ranks)
+    is_bulk = strengths * low <= SLACK * high * strengths[-1]
+    is_bulk &= ranks <= width - BULK
+    found = jnp.argmax(is_bulk)
+    return jnp.where(jnp.any(is_bulk), found, width), strengths[found]
+
+
+def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
+    """Measures how far vectors [..., d] are from a span.
+
+    Returns:
+      distance: [...] relative to the vector's length, in [0, 1]; 0 where the span is
+        full or empty, and tells nothing.
+      excess: [...] the distance in units of what noise, or rounding, gives a vector
+        that is in the span. Noise of size e turns a direction of strength s by e / s
+        at most. At most 1: in the span.
+    """
+    lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    shares = (vectors / jnp.where(lengths > 0, lengths, 1)) @ span.directions
+    inside = jnp.arange(shares.shape[-1]) < span.rank
+    outside = jnp.where(_as_rows(inside, shares), 0.0, shares)
+    turned = jnp.where(inside, span.noise / jnp.where(inside, span.strengths, 1), 0.0)
+    distance = jnp.linalg.norm(outside, axis=-1)
+    expected = jnp.linalg.norm(shares * _as_rows(turned, shares), axis=-1)
+    excess = distance / jnp.sqrt(expected**2 + ROUNDING**2)
+    known = tells(span)
+    return jnp.where(known, distance, 0.0), jnp.where(known, excess, 0.0)
+
+
+def draw_sketch(rng: Rng, span: Span, size: int) -> Array:
+    """Draws `size` random directions outside of a span: [d, size], or zeros.
+
+    Of a vector of length 1, the squares of its products with them have its squared
+    distance as their expected sum. A vector inside of the span has products of 0.
+    Where the span tells nothing they are zeros.
+
+    Reference: Johnson and Lindenstrauss (1984).
+    """
+    count = len(span.strengths)
+    outside = (jnp.arange(count) >= span.rank) & tells(span)
+    weights = jax.random.normal(rng, (count, size)) / size**0.5
+    return span.directions @ jnp.where(outside[:, None], weights, 0.0)
+
+
+def tells(span: Span) -> Array:
+    """Tells [] whether a span has directions, and leaves some out."""
+    return ~span.full & (span.rank > 0)
+
+
+def _as_rows(values: Array, like: Array) -> Array:
+    return values.reshape((1,) * (like.ndim - 1) + values.shape)

@@ -1,0 +1,282 @@
+"""DAGER: sentences of a batch, exactly, by the rank of an attention's gradient.
+
+Reference: Petrov, Dimitrov, Baader, Müller, Vechev, "DAGER: Exact Gradient Inversion
+for Large Language Models" (NeurIPS 2024); code
+insait-institute/dager-gradient-inversion (Apache-2.0).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kljax.attacks.attack import Attack, Optimiser, Reconstruction
+from kljax.attacks.closed_form.attention_inputs import (
+    Feed,
+    Probe,
+    compare,
+    feed_of,
+    find_candidates,
+    find_probes,
+    find_spans,
+    over_vocabulary,
+    sample_sentences,
+    tells_something,
+)
+from kljax.attacks.closed_form.refusals import refuse_search
+from kljax.attacks.closed_form.sentence_search import (
+    Sentences,
+    combine_candidates,
+    extend_prefixes,
+)
+from kljax.attacks.closed_form.spans import TOLERANCE, Span
+from kljax.attacks.optimisers import refuse_optimiser
+from kljax.attacks.priors import refuse_feature
+from kljax.attacks.secrets import secret_of
+from kljax.attacks.setting import Setting
+from kljax.core.randomness import fixed_rng
+from kljax.core.targets import UNKNOWN
+from kljax.core.types import Array, Model, Params, Rng
+from kljax.threat import View
+
+BUDGET = 4096  # combinations of an encoder's candidates that are tested first
+SPARE = 8  # kept beyond what there can be: for what passes by chance
+POSITIONS = "positions"
+SAME = 1e-5  # relative: rounding, where the same numbers are summed
+
+
+def dager(
+    setting: Setting,
+    optimiser: Optimiser | None = None,
+    *,
+    steps: int | None = None,
+    restarts: int | None = None,
+    tolerance: float = TOLERANCE,
+    budget: int = BUDGET,
+) -> Attack:
+    """Makes the attack; it has no optimiser, no steps and no restarts.
+
+    Tokens whose input at a place is in the span of the first attention's gradient are
+    that place's candidates. Sentences of candidates are tested at the second attention:
+    prefix by prefix where a token sees none behind it, and else whole (see
+    `kljax.attacks.closed_form.sentence_search`). Labels are neither needed nor found.
+
+    Of an update, the inputs move while a client trains. They are computed at the middle
+    of the way, and how far they move until then from either end is the least share of
+    the largest singular value that counts: the attacker sees both ends.
+
+    Args:
+      setting: of the attack.
+      optimiser: must be None.
+      steps, restarts: of no effect.
+      tolerance: share of the largest singular value below which others are rounding.
+      budget: combinations that are tested, at least 1, in a network that is not causal.
+
+    Returns:
+      The attack. Its loss is the mean distance of the sentences found from the second
+      span, in [0, 1], where a sentence that was not found counts as 1: its tokens are
+      -1. Its ``numbers`` say why: ranks, whether one is full, whether the search was
+      whole (`kljax.metrics.COLUMNS`). Nothing is guessed: where the rank is
+      full no sentence is found.
+
+    Raises:
+      ValueError: for a network that is no transformer of two blocks, places or a
+        vocabulary that do not fit the data, as many examples as the width of the
+        attention, an optimiser, and a secret strategy that optimises.
+
+    Reference: the paper, algorithms 1 and 2. Differs: gradients of keys and values are
+    used beside that of queries, in which a causal network's first token has no part;
+    what counts as near follows from the singular values and not from a threshold for
+    each setting; of noise it is enough to know that there is some, for encoders too,
+    for which the code raises NotImplementedError.
+    """
+    del steps, restarts
+    first, second = _check(setting, optimiser, budget)
+    secret = secret_of(setting)
+    wanted = setting.threat.knowledge.examples
+    (length,) = setting.task.inputs.shape
+    padded = bool(setting.task.inputs.sizes.get("padded"))
+    vocabulary = setting.task.inputs.sizes["vocabulary"]
+    kept = 2 * wanted + SPARE
+    # A token may fit a place by standing at another, beside one that stands at both.
+    width = _width(setting, first)
+    count = min(vocabulary, min(wanted * length, width) + SPARE)
+    samples = sample_sentences(vocabulary, length, width)
+    # What is sent has a density where the defence in force is known to add noise.
+    noisy = setting.defence.log_prob is not None
+    causal = _is_causal(setting.task.model, second[0].tap, length)
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        rng_secret, rng_tokens, rng_search = jax.random.split(rng, 3)
+        guess = secret.unknown.decode(*secret.unknown.start(rng_secret, view))
+        gates = secret.gates(view.public.defence, guess)
+        feeds = [
+            feed_of(setting, probes, view.stats, gates) for probes in (first, second)
+        ]
+        ends, middle = _way(setting, view)
+        moved = [
+            _movement(feed, ends, middle, vocabulary, length) if ends else 0.0
+            for feed in feeds
+        ]
+        spans = [
+            find_spans(
+                probes,
+                view.grads.model,
+                feed(middle, samples),
+                jnp.maximum(tolerance, far),
+                noisy=noisy,
+            )
+            for probes, feed, far in zip((first, second), feeds, moved, strict=True)
+        ]
+        candidates = find_candidates(
+            rng_tokens,
+            spans[0],
+            lambda sentences: feeds[0](middle, sentences),
+            vocabulary=vocabulary,
+            length=length,
+            count=count,
+        )
+        # A second span that tells nothing would pass whatever the first lets through.
+        candidates = candidates._replace(
+            allowed=candidates.allowed & tells_something(spans[1])
+        )
+
+        def test(sentences: Array) -> tuple[Array, Array]:
+            return compare(spans[1], feeds[1](middle, sentences))
+
+        options = {"wanted": wanted, "kept": kept, "padded": padded}
+        if causal:
+            found = extend_prefixes(candidates, test, **options)
+        else:
+            found = combine_candidates(
+                rng_search, candidates, test, budget=budget, **options
+            )
+        return _reconstruction(setting, spans, found)
+
+    return attack
+
+
+def _reconstruction(
+    setting: Setting, spans: list[dict[str, Span]], found: Sentences
+) -> Reconstruction:
+    firsts = [next(iter(its.values())) for its in spans]
+    ranks = [jnp.max(jnp.stack([s.rank for s in its.values()])) for its in spans]
+    full = [jnp.all(jnp.stack([s.full for s in its.values()])) for its in spans]
+    targets = setting.task.targets
+    labels = (len(found.tokens), *targets.stored)
+    return Reconstruction(
+        inputs=found.tokens,
+        labels=jnp.full(labels, UNKNOWN, targets.dtype),
+        loss=jnp.mean(found.distances),
+        finite=jnp.all(jnp.stack([s.strengths[0] > 0 for s in firsts]))
+        | jnp.any(jnp.stack(ranks) > 0),
+        info={"spans": spans},
+        numbers={
+            "evaluations": jnp.asarray(0),
+            "rank_first": ranks[0],
+            "rank_second": ranks[1],
+            "rank_is_full": full[0] | full[1],
+            "sentences_found": jnp.sum(found.found),
+            "search_is_whole": found.whole,
+        },
+    )
+
+
+def _way(setting: Setting, view: View) -> tuple[tuple[Params, Params] | None, Params]:
+    """Gives the parameters at both ends of local training, and in the middle."""
+    params = view.public.model
+    if setting.threat.knowledge.upload != "update":
+        return None, params
+    # What is hidden is NaN, and taken for not having moved.
+    change = jax.tree.map(lambda x: jnp.nan_to_num(x), view.grads.model)
+    middle, last = (
+        jax.tree.map(lambda x, c, s=share: x + s * c, params, change)
+        for share in (0.5, 1.0)
+    )
+    return (params, last), middle
+
+
+def _movement(
+    feed: Feed,
+    ends: tuple[Params, Params],
+    middle: Params,
+    vocabulary: int,
+    length: int,
+) -> Array:
+    """Gives [] the largest way of an input from the middle to an end, relative."""
+
+    def move(sentences: Array) -> Array:
+        there = feed(middle, sentences)
+        far = [
+            jnp.linalg.norm(feed(end, sentences)[tap] - x, axis=-1)
+            / jnp.maximum(jnp.linalg.norm(x, axis=-1), 1e-30)
+            for end in ends
+            for tap, x in there.items()
+        ]
+        return jnp.max(jnp.stack(far), axis=(0, 2))
+
+    return jnp.max(over_vocabulary(move, vocabulary, length))
+
+
+@functools.lru_cache(maxsize=32)
+def _is_causal(model: Model, tap: str, length: int) -> bool:
+    """Tells whether what a place feeds an attention hangs on no token behind it.
+
+    Asked of the network itself, with any weights: another last token moves what the
+    other places feed, or does not.
+    """
+
+    def largest_move() -> Array:
+        params, stats = jax.eval_shape(model.init, jax.random.key(0))
+        rngs = jax.random.split(fixed_rng("diagnosis"), len(params))
+        drawn = {
+            path: jax.random.normal(rng, leaf.shape, leaf.dtype)
+            for rng, (path, leaf) in zip(rngs, params.items(), strict=True)
+        }
+        stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), stats)
+        sentences = jnp.zeros((2, length), jnp.int32).at[1, -1].set(1)
+        fed = model.apply(drawn, stats, sentences, taps=(tap,), train=False).taps[tap]
+        moves = jnp.abs(fed[1] - fed[0])[:-1]
+        return jnp.max(moves, initial=0.0) / jnp.max(jnp.abs(fed))
+
+    with jax.ensure_compile_time_eval():
+        return bool(jax.jit(largest_move)() < SAME)
+
+
+def _width(setting: Setting, probes: tuple[Probe, ...]) -> int:
+    """Gives d of the widest input."""
+    params, _ = setting.task.shapes()
+    return max(params[path].shape[0] for probe in probes for path in probe.kernels)
+
+
+def _check(
+    setting: Setting, optimiser: Optimiser | None, budget: int
+) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """Refuses what the attack cannot read; gives what it reads."""
+    refuse_feature(setting, "dager")
+    refuse_optimiser(optimiser, "dager")
+    refuse_search(setting, "dager", "dlg")
+    spec = setting.task.inputs
+    if spec.kind != "text":
+        raise ValueError(f"dager looks for sentences, and the inputs are {spec.kind}")
+    if budget < 1:
+        raise ValueError(f"dager: budget={budget} combinations; give 1 or more")
+    params, _ = setting.task.shapes()
+    (length,) = spec.shape
+    if POSITIONS in params and len(params[POSITIONS]) < length:
+        raise ValueError(
+            f"dager: sentences of {length} tokens are longer than the network's "
+            f"{len(params[POSITIONS])} places"
+        )
+    if any(path in params for path in spec.search.unexplained):
+        spec.search.shape(params)  # which refuses another vocabulary
+    first, second = (find_probes(setting, block) for block in (0, 1))
+    width = _width(setting, first)
+    examples = setting.threat.knowledge.examples
+    if examples >= width:
+        raise ValueError(
+            f"dager: {examples} examples in an upload fill the {width} directions that "
+            "an attention's input has, and every token fits then: take a wider network "
+            "or fewer examples"
+        )
+    return first, second

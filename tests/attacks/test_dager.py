@@ -1,0 +1,418 @@
+"""DAGER: spans against slow forms, planted sentences found exactly, what is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from poison import differences, hidden, poisoned
+from toys import quick_jit, replace_fields, setting, threat
+
+from kljax.attacks import Protocol
+from kljax.attacks.closed_form.sentence_search import (
+    Candidates,
+    combine_candidates,
+    extend_prefixes,
+)
+from kljax.attacks.closed_form.spans import deviations, find_span
+from kljax.attacks.presets import dager
+from kljax.core.targets import classes_of, sequences_of
+from kljax.core.types import Gate, Private, Public
+from kljax.data.sentences import sentences_of
+from kljax.defences import none
+from kljax.federated.clients import local_update, one_step
+from kljax.models import LeNet, adapted, bert, from_nnx, gpt, gpt_classifier
+from kljax.models.losses import cross_entropy
+from kljax.threat import View, observe
+
+V, T, D = 40, 4, 32
+SIZES = {"vocabulary": V, "width": D, "depth": 2, "heads": 2}
+PIECES = [f"▁{i}" for i in range(V)]
+LOCKED = "blocks/0/norm1"
+KINDS = {
+    "gpt": functools.partial(gpt, V, **SIZES),
+    "classifier": functools.partial(gpt_classifier, 3, **SIZES),
+    "bert": functools.partial(bert, 3, **SIZES),
+    "lora": functools.partial(
+        adapted(functools.partial(gpt_classifier, 3, **SIZES), rank=12, trained=("fc",))
+    ),
+}
+# Some tokens twice at one place, some at two places, the first two alike throughout.
+SENTENCES = np.array([[3, 7, 7, 12], [3, 7, 9, 30], [21, 5, 9, 3]], np.int32)
+
+
+# --- spans ---------------------------------------------------------------------------
+
+
+def columns(rank, width=12, count=36, noise=0.0, seed=0):
+    draw = np.random.default_rng(seed)
+    inputs = draw.standard_normal((rank, width)).astype(np.float32)
+    strengths = np.geomspace(1, 1e-2, rank)[:, None]
+    grads = strengths * draw.standard_normal((rank, count))
+    added = noise * draw.standard_normal((width, count))
+    return inputs, (inputs.T @ grads + added).astype(np.float32)
+
+
+spans_of = quick_jit(find_span)
+noisy_spans_of = quick_jit(functools.partial(find_span, noisy=True))
+measured = quick_jit(deviations)
+
+
+@pytest.mark.parametrize("rank", (1, 5, 11))
+def test_a_span_is_that_of_least_squares(rank):
+    inputs, matrix = columns(rank)
+    span = spans_of(matrix)
+    assert int(span.rank) == rank == np.linalg.matrix_rank(matrix, tol=1e-4)
+    others = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32)
+    distance, excess = measured(span, np.concatenate([inputs, others]))
+    for vector, found in zip(others, distance[rank:], strict=True):
+        weights = np.linalg.lstsq(inputs.T.astype(float), vector, rcond=None)[0]
+        left = np.linalg.norm(inputs.T @ weights - vector) / np.linalg.norm(vector)
+        np.testing.assert_allclose(found, left, rtol=1e-3, atol=1e-4)
+    assert np.all(excess[:rank] <= 1) and np.all(excess[rank:] > 1)
+    # Longer vectors are no farther away.
+    np.testing.assert_allclose(
+        measured(span, 100 * others)[0], distance[rank:], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_of_a_full_rank_nothing_is_told():
+    _, matrix = columns(12)
+    span = spans_of(matrix)
+    assert bool(span.full)
+    distance, excess = measured(span, np.eye(12, dtype=np.float32))
+    np.testing.assert_array_equal([distance, excess], 0)
+    nothing = spans_of(np.zeros((12, 36), np.float32))
+    assert int(nothing.rank) == 0 and not bool(nothing.full)
+
+
+def test_noise_is_seen_and_the_rank_below_it_found():
+    inputs, matrix = columns(3, width=40, count=120, noise=1e-3)
+    assert bool(spans_of(matrix).full)  # nobody said that there is noise
+    span = noisy_spans_of(matrix)
+    assert int(span.rank) == 3
+    # The largest of the bulk, and not of the signal.
+    edge = 1e-3 * (np.sqrt(120) + np.sqrt(40))
+    assert 0.7 * edge < float(span.noise) < 1.2 * edge
+    others = np.random.default_rng(1).standard_normal((200, 40)).astype(np.float32)
+    _, excess = measured(span, np.concatenate([inputs, others]))
+    assert np.all(excess[:3] <= 1) and np.all(excess[3:] > 1)
+
+
+# --- searches, with a test that is a table -------------------------------------------
+
+
+def table_test(sentences, causal):
+    """Passes the places of these sentences whose prefix, or whole, is theirs."""
+
+    def test(tried):
+        same = tried[:, None] == sentences[None]
+        if causal:
+            right = jnp.cumprod(same, axis=-1).astype(bool).any(axis=1)
+            distance = jnp.where(right, 0.001, 0.5)
+        else:
+            share = jnp.max(jnp.mean(same, axis=-1), axis=1)
+            distance = jnp.broadcast_to(1 - share[:, None], tried.shape)
+            right = distance == 0
+        return distance, jnp.where(right, 0.5, 9.0)
+
+    return test
+
+
+def places_of(sentences, wrong=2):
+    """Excess [V, T] that allows their tokens and some others."""
+    excess = np.full((V, T), 9.0, np.float32)
+    for sentence in sentences:
+        for place, token in enumerate(sentence):
+            if token >= 0:
+                excess[token, place] = 0.5
+    for place in range(T):
+        excess[V - 1 - place - wrong : V - 1 - place, place] = 0.9
+    return jnp.asarray(excess)
+
+
+def choose_candidates(excess, count):
+    order = np.argsort(excess, axis=0, kind="stable")[:count].T.astype(np.int32)
+    allowed = np.take_along_axis(np.asarray(excess).T, order, axis=1) <= 1
+    return Candidates(jnp.asarray(order), jnp.asarray(allowed))
+
+
+def as_sets(found):
+    return sorted(map(tuple, np.asarray(found.tokens)))
+
+
+@pytest.mark.parametrize("padded", (False, True))
+def test_prefixes_are_extended_to_the_sentences(padded):
+    sentences = SENTENCES.copy()
+    if padded:
+        sentences[2, 2:] = -1
+    candidates = choose_candidates(places_of(sentences), 9)
+    found = jax.jit(
+        lambda: extend_prefixes(
+            candidates,
+            table_test(jnp.asarray(sentences), causal=True),
+            wanted=4,
+            kept=9,
+            padded=padded,
+        )
+    )()
+    assert as_sets(found) == sorted([*map(tuple, sentences), (-1,) * T])
+    assert found.found.tolist() == [True] * 3 + [False] and bool(found.whole)
+    assert np.asarray(found.distances)[-1] == 1
+
+
+@pytest.mark.parametrize("budget", (2000, 32))
+def test_combinations_are_tested_all_or_improved(budget):
+    candidates = choose_candidates(places_of(SENTENCES), 9)
+    found = jax.jit(
+        lambda: combine_candidates(
+            jax.random.key(0),
+            candidates,
+            table_test(jnp.asarray(SENTENCES), causal=False),
+            wanted=3,
+            kept=9,
+            budget=budget,
+            padded=False,
+        )
+    )()
+    # 5 * 4 * 4 * 5 combinations.
+    assert bool(found.whole) == (budget == 2000)
+    right = set(as_sets(found)) & set(map(tuple, SENTENCES))
+    assert len(right) == (3 if budget == 2000 else int(found.found.sum()))
+    assert int(found.found.sum()) >= 1
+
+
+# --- the attack ----------------------------------------------------------------------
+
+
+@functools.cache
+def model_of(kind, padded=False, places=T):
+    factory = KINDS[kind]
+    return from_nnx(
+        lambda rngs: factory(image_shape=(places,), padded=padded, rngs=rngs)
+    )
+
+
+def ground(kind, examples=3, padded=False, **changes):
+    targets = sequences_of(T, V) if kind == "gpt" else classes_of(3)
+    here = setting(
+        threat("unit", "recovered", examples=examples),
+        none(),
+        model=model_of(kind, padded),
+        inputs=sentences_of(T, PIECES, padded=padded),
+        targets=targets,
+    )
+    return replace_fields(here, **changes)
+
+
+def targets_of(kind, sentences):
+    if kind == "gpt":
+        following = np.roll(sentences, -1, axis=1)
+        return np.eye(V, dtype=np.float32)[following] * (following >= 0)[..., None]
+    return np.eye(3, dtype=np.float32)[np.arange(len(sentences)) % 3]
+
+
+@functools.cache
+def compiled(kind, padded=False, examples=3):
+    here = ground(kind, examples, padded)
+    model = here.task.model
+    step = one_step(model, cross_entropy, none(), train=True)
+    attack = dager(here, budget=512)
+
+    @jax.jit
+    def run(params, sentences, targets, noise, rng):
+        update = step(rng, Public(params), {}, Private(), sentences, targets)
+        leaves, tree = jax.tree.flatten(update.sent)
+        rngs = jax.random.split(rng, len(leaves))
+        sent = [
+            leaf + noise * jax.random.normal(r, leaf.shape)
+            for leaf, r in zip(leaves, rngs, strict=True)
+        ]
+        update = update._replace(sent=jax.tree.unflatten(tree, sent))
+        return update, attack(rng, observe(here.threat, update))
+
+    return here, attack, run, jax.jit(model.init)(jax.random.key(0))[0]
+
+
+def attacked(kind, sentences=SENTENCES, padded=False, noise=0.0):
+    here, _, run, params = compiled(kind, padded, len(sentences))
+    targets = targets_of(kind, sentences)
+    return run(params, sentences, targets, noise, jax.random.key(5))
+
+
+def distinct(sentences):
+    pairs = {(p, t) for s in sentences for p, t in enumerate(s) if t >= 0}
+    return len(pairs)
+
+
+@pytest.mark.parametrize("kind", ("gpt", pytest.param("bert", marks=pytest.mark.slow)))
+def test_planted_sentences_are_found_exactly(kind):
+    _, found = attacked(kind)
+    assert as_sets_of(found.inputs) == sorted(map(tuple, SENTENCES))
+    assert int(found.numbers["rank_first"]) == distinct(SENTENCES)
+    assert not bool(found.numbers["rank_is_full"]) and bool(found.finite)
+    assert int(found.numbers["sentences_found"]) == 3
+    assert bool(found.numbers["search_is_whole"]) and float(found.loss) < 1e-3
+    assert np.all(np.asarray(found.labels) == -1)
+
+
+def as_sets_of(inputs):
+    return sorted(map(tuple, np.asarray(inputs)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("classifier", "lora"))
+def test_classifiers_and_fresh_adapters_give_their_sentences_away(kind):
+    _, found = attacked(kind)
+    assert as_sets_of(found.inputs) == sorted(map(tuple, SENTENCES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("gpt", "bert"))
+def test_sentences_of_different_lengths_are_found(kind):
+    sentences = SENTENCES.copy()
+    sentences[0, 2:], sentences[2, 3:] = -1, -1
+    _, found = attacked(kind, sentences, padded=True)
+    assert as_sets_of(found.inputs) == sorted(map(tuple, sentences))
+    assert int(found.numbers["rank_first"]) == distinct(sentences)
+
+
+@pytest.mark.slow
+def test_a_full_rank_is_said_and_nothing_is_guessed():
+    draw = np.random.default_rng(0)
+    crowd = draw.integers(0, V, (12, T)).astype(np.int32)
+    assert distinct(crowd) > D
+    _, found = attacked("gpt", crowd)
+    assert bool(found.numbers["rank_is_full"])
+    assert int(found.numbers["sentences_found"]) == 0
+    assert np.all(np.asarray(found.inputs) == -1) and float(found.loss) == 1
+
+
+def test_of_noise_alone_nothing_is_found():
+    _, found = attacked("gpt", noise=1.0)
+    assert int(found.numbers["sentences_found"]) == 0
+
+
+@pytest.mark.slow
+def test_wrong_gates_hide_what_right_gates_show():
+    here, _, _, params = compiled("gpt")
+    draw = np.random.default_rng(3)
+    gate = {LOCKED: Gate(*draw.uniform(0.5, 1.5, (2, D)).astype(np.float32))}
+
+    @jax.jit
+    def grads(params):
+        def loss(params):
+            logits = here.task.model.apply(
+                params, {}, SENTENCES, gates=gate, train=True
+            ).logits
+            return cross_entropy(logits, targets_of("gpt", SENTENCES))
+
+        return jax.grad(loss)(params)
+
+    sent = grads(params)
+    for gates, count in ((gate, 3), ({}, 0)):
+        defence = here.defence._replace(gates=lambda *_, gates=gates: gates)
+        attack = dager(here._replace(defence=defence))
+        view = View(Public(params), {}, Public(sent), None, None, None, None, None)
+        found = jax.jit(lambda view, attack=attack: attack(jax.random.key(0), view))(
+            view
+        )
+        assert int(found.numbers["sentences_found"]) == count
+
+
+@pytest.mark.slow
+def test_nothing_that_is_hidden_is_used():
+    here, attack, _, _ = compiled("gpt")
+    update, found = attacked("gpt")
+    facts = vars(here.threat.knowledge)
+    assert len(hidden(facts)) >= 4
+    strike = jax.jit(
+        lambda update: attack(jax.random.key(5), observe(here.threat, update))
+    )
+    again = strike(update)
+    # Integers have no NaN; numbers in their place would be seen as well.
+    numbers = update._replace(inputs=update.inputs.astype(jnp.float32))
+    blind = strike(poisoned(numbers, facts))
+    assert not differences(again.inputs, found.inputs)
+    assert not differences(blind, again)
+    # A hidden column of a kernel is left out; the rest tells as much.
+    grads = dict(update.sent.model)
+    for block in (0, 1):
+        path = f"blocks/{block}/attention/query/kernel"
+        grads[path] = jnp.asarray(grads[path]).at[:, 0].set(jnp.nan)
+    partly = strike(update._replace(sent=Public(grads)))
+    assert as_sets_of(partly.inputs) == sorted(map(tuple, SENTENCES))
+    for path in list(grads):
+        if "/attention/" in path:
+            grads[path] = jnp.full_like(grads[path], jnp.nan)
+    none_left = strike(update._replace(sent=Public(grads)))
+    assert int(none_left.numbers["sentences_found"]) == 0
+    assert not bool(none_left.finite)
+
+
+@pytest.mark.slow
+def test_the_change_of_local_steps_is_read():
+    """SGD moves the embeddings on the way, and the attacker sees how far."""
+    rate = 1e-4
+    protocol = Protocol(optax.sgd(rate), steps=3, batch=3, learning_rate=rate)
+    here = ground("gpt", protocol=protocol, threat=threat(upload="update", examples=3))
+    training = local_update(
+        here.task.model, cross_entropy, none(), protocol.optimiser, steps=3, batch=3
+    )
+    _, _, _, params = compiled("gpt")
+    targets = np.roll(SENTENCES, -1, axis=1)
+    state = training.init(Public(params), Private())
+    update = jax.jit(training.run)(
+        jax.random.key(0), 0, Public(params), {}, state, SENTENCES, targets
+    )
+    attack = dager(here)
+    found = jax.jit(lambda u: attack(jax.random.key(1), observe(here.threat, u)))(
+        update
+    )
+    assert as_sets_of(found.inputs) == sorted(map(tuple, SENTENCES))
+
+
+# --- what is refused -----------------------------------------------------------------
+
+
+def lenet():
+    return from_nnx(lambda rngs: LeNet(3, image_shape=(8, 8, 3), rngs=rngs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": lenet()}, "'blocks/0/attention' of a transformer .* 'gpt-tiny'"),
+        (
+            {"inputs": sentences_of(T + 1, PIECES)},
+            "sentences of 5 tokens are longer than the network's 4 places",
+        ),
+        ({"inputs": sentences_of(T, PIECES[1:])}, "vocabulary does not fit"),
+        (
+            {"threat": threat(examples=D)},
+            f"{D} examples in an upload fill the {D} directions",
+        ),
+        ({"features": 0.1}, "dager has no objective"),
+        ({"threat": threat("regress_gates")}, "'regress_gates' optimises"),
+    ],
+)
+def test_what_it_cannot_read_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dager(ground("gpt", **changes))
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="closed form and has no optimiser"):
+        dager(ground("gpt"), optimiser="adam")
+    with pytest.raises(ValueError, match="budget=0"):
+        dager(ground("gpt"), budget=0)
+
+
+def test_a_transformer_of_one_block_has_no_second_test():
+    shallow = from_nnx(
+        lambda rngs: gpt(V, **SIZES | {"depth": 1}, image_shape=(T,), rngs=rngs)
+    )
+    with pytest.raises(ValueError, match="'blocks/1/attention'.*two blocks"):
+        dager(ground("gpt", model=shallow))
