@@ -227,7 +227,7 @@ GOLDEN = {
     "tableak": Values("given", {"learning_rate": 0.06}),
     "april-optimisation": Values("recovered", {"alpha": 1.0, "variation": 1e-2}),
     "rgap": Values("recovered", {}),
-    "dager": Values("recovered", {"tolerance": 1e-6, "budget": 4096}),
+    "dager": Values("recovered", {"tolerance": 1e-7, "budget": 4096}),
     "peeling": Values("recovered", {}),
     "april": Values("recovered", {"transformer": VIT, "cutoff": 5e-6}),
     "imprint": Values(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.closed_form.sentence_search import Candidates
 from kljax.attacks.closed_form.spans import (
+    ROUNDING,
     TOLERANCE,
     Span,
     count_dimensions,
@@ -88,6 +89,7 @@ def find_spans(
     sampled: dict[str, Array],
     tolerance: Array | float = TOLERANCE,
     *,
+    error: Array | float = ROUNDING,
     noisy: bool = False,
 ) -> dict[str, Span]:
     """Finds the span of each probe's input, see `find_span`.
@@ -98,7 +100,7 @@ def find_spans(
       probes: what is read.
       grads: what was uploaded.
       sampled: {tap: [N, T, d]} of some sentences, to see what an input can be.
-      tolerance, noisy: see `find_span`.
+      tolerance, error, noisy: see `find_span`.
     """
     spans = {}
     for probe in probes:
@@ -113,7 +115,9 @@ def find_spans(
         missing = max(0, width - count)
         columns = jnp.pad(columns, ((0, 0), (0, missing)))
         reach = count_dimensions(_spread(sampled[probe.tap]))
-        spans[probe.tap] = find_span(columns, tolerance, reach=reach, noisy=noisy)
+        spans[probe.tap] = find_span(
+            columns, tolerance, error=error, reach=reach, noisy=noisy
+        )
     return spans
 
 

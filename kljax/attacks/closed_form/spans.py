@@ -23,13 +23,14 @@ import jax.numpy as jnp
 from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Rng
 
-# A singular value of a float32 matrix below this share of the largest is rounding:
-# numpy.linalg.matrix_rank has max(d, m) times 1.2e-7, 1e-4 at the widths of BERT.
-TOLERANCE = 1e-6
+# Rounding gives a float32 gradient singular values of 6e-8 of the largest, and an input
+# that is weak in a trained network one of 2e-7 (experiments/dager.md).
+TOLERANCE = 1e-7
 BULK = 4  # singular values that a bulk of noise has at least
 SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's
-# What two float32 passes through a layer differ by, relative to its input.
-ROUNDING = 1e-4
+# What two float32 passes up to the second attention differ by, relative to its input,
+# is 1e-5 at most (the same page).
+ROUNDING = 2e-5
 
 
 class Span(NamedTuple):
@@ -40,6 +41,7 @@ class Span(NamedTuple):
       strengths: [d] singular values.
       rank: [] number of directions that are in the span.
       noise: [] the largest singular value that counts as none.
+      error: [] how far a computed input may be from the client's, relative.
       full: [] bool: no direction that an input can have is left over, so the span tells
         nothing.
     """
@@ -48,6 +50,7 @@ class Span(NamedTuple):
     strengths: Array
     rank: Array
     noise: Array
+    error: Array
     full: Array
 
 
@@ -55,6 +58,7 @@ def find_span(
     columns: Array,
     tolerance: Array | float = TOLERANCE,
     *,
+    error: Array | float = ROUNDING,
     reach: Array | int | None = None,
     noisy: bool = False,
 ) -> Span:
@@ -67,21 +71,18 @@ def find_span(
     Args:
       columns: [d, m], finite.
       tolerance: [] share of the largest singular value.
+      error: see `Span`.
       reach: [] dimensions of all inputs that there can be; None for d.
       noisy: whether independent noise was added to every entry.
     """
     directions, strengths = _decompose(columns)
     width, count = columns.shape
-    exact = tolerance * strengths[0]
-    rank, noise = jnp.sum(strengths > exact), exact
+    rank = jnp.sum(strengths > tolerance * strengths[0])
     if noisy:
-        before_noise, edge = _above_noise(strengths, width, count)
-        is_bulk = (rank == width) & (before_noise < width)
-        rank = jnp.where(is_bulk, before_noise, rank)
-        noise = jnp.where(is_bulk, edge, exact)
-    return Span(
-        directions, strengths, rank, noise, rank >= (width if reach is None else reach)
-    )
+        rank = jnp.where(rank == width, _above_noise(strengths, width, count), rank)
+    noise = strengths[jnp.minimum(rank, width - 1)]
+    full = rank >= (width if reach is None else reach)
+    return Span(directions, strengths, rank, noise, jnp.asarray(error), full)
 
 
 def count_dimensions(vectors: Array) -> Array:
@@ -91,7 +92,7 @@ def count_dimensions(vectors: Array) -> Array:
     """
     lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)
     _, strengths = _decompose((vectors / jnp.where(lengths > 0, lengths, 1)).T)
-    return jnp.sum(strengths > ROUNDING * strengths[0])
+    return jnp.sum(strengths > ROUNDING * strengths[0])  # far above rounding
 
 
 @one_at_a_time
@@ -100,20 +101,15 @@ def _decompose(columns: Array) -> tuple[Array, Array]:
     return directions, strengths
 
 
-def _above_noise(strengths: Array, width: int, count: int) -> tuple[Array, Array]:
-    """Counts singular values above a bulk of noise, if the rest are one.
-
-    Returns:
-      [] their number, and the largest of the bulk; the width, where there is none.
-    """
+def _above_noise(strengths: Array, width: int, count: int) -> Array:
+    """Counts [] singular values above a bulk of noise; where there is none, all."""
     ranks = jnp.arange(width)
     # r directions of signal take as many rows and columns from the noise.
     low = jnp.sqrt(count - ranks) - jnp.sqrt(width - ranks)
     high = jnp.sqrt(count - ranks) + jnp.sqrt(width - ranks)
     is_bulk = strengths * low <= SLACK * high * strengths[-1]
     is_bulk &= ranks <= width - BULK
-    found = jnp.argmax(is_bulk)
-    return jnp.where(jnp.any(is_bulk), found, width), strengths[found]
+    return jnp.where(jnp.any(is_bulk), jnp.argmax(is_bulk), width)
 
 
 def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
@@ -133,7 +129,7 @@ def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
     turned = jnp.where(inside, span.noise / jnp.where(inside, span.strengths, 1), 0.0)
     distance = jnp.linalg.norm(outside, axis=-1)
     expected = jnp.linalg.norm(shares * _as_rows(turned, shares), axis=-1)
-    excess = distance / jnp.sqrt(expected**2 + ROUNDING**2)
+    excess = distance / jnp.sqrt(expected**2 + span.error**2)
     known = tells(span)
     return jnp.where(known, distance, 0.0), jnp.where(known, excess, 0.0)
 

@@ -29,7 +29,7 @@ from kljax.attacks.closed_form.sentence_search import (
     combine_candidates,
     extend_prefixes,
 )
-from kljax.attacks.closed_form.spans import TOLERANCE, Span
+from kljax.attacks.closed_form.spans import ROUNDING, TOLERANCE, Span
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.secrets import secret_of
@@ -62,8 +62,8 @@ def dager(
     `kljax.attacks.closed_form.sentence_search`). Labels are neither needed nor found.
 
     Of an update, the inputs move while a client trains. They are computed at the middle
-    of the way, and how far they move until then from either end is the least share of
-    the largest singular value that counts: the attacker sees both ends.
+    of the way. How far they are there from either end, which the attacker sees, is the
+    least share of the largest singular value that counts, and the error of an input.
 
     Args:
       setting: of the attack.
@@ -124,6 +124,7 @@ def dager(
                 view.grads.model,
                 feed(middle, samples),
                 jnp.maximum(tolerance, far),
+                error=jnp.maximum(ROUNDING, far),
                 noisy=noisy,
             )
             for probes, feed, far in zip((first, second), feeds, moved, strict=True)
