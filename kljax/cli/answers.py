@@ -196,7 +196,7 @@ class _Copy(io.StringIO):
         return self._terminal.isatty()
 
     @property
-    def encoding(self) -> str | None:
+    def encoding(self):  # type: ignore[override]
         return getattr(self._terminal, "encoding", None)
 
 
@@ -216,5 +216,9 @@ def _names_of(command: str) -> dict[str, list[str]]:
     from kljax.attacks.presets.catalogue import PRESETS
     from kljax.models.catalogue import NETWORKS
 
-    names = {"model": NETWORKS, "attack": PRESETS, "optimiser": OPTIMISERS}
-    return {option: [*names[option]] for option in NAMED[command]}
+    names: dict[str, Mapping] = {
+        "model": NETWORKS,
+        "attack": PRESETS,
+        "optimiser": OPTIMISERS,
+    }
+    return {option: list(names[option]) for option in NAMED[command]}

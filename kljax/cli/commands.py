@@ -157,7 +157,7 @@ def _run(given: list[str]) -> None:
         check_text(f"argument {number}", argument)
     name, *options = given
     if name.startswith(COMPLETION):
-        kinds = {command: class_of(command) for command in COMMANDS}
+        kinds: dict[str, Callable] = {name: class_of(name) for name in COMMANDS}
         tyro.extras.subcommand_cli_from_dict(
             kinds, prog="kljax", description=DESCRIPTION, args=given
         )
@@ -170,7 +170,7 @@ def _run(given: list[str]) -> None:
         refuse_dealing(given)
     kind = class_of(name)
     with answers.parsing(name, kind):
-        job = tyro.cli(kind, prog=f"kljax {name}", args=options)
+        job: object = tyro.cli(kind, prog=f"kljax {name}", args=options)
     runner_of(name)(job, console)
 
 
@@ -184,6 +184,7 @@ def _refusal(error: Exception) -> tuple[int, str | None]:
     modules = [
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)
     ]
+    assert trace is not None  # it was raised
     while trace.tb_next is not None:
         trace = trace.tb_next
     # Raised by a statement of kljax's, not by what a statement did.

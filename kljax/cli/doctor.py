@@ -31,7 +31,7 @@ print(json.dumps({
 }))
 """
 # Extras that are for work on kljax itself, and missing in most places.
-FOR_DEVELOPERS = frozenset(("test", "docs", "notebooks", "peers"))
+FOR_DEVELOPERS = frozenset(("test", "types", "docs", "release", "notebooks", "peers"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,10 +113,8 @@ def list_requirements() -> dict[str, list[Requirement]]:
     required: dict[str, list[Requirement]] = {name: [] for name in ("", *extras)}
     for text in metadata.requires("kljax") or []:
         requirement = Requirement(text)
-        marker = requirement.marker
         for extra, requirements in required.items():
-            base = marker is None or marker.evaluate({"extra": ""})
-            if base == (extra == "") and (base or marker.evaluate({"extra": extra})):
+            if _asked(requirement, "") == (extra == "") and _asked(requirement, extra):
                 requirements.append(requirement)
     return required
 
@@ -137,15 +135,20 @@ def find_lacks(requirements: list[Requirement]) -> list[Lack]:
     return lacks
 
 
+def _asked(requirement: Requirement, extra: str) -> bool:
+    """Tells whether a requirement is one here, for an extra; for all, if empty."""
+    marker = requirement.marker
+    return marker is None or marker.evaluate({"extra": extra})
+
+
 def _of_extras(name: str, extras: set[str]) -> list[Requirement]:
     """Lists what the extras of an installed package require, such as CUDA of JAX's."""
     required = [Requirement(text) for text in metadata.requires(name) or []]
     return [
         requirement
         for requirement in required
-        if requirement.marker is not None
-        and not requirement.marker.evaluate({"extra": ""})
-        and any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+        if not _asked(requirement, "")
+        and any(_asked(requirement, extra) for extra in extras)
     ]
 
 

@@ -10,6 +10,7 @@ from kljax.core.memory import check_fits
 from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
+from kljax.data.faces import load_faces
 from kljax.data.files import is_path, load_path, stamp_path
 from kljax.data.photos import load_photos
 from kljax.data.resizing import check_shape
@@ -21,6 +22,7 @@ from kljax.data.tfds import list_tfds, load_tfds
 EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "photos": load_photos,
+    "faces": load_faces,
     "text": load_text,
     "text-verses": functools.partial(load_text, whole=True),
     "text-next-token": functools.partial(load_text, next_token=True),
@@ -29,7 +31,7 @@ EMBEDDED: dict[str, Callable[..., Dataset]] = {
 # Those whose examples are sentences, of a length and not of a shape.
 TEXTS = frozenset({"text", "text-verses", "text-next-token"})
 # How many images they have. All are made at once, twice in memory for a moment.
-SIZES = {"digits": 1797, "photos": 362}
+SIZES = {"digits": 1797, "photos": 362, "faces": 200}
 
 
 def load(

@@ -173,8 +173,8 @@ def _models() -> Iterator[Entry]:
 def _data() -> Iterator[Entry]:
     for name, load in EMBEDDED.items():
         does, source = explain(load)
-        size = f"{SIZES[name]} images" if name in SIZES else "sentences"
-        yield Entry(name, name, f"{does} ({size})", "", source)
+        size = f" ({SIZES[name]} images)" if name in SIZES else ""
+        yield Entry(name, name, does + size, "", source)
 
 
 def _metrics() -> Iterator[Entry]:
@@ -190,9 +190,9 @@ def _strategies() -> Iterator[Entry]:
             does = strategy.does.format(noun="input")
             needs = "; ".join(filter(None, (f"arms with {of}", _needs(strategy.needs))))
             yield Entry(name, f"ARM/{name}", does, needs, "")
-    for name, needs in LABEL_STRATEGIES.items():
+    for name, facts in LABEL_STRATEGIES.items():
         does, source = explain(LABELS[name])
-        yield Entry(name, f"--labels {name}", does, _needs(needs), source)
+        yield Entry(name, f"--labels {name}", does, _needs(facts), source)
 
 
 def _label_rules() -> Iterator[Entry]:

@@ -24,8 +24,9 @@ from kljax.attacks.presets import find_preset
 from kljax.core.inputs import InputSpec, images_of
 from kljax.core.registry import resolve
 from kljax.core.targets import classes_of
-from kljax.core.types import Array, Model, Params, Public, Stats
+from kljax.core.types import Array, Model, Params, Public
 from kljax.models import NETWORKS, Network, from_nnx, losses
+from kljax.models.classifier import find_classifier
 from kljax.threat import NOTHING_HIDDEN, Strategy, View, least_knowledge
 
 
@@ -77,12 +78,13 @@ def invert(
       ValueError: for parts that do not fit each other, tensors that are missing or
         unknown, or not finite, and whatever the attack cannot work on.
     """
-    inputs = images_of(tuple(image_shape))
+    shape = tuple(image_shape)
+    inputs = images_of(shape)
     width = None if classifier is None else _width(sent, classifier)
-    built, named, own = build_model(model, width or _last_width(sent), inputs.shape)
-    if params is None and own is None:
-        raise ValueError("params are missing: only an nnx.Module has its own weights")
+    built, named, own = build_model(model, width or _last_width(sent), shape)
     params = own if params is None else params
+    if params is None:
+        raise ValueError("params are missing: only an nnx.Module has its own weights")
     setting = make_setting(
         built,
         inputs,
@@ -127,33 +129,6 @@ def build_model(
         return network.factory(classes, image_shape=shape, rngs=rngs)
 
     return from_nnx(build), network.classifier or None, None
-
-
-def find_classifier(model: Model, inputs: InputSpec) -> str:
-    """Finds the one dense layer that gives as many numbers as the network.
-
-    Raises:
-      ValueError: where there is none, or more than one.
-    """
-    params, stats = jax.eval_shape(model.init, jax.random.key(0))
-
-    def outputs(params: Params, stats: Stats) -> Array:
-        return model.apply(
-            params, stats, inputs.zeros(1), train=False, rngs=jax.random.key(0)
-        ).logits
-
-    width = jax.eval_shape(outputs, params, stats).shape[-1]
-    layers = [
-        path.removesuffix("/kernel")
-        for path, leaf in params.items()
-        if path.endswith("/kernel") and len(leaf.shape) == 2 and leaf.shape[1] == width
-    ]
-    if len(layers) != 1:
-        raise ValueError(
-            f"the classifier is not told: {', '.join(layers) or 'no dense layer'} of "
-            f"{', '.join(params)} give {width} numbers; name it, classifier=PATH"
-        )
-    return layers[0]
 
 
 def make_setting(
@@ -285,11 +260,6 @@ def checked(
             )
         found[name] = jnp.asarray(array)
     return found
-
-
-def _chain_of(model: Any) -> tuple:
-    known = NETWORKS.get(model) if isinstance(model, str) else None
-    return known.chain if known else ()
 
 
 def _chain_of(model: Any) -> tuple:

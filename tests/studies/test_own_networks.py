@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import outside_package
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from kljax.models import from_nnx, redrawn, uniform
 from kljax.models.redrawing import drawn_parameters
@@ -137,3 +137,69 @@ def test_built_in_networks_are_drawn_as_they_were():
         )
     )
     jax.tree.map(np.testing.assert_array_equal, weights(model), weights(by_hand))
+
+
+# --- simpler forms -----------------------------------------------------------------
+
+SHAPE = (8, 8, 3)
+
+
+def tiny(num_classes=2, rngs=None):
+    rngs = rngs or nnx.Rngs(0)
+    return outside_package.Tiny(num_classes, image_shape=SHAPE, rngs=rngs)
+
+
+class TinyLinen(linen.Module):
+    @linen.compact
+    def __call__(self, images):
+        x = linen.sigmoid(linen.Dense(5, name="body")(images.reshape(len(images), -1)))
+        return linen.Dense(2, name="head")(x)
+
+
+SIMPLER = {
+    "without a shape": lambda: lambda num_classes, *, rngs: tiny(num_classes, rngs),
+    "a builder": lambda: lambda rngs: tiny(2, rngs),
+    "an instance": tiny,
+    "a Model": lambda: from_nnx(tiny()),
+    "of Linen": TinyLinen,
+}
+
+
+@pytest.mark.parametrize("make", SIMPLER.values(), ids=SIMPLER)
+def test_simpler_forms_are_networks_and_their_classifier_is_found(make, monkeypatch):
+    monkeypatch.setattr(outside_package, "simple", make(), raising=False)
+    study = build_study(LEAK(model="outside_package:simple", classifier=None))
+    assert study.classifier == "head"
+
+
+def test_weights_of_an_instance_stay(monkeypatch):
+    network = tiny()
+    monkeypatch.setattr(outside_package, "simple", network, raising=False)
+    config = LEAK(model="outside_package:simple")
+    found = task.find_network(config)
+    model = task.make_model(config, found, outside_package.ramps(SHAPE), norm=False)
+    kernel = np.asarray(network.head.kernel[...])
+    np.testing.assert_array_equal(weights(model)["head/kernel"], kernel)
+
+
+def test_a_loader_may_give_images_and_labels(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
+    given = {"pair": lambda shape: (images, [0, 1, 2, 1])}
+    given["wrong"] = lambda shape: images
+    given["floats"] = lambda shape: (images, [0.5] * 4)
+    given["other"] = lambda: (images, [0, 1, 2, 1])
+    for name, load in given.items():
+        monkeypatch.setattr(outside_package, name, load, raising=False)
+
+    def loaded(name):
+        return task.load_dataset(LeakConfig(data=f"outside_package:{name}"), None)
+
+    dataset = loaded("pair")
+    assert dataset.num_classes == 3 and dataset.shape == SHAPE
+    np.testing.assert_allclose(dataset.inputs, images / 255, atol=1e-6)
+    with pytest.raises(ValueError, match=r"gave ndarray.*\(images, labels\)"):
+        loaded("wrong")
+    with pytest.raises(ValueError, match="float64; give .N. integers"):
+        loaded("floats")
+    with pytest.raises(ValueError, match=r"expected \(shape\) -> kljax.data.Dataset"):
+        loaded("other")

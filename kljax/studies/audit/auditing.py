@@ -1,6 +1,7 @@
 """An audit: from the files of one upload to what they give away."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from kljax.core.inputs import images_of
 from kljax.core.registry import resolve
 from kljax.core.types import Stats
 from kljax.models import NETWORKS
+from kljax.models.classifier import find_classifier
 from kljax.models.flattening import flattened_inputs
 from kljax.studies.audit.candidates import (
     ClosedForm,
@@ -34,7 +36,6 @@ from kljax.studies.audit.tensors import CALLED, Match, match_tensors
 from kljax.studies.audit.verdict import Verdict, judge
 from kljax.studies.inversion import (
     build_model,
-    find_classifier,
     make_setting,
     make_view,
 )
@@ -98,9 +99,14 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     )
     shapes, like = jax.eval_shape(model.init, jax.random.key(0))
     wanted = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-    options = {"flattened": flattened_inputs(model, inputs), "given": given}
-    matches = match_tensors(sent, wanted, what=str(config.upload_file), **options)
-    params = match_tensors(weights, wanted, what=str(config.weights), **options)
+    find = functools.partial(
+        match_tensors,
+        wanted=wanted,
+        flattened=flattened_inputs(model, inputs),
+        given=given,
+    )
+    matches = find(sent, what=str(config.upload_file))
+    params = find(weights, what=str(config.weights))
     stats, whence = _stats(weights, like, str(config.weights))
     eps = float(np.finfo(coarsest(sent)).eps)
 
@@ -214,11 +220,11 @@ def _stats(weights: dict, like: Stats, what: str) -> tuple[dict | None, str]:
 
 
 def _protocol(config: AuditConfig) -> Protocol | None:
-    if config.fact("upload") == "gradient":
+    rate = config.learning_rate
+    if rate is None:  # which only an update has, and has to have
         return None
     examples = config.fact("examples")
     batch, steps = config.batch or examples, config.local_steps or 1
-    rate = config.learning_rate
     return Protocol(optax.sgd(rate), steps, min(batch, examples), rate)
 
 
@@ -247,14 +253,18 @@ def _scores(found: list[Found], truth: np.ndarray, seed: int) -> dict:
     rows |= {"floor/grey": grey, "floor/own mean colour": mean, "floor/noise": noise}
     return {
         name: {
-            metric: float(np.mean([*map(function, images, truth)]))
+            metric: float(np.mean([*map(function, list(images), list(truth))]))
             for metric, function in _METRICS.items()
         }
         for name, images in rows.items()
     }
 
 
-_METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "mse": metrics.mse}
+_METRICS: dict[str, Callable] = {
+    "psnr": metrics.psnr,
+    "ssim": metrics.ssim,
+    "mse": metrics.mse,
+}
 
 
 def _check_attacks(config: AuditConfig) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kljax.attacks import Attack, Candidate, Setting, dense_layer, targets_of
 from kljax.attacks.presets import PRESETS, find_preset
@@ -121,7 +122,7 @@ class Ruler:
 
         self._view, self._differences = view, jax.jit(differences)
 
-    def measure(self, images: Array, labels: Array) -> Misfit:
+    def measure(self, images: ArrayLike, labels: ArrayLike) -> Misfit:
         """Measures one candidate, images [B, H, W, C] and labels [B]."""
         found = self._differences(self._view, jnp.asarray(images), jnp.asarray(labels))
         off = np.asarray([d for d, _ in found.values()], np.float64)
@@ -134,7 +135,7 @@ class Ruler:
 
 
 def measure_wrong(
-    setting: Setting, ruler: Ruler, labels: Array, count: int, seed: int
+    setting: Setting, ruler: Ruler, labels: ArrayLike, count: int, seed: int
 ) -> list[Misfit]:
     """Measures images that are none of the private ones, under some labels [B].
 

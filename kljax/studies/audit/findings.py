@@ -13,6 +13,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kljax.attacks.closed_form import dense_input
@@ -73,12 +74,12 @@ def find_without_search(setting: Setting, view: View, eps: float) -> list[Findin
         found.append(Finding("classifier", "Its gradient is 0: no label is told."))
         return found
     if setting.task.loss is cross_entropy and read.bias is not None:
-        found += _signs(setting, read)
+        found += _signs(setting, read.bias, read.rounding)
     found.append(_rank(setting, read))
     labels = _labels(setting, view)
     found.append(labels)
     if _one_step_of_one(setting) and read.bias is not None:
-        found.append(_features(setting, view, read))
+        found.append(_features(setting, view, read.kernel, read.bias, read.rounding))
     return found
 
 
@@ -87,18 +88,18 @@ def _zeros(view: View) -> list[Finding]:
     zero = [name for name, x in tensors.items() if not np.any(x)]
     if len(zero) == len(tensors):
         raise ValueError("the upload is 0 in every tensor, and says nothing")
-    share = sum(int(np.sum(x == 0)) for x in tensors.values())
-    share /= sum(x.size for x in tensors.values())
+    zeros = sum(int(np.sum(x == 0)) for x in tensors.values())
+    share = zeros / sum(x.size for x in tensors.values())
     says = f"{share:.1%} of the entries are 0"
     says += f", and {', '.join(zero)} throughout." if zero else "."
     return [Finding("zeros", says)] if share > 0 else []
 
 
-def _signs(setting: Setting, read: Read) -> list[Finding]:
-    knows, bias = setting.threat.knowledge, read.bias
+def _signs(setting: Setting, bias: np.ndarray, rounding: float) -> list[Finding]:
+    knows = setting.threat.knowledge
     size = np.sum(np.abs(bias))
-    below = int(np.sum(bias < -read.rounding * size))
-    above = int(np.sum(bias > read.rounding * size))
+    below = int(np.sum(bias < -rounding * size))
+    above = int(np.sum(bias > rounding * size))
     found = []
     if below > knows.examples:
         reading = "no gradient of so few examples is so"
@@ -115,7 +116,7 @@ def _signs(setting: Setting, read: Read) -> list[Finding]:
             )
         )
     total = abs(float(np.sum(bias))) / size
-    if total > read.rounding:
+    if total > rounding:
         found.append(
             Finding(
                 "sum",
@@ -125,7 +126,7 @@ def _signs(setting: Setting, read: Read) -> list[Finding]:
                 "defence or loss",
             )
         )
-    if size > 2 * (1 + read.rounding):
+    if size > 2 * (1 + rounding):
         found.append(
             Finding(
                 "size",
@@ -180,13 +181,19 @@ def _one_step_of_one(setting: Setting) -> bool:
     return knows.examples == 1 and knows.upload == "gradient"
 
 
-def _features(setting: Setting, view: View, read: Read) -> Finding:
+def _features(
+    setting: Setting,
+    view: View,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    rounding: float,
+) -> Finding:
     """Checks that what the classifier was fed gives the signal that came back."""
     path = setting.task.classifier
-    inputs = np.asarray(dense_input(read.kernel, read.bias), np.float64)
-    left = np.sum((read.kernel - np.outer(inputs, read.bias)) ** 2)
-    left = float(np.sqrt(left / np.sum(read.kernel**2)))
-    if left > max(SHARE, read.rounding):
+    inputs = np.asarray(dense_input(jnp.asarray(kernel), jnp.asarray(bias)), np.float64)
+    left = np.sum((kernel - np.outer(inputs, bias)) ** 2)
+    left = float(np.sqrt(left / np.sum(kernel**2)))
+    if left > max(SHARE, rounding):
         return Finding(
             "features",
             f"One example leaves {left:.1%} of the classifier's gradient unexplained, "
@@ -197,14 +204,14 @@ def _features(setting: Setting, view: View, read: Read) -> Finding:
     logits = inputs @ np.asarray(weights[f"{path}/kernel"], np.float64)
     logits = logits + np.asarray(weights[f"{path}/bias"], np.float64)
     probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
-    label = int(np.argmin(read.bias))
+    label = int(np.argmin(bias))
     signal = probabilities - np.eye(len(probabilities))[label]
-    off = float(np.linalg.norm(signal - read.bias) / np.linalg.norm(read.bias))
+    off = float(np.linalg.norm(signal - bias) / np.linalg.norm(bias))
     says = (
         f"What the classifier was fed, [{len(inputs)}] numbers, is read off exactly "
         f"(up to {left:.1e}), and gives back its signal up to {off:.1e}"
     )
-    if setting.task.loss is cross_entropy and off > max(SHARE, 10 * read.rounding):
+    if setting.task.loss is cross_entropy and off > max(SHARE, 10 * rounding):
         return Finding(
             "features",
             f"{says}: these are not the classifier's weights, its rows are in another "

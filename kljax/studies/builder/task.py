@@ -4,8 +4,8 @@ Every arm of a study has the same dataset, and the same network but for the norm
 that a key-lock brings along.
 """
 
+import contextlib
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,8 @@ from kljax.models import (
     uniform,
     value_shape,
 )
+from kljax.models.classifier import find_classifier as lone_classifier
+from kljax.studies.builder.own_networks import LOADER, Ready, as_dataset, as_factory
 from kljax.studies.config import LeakConfig, TrainConfig
 
 Config = LeakConfig | TrainConfig
@@ -78,13 +80,13 @@ def load_dataset(config: Config, split: str | None) -> data.Dataset:
         sizes = shape, config.tokens
         return _load(config.data, *sizes, split, config.data_dir, files)
     make = resolve("dataset", config.data, data.EMBEDDED)
-    dataset = call_named("dataset", config.data, make, shape)
-    if not isinstance(dataset, data.Dataset):
-        raise ValueError(
-            f"dataset {config.data!r} gave {type(dataset).__name__}, expected a "
-            "kljax.data.Dataset"
-        )
-    return dataset
+    try:
+        dataset = call_named("dataset", config.data, make, shape)
+    except ValueError as error:
+        if error.__cause__ is None:
+            raise
+        raise ValueError(f"{error}; expected {LOADER}") from error
+    return as_dataset(config.data, dataset)
 
 
 def fetch_examples(
@@ -172,10 +174,21 @@ def build_task(config: Config, dataset: data.Dataset) -> LearningTask:
         norm: make_model(config, network, dataset, norm=norm) for norm in (False, True)
     }
     _check_outputs(config, models[False], dataset)
+    network = _with_classifier(network, models[False], dataset)
     loss = resolve("loss", config.loss, losses.LOSSES)
     check_callable("loss", config.loss, loss)
     sites = _find_sites(config, network, models, dataset)
     return LearningTask(dataset, network, models, loss, sites)
+
+
+def _with_classifier(network: Network, model: Model, dataset: data.Dataset) -> Network:
+    """Finds the classifier of a user's network where there is one of one kind."""
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    if network.inputs is not None or f"{network.classifier}/kernel" in params:
+        return network
+    with contextlib.suppress(ValueError):  # whoever reads labels has to name it
+        return network._replace(classifier=lone_classifier(model, dataset.input_spec))
+    return network
 
 
 def find_network(config: Config) -> Network:
@@ -186,25 +199,11 @@ def find_network(config: Config) -> Network:
     """
     network = resolve("model", config.model, NETWORKS)
     if not isinstance(network, Network):  # a user's factory
-        _check_factory(config.model, network)
-        network = Network(network, (), "fc", inputs=None)
+        factory = as_factory(config.model, network)
+        network = Network(factory, (), "fc", inputs=None)
     single, every = network.sites, network.all_sites
     named = {(): single, ("single",): single, ("all",): every}
     return network._replace(sites=named.get(config.sites, config.sites))
-
-
-def _check_factory(name: str, factory: Any) -> None:
-    wanted = "(num_classes, *, image_shape, rngs) -> flax.nnx.Module"
-    if not callable(factory):
-        raise ValueError(
-            f"model {name!r} is {factory!r}, expected a function or class {wanted}"
-        )
-    try:
-        inspect.signature(factory).bind(1, image_shape=(), rngs=None)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"model {name!r} cannot be called as {wanted}: {error}"
-        ) from error
 
 
 def make_model(
@@ -236,7 +235,11 @@ def make_model(
         return network.factory(dataset.target_spec.outputs, rngs=rngs, **options)
 
     try:
-        model = from_nnx(build, convolution=config.convolution)
+        if isinstance(network.factory, Ready):
+            spec = dataset.input_spec
+            model = network.factory.model(spec, config.convolution)
+        else:
+            model = from_nnx(build, convolution=config.convolution)
     except (TypeError, ValueError) as error:
         raise ValueError(f"model {config.model!r}: {error}") from error
     if config.init and not draws:
