@@ -8,16 +8,20 @@ experiments/text.md has the rest, and is what this prints.
 
     python experiments/text.py > experiments/text.md
     python experiments/text.py --few  # or --few STUDY...
+    python experiments/text.py --perplexity
 """
 
 import platform
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 from tabulate import tabulate
 
-from kljax import LeakConfig, leak, score_rows
+from kljax import LeakConfig, data, leak, score_rows
 from kljax.metrics import wilson
+from kljax.models.ngrams import count_trigrams, perplexity
+from kljax.studies.builder.language_model import SHARE
 
 VICTIMS, STEPS = 16, 300
 GIVEN = {"labels": "given"}
@@ -34,6 +38,7 @@ NEXT = {"model": "language-model", "data": "text-next-token"}
 VERSES = {"data": "text-verses", "tokens": 12}
 FEW_STUDIES = (
     ("encoder, DLG, labels given", GIVEN),
+    ("encoder, LAMP, labels given", GIVEN | {"attack": "lamp"}),
     ("encoder, TAG, labels given", GIVEN | {"attack": "tag"}),
     ("encoder, TAG, 2500 evaluations", GIVEN | {"attack": "tag", "steps": 2500}),
     (
@@ -103,8 +108,43 @@ def rows_of(changes: dict, victims: int) -> list:
     return score_rows(leak(LeakConfig(**options)))
 
 
+HELD_OUT = 500
+PERPLEXITY = """\
+## The language model of LAMP
+
+`python experiments/text.py --perplexity`: trigrams with Kneser-Ney smoothing, counted
+of three quarters of the sentences (`kljax.models.ngrams`), and the frequency of tokens
+alone, plus one each. Perplexity of {held_out} sentences that were not counted; of
+{vocabulary} tokens guessed at random it is {vocabulary}.
+
+{table}
+"""
+
+
+def perplexity_page() -> str:
+    """Scores language models on sentences that they have not seen."""
+    lines = []
+    for length in (8, 16):
+        dataset = data.load("text", length=length)
+        vocabulary = dataset.input_spec.sizes["vocabulary"]
+        order = data.select(dataset, len(dataset), seed=0)
+        counted = order[-int(SHARE * len(order)) :]
+        ours, others = dataset.inputs[counted], dataset.inputs[order[:HELD_OUT]]
+        frequencies = np.bincount(ours.ravel(), minlength=vocabulary) + 1
+        shares = frequencies / frequencies.sum()
+        alone = np.exp(-np.log(shares[others]).mean())
+        found = perplexity(count_trigrams(ours, vocabulary, counted), others)
+        lines.append((length, len(counted), f"{found:.0f}", f"{alone:.0f}"))
+    head = ("tokens of a sentence", "sentences counted", "trigrams", "single tokens")
+    drawn = tabulate(lines, head, tablefmt="github", disable_numparse=True)
+    return PERPLEXITY.format(held_out=HELD_OUT, vocabulary=vocabulary, table=drawn)
+
+
 def main() -> None:
     """Runs all studies and prints the page."""
+    if sys.argv[1:2] == ["--perplexity"]:
+        print(perplexity_page(), end="")
+        return
     if sys.argv[1:2] == ["--few"]:
         print(few_page(sys.argv[2:]), end="")
         return
@@ -128,6 +168,7 @@ def main() -> None:
         )
     )
     print(few_page(), end="")
+    print(f"\n{perplexity_page()}", end="")
 
 
 def few_page(names: Sequence[str] = ()) -> str:
