@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import begun_runs
+import jax
 import numpy as np
 import pytest
 from tiny_studies import quick_compilation, scored, study, tiny
@@ -330,6 +331,32 @@ def test_lamp_finds_a_sentence_and_says_what_it_tried():
     (row,) = [row for row in scored(result) if row["arm"] == "none"]
     assert row["proposals"] == 1000 + 2 * 200 and row["evaluations"] == 200
     assert row["token_accuracy"] >= 0.5, (row["text"], row["text_guess"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    (
+        ("bert-tiny", "text"),
+        ("gpt-tiny-classifier", "text"),
+        ("gpt-tiny", "text-next-token"),
+    ),
+)
+def test_lamp_fits_networks_as_bert_and_gpt_have_them(model, dataset):
+    part = "visible=blocks/0/attention/query/kernel"
+    changes = {"model": model, "data": dataset, "attack": "lamp", "threat": (part,)}
+    study = build_study(LeakConfig(arms=("none",), **TEXT | changes))
+    (attack,) = study.attacks
+
+    def attacked(source, *others):
+        parts = []
+        for draw in attack.client.draws:
+            parts.append(draw(source, *parts))
+        return attack.attack_one(*parts, source, *others)
+
+    one = jax.tree.map(lambda x: x[0], attack.inputs)
+    found = jax.eval_shape(attacked, *one).reconstruction  # traced, and not compiled
+    assert found.inputs.shape == (1, 4) and found.numbers["proposals"].shape == ()
 
 
 # --- images of any sides -------------------------------------------------------------
