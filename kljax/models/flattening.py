@@ -1,5 +1,7 @@
 """Which dense layers are fed a flattened picture, and of what shape it was."""
 
+from typing import Any
+
 import jax
 
 from kljax.core.inputs import InputSpec, zeros_of
@@ -26,7 +28,7 @@ def flattened_inputs(
             continue
         name = f"{path.removesuffix('/kernel')}:input"
 
-        def fed(params: Params, stats: Stats, image: Array, name=name) -> Array:
+        def fed(params: Params, stats: Stats, image: Array, name: str = name) -> Array:
             output = model.apply(
                 params, stats, image, taps=(name,), train=False, rngs=jax.random.key(0)
             )
@@ -42,7 +44,7 @@ def flattened_inputs(
     return found
 
 
-def _shape_before(traced, value) -> tuple[int, int, int] | None:
+def _shape_before(traced: Any, value: Any) -> tuple[int, int, int] | None:
     """Finds the shape [H, W, C] that a value [1, F] was reshaped from."""
     made = {id(out): step for step in traced.eqns for out in step.outvars}
     while id(value) in made and made[id(value)].primitive.name == "copy":

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kljax.attacks.labels.catalogue import RULES
@@ -111,8 +111,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _functions(table: Mapping[str, Any], written=None) -> Iterator[Entry]:
-    written = dict(zip(table, written, strict=True)) if written else {}
+def _functions(
+    table: Mapping[str, Any], notation: Iterable[str] = ()
+) -> Iterator[Entry]:
+    written = dict(zip(table, notation, strict=bool(notation)))
     for name, thing in table.items():
         does, source = explain(thing) if thing is not None else ("Changes nothing.", "")
         yield Entry(name, written.get(name, name), does, "", source)

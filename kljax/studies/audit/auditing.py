@@ -39,6 +39,7 @@ from kljax.studies.inversion import (
     make_setting,
     make_view,
 )
+from kljax.threat import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
             norm=config.fact("norm"),
         )
 
-    def view_of(setting: Setting):
+    def view_of(setting: Setting) -> View:
         return make_view(
             setting,
             {name: match.array for name, match in params.items()},

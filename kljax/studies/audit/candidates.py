@@ -7,7 +7,7 @@ images are measured, too: what a wrong image reaches without any search.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ class Ruler:
         simulate = replay(setting, secret.gates)
         classes = setting.task.num_classes
 
-        def differences(view: View, images: Array, labels: Array):
+        def differences(view: View, images: Array, labels: Array) -> dict[str, Any]:
             rng = jax.random.key(0)
             part = secret.unknown.decode(*secret.unknown.start(rng, view))
             targets = targets_of(labels, classes)
@@ -179,7 +179,9 @@ def search(
         yield _run(name, run, view, ruler, one, searched=True)
 
 
-def _run(name, run, view: View, ruler: Ruler, rng: Rng, *, searched: bool) -> Found:
+def _run(
+    name: str, run: Attack, view: View, ruler: Ruler, rng: Rng, *, searched: bool
+) -> Found:
     made = run(rng, view)
     images, labels = np.asarray(made.inputs), np.asarray(made.labels)
     misfit = ruler.measure(images, labels)

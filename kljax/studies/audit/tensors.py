@@ -7,8 +7,8 @@ tensor is told with it (`Match.moved`).
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Set
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,11 @@ PREFIXES = ("model", "params", "module", "network", "net", "grads", "state_dict"
 LAYOUTS = ("flax", "torch")
 # Of a tensor in PyTorch's order: the axes in Flax's, by how many there are.
 AXES = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}
+
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]  # of a file, by name
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]  # of a network, by path
+Given: TypeAlias = Mapping[str, str]  # name in a file, by path
 
 
 class Match(NamedTuple):
@@ -100,7 +105,7 @@ def guess_layout(names: Iterable[str]) -> str:
     return "torch" if "weight" in leaves and "kernel" not in leaves else "flax"
 
 
-def _check_given(given, found, wanted, what) -> None:
+def _check_given(given: Given, found: Arrays, wanted: Shapes, what: str) -> None:
     for path, name in given.items():
         if path not in wanted:
             raise ValueError(f"--map {path}={name}: the network has no {path!r}")
@@ -129,7 +134,14 @@ def _is_statistic(name: str) -> bool:
     return _parts(name)[-1] in {*CALLED["mean"], *CALLED["var"]}
 
 
-def _by_shape(found, wanted, chosen, taken, layout, what) -> dict[str, str]:
+def _by_shape(
+    found: Arrays,
+    wanted: Shapes,
+    chosen: Mapping[str, tuple[str, str]],
+    taken: Set[str],
+    layout: str,
+    what: str,
+) -> dict[str, str]:
     """Pairs what no name tells, where shapes leave one way."""
     paths = [path for path in wanted if path not in chosen]
     names = [name for name in found if name not in taken and not _is_statistic(name)]
@@ -167,7 +179,16 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in np.argsort(axes))
 
 
-def _fitted(path, name, how, found, wanted, layout, what, flattened) -> Match:
+def _fitted(
+    path: str,
+    name: str,
+    how: str,
+    found: Arrays,
+    wanted: Shapes,
+    layout: str,
+    what: str,
+    flattened: Mapping[str, tuple[int, int, int]],
+) -> Match:
     array, moved = found[name], ""
     if layout == "torch" and array.ndim in AXES and array.ndim > 1:
         array = array.transpose(AXES[array.ndim])
@@ -187,7 +208,9 @@ def _fitted(path, name, how, found, wanted, layout, what, flattened) -> Match:
     return Match(array, name, how, moved)
 
 
-def _reordered(kernel, height: int, width: int, channels: int) -> np.ndarray:
+def _reordered(
+    kernel: np.ndarray, height: int, width: int, channels: int
+) -> np.ndarray:
     """Puts the rows [C H W, F] of a kernel into the order [H W C, F]."""
     if len(kernel) != height * width * channels:
         return kernel  # of another shape, which is told next

@@ -90,7 +90,12 @@ def _of_best(best: Found, least: float, count: int) -> str:
     )
 
 
-def _name(found, matched, contradicted, near: bool) -> str:
+def _name(
+    found: Sequence[Found],
+    matched: Sequence[Found],
+    contradicted: Sequence[Finding],
+    near: bool,
+) -> str:
     if not matched and contradicted:
         return "contradicted"
     if not matched:
@@ -113,7 +118,12 @@ def _witnesses(found: Sequence[Found], best: Found) -> list[Found]:
     return [one for one in _alike(found, best) if one.searched and one is not best]
 
 
-def _reasons(name: str, found, matched, contradicted) -> str:
+def _reasons(
+    name: str,
+    found: Sequence[Found],
+    matched: Sequence[Found],
+    contradicted: Sequence[Finding],
+) -> str:
     searches = sum(one.searched for one in found)
     hits = sum(one.searched for one in matched)
     count = f"{hits} of {searches} searches give it"
