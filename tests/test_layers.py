@@ -59,6 +59,7 @@ RESERVED = {
         "attacks/drivers/population.py",  # one generation
         "attacks/drivers/search.py",  # restarts, and a prior now and at the end
         "attacks/ensembles.py",  # restarts, paired with one of them
+        "attacks/rearranging.py",  # orders of sentences
         "attacks/pooling.py",  # uploads of one client
         "attacks/simulation/averages.py",  # clients of one average
         "core/drawing.py",  # random keys

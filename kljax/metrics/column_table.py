@@ -403,6 +403,17 @@ FOUND = (
         shown="summary",
     ),
     _reported(
+        "proposals",
+        "proposals",
+        "candidates that were tried without a step of the descent, by one first-order "
+        "gradient each",
+        dtype="int64",
+        unit="from 0",
+        reported=True,
+        rows="search",
+        knows="attacker",
+    ),
+    _reported(
         "cell_entropy",
         "cell entropy",
         "how little the restarts of an ensemble agree on a table: entropy of its "

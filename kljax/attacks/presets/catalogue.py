@@ -40,7 +40,6 @@ from kljax.attacks.presets.vision_transformers import (
 )
 from kljax.attacks.setting import Setting
 from kljax.core.registry import check_callable, resolve
-from kljax.metrics import Column
 
 
 class Preset(NamedTuple):
@@ -96,17 +95,6 @@ OF_SENTENCES = {
     "inputs": ("text",),
     "dials": ("regulariser", "perplexity"),
     "language_model": True,
-    "columns": (
-        Column(
-            name="proposals",
-            dtype="int64",
-            meaning="candidates that were tried without a step of the descent, by one "
-            "first-order gradient each",
-            knows="attacker",
-            rows="search",
-            reported=True,
-        ),
-    ),
 }
 PRESETS: dict[str, Preset] = {
     "matching": Preset(
