@@ -17,6 +17,7 @@ experiments/defence_costs.py` writes), as far as they are there, and what was no
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from kljax.studies.builder.from_run import trained_name
 from kljax.studies.reports import words
 from kljax.studies.reports.contents import Contents, make_contents
 from kljax.studies.reports.kinds import kinds_of
+from kljax.studies.reports.tables import Table
 from kljax.studies.store import Study
 
+OUT = Path("runs/benchmark")
 PRESETS = Path(__file__).parent / "presets"
 TIERS = {
     "night": "benchmark",
@@ -61,11 +64,15 @@ def main():
     )
     parser.add_argument("--tier", choices=TIERS, default="night")
     parser.add_argument("--file", type=Path, help="another sweep file than the tier's")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--hours", type=float, default=12.0, help="of processor time")
     parser.add_argument("--page", type=Path, help="file to write; none to print it")
     options = parser.parse_args()
     file = options.file or PRESETS / f"{TIERS[options.tier]}.toml"
+    if options.tier == "trained" and not options.file and options.out != OUT:
+        parser.error(
+            f"the file of --tier trained attacks {run_of(OUT)}: leave --out out"
+        )
     fine, budget = True, left(options.out, options.hours)
     if options.tier == "trained" and options.file is None and budget > 0:
         fine = train(run_of(options.out), options.out, budget)
@@ -112,6 +119,7 @@ def make_page(file: Path, out: Path) -> str:
         f"# The benchmark: {file.stem}",
         f"Made by `python experiments/benchmark.py`, of `{_shown(file)}`. "
         f"{contents.progress.text()} {_hours(file, out)}",
+        header_of(file),
         _what_was_not_run(study),
         "## How to read it",
         words.ranking(kinds),
@@ -124,10 +132,31 @@ def make_page(file: Path, out: Path) -> str:
         names = "\n".join(f"- {table.title}" for table in empty)
         texts.append(f"## Rankings of which nothing was run\n\n{names}")
     if contents.consistency is not None:
-        table = contents.consistency
-        texts += [f"## {table.title}", words.CONSISTENCY, markdown(table)]
+        texts += consistency_texts(contents.consistency)
     texts += ["## Accuracy, and cost to the client", _costs(study, contents, out)]
     return "\n\n".join(filter(None, texts)) + "\n"
+
+
+def header_of(file: Path) -> str:
+    """Reads what a sweep file says of itself, its first comment, as it is."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    if not comment:
+        return ""
+    return "What the file says:\n\n" + "\n".join(
+        f"> {line.removeprefix('#').strip()}" for line in comment
+    )
+
+
+def consistency_texts(table: Table) -> list[str]:
+    """Lays out what was run at every state, and counts what was not."""
+    pairs = zip(table.lines, table.records, strict=True)
+    run = [line for line, record in pairs if "index" in record]
+    texts = [f"## {table.title}", words.CONSISTENCY]
+    if run:
+        texts.append(markdown(table._replace(lines=run)))
+    missing = len(table.lines) - len(run)
+    return [*texts, f"Not run at every state: {missing} of {len(table.lines)} points."]
 
 
 def _shown(file: Path) -> str:
