@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "data": Command(
         "kljax.cli.data",
-        "Writes a TFDS dataset from files on disk, without TensorFlow.",
+        "Prepares a dataset from files on disk, without TensorFlow.",
     ),
     "columns": Command(
         "kljax.cli.columns",

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kljax.core.memory import check_fits
+from kljax.core.places import cache_folder
 from kljax.data import tfds
 from kljax.data.dataset import Dataset
 from kljax.data.digits import load_digits
 from kljax.data.faces import load_faces
 from kljax.data.files import is_path, load_path, stamp_path
+from kljax.data.mnist5k import load_mnist5k
 from kljax.data.photos import load_photos
 from kljax.data.resizing import check_shape
 from kljax.data.tables import TABLES
@@ -28,6 +30,8 @@ EMBEDDED: dict[str, Callable[..., Dataset]] = {
     "text-next-token": functools.partial(load_text, next_token=True),
     **TABLES,
 }
+# Data sets that `kljax data prepare` puts into the user's cache folder.
+PREPARED: dict[str, Callable[..., Dataset]] = {"mnist5k": load_mnist5k}
 # Those whose examples are sentences, of a length and not of a shape.
 TEXTS = frozenset({"text", "text-verses", "text-next-token"})
 # How many images they have. All are made at once, twice in memory for a moment.
@@ -77,6 +81,8 @@ def load(
         needed = 2 * 4 * SIZES[name] * math.prod(shape)
         check_fits(needed, f"dataset {name!r} in shape {shape}", "image_size")
         return EMBEDDED[name](shape)
+    if name in PREPARED:
+        return PREPARED[name](shape, data_dir)
     try:
         return load_tfds(name, shape=shape, split=split, data_dir=data_dir)
     except LookupError as error:
@@ -85,18 +91,21 @@ def load(
 
 def has_splits(name: str) -> bool:
     """Tells whether a dataset has splits: those of TFDS do."""
-    return not (name in EMBEDDED or is_path(name) or ":" in name)
+    own = name in EMBEDDED or name in PREPARED
+    return not (own or is_path(name) or ":" in name)
 
 
 def stamp(name: str, data_dir: str | None = None) -> tuple[tuple[str, int, int], ...]:
     """Says which files a data set is read from: (path, mtime [ns], size) of each."""
     if is_path(name):
         return stamp_path(name)
+    if name in PREPARED:
+        return stamp_path(str(Path(data_dir or cache_folder()) / f"{name}.npz"))
     return () if name in EMBEDDED else tfds.stamp(name, data_dir)
 
 
 def _unknown(name: str) -> str:
-    known = [*EMBEDDED, *list_tfds()]
+    known = [*EMBEDDED, *PREPARED, *list_tfds()]
     near = difflib.get_close_matches(name, known, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     if Path(name).is_dir():

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kljax.data.mnist5k import prepare_mnist5k
+
 IDX_UINT8 = 8  # the type byte of the IDX format
 SPLITS = {"train": "train", "test": "t10k"}  # TFDS split -> what its files start with
 
@@ -86,7 +88,12 @@ def prepare_fashion_mnist(source_dir: str, data_dir: str | None = None) -> Path:
     return home
 
 
-PREPARERS: dict[str, Callable[..., Path]] = {"fashion_mnist": prepare_fashion_mnist}
+PREPARERS: dict[str, Callable[..., Path]] = {
+    "fashion_mnist": prepare_fashion_mnist,
+    "mnist5k": prepare_mnist5k,
+}
+# Those that can be downloaded where no files are given.
+DOWNLOADED = frozenset({"mnist5k"})
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from kljax.attacks.optimisers.catalogue import OPTIMISERS
 from kljax.attacks.presets.catalogue import PRESETS, Preset
 from kljax.core.registry import nearest, notations
 from kljax.data.augmentation import AUGMENTATIONS
-from kljax.data.catalogue import EMBEDDED, SIZES
+from kljax.data.catalogue import EMBEDDED, PREPARED, SIZES
 from kljax.data.partitioning import PARTITIONS
 from kljax.data.partitioning import notations as partition_notations
 from kljax.data.triggers import TRIGGERS
@@ -173,10 +173,11 @@ def _models() -> Iterator[Entry]:
 
 
 def _data() -> Iterator[Entry]:
-    for name, load in EMBEDDED.items():
+    for name, load in (EMBEDDED | PREPARED).items():
         does, source = explain(load)
+        needs = f"kljax data prepare {name}" if name in PREPARED else ""
         size = f" ({SIZES[name]} images)" if name in SIZES else ""
-        yield Entry(name, name, does + size, "", source)
+        yield Entry(name, name, does + size, needs, source)
 
 
 def _metrics() -> Iterator[Entry]:

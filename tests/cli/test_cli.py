@@ -378,7 +378,6 @@ def test_a_mistake_in_a_users_code_keeps_its_traceback(tmp_path, nothing_runs):
         ["leak", "--victims", "many"],
         ["leak", "--weights", "frozen"],
         ["leak", "--layout.kind", "pmap"],
-        ["data", "prepare", "fashion_mnist"],
         ["data", "destroy", "fashion_mnist", "--from", "."],
     ],
     ids=" ".join,

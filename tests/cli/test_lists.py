@@ -7,7 +7,7 @@ import pytest
 from kljax import cli
 from kljax.attacks.presets.catalogue import PRESETS
 from kljax.cli import doctor
-from kljax.data.catalogue import EMBEDDED
+from kljax.data.catalogue import EMBEDDED, PREPARED
 from kljax.defences.catalogue import KINDS
 from kljax.models.catalogue import NETWORKS
 from kljax.studies.catalogues import LISTS, entries, explain
@@ -15,7 +15,7 @@ from kljax.studies.catalogues import LISTS, entries, explain
 
 def test_every_name_of_a_catalogue_is_listed_with_a_sentence():
     tables = {"attacks": PRESETS, "defences": KINDS, "models": NETWORKS}
-    tables["data"] = EMBEDDED
+    tables["data"] = EMBEDDED | PREPARED
     for kind in LISTS:
         found = entries(kind)
         assert [entry.name for entry in found] == [*tables.get(kind, map_names(found))]
