@@ -32,8 +32,8 @@ CLASSES = 8
 class Work(NamedTuple):
     """What is judged: P orders of one sentence of T tokens of each of N victims."""
 
-    victims: int = 4
-    orders: int = 200
+    victims: int = 2
+    orders: int = 40
     length: int = 16
 
 
