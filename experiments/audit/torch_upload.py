@@ -8,8 +8,8 @@ here. Run with any PyTorch:
     python experiments/audit/torch_upload.py FOLDER
 
 It writes ``weights.npz``, ``gradient.safetensors`` and ``gradient.npz`` (one image),
-``half.npz`` (the same in float16), ``update.npz`` (one step of SGD at rate 0.1) and
-``truth.npz``.
+``half.npz`` (the same in float16), ``update.npz`` (one step of SGD at rate 0.1),
+``truth.npz``; and ``pair.npz``, the gradient of two images, with ``pair_truth.npz``.
 """
 
 import sys
@@ -68,6 +68,14 @@ def main(folder):
         images=image.numpy().transpose(0, 2, 3, 1),
         labels=np.array([LABEL]),
     )
+    pair = torch.tensor(np.stack([pattern(), 1 - pattern()[::-1, ::-1]]))
+    loss = torch.nn.functional.cross_entropy(net(pair), torch.tensor([LABEL, 5]))
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    np.savez(
+        folder / "pair.npz",
+        **{name: g.numpy() for name, g in zip(names, grads, strict=True)},
+    )
+    np.savez(folder / "pair_truth.npz", images=pair.numpy().transpose(0, 2, 3, 1))
     try:
         from safetensors.torch import save_file
     except ImportError:
