@@ -117,7 +117,7 @@ def make_page(file: Path, out: Path) -> str:
     kinds = kinds_of(study)
     texts = [
         f"# The benchmark: {file.stem}",
-        f"Made by `python experiments/benchmark.py`, of `{_shown(file)}`. "
+        f"Made by `python experiments/benchmark.py --file {_shown(file)}`. "
         f"{contents.progress.text()} {_hours(file, out)}",
         header_of(file),
         _what_was_not_run(study),
@@ -151,12 +151,12 @@ def header_of(file: Path) -> str:
 def consistency_texts(table: Table) -> list[str]:
     """Lays out what was run at every state, and counts what was not."""
     pairs = zip(table.lines, table.records, strict=True)
-    run = [line for line, record in pairs if "index" in record]
+    run = [line for line, record in pairs if record["states"]]
     texts = [f"## {table.title}", words.CONSISTENCY]
     if run:
         texts.append(markdown(table._replace(lines=run)))
     missing = len(table.lines) - len(run)
-    return [*texts, f"Not run at every state: {missing} of {len(table.lines)} points."]
+    return [*texts, f"Run at fewer than two states: {missing} of {len(table.lines)}."]
 
 
 def _shown(file: Path) -> str:

@@ -10,12 +10,13 @@ from kljax.studies import store
 from kljax.studies.reports import write_report
 from kljax.studies.reports.attackers import attacker_of
 from kljax.studies.reports.axes import axes_of
-from kljax.studies.reports.consistency import recovery_consistency
+from kljax.studies.reports.consistency import consistency_table, recovery_consistency
 from kljax.studies.reports.contenders import find_accuracies
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.rankings import make_rankings
 from kljax.studies.reports.ranks import rank
 from kljax.studies.reports.relative import relative_leakage
+from kljax.studies.reports.tables import to_csv
 from kljax.studies.reports.tradeoffs import Tradeoff
 
 GROUPS = np.arange(12)
@@ -254,6 +255,16 @@ def test_accuracies_stand_beside_what_leaks(folder):
     for state, expected in (("state=0", "85.0%"), ("state=5", "not run")):
         (table,) = titled(found, "Defences", "attacker unaware", state)
         assert {line[1]: line[11] for line in texts(table)}[PRUNED] == expected
+
+
+def test_states_that_were_not_run_are_named(folder):
+    study = store.read(folder)
+    axes = axes_of(study.manifest)
+    table = consistency_table(make_pools(study, axes, ())[::-1], axes)
+    lines = {tuple(line[:2]): line for line in texts(table)}
+    assert lines["keylock/known", "idlg"][2] == "not run"
+    assert "state=5: not run" in lines[f"{PRUNED}/unaware", "idlg"][5]
+    assert to_csv(table).count("\n") == 11  # a header, and 5 arms of 2 attacks
 
 
 def test_attacks_are_ranked_on_the_same_arms(rankings):

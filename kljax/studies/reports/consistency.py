@@ -21,6 +21,7 @@ from kljax.studies.reports.values import known
 # Fields whose values are states at which a client is observed.
 STATES = frozenset({"round", "observations", "pooling"})
 LEAKED = ("recovered", "recovered_affine")
+NUMBERS = ("index", "index_low", "index_high", "agreement", "victims", "states")
 NOTHING = float("nan")
 
 
@@ -113,7 +114,8 @@ def consistency_table(pools: Sequence[Pool], axes: dict[str, Axis]) -> Table | N
     """Tables the index of each arm and attack over the states of a study.
 
     States are the points of the axes that set the round, or how often a client is
-    observed, and do not say who the victims are. Pools that are not finished are named.
+    observed, and do not say who the victims are. Those that are not finished are left
+    out, and named.
 
     Returns:
       None where there is no such axis of two points or more.
@@ -155,23 +157,24 @@ def _line(
     names = [
         at_words({state: pool.point[state] for state in states}) for pool in members
     ]
-    waiting = [
-        f"{name}: {pool.state}"
-        for name, pool in zip(names, members, strict=True)
-        if pool.state != "finished"
-    ]
-    if waiting:
-        return [*point.values(), "not run", "-", "-", "\n".join(waiting), "-"], {}
+    nothing = dict.fromkeys(NUMBERS)
+    pairs = list(zip(names, members, strict=True))
+    waiting = [f"{name}: {p.state}" for name, p in pairs if p.state != "finished"]
+    pairs = [(name, pool) for name, pool in pairs if pool.state == "finished"]
+    if len(pairs) < 2:
+        return [*point.values(), "not run", "-", "-", "\n".join(waiting), "-"], nothing
+    names, members = [name for name, _ in pairs], [pool for _, pool in pairs]
     found = [_leaked(pool) for pool in members]
     shared = sorted(set.intersection(*map(set, found)), key=repr)
     if not shared:
-        return [*point.values(), "-", "-", "0", "states of other victims", "-"], {}
+        return [*point.values(), "-", "-", "0", "states of other victims", "-"], nothing
     leaked = np.array([[of[image][0] for of in found] for image in shared])
     groups = np.array([found[0][image][1] for image in shared])
     result = recovery_consistency(leaked, groups)
-    rates = "\n".join(
+    shares = [
         f"{name}: {rate:.0%}" for name, rate in zip(names, result.rates, strict=True)
-    )
+    ]
+    rates = "\n".join(shares + waiting)
     unsolved = "\n".join(
         f"{name}: {int(pool.rows['outcome'].isin(('unsolved', 'diverged')).sum())}"
         for name, pool in zip(names, members, strict=True)
@@ -183,14 +186,13 @@ def _line(
         text = f"{index.estimate:.2f} [{bounds}]"
     agreement = f"{result.agreement:.0%}"
     line = [*point.values(), text, agreement, str(result.victims), rates, unsolved]
-    return line, {
-        "index": known(index.estimate),
-        "index_low": known(index.low),
-        "index_high": known(index.high),
-        "agreement": result.agreement,
-        "victims": result.victims,
-        "states": len(members),
-    }
+    numbers = (
+        *map(known, (index.estimate, index.low, index.high)),
+        result.agreement,
+        result.victims,
+        len(members),
+    )
+    return line, dict(zip(NUMBERS, numbers, strict=True))
 
 
 def _leaked(pool: Pool) -> dict[tuple, tuple[bool, int]]:
