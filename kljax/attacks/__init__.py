@@ -24,6 +24,7 @@ from kljax.attacks.closed_form import (
     pooled_gates,
     private_key_from_lock_grads,
     rgap,
+    spear,
 )
 from kljax.attacks.drivers import descend, evolve
 from kljax.attacks.insertions import Insertion
@@ -90,6 +91,7 @@ __all__ = [
     "pooled_gates",
     "live_channels",
     "rgap",
+    "spear",
     "imprint",
     "Insertion",
     "one_step",

@@ -402,6 +402,31 @@ FOUND = (
         form=".0%",
         shown="summary",
     ),
+    # Of an attack that tells the rows of a layer's gradient apart.
+    *(
+        _reported(
+            name,
+            name.replace("_", " "),
+            meaning,
+            dtype="int64",
+            unit="from 0",
+            reported=True,
+            knows="attacker",
+            form=".1f",
+            leaks=leaks,
+            shown="terminal",
+        )
+        for name, meaning, leaks in (
+            (
+                "gradient_rank",
+                "examples that the layer's gradient holds above noise",
+                0,
+            ),
+            ("rows_found", "examples whose derivatives were found; all are needed", 0),
+            ("examples_read", "examples that were read; the others are grey", 1),
+            ("candidates_tried", "directions that were tried for them", 0),
+        )
+    ),
     _reported(
         "proposals",
         "proposals",

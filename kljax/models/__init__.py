@@ -5,6 +5,7 @@ from kljax.models.catalogue import NETWORKS, Network
 from kljax.models.cnn6 import CNN6
 from kljax.models.convnet import ConvNet
 from kljax.models.dense import Dense
+from kljax.models.dense_relu import DenseReLU
 from kljax.models.initialisers import Initialiser, uniform
 from kljax.models.lenet import LeNet
 from kljax.models.linen import from_linen
@@ -41,6 +42,7 @@ __all__ = [
     "LeNet",
     "ConvNet",
     "Dense",
+    "DenseReLU",
     "Perceptron",
     "CNN6",
     "ResNet",

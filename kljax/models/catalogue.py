@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 
 from kljax.core.types import Path
@@ -12,6 +13,7 @@ from kljax.models import (
     cnn6,
     convnet,
     dense,
+    dense_relu,
     lenet,
     perceptron,
     resnet,
@@ -83,6 +85,21 @@ def _sentences(
 NETWORKS: dict[str, Network] = {
     "lenet": Network(lenet.LeNet, ("norm1",), "fc", lenet.NORM_PATHS, lenet.CHAIN),
     "dense": Network(dense.Dense, ("layers/0",), "fc", ("layers/0",), dense.CHAIN),
+    # ReLUs: with a norm where it is locked, and without any, gated as it is.
+    "dense-relu": Network(
+        dense_relu.DenseReLU,
+        dense_relu.norm_paths()[:1],
+        "fc",
+        dense_relu.norm_paths(),
+    ),
+    "dense-relu-plain": Network(
+        functools.partial(
+            dense.Dense, widths=dense_relu.WIDTHS, activation=jax.nn.relu
+        ),
+        ("layers/0",),
+        "fc",
+        ("layers/0", "layers/1"),
+    ),
     # R-GAP's: no norm, and so no site for a lock.
     "cnn6": Network(cnn6.CNN6, (), "fc", (), cnn6.chain(cnn6.WINDOWS)),
     "resnet20": _residual(resnet.resnet20),

@@ -229,6 +229,12 @@ GOLDEN = {
     "rgap": Values("recovered", {}),
     "dager": Values("recovered", {"tolerance": 1e-7, "budget": 4096}),
     "peeling": Values("recovered", {}),
+    "spear": Values(
+        "recovered", {"directions": "sampled", "candidates": 2**20, "layer": ""}
+    ),
+    "spear++": Values(
+        "recovered", {"directions": "learned", "candidates": 2**20, "layer": ""}
+    ),
     "april": Values("recovered", {"transformer": VIT, "cutoff": 5e-6}),
     "imprint": Values(
         "recovered", {"rank": "bias", "one_shot": False}, needs=MALICIOUS

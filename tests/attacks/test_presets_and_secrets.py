@@ -206,6 +206,8 @@ UNFIT = {
     "imprint-one-shot": "imprint reads what is in front of any lock .* secret='peel'",
     "peeling": "first layer's norm, and layers/0 is none",
     "rgap": "rgap knows no lock, the threat model says secret='peel'",
+    "spear": "spear reads what is in front of any lock .* secret='peel'",
+    "spear++": "spear reads what is in front of any lock .* secret='peel'",
 }
 
 

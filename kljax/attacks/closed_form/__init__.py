@@ -14,6 +14,7 @@ from kljax.attacks.closed_form.imprint_reading import (
     imprint,
 )
 from kljax.attacks.closed_form.recursion import rgap
+from kljax.attacks.closed_form.relu_batches import spear
 from kljax.attacks.closed_form.transformer import (
     Transformer,
     missing_paths,
@@ -34,6 +35,7 @@ __all__ = [
     "peeling",
     "pooled_gates",
     "rgap",
+    "spear",
     "Transformer",
     "missing_paths",
     "patch_peeling",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from kljax.attacks import insertions, objectives
 from kljax.attacks.attack import Attack, Evolution, Objective
-from kljax.attacks.closed_form import imprint, rgap
+from kljax.attacks.closed_form import imprint, rgap, spear
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import (
     balanced_l2,
@@ -153,6 +153,10 @@ PRESETS: dict[str, Preset] = {
     "peeling": Preset(peeled_image, "recovered", None),
     "april": Preset(april, "recovered", None),
     "dager": Preset(dager, "recovered", None, inputs=("text",)),
+    "spear": Preset(spear, "recovered", None),
+    "spear++": Preset(
+        functools.partial(spear, directions="learned"), "recovered", None
+    ),
     "imprint": Preset(
         imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)
     ),

@@ -1,0 +1,316 @@
+"""SPEAR: batches read exactly behind a ReLU, and what is said where they are not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from poison import differences, poisoned
+from toys import quick_jit, random_images, replace_fields, setting, threat
+from victims import drowned, filled, hide_some
+
+from kljax.attacks import spear
+from kljax.attacks.closed_form.low_rank import split
+from kljax.attacks.closed_form.sparse_directions import (
+    Exact,
+    independent,
+    keep,
+    null_vectors,
+)
+from kljax.core.inputs import images_of
+from kljax.core.types import Gate, Private, Public
+from kljax.defences import none
+from kljax.federated.clients import one_step
+from kljax.models import Dense, DenseReLU, from_nnx
+from kljax.models.losses import cross_entropy
+from kljax.threat import observe
+
+SHAPE, CLASSES, EXAMPLES, UNITS = (4, 4, 1), 5, 4, 120
+
+
+@functools.cache
+def network(lockable=()):
+    return from_nnx(
+        lambda rngs: DenseReLU(
+            CLASSES,
+            image_shape=SHAPE,
+            widths=(UNITS, 30),
+            lockable=lockable,
+            rngs=rngs,
+        )
+    )
+
+
+def ground(declared=None, **changes):
+    here = setting(
+        declared or threat(examples=EXAMPLES),
+        none(),
+        model=network(),
+        inputs=images_of(SHAPE),
+        num_classes=CLASSES,
+    )
+    return replace_fields(here, **changes)
+
+
+def weights(model, seed=0):
+    """Draws weights whose ReLUs are open for one image and shut for another."""
+    generator = np.random.default_rng(seed)
+    shapes, stats = jax.eval_shape(model.init, jax.random.key(0))
+    params = {
+        path: np.float32(generator.standard_normal(leaf.shape) / leaf.shape[0] ** 0.5)
+        for path, leaf in shapes.items()
+    }
+    # Images are around 1/2: with the bias, units are around 0.
+    kernel = params["layers/0/kernel"]
+    params["layers/0/bias"] = (-0.5 * kernel.sum(axis=0)).astype(np.float32)
+    fill = {"mean": np.zeros, "var": np.ones}
+    return params, {
+        path: fill[path.rpartition("/")[2]](leaf.shape, leaf.dtype)
+        for path, leaf in stats.items()
+    }
+
+
+@functools.cache
+def update(examples=EXAMPLES, lockable=(), train=True):
+    model = network(lockable)
+    params, stats = weights(model)
+    step = quick_jit(one_step(model, cross_entropy, none(), train=train))
+    return step(
+        jax.random.key(0),
+        Public(params),
+        stats,
+        Private(),
+        random_images(examples, *SHAPE),
+        np.eye(CLASSES, dtype=np.float32)[np.arange(examples) % CLASSES],
+    )
+
+
+@functools.cache
+def compiled(examples=EXAMPLES, **options):
+    declared = threat(examples=examples)
+    attack = spear(ground(declared), **{"candidates": 2**15, **options})
+    return quick_jit(lambda seen: attack(jax.random.key(1), observe(declared, seen)))
+
+
+def worst(found, truth):
+    """Computes the largest error of any pixel, each image held against its nearest."""
+    gaps = np.abs(np.asarray(found.inputs)[:, None] - truth.inputs[None])
+    nearest = gaps.max(axis=(2, 3, 4)).argmin(axis=0)
+    assert sorted(nearest) == list(range(len(truth.inputs)))
+    return gaps.max(axis=(2, 3, 4)).min(axis=0).max()
+
+
+def changed(truth, change):
+    """Changes the gradient of the first layer, kernel [d, m] and bias [m]."""
+    sent = dict(truth.sent.model)
+    names = ("layers/0/kernel", "layers/0/bias")
+    sent |= dict(zip(names, change(*(np.array(sent[n]) for n in names)), strict=True))
+    return truth._replace(sent=truth.sent._replace(model=sent))
+
+
+@pytest.mark.parametrize(
+    "way", ["sampled", pytest.param("learned", marks=pytest.mark.slow)]
+)
+def test_a_batch_is_read_exactly(way):
+    found = compiled(directions=way)(update())
+    assert found.finite and found.loss < 1e-9
+    assert found.numbers["gradient_rank"] == found.numbers["rows_found"] == EXAMPLES
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert 0 < found.numbers["candidates_tried"] <= 2**15
+    assert worst(found, update()) < 1e-3
+
+
+def test_two_examples_by_hand():
+    """Of two, every column gives one direction; the two that vanish most are rows."""
+    truth = update(2)
+    kernel, bias = (
+        np.float64(truth.sent.model[f"layers/0/{x}"]) for x in ("kernel", "bias")
+    )
+    whole = np.concatenate([kernel, bias[None]])
+    left, sizes, right = np.linalg.svd(whole, full_matrices=False)
+    right, zeros, tried = right[:2], [], []
+    for column in right.T:
+        if np.linalg.norm(column) < 1e-6:
+            continue
+        direction = np.array([-column[1], column[0]]) / np.linalg.norm(column)
+        if any(abs(direction @ other) > 1 - 1e-9 for other in tried):
+            continue
+        lengths = np.linalg.norm(right, axis=0)
+        angles = np.abs(direction @ right[:, lengths > 1e-6]) / lengths[lengths > 1e-6]
+        tried.append(direction)
+        zeros.append(np.sum(angles < 1e-4))
+    best = np.argsort(zeros)[-2:]
+    rows = np.stack([tried[i] for i in best])
+    # left S = X^T rows, for rows of any length.
+    inputs = (left[:, :2] * sizes[:2]) @ np.linalg.inv(rows)
+    images = (inputs[:-1] / inputs[-1]).T.reshape(2, *SHAPE)
+    found = compiled(2)(truth)
+    for image in images:
+        assert (
+            np.min(np.abs(np.asarray(found.inputs) - image).max(axis=(1, 2, 3))) < 1e-3
+        )
+    assert worst(found, truth) < 1e-3
+
+
+def test_a_gate_behind_the_layer_changes_nothing():
+    """It multiplies columns, by a negative number or by 0, too."""
+    scale = np.random.default_rng(2).standard_normal(UNITS).astype(np.float32)
+    scale[::7] = 0
+    gated = changed(update(), lambda kernel, bias: (kernel * scale, bias * scale))
+    found = compiled()(gated)
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert worst(found, update()) < 1e-3
+
+
+def test_gates_of_a_network_are_such():
+    model = from_nnx(
+        lambda rngs: Dense(
+            CLASSES, image_shape=SHAPE, widths=(UNITS, 30), activation=jax.nn.relu,
+            rngs=rngs,
+        )
+    )  # fmt: skip
+    params, stats = weights(model)
+    generator = np.random.default_rng(3)
+    gate = Gate(*(np.float32(generator.standard_normal(UNITS)) for _ in range(2)))
+    truth = update()
+
+    def loss(params):
+        gates = {"layers/0": gate}
+        out = model.apply(params, stats, truth.inputs, gates=gates, train=True)
+        return cross_entropy(out.logits, truth.targets)
+
+    sent = truth.sent._replace(model=quick_jit(jax.grad(loss))(params))
+    found = compiled()(truth._replace(sent=sent))
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert worst(found, truth) < 1e-3
+
+
+def test_a_norm_in_train_mode_leaves_no_zeros_and_no_bias():
+    found = compiled()(update(lockable=("norms/0",)))
+    assert found.numbers["examples_read"] == 0 and found.loss == 1
+    np.testing.assert_array_equal(found.inputs, 0.5)
+
+
+def test_a_norm_in_eval_mode_hides_nothing():
+    found = compiled()(update(lockable=("norms/0",), train=False))
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert worst(found, update()) < 1e-3
+
+
+def test_an_example_that_is_there_twice_takes_no_rank():
+    """Both are one, with the sum of their derivatives: three are read, one is not."""
+    truth = update()
+    model = network()
+    images = np.array(truth.inputs)
+    images[3] = images[2]
+    step = quick_jit(one_step(model, cross_entropy, none(), train=True))
+    twice = step(
+        jax.random.key(0), truth.public, truth.stats, Private(), images, truth.targets
+    )
+    found = compiled()(twice)
+    assert found.numbers["gradient_rank"] == found.numbers["examples_read"] == 3
+    np.testing.assert_array_equal(found.inputs[3], 0.5)
+    gaps = np.abs(np.asarray(found.inputs)[:3, None] - images[None, :3])
+    assert gaps.max(axis=(2, 3, 4)).min(axis=0).max() < 1e-3
+
+
+def test_more_examples_than_said_are_seen_in_the_rank():
+    more = update(6)
+    less = more._replace(inputs=more.inputs[:4], targets=more.targets[:4])
+    found = compiled()(less)
+    assert found.numbers["gradient_rank"] > EXAMPLES
+    assert found.numbers["examples_read"] == found.numbers["candidates_tried"] == 0
+
+
+def test_noise_that_drowns_the_gradient_is_no_image():
+    found = compiled()(drowned(update()))
+    assert found.numbers["examples_read"] == 0 and found.loss == 1
+    np.testing.assert_array_equal(found.inputs, 0.5)
+
+
+def test_a_little_noise_makes_a_little_error():
+    generator = np.random.default_rng(5)
+
+    def disturb(*tensors):
+        size = 1e-4 * np.abs(tensors[0]).max()
+        return [
+            t + np.float32(size * generator.standard_normal(t.shape)) for t in tensors
+        ]
+
+    found = compiled()(changed(update(), disturb))
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert 1e-6 < worst(found, update()) < 0.1
+
+
+def test_an_upload_that_says_nothing_is_no_success():
+    assert not compiled()(filled(update(), 0.0)).finite
+    assert not compiled()(filled(update(), np.nan)).finite
+    hidden = update()._replace(sent=hide_some(update().sent))
+    assert not compiled()(hidden).finite
+
+
+def test_what_is_hidden_cannot_change_a_reconstruction():
+    facts = vars(threat(examples=EXAMPLES).knowledge)
+    clean, again = (compiled()(u) for u in (update(), poisoned(update(), facts)))
+    assert clean.finite and not differences(again, clean)
+
+
+def test_null_vectors_are_at_right_angles():
+    columns = np.random.default_rng(0).standard_normal((5, 4, 7)).astype(np.float32)
+    found = np.asarray(quick_jit(null_vectors)(columns))
+    for i in range(7):
+        expected = np.linalg.svd(columns[:, :, i])[0][:, -1]
+        np.testing.assert_allclose(abs(expected @ found[:, i]), 1, rtol=1e-5)
+
+
+def test_rank_and_noise_of_a_gradient():
+    generator = np.random.default_rng(0)
+    gradient = generator.standard_normal((20, 3)) @ generator.standard_normal((3, 30))
+    gradient[4] = gradient[:, 7] = 0  # a dark pixel, a dead unit
+    noise = 1e-3 * generator.standard_normal(gradient.shape)
+    noise[4] = noise[:, 7] = 0
+    with jax.enable_x64(True):
+        factors = split(jnp.asarray(gradient + noise), 3)
+        assert factors.rank == 3
+        np.testing.assert_allclose(factors.noise, 1e-3, rtol=0.15)
+        np.testing.assert_allclose(factors.left @ factors.right, gradient, atol=5e-3)
+        assert split(jnp.asarray(gradient + noise), 5).rank == 3
+        assert split(jnp.asarray(noise), 3).rank == 0
+
+
+def test_directions_are_kept_once_and_chosen_by_zeros():
+    eye = np.eye(3)
+    empty = jnp.zeros((6, 3))
+    kept = Exact(empty, empty, jnp.full(6, -1, jnp.int32))
+    between = np.array([1.0, 1.0, 0.0]) / 2**0.5
+    for row, zeros in ((eye[0], 9), (-eye[0], 8), (between, 4), (eye[1], 7)):
+        kept = keep(kept, Exact(row, row, np.int32(zeros)))
+    found = independent(kept)
+    assert sorted(np.asarray(found.zeros)) == [-1, 7, 9]  # `between` depends on these
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"declared": threat(examples=4, upload="update")}, {}, "upload='update'"),
+        (
+            {"declared": threat("regress_gates", examples=4)},
+            {},
+            "secret='regress_gates'",
+        ),
+        ({"features": 0.1}, {}, "spear has no objective that features=0.1"),
+        ({"declared": threat(examples=16)}, {}, "1024 .* fewer: .* directions=learned"),
+        ({"declared": threat(examples=17)}, {}, "at most 16 examples .* examples=17"),
+        ({}, {"directions": "guessed"}, "must be sampled or learned, got 'guessed'"),
+        ({}, {"layer": "fc"}, "one dense layer .* 16 numbers .* layers/0"),
+        (
+            {"model": from_nnx(lambda r: Dense(5, image_shape=SHAPE, rngs=r))},
+            {},
+            "needs a ReLU behind the layer 'layers/0'",
+        ),
+    ],
+)
+def test_what_it_cannot_read_is_refused(changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        spear(ground(**changes), **{"candidates": 1024, **options})
