@@ -195,7 +195,11 @@ def private_of(defence, rng, params, like: Private) -> Private:
 
 
 def make_trial(number: int, honest: int) -> Trial:
-    """Deals digits out; of the first n clients of more, as of n."""
+    """Deals digits out; of the first n clients of more, as of n.
+
+    But for one example: where the first client has none of the class, it is given the
+    first that is left, which is another one where more are dealt.
+    """
     _, labels = digits()
     target = number % 10
     draw = np.random.default_rng([7, number])

@@ -3,22 +3,26 @@
     python experiments/flip.py --json FILE [--seeds 3] [--only PART ...]
     python experiments/flip.py --json FILE --table
 
-Ten clients train a dense network on digits of 8 x 8 pixels for 20 rounds, dealt out by
+Ten clients train a dense network on digits of 8 x 8 pixels for 15 rounds, dealt out by
 a Dirichlet distribution of .5, as in experiments/backdoor.py, but with at most 16 steps
 in a round, so that all seeds are one compilation. Clients 0 to 3 attack, as
 four of the ten in a round do in the paper:
 
   honest       nobody attacks: the floor of attack success
-  single-shot  one each replaces the model, boosted by 10, in rounds 12, 14, 16, 18
-  continuous   all poison half of each batch in rounds 10 to 19, and boost nothing
+  single-shot  one each replaces the model, boosted by 10, in rounds 10, 11, 12, 13
+  continuous   all poison half of each batch in rounds 10 to 14, and boost nothing
 
 Triggers: a patch of 2 x 2 white pixels, noise blended in by .2, and four bars of which
 each attacker puts on one. Defences, in the name of the table:
 
-  flip         clients harden under the mean in rounds 10 to 19, from a network that
+  flip         clients harden under the mean in rounds 10 to 14, from a network that
                was trained without, as in the paper; its search is scaled from 400
-               steps for a class and 200 for a pair to 100 and 50, on 4 examples of each
-  flip, .4     the same networks, which reject below a confidence of .4
+               steps for a class and 200 for a pair to 200 and 80, on 8 examples of
+               each; of its triggers those are stamped that cover an eighth of an image
+               at most, as in the code
+  flip, 1/4    the same with triggers that cover up to a quarter: images are small
+  flip, 60 steps  as flip, with a search of 60 and 30 steps on 4 examples
+  ..., .4      the same networks, which reject below a confidence of .4
   others       `--aggregator` of kljax train, nobody hardens
 
 Who knows FLIP attacks it three ways, continuously: by a patch of 4 x 4, which no small
@@ -53,19 +57,22 @@ from kljax.parallel import Layout
 from kljax.parallel.compilation import use_cache
 from kljax.studies.measuring import measure, measuring_of
 
-HARDENING = "flip=100,50,4@10-19"
+FLIPS = {
+    "flip": "flip=200,80,8@10-14",
+    "flip, 1/4": "flip=200,80,8,0.5,0.25@10-14",
+    "flip, 60 steps": "flip=60,30,4@10-14",
+}
 REJECT = 0.4
 TRIGGERS = {"patch": "patch=2", "blended": "blended=0.2", "distributed": "distributed"}
-SHOTS = tuple(f"{n}:model-replacement=10@{12 + 2 * n}" for n in range(4))
-ATTACKS = {"single-shot": SHOTS, "continuous": ("0-3:backdoor@10-19",)}
+SHOTS = tuple(f"{n}:model-replacement=10@{10 + n}" for n in range(4))
+ATTACKS = {"single-shot": SHOTS, "continuous": ("0-3:backdoor@10-14",)}
 HONEST = ("0:honest",)
-FLIP = "flip"
 RULES = ("mean", "norm-bounding=1,0.001", "median", "krum=3", "fltrust")
 RULES += ("trimmed-mean=3", "multi-krum=3")
 ADAPTIVE = {
-    "patch of 4 x 4": ("patch=4", ("0-3:backdoor@10-19",)),
-    "hardens, too": ("patch=2", ("0-3:hardened-backdoor@10-19",)),
-    "boosts by 4": ("patch=2", ("0-3:model-replacement=4@10-19",)),
+    "patch of 4 x 4": ("patch=4", ("0-3:backdoor@10-14",)),
+    "hardens, too": ("patch=2", ("0-3:hardened-backdoor@10-14",)),
+    "boosts by 4": ("patch=2", ("0-3:model-replacement=4@10-14",)),
 }
 FIXED = {
     "model": "dense",
@@ -78,8 +85,8 @@ FIXED = {
     "learning_rate": 0.05,
     "partition": "dirichlet=0.5",
     "public_examples": 0,
-    "rounds": 20,
-    "evaluate_every": 20,
+    "rounds": 15,
+    "evaluate_every": 15,
     "floor": False,  # a row of its own
     "layout": Layout("sharded_loop", 8),
 }
@@ -100,10 +107,9 @@ class Run:
 
     def config(self, seed: int) -> TrainConfig:
         """Makes the configuration of the training."""
-        hardens = self.defence == FLIP
         return TrainConfig(
-            aggregator="mean" if hardens else self.defence,
-            hardening=HARDENING if hardens else "none",
+            aggregator="mean" if self.defence in FLIPS else self.defence,
+            hardening=FLIPS.get(self.defence, "none"),
             roles=self.roles,
             trigger=self.text,
             seed=seed,
@@ -121,11 +127,12 @@ def all_runs() -> list[Run]:
             for name, text in triggers.items():
                 runs.append(Run(part, defence, attack, name, text, roles))
 
-    add("flip", FLIP, TRIGGERS)
+    for defence in FLIPS:
+        add("flip", defence, TRIGGERS)
     add("rules", "mean", TRIGGERS)
     add("boosting", "fedboosting", {"patch": TRIGGERS["patch"]})
     for name, (text, roles) in ADAPTIVE.items():
-        for defence in (FLIP, "mean"):
+        for defence in ("flip", "flip, 1/4", "mean"):
             runs.append(Run("adaptive", defence, "adaptive", name, text, roles))
     for rule in RULES[1:]:
         add("rules", rule, TRIGGERS)
@@ -134,11 +141,11 @@ def all_runs() -> list[Run]:
 
 def urgency(run: Run) -> tuple:
     """Orders trainings, for who stops early."""
-    kinds = ("continuous", "adaptive", "single-shot")
-    first = run.defence in (FLIP, "mean", "fedboosting", RULES[1])
-    triggers = ("all", *TRIGGERS, *ADAPTIVE)
+    kinds = ("continuous", "single-shot", "adaptive")
+    first = run.defence in (*FLIPS, "mean", "fedboosting")
+    triggers = ("patch", "all", "patch of 4 x 4", "distributed", "blended", *ADAPTIVE)
     place = kinds.index(run.attack) if run.attack in kinds else -1
-    return not first, place, triggers.index(run.trigger)
+    return not first, triggers.index(run.trigger), place
 
 
 def play(run: Run, seed: int) -> list[dict]:
@@ -153,12 +160,13 @@ def play(run: Run, seed: int) -> list[dict]:
             for name, text in (TRIGGERS | {"patch of 4 x 4": "patch=4"}).items()
         ]
     spent, found = time.process_time() - began, []
-    for threshold in (0.0, REJECT) if run.defence == FLIP else (0.0,):
+    for threshold in (0.0, REJECT) if run.defence in FLIPS else (0.0,):
         for name, one in seen:
             config = dataclasses.replace(one.config, reject_below=threshold)
             on = measuring_of(one._replace(config=config), "none", rounds_of(one))
             given = measure(on, arm.server, arm.clients)
-            defence = f"{FLIP}, {threshold:g}" if threshold else run.defence
+            rejects = f", {threshold:g}" if threshold else ""
+            defence = run.defence + rejects
             found.append(
                 {
                     "defence": defence,
@@ -228,7 +236,7 @@ def tabled(made: dict[str, list[dict]]) -> str:
 def planted(seed: int) -> str:
     """Looks for triggers in a network with a backdoor and in one without."""
     lines = []
-    for name, roles in (("backdoor", ("0-3:backdoor@10-19",)), ("honest", HONEST)):
+    for name, roles in (("backdoor", ("0-3:backdoor@10-14",)), ("honest", HONEST)):
         run = Run("rules", "mean", name, "patch", "patch=2", roles)
         result = train(run.config(seed))
         setup, server = result.setup, result.arms["none"].server
@@ -278,6 +286,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parts = ("flip", "rules", "adaptive", "boosting")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--defences", nargs="+", help="of them alone")
     parser.add_argument("--table", action="store_true", help="of what was made alone")
     parser.add_argument(
         "--planted", action="store_true", help="see above; nothing else"
@@ -292,7 +301,8 @@ def main():
     for run in all_runs() if not given.table else ():
         for seed in range(1, given.seeds + 1):
             key = key_of(run, seed)
-            if run.part not in given.only or key in made:
+            named = not given.defences or run.defence in given.defences
+            if run.part not in given.only or not named or key in made:
                 continue
             made[key] = play(run, seed)
             with given.json.open("a") as file:

@@ -25,11 +25,11 @@ Names:
   grnn-lenet        GRNN: steps of RMSprop on a generator per victim, LeNet; in steps/s
   fedavg-inversion  the cosine distance of updates of 5 local steps, LeNet, 64 victims;
                     in evaluations/s
-  trigger-inversion triggers of all 90 pairs of ten classes, 100 steps, dense network at
+  trigger-inversion triggers of all 90 pairs of ten classes, 20 steps, dense network at
                     8x8, warm and cold; in steps of a pair/s, beside eager PyTorch that
                     takes pair after pair, and one that takes them side by side
   trigger-inversion-lenet
-                    the same for 30 steps on LeNet at 32x32
+                    the same for 10 steps on LeNet at 32x32
   lamp-candidates   LAMP's proposals: orders of a sentence of 16 tokens, the gradient
                     that each gives and its cosine distance; in candidates/s
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,

@@ -30,8 +30,8 @@ class Work(NamedTuple):
 
 
 WORK = {
-    "trigger-inversion": Work("dense", 8, 8, 100),
-    "trigger-inversion-lenet": Work("lenet", 32, 8, 30),
+    "trigger-inversion": Work("dense", 8, 8, 20),
+    "trigger-inversion-lenet": Work("lenet", 32, 8, 10),
 }
 NETWORKS = {"dense": Dense, "lenet": LeNet}
 

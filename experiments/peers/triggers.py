@@ -98,9 +98,9 @@ class Search:
         mask = self.masks.clone().requires_grad_()
         pattern = self.patterns.clone().requires_grad_()
         optimiser = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
-        cost = torch.full((pairs,), COST)
-        above, below = torch.zeros(pairs, dtype=int), torch.zeros(pairs, dtype=int)
-        best = torch.full((pairs,), torch.inf)
+        cost, best = (torch.full((pairs,), x, device=DEVICE) for x in (COST, torch.inf))
+        above = torch.zeros(pairs, dtype=int, device=DEVICE)
+        below = torch.zeros_like(above)
         best_mask, best_pattern = mask.detach().clone(), pattern.detach().clone()
         wanted = targets[:, None].expand(pairs, examples)
         for _ in range(steps):

@@ -117,11 +117,15 @@ def seen_by_krum(uploads: PyTree, own: int, attackers: int = 1) -> bool:
 
 @functools.partial(jax.jit, static_argnums=1)
 def share_outside(uploads: PyTree, own: int) -> Array:
-    """Computes in which share of its coordinates an upload is beyond all others.
+    """Computes in which share [] of its coordinates an upload is beyond all others.
 
     There a trimmed mean leaves it out, and a median gives it no more weight than that
-    of a vote. Of N uploads that are alike it is 2 / N. Coordinates in which all are
-    equal are no one's.
+    of a vote. Of N uploads that are drawn alike 2 / N is expected. Coordinates in which
+    all are equal are left out.
+
+    Args:
+      uploads: of all clients, with a leading axis [N].
+      own: number of the upload.
     """
     beyond, count = jnp.zeros(()), jnp.zeros(())
     for leaf in jax.tree.leaves(uploads):
@@ -137,7 +141,14 @@ def seen_by_order(uploads: PyTree, own: int) -> bool:
 
     That is how a server with a median, or a trimmed mean, would find an attacker. Too
     many are more than half way from 2 / N, the share of an upload that is like the
-    others, to all.
+    others, to all. Of two uploads each is beyond the other everywhere, and neither is
+    seen.
+
+    Args:
+      uploads: of all clients, with a leading axis [N].
+      own: number of the upload.
+
+    Reference: our own rule.
     """
     clients = len(jax.tree.leaves(uploads)[0])
     return bool(share_outside(uploads, own) > (2 / clients + 1) / 2)

@@ -138,12 +138,8 @@ def model_replacement(
     Reference: Bagdasaryan et al., "How To Backdoor Federated Learning" (AISTATS 2020),
     equation 3, and train-and-scale for the bound.
     """
-    for name, value in (("boost", boost), ("norm", norm)):
-        if value is not None and not value > 0:
-            raise ValueError(
-                f"{name} of model-replacement must be a number > 0, got {shown(value)}"
-            )
-    factor = attack.clients / attack.server_learning_rate if boost is None else boost
+    factor = _boost(attack, "model-replacement", boost)
+    _check_positive("norm", "model-replacement", norm)
 
     def replace(rng: Rng, public: Public, stats: Stats, upload: Upload) -> Upload:
         del rng, public, stats
@@ -190,9 +186,7 @@ def cgi(attack: Attack, boost: float | None = None) -> Role:
 
     Reference: Wei et al., arXiv 2309.07415 (2023), for the idea; the design is ours.
     """
-    if boost is not None and not boost > 0:
-        raise ValueError(f"boost of cgi must be a number > 0, got {shown(boost)}")
-    factor = attack.clients / attack.server_learning_rate if boost is None else boost
+    factor = _boost(attack, "cgi", boost)
 
     def relabel(rng: Rng, batches: Batches) -> Batches:
         del rng
@@ -203,6 +197,17 @@ def cgi(attack: Attack, boost: float | None = None) -> Role:
         return upload._replace(delta=scaled(upload.delta, factor))
 
     return Role(relabel, replace, hardens=False)
+
+
+def _boost(attack: Attack, role: str, boost: float | None) -> float:
+    """Gives the factor of a change: the one that is written, or n / eta."""
+    _check_positive("boost", role, boost)
+    return attack.clients / attack.server_learning_rate if boost is None else boost
+
+
+def _check_positive(name: str, role: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} of {role} must be a number > 0, got {shown(value)}")
 
 
 ROLES: dict[str, Callable[..., Role]] = {

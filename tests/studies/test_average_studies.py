@@ -77,6 +77,12 @@ def test_what_each_client_sent_before_is_on_no_record():
         tiny(average_clients=2, earlier=1)
 
 
+def test_more_clients_than_there_are_examples_for_are_named():
+    message = "victims=2 of average_clients=1000, each examples=1 are 2000 inputs"
+    with pytest.raises(ValueError, match=message):
+        build_study(tiny(victims=2, average_clients=1000))
+
+
 def test_sweeps_go_over_the_number_of_clients():
     grid = expand(
         parse_sweep(

@@ -271,7 +271,10 @@ def test_attacks_are_ranked_on_the_same_arms(rankings):
     (table,) = titled(rankings, "Attacks", "attacker only", "state=0")
     first, second = texts(table)
     assert first[:2] == ["1", "matching"] and second[:2] == ["2", "idlg"]
-    assert second[3] == "8 of 12" and second[6] == "1 of 1"
+    # All twelve, and yet no certainty: Wilson's interval of the one arm.
+    assert first[2] == "100% [76%, 100%]"
+    assert second[3] == "8 of 12" and second[5] == "0.400 (data_mean)"
+    assert second[7] == "1 of 1"
 
 
 def test_the_relative_leakage_is_a_ratio_of_means(folder):

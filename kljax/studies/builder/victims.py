@@ -65,9 +65,12 @@ def choose_victims(
     wanted = config.victims * each
     if wanted > there:
         unseen = "" if private is None else " that its generator has not seen"
+        several = config.average_clients
+        clients = "" if several is None else f"average_clients={several}, each "
         raise ValueError(
-            f"victims={config.victims} of examples={each} are {wanted} "
-            f"inputs, and dataset {dataset.name!r} has {there}{unseen}: ask for fewer"
+            f"victims={config.victims} of {clients}examples={config.examples} are "
+            f"{wanted} inputs, and dataset {dataset.name!r} has {there}{unseen}: ask "
+            "for fewer"
         )
     one = 4 * dataset.input_spec.entries
     check_fits(wanted * one, f"{wanted} inputs", "victims, examples or image_size")

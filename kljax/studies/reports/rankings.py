@@ -239,15 +239,16 @@ def _of_attacks(
         for item in np.argsort(ranks.mean_low, kind="stable"):
             name = list(found)[item]
             some = of_shared[name]
-            leaked = metrics.cluster_bootstrap(
-                -values[item][0], groups_of(first, images)
+            leaked = metrics.interval(
+                -values[item][0], groups_of(first, images), rate=len(shared) == 1
             )
             unsolved = sum(
                 int(m.pool.rows["outcome"].isin(("unsolved", "diverged")).sum())
                 for m in some
             )
-            score = np.nanmean([estimate(m.pool, m.pool.primary).mean for m in some])
-            column = some[0].pool.values[some[0].pool.primary]
+            scores = [estimate(m.pool, m.pool.primary) for m in some]
+            score = float(np.mean([one.mean for one in scores]))
+            column = scores[0].value
             lines.append(
                 tuple(
                     map(
@@ -257,7 +258,9 @@ def _of_attacks(
                             name,
                             with_interval(SUCCESS, leaked),
                             f"{unsolved} of {sum(len(m.pool.rows) for m in some)}",
-                            f"{column.heading} {column.written(float(score))}",
+                            f"{column.heading} {column.written(score)}",
+                            # Of the same victims, whatever the arm.
+                            scores[0].floor_text(),
                             evaluations_text(some),
                             f"{len(shared)} of {len(attacks[name])}",
                         ),
@@ -283,6 +286,7 @@ def _of_attacks(
         "finds [95 %]",
         "unsolved",
         "score",
+        "floor",
         "evaluations",
         "arms, of its own",
     )

@@ -22,9 +22,9 @@ RANKED = (
     "protocol, or in the evaluations that were offered. Of a defence stands the "
     "attacker that found most, chosen anew in each resample. An attack that failed to "
     "optimise is no protection: *at most* is what leaks if every victim does whose "
-    "gradient nobody has matched, or is matched but wrong where nobody recovers it "
-    "undefended, or if an attack was not run on it and on others was. What was not run "
-    "stands below."
+    "gradient nobody has matched, or is matched but wrong by attacks that do not "
+    "recover it undefended, or if an attack was not run on it and on others was. What "
+    "was not run stands below."
 )
 CONSISTENCY = (
     "The recovery consistency index is our own; the one of FEDLAD (arXiv 2411.03019) "
