@@ -264,7 +264,25 @@ dimensions that an input can have; then every token fits, and no sentence is giv
 of a sentence in its place. *best floor's*: ROUGE-1 and ROUGE-2 of the best sentence
 that is made without a gradient (`kljax.metrics.text`).
 {notes}"""
-NOTES = ""
+NOTES = """
+## What it says
+
+- **Gates.** A lock on the first norm (`blocks/0/norm1`) leaves the rank as it is and
+  turns the span. Who knows the gates, or where they are public, finds every sentence; DAGER
+  without them, or with those of a mean private key, finds none, and says so. That is
+  about an attacker who does not look for the gates: none that fits them to the span was
+  tried. The norm alone is no protection (the undefended network has it), and the
+  embeddings' own gradient, which DAGER does not use, names the tokens all the same
+  ([text.md](text.md)).
+- **Noise** of unknown strength is measured off the spectrum, for encoders too. What it
+  buries first are the weakest inputs.
+- **Ranks** are the dimensions of the table, and not the number of pairs; beside them
+  rounding leaves a few directions where an upload has few tokens, which costs nothing.
+  Of a trained network the weakest input's singular value is a few times what rounding
+  leaves: `tolerance` lies between the two.
+- **Whole updates** are attacked, too (`tests/attacks/test_dager.py`, three steps of
+  SGD at 1e-4); none is in this table.
+"""
 
 
 def main() -> None:

@@ -69,11 +69,10 @@ def find_probes(setting: Setting, block: int) -> tuple[Probe, ...]:
         if f"{path}/{part}" in params
     ]
     probes = [Probe(f"{paths[0]}:input", tuple(own))] if own else []
-    probes += [
-        Probe(f"{path}/up:input", (f"{path}/up/kernel",))
-        for path in paths
-        if f"{path}/up/kernel" in params
-    ]
+    # Each adapter sees the input in a way of its own. In the gradient of queries the
+    # first token of a causal network has no part, nor any but the last in a last block.
+    ups = [path for path in reversed(paths) if f"{path}/up/kernel" in params]
+    probes += [Probe(f"{path}/up:input", (f"{path}/up/kernel",)) for path in ups[:1]]
     if not probes:
         raise ValueError(
             f"dager reads what the attention {attention!r} of a transformer was fed, "
