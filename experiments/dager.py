@@ -55,7 +55,13 @@ def padded_encoder(num_classes, *, image_shape, vocabulary=V, padded=False, rngs
 
 
 def adapters(num_classes, *, image_shape, vocabulary=V, rngs):
-    """Builds a decoder of the sentence's class of which adapters alone are trained."""
+    """Builds a decoder of which adapters alone are trained."""
+    factory = adapted(gpt, rank=RANK)
+    return _built(factory, num_classes, image_shape, vocabulary, rngs)
+
+
+def classifier_adapters(num_classes, *, image_shape, vocabulary=V, rngs):
+    """Builds the same of the sentence's class."""
     factory = adapted(gpt_classifier, rank=RANK, trained=("fc",))
     return _built(factory, num_classes, image_shape, vocabulary, rngs)
 
@@ -101,6 +107,12 @@ LINES = {
     },
     "decoder, fresh adapters, b = 4": {
         "model": "dager:adapters",
+        "data": "text-next-token",
+        "examples": 4,
+        "victims": 1,
+    },
+    "classifier, fresh adapters, b = 4": {
+        "model": "dager:classifier_adapters",
         "data": "text",
         "classifier": "fc",
         "examples": 4,
@@ -268,10 +280,10 @@ NOTES = """
 ## What it says
 
 - **Gates.** A lock on the first norm (`blocks/0/norm1`) leaves the rank as it is and
-  turns the span. Who knows the gates, or where they are public, finds every sentence; DAGER
-  without them, or with those of a mean private key, finds none, and says so. That is
-  about an attacker who does not look for the gates: none that fits them to the span was
-  tried. The norm alone is no protection (the undefended network has it), and the
+  turns the span. Who knows the gates, or where they are public, finds every sentence;
+  DAGER without them, or with those of a mean private key, finds none, and says so. That
+  is about an attacker who does not look for the gates: none that fits them to the span
+  was tried. The norm alone is no protection (the undefended network has it), and the
   embeddings' own gradient, which DAGER does not use, names the tokens all the same
   ([text.md](text.md)).
 - **Noise** of unknown strength is measured off the spectrum, for encoders too. What it
@@ -280,6 +292,9 @@ NOTES = """
   rounding leaves a few directions where an upload has few tokens, which costs nothing.
   Of a trained network the weakest input's singular value is a few times what rounding
   leaves: `tolerance` lies between the two.
+- **Adapters** that are fresh leave the gradients of `up` alone, and those of values are
+  read. In the last block of a classifier by the last token these have one direction a
+  head and sentence, fewer than there are tokens: nothing passes the second test.
 - **Whole updates** are attacked, too (`tests/attacks/test_dager.py`, three steps of
   SGD at 1e-4); none is in this table.
 """

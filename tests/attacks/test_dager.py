@@ -35,10 +35,9 @@ KINDS = {
     "gpt": functools.partial(gpt, V, **SIZES),
     "classifier": functools.partial(gpt_classifier, 3, **SIZES),
     "bert": functools.partial(bert, 3, **SIZES),
-    "lora": functools.partial(
-        adapted(functools.partial(gpt_classifier, 3, **SIZES), rank=12, trained=("fc",))
-    ),
+    "lora": functools.partial(adapted(functools.partial(gpt, V, **SIZES), rank=16)),
 }
+TOKENWISE = ("gpt", "lora")  # trained towards the next token
 # Some tokens twice at one place, some at two places, the first two alike throughout.
 SENTENCES = np.array([[3, 7, 7, 12], [3, 7, 9, 30], [21, 5, 9, 3]], np.int32)
 
@@ -196,7 +195,7 @@ def model_of(kind, padded=False, places=T):
 
 
 def ground(kind, examples=3, padded=False, **changes):
-    targets = sequences_of(T, V) if kind == "gpt" else classes_of(3)
+    targets = sequences_of(T, V) if kind in TOKENWISE else classes_of(3)
     here = setting(
         threat("unit", "recovered", examples=examples),
         none(),
@@ -208,7 +207,7 @@ def ground(kind, examples=3, padded=False, **changes):
 
 
 def targets_of(kind, sentences):
-    if kind == "gpt":
+    if kind in TOKENWISE:
         following = np.roll(sentences, -1, axis=1)
         return np.eye(V, dtype=np.float32)[following] * (following >= 0)[..., None]
     return np.eye(3, dtype=np.float32)[np.arange(len(sentences)) % 3]

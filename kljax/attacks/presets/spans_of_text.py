@@ -61,6 +61,10 @@ def dager(
     prefix by prefix where a token sees none behind it, and else whole (see
     `kljax.attacks.closed_form.sentence_search`). Labels are neither needed nor found.
 
+    What is read of a second attention that is the last, below a classifier by the last
+    token, has few directions: of H heads, 1 + 2 H a sentence, and H where adapters are
+    fresh. Where sentences have more tokens, none is found there.
+
     Of an update, the inputs move while a client trains. They are computed at the middle
     of the way. How far they are there from either end, which the attacker sees, is the
     least share of the largest singular value that counts, and the error of an input.
