@@ -39,19 +39,9 @@ def decoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
     return _built(gpt, num_classes, image_shape, vocabulary, rngs, lockable=lockable)
 
 
-def padded_decoder(num_classes, *, image_shape, vocabulary=V, padded=False, rngs):
-    """Builds the same for whole verses, with padding behind them."""
-    return _built(gpt, num_classes, image_shape, vocabulary, rngs, padded=padded)
-
-
 def encoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
     """Builds BERT's form, of the sentence's class."""
     return _built(bert, num_classes, image_shape, vocabulary, rngs, lockable=lockable)
-
-
-def padded_encoder(num_classes, *, image_shape, vocabulary=V, padded=False, rngs):
-    """Builds the same for whole verses."""
-    return _built(bert, num_classes, image_shape, vocabulary, rngs, padded=padded)
 
 
 def adapters(num_classes, *, image_shape, vocabulary=V, rngs):
@@ -98,13 +88,6 @@ LINES = {
     "decoder, trained, b = 8": TRAINED | {"examples": 8, "victims": 2},
     "decoder, trained, b = 32": TRAINED | {"examples": 32, "victims": 1},
     "decoder, fresh, b = 64": NEXT | {"examples": 64, "victims": 1},
-    "decoder, whole verses, b = 4": {
-        "model": "dager:padded_decoder",
-        "data": "text-verses",
-        "tokens": 12,
-        "examples": 4,
-        "victims": 2,
-    },
     "decoder, fresh adapters, b = 4": {
         "model": "dager:adapters",
         "data": "text-next-token",
@@ -118,15 +101,7 @@ LINES = {
         "examples": 4,
         "victims": 2,
     },
-    "encoder, fresh, b = 1": CLASSES | {"examples": 1, "victims": 4},
     "encoder, fresh, b = 2": CLASSES | {"examples": 2, "victims": 4},
-    "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
-    "encoder, whole verses, b = 1": {
-        "model": "dager:padded_encoder",
-        "data": "text-verses",
-        "tokens": 12,
-        "victims": 4,
-    },
     "decoder, noise, b = 4": NEXT | {"arms": NOISE, "examples": 4, "victims": 2},
     "encoder, noise, b = 1": CLASSES | {"arms": NOISE, "examples": 1, "victims": 4},
     "decoder, gates on the first norm, b = 2": NEXT
@@ -262,7 +237,7 @@ second.
 Networks have two blocks of width 256, in the form of GPT-2 (*decoder*, next tokens) or
 of BERT (*encoder*, class of the verse), and are drawn afresh for every upload but where
 they are trained. Each upload has b verses of the King James Bible: the first 8 pieces,
-of 4,096, or whole verses of at most 12. No label is known to the attacker.
+of 4,096. No label is known to the attacker.
 
 {table}
 
@@ -295,8 +270,8 @@ NOTES = """
 - **Adapters** that are fresh leave the gradients of `up` alone, and those of values are
   read. In the last block of a classifier by the last token these have one direction a
   head and sentence, fewer than there are tokens: nothing passes the second test.
-- **Whole updates** are attacked, too (`tests/attacks/test_dager.py`, three steps of
-  SGD at 1e-4); none is in this table.
+- **Not in this table**: whole updates of several steps, padding, and encoders of more
+  than two sentences, whose combinations are many.
 """
 
 
