@@ -258,9 +258,9 @@ NOTES = """
   turns the span. Who knows the gates, or where they are public, finds every sentence;
   DAGER without them, or with those of a mean private key, finds none, and says so. That
   is about an attacker who does not look for the gates: none that fits them to the span
-  was tried. The norm alone is no protection (the undefended network has it), and the
-  embeddings' own gradient, which DAGER does not use, names the tokens all the same
-  ([text.md](text.md)).
+  was tried. The norm alone is no protection: the undefended network has it. Where the
+  table of embeddings is not tied, its own gradient, which DAGER does not use, names the
+  tokens all the same ([text.md](text.md)).
 - **Noise** of unknown strength is measured off the spectrum, for encoders too. What it
   buries first are the weakest inputs.
 - **Ranks** are the dimensions of the table, and not the number of pairs; beside them

@@ -24,12 +24,12 @@ from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Rng
 
 # Rounding gives a float32 gradient singular values of 6e-8 of the largest, and an input
-# that is weak in a trained network one of 2e-7 (experiments/dager.md).
+# that is weak in a trained network one of 2e-7: both as seen on 32 sentences, width 256.
 TOLERANCE = 1e-7
 BULK = 4  # singular values that a bulk of noise has at least
 SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's
 # What two float32 passes up to the second attention differ by, relative to its input,
-# is 1e-5 at most (the same page).
+# is 1e-5 at most in the same network.
 ROUNDING = 2e-5
 
 
