@@ -5,12 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from poison import differences, hidden, poisoned
 from toys import quick_jit, replace_fields, setting, threat
 
-from kljax.attacks import Protocol
 from kljax.attacks.closed_form.sentence_search import (
     Candidates,
     combine_candidates,
@@ -22,7 +20,7 @@ from kljax.core.targets import classes_of, sequences_of
 from kljax.core.types import Gate, Private, Public
 from kljax.data.sentences import sentences_of
 from kljax.defences import none
-from kljax.federated.clients import local_update, one_step
+from kljax.federated.clients import one_step
 from kljax.models import LeNet, adapted, bert, from_nnx, gpt, gpt_classifier
 from kljax.models.losses import cross_entropy
 from kljax.threat import View, observe
@@ -269,16 +267,6 @@ def test_classifiers_and_fresh_adapters_give_their_sentences_away(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ("gpt", "bert"))
-def test_sentences_of_different_lengths_are_found(kind):
-    sentences = SENTENCES.copy()
-    sentences[0, 2:], sentences[2, 3:] = -1, -1
-    _, found = attacked(kind, sentences, padded=True)
-    assert as_sets_of(found.inputs) == sorted(map(tuple, sentences))
-    assert int(found.numbers["rank_first"]) == distinct(sentences)
-
-
-@pytest.mark.slow
 def test_a_full_rank_is_said_and_nothing_is_guessed():
     draw = np.random.default_rng(0)
     crowd = draw.integers(0, V, (12, T)).astype(np.int32)
@@ -349,28 +337,6 @@ def test_nothing_that_is_hidden_is_used():
     none_left = strike(update._replace(sent=Public(grads)))
     assert int(none_left.numbers["sentences_found"]) == 0
     assert not bool(none_left.finite)
-
-
-@pytest.mark.slow
-def test_the_change_of_local_steps_is_read():
-    """SGD moves the embeddings on the way, and the attacker sees how far."""
-    rate = 1e-4
-    protocol = Protocol(optax.sgd(rate), steps=3, batch=3, learning_rate=rate)
-    here = ground("gpt", protocol=protocol, threat=threat(upload="update", examples=3))
-    training = local_update(
-        here.task.model, cross_entropy, none(), protocol.optimiser, steps=3, batch=3
-    )
-    _, _, _, params = compiled("gpt")
-    targets = np.roll(SENTENCES, -1, axis=1)
-    state = training.init(Public(params), Private())
-    update = jax.jit(training.run)(
-        jax.random.key(0), 0, Public(params), {}, state, SENTENCES, targets
-    )
-    attack = dager(here)
-    found = jax.jit(lambda u: attack(jax.random.key(1), observe(here.threat, u)))(
-        update
-    )
-    assert as_sets_of(found.inputs) == sorted(map(tuple, SENTENCES))
 
 
 # --- what is refused -----------------------------------------------------------------

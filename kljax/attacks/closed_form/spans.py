@@ -24,7 +24,7 @@ from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Rng
 
 # Rounding gives a float32 gradient singular values of 6e-8 of the largest, and an input
-# that is weak in a trained network one of 2e-7: both as seen on 32 sentences, width 256.
+# that is weak in a trained network one of 2e-7: seen on 32 sentences, at width 256.
 TOLERANCE = 1e-7
 BULK = 4  # singular values that a bulk of noise has at least
 SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's

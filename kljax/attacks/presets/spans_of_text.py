@@ -68,6 +68,7 @@ def dager(
     Of an update, the inputs move while a client trains. They are computed at the middle
     of the way. How far they are there from either end, which the attacker sees, is the
     least share of the largest singular value that counts, and the error of an input.
+    On small networks that was too much to find a sentence.
 
     Args:
       setting: of the attack.
