@@ -224,4 +224,4 @@ def _print(found: dict, console: Console) -> None:
     say(console, "")
     for fault in found["faults"]:
         say(console, f"fault: {fault}")
-    say(console, f"{len(found['faults'])} faults" if found["faults"] else "no faults")
+    say(console, f"faults: {len(found['faults']) or 'none'}")

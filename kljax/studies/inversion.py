@@ -80,8 +80,7 @@ def invert(
     """
     shape = tuple(image_shape)
     inputs = images_of(shape)
-    width = None if classifier is None else _width(sent, classifier)
-    built, named, own = build_model(model, width or _last_width(sent), shape)
+    built, named, own = build_model(model, _classes(model, sent, classifier), shape)
     params = own if params is None else params
     if params is None:
         raise ValueError("params are missing: only an nnx.Module has its own weights")
@@ -262,19 +261,29 @@ def checked(
     return found
 
 
+def _known(model: Any) -> Network | None:
+    return NETWORKS.get(model) if isinstance(model, str) else None
+
+
 def _chain_of(model: Any) -> tuple:
-    known = NETWORKS.get(model) if isinstance(model, str) else None
+    known = _known(model)
     return known.chain if known else ()
 
 
-def _width(sent: Mapping[str, Any], classifier: str) -> int:
-    name = f"{classifier}/kernel"
-    if name not in sent:
+def _classes(model: Any, sent: Mapping[str, Any], classifier: str | None) -> int:
+    """Reads the number of classes off the classifier's kernel.
+
+    Of a network whose classifier nobody names it is guessed by the last kernel of two
+    axes; `find_classifier` then looks whether that is it.
+
+    Raises:
+      ValueError: for a classifier of which nothing was sent.
+    """
+    known = _known(model)
+    name = f"{classifier or (known.classifier if known else '')}/kernel"
+    if name in sent:
+        return np.shape(sent[name])[-1]
+    if name != "/kernel":
         raise ValueError(f"sent has no {name!r}; it has {', '.join(sent)}")
-    return np.shape(sent[name])[-1]
-
-
-def _last_width(sent: Mapping[str, Any]) -> int:
-    """Guesses the number of classes by the last kernel of two axes."""
-    widths = [np.shape(x)[-1] for n, x in sent.items() if np.ndim(x) == 2]
+    widths = [np.shape(x)[-1] for x in sent.values() if np.ndim(x) == 2]
     return widths[-1] if widths else 1

@@ -102,6 +102,7 @@ def test_rows_that_are_none_are_refused(rows, error, message):
             "tolerance=-1 must be 0 or more",
         ),
         (lambda: TableColumn("b;c", (0,)), "'b;c': its name must be without"),
+        (lambda: TableColumn("b=c", (0,)), "'b=c': its name must be without"),
     ),
 )
 def test_columns_that_are_none_are_refused(make, message):

@@ -6,6 +6,7 @@ kljax.
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import optax
@@ -21,6 +22,7 @@ from kljax.models.flattening import flattened_inputs
 from kljax.studies.audit import AuditConfig, audit
 from kljax.studies.audit.candidates import Found, Misfit
 from kljax.studies.audit.findings import Finding, find_without_search
+from kljax.studies.audit.page import page_of
 from kljax.studies.audit.tensors import match_tensors
 from kljax.studies.audit.verdict import judge
 from kljax.studies.inversion import build_model, make_setting, make_view
@@ -161,6 +163,12 @@ def test_facts_that_do_not_fit_are_refused(changes, message, monkeypatch):
         audit(config(**changes))
 
 
+def test_an_audit_that_would_try_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr("kljax.studies.audit.auditing.solve", lambda *_: ())
+    with pytest.raises(ValueError, match="no closed form applies .* no attack"):
+        audit(config(attacks=()))
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     sent = read("gradient")
     nan = sent | {"fc.bias": np.full(10, np.nan)}
@@ -277,6 +285,24 @@ def test_a_verdict_is_what_the_numbers_allow(found, findings, name):
     assert not findings or "upload" in verdict.words
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        # The best by the whole upload need not be the one that gives it.
+        (
+            [made(0.9, 1e-2), made(0.2, 1e-6), made(0.22, 1e-2), made(0.9, 0.4)],
+            "2 of 4 searches, from random starts",
+        ),
+        ([made(0.2, 1e-6, False), made(0.22, 1e-2)], "1 of 1 searches, from random"),
+        ([NEAR, made(0.21, 1e-2), made(0.9, 0.4)], "2 of 3 searches, from random"),
+    ],
+)
+def test_a_verdict_counts_all_searches_that_arrive_at_its_image(found, words):
+    one = found[0]._replace(misfit=found[0].misfit._replace(whole=1e-7))
+    verdict = judge([one, *found[1:]], WRONG, (), eps=1e-7, hides_contrast=False)
+    assert words in verdict.words
+
+
 def test_rounding_of_the_file_widens_what_counts_as_given():
     found = [made(0.2, 1.5e-3), made(0.2, 1.5e-3)]
     judged = (judge(found, WRONG, (), eps=e, hides_contrast=True) for e in (1e-7, 1e-3))
@@ -327,3 +353,37 @@ def test_invert_is_one_call(lenet):
         kljax.invert("lenet", *arrays, image_shape=SHAPE)
     with pytest.raises(ValueError, match="params are missing"):
         kljax.invert("lenet", None, arrays[1], image_shape=SHAPE)
+
+
+def test_the_classes_of_a_known_network_are_read_off_its_classifier():
+    """Trees of JAX are sorted by name, and 'fc' of `dense` comes before its layers."""
+    shapes = {"layers/0/kernel": (192, 64), "layers/0/bias": (64,)}
+    shapes |= {"fc/kernel": (64, 10), "fc/bias": (10,)}
+    params = {name: np.zeros(shapes[name]) for name in sorted(shapes)}
+    sent = {name: x for name, x in params.items() if name != "fc/bias"}
+    with pytest.raises(ValueError, match="missing .'fc/bias'"):
+        kljax.invert("dense", params, sent, image_shape=SHAPE)
+    del sent["fc/kernel"]
+    with pytest.raises(ValueError, match="sent has no 'fc/kernel'; it has layers/0"):
+        kljax.invert("dense", params, sent, image_shape=SHAPE)
+
+
+def test_names_in_somebodys_file_are_no_markup(lenet):
+    sent = read("gradient")
+    sent["<img src=x>|`.weight"] = sent.pop("fc.weight")
+    matches = matched(sent, lenet)
+    told = types.SimpleNamespace(
+        config=config(upload_file=UPLOAD / "a<b>.npz"),
+        matches=matches,
+        findings=[],
+        forms=[],
+        found=[NEAR],
+        wrong=WRONG,
+        verdict=judge([NEAR], WRONG, (), eps=1e-7, hides_contrast=False),
+        scores={},
+        type="float32",
+        stats="",
+    )
+    page = page_of(told)
+    assert "# Audit of a&lt;b&gt;.npz" in page and "<img" not in page
+    assert "&lt;img src=x&gt;\\|" in page

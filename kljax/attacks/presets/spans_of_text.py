@@ -191,7 +191,7 @@ def _reconstruction(
 def _way(setting: Setting, view: View) -> tuple[tuple[Params, Params] | None, Params]:
     """Gives the parameters at both ends of local training, and in the middle."""
     params = view.public.model
-    if setting.threat.knowledge.upload != "update":
+    if setting.sees_gradient:
         return None, params
     # What is hidden is NaN, and taken for not having moved.
     change = jax.tree.map(lambda x: jnp.nan_to_num(x), view.grads.model)

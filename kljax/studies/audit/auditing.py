@@ -84,7 +84,8 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     Raises:
       FileNotFoundError: for a file that is not there.
       ValueError: for files that cannot be read, tensors that do not fit the network,
-        values that are not finite, and facts that do not fit each other.
+        values that are not finite, facts that do not fit each other, and no attack
+        where no closed form applies.
     """
     _check_attacks(config)
     truth = _truth(config)
@@ -151,6 +152,11 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
             starts=config.starts,
             steps=config.steps,
             rng=jax.random.fold_in(rng, number),
+        )
+    if not found:
+        raise ValueError(
+            "attacks=(): no closed form applies to this network, and no attack "
+            "searches: name one, such as 'matching'"
         )
     found.sort(key=lambda one: one.misfit.whole)
     labels = found[0].labels

@@ -10,6 +10,7 @@ from kljax.core.files import json_text
 from kljax.core.folders import RunFolder, optional
 from kljax.studies.audit.auditing import Audit
 from kljax.studies.gallery import displayed
+from kljax.studies.sentences import as_markdown
 
 MOST = 6  # candidates in the picture
 
@@ -58,7 +59,7 @@ def page_of(audit: Audit) -> str:
     if audit.stats:
         facts.append(["statistics of norm layers", audit.stats, "read"])
     matched = [
-        [path, match.source, match.how, match.moved or "-"]
+        [path, as_markdown(match.source), match.how, match.moved or "-"]
         for path, match in audit.matches.items()
     ]
     follows = [
@@ -73,7 +74,7 @@ def page_of(audit: Audit) -> str:
     ]
     return "\n".join(
         (
-            f"# Audit of {audit.config.upload_file.name}",
+            f"# Audit of {as_markdown(audit.config.upload_file.name)}",
             "",
             f"**Verdict: {audit.verdict.name}.** {audit.verdict.words}",
             "",

@@ -118,6 +118,11 @@ def _witnesses(found: Sequence[Found], best: Found) -> list[Found]:
     return [one for one in _alike(found, best) if one.searched and one is not best]
 
 
+def _arrivals(found: Sequence[Found], best: Found) -> int:
+    """Counts the searches that arrive at the same images, `best` itself among them."""
+    return len(_witnesses(found, best)) + best.searched
+
+
 def _reasons(
     name: str,
     found: Sequence[Found],
@@ -135,14 +140,14 @@ def _reasons(
             "a candidate may be right even so."
         )
     if name == "recovered":
-        there = len(_witnesses(found, found[0]))
+        there = _arrivals(found, matched[0])
         return (
             f"That counts as given, and {there} of {searches} searches, from random "
             "starts of their own, arrive at the same image(s): what was sent gives its "
             "private images away. That no other image gives it is not proved."
         )
     if name == "likely" and not matched:
-        there = len(_witnesses(found, found[0])) + found[0].searched
+        there = _arrivals(found, found[0])
         return (
             f"None counts as given, but {there} of {searches} searches, from random "
             "starts of their own, arrive at the same image(s), which nearly give it: "
