@@ -41,6 +41,9 @@ from kljax.threat import (
     PRIVATE_GATES_STRATEGIES,
 )
 
+# What is called so in a catalogue, in words.
+INPUTS = {"image": "images", "text": "sentences", "table": "rows of a table"}
+
 
 class Entry(NamedTuple):
     """One thing that has a name.
@@ -135,8 +138,9 @@ def _needs_of_attack(preset: Preset) -> str:
     needs = [
         f"labels {preset.labels}",
         _needs(preset.needs),
-        "images" if preset.inputs == ("image",) else "",
+        " or ".join(INPUTS[kind] for kind in preset.inputs or ()),
         "a trained generator" if preset.generator else "",
+        "a language model" if preset.language_model else "",
         "evosax: kljax[evolution]" if preset.evolution else "",
         "the density of what is sent" if preset.density else "",
     ]
@@ -168,8 +172,7 @@ def _needs_of_defence(kind: Kind) -> str:
 def _models() -> Iterator[Entry]:
     for name, network in NETWORKS.items():
         does, source = explain(network.factory)
-        needs = "sentences" if network.inputs == "text" else f"{network.inputs}s"
-        yield Entry(name, name, does, needs, source)
+        yield Entry(name, name, does, INPUTS[network.inputs], source)
 
 
 def _data() -> Iterator[Entry]:

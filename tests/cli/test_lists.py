@@ -35,6 +35,10 @@ def test_an_entry_says_what_it_needs_and_where_it_is_from():
     assert "server=malicious" in attacks["imprint"].needs
     assert "kljax[evolution]" in attacks["ggl"].needs
     assert attacks["dlg"].source.startswith("Zhu, Liu, Han")
+    needs = {name: entry.needs.split("; ")[1:] for name, entry in attacks.items()}
+    assert needs["lamp"] == ["sentences", "a language model"]
+    assert (needs["dager"], needs["dlg"]) == (["sentences"], [])
+    assert (needs["tableak"], needs["matching"]) == (["rows of a table"], ["images"])
     noise = {entry.name: entry for entry in entries("defences")}["gaussian-noise"]
     assert noise.written == "gaussian-noise[=std=0.01]"
 

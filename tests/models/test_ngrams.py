@@ -91,7 +91,7 @@ def test_perplexity_is_the_exponential_of_the_mean_surprise():
 
 
 def test_other_sentences_give_arrays_of_the_same_sizes():
-    other = count_trigrams(SENTENCES[::-1, ::-1].copy() * 0 + SENTENCES, V, range(40))
+    other = count_trigrams(SENTENCES[1:], V, np.arange(39))
     fewer = count_trigrams(SENTENCES[:39], V, np.arange(39))
     sizes = [jax.tree.map(np.shape, m.weights) for m in (MODEL, other, fewer)]
     assert sizes[0] == sizes[1] == sizes[2]
