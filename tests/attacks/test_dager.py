@@ -361,6 +361,18 @@ def lenet():
         ),
         ({"features": 0.1}, "dager has no objective"),
         ({"threat": threat("regress_gates")}, "'regress_gates' optimises"),
+        (
+            {
+                "threat": threat(
+                    "fixed_mean",
+                    upload="average",
+                    clients=2,
+                    examples=2,
+                    lock_weights="known",
+                )
+            },
+            "under secret strategy 'fixed_mean' each client has gates of its own",
+        ),
     ],
 )
 def test_what_it_cannot_read_is_refused(changes, message):

@@ -145,6 +145,10 @@ def test_tensors_that_do_not_fit_are_named(change, message, lenet):
         ({"model": "lennet"}, "did you mean 'lenet'"),
         ({"upload": "update"}, "needs learning_rate"),
         ({"learning_rate": 0.1}, "is of an update"),
+        (
+            {"upload": "update", "learning_rate": 0.1, "examples": 4, "batch": 1},
+            "local_steps=1 of batch=1 are 1 of examples=4",
+        ),
         ({"examples": 0}, "examples must be"),
         ({"map": ("fc",)}, "expected NETWORK=FILE"),
         ({"map": ("nothing=fc.bias",)}, "the network has no 'nothing'"),

@@ -87,7 +87,8 @@ def dager(
     Raises:
       ValueError: for a network that is no transformer of two blocks, places or a
         vocabulary that do not fit the data, as many examples as the width of the
-        attention, an optimiser, and a secret strategy that optimises.
+        attention, an optimiser, a secret strategy that optimises, and an average of
+        clients with gates of their own.
 
     Reference: the paper, algorithms 1 and 2. Differs: gradients of keys and values are
     used beside that of queries, in which a causal network's first token has no part;
@@ -262,6 +263,13 @@ def _check(
     refuse_feature(setting, "dager")
     refuse_optimiser(optimiser, "dager")
     refuse_search(setting, "dager", "dlg")
+    strategy = setting.threat.strategy.secret
+    if setting.threat.knowledge.upload == "average" and strategy != "unit":
+        raise ValueError(
+            "dager reads an average of clients by one network, and under secret "
+            f"strategy {strategy!r} each client has gates of its own: write 'unit', or "
+            "take the attack 'dlg'"
+        )
     spec = setting.task.inputs
     if spec.kind != "text":
         raise ValueError(f"dager looks for sentences, and the inputs are {spec.kind}")

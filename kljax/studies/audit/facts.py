@@ -101,9 +101,21 @@ class AuditConfig:
             raise ValueError(
                 "upload='update' needs learning_rate, which the client trained by"
             )
+        else:
+            self._check_steps()
         for pair in self.map:
             if not all(pair.partition("=")[::2]):
                 raise ValueError(f"map={pair!r}: expected NETWORK=FILE")
+
+    def _check_steps(self) -> None:
+        examples, steps = self.fact("examples"), self.local_steps or 1
+        trained = steps * (self.batch or examples)
+        if trained < examples:
+            raise ValueError(
+                f"local_steps={steps} of batch={self.batch} are {trained} of "
+                f"examples={examples}, and an upload says nothing of the others: give "
+                "more steps, or fewer examples"
+            )
 
     def fact(self, name: str) -> Any:
         """Gives what is said of a fact, or what is assumed."""
