@@ -11,6 +11,7 @@ seed, so a training and a study that are to be independent take two seeds.
 """
 
 import jax
+import jax.numpy as jnp
 
 from kljax.core.types import Rng
 
@@ -42,6 +43,20 @@ def derive_rng(rng: Rng, purposes: tuple[str, ...], purpose: str) -> Rng:
       purpose: one of them.
     """
     return jax.random.fold_in(rng, purposes.index(purpose))
+
+
+def rngs_of_several(rng: Rng, count: int) -> Rng:
+    """Derives the random keys [n] of several who do what one does with `rng`.
+
+    The first has `rng` itself, so that it draws what the one would, and `rng` has its
+    purposes there. The others descend from a child that no purpose has.
+
+    Args:
+      rng: of the first.
+      count: n, of clients or of observations.
+    """
+    others = jax.random.split(jax.random.fold_in(rng, LAST), count)[1:]
+    return jnp.concatenate([rng[None], others])
 
 
 def fixed_rng(purpose: str) -> Rng:

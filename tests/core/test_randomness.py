@@ -211,6 +211,17 @@ def test_no_draw_of_a_study_is_made_twice(strategy):
     assert len(without_fixed(drawn)) >= config.victims * each
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("several", ("observations", "average_clients"))
+def test_no_draw_of_several_uploads_is_made_twice(several):
+    options = {several: 3, "labels": "given", "arms": (f"{LOCKED}/known",)}
+    config = LeakConfig(**STUDY | options, attack="matching")
+    (drawn,) = drawn_by(config)
+    assert drawn.used_twice(but=FIXED_DRAWS) == []
+    # In each upload two masks, and noise on the six public leaves, twice.
+    assert len(without_fixed(drawn)) >= config.victims * 3 * (2 + 2 * 6)
+
+
 def without_fixed(drawn):
     fixed = {name(rng) for rng in FIXED_DRAWS}
     return {key for key in drawn.keys if not fixed & {*drawn.ancestors(key)}}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kljax import threat
 from kljax.attacks.presets import Preset
-from kljax.core.randomness import LAST
+from kljax.core.randomness import rngs_of_several
 from kljax.core.types import Params, Private, PyTree, Rng
 from kljax.defences.arms import Arm
 from kljax.studies.config import LeakConfig
@@ -71,7 +71,7 @@ def draw_own(
         def one(rng: Rng) -> tuple[PyTree, Private]:
             return init(rng, params)
 
-        publics, privates = jax.lax.map(one, rngs_of_clients(rng, clients))
+        publics, privates = jax.lax.map(one, rngs_of_several(rng, clients))
         trainable = jax.tree.map(
             lambda x: jnp.broadcast_to(x[:1], x.shape), privates.trainable
         )
@@ -107,14 +107,7 @@ def average_uploads(
             return upload(rng, defence, network, (shared, own, *others), images, labels)
 
         # One after another: side by side, each would have a network of its own.
-        each = jax.lax.map(one, (rngs_of_clients(rng, clients), own, images, labels))
+        each = jax.lax.map(one, (rngs_of_several(rng, clients), own, images, labels))
         return threat.average_stacked(each, clients)
 
     return send
-
-
-def rngs_of_clients(rng: Rng, clients: int) -> Rng:
-    """Derives the random keys [K] of clients; the first has that of a client alone."""
-    # No purpose of a step, and no part of a defence, has this number.
-    others = jax.random.split(jax.random.fold_in(rng, LAST), clients)[1:]
-    return jnp.concatenate([rng[None], others])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.presets import PRESETS, Preset
+from kljax.core.randomness import rngs_of_several
 from kljax.core.types import Public, PyTree, Rng
 from kljax.defences import Defence
 from kljax.defences.arms import Arm
@@ -48,7 +49,8 @@ def upload_again(upload: Callable[..., Update], count: int) -> Callable[..., Upd
             )
             return ((moved.model, update.new_stats), (moved.defence, private)), update
 
-        _, updates = jax.lax.scan(observe, (network, held), rngs_of(rng, count))
+        rngs = rngs_of_several(rng, count)
+        _, updates = jax.lax.scan(observe, (network, held), rngs)
         return updates
 
     return uploads
@@ -65,14 +67,9 @@ def upload_each(upload: Callable[..., Update], count: int) -> Callable[..., Upda
             rng, network, held = at
             return upload(rng, defence, network, held, images, labels)
 
-        return jax.lax.map(observe, (rngs_of(rng, count), networks, held))
+        return jax.lax.map(observe, (rngs_of_several(rng, count), networks, held))
 
     return uploads
-
-
-def rngs_of(rng: Rng, count: int) -> Rng:
-    """Derives a random key [K] for each observation; the first has `rng` itself."""
-    return jnp.stack([rng, *(jax.random.fold_in(rng, k) for k in range(1, count))])
 
 
 def pool_views(config: LeakConfig, views: View, *, own_secrets: bool) -> View:
