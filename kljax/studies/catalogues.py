@@ -25,6 +25,7 @@ from kljax.data.triggers import TRIGGERS
 from kljax.defences.catalogue import KINDS, Kind
 from kljax.federated.aggregation import AGGREGATORS
 from kljax.federated.encryption import ENCRYPTIONS
+from kljax.federated.hardening import HARDENINGS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.metrics.column_table import VALUES
@@ -222,6 +223,7 @@ LISTS: dict[str, Callable[[], Iterator[Entry]]] = {
     "encryptions": lambda: _functions(ENCRYPTIONS, notations(ENCRYPTIONS)),
     "roles": lambda: _functions(ROLES, notations(ROLES, given=1)),
     "triggers": lambda: _functions(TRIGGERS, notations(TRIGGERS)),
+    "hardenings": lambda: _functions(HARDENINGS, notations(HARDENINGS)),
     "partitions": lambda: _functions(PARTITIONS, partition_notations()),
     "augmentations": functools.partial(_functions, AUGMENTATIONS),
     "client-optimisers": functools.partial(_functions, CLIENT_OPTIMISERS),
