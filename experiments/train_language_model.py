@@ -6,7 +6,7 @@ GPT-2's form (`kljax.models.gpt`), two blocks of width 256, next tokens of the f
 eight pieces of verses. A tenth of the sentences, drawn by the seed, is not trained on,
 and gives the perplexity that is printed. A run goes on from its last checkpoint in
 ``runs/language_model.npz`` (32 MB, which is why it is not in the repository), and then
-ends where it would have ended. experiments/dager.md has the perplexity last obtained.
+ends where it would have ended. Victims of a study may be among what it was trained on.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from kljax.attacks import Protocol
 from kljax.core.inputs import images_of
 from kljax.models.flattening import flattened_inputs
 from kljax.studies.audit import AuditConfig, audit
-from kljax.studies.audit.candidates import Found, Misfit
+from kljax.studies.audit.candidates import Found, Misfit, pair_labels
 from kljax.studies.audit.findings import Finding, find_without_search
 from kljax.studies.audit.page import page_of
 from kljax.studies.audit.tensors import match_tensors
@@ -252,6 +252,26 @@ def test_a_sum_over_examples_noise_and_other_weights_are_told(lenet):
 def test_zeros_say_nothing(lenet):
     with pytest.raises(ValueError, match="says nothing"):
         findings(lenet, lambda n, x: 0 * x)
+
+
+def test_labels_of_a_closed_form_are_paired_by_the_upload():
+    """Which image has which label a reading of a batch does not say."""
+    tried = []
+
+    def measure(images, labels):
+        tried.append(labels.tolist())
+        off = float(np.sum(labels != np.array([7, 2, 7])))
+        return Misfit(off, off)
+
+    images = np.zeros((3, 4, 4, 1), np.float32)
+    wrong = Found("spear", images, np.array([2, 7, 7]), 0.0, Misfit(2.0, 2.0), False)
+    found = pair_labels(wrong, measure)
+    assert found.labels.tolist() == [7, 2, 7] and found.misfit.whole == 0
+    assert len(tried) == 3  # of two alike
+    many = wrong._replace(images=np.zeros((5, 4, 4, 1)), labels=np.arange(5))
+    assert pair_labels(many, measure) is many and len(tried) == 3
+    one = made(0.2, 0.5, False)
+    assert pair_labels(one, measure) is one
 
 
 # --- verdicts -----------------------------------------------------------------------

@@ -80,8 +80,8 @@ def spear(
       The attack. Its loss is the share of the layer's gradient, in squared norm, that
       the images leave unexplained with derivatives that are zero where they should be;
       1 where nothing is found, and images are grey then. Its ``numbers`` have
-      ``gradient_rank``, ``examples_read`` and ``candidates_tried``. Labels are those of
-      the batch; which image has which is not known.
+      ``gradient_rank``, ``rows_found``, ``examples_read`` and ``candidates_tried``.
+      Labels are those of the batch; which image has which is not known.
 
     Raises:
       ValueError: for an optimiser, anything but the gradient of one step, a network

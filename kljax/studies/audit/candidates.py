@@ -6,6 +6,7 @@ images are measured, too: what a wrong image reaches without any search.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from kljax.core.trees import named
 from kljax.core.types import Array, Rng
 from kljax.models.flattening import flattened_inputs
 from kljax.threat import View
+
+PAIRED = 4  # images at most of which all orders of labels are tried
 
 
 class Misfit(NamedTuple):
@@ -149,12 +152,36 @@ def measure_wrong(
 
 
 def solve(setting: Setting, view: View, ruler: Ruler, rng: Rng) -> Iterator[Found]:
-    """Runs the closed forms that apply."""
+    """Runs the closed forms that apply, see `pair_labels`."""
     for form in closed_forms(setting):
         if form.attack is not None:
-            yield _run(
-                form.name, jax.jit(form.attack), view, ruler, rng, searched=False
-            )
+            run = jax.jit(form.attack)
+            found = _run(form.name, run, view, ruler, rng, searched=False)
+            yield pair_labels(found, ruler.measure)
+
+
+def pair_labels(
+    found: Found, measure: Callable[[ArrayLike, ArrayLike], Misfit]
+) -> Found:
+    """Gives the images of a candidate its labels in the order that fits best.
+
+    A closed form that reads a batch does not say which image has which label. Of more
+    than `PAIRED` images the order stays as it is.
+
+    Args:
+      found: images and labels [B].
+      measure: misfit of images and labels.
+    """
+    if len(found.labels) > PAIRED:
+        return found
+    orders = sorted({*itertools.permutations(np.ravel(found.labels).tolist())})
+    if len(orders) < 2:
+        return found
+    tried = [
+        found._replace(labels=labels, misfit=measure(found.images, labels))
+        for labels in (np.array(order, found.labels.dtype) for order in orders)
+    ]
+    return min([found, *tried], key=lambda one: one.misfit.whole)
 
 
 def search(
