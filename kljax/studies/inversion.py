@@ -27,6 +27,7 @@ from kljax.core.targets import classes_of
 from kljax.core.types import Array, Model, Params, Public
 from kljax.models import NETWORKS, Network, from_nnx, losses
 from kljax.models.classifier import find_classifier
+from kljax.studies.builder.own_networks import as_factory
 from kljax.threat import NOTHING_HIDDEN, Strategy, View, least_knowledge
 
 
@@ -51,7 +52,8 @@ def invert(
 
     Args:
       model: a network of the catalogue by its name, an `nnx.Module`, a factory
-        ``(num_classes, *, image_shape, rngs)``, or a `Model`.
+        ``(num_classes, *, image_shape, rngs)``, one that leaves out what it needs not
+        (`kljax.studies.builder.own_networks`), or a `Model`.
       params: ``{"conv1/kernel": array}``, the weights that the client started from, in
         Flax's layout; None for those of an `nnx.Module`.
       sent: the same of what it sent: the mean gradient of its examples, or, with a
@@ -120,9 +122,11 @@ def build_model(
         built = from_nnx(model)
         return built, None, built.init(jax.random.key(0))[0]
     named = resolve("model", model, NETWORKS) if isinstance(model, str) else model
-    network = named if isinstance(named, Network) else Network(named, (), "")
-    if not callable(network.factory):
+    if not (isinstance(named, Network) or callable(named)):
         raise TypeError(f"expected a network or its name, got {model!r}")
+    if not isinstance(named, Network):
+        named = Network(as_factory(str(model), named), (), "")
+    network = named
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return network.factory(classes, image_shape=shape, rngs=rngs)

@@ -14,6 +14,7 @@ from kljax.models.redrawing import drawn_parameters
 from kljax.studies.builder import run_setup, task
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.inversion import build_model
 
 LEAK = functools.partial(
     LeakConfig,
@@ -156,9 +157,24 @@ class TinyLinen(linen.Module):
         return linen.Dense(2, name="head")(x)
 
 
-SIMPLER = {
-    "without a shape": lambda: lambda num_classes, *, rngs: tiny(num_classes, rngs),
-    "a builder": lambda: lambda rngs: tiny(2, rngs),
+class Shapeless(outside_package.Tiny):
+    def __init__(self, num_classes, *, rngs):
+        super().__init__(num_classes, image_shape=SHAPE, rngs=rngs)
+
+
+class Ready(outside_package.Tiny):
+    def __init__(self, *, rngs):
+        super().__init__(2, image_shape=SHAPE, rngs=rngs)
+
+
+FACTORIES = {
+    "without a shape": lambda num_classes, *, rngs: tiny(num_classes, rngs),
+    "a builder": lambda rngs: tiny(2, rngs),
+    "a class without a shape": Shapeless,
+    "a class of nothing but rngs": Ready,
+    "a class that was told its classes": functools.partial(Shapeless, 2),
+}
+SIMPLER = {name: lambda made=made: made for name, made in FACTORIES.items()} | {
     "an instance": tiny,
     "a Model": lambda: from_nnx(tiny()),
     "of Linen": TinyLinen,
@@ -170,6 +186,13 @@ def test_simpler_forms_are_networks_and_their_classifier_is_found(make, monkeypa
     monkeypatch.setattr(outside_package, "simple", make(), raising=False)
     study = build_study(LEAK(model="outside_package:simple", classifier=None))
     assert study.classifier == "head"
+
+
+@pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+def test_an_inversion_takes_the_same_forms(factory):
+    model, classifier, own = build_model(factory, 2, SHAPE)
+    params = jax.eval_shape(model.init, jax.random.key(0))[0]
+    assert params["head/kernel"].shape[1] == 2 and classifier is own is None
 
 
 def test_weights_of_an_instance_stay(monkeypatch):

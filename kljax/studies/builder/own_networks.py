@@ -5,6 +5,7 @@ shape, or is made for a number of classes, leaves that out. A network that is th
 already, of NNX, of Linen or as a `Model`, is taken as it is.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,13 @@ def as_factory(name: str, given: Any) -> Callable[..., Any]:
 
 
 def _misfit(function: Callable, *arguments, **options) -> Exception | None:
+    while isinstance(function, functools.partial):
+        arguments = (*function.args, *arguments)
+        options = function.keywords | options
+        function = function.func
+    if inspect.isclass(function):
+        # NNX classes are called through their metaclass, which hides __init__.
+        arguments, function = (None, *arguments), function.__init__
     try:
         inspect.signature(function).bind(*arguments, **options)
     except (TypeError, ValueError) as error:
