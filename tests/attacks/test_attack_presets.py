@@ -135,7 +135,11 @@ def test_what_is_hidden_cannot_change_a_reconstruction(name):
 def defaults(function):
     parameters = inspect.signature(function).parameters.values()
     empty = inspect.Parameter.empty
-    return {p.name: p.default for p in parameters if p.default not in (empty, None)}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.default not in (empty, None) and not callable(p.default)
+    }
 
 
 class Values(NamedTuple):
@@ -222,6 +226,16 @@ GOLDEN = {
             "mean": 0.5,
             "deviation": 0.25,
         },
+    ),
+    # eth-sri/lamp, of BERT-base; the rate is kljax's own.
+    "lamp": Values(
+        "given",
+        {"regulariser": 1.0, "perplexity": 0.2, "learning_rate": 0.2, "every": 75},
+    ),
+    "lamp-l1l2": Values(
+        "given",
+        {"regulariser": 25.0, "perplexity": 60.0, "learning_rate": 0.2, "every": 75},
+        degree=1,
     ),
     # eth-sri/tableak, run_inversion_attacks.py, configuration 46
     "tableak": Values("given", {"learning_rate": 0.06}),
