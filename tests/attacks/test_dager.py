@@ -9,6 +9,7 @@ import pytest
 from poison import differences, hidden, poisoned
 from toys import quick_jit, replace_fields, setting, threat
 
+from kljax.attacks.closed_form.attention_inputs import Probe, find_spans
 from kljax.attacks.closed_form.sentence_search import (
     Candidates,
     combine_candidates,
@@ -96,6 +97,18 @@ def test_noise_is_seen_and_the_rank_below_it_found():
     others = np.random.default_rng(1).standard_normal((200, 40)).astype(np.float32)
     _, excess = measured(span, np.concatenate([inputs, others]))
     assert np.all(excess[:3] <= 1) and np.all(excess[3:] > 1)
+
+
+def test_noise_on_the_columns_that_are_not_hidden_is_seen():
+    """A bulk is as wide as the columns that noise was added to are many."""
+    inputs, matrix = columns(3, width=40, count=80, noise=1e-3)
+    part = np.concatenate([matrix, np.zeros((40, 40), np.float32)], axis=1)
+    grads = {"kernel": jnp.asarray(part).at[:, 80:].set(jnp.nan)}
+    sampled = {"x": np.random.default_rng(2).standard_normal((80, 1, 40))}
+    probe = Probe("x", ("kernel",))
+    spans = quick_jit(lambda g, s: find_spans((probe,), g, s, noisy=True))
+    assert int(spans(grads, sampled)["x"].rank) == 3
+    assert int(noisy_spans_of(part).rank) != 3  # of whom the zeros are not told
 
 
 # --- searches, with a test that is a table -------------------------------------------

@@ -109,13 +109,17 @@ def find_spans(
         )
         whole = jnp.all(jnp.isfinite(columns), axis=0, keepdims=True)
         columns = jnp.where(whole, columns, 0.0)
-        width, count = columns.shape
         # An adapter of low rank has fewer columns than the input is wide.
-        missing = max(0, width - count)
+        missing = max(0, columns.shape[0] - columns.shape[1])
         columns = jnp.pad(columns, ((0, 0), (0, missing)))
         reach = count_dimensions(_spread(sampled[probe.tap]))
         spans[probe.tap] = find_span(
-            columns, tolerance, error=error, reach=reach, noisy=noisy
+            columns,
+            tolerance,
+            error=error,
+            reach=reach,
+            count=jnp.sum(whole),
+            noisy=noisy,
         )
     return spans
 

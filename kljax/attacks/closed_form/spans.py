@@ -60,6 +60,7 @@ def find_span(
     *,
     error: Array | float = ROUNDING,
     reach: Array | int | None = None,
+    count: Array | int | None = None,
     noisy: bool = False,
 ) -> Span:
     """Finds the span of columns [d, m], m at least d.
@@ -73,10 +74,12 @@ def find_span(
       tolerance: [] share of the largest singular value.
       error: see `Span`.
       reach: [] dimensions of all inputs that there can be; None for d.
-      noisy: whether independent noise was added to every entry.
+      count: [] of the columns that are no zeros put in place of others; None for m.
+      noisy: whether independent noise was added to every entry of these.
     """
     directions, strengths = _decompose(columns)
-    width, count = columns.shape
+    width, most = columns.shape
+    count = jnp.asarray(most if count is None else count)
     rank = jnp.sum(strengths > tolerance * strengths[0])
     if noisy:
         rank = jnp.where(rank == width, _above_noise(strengths, width, count), rank)
@@ -101,7 +104,7 @@ def _decompose(columns: Array) -> tuple[Array, Array]:
     return directions, strengths
 
 
-def _above_noise(strengths: Array, width: int, count: int) -> Array:
+def _above_noise(strengths: Array, width: int, count: Array) -> Array:
     """Counts [] singular values above a bulk of noise; where there is none, all."""
     ranks = jnp.arange(width)
     # r directions of signal take as many rows and columns from the noise.
