@@ -1,7 +1,8 @@
 """CGI: a client poisons one class, and reads it off the next global network.
 
-    python experiments/cgi.py [--trials 16] [--honest 1 2 4 8 16] [--images 1]
-        [--arms none keylock] [--attacks zero full ...] [--folder runs/cgi]
+    python experiments/client_inversion.py [--trials 16] [--honest 1 2 4 8 16]
+        [--images 1] [--arms none keylock] [--attacks zero full ...]
+        [--folder runs/cgi]
 
 Digits of 8 x 8 pixels; a dense network, trained centrally on 600 of them until it does
 its job. N - 1 honest clients have four examples each, the first of them one of the
@@ -31,7 +32,7 @@ the share that examples of the class make (in norm); how often the rule sees the
 attacker (`seen_by_krum`, `seen_by_order`); and the mean share of the poison.
 
 Every line is kept in --folder as soon as it is there, and is not computed again.
-Results: experiments/cgi.md.
+Results: experiments/client_inversion.md.
 """
 
 import argparse
