@@ -270,9 +270,13 @@ NOTES = """
 - **Adapters** that are fresh leave the gradients of `up` alone, and those of values are
   read. In the last block of a classifier by the last token these have one direction a
   head and sentence, fewer than there are tokens: nothing passes the second test.
+- **Padding** feeds no attention that anything is learnt from: of small networks,
+  sentences of different lengths are found (`tests/attacks/test_dager.py`). A decoder's
+  last token before padding has no next token, is in no gradient, and is missing from
+  what is found.
 - **Not shown to work**: on small networks no sentence was found in a whole update of
-  three steps, and not all where sentences end in padding. One that is the beginning of
-  another is not looked for. Encoders of more than two sentences were not tried.
+  three steps. In a causal network a sentence that is the beginning of another is not
+  looked for. Encoders of more than two sentences of the corpus were not tried.
 """
 
 

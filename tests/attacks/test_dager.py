@@ -86,6 +86,15 @@ def test_of_a_full_rank_nothing_is_told():
     assert int(nothing.rank) == 0 and not bool(nothing.full)
 
 
+def test_a_span_of_all_inputs_tells_nothing():
+    inputs, matrix = columns(5)
+    found = jax.jit(lambda c, x: find_span(c, samples=x))
+    others = np.random.default_rng(1).standard_normal((1, 12)).astype(np.float32)
+    assert bool(found(matrix, inputs).full)
+    span = found(matrix, np.concatenate([inputs, others]))
+    assert int(span.rank) == 5 and not bool(span.full)
+
+
 def test_noise_is_seen_and_the_rank_below_it_found():
     inputs, matrix = columns(3, width=40, count=120, noise=1e-3)
     assert bool(spans_of(matrix).full)  # nobody said that there is noise
@@ -220,6 +229,7 @@ def ground(kind, examples=3, padded=False, **changes):
 def targets_of(kind, sentences):
     if kind in TOKENWISE:
         following = np.roll(sentences, -1, axis=1)
+        following = np.where(sentences >= 0, following, -1)  # padding learns nothing
         return np.eye(V, dtype=np.float32)[following] * (following >= 0)[..., None]
     return np.eye(3, dtype=np.float32)[np.arange(len(sentences)) % 3]
 
@@ -277,6 +287,19 @@ def as_sets_of(inputs):
 def test_classifiers_and_fresh_adapters_give_their_sentences_away(kind):
     _, found = attacked(kind)
     assert as_sets_of(found.inputs) == sorted(map(tuple, SENTENCES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("gpt", "classifier", "bert"))
+def test_sentences_that_end_in_padding_are_found(kind):
+    """None begins another, and a token that no loss reads is in no gradient."""
+    sentences = np.array([[3, 7, -1, -1], [8, 11, 9, 30], [21, 5, 9, -1]], np.int32)
+    _, found = attacked(kind, sentences, padded=True)
+    read = sentences.copy()
+    if kind in TOKENWISE:  # the last token of a shorter one has no next
+        read[0, 1] = read[2, 2] = -1
+    assert as_sets_of(found.inputs) == sorted(map(tuple, read))
+    assert int(found.numbers["sentences_found"]) == 3
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ from kljax.attacks.closed_form.spans import (
     ROUNDING,
     TOLERANCE,
     Span,
-    count_dimensions,
     deviations,
     draw_sketch,
     find_span,
@@ -112,12 +111,12 @@ def find_spans(
         # An adapter of low rank has fewer columns than the input is wide.
         missing = max(0, columns.shape[0] - columns.shape[1])
         columns = jnp.pad(columns, ((0, 0), (0, missing)))
-        reach = count_dimensions(_spread(sampled[probe.tap]))
+        samples = _spread(sampled[probe.tap])
         spans[probe.tap] = find_span(
             columns,
             tolerance,
             error=error,
-            reach=reach,
+            samples=samples,
             count=jnp.sum(whole),
             noisy=noisy,
         )

@@ -42,8 +42,7 @@ class Span(NamedTuple):
       rank: [] number of directions that are in the span.
       noise: [] the largest singular value that counts as none.
       error: [] how far a computed input may be from the client's, relative.
-      full: [] bool: no direction that an input can have is left over, so the span tells
-        nothing.
+      full: [] bool: every input that there can be is in the span, so it tells nothing.
     """
 
     directions: Array
@@ -59,7 +58,7 @@ def find_span(
     tolerance: Array | float = TOLERANCE,
     *,
     error: Array | float = ROUNDING,
-    reach: Array | int | None = None,
+    samples: Array | None = None,
     count: Array | int | None = None,
     noisy: bool = False,
 ) -> Span:
@@ -73,7 +72,9 @@ def find_span(
       columns: [d, m], finite.
       tolerance: [] share of the largest singular value.
       error: see `Span`.
-      reach: [] dimensions of all inputs that there can be; None for d.
+      samples: [n, d] of inputs, with all directions that an input can have. What a
+        layer norm without a shift gives has one less than d: its mean is 0. None where
+        an input can have any.
       count: [] of the columns that are no zeros put in place of others; None for m.
       noisy: whether independent noise was added to every entry of these.
     """
@@ -84,23 +85,24 @@ def find_span(
     if noisy:
         rank = jnp.where(rank == width, _above_noise(strengths, width, count), rank)
     noise = strengths[jnp.minimum(rank, width - 1)]
-    full = rank >= (width if reach is None else reach)
-    return Span(directions, strengths, rank, noise, jnp.asarray(error), full)
-
-
-def count_dimensions(vectors: Array) -> Array:
-    """Counts [] the dimensions that vectors [n, d] have, n at least d.
-
-    What a layer norm without a shift gives has one less than d: its mean is 0.
-    """
-    lengths = jnp.linalg.norm(vectors, axis=1, keepdims=True)
-    _, strengths = _decompose((vectors / jnp.where(lengths > 0, lengths, 1)).T)
-    return jnp.sum(strengths > ROUNDING * strengths[0])  # far above rounding
+    span = Span(directions, strengths, rank, noise, jnp.asarray(error), rank >= width)
+    if samples is None:
+        return span
+    # Measured, and not by the rank of the samples: of as many of them as that takes,
+    # a decomposition takes longer than all else.
+    _, excess = _measure(span, samples)
+    return span._replace(full=span.full | jnp.all(excess <= 1))
 
 
 @one_at_a_time
 def _decompose(columns: Array) -> tuple[Array, Array]:
-    directions, strengths, _ = jnp.linalg.svd(columns, full_matrices=False)
+    """Gives the left singular vectors and the singular values.
+
+    Those are the same of the small triangle that is left of columns by a QR
+    decomposition, and the many right ones are never made.
+    """
+    triangle = jnp.linalg.qr(columns.T, mode="r")
+    directions, strengths, _ = jnp.linalg.svd(triangle.T, full_matrices=False)
     return directions, strengths
 
 
@@ -125,6 +127,12 @@ def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
         that is in the span. Noise of size e turns a direction of strength s by e / s
         at most. At most 1: in the span.
     """
+    known = tells(span)
+    return tuple(jnp.where(known, x, 0.0) for x in _measure(span, vectors))
+
+
+def _measure(span: Span, vectors: Array) -> tuple[Array, Array]:
+    """Gives `deviations`, whether or not the span tells anything."""
     lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     shares = (vectors / jnp.where(lengths > 0, lengths, 1)) @ span.directions
     inside = jnp.arange(shares.shape[-1]) < span.rank
@@ -132,9 +140,7 @@ def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
     turned = jnp.where(inside, span.noise / jnp.where(inside, span.strengths, 1), 0.0)
     distance = jnp.linalg.norm(outside, axis=-1)
     expected = jnp.linalg.norm(shares * _as_rows(turned, shares), axis=-1)
-    excess = distance / jnp.sqrt(expected**2 + span.error**2)
-    known = tells(span)
-    return jnp.where(known, distance, 0.0), jnp.where(known, excess, 0.0)
+    return distance, distance / jnp.sqrt(expected**2 + span.error**2)
 
 
 def draw_sketch(rng: Rng, span: Span, size: int) -> Array:

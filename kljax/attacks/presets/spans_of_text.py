@@ -65,6 +65,9 @@ def dager(
     token, has few directions: of H heads, 1 + 2 H a sentence, and H where adapters are
     fresh. Where sentences have more tokens, none is found there.
 
+    Sentences may end in padding. The last token before it has no next one, so of a
+    decoder it is in no gradient, and what is found ends without it.
+
     Of an update, the inputs move while a client trains. They are computed at the middle
     of the way. How far they are there from either end, which the attacker sees, is the
     least share of the largest singular value that counts, and the error of an input.
