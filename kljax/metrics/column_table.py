@@ -439,6 +439,18 @@ FOUND = (
         knows="attacker",
     ),
     _reported(
+        "interpolation",
+        "interpolation",
+        "where between received parameters, 0, and trained ones, 1, the gradient was "
+        "taken that a whole update is held against",
+        unit="[0, 1]",
+        reported=True,
+        rows="search",
+        knows="attacker",
+        form=".2f",
+        shown="summary",
+    ),
+    _reported(
         "cell_entropy",
         "cell entropy",
         "how little the restarts of an ensemble agree on a table: entropy of its "

@@ -22,6 +22,7 @@ MODULES = [
         "plain",
         "signed",
         "statistical",
+        "surrogate",
     )
 ]
 STEPS = 400

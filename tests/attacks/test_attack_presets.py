@@ -237,6 +237,18 @@ GOLDEN = {
         {"regulariser": 25.0, "perplexity": 60.0, "learning_rate": 0.2, "every": 75},
         degree=1,
     ),
+    # cifar_sme.json of JunyiZhu-AI/surrogate_model_extension
+    "sme": Values(
+        "given",
+        {
+            "interpolation": 0.5,
+            "interpolation_rate": 1e-3,
+            "learning_rate": 1.0,
+            "variation": 0.01,
+            "mean": 0.5,
+            "deviation": 0.25,
+        },
+    ),
     # eth-sri/tableak, run_inversion_attacks.py, configuration 46
     "tableak": Values("given", {"learning_rate": 0.06}),
     "april-optimisation": Values("recovered", {"alpha": 1.0, "variation": 1e-2}),

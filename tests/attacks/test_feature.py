@@ -39,8 +39,9 @@ DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
 # All but the one that needs a trained generator.
-# One has a generator, one needs a density, and one looks for rows of a table.
-ELSEWHERE = ("ggl", "likelihood", "tableak")
+# One has a generator, one needs a density, one looks for rows of a table, and one takes
+# updates alone.
+ELSEWHERE = ("ggl", "likelihood", "tableak", "sme")
 ITERATIVE = sorted(
     name
     for name in PRESETS

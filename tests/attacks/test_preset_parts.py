@@ -154,6 +154,7 @@ def test_every_searching_preset_has_its_prior_here():
         "lamp",  # that of embeddings: test_lamp.py
         "lamp-l1l2",
         "tableak",  # none: test_tableak.py
+        "sme",  # on standardised images: test_sme.py
         "likelihood",  # none, its objective is a density: test_noise_density.py
     }
 

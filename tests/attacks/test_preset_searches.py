@@ -36,7 +36,7 @@ STARTS = {
 @pytest.mark.parametrize("name", STARTS)
 def test_searches_start_where_the_papers_do(name):
     mean, deviation, box = STARTS[name]
-    federal = name in ("ig-fedavg", "fedavg-inversion")
+    federal = name in ("ig-fedavg", "fedavg-inversion", "sme")
     unknown = parts_of(name, of_two_epochs() if federal else here())["unknowns"].inputs
     # Of a view no more is looked at than the parameters, and of images not even those.
     view = View(Public({}), *(7 * [None]))
@@ -68,10 +68,13 @@ OPTIMISERS = {
 }
 
 
-def trajectory(optimiser, steps=STEPS):
+FIRST = (np.array([0.3, -1.0, 2.0]), (), np.array([0.7, 0.2, -0.4]))
+
+
+def trajectory(optimiser, steps=STEPS, first=FIRST):
     """Records a descent on a bowl that is steeper along some directions."""
     scale = jnp.array([1.0, 4.0, 0.3])
-    first = (jnp.array([0.3, -1.0, 2.0]), (), jnp.array([0.7, 0.2, -0.4]))
+    first = jax.tree.map(jnp.asarray, first)
 
     def value(free):
         return sum(jnp.sum(scale * x**2) for x in jax.tree.leaves(free))
@@ -163,7 +166,7 @@ def test_restarts_are_chosen_as_the_papers_do(name):
         pytest.skip("looks for sentences: test_lamp.py")
     if name == "likelihood":
         pytest.skip("needs a density; composed as `matching`: test_noise_density.py")
-    federal = name in ("ig-fedavg", "fedavg-inversion")
+    federal = name in ("ig-fedavg", "fedavg-inversion", "sme")
     # bn-updates starts at one image, and takes one restart where labels are given.
     restarts = 1 if name == "bn-updates" else 3
     parts = parts_of(name, of_two_epochs() if federal else here(), restarts)

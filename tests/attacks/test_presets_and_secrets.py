@@ -42,8 +42,9 @@ from kljax.threat import (
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
 # The toy network has no position embedding: test_april.py. GGL has a generator, and
-# makes whole generations: test_ggl.py. TabLeak looks for rows: test_tableak.py.
-ELSEWHERE = ("april-optimisation", "ggl", "likelihood", "tableak")
+# makes whole generations: test_ggl.py. TabLeak looks for rows: test_tableak.py. SME
+# takes updates alone, with any secret: see below.
+ELSEWHERE = ("april-optimisation", "ggl", "likelihood", "tableak", "sme")
 ITERATIVE = sorted(
     name
     for name in PRESETS
@@ -214,7 +215,8 @@ UNFIT = {
 def test_peeled_gates_are_taken_or_refused_by_all():
     others = ("text",), ("table",)
     elsewhere = {name for name in PRESETS if PRESETS[name].inputs in others}
-    assert {*ITERATIVE, *UNFIT, "ggl", "likelihood", *elsewhere} == set(PRESETS)
+    others = "ggl", "likelihood", "sme"
+    assert {*ITERATIVE, *UNFIT, *others, *elsewhere} == set(PRESETS)
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -242,7 +244,7 @@ UPDATES = [
         if name == "fedavg-inversion" or (name, strategy) in QUICK_UPDATES
         else pytest.mark.slow,
     )
-    for name in ITERATIVE
+    for name in (*ITERATIVE, "sme")
     for strategy in KEYLOCK_STRATEGIES
     if strategy not in REFUSED
 ]

@@ -209,6 +209,16 @@ def test_every_local_step_is_counted(asked, attack):
         assert asked[0][0] == each
 
 
+def test_an_attack_by_one_gradient_goes_back_through_no_steps(asked):
+    study = build_study(tiny(attack="ig-fedavg", optimiser=None))
+    update = {"from_run": "run", "upload": "update", "local_steps": 7, "batch": 2}
+    update |= {"examples": 4, "attack": "sme", "optimiser": None}
+    asked.clear()
+    checked(tiny(**update), study=study._replace(preset=PRESETS["sme"]))
+    each = NETWORK + 4 * IMAGE + 7 * 2 * IMAGE + (2 * 4 * IMAGE + NETWORK)
+    assert asked[0][0] == each
+
+
 def test_a_rule_that_gathers_needs_all_uploads_at_one_time(asked):
     told = (3 * NETWORK, "the uploads of 3 clients, which median has side by side,")
     options = TRAINING | {"arms": ("none",), "clients": 5, "cohort": 3}

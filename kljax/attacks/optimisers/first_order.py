@@ -50,6 +50,18 @@ def adam(learning_rate: float = 0.1, secret_rate: float = 0.05) -> Optimiser:
 DECAYED_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps, each time to a tenth
 
 
+def falling(rate: float | Array, steps: int | None) -> float | Array | optax.Schedule:
+    """Makes a rate that falls to a tenth at `DECAYED_AT`; of None steps it stays."""
+    if steps is None:
+        return rate
+    # Very short runs may round two of them to one step: both still happen.
+    falls: dict[int, float] = {}
+    for share in DECAYED_AT:
+        at = int(share * steps)
+        falls[at] = falls.get(at, 1.0) * 0.1
+    return optax.piecewise_constant_schedule(rate, falls)
+
+
 def sign_adam(
     learning_rate: float = 0.1, secret_rate: float = 0.05, *, steps: int | None = None
 ) -> Optimiser:
@@ -68,21 +80,11 @@ def sign_adam(
     reconstruction_algorithms.py.
     """
 
-    def falling(rate):
-        if steps is None:
-            return rate
-        # Very short runs may round two of them to one step: both still happen.
-        falls: dict[int, float] = {}
-        for share in DECAYED_AT:
-            at = int(share * steps)
-            falls[at] = falls.get(at, 1.0) * 0.1
-        return optax.piecewise_constant_schedule(rate, falls)
-
-    plain = optax.adam(falling(learning_rate))
+    plain = optax.adam(falling(learning_rate, steps))
     return from_optax(
         optax.chain(optax.scale_by_sign(), plain),
         labels=plain,
-        secret=optax.adam(falling(secret_rate)),
+        secret=optax.adam(falling(secret_rate, steps)),
     )
 
 

@@ -14,6 +14,7 @@ from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.spans_of_text import dager
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
+from kljax.attacks.presets.surrogate import sme
 from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp
 from kljax.attacks.presets.unknown_gates import gate_regression
@@ -43,5 +44,6 @@ __all__ = [
     "matching",
     "negative_log_likelihood",
     "peeled_image",
+    "sme",
     "tableak",
 ]

@@ -30,6 +30,7 @@ from kljax.attacks.presets.statistical import (
     gradinversion,
     gradinversion_objective,
 )
+from kljax.attacks.presets.surrogate import sme
 from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp, lamp_l1l2
 from kljax.attacks.presets.unknown_gates import gate_regression
@@ -66,6 +67,8 @@ class Preset(NamedTuple):
       evolution: makes the optimiser that it has where none is named, if that tries
         populations (`kljax.attacks.Evolution`).
       density: whether it needs that of what is sent (`AssumedDefence.log_prob`).
+      replays_steps: whether a search on an update goes through all local steps, and
+        has the parameters of each.
     """
 
     build: Callable[..., Attack]
@@ -81,6 +84,7 @@ class Preset(NamedTuple):
     language_model: bool = False
     evolution: Callable[[], Evolution] | None = None
     density: bool = False
+    replays_steps: bool = True
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -145,6 +149,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
+    "sme": Preset(sme, "given", anywhere(cosine), replays_steps=False),
     "tableak": Preset(tableak, "given", anywhere(cosine), inputs=("table",)),
     "april-optimisation": Preset(
         april_optimisation, "recovered", anywhere(april_objective)

@@ -8,9 +8,11 @@ from kljax.attacks.simulation.steps import (
     one_step,
     replay,
 )
+from kljax.attacks.simulation.surrogate import SurrogateSimulation, surrogate_gradient
 
 __all__ = [
     "VARIANTS",
+    "SurrogateSimulation",
     "averaged_steps",
     "epochs_of",
     "fedavg",
@@ -19,4 +21,5 @@ __all__ = [
     "of_each_client",
     "one_step",
     "replay",
+    "surrogate_gradient",
 ]

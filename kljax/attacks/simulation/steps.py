@@ -261,12 +261,14 @@ class LocalReplay(NamedTuple):
       gradient: ``(now, stats, index [] of the step, inputs, targets) -> (grads,
         stats)``.
       compare: ``trained -> (simulated, observed)``, in the unit asked for.
+      compare_changes: the same of the changes of the first two of what is trained.
     """
 
     start: tuple[PyTree, ...]
     inputs: PyTree
     gradient: Callable[..., tuple[PyTree, PyTree]]
     compare: Callable[[tuple[PyTree, ...]], tuple[PyTree, PyTree]]
+    compare_changes: Callable[[tuple[PyTree, PyTree]], tuple[PyTree, PyTree]]
 
 
 def local_replay(
@@ -334,9 +336,16 @@ def local_replay(
         return (sent, *grads[1:]), stats
 
     def compare(trained):
-        change, lock_change = jax.tree.map(jnp.subtract, trained[:2], start[:2])
+        changes = jax.tree.map(jnp.subtract, trained[:2], start[:2])
+        return held_against(changes, trained[1])
+
+    def compare_changes(changes):
+        return held_against(changes, jax.tree.map(jnp.add, start[1], changes[1]))
+
+    def held_against(changes, trainable):
+        change, lock_change = changes
         simulated = setting.defence.simulate_update(
-            change, view.grads, view.earlier, with_weights(trained[1])
+            change, view.grads, view.earlier, with_weights(trainable)
         )
         simulated, observed = compared(setting, view, simulated)
         if trained_too and view.lock_grads is not None:
@@ -344,7 +353,7 @@ def local_replay(
             observed = (observed, view.lock_grads)
         return jax.tree.map(lambda x: x / unit, (simulated, observed))
 
-    return LocalReplay(start, inputs, gradient, compare)
+    return LocalReplay(start, inputs, gradient, compare, compare_changes)
 
 
 def move_by_gradient(

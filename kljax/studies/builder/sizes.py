@@ -122,6 +122,8 @@ def _state_bytes(
 
 def _replays_steps(config: LeakConfig, preset: Preset) -> bool:
     """Tells whether a search surely goes back through every step of a candidate."""
+    if not preset.replays_steps:
+        return False
     if ":" in config.attack:
         return False  # nobody says what an attack of one's own simulates
     options = parse_options(config.attack_options, config.attack, preset)
