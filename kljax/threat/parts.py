@@ -72,6 +72,11 @@ def list_readable(sent: PyTree, visible: str) -> list[str]:
     return [*seen]
 
 
+def is_readable(name: str, visible: str) -> bool:
+    """Tells whether patterns allow the tensor of this name; see `readable_tensors`."""
+    return visible == ALL or any(_matches(name, p) for p in visible.split("+"))
+
+
 def join_masks(one: PyTree | None, other: PyTree | None) -> PyTree | None:
     """Marks what is visible by both masks; None is a mask that hides nothing."""
     if one is None or other is None:

@@ -261,6 +261,19 @@ GOLDEN = {
     "spear++": Values(
         "recovered", {"directions": "learned", "candidates": 2**20, "layer": ""}
     ),
+    # The paper's code, its second layer on Tiny-ImageNet at a batch of 128.
+    "cocktail-party": Values(
+        "recovered",
+        {
+            "steps": 25_000,
+            "restarts": 1,
+            "decorrelation": 1.47,
+            "variation": 3.1,
+            "sharpness": 12.4,
+            "learning_rate": 1e-3,
+            "layer": "",
+        },
+    ),
     "april": Values("recovered", {"transformer": VIT, "cutoff": 5e-6}),
     "imprint": Values(
         "recovered", {"rank": "bias", "one_shot": False}, needs=MALICIOUS

@@ -203,6 +203,7 @@ UNFIT = {
     "april": "april needs a vision transformer",
     "april-optimisation": "'positions', a position embedding",
     "bn-updates": "bn-updates reads the running statistics .* this network has none",
+    "cocktail-party": "cocktail-party unmixes what is .* lock .* secret='peel'",
     "imprint": "imprint reads what is in front of any lock .* secret='peel'",
     "imprint-one-shot": "imprint reads what is in front of any lock .* secret='peel'",
     "peeling": "first layer's norm, and layers/0 is none",

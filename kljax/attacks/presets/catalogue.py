@@ -34,6 +34,7 @@ from kljax.attacks.presets.surrogate import sme
 from kljax.attacks.presets.tabular import tableak
 from kljax.attacks.presets.text import lamp, lamp_l1l2
 from kljax.attacks.presets.unknown_gates import gate_regression
+from kljax.attacks.presets.unmixed_batches import cocktail_party
 from kljax.attacks.presets.vision_transformers import (
     april,
     april_objective,
@@ -161,6 +162,12 @@ PRESETS: dict[str, Preset] = {
     "spear": Preset(spear, "recovered", None),
     "spear++": Preset(
         functools.partial(spear, directions="learned"), "recovered", None
+    ),
+    "cocktail-party": Preset(
+        cocktail_party,
+        "recovered",
+        None,
+        dials=("decorrelation", "variation", "sharpness", "learning_rate"),
     ),
     "imprint": Preset(
         imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)

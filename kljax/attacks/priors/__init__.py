@@ -8,6 +8,7 @@ from kljax.attacks.priors.sums import added, scheduled
 from kljax.attacks.priors.variation import (
     cyclic_variation,
     diagonal_variation,
+    mean_variation,
     squared_variation,
     total_variation,
 )
@@ -28,4 +29,5 @@ __all__ = [
     "diagonal_variation",
     "squared_variation",
     "total_variation",
+    "mean_variation",
 ]

@@ -28,16 +28,21 @@ def total_variation(weight: float, *, relative: bool) -> Prior:
 
     def prior(view: View, candidate: Candidate, progress: Array) -> Array:
         del view, progress
-        images = candidate.inputs
-        axes = (1, 2, 3)
-        variation = jnp.mean(absolute(jnp.diff(images, axis=1)), axes)
-        variation += jnp.mean(absolute(jnp.diff(images, axis=2)), axes)
+        variation = mean_variation(candidate.inputs)
         if relative:
             # sqrt has no derivative at 0, where a flat image would be.
-            variation /= jnp.sqrt(jnp.var(images, axes) + 1e-8)
+            variation /= jnp.sqrt(jnp.var(candidate.inputs, (1, 2, 3)) + 1e-8)
         return weight * jnp.mean(variation)
 
     return prior
+
+
+def mean_variation(images: Array) -> Array:
+    """Computes ``mean |dx| + mean |dy|`` [B] of images [B, H, W, C]."""
+    rows, columns = (
+        jnp.mean(absolute(jnp.diff(images, axis=axis)), (1, 2, 3)) for axis in (1, 2)
+    )
+    return rows + columns
 
 
 def squared_variation(weight: float) -> Prior:
