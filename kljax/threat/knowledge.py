@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kljax.core.registry import nearest
-from kljax.threat.parts import ALL, check_patterns
+from kljax.threat.parts import ALL, check_patterns, is_readable
 from kljax.threat.secrets import KEYLOCK_STRATEGIES, OWN_NAMES, SecretStrategy
 
 KNOWLEDGE: dict[str, tuple[str, ...]] = {
@@ -84,6 +84,10 @@ class Knowledge:
     examples: int
     visible: str
     clients: int
+
+    def reads(self, tensor: str) -> bool:
+        """Tells whether the tensor of this name is in the part that can be read."""
+        return is_readable(tensor, self.visible)
 
     def __post_init__(self):
         for name, legal in KNOWLEDGE.items():

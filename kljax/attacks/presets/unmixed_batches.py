@@ -39,7 +39,6 @@ from kljax.attacks.setting import Setting
 from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Path, Rng
 from kljax.threat import View
-from kljax.threat.parts import is_readable
 
 NAME = "cocktail-party"
 MISSING = 0.5  # grey: what stands for an image of which nothing is there
@@ -307,16 +306,17 @@ def _check(setting: Setting, layer: Path) -> Path:
     layer, units = first_dense_layer(setting, NAME, layer)
     refuse_no_bias(setting, NAME, layer)
     check_rank(setting, NAME, units)
-    _refuse_hidden(knows.visible, layer)
+    _refuse_hidden(setting, layer)
     return layer
 
 
-def _refuse_hidden(visible: str, layer: Path) -> None:
+def _refuse_hidden(setting: Setting, layer: Path) -> None:
     """Refuses a part of the upload in which the layer's gradient is not."""
     names = (f"{layer}/{name}" for name in ("kernel", "bias"))
-    hidden = [name for name in names if not is_readable(name, visible)]
+    knows = setting.threat.knowledge
+    hidden = [name for name in names if not knows.reads(name)]
     if hidden:
         raise ValueError(
             f"{NAME} unmixes the gradient of the layer {layer!r}, and {hidden[0]!r} is "
-            f"no part of visible={visible!r}: add {layer!r} to it"
+            f"no part of visible={knows.visible!r}: add {layer!r} to it"
         )
