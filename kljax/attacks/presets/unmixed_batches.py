@@ -240,7 +240,7 @@ def cocktail_party(
                 steps=steps,
             )
 
-        found, losses = jax.vmap(search)(jax.random.split(rng, restarts))
+        found, losses = jax.lax.map(search, jax.random.split(rng, restarts))
         best = jnp.argmin(losses)
         images = read_images(found[best], mixtures)
         said = jnp.all(jnp.isfinite(gradient)) & (mixtures.rank > 0)
