@@ -29,6 +29,7 @@ class Seen:
 
     def __init__(self, value):
         self.grads = {"w": jnp.asarray(value)}
+        self.observations = None
 
 
 def nothing():

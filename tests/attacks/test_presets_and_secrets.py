@@ -130,7 +130,7 @@ def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
 def test_an_illegal_pair_raises(strategy, fact):
     """There is no threat model, and so no setting to build a preset on."""
     with pytest.raises(IllegalThreat, match=f"secret='{strategy}' needs {fact}="):
-        less = {fact: 2 if fact == "examples" else "hidden"}
+        less = {fact: {"examples": 2, "upload": "average"}.get(fact, "hidden")}
         least_knowledge(Strategy(secret=strategy, labels="joint"), **less)
 
 

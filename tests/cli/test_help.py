@@ -62,7 +62,7 @@ LISTED = {
 
 
 def words(text):
-    return set(re.findall(r"[\w-]+", text))
+    return set(re.findall(r"[\w+-]+", text))
 
 
 def of_field(kind, field):

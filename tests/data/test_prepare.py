@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kljax.data import PREPARERS, load, prepare, prepare_fashion_mnist
+from kljax.data.mnist5k import prepare_mnist5k
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of package dataset-fashion-mnist
 IMAGES = "t10k-images-idx3-ubyte.gz"
@@ -186,7 +187,10 @@ def test_another_set_in_the_way_is_not_overwritten(tiny_fashion, tmp_path):
 
 
 def test_preparers_are_named_after_their_sets():
-    assert PREPARERS == {"fashion_mnist": prepare_fashion_mnist}
+    assert PREPARERS == {
+        "fashion_mnist": prepare_fashion_mnist,
+        "mnist5k": prepare_mnist5k,
+    }
 
 
 @pytest.mark.slow

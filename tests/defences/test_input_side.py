@@ -1,6 +1,7 @@
 """Defences that act before a gradient is sent: on inputs, and on single examples."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax
@@ -229,7 +230,11 @@ def test_what_nobody_can_simulate_is_refused(arm, message):
         parse_arm(arm, unplaced_sites(), {})
 
 
-CLOSED_FORMS = [name for name, row in PRESETS.items() if row.objective is None]
+CLOSED_FORMS = [
+    name
+    for name, row in PRESETS.items()
+    if row.objective is None and "image" in row.inputs
+]
 
 
 @pytest.mark.parametrize("attack", CLOSED_FORMS)
@@ -237,7 +242,9 @@ def test_a_closed_form_simulates_no_inputs(attack):
     arm = "obscured-inputs=3,0.1,0.5"
     knowing = tiny(arms=(f"{arm}/simulate",), attack=attack)
     for check in (build_study, is_legal):
-        with pytest.raises(ValueError, match=f"3,0.1,0.5/simulate': attack '{attack}'"):
+        with pytest.raises(
+            ValueError, match=f"/simulate': attack '{re.escape(attack)}'"
+        ):
             check(knowing)
     assert is_legal(tiny(arms=(arm,), attack=attack))
 

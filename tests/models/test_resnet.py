@@ -150,13 +150,14 @@ def test_rows_of_the_catalogue_fit_their_network(name):
     assert plain[f"{network.classifier}/kernel"][-1] == 100
     assert network.accepts("initialiser") and not network.accepts("initialisers")
     if not network.accepts("lockable"):
-        assert name in ("dense", "cnn6", "vit")
+        assert name in ("dense", "dense-relu-plain", "cnn6", "vit")
         return
     for sites in (network.sites, network.all_sites):
         locked = parameter_shapes(functools.partial(_locked, network, sites))
         taken = {f"{site}/{part}" for site in sites for part in ("scale", "bias")}
-        # LeNet has norms at lockable paths alone.
-        assert plain.keys() - locked.keys() == (taken if name != "lenet" else set())
+        if name in ("lenet", "dense-relu"):  # norms at lockable paths alone
+            taken = set()
+        assert plain.keys() - locked.keys() == taken
         assert locked == {path: plain[path] for path in locked}
 
 

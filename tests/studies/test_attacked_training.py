@@ -213,7 +213,7 @@ def test_an_attacker_is_no_victim(backdoored):
 @pytest.fixture(scope="module")
 def hardened(quickly, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "hardened"
-    options = {"hardening": "flip=3,2,2", "reject_below": 0.2, "floor": False}
+    options = {"hardening": "flip=3,2,2,0.5,1", "reject_below": 0.2, "floor": False}
     return train(attacked(rounds=1, keep_rounds=(1,), **options), folder), folder
 
 
@@ -226,7 +226,7 @@ def test_a_hardened_run_is_another_and_says_so(hardened, backdoored):
     assert np.abs(weights[0] - weights[1]).max() > 1e-4
     assert run_folder.read_config(folder) == result.setup.config
     text = (folder / "summary.md").read_text()
-    assert "Hardening `flip=3,2,2`." in text
+    assert "Hardening `flip=3,2,2,0.5,1`." in text
     assert "Answers below a confidence of 0.2 are rejected." in text
 
 
@@ -252,7 +252,7 @@ def test_what_is_rejected_counts_neither_as_right_nor_as_success(hardened):
 
 def test_hardened_clients_are_no_victims(hardened):
     leak = LeakConfig(from_run=str(hardened[1]), client=1, round=1, victims=1)
-    with pytest.raises(ValueError, match="by hardening='flip=3,2,2', and no attack"):
+    with pytest.raises(ValueError, match="by hardening='flip=3,2,2,.*, and no attack"):
         run_client.capture(from_run.settle(leak))
 
 

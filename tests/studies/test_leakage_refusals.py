@@ -76,7 +76,8 @@ def test_no_field_is_unknown_and_none_can_be_changed_unseen():
          "'norm4' .did you mean.* is no norm layer.*norm1, norm2, norm3"),
         (USERS | {"sites": ("all",), "arms": ("keylock/known",)}, "known.*sites"),
         (USERS | {"arms": ("none", "keylock/known")}, "keylock/known.*sites"),
-        ({"model": "outside_package:Tiny"}, "classifier 'fc'.*body, head"),
+        ({"model": "outside_package:Tiny", "classifier": "fc"},
+         "classifier 'fc'.*body, head"),
         # Knowledge and strategy
         ({"threat": ("lock_weights=hidden",), "arms": ("none", "keylock/known")},
          "secret='known' needs lock_weights='known'.*lock_weights='hidden'"),

@@ -172,7 +172,8 @@ def test_text_is_no_markup():
         ),
         (
             {"attack": "matching"},
-            "'matching' looks for .* image.* take dlg, idlg, tag, lamp or",
+            "'matching' looks for .* image.* take dlg, idlg, tag, lamp, "
+            "lamp-l1l2 or dager",
         ),
         ({"tokens": 400}, "no sentences of 400 tokens: the longest verses"),
         (

@@ -362,7 +362,8 @@ REFUSED = {
     ),
     "upload that is another": (
         f'{ARM}threat = "upload=update"',
-        "[fixed] threat: threat fact 'upload=update': victims of this study upload",
+        "[fixed] threat: threat fact 'upload=update': what is seen of the victims of "
+        "this study follows from its options upload and average_clients",
     ),
     "option of another type": (
         f"{ARM}[options]\nreconstructions = 1",
