@@ -80,6 +80,13 @@ CASES = {
 }
 
 
+# The longest to compile has all but its success among the slow tests.
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "gradinversion" else name
+    for name in CASES
+]
+
+
 @functools.cache
 def attack(name):
     return compiled(CASES[name][0])
@@ -99,20 +106,20 @@ def test_it_succeeds_on_an_undefended_victim(name):
     assert found.labels.tolist() == np.argmax(truth.targets, axis=-1).tolist()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", QUICK)
 def test_it_fails_where_noise_leaves_nothing(name):
     truth = victim(name)
     found = attack(name)(drowned(truth))
     assert error_of(found, truth) > GREY / 2
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_broken_gradient_is_a_reported_failure(name):
     found = attack(name)(filled(victim(name), np.nan))
     assert not bool(found.finite)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", QUICK)
 def test_an_all_zero_gradient_is_no_success(name):
     """An image with as small a gradient is worse matched than the true one was."""
     truth = victim(name)
@@ -123,7 +130,7 @@ def test_an_all_zero_gradient_is_no_success(name):
     assert error_of(found, truth) > GREY / 2
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", QUICK)
 def test_what_is_hidden_cannot_change_a_reconstruction(name):
     truth, facts = victim(name), vars(threat_of(CASES[name][0]).knowledge)
     assert {"inputs", "lock_grads"} <= set(hidden(facts))

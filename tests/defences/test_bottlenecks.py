@@ -415,6 +415,7 @@ def test_who_omits_noisy_gradients_compares_the_layers_in_front_alone():
         )
 
 
+@pytest.mark.slow
 def test_who_omits_everything_is_told_so():
     model, shape = convolutional(), (8, 8, 1)
     behind = functools.partial(layers_behind, model, "conv1:input", shape)

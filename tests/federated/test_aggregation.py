@@ -218,7 +218,14 @@ def after(rounds, data, cohort=None, count=2, clients=CLIENTS):
     return jax.device_get(server), info
 
 
-@pytest.mark.parametrize("name", ["median", "multi-krum=1", "norm-bounding=0.05"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "median",
+        pytest.param("multi-krum=1", marks=pytest.mark.slow),
+        pytest.param("norm-bounding=0.05", marks=pytest.mark.slow),
+    ],
+)
 def test_layouts_and_orders_agree(name):
     data = client_data(CLIENTS)
     expected, _ = after(rounds_of(make_aggregator(name)), data)

@@ -219,6 +219,7 @@ def test_where_sentences_of_different_lengths_end_is_read_off():
         assert right == pytest.approx(round(right)) and row["token_accuracy"] >= 0.5
 
 
+@pytest.mark.slow
 def test_a_language_model_gives_its_sentence_away_with_its_targets():
     changes = {"data": "text-next-token", "model": "text_networks:language_model"}
     config = LeakConfig(arms=("none",), **TEXT | changes | {"labels": "joint"})
@@ -239,6 +240,7 @@ OF_TEXT = {
 }
 
 
+@pytest.mark.slow
 def test_a_client_of_a_training_on_text_is_attacked(tmp_path):
     begun_runs.begin(tmp_path / "run", **OF_TEXT)
     options = {"attack": "dlg", "labels": "given", "victims": 1, "steps": 150}
