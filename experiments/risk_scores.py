@@ -3,7 +3,7 @@
 What: `kljax.leak --risk` on digits of 12x12 grey pixels, LeNet drawn afresh for each;
 Spearman's rank correlation between each score and what the attack recovers, per arm.
 Device: any. Trials: 24 victims of seed 0 in each arm, one example each.
-Number last obtained: none; it has not been run to its end yet.
+Results: experiments/risk_scores.md.
 
     python experiments/risk_scores.py
     python experiments/risk_scores.py --arms none keylock/known --folder runs/risk
