@@ -3,7 +3,7 @@
 What: `kljax.leak` with the attack `tableak` on the embedded tables, undefended, under
 noise, and under the key-lock with its controls; batches of 1, 8 and 32.
 Device: any. Trials: 8, 4 and 2 uploads of seed 0, that is 8, 32 and 64 rows.
-Number last obtained: none; it has not been run to its end yet.
+Results: experiments/tables.md.
 
     python experiments/tables.py
     python experiments/tables.py --only ensemble --folder runs/tables
