@@ -279,7 +279,7 @@ NOTES = """
   looked for. Encoders of more than two sentences of the corpus were not tried.
   In a test, of three planted sentences of a tiny encoder one is found today
   (`tests/attacks/test_dager.py`, marked as expected to fail), where an earlier form of
-  the attack found all three: the span of the second layer lacks a direction. The lines
+  the attack found all three: rounding hides a direction of the second span. The lines
   above were printed before a span was judged full by samples.
 """
 

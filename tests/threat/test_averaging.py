@@ -73,6 +73,10 @@ def test_the_average_is_the_gradient_of_all_examples():
             strict=True,
         ):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            assert a.dtype == b.dtype
+    for name in ("inputs", "targets"):
+        own, all_of_them = getattr(average, name), getattr(whole, name)
+        np.testing.assert_array_equal(np.reshape(own, all_of_them.shape), all_of_them)
     apart = [
         np.max(np.abs(a - b))
         for a, b in zip(
