@@ -8,9 +8,11 @@ which examples that part is.
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -97,7 +99,34 @@ def make_generator(account: Account, weights: Params, public: np.ndarray) -> Gen
         account.shape,
         account.num_classes,
         Origin(account.dataset, account.split, public),
+        _dense_stages(account),
     )
+
+
+def _dense_stages(account: Account) -> tuple[Callable[..., Array], ...]:
+    """Gives `make_decoder`'s network in pieces: one stage per dense layer."""
+
+    def dense(weights: Params, layer: str, features: Array) -> Array:
+        bias = weights[f"{layer}/bias"]
+        return features @ weights[f"{layer}/kernel"] + bias[None]
+
+    def hidden(layer: str, weights: Params, features: Array, targets: Array) -> Array:
+        del targets
+        return jax.nn.gelu(dense(weights, layer, features))
+
+    def images(weights: Params, features: Array, targets: Array) -> Array:
+        del targets
+        pixels = jax.nn.sigmoid(dense(weights, "fc", features))
+        return pixels.reshape(-1, *account.shape)
+
+    layers = [f"layers/{i}" for i in range(len(account.widths))]
+    stages = [*(functools.partial(hidden, layer) for layer in layers), images]
+
+    def first(weights: Params, latents: Array, targets: Array) -> Array:
+        told = jnp.concatenate([latents, targets], axis=-1)
+        return stages[0](weights, told, targets)
+
+    return (first, *stages[1:])
 
 
 def write_decoder(

@@ -14,12 +14,12 @@ from kljax.attacks import adam, cma_es
 from kljax.attacks.latents import normal_divergence, resized
 from kljax.attacks.objectives import mean_squared_l2
 from kljax.attacks.presets import ggl
-from kljax.core.generator import Generator, check_generator
+from kljax.core.generator import Generator, check_generator, decode_from
 from kljax.core.types import Private, Public
 from kljax.data.resizing import resize
 from kljax.defences import none
 from kljax.federated.clients import one_step
-from kljax.models.decoders import FOLDER, read_decoder
+from kljax.models.decoders import FOLDER, list_decoders, read_decoder
 from kljax.models.losses import cross_entropy
 from kljax.threat import KEYLOCK_STRATEGIES, observe
 
@@ -179,6 +179,29 @@ def wrong(change):
     return true._replace(decode=lambda *args: change(true.decode(*args)))
 
 
+def staged(change):
+    return generator()._replace(stages=change(generator().stages))
+
+
+@pytest.mark.parametrize("name", list_decoders())
+def test_stages_are_the_decoder_in_pieces(name):
+    found = read_decoder(FOLDER / f"{name}.npz")
+    latents = jax.random.normal(jax.random.key(5), (3, found.latents))
+    targets = jax.nn.one_hot(jnp.array([1, 7, 7]), 10)
+    features, sizes = latents, []
+    for stage in found.stages:
+        features = stage(found.weights, features, targets)
+        sizes.append(features.shape[0])
+    images = quick_jit(found.decode)(found.weights, latents, targets)
+    np.testing.assert_allclose(features, images, atol=1e-6)
+    assert sizes == [3] * len(found.stages) and len(sizes) > 1
+    # One example's features are its own: the class of another does not reach it.
+    alone = decode_from(found, 0, found.weights, latents[:1], targets[:1])
+    np.testing.assert_allclose(alone, images[:1], atol=1e-6)
+    again = decode_from(found, len(sizes), found.weights, images, targets)
+    np.testing.assert_array_equal(again, images)
+
+
 @pytest.mark.parametrize(
     ("made_wrongly", "message"),
     [
@@ -187,6 +210,16 @@ def wrong(change):
         (lambda: wrong(lambda x: x * jnp.nan), r"in \[nan, nan\]"),
         (lambda: wrong(lambda x: x[:, :7]), r"shape \(7, 8, 1\), and says \(8, 8, 1\)"),
         (lambda: generator()._replace(latents=9), "cannot decode latents .64, 9."),
+        (lambda: staged(lambda stages: stages[:-1]), r"stages make images of shape .1"),
+        (lambda: staged(lambda stages: stages[1:]), "cannot decode latents"),
+        (
+            lambda: staged(lambda stages: (*stages, lambda w, x, y: 0.99 * x)),
+            "its 4 stages make of latents is up to 0.0",
+        ),
+        (
+            lambda: staged(lambda stages: (*stages, lambda w, x, y: x * jnp.nan)),
+            "up to nan apart",
+        ),
     ],
 )
 def test_a_generator_that_is_not_what_it_says_is_refused(made_wrongly, message):
