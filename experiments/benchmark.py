@@ -1,4 +1,4 @@
-"""The benchmark: attacks x defences x networks x states, ranked with intervals.
+"""The benchmark: attacks x defences x networks x weights, ranked with intervals.
 
     python experiments/benchmark.py [--tier night|trained|gpu|cluster]
         [--out runs/benchmark] [--hours 12] [--page experiments/benchmark.md]

@@ -45,6 +45,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -233,8 +234,12 @@ def tabled(made: dict[str, list[dict]]) -> str:
     return tabulate(lines, HEAD, tablefmt="github", disable_numparse=True)
 
 
-def planted(seed: int) -> str:
-    """Looks for triggers in a network with a backdoor and in one without."""
+def planted(seed: int) -> list[list[Any]]:
+    """Looks for triggers in a network with a backdoor and in one without.
+
+    Returns:
+      A line for each, in the columns of `PLANTED`.
+    """
     lines = []
     for name, roles in (("backdoor", ("0-3:backdoor@10-14",)), ("honest", HONEST)):
         run = Run("rules", "mean", name, "patch", "patch=2", roles)

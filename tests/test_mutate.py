@@ -156,6 +156,19 @@ def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
     assert late.result == "late" and late.seconds < 30
 
 
+def test_cheap_test_files_come_before_dear_ones(repository):
+    judge = mutate.Judge(repository, limit=60)
+    for file, seconds in (("dear", 0.3), ("cheap", 0.03)):
+        (repository / f"tests/test_{file}.py").write_text(
+            f"import time\ndef test():\n    time.sleep({seconds})\n"
+        )
+    files = [f"tests/test_{file}.py" for file in ("dear", "new", "cheap")]
+    seen = mutate.run_tests(repository, [files[0], files[2]], limit=60).of_files
+    assert seen[files[0]] > 0.3 > seen[files[2]] > 0.03
+    judge.of_files = seen
+    assert judge.cheapest_first(files) == [files[1], files[2], files[0]]
+
+
 def test_what_cannot_change_a_result_is_no_mutation():
     source = b"a = max(b, c)\nd = list(zip(b, c, strict=True))\n"
     found = mutations.mutations_of("kljax/none.py", source)

@@ -39,7 +39,7 @@ def _trimmed_mean(losses: Array) -> Array:
 POOLINGS: dict[str, Callable[[Array], Array]] = {
     "mean": jnp.mean,
     "median": jnp.median,
-    "trimmed_mean": _trimmed_mean,
+    "trimmed-mean": _trimmed_mean,
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from kljax.core.registry import nearest
+
 MOST = 2**31 - 1  # what an int32 of JAX holds
 # JAX makes a random key of the lower 32 bits: larger seeds would repeat smaller ones.
 MOST_OF = {"seed": 2**32 - 1}
@@ -108,10 +110,11 @@ def default(kind: type, name: str) -> Any:
 
 
 def check_choice(config: Any, name: str, legal: tuple[str, ...]) -> None:
-    if getattr(config, name) not in legal:
+    value = getattr(config, name)
+    if value not in legal:
+        hint = nearest(value, legal) if isinstance(value, str) else ""
         raise ValueError(
-            f"{name} must be {' or '.join(map(repr, legal))}, got "
-            f"{shown(getattr(config, name))}"
+            f"{name} must be {' or '.join(map(repr, legal))}, got {shown(value)}{hint}"
         )
 
 

@@ -101,3 +101,26 @@ def of_finite(blocks: list[Block]) -> list[tuple[np.ndarray, Progress, PyTree]]:
 def side_by_side(parts: list[PyTree]) -> PyTree:
     """Concatenates trees along the first axis of each leaf."""
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def write_rows(states: PyTree, rows: np.ndarray | int, values: PyTree) -> None:
+    """Writes values in place, into rows of each leaf's first axis."""
+
+    def write(old, new):
+        old[rows] = new
+
+    jax.tree.map(write, states, values)
+
+
+def collect_progress(cohort: np.ndarray, blocks: list[Block]) -> Progress:
+    """Puts the progress of blocks together, in the order of the cohort."""
+    place = {client: n for n, client in enumerate(cohort.tolist())}
+    progress = Progress(
+        np.full(len(cohort), np.nan),
+        np.full(len(cohort), np.nan),
+        np.ones(len(cohort), bool),
+    )
+    for ids, _, seen, _ in blocks:
+        rows = [place[client] for client in ids.tolist()]
+        write_rows(progress, rows, seen)
+    return progress

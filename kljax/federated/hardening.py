@@ -19,7 +19,7 @@ from kljax.core.types import Array, Model, Private, Rng
 from kljax.data.triggers import Overlay, lay_over
 from kljax.defences import Defence
 from kljax.federated.clients import Batches
-from kljax.federated.roles import parse_numbers
+from kljax.federated.role_texts import parse_numbers
 from kljax.federated.server import ServerState
 from kljax.federated.trigger_inversion import Classify, invert_pairs
 
@@ -195,13 +195,15 @@ def make_hardening(text: str, rounds: int | None = None) -> Hardening | None:
 
     Raises:
       ValueError: for an unknown name, numbers that it does not take, rounds that do not
-        exist, and what is no function.
+        exist, rounds of what hardens nothing, and what is no function.
     """
     name, at, written = text.partition("@")
     acting, said = None, f"hardening {text!r}"
     if at:
         acting = frozenset(parse_numbers(said, written, "round", rounds, HOW))
     made = make_named("hardening", name, HARDENINGS)
+    if made is None and at:
+        raise ValueError(f"{said}: {name!r} hardens in no round: leave @{written} out")
     if made is None:
         return None
     return Hardening(check_callable("hardening", text, made), acting)

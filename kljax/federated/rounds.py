@@ -47,8 +47,9 @@ from kljax.federated.aggregation import (
     find_needs,
     mean,
 )
+from kljax.federated.cast import cast_of
+from kljax.federated.client_round import bind_client
 from kljax.federated.clients import (
-    ROUND_PURPOSES,
     Batches,
     ClientState,
     LocalTraining,
@@ -60,9 +61,11 @@ from kljax.federated.cohorts import (
     check_examples,
     check_population,
     checked_cohort,
+    collect_progress,
     gather_uploads,
     of_finite,
     side_by_side,
+    write_rows,
 )
 from kljax.federated.encryption import (
     LEAST,
@@ -72,7 +75,7 @@ from kljax.federated.encryption import (
     mean_of_hidden,
 )
 from kljax.federated.hardening import Hardening, bind_hardening
-from kljax.federated.roles import Role, cast_of
+from kljax.federated.roles import Role
 from kljax.federated.server import ServerState
 from kljax.parallel import Layout, Timing, sum_clients
 
@@ -235,50 +238,17 @@ def federated_rounds(
         start = jax.jit(training.init)(server.public, Private(secret(0), lock))
         states = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], count, 0), start)
         for client in range(count):
-            _write(states.private.secret, client, jax.device_get(secret(client)))
+            write_rows(states.private.secret, client, jax.device_get(secret(client)))
         return states
 
-    def one_client(
-        shared, client, state: ClientState, batches: Batches, examples, role=None
-    ):
-        rng_data, server = shared
-        rng = jax.random.fold_in(jax.random.wrap_key_data(rng_data), client)
-        if cast is not None:
-            rng_role = derive_rng(rng, ROUND_PURPOSES, "role")
-            batches = cast.batches(role, rng_role, batches)
-        if harden is not None:
-            acts = True if cast is None else cast.hardens(role)
-            rng_harden = derive_rng(rng, ROUND_PURPOSES, "hardening")
-            batches = harden(acts, rng_harden, server, state.private, batches)
-        upload, kept, progress = training.run(
-            rng, server.round, server.public, server.stats, state, batches
-        )
-        if cast is not None:
-            upload, finite = cast.upload(
-                role, rng_role, server.public, server.stats, upload
-            )
-            progress = progress._replace(finite=progress.finite & finite)
-        weight = jnp.where(weighting == "examples", examples, 1.0)
-        weight = jnp.where(progress.finite, weight, 0.0)
-
-        def counted(x: Array) -> Array:
-            return jnp.where(progress.finite, weight * x, 0.0)
-
-        measures = jax.tree.map(counted, (progress.loss, progress.accuracy))
-        broken = jnp.where(progress.finite, 0, 1)
-        if encryption is not None:
-            seen = training.visible(
-                rng, server.public, server.stats, state, batches, upload.delta
-            )
-            kept_back = weight, upload, seen
-            return (weight, broken, measures), (kept, progress, kept_back)
-        part = rule.add(server, upload, weight)
-        if rule.gathers:
-            return (weight, broken, measures), (kept, progress, (weight, part))
-        # A choice and not a product: NaN times zero is NaN.
-        part = jax.tree.map(lambda x: jnp.where(progress.finite, x, 0), part)
-        return (weight, broken, measures, part), (kept, progress, ())
-
+    one_client = bind_client(
+        training,
+        rule,
+        cast=cast,
+        harden=harden,
+        weighting=weighting,
+        encrypted=encryption is not None,
+    )
     run_clients = sum_clients(one_client, layout)
 
     @jax.jit
@@ -359,7 +329,7 @@ def federated_rounds(
         (weight, failed, (loss, accuracy), *sums), timing = run_clients(
             host, cohort, rows, keep, on_block
         )
-        progress = _collected(cohort, kept)
+        progress = collect_progress(cohort, kept)
         broken = cohort[~progress.finite]
         left = len(cohort) - failed
         if failed and (on_nonfinite == "stop" or left < least):
@@ -392,7 +362,7 @@ def federated_rounds(
             )
         for ids, state, seen, _ in kept:
             fine = np.flatnonzero(seen.finite)
-            _write(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
+            write_rows(states, ids[fine], jax.tree.map(lambda x, f=fine: x[f], state))
         means = float(loss / weight), float(accuracy / weight)
         return new, RoundInfo(cohort, *means, broken, progress, timing, part)
 
@@ -402,24 +372,3 @@ def federated_rounds(
 def nbytes(states: ClientState) -> int:
     """Counts the bytes that the states of all clients take on the host."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-
-
-def _write(states: PyTree, rows, values: PyTree) -> None:
-    def write(old, new):
-        old[rows] = new
-
-    jax.tree.map(write, states, values)
-
-
-def _collected(cohort: np.ndarray, kept: list) -> Progress:
-    """Puts the progress of blocks together, in the order of the cohort."""
-    place = {client: n for n, client in enumerate(cohort.tolist())}
-    progress = Progress(
-        np.full(len(cohort), np.nan),
-        np.full(len(cohort), np.nan),
-        np.ones(len(cohort), bool),
-    )
-    for ids, _, seen, _ in kept:
-        rows = [place[client] for client in ids.tolist()]
-        _write(progress, rows, seen)
-    return progress

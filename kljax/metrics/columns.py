@@ -18,6 +18,10 @@ DTYPES = ("string", "int32", "int64", "float64", "bool")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Where columns are tabled unasked: what is shown in one place is in those before, too.
 PLACES = ("summary", "report", "terminal")
+# What columns of one unit have in common.
+SIMILARITY: dict[str, Any] = {"unit": "[-1, 1]", "form": ".3f", "leaks": 1}
+SHARE: dict[str, Any] = {"unit": "[0, 1]", "form": ".0%"}
+DECIBEL: dict[str, Any] = {"unit": "dB", "form": ".1f", "leaks": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

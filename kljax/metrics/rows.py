@@ -31,8 +31,6 @@ import numpy as np
 
 from kljax.core.tables import TableColumn, read_rows
 
-SUCCESS_CELLS = 0.5  # of a row: what more than half says is given away
-
 
 def right_cells(
     guesses: np.ndarray, truths: np.ndarray, columns: Sequence[TableColumn]

@@ -34,7 +34,6 @@ from numpy.typing import ArrayLike
 
 ROUGES = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 PADDING = -1
-SUCCESS_TOKENS = 0.5  # of a sentence: what more than half says is given away
 
 
 def token_accuracy(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:

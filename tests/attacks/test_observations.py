@@ -44,7 +44,7 @@ def found(view):
 
 
 @pytest.mark.parametrize(
-    ("pooling", "expected"), (("mean", 4.0), ("median", 2.5), ("trimmed_mean", 2.5))
+    ("pooling", "expected"), (("mean", 4.0), ("median", 2.5), ("trimmed-mean", 2.5))
 )
 def test_losses_are_put_together(pooling, expected):
     assert float(POOLINGS[pooling](jnp.array([10.0, 1.0, 3.0, 2.0]))) == expected
@@ -62,7 +62,7 @@ def test_noise_that_is_drawn_anew_averages_out():
 def test_one_upload_that_fits_nothing_else_does_not_move_the_robust_rules():
     grads = np.stack([TRUTH, TRUTH, TRUTH, TRUTH, TRUTH + 100])
     assert np.linalg.norm(found(seen_together(grads)).inputs - TRUTH) > 5
-    for pooling in ("median", "trimmed_mean"):
+    for pooling in ("median", "trimmed-mean"):
         close = found(seen_together(grads, pooling=pooling)).inputs
         np.testing.assert_allclose(close, TRUTH, atol=2e-2)
 

@@ -256,9 +256,12 @@ def test_what_is_hidden_cannot_change_a_reconstruction():
     assert clean.finite and not differences(again, clean)
 
 
-def test_null_vectors_are_at_right_angles():
-    columns = np.random.default_rng(0).standard_normal((5, 4, 7)).astype(np.float32)
+@pytest.mark.parametrize("size", (1, 2, 5))
+def test_null_vectors_are_at_right_angles(size):
+    shape = size, size - 1, 7
+    columns = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     found = np.asarray(quick_jit(null_vectors)(columns))
+    assert found.shape == (size, 7)
     for i in range(7):
         expected = np.linalg.svd(columns[:, :, i])[0][:, -1]
         np.testing.assert_allclose(abs(expected @ found[:, i]), 1, rtol=1e-5)

@@ -24,17 +24,17 @@ from kljax.defences.ats import NUMBERED, PUBLISHED, RANGES, Choice
 from kljax.defences.image_operations import OPERATIONS
 
 RNG = jax.random.key(7)
-SIZE = 16
+HEIGHT, WIDTH = 16, 20  # more pixels than levels: `equalise` has something to do
 TARGETS = np.eye(CLASSES, dtype=np.float32)[[1, 0]]
 
 
 def smooth_images(channels):
     """Images of whole levels: curves with some noise, one darker than the other."""
-    down, right = np.mgrid[:SIZE, :SIZE] / SIZE
+    down, right = np.mgrid[:HEIGHT, :WIDTH] / WIDTH
     waves = [
         np.sin(5 * down + n) * np.cos(4 * right * (n + 1)) for n in range(channels)
     ]
-    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (SIZE, SIZE, channels))
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (HEIGHT, WIDTH, channels))
     image = 0.5 + 0.4 * np.stack(waves, -1) + noise
     levels = np.round(255 * np.stack([image, 0.6 * image**2]))
     return (levels / 255).astype(np.float32)
@@ -54,8 +54,8 @@ PILLOW = {
     "shear_y": lambda i, m, s: affine(
         i, (1, 0, 0, m * s, 1, 0), Image.Resampling.BILINEAR
     ),
-    "translate_x": lambda i, m, s: affine(i, (1, 0, m * SIZE * s, 0, 1, 0)),
-    "translate_y": lambda i, m, s: affine(i, (1, 0, 0, 0, 1, m * SIZE * s)),
+    "translate_x": lambda i, m, s: affine(i, (1, 0, m * WIDTH * s, 0, 1, 0)),
+    "translate_y": lambda i, m, s: affine(i, (1, 0, 0, 0, 1, m * HEIGHT * s)),
     "rotate": lambda i, m, s: rotated(i, m),
     "colour": lambda i, m, s: ImageEnhance.Color(i).enhance(1 + m * s),
     "contrast": lambda i, m, s: ImageEnhance.Contrast(i).enhance(1 + m * s),
@@ -112,7 +112,36 @@ def test_the_numbering_is_that_of_the_official_code():
     named = {3: ("translate_x", 9), 18: ("contrast", 7), 43: ("translate_y", 3)}
     named |= {11: ("posterise", 5), 28: ("solarise", 0), 49: ("autocontrast", 1)}
     assert {n: NUMBERED[n] for n in named} == named
-    assert RANGES["posterise"][5] == 6 and RANGES["solarise"][0] == 256
+    by_operation = {}
+    for n, (name, place) in enumerate(NUMBERED):
+        by_operation.setdefault(name, []).append(f"{n}-{place}")
+    assert {name: " ".join(places) for name, places in by_operation.items()} == {
+        "shear_y": "6-2 10-5",
+        "translate_x": "3-9 21-5",
+        "translate_y": "7-2 24-3 42-3 43-3 48-3",
+        "rotate": "2-2",
+        "colour": "12-3 20-5 27-8 34-5 39-0",
+        "contrast": "1-6 18-7",
+        "brightness": "13-5 15-9 26-6 38-3",
+        "sharpness": "4-1 5-3 14-9 19-5 25-6",
+        "invert": "0-7 29-0 47-0",
+        "solarise": "28-0 37-4 40-1 45-1",
+        "posterise": "11-5",
+        "autocontrast": "8-5 23-8 31-0 36-4 41-0 44-1 49-1",
+        "equalise": "9-2 16-5 17-1 22-7 30-0 32-8 33-4 35-5 46-5",
+    }
+
+
+def test_magnitudes_are_ten_even_steps():
+    ends = {"shear_y": (0, 0.3), "rotate": (0, 30), "solarise": (256, 0)}
+    ends |= dict.fromkeys(("translate_x", "translate_y"), (0, 150 / 331))
+    strengths = ("colour", "contrast", "brightness", "sharpness")
+    ends |= dict.fromkeys(strengths, (0, 0.5))
+    assert RANGES.keys() == {*ends, "posterise"}
+    for name, (first, last) in ends.items():
+        steps = [first + (last - first) * n / 9 for n in range(10)]
+        np.testing.assert_allclose(RANGES[name], steps)
+    assert RANGES["posterise"].tolist() == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]  # bits
 
 
 def replaced(policies, choice, images):
@@ -209,7 +238,7 @@ def test_what_is_no_image_is_refused():
 
 # --- the search ----------------------------------------------------------------------
 
-KERNEL = random_images(SIZE * SIZE, CLASSES).reshape(SIZE * SIZE, CLASSES) - 0.5
+KERNEL = random_images(HEIGHT * WIDTH, CLASSES).reshape(-1, CLASSES) - 0.5
 
 
 def outputs(images):

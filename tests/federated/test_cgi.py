@@ -109,6 +109,14 @@ def test_rules_see_who_is_far_off_and_not_who_is_in_the_midst():
     np.testing.assert_allclose(float(share_outside(honest, 1)), np.mean(beyond))
 
 
+def test_too_many_coordinates_are_more_than_half_way_to_all():
+    """Of five clients 2/5 is usual: 7 of 10 is half way, and more is seen."""
+    others = np.stack([np.arange(10.0) + n for n in range(CLIENTS - 1)])
+    for beyond, seen in ((6, False), (8, True), (10, True)):
+        own = np.where(np.arange(10) < beyond, 99.0, others[1])
+        assert seen_by_order({"x": np.stack([*others, own])}, 4) == seen
+
+
 def test_a_median_does_not_move_for_who_is_far_off():
     """What is left of the attack: the mean of the middle ones, not its own network."""
     honest = uploads()

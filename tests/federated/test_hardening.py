@@ -12,7 +12,7 @@ from toys import quick_jit
 from kljax.core.types import Model, Output
 from kljax.federated import evaluation
 from kljax.federated.hardening import HARDENINGS, Hardening, flip, make_hardening
-from kljax.federated.roles import parse_roles
+from kljax.federated.role_texts import parse_roles
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,7 @@ def test_padding_is_nobodys_example():
         ("flip=largest=2", r"largest of flip must be in \[0, 1\], got 2"),
         ("flip@", "hardening 'flip@': write NAME or NAME@ROUNDS, such as flip@10-19"),
         ("flip@3-20", "hardening 'flip@3-20': there is no round 20, but 0 to 19"),
+        ("none@2", "hardening 'none@2': 'none' hardens in no round: leave @2 out"),
         ("math:floor=2.5", "hardening 'math:floor=2.5' is no function, but int"),
     ],
 )

@@ -8,7 +8,8 @@ from test_rounds import client_data, play
 from tiny_studies import quick_compilation
 
 from kljax.data.triggers import distributed
-from kljax.federated.roles import cast_of, parse_roles
+from kljax.federated.cast import cast_of
+from kljax.federated.role_texts import parse_roles
 
 
 @pytest.fixture(autouse=True)

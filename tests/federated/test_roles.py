@@ -24,6 +24,7 @@ from kljax.federated import evaluation
 from kljax.federated.aggregation import coordinate_median, krum
 from kljax.federated.algorithms import fedavg
 from kljax.federated.clients import Batches, Upload
+from kljax.federated.role_texts import parse_roles
 from kljax.federated.roles import (
     ROLES,
     Attack,
@@ -32,7 +33,6 @@ from kljax.federated.roles import (
     honest,
     label_flip,
     model_replacement,
-    parse_roles,
 )
 from kljax.models.losses import cross_entropy
 

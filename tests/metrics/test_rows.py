@@ -60,6 +60,7 @@ def test_what_is_wrong_is_marked():
         (0.75, 0.5, 1.0, "recovered"),
         (0.7, 0.5, 1.0, "unsolved"),
         (0.7, 0.5, 0.0, "ambiguous"),
+        (0.5, 0.0, 1.0, "recovered"),  # exactly half
         (0.4, 0.0, 0.0, "ambiguous"),  # less than half
         (1.0, 1.0, 0.0, "ambiguous"),  # a floor has it all: no leak
         (1.0, 0.5, np.nan, "diverged"),

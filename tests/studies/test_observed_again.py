@@ -75,7 +75,8 @@ def test_losses_at_the_truth_are_those_of_all(results):
         ({"earlier": 1}, "observations=2 are of the same examples, and earlier=1"),
         ({"observations": 1, "pooling": "median"}, "pooling='median' needs observ"),
         ({"observations": 0}, "observations must be an integer >= 1, got 0"),
-        ({"pooling": "krum"}, "pooling"),
+        ({"pooling": "krum"}, "pooling must be 'mean' or .*, got 'krum'$"),
+        ({"pooling": "trimmed_mean"}, r"did you mean 'trimmed-mean'\?"),
     ),
 )
 def test_what_cannot_be_pooled_is_refused_by_name(changes, message):

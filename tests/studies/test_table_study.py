@@ -94,6 +94,7 @@ def test_networks_of_tables_draw_their_weights_themselves():
         ),
         ({"attack": "matching"}, "holds table.*tableak"),
         ({"labels": "joint"}, "'joint' optimises them"),
+        ({"observations": 2}, "'tableak' pools its restarts.* write observations=1"),
     ),
 )
 def test_what_does_not_fit_is_refused(changes, message):

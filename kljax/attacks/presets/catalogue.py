@@ -70,6 +70,8 @@ class Preset(NamedTuple):
       density: whether it needs that of what is sent (`AssumedDefence.log_prob`).
       replays_steps: whether a search on an update goes through all local steps, and
         has the parameters of each.
+      pools_restarts: whether its answer is made of those of all restarts; it cannot
+        pool several observations as well.
     """
 
     build: Callable[..., Attack]
@@ -86,6 +88,7 @@ class Preset(NamedTuple):
     evolution: Callable[[], Evolution] | None = None
     density: bool = False
     replays_steps: bool = True
+    pools_restarts: bool = False
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -151,7 +154,9 @@ PRESETS: dict[str, Preset] = {
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
     "sme": Preset(sme, "given", anywhere(cosine), replays_steps=False),
-    "tableak": Preset(tableak, "given", anywhere(cosine), inputs=("table",)),
+    "tableak": Preset(
+        tableak, "given", anywhere(cosine), inputs=("table",), pools_restarts=True
+    ),
     "april-optimisation": Preset(
         april_optimisation, "recovered", anywhere(april_objective)
     ),

@@ -4,8 +4,9 @@ import numpy as np
 
 from kljax.core.inputs import InputSpec
 from kljax.core.tables import BETWEEN, write_cells
-from kljax.metrics import outcomes, rows
-from kljax.metrics.kinds.kind import Having, Kind, Row, Scores
+from kljax.metrics import rows
+from kljax.metrics.kinds import parts
+from kljax.metrics.kinds.kind import Kind, Scores
 
 
 def score_rows(guesses: np.ndarray, truths: np.ndarray, spec: InputSpec) -> Scores:
@@ -43,34 +44,6 @@ def _reference(inputs, labels, indices, spec: InputSpec) -> rows.RowReference:
     return rows.RowReference(*sides, spec.columns)
 
 
-def _best_floors(
-    truths: np.ndarray,
-    made: list[dict[str, np.ndarray]],
-    scores: dict[str, Having],
-) -> Scores:
-    del made
-    best = np.zeros(len(truths))
-    for having, its in scores.values():
-        best[having] = np.maximum(best[having], its["cell_accuracy"])
-    return {"floor_cell_accuracy": best}
-
-
-def _outcome(
-    row: Row, matching_loss: float | None, loss_floor: float | None, finite: bool
-) -> str:
-    """Names the outcome: recovered is judged by the cells that are wrong.
-
-    At least half are right, and at most half as many wrong as in the best floor. Where
-    a floor has all of them right, a guess that has is none that leaked.
-    """
-    accuracy, floor = row["cell_accuracy"], row["floor_cell_accuracy"]
-    wrong, allowed = 1 - accuracy, outcomes.SUCCESS_FLOOR_SHARE * (1 - floor)
-    right = accuracy >= rows.SUCCESS_CELLS and wrong <= allowed and floor < 1
-    return outcomes.judge(
-        right=right, matching_loss=matching_loss, loss_floor=loss_floor, finite=finite
-    )
-
-
 READING = """\
 How to read it. A cell is right if its category is, or if its number is within .319 of
 its column's standard deviation, or whatever tolerance the column has. *recovered*: at
@@ -82,18 +55,14 @@ undefended arm of the same cell is recovered. Floors are rows made without any g
 by the truth: so much says the row of somebody alike. Means hide spread: `rows.csv` has
 every row."""
 
-MEANINGS = {
-    "success": "all cells of the row are right: categories, and numbers within the "
+MEANINGS = parts.meanings_of(
+    "row",
+    "cells are right",
+    success="all cells of the row are right: categories, and numbers within the "
     "tolerance of their column",
-    "floor": "what the best row made without any gradient reaches on the same victims; "
+    floor="what the best row made without any gradient reaches on the same victims; "
     "some know the true label, and nearest_same_class is chosen by the truth",
-    "recovered": "at least half of the cells are right, and at most half as many are "
-    "wrong as in the row's best floor",
-    "recovered_affine": "of images alone: no row is recovered up to anything",
-    "ambiguous": "matched but wrong: the gradient is matched and the row is not "
-    "recovered. Evidence for a defence only where the undefended arm of the same cell "
-    "is recovered; verdicts count those rows",
-}
+)
 
 TABLES = Kind(
     score=score_rows,
@@ -102,11 +71,11 @@ TABLES = Kind(
     reference=_reference,
     floors=tuple(rows.ROW_FLOORS),
     make_floors=rows.floor_rows,
-    best_floors=_best_floors,
+    best_floors=parts.best_floors_by("cell_accuracy"),
     success=lambda row: bool(row["exact_match"]),
     success_words="all cells",
     reading=READING,
-    outcome=_outcome,
+    outcome=parts.outcome_by("cell_accuracy", beyond_floor=True),
     noun="row",
     success_share="rows with all cells right",
     meanings=MEANINGS,

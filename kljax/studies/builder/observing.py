@@ -94,7 +94,8 @@ def draws_secrets(config: LeakConfig, arm: Arm, renewed: bool) -> bool:
 def check_pooling(config: LeakConfig, preset: Preset) -> None:
     """Refuses several observations of an attack that reads one upload.
 
-    A search pools them, and an attack of a user's own if it is one.
+    A search pools them, and an attack of a user's own if it is one; but for a search
+    that pools its restarts.
 
     Raises:
       ValueError: with the attack, and attacks that will do.
@@ -106,6 +107,11 @@ def check_pooling(config: LeakConfig, preset: Preset) -> None:
             f"observations={config.observations}: attack {config.attack!r} is a closed "
             "form, which reads one upload: take an attack that searches, such as "
             "'matching'"
+        )
+    if preset.pools_restarts:
+        raise ValueError(
+            f"observations={config.observations}: attack {config.attack!r} pools its "
+            "restarts, and cannot pool observations as well: write observations=1"
         )
 
 

@@ -32,7 +32,8 @@ from kljax.federated.encryption import (
 )
 from kljax.federated.hardening import make_hardening
 from kljax.federated.optimisers import CLIENT_OPTIMISERS
-from kljax.federated.roles import Attack, Role, parse_roles
+from kljax.federated.role_texts import parse_roles
+from kljax.federated.roles import Attack, Role
 from kljax.federated.rounds import Fetch, Rounds
 from kljax.federated.server import ServerState
 from kljax.models import FEDKL_STATISTICS, normalised
