@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from kljax.studies.run_folder import Row
 from kljax.studies.sweeps.progress import Finished
 from kljax.studies.training import ArmBegun
 
+SECONDS = 10  # between lines of one arm, where there is no terminal
+
 
 class AttacksPace(ProgressColumn):
     """Attacks per second since the start, compilation included, and what is left."""
@@ -35,6 +38,9 @@ class AttacksPace(ProgressColumn):
 class LeakProgress:
     """Shows a leakage study: what is compiling, then one bar over all arms.
 
+    Elsewhere than on a terminal, in a pipe or a log file, it writes a line for what
+    begins, and for what is done one every `SECONDS`.
+
     Args:
       config: the study.
       console: to show it on.
@@ -44,6 +50,7 @@ class LeakProgress:
     def __init__(self, config: LeakConfig, console: Console, last: float | None = None):
         self._victims, self._last = config.victims, last
         self._finished = -config.victims
+        self._console, self._said, self._words = console, time.monotonic(), ""
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -51,6 +58,7 @@ class LeakProgress:
             AttacksPace(),
             TimeElapsedColumn(),
             console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=config.victims * len(config.arms))
 
@@ -62,7 +70,8 @@ class LeakProgress:
             self._bar.stop()
 
     def on_compile(self, names: Sequence[str]) -> None:
-        self._bar.start()  # not before the whole study is known to be sound
+        if self._console.is_terminal:
+            self._bar.start()  # not before the whole study is known to be sound
         last = "" if self._last is None else f" (all took {self._last:.0f} s last time)"
         self.say(f"compiling {', '.join(names)}{last}" if names else "compiled")
 
@@ -72,9 +81,23 @@ class LeakProgress:
 
     def on_block(self, done: int) -> None:
         self._bar.update(self._task, completed=self._finished + done)
+        if time.monotonic() - self._said >= SECONDS:
+            self._write()
 
     def say(self, words: str) -> None:
         self._bar.update(self._task, description=words)
+        self._words = words
+        self._write()
+
+    def _write(self) -> None:
+        if self._console.is_terminal:
+            return  # which shows the bar
+        self._said, task = time.monotonic(), self._bar.tasks[self._task]
+        line = self._words
+        if task.completed:
+            pace = AttacksPace().render(task)
+            line += f": {task.completed:.0f}/{task.total:.0f} victims, {pace}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class RoundsPace(ProgressColumn):

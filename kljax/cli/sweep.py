@@ -59,7 +59,7 @@ class Report:
     """Writes tables, plots and a page about a study, finished or not.
 
     Attributes:
-      study: folder of kljax sweep.
+      study: folder of kljax sweep, or of kljax leak.
       out: folder to write; None for report/ in the study.
       rows: axes that make the rows of the table; none for the arms.
       columns: axes that make its columns; none for the axis with most points.

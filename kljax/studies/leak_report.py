@@ -22,6 +22,7 @@ from kljax.metrics.kinds import KINDS, find_kind
 from kljax.studies.builder import from_run
 from kljax.studies.config import LeakConfig
 from kljax.studies.gallery import draw_gallery
+from kljax.studies.leak_study import write_study
 from kljax.studies.leak_summary import by_input
 from kljax.studies.leakage import LeakResult
 from kljax.studies.matched_but_wrong import ambiguous_lines
@@ -330,10 +331,11 @@ def write_run(
     rows: list[Row],
     summary: dict[str, Any],
 ) -> None:
-    """Writes a run folder: config, rows, summary, picture.
+    """Writes a run folder: config, rows, summary, picture, and a study.
 
-    Configuration and rows come first. A picture that cannot be drawn is left out, with
-    a warning, which the summary names, too.
+    Configuration and rows come first. What else cannot be made is left out, with a
+    warning, which the summary names, too. See `kljax.studies.leak_study` for the study,
+    which has all reconstructions and is what `kljax report` reads.
 
     Args:
       folder: a new one, or one that was claimed before the work.
@@ -350,11 +352,17 @@ def write_run(
     config = json_text(summary["config"])
     folder.write_first({"config.json": config, "rows.csv": _csv_text(rows)})
     picture = folder.aside / "gallery.png"
+    warnings = [*summary.get("warnings", ())]
     with optional("gallery.png") as left_out:
         draw_gallery(result, rows, picture)
     if left_out:
         picture.unlink(missing_ok=True)
-        summary = summary | {"warnings": [*summary.get("warnings", ()), *left_out]}
+    warnings += left_out
+    with optional("the study that kljax report reads") as left_out:
+        write_study(folder.aside, folder.folder.name, result, rows)
+    warnings += left_out
+    if warnings:
+        summary = summary | {"warnings": warnings}
     write_text(folder.aside / "summary.md", markdown(result, summary))
     write_json(folder.aside / "summary.json", summary)
 
@@ -363,13 +371,15 @@ def room_of(config: LeakConfig) -> int:
     """Estimates the bytes of a run folder, from above but for very long names.
 
     Of several inputs each has as many rows: how many there are, only the dataset says.
+    Images are counted as the configuration has them, beside their truths.
     """
-    rows = (
-        config.victims
-        * config.victim_examples
-        * (len(config.arms) + len(metrics.FLOORS))
-    )
-    return 2**20 + 1500 * rows
+    examples = config.victims * config.victim_examples
+    arms, floors = len(config.arms), len(metrics.FLOORS)
+    width = config.image_width or config.image_size
+    values = config.image_size * width * config.channels
+    # Rows are in rows.csv and in the parts of the study, where each arm has the floors.
+    rows = examples * (arms + floors + arms * (1 + floors))
+    return 2**20 + 1500 * rows + 8 * values * examples * arms
 
 
 def _csv_text(rows: list[Row]) -> str:

@@ -23,6 +23,7 @@ from kljax.studies import leak_report
 from kljax.studies.config import LeakConfig
 
 FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}
+FILES |= {"manifest.json", "parts", "reconstructions"}  # see kljax.studies.leak_study
 TINY = (
     "leak --model dense --image-size 8 --victims 3 --steps 4 --optimiser adam "
     "--private-key-size 16 --layout.kind chunked --layout.chunk 2"
@@ -484,3 +485,15 @@ def test_what_is_compiling_is_shown_with_what_it_took():
             assert task.description == f"compiling bn-control{words}"
             shown.on_arm("none")
             assert task.description == "none"
+
+
+def test_what_goes_on_is_written_line_by_line_into_a_pipe(capsys, monkeypatch):
+    config = LeakConfig(arms=("none", "bn-control"), victims=4)
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    with progress.LeakProgress(config, printing.open_console()) as shown:
+        shown.on_compile(["none", "bn-control"])
+        shown.on_arm("none")
+        shown.on_block(3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["compiling none, bn-control", "none"]
+    assert lines[2].startswith("none: 3/8 victims, ") and len(lines) == 3

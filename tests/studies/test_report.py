@@ -45,6 +45,7 @@ THROUGHPUT = {
     "victims",
 }
 FILES = {"config.json", "rows.csv", "summary.json", "summary.md", "gallery.png"}
+FILES |= {"manifest.json", "parts", "reconstructions"}  # see kljax.studies.leak_study
 Z = 1.959963984540054  # of 95 %
 
 
@@ -84,7 +85,7 @@ def table(folder):
 # ---- Rows ----------------------------------------------------------------------------
 
 
-def test_a_run_folder_has_five_files(folder):
+def test_a_run_folder_has_its_files(folder):
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["study"]
     assert folder.stat().st_mode & 0o777 == 0o755

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kljax.core.files import read_arrays, write_bytes
+from kljax.studies import scoring
+from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.store.manifest import Chunk, Group
 
 REMEDY = "remove it and the part of the same name, and run the sweep again"
@@ -35,6 +37,24 @@ class Images(NamedTuple):
     truths: np.ndarray
     victims: np.ndarray
     others: Mapping[str, np.ndarray] = {}
+
+
+def collect_images(arm: ArmResult, result: LeakResult, first: int = 0) -> Images:
+    """Orders what an arm found like the truths, input by input.
+
+    Args:
+      arm: of the study.
+      result: some victims of it, or all.
+      first: place of the first of them in the cell.
+    """
+    victims, spec = result.victims, result.dataset.input_spec
+    matched = scoring.matched_inputs(arm, result)
+    numbers = result.dataset.positions_of(victims.indices[:, 0])
+    truths = {name: spec.input_of(victims.inputs, name) for name in matched}
+    own = matched.pop(spec.primary), truths.pop(spec.primary)
+    others = {f"images/{name}": found for name, found in matched.items()}
+    others |= {f"truths/{name}": true for name, true in truths.items()}
+    return Images(first, *own, numbers, others)
 
 
 REQUIRED = ("first", "images", "truths", "victims")  # fields of `Images`

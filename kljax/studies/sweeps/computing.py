@@ -154,7 +154,9 @@ class GroupRunner:
             # What is attacked need not be attacked again because another has no score.
             try:
                 rows[piece.name] = self._floors.rows(result)
-                images_of_cells[piece.cell.id] = _images(piece, result)
+                images_of_cells[piece.cell.id] = images.collect_images(
+                    *result.arms, result, piece.first
+                )
             except Exception as error:
                 rows.pop(piece.name, None)
                 new[piece.cell.id] = make_failure(piece.cell, error)
@@ -279,17 +281,6 @@ def memory_budget() -> float:
 
 def _sum(timings: Iterable[Timing]) -> Timing:
     return Timing(*(sum(column) for column in zip(*timings, strict=True)))
-
-
-def _images(piece: Piece, result: LeakResult) -> images.Images:
-    (arm,), victims, spec = result.arms, result.victims, result.dataset.input_spec
-    matched = scoring.matched_inputs(arm, result)
-    first = result.dataset.positions_of(victims.indices[:, 0])
-    truths = {name: spec.input_of(victims.inputs, name) for name in matched}
-    own = matched.pop(spec.primary), truths.pop(spec.primary)
-    others = {f"images/{name}": found for name, found in matched.items()}
-    others |= {f"truths/{name}": true for name, true in truths.items()}
-    return images.Images(piece.first, *own, first, others)
 
 
 def _some(tree: PyTree, piece: Piece) -> PyTree:
