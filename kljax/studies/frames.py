@@ -55,10 +55,11 @@ def read_rows(folder: Path | str) -> "pandas.DataFrame":
       ValueError: for rows of a newer kljax.
     """
     folder = Path(folder)
-    if (folder / "manifest.json").exists():
-        return study_frame(store.read(folder))
+    # First: a folder of kljax leak is a study, too, in which each arm has its floors.
     if (folder / "rows.csv").exists():
         return _read_leak(folder)
+    if (folder / "manifest.json").exists():
+        return study_frame(store.read(folder))
     if (folder / "metrics.csv").exists():
         rows = run_folder.read_rows(folder)
         for row in rows:

@@ -80,11 +80,12 @@ def test_a_folder_of_leak_reads_as_what_was_written(result, tmp_path):
     rows = scored(result)
     summary = leak_summary.summarise(result, rows)
     leak_report.write_run(tmp_path / "run", result, rows, summary)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
     frame = kljax.read_rows(tmp_path / "run")
     pandas.testing.assert_frame_equal(frame, result.to_frame(), check_exact=True)
     # Read, and no more.
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert before == {path: path.read_bytes() for path in files}
     # Means by arm, without a loop: those of the summary.
     means = frame.groupby("arm", observed=True)[["ssim", "brightest"]].mean()
     for name in ("none", "keylock/known"):

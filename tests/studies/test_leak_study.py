@@ -9,6 +9,7 @@ from tiny_studies import finished, tiny
 
 from kljax.core.folders import LeftOut
 from kljax.studies import leak_study, reports, store
+from kljax.studies.frames import read_rows
 from kljax.studies.scoring import matched_images
 from kljax.studies.sweeps import running
 
@@ -39,6 +40,12 @@ def test_its_rows_are_those_of_the_study(study):
         for name, value in row.items():
             np.testing.assert_equal(twin[name], value, name)
     assert store.missing_cells(study) == []
+
+
+def test_its_frame_is_of_the_study_and_has_every_row_once(folder):
+    _, rows = finished()
+    frame = read_rows(folder)
+    assert len(frame) == len(rows) and "cell" not in frame
 
 
 def test_its_reconstructions_are_in_the_order_of_the_truths(study):
