@@ -18,6 +18,7 @@ from kljax.attacks import (
     from_optax,
     squared_l2,
 )
+from kljax.attacks.attack import Moves
 from kljax.core.targets import likeliest
 
 NOTHING = Unknown(lambda rng, view: ((), ()), lambda free, fixed: ())
@@ -97,6 +98,32 @@ def test_of_iterates_that_are_as_good_the_first_is_kept(rng):
     found = attack(lambda rng: places[0], round_about, steps=4)(rng, VIEW)
     np.testing.assert_array_equal(found.info["losses"], [9] * 4)
     np.testing.assert_array_equal(found.inputs, places[0])
+
+
+def test_each_move_draws_anew(rng):
+    """Moves that put a random point in place: the first, and one after each step."""
+
+    def anywhere(rng, view, judge, free):
+        return (jax.random.uniform(rng, (2,)), *free[1:])
+
+    seen = set()
+
+    def simulate(view, candidate):
+        jax.debug.callback(lambda x: seen.add(tuple(x.tolist())), candidate.inputs)
+        return matches(view, candidate)
+
+    strike = descend(
+        Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING),
+        simulate,
+        squared_l2(),
+        Optimiser(lambda free: (), lambda free, state, value, grads: (free, state)),
+        steps=6,
+        points=1,
+        moves=Moves(anywhere, anywhere, every=1, after=0.0),
+    )
+    jax.block_until_ready(strike(rng, Seen(VIEW)).loss)
+    jax.effects_barrier()
+    assert len(seen) == 6
 
 
 def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):

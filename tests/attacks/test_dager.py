@@ -203,6 +203,28 @@ def test_combinations_are_tested_all_or_improved(budget):
     assert int(found.found.sum()) >= 1
 
 
+def test_combinations_may_end_in_padding():
+    """One of them after its first token; none before it."""
+    sentences = np.array(
+        [[8, -1, -1, -1], [3, 7, -1, -1], [3, 7, 9, 30], [21, 5, 9, -1]], np.int32
+    )
+    candidates = choose_candidates(places_of(sentences), 9)
+    found = jax.jit(
+        lambda: combine_candidates(
+            jax.random.key(0),
+            candidates,
+            table_test(jnp.asarray(sentences), causal=False),
+            wanted=5,
+            kept=9,
+            budget=2000,
+            padded=True,
+        )
+    )()
+    assert as_sets(found) == sorted([*map(tuple, sentences), (-1,) * T])
+    assert found.found.tolist() == [True] * 4 + [False] and bool(found.whole)
+    np.testing.assert_allclose(found.distances, [0, 0, 0, 0, 1], atol=1e-6)
+
+
 # --- the attack ----------------------------------------------------------------------
 
 

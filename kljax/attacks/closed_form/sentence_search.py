@@ -157,7 +157,7 @@ def combine_candidates(
     all_tried = total <= budget
 
     def measure(sentences: Array) -> tuple[Array, Array]:
-        sentences = jnp.where(_is_over(sentences), PADDING, sentences)
+        sentences = _ended(sentences)
         distance, excess = jax.lax.map(test, sentences.reshape(-1, kept, places))
         distance, excess = (x.reshape(-1, places) for x in (distance, excess))
         real = sentences != PADDING
@@ -175,7 +175,7 @@ def combine_candidates(
         left = left // jnp.maximum(options[place], 1)
     drawn = jax.random.uniform(rng, (size, places)) * options.astype(jnp.float32)[None]
     chosen = jnp.where(all_tried, jnp.stack(digits, axis=1), drawn.astype(jnp.int32))
-    sentences = tokens[jnp.arange(places)[None], chosen]
+    sentences = _ended(tokens[jnp.arange(places)[None], chosen])
     means, fits = measure(sentences)
     # What passes comes first, so that none of it is lost to what is merely near.
     best = jnp.argsort(_without_twins(sentences, means - fits))[:kept]
@@ -188,11 +188,11 @@ def combine_candidates(
         )
         means, fits = measure(changed.reshape(-1, places))
         nearest = jnp.argmin((means - fits).reshape(kept, -1), axis=1)
-        return changed[jnp.arange(kept), nearest], None
+        # Tokens behind a padding are none: at a later place they would be its.
+        return _ended(changed[jnp.arange(kept), nearest]), None
 
     order = jnp.tile(jnp.arange(places), SWEEPS)
     sentences, _ = jax.lax.scan(improve, sentences[best], order)
-    sentences = jnp.where(_is_over(sentences), PADDING, sentences)
     means, fits = measure(sentences)
     return _chosen(sentences, means, fits, wanted, all_tried & ~_is_cut(candidates))
 
@@ -202,9 +202,10 @@ def _is_cut(candidates: Candidates) -> Array:
     return jnp.any(candidates.allowed[:, -1])
 
 
-def _is_over(sentences: Array) -> Array:
-    """Tells [N, T] where sentences are over: at their first padding, and behind it."""
-    return jax.lax.cummax((sentences == PADDING).astype(jnp.int32), axis=1) > 0
+def _ended(sentences: Array) -> Array:
+    """Gives sentences [N, T] with nothing but padding behind their first padding."""
+    over = jax.lax.cummax((sentences == PADDING).astype(jnp.int32), axis=1) > 0
+    return jnp.where(over, PADDING, sentences)
 
 
 def _without_twins(sentences: Array, scores: Array) -> Array:
