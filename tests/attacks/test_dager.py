@@ -162,6 +162,16 @@ def as_sets(found):
     return sorted(map(tuple, np.asarray(found.tokens)))
 
 
+def test_one_prefix_is_kept_and_extended():
+    candidates = choose_candidates(places_of(SENTENCES[2:]), 9)
+    test = table_test(jnp.asarray(SENTENCES[2:]), causal=True)
+    found = jax.jit(
+        lambda: extend_prefixes(candidates, test, wanted=1, kept=1, padded=False)
+    )()
+    assert found.found.tolist() == [True] and bool(found.whole)
+    np.testing.assert_array_equal(found.tokens, SENTENCES[2:])
+
+
 @pytest.mark.parametrize("padded", (False, True))
 def test_prefixes_are_extended_to_the_sentences(padded):
     sentences = SENTENCES.copy()

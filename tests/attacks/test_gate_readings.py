@@ -8,12 +8,15 @@ from toys import quick_jit
 from kljax.attacks.closed_form.gate_peeling import _by_gradient, _by_moments
 from kljax.attacks.closed_form.layer_input import Estimate, through
 from kljax.attacks.closed_form.transformer import (
+    PROJECTIONS,
+    VIT,
     Known,
     Sent,
     find_patches,
     find_tokens,
     folded,
     patch_gates,
+    read,
 )
 from kljax.attacks.closed_form.walk import Place, Step, undo
 from kljax.core.types import Gate
@@ -123,6 +126,38 @@ def upload():
     return sent, Known(
         draw(size=(PIXELS, WIDTH)), draw(size=WIDTH), draw(size=(TOKENS, WIDTH))
     )
+
+
+@pytest.mark.parametrize("sign", (1, -1))
+def test_an_upload_is_read_in_units_of_its_largest_derivative(sign):
+    shapes = {
+        VIT.positions: (TOKENS, WIDTH),
+        VIT.token: (1, WIDTH),
+        f"{VIT.patch}/kernel": (1, PIXELS, 1, WIDTH),
+        f"{VIT.patch}/bias": (WIDTH,),
+    }
+    for name in PROJECTIONS:
+        shapes[f"{VIT.attention}/{name}/kernel"] = (WIDTH, 2, WIDTH // 2)
+    grads, params = (
+        {path: GENERATOR.normal(size=shape) for path, shape in shapes.items()}
+        for _ in range(2)
+    )
+    grads[VIT.positions][3, 1] = 20.0 * sign
+    sent, known = quick_jit(lambda *trees: read(*trees, VIT))(grads, params)
+    np.testing.assert_allclose(sent.tokens, grads[VIT.positions] / 20)
+    products = sum(
+        grads[path].reshape(WIDTH, -1) @ params[path].reshape(WIDTH, -1).T
+        for path in (f"{VIT.attention}/{name}/kernel" for name in PROJECTIONS)
+    )
+    np.testing.assert_allclose(sent.products, products / 20)
+    kernel = f"{VIT.patch}/kernel"
+    np.testing.assert_allclose(sent.kernel, grads[kernel].reshape(PIXELS, WIDTH) / 20)
+    np.testing.assert_allclose(sent.bias, grads[f"{VIT.patch}/bias"] / 20)
+    np.testing.assert_allclose(known.kernel, params[kernel].reshape(PIXELS, WIDTH))
+    np.testing.assert_allclose(known.bias, params[f"{VIT.patch}/bias"])
+    rest = params[VIT.positions].copy()
+    rest[0] += params[VIT.token][0]
+    np.testing.assert_allclose(known.rest, rest)
 
 
 def test_gates_of_a_patch_embedding_and_what_is_left_of_their_equations():
