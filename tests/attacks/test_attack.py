@@ -101,10 +101,10 @@ def test_of_iterates_that_are_as_good_the_first_is_kept(rng):
 
 
 def test_each_move_draws_anew(rng):
-    """Moves that put a random point in place: the first, and one after each step."""
+    """Moves by random vectors: from a start that is drawn, and after each step."""
 
-    def anywhere(rng, view, judge, free):
-        return (jax.random.uniform(rng, (2,)), *free[1:])
+    def away(rng, view, judge, free):
+        return (free[0] - jax.random.uniform(rng, (2,)), *free[1:])
 
     seen = set()
 
@@ -113,17 +113,20 @@ def test_each_move_draws_anew(rng):
         return matches(view, candidate)
 
     strike = descend(
-        Unknowns(image(lambda rng: jnp.zeros(2)), LABEL, NOTHING),
+        Unknowns(image(lambda rng: jax.random.uniform(rng, (2,))), LABEL, NOTHING),
         simulate,
         squared_l2(),
         Optimiser(lambda free: (), lambda free, state, value, grads: (free, state)),
         steps=6,
         points=1,
-        moves=Moves(anywhere, anywhere, every=1, after=0.0),
+        moves=Moves(away, away, every=1, after=0.0),
     )
     jax.block_until_ready(strike(rng, Seen(VIEW)).loss)
     jax.effects_barrier()
-    assert len(seen) == 6
+    points = np.array(sorted(seen, reverse=True))  # they only fall
+    assert len(points) == 6 and np.all(points[0] != 0)  # as far as it had come
+    moved = np.diff(points, axis=0)
+    assert np.all(moved < 0) and len({tuple(move) for move in moved.round(5)}) == 5
 
 
 def test_a_broken_descent_is_reported_and_its_best_image_kept(rng):

@@ -1,5 +1,7 @@
 """Pairwise masks: the sum is exact, one upload is noise, a dropout is named."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -127,6 +129,15 @@ def test_what_a_server_is_sent_is_masked(monkeypatch):
     assert sorted(sent) == sorted(ROSTER.tolist())
     for client, upload in sent.items():
         assert uniform(upload) > 1e-3, client
+
+
+def test_each_pair_has_a_key_of_its_own_in_either_order():
+    def key(one, other):
+        return tuple(jax.random.key_data(pair_key(PAIRS, one, other)).tolist())
+
+    pairs = list(itertools.combinations(range(5), 2))
+    assert len({key(*pair) for pair in pairs}) == len(pairs)
+    assert all(key(one, other) == key(other, one) for one, other in pairs)
 
 
 def test_masks_of_rounds_and_of_partial_sums_are_apart():
