@@ -130,8 +130,9 @@ def defining(dotted: str, root: Path) -> str | None:
 def tests_by_module(root: Path) -> dict[str, list[str]]:
     """Ranks the test files of every module: by the share of their uses that is its.
 
-    A file named after the module comes first, then one named after the package, if it
-    uses the module; after all that use it, those that use a module which imports it.
+    First comes a file named after the module, in a folder named after a package that
+    it is in, then one named after the package, if it uses the module; after all that
+    use it, those that use a module which imports it, and then one which imports that.
     """
     tests = sorted((root / "tests").rglob("test_*.py"))
     of_tests = {p.relative_to(root).as_posix(): uses_of(p, root) for p in tests}
@@ -142,17 +143,23 @@ def tests_by_module(root: Path) -> dict[str, list[str]]:
         uses = of_tests[test]
         return sum(uses[m] for m in wanted) / max(1, uses.total())
 
+    def importers_of(wanted: set[str]) -> set[str]:
+        return {m for m, uses in of_modules.items() if not wanted.isdisjoint(uses)}
+
     ranked = {}
     for module in of_modules:
-        importers = {m for m, uses in of_modules.items() if uses[module]}
+        importers = importers_of({module})
+        beyond = importers_of(importers)
         named = f"test_{Path(module).stem}"
         of_package = f"test_{Path(module).parent.name}"
         order = {
             test: (
-                Path(test).stem == named,
+                Path(test).stem == named
+                and Path(test).parent.name in Path(module).parts,
                 Path(test).stem == of_package and of_tests[test][module] > 0,
                 share(test, {module}),
                 share(test, importers),
+                share(test, beyond),
             )
             for test in of_tests
         }
