@@ -21,7 +21,8 @@ import numpy as np
 
 from kljax.core.files import DamagedFile, brief, converted, read_arrays, write_bytes
 from kljax.core.generator import Generator, Origin
-from kljax.core.types import Array, Model, Params
+from kljax.core.types import Array, Model, Params, Rng
+from kljax.models import upsampling
 from kljax.models.dense import Dense
 from kljax.models.model import from_nnx
 
@@ -42,7 +43,8 @@ class Account:
       shape: (h, w, c) of one image.
       num_classes: Kc.
       latents: n.
-      widths: of the hidden layers.
+      widths: of the hidden layers, if it is dense.
+      channels: of its maps, if it is one of convolutions; () for a dense one.
       seed: of the training.
       steps: of the training.
     """
@@ -56,6 +58,7 @@ class Account:
     widths: tuple[int, ...]
     seed: int
     steps: int
+    channels: tuple[int, ...] = ()
 
 
 def make_decoder(account: Account) -> Model:
@@ -78,6 +81,36 @@ def logits_of(model: Model, params: Params, *parts: Array) -> Array:
     return model.apply(params, {}, flat[:, None, None], train=False).logits
 
 
+def init_decoder(account: Account, rng: Rng) -> Params:
+    """Draws the weights of a decoder.
+
+    Raises:
+      ValueError: for another number of channels than there are maps.
+    """
+    if not account.channels:
+        return make_decoder(account).init(rng)[0]
+    maps = len(upsampling.map_sides(account.shape))
+    if len(account.channels) != maps:
+        raise ValueError(
+            f"channels={account.channels}: a decoder of images {account.shape} has "
+            f"{maps} maps, give the channels of each"
+        )
+    numbers = account.latents, account.num_classes, account.channels, account.shape
+    return upsampling.init_weights(rng, *numbers)
+
+
+def decode_logits(
+    account: Account, weights: Params, latents: Array, targets: Array
+) -> Array:
+    """Decodes latents [B, n] to logits of pixels [B, h, w, c]."""
+    if account.channels:
+        return upsampling.decode_logits(
+            account.channels, account.shape, weights, latents, targets
+        )
+    pixels = logits_of(make_decoder(account), weights, latents, targets)
+    return pixels.reshape(-1, *account.shape)
+
+
 def make_generator(account: Account, weights: Params, public: np.ndarray) -> Generator:
     """Makes the generator of a decoder.
 
@@ -86,11 +119,9 @@ def make_generator(account: Account, weights: Params, public: np.ndarray) -> Gen
       weights: of the network.
       public: [examples] bool, those that it was trained on.
     """
-    model = make_decoder(account)
 
     def decode(weights: Params, latents: Array, targets: Array) -> Array:
-        pixels = jax.nn.sigmoid(logits_of(model, weights, latents, targets))
-        return pixels.reshape(-1, *account.shape)
+        return jax.nn.sigmoid(decode_logits(account, weights, latents, targets))
 
     return Generator(
         decode,
@@ -159,7 +190,9 @@ def read_decoder(path: Path) -> Generator:
         what = f"it is no decoder ({brief(error)})"
         raise DamagedFile(path, what, remedy=REMEDY) from None
     account = converted(account, Account, path, remedy=REMEDY)
-    wanted, _ = jax.eval_shape(make_decoder(account).init, jax.random.key(0))
+    wanted = jax.eval_shape(
+        functools.partial(init_decoder, account), jax.random.key(0)
+    )
     for name in sorted(wanted.keys() | held.keys()):
         shapes = [
             np.shape(tree[name]) if name in tree else None for tree in (held, wanted)
