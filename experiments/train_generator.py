@@ -41,7 +41,6 @@ from kljax.models.decoders import (
 )
 
 
-
 class Setting(NamedTuple):
     """What one generator is trained with.
 
@@ -168,20 +167,59 @@ def train(
       The parameters of encoder and decoder.
     """
     init, bound = make_bound(account)
-    schedule = optax.cosine_decay_schedule(rate, account.steps)
-    optimiser = optax.adam(schedule)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    rng = jax.random.key(account.seed)
-    segment = min(SEGMENT, account.steps)
+    targets = np.eye(account.num_classes, dtype=np.float32)[np.asarray(labels)]
+    return train_resumably(
+        init,
+        bound,
+        (images, targets),
+        folder,
+        steps=account.steps,
+        seed=account.seed,
+        rate=rate,
+        batch=batch,
+        until=until,
+    )
+
+
+def train_resumably(
+    init,
+    loss,
+    examples: tuple,
+    folder: Path,
+    *,
+    steps: int,
+    seed: int,
+    rate: float,
+    batch: int,
+    until: int | None = None,
+):
+    """Trains by Adam from the last checkpoint in `folder`, or from the start.
+
+    Args:
+      init: ``rng -> params``.
+      loss: ``(params, rng, *rows of the examples) -> []``.
+      examples: arrays [n, ...].
+      folder: of the checkpoints.
+      steps: of the training.
+      seed: of it.
+      rate: first learning rate; it falls by a cosine.
+      batch: examples in a step.
+      until: see `train`.
+
+    Returns:
+      The parameters.
+    """
+    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    examples = tuple(jnp.asarray(each) for each in examples)
+    rng = jax.random.key(seed)
+    segment = min(SEGMENT, steps)
 
     def step(carry, number):
         params, state = carry
         rng_rows, rng_noise = jax.random.split(jax.random.fold_in(rng, number))
-        rows = jax.random.randint(rng_rows, (batch,), 0, len(images))
-        targets = jax.nn.one_hot(labels[rows], account.num_classes)
-        value, grads = jax.value_and_grad(bound)(
-            params, rng_noise, images[rows], targets
-        )
+        rows = jax.random.randint(rng_rows, (batch,), 0, len(examples[0]))
+        of_rows = (each[rows] for each in examples)
+        value, grads = jax.value_and_grad(loss)(params, rng_noise, *of_rows)
         moves, state = optimiser.update(grads, state)
         return (optax.apply_updates(params, moves), state), value
 
@@ -189,7 +227,7 @@ def train(
     def run(carry, first):
         return jax.lax.scan(step, carry, first + jnp.arange(segment))
 
-    params = jax.jit(init)(jax.random.fold_in(rng, account.steps))
+    params = jax.jit(init)(jax.random.fold_in(rng, steps))
     carry = (params, optimiser.init(params))
     with ocp.CheckpointManager(
         folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
@@ -199,13 +237,13 @@ def train(
             kept = manager.restore(done, args=ocp.args.StandardRestore(carry))
             carry = jax.tree.map(jnp.asarray, kept)
         start = time.perf_counter()
-        while done < (until or account.steps):
+        while done < (until or steps):
             carry, values = run(carry, done)
             done += segment
             manager.save(done, args=ocp.args.StandardSave(carry))
             manager.wait_until_finished()
             seconds = time.perf_counter() - start
-            print(f"step {done}: {values.mean():.2f} nats, {seconds:.0f} s", flush=True)
+            print(f"step {done}: {values.mean():.4g}, {seconds:.0f} s", flush=True)
     return carry[0]
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator
 from kljax.core.inputs import InputSpec
 from kljax.core.language_model import LanguageModel
@@ -155,12 +156,14 @@ class Attacker(NamedTuple):
         (`kljax.attacks.priors.with_feature`); 0 for none.
       generator: trained on public images; None for none.
       language_model: trained on public sentences; None for none.
+      denoiser: trained on public images; None for none.
     """
 
     label_rule: str = "auto"
     features: float = 0.0
     generator: Generator | None = None
     language_model: LanguageModel | None = None
+    denoiser: Denoiser | None = None
 
 
 class Setting(NamedTuple):

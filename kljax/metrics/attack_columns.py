@@ -320,6 +320,23 @@ FOUND = (
         option="delta",
     ),
     Column(
+        name="denoising_strength",
+        meaning="deviation of the noise that the denoiser took off, 0 for none",
+        unit="from 0",
+        reported=True,
+        knows="attacker",
+        rows="attack",
+        form=".3f",
+    ),
+    Column(
+        name="loss_before_denoising",
+        meaning="matching loss of what the attack found, before the denoiser",
+        reported=True,
+        knows="attacker",
+        rows="attack",
+        form=".1e",
+    ),
+    Column(
         name="evaluations",
         dtype="int64",
         meaning="evaluations that were made, all restarts together",

@@ -106,6 +106,12 @@ OPTIONS = (
         rows="attack",
     ),
     _option("generator", "string", "trained generator that the attacker has"),
+    _option(
+        "denoise",
+        "string",
+        "denoiser that is used after the attack, and how strongly",
+        rows="attack",
+    ),
     _option("optimiser", "string", "optimiser, if not the attack's own", rows="search"),
     _option("step_size", "float64", "its step size, if it was set", rows="search"),
     _option("restarts", "int64", "independent starts", unit="from 1", rows="search"),

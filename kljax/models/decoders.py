@@ -1,17 +1,13 @@
 """Decoders: trained generators, from latents and labels to images.
 
-Each is a `kljax.models.Dense` with a sigmoid, the second half of a variational
-autoencoder (Kingma and Welling, ICLR 2014) that ``experiments/train_generator.py``
-trains on a public part of a dataset. Its file has the weights in float16, and says
-which examples that part is.
+Each is the second half of a variational autoencoder (Kingma and Welling, ICLR 2014)
+that ``experiments/train_generator.py`` trains on a public part of a dataset: a
+`kljax.models.Dense` with a sigmoid, or one of convolutions (`kljax.models.upsampling`).
+Its file has the weights in float16, and says which examples that part is.
 """
 
 import dataclasses
-import errno
 import functools
-import io
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.files import DamagedFile, brief, converted, read_arrays, write_bytes
 from kljax.core.generator import Generator, Origin
 from kljax.core.types import Array, Model, Params, Rng
 from kljax.models import upsampling
 from kljax.models.dense import Dense
 from kljax.models.model import from_nnx
+from kljax.models.trained_files import read_trained, write_trained
 
 FOLDER = Path(__file__).parent / "weights"
-ACCOUNT = "account"  # what a file says of itself, beside the weights
-PUBLIC = "public"
 REMEDY = "make it anew: python experiments/train_generator.py"
 
 
@@ -60,9 +54,17 @@ class Account:
     steps: int
     channels: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        maps = len(upsampling.map_sides(self.shape))
+        if self.channels and len(self.channels) != maps:
+            raise ValueError(
+                f"channels={self.channels}: a decoder of images {self.shape} has "
+                f"{maps} maps, give the channels of each"
+            )
+
 
 def make_decoder(account: Account) -> Model:
-    """Makes the network, from [B, 1, 1, n + Kc] to logits of pixels [B, h w c]."""
+    """Makes a dense decoder's network, [B, 1, 1, n + Kc] to logits [B, h w c]."""
     inputs = account.latents + account.num_classes
     return from_nnx(
         lambda rngs: Dense(
@@ -82,19 +84,9 @@ def logits_of(model: Model, params: Params, *parts: Array) -> Array:
 
 
 def init_decoder(account: Account, rng: Rng) -> Params:
-    """Draws the weights of a decoder.
-
-    Raises:
-      ValueError: for another number of channels than there are maps.
-    """
+    """Draws the weights of a decoder."""
     if not account.channels:
         return make_decoder(account).init(rng)[0]
-    maps = len(upsampling.map_sides(account.shape))
-    if len(account.channels) != maps:
-        raise ValueError(
-            f"channels={account.channels}: a decoder of images {account.shape} has "
-            f"{maps} maps, give the channels of each"
-        )
     numbers = account.latents, account.num_classes, account.channels, account.shape
     return upsampling.init_weights(rng, *numbers)
 
@@ -130,8 +122,18 @@ def make_generator(account: Account, weights: Params, public: np.ndarray) -> Gen
         account.shape,
         account.num_classes,
         Origin(account.dataset, account.split, public),
-        _dense_stages(account),
+        _stages_of_maps(account) if account.channels else _dense_stages(account),
     )
+
+
+def _stages_of_maps(account: Account) -> tuple[Callable[..., Array], ...]:
+    """Gives a decoder of convolutions in pieces: one stage per map, and the last."""
+    *stages, logits = upsampling.make_stages(account.channels, account.shape)
+
+    def images(weights: Params, features: Array, targets: Array) -> Array:
+        return jax.nn.sigmoid(logits(weights, features, targets))
+
+    return (*stages, images)
 
 
 def _dense_stages(account: Account) -> tuple[Callable[..., Array], ...]:
@@ -164,13 +166,7 @@ def write_decoder(
     path: Path, account: Account, weights: Params, public: np.ndarray
 ) -> None:
     """Writes a decoder's file, whole or not at all; weights become float16."""
-    halves = {name: np.asarray(leaf, np.float16) for name, leaf in weights.items()}
-    text = json.dumps(dataclasses.asdict(account))
-    content = io.BytesIO()
-    np.savez_compressed(
-        content, **halves, **{ACCOUNT: np.array(text), PUBLIC: np.packbits(public)}
-    )
-    write_bytes(path, content.getvalue())
+    write_trained(path, account, weights, public)
 
 
 def read_decoder(path: Path) -> Generator:
@@ -180,32 +176,9 @@ def read_decoder(path: Path) -> Generator:
       FileNotFoundError: if it is not there.
       DamagedFile: if it holds anything else.
     """
-    held = read_arrays(path, remedy=REMEDY)
-    if held is None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    try:
-        account = json.loads(str(held.pop(ACCOUNT)))
-        bits = held.pop(PUBLIC)
-    except (ValueError, KeyError) as error:
-        what = f"it is no decoder ({brief(error)})"
-        raise DamagedFile(path, what, remedy=REMEDY) from None
-    account = converted(account, Account, path, remedy=REMEDY)
-    wanted = jax.eval_shape(
-        functools.partial(init_decoder, account), jax.random.key(0)
+    return make_generator(
+        *read_trained(path, Account, init_decoder, what="decoder", remedy=REMEDY)
     )
-    for name in sorted(wanted.keys() | held.keys()):
-        shapes = [
-            np.shape(tree[name]) if name in tree else None for tree in (held, wanted)
-        ]
-        if shapes[0] != shapes[1]:
-            what = f"weights of shape {shapes[0]}, expected {shapes[1]}"
-            raise DamagedFile(path, what, remedy=REMEDY, place=name)
-    if bits.dtype != np.uint8 or bits.shape != (-(-account.examples // 8),):
-        what = f"no bit for each of {account.examples} examples"
-        raise DamagedFile(path, what, remedy=REMEDY, place=PUBLIC)
-    weights = {name: leaf.astype(np.float32) for name, leaf in held.items()}
-    public = np.unpackbits(bits, count=account.examples).astype(bool)
-    return make_generator(account, weights, public)
 
 
 def list_decoders() -> tuple[str, ...]:

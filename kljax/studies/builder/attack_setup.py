@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from kljax.attacks import Attack, Attacker, Setting
+from kljax.attacks.denoising import denoised
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset
+from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator
 from kljax.core.language_model import LanguageModel
 from kljax.core.registry import call_named
@@ -20,6 +22,7 @@ from kljax.core.types import Array, PyTree
 from kljax.defences.arms import Arm
 from kljax.models.decoders import list_decoders
 from kljax.studies.builder.attack_options import parse_options, split_options
+from kljax.studies.builder.denoiser import parse_denoise
 from kljax.studies.builder.generator import find_generator
 from kljax.studies.config import LeakConfig
 
@@ -32,6 +35,8 @@ class Dials(NamedTuple):
     attack: dict[str, Array] = {}  # name -> [], of the attack's options
     generator: PyTree = ()  # weights of the attacker's generator
     language_model: PyTree = ()  # and of their language model
+    denoiser: PyTree = ()  # and of their denoiser
+    strength: Array | None = None  # [] of the noise it takes off, if it is a number
 
 
 def make_dials(
@@ -47,18 +52,23 @@ def make_dials(
         value = np.asarray(value, dtype)
         return np.broadcast_to(value, (count, *value.shape))
 
-    def learnt(model: Generator | LanguageModel | None) -> PyTree:
+    def learnt(model: Generator | LanguageModel | Denoiser | None) -> PyTree:
         if model is None:
             return ()
         return jax.tree.map(lambda x: each(x, jnp.result_type(x)), model.weights)
 
     given = parse_options(config.attack_options, config.attack, preset)
+    strength = None
+    if config.denoise is not None:
+        strength = parse_denoise(config.denoise).strength
     return Dials(
         tuple(each(option) for option in arm.options),
         None if config.step_size is None else each(config.step_size),
         {name: each(value) for name, value in split_options(given, preset)[1].items()},
         learnt(attacker.generator),
         learnt(attacker.language_model),
+        learnt(attacker.denoiser),
+        None if strength is None or isinstance(strength, str) else each(strength),
     )
 
 
@@ -84,9 +94,16 @@ def build_attack(
     options = parse_options(config.attack_options, config.attack, preset)
     options |= {} if dialled is None else dialled.attack
     options |= {"steps": config.steps, "restarts": config.restarts}
-    return call_named(
+    attack = call_named(
         "attack", config.attack, preset.build, setting, optimiser, **options
     )
+    if config.denoise is None:
+        return attack
+    strength = parse_denoise(config.denoise).strength
+    if dialled is not None and dialled.strength is not None:
+        strength = dialled.strength
+    objective = None if preset.objective is None else preset.objective(setting)
+    return denoised(attack, setting, objective, strength)
 
 
 def require_generator(config: LeakConfig, preset: Preset) -> Generator | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kljax import data
+from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator, check_generator
 from kljax.core.registry import call_named, resolve
 from kljax.models import decoders
@@ -49,18 +50,29 @@ def _read(path: Path, changed: int) -> Generator:
 
 
 def private_rows(
-    config: LeakConfig, dataset: data.Dataset, generator: Generator | None
+    config: LeakConfig, dataset: data.Dataset, *trained: Generator | Denoiser | None
 ) -> np.ndarray | None:
     """Tells which examples of a dataset can be victims, [n] bool; None for all.
 
-    They are those that `generator`, the study's, was not trained on. Of a generator of
-    your own that does not say, they are all.
+    They are those that nothing `trained`, of the study's attacker, was trained on. Of
+    one of your own that does not say, they are all.
 
     Raises:
       ValueError: if it cannot be told: for a slice of the split, or another version of
-        the dataset, that the generator was trained on.
+        the dataset, that one was trained on.
     """
-    origin = None if generator is None else generator.origin
+    private = None
+    for one in trained:
+        own = _private_rows(config, dataset, one)
+        if own is not None:
+            private = own if private is None else private & own
+    return private
+
+
+def _private_rows(
+    config: LeakConfig, dataset: data.Dataset, trained: Generator | Denoiser | None
+) -> np.ndarray | None:
+    origin = None if trained is None else trained.origin
     if origin is None or _base(config.data) != _base(origin.dataset):
         return None
     split = config.split
@@ -72,8 +84,8 @@ def private_rows(
     positions = dataset.positions_of(np.arange(len(dataset)))
     if split != origin.split or positions.max() >= len(origin.public):
         raise ValueError(
-            f"generator {config.generator!r} was trained on some of the "
-            f"{len(origin.public)} examples of {origin.dataset!r}, split "
+            f"the attacker's {type(trained).__name__.lower()} was trained on some of "
+            f"the {len(origin.public)} examples of {origin.dataset!r}, split "
             f"{origin.split!r}; which of split={split!r} they are cannot be told: take "
             "that split, or one that has nothing of it"
         )

@@ -80,6 +80,9 @@ def make_attack_on_one(
         if attacker.language_model is not None:
             model = attacker.language_model._replace(weights=dials.language_model)
             attacker = attacker._replace(language_model=model)
+        if attacker.denoiser is not None:
+            denoiser = attacker.denoiser._replace(weights=dials.denoiser)
+            attacker = attacker._replace(denoiser=denoiser)
         strategies = arm._replace(defence=defence).strategies
         params = network[0]
         if client.uploads is not None and not client.draws:  # of each observation

@@ -17,6 +17,7 @@ import optax
 
 from kljax import data, threat
 from kljax.attacks import Protocol
+from kljax.core.denoiser import Denoiser
 from kljax.core.drawing import draw_jointly
 from kljax.core.generator import Generator
 from kljax.core.types import LockWeights, Model, Params, Public, PyTree, Rng, Stats
@@ -93,7 +94,7 @@ def capture(config: LeakConfig) -> Captured:
     return Captured(config, setup, own, _protocol(config, run))
 
 
-def choose_own(captured: Captured, generator: Generator | None) -> Victims:
+def choose_own(captured: Captured, *trained: Generator | Denoiser | None) -> Victims:
     """Chooses victims among the examples of the client, see `choose_victims`.
 
     Those of an average are of its clients, one after another.
@@ -102,7 +103,7 @@ def choose_own(captured: Captured, generator: Generator | None) -> Victims:
     config = dataclasses.replace(captured.config, average_clients=None)
 
     def choose(own: np.ndarray) -> Victims:
-        victims, _ = choose_victims(config, data.subset(dataset, own), generator)
+        victims, _ = choose_victims(config, data.subset(dataset, own), *trained)
         return victims._replace(indices=own[victims.indices])
 
     chosen = [choose(own) for own in captured.own]

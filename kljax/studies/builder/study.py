@@ -3,7 +3,7 @@
 `build_study` goes through these steps, each once:
 
 1. the configuration is settled, from a run where it names one;
-2. the attack is found, with the generator that its attacker has;
+2. the attack is found, with the generator and the denoiser that its attacker has;
 3. the dataset is loaded, the victims are chosen, and a language model is made of
    others, where the attacker has one;
 4. the task is built: network, loss, the sites of a lock, the classifier;
@@ -46,6 +46,7 @@ from kljax.studies.builder.attacker import (
     check_visible,
 )
 from kljax.studies.builder.average import check_average
+from kljax.studies.builder.denoiser import find_denoiser
 from kljax.studies.builder.drawn_client import (
     Client,
     check_client,
@@ -159,6 +160,7 @@ def build_study(
     config = settle(config, (lambda: compiled.task.dataset) if compiled else load)
     preset = find_preset(config.attack)
     generator = require_generator(config, preset)
+    denoiser = find_denoiser(config.denoise)
     captured, task = None, None
     if config.from_run is not None:
         captured = capture(config)
@@ -169,9 +171,9 @@ def build_study(
     _check_inputs(config, preset, dataset.input_spec)
     check_own(config, dataset.input_spec)
     if captured is None:
-        victims, others = choose_victims(config, dataset, generator)
+        victims, others = choose_victims(config, dataset, generator, denoiser)
     else:
-        victims, others = choose_own(captured, generator), None
+        victims, others = choose_own(captured, generator, denoiser), None
     if task is None:
         task = build_task(config, dataset)
     survey = _survey(config, preset, dataset, others, captured)
@@ -183,6 +185,7 @@ def build_study(
             config.features,
             generator,
             make_language_model(config, preset, dataset, others, captured),
+            denoiser,
         ),
         victims,
         task,

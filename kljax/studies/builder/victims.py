@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from kljax import data
+from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator
 from kljax.core.memory import check_fits
 from kljax.core.types import PyTree
@@ -41,7 +42,7 @@ def load_victim_data(config: LeakConfig) -> data.Dataset:
 
 
 def choose_victims(
-    config: LeakConfig, dataset: data.Dataset, generator: Generator | None = None
+    config: LeakConfig, dataset: data.Dataset, *trained: Generator | Denoiser | None
 ) -> tuple[Victims, np.ndarray]:
     """Draws the victims: the first n of more victims are the n of fewer.
 
@@ -51,7 +52,8 @@ def choose_victims(
     Args:
       config: the study.
       dataset: that they are drawn from.
-      generator: that the attacker has; what it was trained on is no victim's.
+      trained: what the attacker has learnt; None for nothing. What any was trained on
+        is no victim's.
 
     Returns:
       The victims; and the examples that are nobody's, indices [M] in random order.
@@ -59,12 +61,14 @@ def choose_victims(
     Raises:
       ValueError: for more examples than there are, or than the memory holds.
     """
-    private = private_rows(config, dataset, generator)
+    private = private_rows(config, dataset, *trained)
     there = len(dataset) if private is None else int(private.sum())
     each = config.victim_examples
     wanted = config.victims * each
     if wanted > there:
-        unseen = "" if private is None else " that its generator has not seen"
+        learnt = [type(one).__name__.lower() for one in trained if one is not None]
+        unseen = f" that its {' or '.join(learnt)} has not seen"
+        unseen = "" if private is None else unseen
         several = config.average_clients
         clients = "" if several is None else f"average_clients={several}, each "
         raise ValueError(

@@ -27,6 +27,7 @@ from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
 from kljax.models.convolution import CONVOLUTIONS
 from kljax.models.decoders import list_decoders
+from kljax.models.flows import list_flows
 from kljax.models.losses import LOSSES
 from kljax.parallel import Layout, fastest_layout
 from kljax.studies.config.freezing import freeze
@@ -115,6 +116,7 @@ def weights_limit_of(kind: str) -> float:
     attacks=(name for name in PRESETS if name not in INSERTING),
     of_a_malicious_server=INSERTING,
     generators=list_decoders(),
+    denoisers=list_flows(),
     optimisers=OPTIMISERS,
     stepped=STEPPED,
     labels=LABELS,
@@ -153,6 +155,13 @@ class LeakConfig:
         function of your own, without arguments, which gives a
         `kljax.core.generator.Generator`. What it was trained on can be no victim,
         whatever the attack.
+      denoise: what takes noise off whatever the attack has found, NAME[=STRENGTH]:
+        {denoisers}, made by ``experiments/train_denoiser.py``; a path to an .npz file
+        of that script; or a function of your own, without arguments, which gives a
+        `kljax.core.denoiser.Denoiser`. STRENGTH is the noise's deviation on images in
+        [0, 1]; or estimated from the image, which is the default; or matching, of a
+        few the one that the attack's own loss likes best. What it was trained on can
+        be no victim. See `kljax.attacks.denoising`.
       optimiser: instead of the preset's: {optimisers}.
       step_size: of the optimiser, which must be named, and be {stepped};
         None for its default.
@@ -284,6 +293,7 @@ class LeakConfig:
     average_clients: int | None = None
     observations: int = 1
     pooling: Literal[tuple(POOLINGS)] = "mean"
+    denoise: str | None = None
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
@@ -345,6 +355,11 @@ def _check_needs(config: LeakConfig) -> None:
         raise ValueError(
             f"observations={config.observations} are of one client, and "
             f"average_clients={config.average_clients} of several: leave one out"
+        )
+    if config.denoise is not None and config.observations > 1:
+        raise ValueError(
+            f"denoise={config.denoise!r} holds what it makes against one upload, and "
+            f"observations={config.observations} are several: leave one out"
         )
     if config.observations > 1 and config.earlier:
         raise ValueError(

@@ -96,6 +96,8 @@ def read_contender(pool: Pool, axes: dict[str, Axis]) -> tuple[Group, Contender]
     facts = [f"{name}={getattr(knowledge, name)}" for name in KNOWN]
     if config.generator is not None:
         facts.append(f"generator={config.generator}")
+    if config.denoise is not None:
+        facts.append(f"denoiser={config.denoise.partition('=')[0]}")
     if preset.language_model:
         facts.append("a language model of its own")
     facts.append(f"{config.steps * config.restarts} evaluations offered")

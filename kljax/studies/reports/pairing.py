@@ -38,6 +38,7 @@ OF_ATTACK = frozenset(
         "attack",
         "attack_options",
         "generator",
+        "denoise",
         "optimiser",
         "step_size",
         "labels",

@@ -12,6 +12,7 @@ from kljax.attacks.presets import find_preset
 from kljax.core.registry import nearest
 from kljax.defences.arms import skeleton_of
 from kljax.studies.builder.attack_options import without_dials
+from kljax.studies.builder.denoiser import parse_denoise
 from kljax.studies.config import SPEED_OPTIONS, LeakConfig
 from kljax.studies.config.leak import named_limit, weights_limit
 from kljax.studies.sweeps.fields import DEFAULTS, in_floats
@@ -81,9 +82,9 @@ def signature(cell: Cell) -> str:
     """Writes what the compiled program of a cell depends on.
 
     Cells of one signature differ in nothing but the seed, the number of victims, the
-    strengths of their defences, the step size of the optimiser and the attack's dials
-    (`kljax.attacks.presets.Preset`), all of which a program can take as data. Whether
-    there is a step size, or a dial is set, is part of the program.
+    strengths of their defences and of the denoiser, the step size of the optimiser and
+    the attack's dials (`kljax.attacks.presets.Preset`), all of which a program can take
+    as data. Whether there is a step size, or a dial is set, is part of the program.
     """
     return program_of(cell.config)
 
@@ -99,6 +100,8 @@ def program_of(config: LeakConfig) -> str:
     if config.attack_options:
         preset = find_preset(config.attack)
         program["attack_options"] = without_dials(config.attack_options, preset)
+    if config.denoise is not None:
+        program["denoise"] = parse_denoise(config.denoise).program
     if "step_size" in program:
         program["step_size"] = program["step_size"] is not None
     return _canonical(program)

@@ -123,4 +123,7 @@ def paths_read(config: LeakConfig) -> list[str]:
     named += [config.data] if is_path(config.data) else []
     if config.generator is not None and config.generator.endswith(".npz"):
         named.append(config.generator)
+    denoiser = (config.denoise or "").partition("=")[0]
+    if denoiser.endswith(".npz"):
+        named.append(denoiser)
     return [path for path in named if path is not None]
