@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from wasserstein import train_adversarially
 
 from kljax import data
 from kljax.data.draws import shuffled
@@ -251,6 +252,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=SETTINGS)
     parser.add_argument("--steps", type=int, help=f"a multiple of {SEGMENT}")
+    parser.add_argument(
+        "--loss",
+        choices=("vae", "wgan-gp"),
+        default="vae",
+        help="what it is trained by",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--folder", type=Path, help="of checkpoints; runs/generator-NAME"
@@ -273,6 +280,13 @@ def main():
         seed=args.seed,
         steps=args.steps or setting.steps,
     )
+    path = args.write or FOLDER / f"{args.name}.npz"
+    if args.loss == "wgan-gp":
+        of_training = dataset.fetch(np.sort(ours))
+        weights = train_adversarially(account, *of_training, batch=setting.batch)
+        write_decoder(path, account, weights, public)
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+        return
     folder = args.folder or Path("runs") / f"generator-{args.name}-{account.steps}"
     speed = {"rate": setting.rate, "batch": setting.batch}
     params = train(account, *dataset.fetch(np.sort(ours)), folder, **speed)
@@ -280,7 +294,6 @@ def main():
     targets = jax.nn.one_hot(labels, account.num_classes)
     _, bound = make_bound(account)
     value = jax.jit(bound)(params, jax.random.key(0), images, targets)
-    path = args.write or FOLDER / f"{args.name}.npz"
     write_decoder(path, account, params["decoder"], public)
     print(
         f"{path}: {path.stat().st_size / 1e3:.0f} kB, {public.sum()} of {len(dataset)} "

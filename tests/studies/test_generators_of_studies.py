@@ -53,9 +53,9 @@ def public(count=ACCOUNT.examples):
 @pytest.mark.parametrize("name", decoders.list_decoders())
 def test_those_of_the_package_are_small_and_say_what_they_saw(name):
     path = decoders.FOLDER / f"{name}.npz"
-    assert path.stat().st_size < 1e6
+    assert path.stat().st_size < 6e5
     origin = read_decoder(path).origin
-    assert origin.dataset == name
+    assert origin.dataset == name.removesuffix("-conv")
     assert 0.49 < origin.public.mean() <= 0.5
 
 
