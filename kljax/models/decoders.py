@@ -1,9 +1,11 @@
 """Decoders: trained generators, from latents and labels to images.
 
-Each is the second half of a variational autoencoder (Kingma and Welling, ICLR 2014)
-that ``experiments/train_generator.py`` trains on a public part of a dataset: a
+Each is the second half of a variational autoencoder that
+``experiments/train_generator.py`` trains on a public part of a dataset: a
 `kljax.models.Dense` with a sigmoid, or one of convolutions (`kljax.models.upsampling`).
 Its file has the weights in float16, and says which examples that part is.
+
+Reference: Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014).
 """
 
 import dataclasses

@@ -1,13 +1,15 @@
 """Flows: trained denoisers, small networks of convolutions on half-size maps.
 
 Each is trained by ``experiments/train_denoiser.py`` on a public part of a dataset, by
-flow matching: Lipman et al., "Flow Matching for Generative Modeling" (ICLR 2023); Liu,
-Gong, Liu, "Flow Straight and Fast" (ICLR 2023). Its file has the weights in float16,
-and says which examples that part is.
+flow matching. Its file has the weights in float16, and says which examples that part
+is.
 
 The image is folded to 2x2 pixels a position, and again for each further number of
 channels; on the way back each map is joined with its like (Ronneberger et al., "U-Net",
 MICCAI 2015).
+
+Reference: Lipman et al., "Flow Matching for Generative Modeling" (ICLR 2023); Liu,
+Gong, Liu, "Flow Straight and Fast" (ICLR 2023).
 """
 
 import dataclasses

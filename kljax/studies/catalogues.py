@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kljax.attacks.labels.catalogue import RULES
@@ -29,6 +30,7 @@ from kljax.federated.hardening import HARDENINGS
 from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.metrics.column_table import VALUES
+from kljax.models import decoders, flows
 from kljax.models.catalogue import NETWORKS
 from kljax.models.losses import LOSSES
 from kljax.threat import (
@@ -209,11 +211,31 @@ def _label_rules() -> Iterator[Entry]:
         yield Entry(name, name, does, needs, source)
 
 
+def _learnt(
+    folder: Path, read: Callable[[Path], Any], verb: str, module: str
+) -> Iterator[Entry]:
+    """Lists files of what was trained on a public part of a dataset."""
+    source = _reference(inspect.getdoc(sys.modules[module]) or "")
+    for path in sorted(folder.glob("*.npz")):
+        thing = read(path)
+        shape = " x ".join(map(str, thing.shape))
+        does = f"{verb} images {shape} like those of {thing.origin.dataset}"
+        seen = f"{int(thing.origin.public.sum())} of {len(thing.origin.public)}"
+        needs = f"victims that it has not seen: it was trained on {seen}"
+        yield Entry(path.stem, path.stem, f"{does}.", needs, source)
+
+
 LISTS: dict[str, Callable[[], Iterator[Entry]]] = {
     "attacks": _attacks,
     "defences": _defences,
     "models": _models,
     "data": _data,
+    "generators": lambda: _learnt(
+        decoders.FOLDER, decoders.read_decoder, "Makes", "kljax.models.decoders"
+    ),
+    "denoisers": lambda: _learnt(
+        flows.FOLDER, flows.read_flow, "Takes noise off", "kljax.models.flows"
+    ),
     "metrics": _metrics,
     "strategies": _strategies,
     "label-rules": _label_rules,

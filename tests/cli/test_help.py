@@ -26,6 +26,7 @@ from kljax.federated.optimisers import CLIENT_OPTIMISERS, SERVER_OPTIMISERS
 from kljax.federated.roles import ROLES
 from kljax.models.catalogue import NETWORKS
 from kljax.models.decoders import list_decoders
+from kljax.models.flows import list_flows
 from kljax.models.losses import LOSSES
 from kljax.studies.config.listing import fill_lists
 from kljax.threat.secrets import OWN_NAMES
@@ -38,6 +39,7 @@ LISTED = {
         "arms": (*KINDS, *OWN_NAMES),
         "attack": PRESETS,
         "generator": list_decoders(),
+        "denoise": list_flows(),
         "optimiser": OPTIMISERS,
         "labels": LABELS,
         "label_rule": ("auto", *RULES),

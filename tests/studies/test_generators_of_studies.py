@@ -3,11 +3,14 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kljax import LeakConfig, data
 from kljax.core.files import DamagedFile
+from kljax.core.generator import Generator
 from kljax.models import decoders
 from kljax.models.decoders import Account, read_decoder, write_decoder
 from kljax.parallel import Layout
@@ -280,3 +283,48 @@ def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     other, later = run()
     assert later.compilations == 0
     assert not np.array_equal(first.reconstruction.inputs, other.reconstruction.inputs)
+
+
+SHADES = {"scale": np.float32(1.0)}
+
+
+def shades():
+    """A generator of one's own: grey pictures, one shade per latent and class."""
+
+    def decode(weights, latents, targets):
+        told = latents[:, 0] + targets @ np.linspace(-1, 1, 10, dtype=np.float32)
+        shade = jax.nn.sigmoid(weights["scale"] * told)
+        return jnp.broadcast_to(shade[:, None, None, None], (len(latents), 8, 8, 1))
+
+    return Generator(decode, dict(SHADES), 2, (8, 8, 1), 10)
+
+
+def white():
+    """One whose images are of another range."""
+    own = shades()
+    return own._replace(decode=lambda *given: 2 * own.decode(*given))
+
+
+def test_a_function_of_ones_own_is_a_generator_whose_weights_are_data(monkeypatch):
+    options = {"attack": "ggl", "model": "dense", "victims": 1, "steps": 100}
+    made = config(**options, generator=f"{__name__}:shades")
+    study = build_study(made)
+    (job,) = study.attacks
+
+    def run(study):
+        mapped = leakage.map_victims(
+            job.attack_one, Layout("loop"), draws=job.client.draws
+        )
+        return mapped(*study.attacks[0].inputs)
+
+    found, _ = run(study)
+    images = np.asarray(found.reconstruction.inputs)
+    assert np.ptp(images) == 0 and 0 < images.min() < 1
+    monkeypatch.setitem(SHADES, "scale", np.float32(-3.0))
+    other, timing = run(build_study(made, study))
+    assert timing.compilations == 0
+    assert not np.array_equal(other.reconstruction.inputs, images)
+    # Nobody says what it saw: every example may be a victim.
+    assert private_rows(made, Split(9), find_generator(made)) is None
+    with pytest.raises(ValueError, match=":white' makes images in .* lie in .0, 1."):
+        find_generator(config(generator=f"{__name__}:white"))
