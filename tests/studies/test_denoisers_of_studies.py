@@ -10,6 +10,7 @@ from kljax.models.flows import FOLDER, read_flow
 from kljax.parallel import Layout
 from kljax.studies import leakage
 from kljax.studies.builder.denoiser import find_denoiser, parse_denoise
+from kljax.studies.builder.generator import find_generator
 from kljax.studies.builder.study import build_study
 from kljax.studies.builder.victims import choose_victims
 from kljax.studies.scoring import score_rows
@@ -45,8 +46,6 @@ def test_no_victim_is_one_of_the_images_it_was_trained_on(generator):
     seen = denoiser.origin.public
     trained = [denoiser]
     if generator is not None:
-        from kljax.studies.builder.generator import find_generator
-
         trained.append(find_generator(config(generator=generator)))
     most = int((~seen).sum())
     victims, _ = choose_victims(config(victims=most), whole, *trained)
@@ -93,6 +92,7 @@ def test_strengths_are_data_and_rows_say_them():
     np.testing.assert_allclose(*before, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_closed_form_is_cleaned_too_and_a_row_says_so():
     result = leakage.leak(config(attack="rgap", steps=1, victims=1))
     (row,) = (row for row in score_rows(result) if row["arm"] == "none")
