@@ -32,6 +32,8 @@ Names:
                     the same for 10 steps on LeNet at 32x32
   lamp-candidates   LAMP's proposals: orders of a sentence of 16 tokens, the gradient
                     that each gives and its cosine distance; in candidates/s
+  lti-train         Learning to Invert: 10 steps of 64 simulated gradients of LeNet,
+                    hashed to 4,096, and an inverter of width 512; in examples/s
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
@@ -81,6 +83,8 @@ import federated_peer
 import federated_speed
 import inversion_peer
 import inversion_speed
+import inverter_peer
+import inverter_speed
 import lamp_peer
 import lamp_speed
 import membership_peer
@@ -95,7 +99,7 @@ from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
-NAMES |= lamp_speed.NAMES | membership_speed.NAMES
+NAMES |= lamp_speed.NAMES | membership_speed.NAMES | inverter_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
 PEERS += (membership_peer.PEER,)
 # The peers of each entry that has any.
@@ -105,6 +109,7 @@ RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
 RIVALS |= dict.fromkeys(lamp_speed.NAMES, lamp_peer.PEERS)
+RIVALS |= dict.fromkeys(inverter_speed.NAMES, inverter_peer.PEERS)
 RIVALS |= dict.fromkeys(membership_speed.NAMES, (membership_peer.PEER,))
 
 

@@ -3,6 +3,7 @@
 import attack_speed
 import federated_speed
 import inversion_speed
+import inverter_speed
 import lamp_speed
 import membership_speed
 import peak
@@ -32,5 +33,6 @@ def shrink():
         trigger_speed.WORK[name] = work._replace(examples=2, steps=2)
     federated_speed.SCALE = (2, 4)
     lamp_speed.WORK = lamp_speed.Work(victims=2, orders=20, length=4)
+    inverter_speed.WORK = inverter_speed.Work(uploads=4, steps=2, width=8, hashed=64)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)
     membership_speed.SIZE = membership_speed.Size(600, 4, 64, 8)

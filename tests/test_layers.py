@@ -61,6 +61,7 @@ RESERVED = {
         "attacks/ensembles.py",  # restarts, paired with one of them
         "attacks/rearranging.py",  # orders of sentences
         "attacks/pooling.py",  # uploads of one client
+        "attacks/presets/inverters.py",  # uploads that are simulated, to learn from
         "attacks/simulation/averages.py",  # clients of one average
         "core/drawing.py",  # random keys
         "federated/trigger_inversion.py",  # classes, and pairs of classes

@@ -157,6 +157,8 @@ class Attacker(NamedTuple):
       generator: trained on public images; None for none.
       language_model: trained on public sentences; None for none.
       denoiser: trained on public images; None for none.
+      learned: what an attack that learns (`kljax.attacks.presets.Preset.learn`) has
+        learned of uploads that it simulated; None before.
     """
 
     label_rule: str = "auto"
@@ -164,6 +166,7 @@ class Attacker(NamedTuple):
     generator: Generator | None = None
     language_model: LanguageModel | None = None
     denoiser: Denoiser | None = None
+    learned: PyTree = None
 
 
 class Setting(NamedTuple):

@@ -29,6 +29,7 @@ FIXED = (
     "substitute",
     "risk",
     "curvature",
+    "feature hashing",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

@@ -240,6 +240,25 @@ FOUND = (
             ("candidates_tried", "directions that were tried for them", 0),
         )
     ),
+    # Of an attack that learns from uploads which it simulates.
+    *(
+        _reported(
+            f"{part}_error",
+            f"{part} error",
+            f"mean squared error of what was learned, on simulated uploads of {whose}, "
+            "each batch in its best order; the same for all victims of an arm",
+            unit="[0, 1]",
+            reported=True,
+            knows="attacker",
+            form=".4f",
+            leaks=leaks,
+            shown="terminal",
+        )
+        for part, whose, leaks in (
+            ("training", "the public examples that it was learned from", 0),
+            ("validation", "public examples that were held out", -1),
+        )
+    ),
     _reported(
         "proposals",
         "proposals",

@@ -27,18 +27,42 @@ def chunk_program(fn: Callable[..., PyTree], layout: Layout) -> Callable[..., Py
     return _looped(fn) if layout.looped else jax.vmap(fn)
 
 
-def _sharded(chunk_fn: Callable) -> Callable:
+def _sharing(chunk_of: Callable, fn: Callable) -> Callable:
+    """Makes the program of a chunk whose first argument is the same for all victims.
+
+    It is what `fn` is given last.
+    """
+
+    def run(shared: PyTree, *args: PyTree) -> PyTree:
+        return chunk_of(lambda *one: fn(*one, shared))(*args)
+
+    return run
+
+
+def _sharded(chunk_fn: Callable, shares: bool) -> Callable:
     mesh = Mesh(np.array(jax.local_devices()), ("victims",))
     spec = PartitionSpec("victims")
-    return jax.shard_map(
-        chunk_fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-    )
+
+    def run(*args: PyTree) -> PyTree:
+        specs = (PartitionSpec(), *(spec,) * (len(args) - 1)) if shares else spec
+        return jax.shard_map(
+            chunk_fn, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False
+        )(*args)
+
+    return run
 
 
 def _block_of(
-    stage: Callable, layout: Layout, looped: bool, inputs: PyTree
+    stage: Callable, layout: Layout, looped: bool, inputs: PyTree, shares: bool = False
 ) -> tuple[Any, float]:
     """Compiles one stage for a block of inputs, unless that was done before.
+
+    Args:
+      stage: of one victim.
+      layout: how victims are run.
+      looped: whatever the layout says.
+      inputs: of the block.
+      shares: whether the first of them is the same for all victims.
 
     Returns:
       The compiled stage, and the seconds that this call has compiled for: 0 if another
@@ -54,14 +78,17 @@ def _block_of(
 
     def compiled() -> tuple[Any, float]:
         # A chunk of one is looped, too: an axis of length 1 is not free.
-        chunk_fn = _looped(stage) if looped else chunk_program(stage, layout)
+        def chunk_of(fn: Callable) -> Callable:
+            return _looped(fn) if looped else chunk_program(fn, layout)
+
+        chunk_fn = _sharing(chunk_of, stage) if shares else chunk_of(stage)
         block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*s) for s in shapes])
         start = time.perf_counter()
-        block_fn = _sharded(chunk_fn) if layout.spread else chunk_fn
+        block_fn = _sharded(chunk_fn, shares) if layout.spread else chunk_fn
         program = jax.jit(block_fn).lower(*block).compile()
         return program, time.perf_counter() - start
 
-    name = stage, layout, looped, precision, shapes, tree
+    name = stage, layout, looped, precision, shapes, tree, shares
     (program, seconds), new = _compilations.get(name, compiled)
     return program, seconds * new
 
@@ -82,12 +109,18 @@ def _shapes(layout: Layout, args: PyTree, *, full: bool) -> PyTree:
     return jax.tree.map(rows, jax.tree.map(np.asarray, args))
 
 
+def _first(shared: PyTree) -> tuple[tuple[PyTree, ...], bool]:
+    """Gives what comes before the inputs of a block, and whether anything does."""
+    return ((), False) if shared is None else ((shared,), True)
+
+
 def block_memory(
     fn: Callable[..., PyTree],
     layout: Layout,
     args: PyTree,
     *,
     draws: Sequence[Callable[..., PyTree]] = (),
+    shared: PyTree = None,
 ) -> tuple[int, Timing]:
     """Computes the bytes that one call of the compiled block takes on a device.
 
@@ -95,7 +128,7 @@ def block_memory(
     is compiled, as `map_victims` will need it, and not run.
 
     Args:
-      fn, draws: see `map_victims`.
+      fn, draws, shared: see `map_victims`.
       layout: how victims are run.
       args: of some victims, with their leading axis; a block is full, whatever their
         number.
@@ -107,7 +140,9 @@ def block_memory(
     drawn: list[PyTree] = []
     for draw in draws:
         drawn.append(jax.eval_shape(jax.vmap(draw), block[0], *drawn))
-    compiled, seconds = _block_of(fn, layout, False, (*drawn, *block))
+    first, shares = _first(shared)
+    inputs = (*first, *drawn, *block)
+    compiled, seconds = _block_of(fn, layout, False, inputs, shares)
     memory = compiled.memory_analysis()
     taken = (
         memory.argument_size_in_bytes
@@ -134,6 +169,8 @@ def forget_programs() -> None:
 def compile_victims(
     calls: Sequence[tuple[Callable[..., PyTree], Sequence[Callable], PyTree]],
     layout: Layout | None = None,
+    *,
+    shared: Sequence[PyTree] = (),
 ) -> Iterator[Timing]:
     """Compiles what calls of `map_victims` will need, side by side, and runs nothing.
 
@@ -142,6 +179,7 @@ def compile_victims(
     Args:
       calls: `fn`, its draws and the arguments of each, see `map_victims`.
       layout: as there.
+      shared: of each call, as there; () where no call has any.
 
     Yields:
       For each call, in order and as soon as it is compiled: the seconds that were
@@ -150,8 +188,9 @@ def compile_victims(
     """
     layout = layout or fastest_layout("victims")
 
-    def compiling(fn, draws, args) -> Callable[[], int]:
+    def compiling(fn, draws, args, common: PyTree = None) -> Callable[[], int]:
         block = _shapes(layout, args, full=False)
+        first, shares = _first(common)
 
         def run() -> int:
             drawn, spent = [], []
@@ -159,13 +198,16 @@ def compile_victims(
                 program, seconds = _block_of(draw, layout, True, (block[0], *drawn))
                 drawn.append(program.out_info)
                 spent.append(seconds)
-            spent.append(_block_of(fn, layout, False, (*drawn, *block))[1])
+            inputs = (*first, *drawn, *block)
+            spent.append(_block_of(fn, layout, False, inputs, shares)[1])
             return sum(seconds > 0 for seconds in spent)
 
         return run
 
     last = time.perf_counter()
-    for compilations in side_by_side([compiling(*call) for call in calls]):
+    common = shared or [None] * len(calls)
+    pairs = zip(calls, common, strict=True)
+    for compilations in side_by_side([compiling(*call, one) for call, one in pairs]):
         now = time.perf_counter()
         yield Timing(now - last, 0.0, compilations)
         last = now
@@ -178,6 +220,7 @@ def map_victims(
     draws: Sequence[Callable[..., PyTree]] = (),
     full: bool = False,
     on_block: Callable[[int], Any] | None = None,
+    shared: PyTree = None,
 ) -> Callable[..., tuple[PyTree, Timing]]:
     """Makes a function of many victims from a function of one.
 
@@ -192,6 +235,8 @@ def map_victims(
       full: whether a block has its full size however few victims are given, so that
         calls with few and with many share a compilation.
       on_block: called after each block with the number of victims finished so far.
+      shared: tree of arrays that is the same for all victims, and there once: `fn` is
+        given it last. None where there is none.
 
     Returns:
       A function of ``(*args)``, each array with a leading axis of N victims, which
@@ -203,6 +248,7 @@ def map_victims(
       ValueError: when called with no victims, or with unequal numbers of them.
     """
     layout = layout or fastest_layout("victims")
+    first, shares = _first(shared)
 
     def mapped(*args: PyTree) -> tuple[PyTree, Timing]:
         args = jax.tree.map(np.asarray, args)
@@ -213,23 +259,26 @@ def map_victims(
         size = _size(layout, victims, full)
         start, compile_s, compilations = time.perf_counter(), 0.0, 0
 
-        def call(stage: Callable, looped: bool, *inputs: PyTree) -> PyTree:
+        def call(
+            stage: Callable, looped: bool, *inputs: PyTree, shares: bool = False
+        ) -> PyTree:
             nonlocal compile_s, compilations
-            compiled, seconds = _block_of(stage, layout, looped, inputs)
+            compiled, seconds = _block_of(stage, layout, looped, inputs, shares)
             compile_s, compilations = compile_s + seconds, compilations + (seconds > 0)
             return compiled(*inputs)
 
         results = []
-        for first in range(0, victims, size):
+        for begin in range(0, victims, size):
             # The last block is filled up with its last victim, computed for nothing.
-            rows = np.minimum(np.arange(first, first + size), victims - 1)
+            rows = np.minimum(np.arange(begin, begin + size), victims - 1)
             block = jax.tree.map(lambda x, rows=rows: x[rows], args)
             drawn: list[PyTree] = []
             for draw in draws:
                 drawn.append(call(draw, True, block[0], *drawn))
-            result = jax.device_get(call(fn, False, *drawn, *block))
-            done = min(first + size, victims)
-            results.append(jax.tree.map(lambda x, n=done - first: x[:n], result))
+            inputs = (*first, *drawn, *block)
+            result = jax.device_get(call(fn, False, *inputs, shares=shares))
+            done = min(begin + size, victims)
+            results.append(jax.tree.map(lambda x, n=done - begin: x[:n], result))
             if on_block is not None:
                 on_block(done)
         run_s = time.perf_counter() - start - compile_s

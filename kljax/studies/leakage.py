@@ -92,17 +92,25 @@ def leak(
         jax.default_matmul_precision(config.precision),
         hold_programs(),
     ):
+        learned = [None if a.learn is None else a.learn() for a in study.attacks]
+        shared = [None if found is None else found[0] for found in learned]
         on_compile(names)
-        for spent in compile_victims(calls, config.layout):
+        for spent in compile_victims(calls, config.layout, shared=shared):
             compiled.append(spent)
             on_compile(names[len(compiled) :])
         floors = wait_for_floors()
         # Only now, so that what runs is timed alone.
-        for attack, (fn, draws, inputs) in zip(study.attacks, calls, strict=True):
+        for i, (attack, (fn, draws, inputs)) in enumerate(
+            zip(study.attacks, calls, strict=True)
+        ):
             on_arm(attack.arm.name)
-            run = map_victims(fn, config.layout, draws=draws, on_block=on_block)
+            run = map_victims(
+                fn, config.layout, draws=draws, on_block=on_block, shared=shared[i]
+            )
             attacked, timing = run(*inputs)
-            timing = timing.after(compiled[len(results)])
+            timing = timing.after(compiled[i])
+            if learned[i] is not None:
+                timing = timing.after(learned[i][1])
             results.append(
                 ArmResult(attack.arm, attack.setting.threat, attacked, timing)
             )

@@ -206,6 +206,7 @@ UNFIT = {
     "cocktail-party": "cocktail-party unmixes what is .* lock .* secret='peel'",
     "imprint": "imprint reads what is in front of any lock .* secret='peel'",
     "imprint-one-shot": "imprint reads what is in front of any lock .* secret='peel'",
+    "learned": "learned replays nothing .* secret='peel': write 'unit'",
     "peeling": "first layer's norm, and layers/0 is none",
     "rgap": "rgap knows no lock, the threat model says secret='peel'",
     "spear": "spear reads what is in front of any lock .* secret='peel'",

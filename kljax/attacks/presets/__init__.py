@@ -8,6 +8,7 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
 from kljax.attacks.presets.generative import ggl, grnn
+from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
@@ -40,6 +41,8 @@ __all__ = [
     "bn_updates",
     "gradient_matching",
     "lamp",
+    "learn_inverter",
+    "learned",
     "likelihood",
     "matching",
     "negative_log_likelihood",

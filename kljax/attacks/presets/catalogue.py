@@ -19,6 +19,7 @@ from kljax.attacks.objectives import (
 from kljax.attacks.optimisers import cma_es
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
 from kljax.attacks.presets.generative import ggl, grnn
+from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
@@ -42,6 +43,7 @@ from kljax.attacks.presets.vision_transformers import (
 )
 from kljax.attacks.setting import Setting
 from kljax.core.registry import check_callable, resolve
+from kljax.core.types import PyTree
 
 
 class Preset(NamedTuple):
@@ -72,6 +74,13 @@ class Preset(NamedTuple):
         has the parameters of each.
       pools_restarts: whether its answer is made of those of all restarts; it cannot
         pool several observations as well.
+      learn: ``(Setting, draw, rng, *, steps, restarts) -> tree of arrays``, with the
+        options of `build`: what is learned of an arm, once, before any upload is seen;
+        `build` finds it as ``setting.attacker.learned``. ``draw(rng, part)`` simulates
+        an upload of examples that are public, under the defence in force, with draws of
+        its own of what clients draw, and gives what is seen of it and its inputs;
+        ``part`` is ``training`` or ``validation``, which share no example. None for an
+        attack that learns nothing.
     """
 
     build: Callable[..., Attack]
@@ -89,6 +98,7 @@ class Preset(NamedTuple):
     density: bool = False
     replays_steps: bool = True
     pools_restarts: bool = False
+    learn: Callable[..., PyTree] | None = None
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -174,6 +184,7 @@ PRESETS: dict[str, Preset] = {
         None,
         dials=("decorrelation", "variation", "sharpness", "learning_rate"),
     ),
+    "learned": Preset(learned, "recovered", None, learn=learn_inverter),
     "imprint": Preset(
         imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)
     ),

@@ -27,7 +27,7 @@ from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
 
 # What the random key of a study is for.
-PURPOSES = ("weights", "defence", "step", "attack")
+PURPOSES = ("weights", "defence", "step", "attack", "learning")
 
 
 class Source(NamedTuple):
@@ -53,12 +53,16 @@ class Client(NamedTuple):
         client of a run, both have a leading axis [K].
       uploads: ``(rng, Defence, network, held, images, labels) -> Update`` of several
         observations, with a leading axis [K]; None where there is one.
+      draw_held: ``(Source, published, network) -> held`` of a client that somebody
+        simulates: what is its own is drawn from the first source, and what is the same
+        for all victims from theirs, `published`. None for a client of a run.
     """
 
     upload: Callable[..., threat.Update]
     draws: tuple[Callable[..., PyTree], ...] = ()
     same: tuple[PyTree, ...] = ()
     uploads: Callable[..., threat.Update] | None = None
+    draw_held: Callable[..., PyTree] | None = None
 
 
 def make_sources(
@@ -93,6 +97,7 @@ def make_drawn_client(
     share: Callable[..., Any],
     *,
     train: bool,
+    same: tuple[str, ...] = (),
 ) -> Client:
     """Makes a client whose network and defence are drawn afresh for each victim.
 
@@ -106,6 +111,8 @@ def make_drawn_client(
       share: ``(key, make) -> what is made``, once for all arms of one key. Arms that
         share a network or a defence share its draws, and their compilation.
       train: mode of the norms.
+      same: parts of a defence that are the same for all victims, as shared weights
+        are: ``public``, ``lock_weights``, ``private_key``.
     """
     encode, loss = task.dataset.target_spec.encode, task.loss
     several = config.average_clients
@@ -120,22 +127,35 @@ def make_drawn_client(
 
     def draw_network(source: Source) -> PyTree:
         if config.weights == "shared":
-            source = source._replace(index=jnp.zeros_like(source.index))
+            source = _of_all(source)
         init = modify(source.survey).init
         return draw_jointly(init)(draw_rng(source, "weights"))
 
-    def draw_defence(source: Source, network: tuple[Params, Stats]) -> PyTree:
+    def draw_held(
+        source: Source, published: Source, network: tuple[Params, Stats]
+    ) -> PyTree:
         defence = arm.make(source.options) if source.options else arm.defence
         init = draw_jointly(defence.init)
         if several:
             init = draw_own(init, several)
-        return init(draw_rng(source, "defence"), network[0])
+        public, private = init(draw_rng(source, "defence"), network[0])
+        if not same:
+            return public, private
+        of_all = init(draw_rng(_of_all(published), "defence"), network[0])
+        if "lock_weights" in same:
+            private = private._replace(trainable=of_all[1].trainable)
+        if "private_key" in same:
+            private = private._replace(secret=of_all[1].secret)
+        return of_all[0] if "public" in same else public, private
+
+    def draw_defence(source: Source, network: tuple[Params, Stats]) -> PyTree:
+        return draw_held(source, source, network)
 
     # Only the first part of a combination has parts of its own to draw.
     drawing = arm.skeleton if options_of_draws(arm) else _first_part(arm)
     draws = (
         share(("draw network", arm.norm), lambda: draw_network),
-        share(("draw defence", drawing), lambda: draw_defence),
+        share(("draw defence", drawing, same), lambda: draw_defence),
     )
     if several:
         upload = average_uploads(upload, several)
@@ -143,7 +163,12 @@ def make_drawn_client(
     if config.observations > 1:
         check_memory(config, arm)
         uploads = upload_again(upload, config.observations)
-    return Client(upload, draws, uploads=uploads)
+    return Client(upload, draws, uploads=uploads, draw_held=draw_held)
+
+
+def _of_all(source: Source) -> Source:
+    """Gives the source of what is the same for all victims."""
+    return source._replace(index=jnp.zeros_like(source.index))
 
 
 def options_of_draws(arm: Arm) -> tuple[float, ...]:

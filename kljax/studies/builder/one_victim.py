@@ -59,7 +59,8 @@ def make_attack_on_one(
       own_secrets: whether what it hides is another in each observation.
 
     Returns:
-      ``(network, held, Source, Dials, images, labels, before=()) -> Attacked``.
+      ``(network, held, Source, Dials, images, labels, before=()) -> Attacked``; of an
+      attack that learns, with what it has learned as one argument more.
     """
 
     def attack_one(
@@ -69,11 +70,13 @@ def make_attack_on_one(
         dials: Dials,
         images: Array,
         labels: Array,
-        before: tuple[Array, ...] = (),
+        *others: PyTree,
     ) -> Attacked:
+        learned = others[-1] if preset.learn is not None else None
+        before = others[0] if config.earlier else ()
         # Options are data: the defence is made of this victim's.
         defence = arm.make(dials.options)
-        attacker = setting.attacker
+        attacker = setting.attacker._replace(learned=learned)
         if attacker.generator is not None:
             generator = attacker.generator._replace(weights=dials.generator)
             attacker = attacker._replace(generator=generator)

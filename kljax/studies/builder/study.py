@@ -31,7 +31,7 @@ from kljax.core.types import Model, Path, PyTree
 from kljax.defences import inserts_modules
 from kljax.defences.arms import Arm, check_upload, parse_arm
 from kljax.models import feeding_layers
-from kljax.parallel import Layout
+from kljax.parallel import Layout, Timing
 from kljax.studies.builder.attack_setup import (
     build_attack,
     make_dials,
@@ -56,6 +56,13 @@ from kljax.studies.builder.drawn_client import (
 )
 from kljax.studies.builder.from_run import settle
 from kljax.studies.builder.language_model import make_language_model
+from kljax.studies.builder.learning import (
+    PublicExamples,
+    choose_public,
+    list_known_parts,
+    make_learning,
+    run_learning,
+)
 from kljax.studies.builder.observing import check_pooling, draws_secrets
 from kljax.studies.builder.one_victim import Attacked, make_attack_on_one
 from kljax.studies.builder.privacy import check_attacked
@@ -94,6 +101,9 @@ class ArmAttack(NamedTuple):
         of the client make the rest from, or with what is the same for all victims.
       attack_one: of one victim, see `make_attack_on_one`; compiled once for all arms
         of a kind.
+      learn: learns what the attack needs of the arm, before any victim is attacked, and
+        gives it with what that took; None where nothing is learned. `attack_one` is
+        given it last, the same for all victims (`kljax.parallel.map_victims`, shared).
     """
 
     arm: Arm
@@ -101,6 +111,7 @@ class ArmAttack(NamedTuple):
     client: Client
     inputs: tuple[PyTree, ...]
     attack_one: Callable[..., Attacked] | None = None
+    learn: Callable[[], tuple[PyTree, Timing]] | None = None
 
 
 class Study(NamedTuple):
@@ -118,6 +129,7 @@ class Study(NamedTuple):
       captured: the run whose client is attacked; None where clients are drawn.
       shared: what arms share, and studies that differ in data alone: functions, and
         with them their compilation.
+      public: what an attack that learns is learned from; None for another.
       attacks: one per arm.
     """
 
@@ -131,6 +143,7 @@ class Study(NamedTuple):
     networks: dict[bool, Model]
     captured: Captured | None
     shared: dict[Hashable, Any]
+    public: PublicExamples | None = None
     attacks: tuple[ArmAttack, ...] = ()
 
 
@@ -194,6 +207,7 @@ def build_study(
         {norm: _modified(preset, task, norm, survey) for norm in (False, True)},
         captured,
         {} if compiled is None else compiled.shared,
+        choose_public(config, preset, dataset, victims, others),
     )
     defences = {}
     examples = config.batch if config.upload == "update" else config.examples
@@ -224,7 +238,10 @@ def _build_arm_attack(
     if captured is None:
         modify = functools.partial(_modified, preset, task, arm.norm)
         share = functools.partial(_share, study.shared)
-        client = make_drawn_client(config, task, arm, model, modify, share, train=train)
+        same = list_known_parts(threat) if preset.learn is not None else ()
+        client = make_drawn_client(
+            config, task, arm, model, modify, share, train=train, same=same
+        )
     else:
         client = make_captured_client(captured, states(arm), model, train=train)
     params = jax.eval_shape(model.init, jax.random.key(0))[0]
@@ -261,7 +278,16 @@ def _build_arm_attack(
         common = config, preset, arm, task.sites, setting, client
         return make_attack_on_one(*common, own_secrets=own)
 
-    return attack._replace(attack_one=_share(study.shared, kind, make))
+    attack = attack._replace(attack_one=_share(study.shared, kind, make))
+    if preset.learn is None:
+        return attack
+    common = config, preset, arm, setting, client
+    learn = _share(
+        study.shared, ("learn", *kind), lambda: jax.jit(make_learning(*common))
+    )
+    source, dials = jax.tree.map(lambda x: x[0], attack.inputs[:2])
+    given = source, dials.options, study.public.inputs, study.public.labels
+    return attack._replace(learn=functools.partial(run_learning, learn, config, *given))
 
 
 def check_layout(study: Study) -> None:

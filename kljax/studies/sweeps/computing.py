@@ -125,6 +125,7 @@ class GroupRunner:
         self._limits, self._floors = limits, floors
         self._first: Study | None = None  # whose functions all cells share
         self._studies: dict[str, Study] = {}
+        self._learned: dict[str, PyTree] = {}  # of cells whose attack learns
 
     def run(self, pieces: tuple[Piece, ...], failed: Collection[str]) -> Computed:
         """Runs some victims; a cell that raises does not stop the others."""
@@ -132,6 +133,7 @@ class GroupRunner:
         sound: list[Piece] = []
         here = {piece.cell.id for piece in pieces}
         self._studies = {c: p for c, p in self._studies.items() if c in here}
+        self._learned = {c: p for c, p in self._learned.items() if c in here}
         for piece in pieces:
             if piece.cell.id in failed or piece.cell.id in new:
                 continue
@@ -185,6 +187,12 @@ class GroupRunner:
         """Attacks the victims of several pieces in one call."""
         if not pieces:
             return [], NO_TIME
+        (first,) = self._first.attacks
+        if first.learn is not None and len(pieces) > 1:
+            # What is learned is the same for the victims of one cell alone.
+            parts = [self._attack([piece]) for piece in pieces]
+            results = [result for some, _ in parts for result in some]
+            return results, _sum(timing for _, timing in parts)
         studies = [self._studies[piece.cell.id] for piece in pieces]
         inputs = _joined(
             [
@@ -192,15 +200,20 @@ class GroupRunner:
                 for study, piece in zip(studies, pieces, strict=True)
             ]
         )
-        (first,) = self._first.attacks
+        learned, spent = self._learn(pieces[0].cell) if first.learn else (None, NO_TIME)
         with jax.default_matmul_precision(self._first.config.precision):
             fitted = NO_TIME
             if self.layout is None:
-                self.layout, fitted = self._lay_out(first, inputs)
-            draws = first.client.draws
-            run = map_victims(first.attack_one, self.layout, draws=draws, full=True)
+                self.layout, fitted = self._lay_out(first, inputs, learned)
+            run = map_victims(
+                first.attack_one,
+                self.layout,
+                draws=first.client.draws,
+                full=True,
+                shared=learned,
+            )
             attacked, timing = run(*inputs)
-        timing = _sum([fitted, timing])
+        timing = _sum([spent, fitted, timing])
         results, start = [], 0
         for study, piece in zip(studies, pieces, strict=True):
             victims, (attack,) = _some(study.victims, piece), study.attacks
@@ -211,8 +224,16 @@ class GroupRunner:
             results.append(LeakResult(study.config, study.task.dataset, victims, [arm]))
         return results, timing
 
+    def _learn(self, cell: Cell) -> tuple[PyTree, Timing]:
+        """Learns what the attack of a cell needs, once while its chunks follow."""
+        if cell.id in self._learned:
+            return self._learned[cell.id], NO_TIME
+        (attack,) = self._studies[cell.id].attacks
+        self._learned[cell.id], timing = attack.learn()
+        return self._learned[cell.id], timing
+
     def _lay_out(
-        self, attack: ArmAttack, inputs: tuple[PyTree, ...]
+        self, attack: ArmAttack, inputs: tuple[PyTree, ...], learned: PyTree
     ) -> tuple[Layout, Timing]:
         """Fits the layout of a group that has not begun to the memory."""
         most = self._limits.layout or fastest_layout("victims")
@@ -224,7 +245,11 @@ class GroupRunner:
         layout, spent = dataclasses.replace(most, chunk=chunk), []
         while True:
             taken, timing = block_memory(
-                attack.attack_one, layout, inputs, draws=attack.client.draws
+                attack.attack_one,
+                layout,
+                inputs,
+                draws=attack.client.draws,
+                shared=learned,
             )
             spent.append(timing)
             needed = devices * taken

@@ -97,7 +97,11 @@ def predict_attack(
     """Predicts what a victim of an arm takes on one device, by the cost model.
 
     Nothing is compiled or run. A full chunk is traced, and its cost divided.
+
+    Raises:
+      ValueError: for an attack that learns first, see `_refuse_learning`.
     """
+    _refuse_learning(config, attack)
     with jax.default_matmul_precision(config.precision):
         operations = chunk_operations(
             attack.attack_one, layout, attack.inputs, draws=attack.client.draws
@@ -127,6 +131,15 @@ def predict_sweep(
     return seconds / victims, seconds / devices
 
 
+def _refuse_learning(config: LeakConfig, attack: ArmAttack) -> None:
+    """Refuses to estimate an attack whose time is that of a training before it."""
+    if attack.learn is not None:
+        raise ValueError(
+            f"attack {config.attack!r} spends its time on learning, once for each arm, "
+            "and what that takes is not estimated: time a study of few steps"
+        )
+
+
 def _probe(group: Group, layout: Layout) -> _Probed:
     config = group.cells[0].config
     steps = min(STEPS, config.steps)
@@ -135,6 +148,7 @@ def _probe(group: Group, layout: Layout) -> _Probed:
     count = min(config.victims, layout.chunk * devices)
     study = build_study(dataclasses.replace(config, steps=steps, victims=count))
     (attack,) = study.attacks
+    _refuse_learning(config, attack)
     one, draws, inputs = attack.attack_one, attack.client.draws, attack.inputs
     with jax.default_matmul_precision(config.precision):
         memory, spent = block_memory(one, layout, inputs, draws=draws)
