@@ -1,6 +1,7 @@
 """DAGER: spans against slow forms, planted sentences found exactly, what is refused."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from kljax.attacks.closed_form.sentence_search import (
     extend_prefixes,
 )
 from kljax.attacks.closed_form.spans import deviations, find_span
-from kljax.attacks.presets import dager
+from kljax.attacks.presets import dager, spans_of_text
 from kljax.core.targets import classes_of, sequences_of
 from kljax.core.types import Gate, Private, Public
 from kljax.data.sentences import sentences_of
@@ -233,6 +234,53 @@ def test_combinations_may_end_in_padding():
     assert as_sets(found) == sorted([*map(tuple, sentences), (-1,) * T])
     assert found.found.tolist() == [True] * 4 + [False] and bool(found.whole)
     np.testing.assert_allclose(found.distances, [0, 0, 0, 0, 1], atol=1e-6)
+
+
+# --- updates: parameters on the way --------------------------------------------------
+
+
+@pytest.mark.parametrize("sees_gradient", (False, True))
+def test_an_update_is_read_in_the_middle_of_its_way(sees_gradient):
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([5.0])}
+    change = {"a": jnp.array([4.0, jnp.nan]), "b": jnp.array([-2.0])}  # one is hidden
+    setting = types.SimpleNamespace(sees_gradient=sees_gradient)
+    view = types.SimpleNamespace(public=Public(params), grads=Public(change))
+    ends, middle = spans_of_text._way(setting, view)
+    if sees_gradient:
+        assert ends is None and middle is params
+        return
+    assert ends[0] is params
+    assert {n: x.tolist() for n, x in ends[1].items()} == {"a": [5, 2], "b": [3]}
+    assert {n: x.tolist() for n, x in middle.items()} == {"a": [3, 2], "b": [4]}
+
+
+def test_an_input_moves_as_far_as_the_farthest_token_does():
+    draw = np.random.default_rng(3)
+    first, middle, last = (
+        {name: draw.normal(size=(V, 3)).astype(np.float32) for name in ("a", "b")}
+        for _ in range(3)
+    )
+
+    def feed(params, sentences):
+        table = {name: jnp.asarray(x)[sentences] for name, x in params.items()}
+        return table | {"a": table["a"] * jnp.arange(1.0, T + 1)[None, :, None]}
+
+    found = quick_jit(
+        lambda: spans_of_text._movement(feed, (first, last), middle, V, T)
+    )()
+    far = [
+        np.linalg.norm(end[name][token] - x) / np.linalg.norm(x)
+        for end in (first, last)
+        for name in ("a", "b")
+        for token, x in enumerate(middle[name])
+    ]
+    np.testing.assert_allclose(found, max(far), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ("gpt", "bert"))
+def test_a_causal_network_is_told_from_another(kind):
+    tap = "blocks/1/attention/query:input"
+    assert spans_of_text._is_causal(model_of(kind), tap, T) == (kind == "gpt")
 
 
 # --- the attack ----------------------------------------------------------------------
