@@ -98,12 +98,29 @@ def test_the_pool_is_a_median_that_a_broken_restart_does_not_move():
     candidates = Candidate(shuffled, targets, np.zeros(4))
     losses = jnp.array([0.1, 0.2, 0.3, np.inf])
     pool = quick_jit(median_of_rows(COLUMNS))
-    pooled, numbers, _ = pool(candidates, losses, jnp.argmin(losses))
+    pooled, numbers, info = pool(candidates, losses, jnp.argmin(losses))
     np.testing.assert_allclose(pooled.inputs, np.median(members[:3], axis=0), rtol=1e-6)
     shares = np.maximum(np.median(members[:3], axis=0)[:, 2:], 0) + 1e-7
     shares /= shares.sum(1, keepdims=True)
     entropy = -(shares * np.log(shares)).sum(1) / np.log(3)
     assert numbers["cell_entropy"] == pytest.approx(entropy.mean(), rel=1e-4)
+    spread = [members[:3, :, entry].std(axis=0) for entry in (0, 1)]
+    sure = np.stack([-spread[0], -spread[1], 1 - entropy], axis=1)
+    np.testing.assert_allclose(info["confidence"], sure, rtol=1e-3, atol=1e-6)
+
+
+def test_where_all_restarts_broke_all_have_a_say():
+    """Their losses are not finite, and their rows may be."""
+    rows = np.array([[[0.1], [0.9]], [[0.3], [0.7]], [[0.8], [0.2]]], np.float32)
+    targets = np.broadcast_to(np.eye(2, dtype=np.float32)[[0, 0]], (3, 2, 2))
+    pool = quick_jit(median_of_rows(COLUMNS[:1]))
+    candidates = Candidate(rows, targets, np.zeros(3))
+    pooled, numbers, info = pool(candidates, jnp.full(3, jnp.inf), jnp.argmin(rows[0]))
+    # Paired with the first: 0.1, 0.3 and 0.2; 0.9, 0.7 and 0.8.
+    np.testing.assert_allclose(pooled.inputs, [[0.2], [0.8]], rtol=1e-6)
+    assert np.isnan(numbers["cell_entropy"])  # no column of categories
+    spread = np.std([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(info["confidence"], [[-spread]] * 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
