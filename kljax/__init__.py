@@ -74,6 +74,7 @@ __all__ = [
     "LeakResult",
     "leak",
     "invert",
+    "audit",
     "score_rows",
     "rows_frame",
     "read_rows",

@@ -47,6 +47,7 @@ from .models import (
 from .models.gating import find_sites
 from .parallel import Layout, map_victims, sum_clients
 from .studies import reports, store
+from .studies.audit.network import audit
 from .studies.config import LeakConfig, TrainConfig
 from .studies.frames import read_rows, rows_frame
 from .studies.gallery import draw_gallery
@@ -118,6 +119,7 @@ __all__ = [
     "LeakResult",
     "leak",
     "invert",
+    "audit",
     "score_rows",
     "rows_frame",
     "read_rows",

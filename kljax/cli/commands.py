@@ -58,7 +58,7 @@ COMMANDS = {
     ),
     "audit": Command(
         "kljax.cli.audit",
-        "Says what one upload gives away: somebody's gradient or update, from a file.",
+        "Says what an upload gives away, or what is recovered of a network's uploads.",
     ),
     "data": Command(
         "kljax.cli.data",

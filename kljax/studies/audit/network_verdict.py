@@ -1,0 +1,137 @@
+"""The verdict of a network's audit: what the panel's numbers allow to be said.
+
+| verdict                            | when                                           |
+|------------------------------------|------------------------------------------------|
+| recovered                          | an honest server recovers an input             |
+| recovered by a malicious server    | a malicious one does, and no honest one        |
+| not recovered by what was tried    | nobody of the panel does                       |
+
+What a panel recovers is a lower bound, and no verdict says that nothing leaks.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kljax.studies.audit.panel import KINDS
+
+if TYPE_CHECKING:
+    from kljax.studies.audit.network import NetworkAuditConfig, Tried
+
+RECOVERED = "recovered"
+MALICIOUS = "recovered by a malicious server"
+NOT_RECOVERED = "not recovered by what was tried"
+
+
+def best_of(tried: "Sequence[Tried]", *, malicious: bool) -> "Tried | None":
+    """Finds the attacker of one kind of server that recovers most; None for none."""
+    ran = [
+        one
+        for one in tried
+        if one.outcomes and (one.member.kind == KINDS[3]) == malicious
+    ]
+    return max(ran, key=lambda one: (one.recovered, one.score or 0.0), default=None)
+
+
+def judge_network(
+    config: "NetworkAuditConfig",
+    tried: "Sequence[Tried]",
+    count: int,
+    noun: str,
+    label_floor: float | None,
+) -> tuple[str, str]:
+    """Judges what a panel recovered.
+
+    Args:
+      config: of the audit.
+      tried: the panel.
+      count: inputs that were attacked.
+      noun: what one is called.
+      label_floor: see `NetworkAudit`.
+
+    Returns:
+      The verdict and its sentences.
+    """
+    honest = best_of(tried, malicious=False)
+    bad = best_of(tried, malicious=True)
+    name = NOT_RECOVERED
+    if bad is not None and bad.recovered:
+        name = MALICIOUS
+    if honest is not None and honest.recovered:
+        name = RECOVERED
+    words = [
+        _of_server("An honest server", honest, count, noun),
+        _of_server("A malicious server, which changes the network,", bad, count, noun),
+    ]
+    rules = [one for one in tried if one.member.kind == KINDS[0] and one.labels]
+    if rules:
+        found = rules[0].labels
+        rule = max(found, key=lambda name: found[name])
+        words.append(
+            f"Of the labels the rule {rule!r} reads {found[rule]:.0%} right, and a "
+            f"guess without any upload {label_floor:.0%}."
+        )
+    if name == NOT_RECOVERED:
+        words.append(
+            "That is no evidence about attackers that were not tried, or that had more "
+            "evaluations."
+        )
+    else:
+        words.append("That is a lower bound: others may recover more.")
+    return name, " ".join(words)
+
+
+def _of_server(who: str, best: "Tried | None", count: int, noun: str) -> str:
+    if best is None:
+        return f"{who} was not tried: no attack of its kind works here."
+    batch = f"{best.recovered} of {count} {noun}s"
+    if not best.recovered:
+        return (
+            f"{who} recovered none of {count} {noun}s by what was tried{_bound(best)}."
+        )
+    return f"{who} recovered at least {batch}, by {best.member.name!r}{_bound(best)}."
+
+
+def _bound(best: "Tried") -> str:
+    """Writes the interval of the best attacker, corrected for being the best."""
+    share = best.corrected
+    if share is None or not share.low == share.low:
+        return " (too few uploads for an interval)"
+    return (
+        f" (in other uploads like these {share.low:.0%} to {share.high:.0%}, "
+        f"{share.method}, {share.groups} independent)"
+    )
+
+
+def list_open(
+    config: "NetworkAuditConfig", tried: "Sequence[Tried]", noun: str
+) -> list[str]:
+    """Lists what an audit does not exclude, a sentence each."""
+    refused = [one for one in tried if one.refused]
+    told = [
+        f"`{one.member.name}` ({one.member.kind}) was not tried: {one.refused}."
+        for one in refused
+    ]
+    failed = [one for one in tried if one.outcomes.get("unsolved")]
+    searched = [one for one in failed if one.member.kind == KINDS[2]]
+    if searched:
+        names = ", ".join(f"`{one.member.name}`" for one in searched)
+        told.append(
+            f"{names} left some uploads unmatched: these searches failed, which says "
+            f"nothing. They had {config.starts} start(s) of {config.steps} evaluations."
+        )
+    weights = "as the network gives them" if config.init == 0 else "drawn for the audit"
+    return [
+        *told,
+        f"Smaller batches than {config.batch}: the last of an epoch, or a client with "
+        "few examples.",
+        f"Weights other than those of this audit, which are {weights}: an untrained "
+        "network and a trained one leak differently.",
+        "Updates of several steps, averages over clients, and several uploads of the "
+        f"same {noun}s.",
+        f"Attackers with a model of such {noun}s: a trained generator, or public data "
+        "of the same people.",
+        "Malicious servers beyond those of the table, such as crafted weights that "
+        "single an example out.",
+        f"Whether a given {noun} was there (membership), or what {noun}s have in "
+        "common (properties): nothing of that kind was tried.",
+    ]

@@ -1,0 +1,163 @@
+"""The audit of a network without an upload, and its words."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_studies import quick_compilation
+
+import kljax
+from kljax import cli
+from kljax.attacks.presets import PRESETS
+from kljax.core.inputs import images_of
+from kljax.core.registry import resolve
+from kljax.metrics import wilson
+from kljax.studies.audit import network
+from kljax.studies.audit.named_objects import named_object
+from kljax.studies.audit.network import NetworkAuditConfig, Tried, audit
+from kljax.studies.audit.network_verdict import judge_network, list_open
+from kljax.studies.audit.panel import FED_LAYER, KINDS, LABELS_ALONE, Member, panel_of
+
+LABELS = Member("labels", LABELS_ALONE, KINDS[0])
+SMALL = {"image_size": 8, "uploads": 2, "steps": 2}
+
+
+def some(monkeypatch, *members):
+    monkeypatch.setattr(network, "panel_of", lambda *_: list(members))
+
+
+def test_a_panel_has_every_attack_that_needs_no_more_than_an_upload():
+    members = panel_of(images_of((8, 8, 3)), None)
+    kinds = {kind: {one.name for one in members if one.kind == kind} for kind in KINDS}
+    assert kinds["malicious server"] == {n for n, p in PRESETS.items() if p.inserts}
+    assert {"rgap", "spear", "cocktail-party"} <= kinds["closed form"]
+    assert "dager" not in kinds["closed form"]  # of sentences
+    assert "matching, labels given" in kinds["search"]
+    for name in ("rgap", "imprint"):
+        with pytest.raises(ValueError, match="does not search"):
+            panel_of(images_of((8, 8, 3)), (name,))
+
+
+def test_one_image_behind_a_dense_layer_is_recovered(monkeypatch, tmp_path):
+    closed = [Member(n, n, KINDS[1]) for n in ("rgap", "spear")]
+    some(monkeypatch, LABELS, *closed)
+    with quick_compilation():
+        found = audit(model="dense", data="digits", batch=1, **SMALL)
+    labels, rgap, spear = found.tried
+    assert found.verdict == "recovered" and rgap.recovered == 2
+    assert labels.labels["idlg"] == 1.0 and found.label_floor < 0.5
+    assert any(spear.refused in line for line in found.open)
+    assert rgap.corrected == rgap.share  # it has no rival that ran
+    folder = found.write(tmp_path / "audit")
+    page = (folder / "audit.md").read_text()
+    assert page == found.page() and "at least 2 of 2 images, by 'rgap'" in page
+    assert (folder / "audit.png").exists()
+    kept = json.loads((folder / "audit.json").read_text())
+    assert kept["tried"][1]["recovered"] == 2 and kept["verdict"] == "recovered"
+    assert " safe" not in page and " secure" not in page
+
+
+class Own(nnx.Module):
+    def __init__(self, rngs):
+        self.head = nnx.Linear(64, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(len(x), -1))
+
+
+def test_a_network_and_arrays_in_hand_are_audited_as_they_are(monkeypatch):
+    images = np.random.default_rng(0).random((12, 8, 8, 1), np.float32)
+    some(monkeypatch, *(Member(n, n, KINDS[1]) for n in (FED_LAYER, "rgap")))
+    with quick_compilation():
+        found = audit(
+            model=Own(nnx.Rngs(0)), data=(images, np.arange(12) % 4), batch=1, uploads=2
+        )
+    assert (found.verdict, found.tried[0].recovered) == ("recovered", 2)
+    assert "walks a chain" in found.tried[1].refused
+    assert found.config.model.partition(":")[2].startswith("Own_")
+
+
+def test_what_fits_nobody_is_refused_before_any_attack(monkeypatch):
+    monkeypatch.setattr(network, "leak", lambda *_, **__: pytest.fail("it ran"))
+    for wrong, message in (
+        ({"model": "lennet"}, "did you mean 'lenet'"),
+        ({"data": "digit"}, "did you mean 'digits'"),
+        ({"batch": 0}, "batch must be"),
+        ({"batch": 5000}, "ask for fewer"),
+        ({"attacks": ("rgap",)}, "does not search"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            audit(**{"model": "dense", "data": "digits", "batch": 1, **SMALL} | wrong)
+
+
+CONFIG = NetworkAuditConfig(model="lenet", data="digits", batch=32)
+
+
+def ran(kind, recovered, of=8, **more):
+    share = wilson(recovered, of)
+    outcomes = {"recovered": recovered, "unsolved": of - recovered}
+    member = Member(f"{kind} x", "x", kind)
+    return Tried(member, outcomes=outcomes, share=share, corrected=share, **more)
+
+
+@pytest.mark.parametrize(
+    ("honest", "malicious", "verdict"),
+    [
+        (0, 0, "not recovered by what was tried"),
+        (0, 3, "recovered by a malicious server"),
+        (1, 3, "recovered"),
+        (1, 0, "recovered"),
+    ],
+)
+def test_verdicts_say_what_was_found_and_never_that_nothing_leaks(
+    honest, malicious, verdict
+):
+    tried = [ran(KINDS[2], honest), ran(KINDS[3], malicious)]
+    tried.append(Tried(Member("y", "y", KINDS[1]), refused="y is of one example"))
+    name, words = judge_network(CONFIG, tried, 8, "image", 0.4)
+    assert name == verdict
+    told = " ".join([name, words, *list_open(CONFIG, tried, "image")])
+    assert "safe" not in told and "secure" not in told
+    assert "y is of one example" in told and "these searches failed" in told
+    assert ("lower bound" in words) == (name != "not recovered by what was tried")
+
+
+def test_the_best_of_many_has_a_wider_interval(monkeypatch):
+    rows = [{"attack": "x", "outcome": "recovered" if n < 3 else "unsolved", "group": n}
+            for n in range(8)]  # fmt: skip
+    two = [ran(KINDS[2], 3), ran(KINDS[1], 3), ran(KINDS[3], 3)]
+    found = network._corrected(two, [(one, (None, rows)) for one in two])
+    assert found[0].share == wilson(3, 8)
+    assert found[0].corrected == wilson(3, 8, confidence=0.975)
+    assert found[2].corrected == wilson(3, 8)
+
+
+def test_an_object_has_a_name_while_it_is_needed():
+    given = object()
+    with named_object(given) as name:
+        assert resolve("model", name, {}) is given
+    with pytest.raises(ValueError, match="no attribute"):
+        resolve("model", name, {})
+    with named_object("lenet") as name:
+        assert name == "lenet"
+
+
+def test_the_command_audits_a_network(monkeypatch, tmp_path, capsys):
+    some(monkeypatch, Member("rgap", "rgap", KINDS[1]))
+    words = ["audit", "--model", "dense", "--data", "digits", "--batch", "1"]
+    words += ["--image-size", "8", "--uploads", "2"]
+    with quick_compilation():
+        assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "recovered: An honest server" in printed and "Not excluded" in printed
+    assert (tmp_path / "out" / "audit.md").exists()
+    for more, message in (
+        (["upload.npz"], "both is there"),
+        (["--truth", "x.npz"], "--truth x.npz says nothing"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["audit", "--model", "dense", "upload.npz"]) == 2
+    assert "--weights is missing" in capsys.readouterr().err
+    assert kljax.audit is audit
