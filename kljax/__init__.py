@@ -17,6 +17,7 @@ _find, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 # Modules below packages that do not import them.
 _MODULES = {
     "evaluation": "kljax.federated.evaluation",
+    "flower": "kljax.studies.flower",
     "losses": "kljax.models.losses",
     "reports": "kljax.studies.reports",
     "store": "kljax.studies.store",
@@ -85,6 +86,8 @@ __all__ = [
     "sweep",
     "store",
     "reports",
+    # Beside others' federations
+    "flower",
 ]
 
 

@@ -46,7 +46,7 @@ from .models import (
 )
 from .models.gating import find_sites
 from .parallel import Layout, map_victims, sum_clients
-from .studies import reports, store
+from .studies import flower, reports, store
 from .studies.audit.network import audit
 from .studies.config import LeakConfig, TrainConfig
 from .studies.frames import read_rows, rows_frame
@@ -130,4 +130,6 @@ __all__ = [
     "sweep",
     "store",
     "reports",
+    # Beside others' federations
+    "flower",
 ]

@@ -9,7 +9,9 @@ here. Run with any PyTorch:
 
 It writes ``weights.npz``, ``gradient.safetensors`` and ``gradient.npz`` (one image),
 ``half.npz`` (the same in float16), ``update.npz`` (one step of SGD at rate 0.1),
-``truth.npz``; and ``pair.npz``, the gradient of two images, with ``pair_truth.npz``.
+``truth.npz``; ``pair.npz``, the gradient of two images, with ``pair_truth.npz``; and
+``four.npz``, the change after two steps of SGD at rate 0.1 on two images each, with
+``four_truth.npz``.
 """
 
 import sys
@@ -56,7 +58,7 @@ def main(folder):
     names = [name for name, _ in net.named_parameters()]
     grads = torch.autograd.grad(loss, list(net.parameters()))
     gradient = {n: g.numpy() for n, g in zip(names, grads, strict=True)}
-    weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
+    weights = {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "weights.npz", **weights)
     np.savez(folder / "gradient.npz", **gradient)
@@ -76,6 +78,26 @@ def main(folder):
         **{name: g.numpy() for name, g in zip(names, grads, strict=True)},
     )
     np.savez(folder / "pair_truth.npz", images=pair.numpy().transpose(0, 2, 3, 1))
+    four = np.stack(
+        [
+            pattern(),
+            1 - pattern()[::-1, ::-1],
+            pattern().transpose(0, 2, 1)[[2, 0, 1]],
+            1 - pattern()[:, ::-1][[1, 2, 0]],
+        ]
+    )
+    labels = np.array([LABEL, 5, 1, 7])
+    descent = torch.optim.SGD(net.parameters(), lr=RATE)
+    for step in (slice(0, 2), slice(2, 4)):
+        descent.zero_grad()
+        logits = net(torch.tensor(four[step]))
+        torch.nn.functional.cross_entropy(logits, torch.tensor(labels[step])).backward()
+        descent.step()
+    change = {n: p.detach().numpy() - weights[n] for n, p in net.named_parameters()}
+    np.savez(folder / "four.npz", **change)
+    np.savez(
+        folder / "four_truth.npz", images=four.transpose(0, 2, 3, 1), labels=labels
+    )
     try:
         from safetensors.torch import save_file
     except ImportError:

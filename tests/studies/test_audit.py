@@ -411,3 +411,27 @@ def test_names_in_somebodys_file_are_no_markup(lenet):
     page = page_of(told)
     assert "# Audit of a&lt;b&gt;.npz" in page and "<img" not in page
     assert "&lt;img src=x&gt;\\|" in page
+
+
+@pytest.mark.slow
+def test_labels_of_two_steps_are_found_by_the_attackers_own_loss():
+    """Four images in two steps of PyTorch: which label, and which step, is hidden."""
+    done = audit(
+        config(
+            upload_file=UPLOAD / "four.npz",
+            truth=UPLOAD / "four_truth.npz",
+            examples=4,
+            upload="update",
+            learning_rate=0.1,
+            local_steps=2,
+            batch=2,
+            steps=600,
+            label_candidates=24,
+        )
+    )
+    best = done.found[0]
+    assert sorted(best.labels[:2].tolist()) == [3, 5]
+    assert sorted(best.labels[2:].tolist()) == [1, 7]
+    assert best.loss < 1e-3 and done.scores[best.source]["ssim"] > 0.9
+    (tried,) = [one for one in done.findings if one.about == "labels tried"]
+    assert "24 of 3025 label sequences" in tried.says

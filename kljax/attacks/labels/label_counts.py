@@ -75,16 +75,35 @@ def counts_bias(
 def _counts(
     setting: Setting, view: View, samples: int, at: str, *, by_bias: bool
 ) -> Array:
+    found, pull = _estimated(setting, view, samples, at, by_bias)
+    examples = setting.threat.knowledge.examples
+    # Without a pull the noise alone would speak.
+    return or_unknown(
+        labels_of_counts(found, examples), jnp.where(jnp.isfinite(found), pull, jnp.nan)
+    )
+
+
+def estimated_counts(setting: Setting, view: View, samples: int = SAMPLES) -> Array:
+    """Estimates how often each label is there [Kc], not rounded.
+
+    By the bias where the classifier has one, and by its weights otherwise; see
+    `counts`.
+    """
+    params, _ = setting.task.shapes()
+    by_bias = f"{setting.task.classifier}/bias" in params
+    return _estimated(setting, view, samples, "interpolated", by_bias)[0]
+
+
+def _estimated(
+    setting: Setting, view: View, samples: int, at: str, by_bias: bool
+) -> tuple[Array, Array]:
+    """Estimates counts [Kc]; and the upload's pull on each class, see `_pull`."""
     if at not in STATES:
         raise ValueError(f"at must be one of {STATES}, got {at!r}")
     grads, examples = classifier_grads(setting, view), setting.threat.knowledge.examples
     softmax, size = _over_steps(setting, view, samples, at)
     pull = _pull(setting, grads, size, by_bias)
-    found = examples * (jnp.mean(softmax, axis=0) - pull)
-    # Without a pull the noise alone would speak.
-    return or_unknown(
-        labels_of_counts(found, examples), jnp.where(jnp.isfinite(found), pull, jnp.nan)
-    )
+    return examples * (jnp.mean(softmax, axis=0) - pull), pull
 
 
 def _pull(setting: Setting, grads: ClassifierGrads, size: Array, by_bias: bool):

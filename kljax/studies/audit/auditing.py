@@ -31,6 +31,7 @@ from kljax.studies.audit.candidates import (
 )
 from kljax.studies.audit.facts import AuditConfig
 from kljax.studies.audit.findings import Finding, find_without_search
+from kljax.studies.audit.label_search import choose_labels, leaves_labels_open
 from kljax.studies.audit.reading import coarsest, read_tensors
 from kljax.studies.audit.tensors import CALLED, Match, match_tensors
 from kljax.studies.audit.verdict import Verdict, judge
@@ -112,13 +113,13 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     stats, whence = _stats(weights, like, str(config.weights))
     eps = float(np.finfo(coarsest(sent)).eps)
 
-    def setting_of(attack: str) -> Setting:
+    def setting_of(attack: str, labelled: bool = config.labels is not None) -> Setting:
         return make_setting(
             model,
             inputs,
             named or find_classifier(model, inputs),
             examples=config.fact("examples"),
-            known_labels=config.labels is not None,
+            known_labels=labelled,
             attack=attack,
             loss=config.fact("loss"),
             protocol=_protocol(config),
@@ -126,13 +127,13 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
             norm=config.fact("norm"),
         )
 
-    def view_of(setting: Setting) -> View:
+    def view_of(setting: Setting, labels: Any = config.labels) -> View:
         return make_view(
             setting,
             {name: match.array for name, match in params.items()},
             {name: match.array for name, match in matches.items()},
             stats=stats,
-            labels=config.labels,
+            labels=labels,
         )
 
     settings = {name: setting_of(name) for name in config.attacks}
@@ -142,16 +143,34 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     ruler, rng = Ruler(base, view), jax.random.key(config.seed)
     say("closed forms")
     found = list(solve(base, view, ruler, rng))
-    for number, (attack, setting) in enumerate(settings.items()):
+    for number, attack in enumerate(settings):
+        setting, seen = settings[attack], view_of(settings[attack])
+        rng_attack = jax.random.fold_in(rng, number)
+        if leaves_labels_open(setting, seen, config.label_candidates):
+            say(f"{attack}: at most {config.label_candidates} label sequences")
+            choice = choose_labels(
+                setting,
+                seen,
+                attack,
+                functools.partial(setting_of, labelled=True),
+                most=config.label_candidates,
+                steps=config.steps,
+                rng=rng_attack,
+            )
+            protocol = setting.protocol
+            batch = config.fact("examples") if protocol is None else protocol.batch
+            findings.append(choice.finding(attack, batch))
+            setting = setting_of(attack, labelled=True)
+            seen = view_of(setting, choice.labels)
         say(f"{attack}: {config.starts} starts of {config.steps} evaluations")
         found += search(
             setting,
-            view_of(setting),
+            seen,
             ruler,
             attack,
             starts=config.starts,
             steps=config.steps,
-            rng=jax.random.fold_in(rng, number),
+            rng=rng_attack,
         )
     if not found:
         raise ValueError(

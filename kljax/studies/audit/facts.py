@@ -45,6 +45,9 @@ class AuditConfig:
       attacks: that search, by name.
       starts: searches of each attack, from different starts.
       steps: evaluations of each search.
+      label_candidates: label sequences at most that are tried where labels are hidden
+        and their order matters, or the rule that reads them may be wrong; 1 to take
+        them as they are read.
       wrong: random images that candidates are compared with, beside a grey one.
       seed: of everything random.
       truth: ``.npz`` with ``images`` [B, H, W, C], and ``labels`` [B] perhaps, to score
@@ -75,12 +78,16 @@ class AuditConfig:
     attacks: tuple[str, ...] = ("matching",)
     starts: int = 3
     steps: int = 1000
+    label_candidates: int = 64
     wrong: int = 8
     seed: int = 0
     truth: Path | None = None
 
     def __post_init__(self):
-        check_whole(self, {"starts": 1, "steps": 1, "wrong": 2, "seed": 0})
+        check_whole(
+            self,
+            {"starts": 1, "steps": 1, "label_candidates": 1, "wrong": 2, "seed": 0},
+        )
         least = {"image_size": SSIM_WINDOW, "image_width": SSIM_WINDOW}
         least |= dict.fromkeys(("channels", "examples", "local_steps", "batch"), 1)
         least |= {"classes": 2}
