@@ -42,13 +42,20 @@ try:
     from flwr.app import Array as FlowerArray
     from flwr.app import ArrayRecord as Record
     from flwr.serverapp.strategy import Strategy
-except ImportError as error:
-    raise ImportError(
-        "kljax.flower needs Flower, which is not installed: pip install 'kljax[flower]'"
-    ) from error
+except ImportError:  # said where it is used: `import kljax` needs no Flower
+    FlowerArray = Record = None
+    Strategy = object
 
 STATE = "kljax-defence"  # what a release remembers between rounds, in Flower's context
 RECEIVED = "received.npz"
+
+
+def _need_flower() -> None:
+    if Record is None:
+        raise ImportError(
+            "kljax.flower needs Flower, which is not installed: pip install "
+            "'kljax[flower]'"
+        )
 
 
 def transform_of(defence: str | Defence) -> Transform:
@@ -117,6 +124,7 @@ def defence_mod(
       ValueError: as `transform_of`; and from the mod for messages with another number
         of array records than one, and arrays that are not those received.
     """
+    _need_flower()
     transform = transform_of(defence)
 
     def mod(message: "Message", context: "FlowerContext", call_next: Callable):
@@ -176,6 +184,7 @@ class KeepUploads(Strategy):
         folder: str | Path,
         rounds: Iterable[int] | None = None,
     ):
+        _need_flower()
         self.strategy, self.folder = strategy, Path(folder)
         self.rounds = None if rounds is None else frozenset(rounds)
         self._received: dict[str, np.ndarray] = {}

@@ -155,9 +155,12 @@ def test_a_strategy_keeps_the_uploads_of_chosen_rounds_and_aggregates(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_update_of_flowers_own_simulation_comes_back_as_its_image(tmp_path):
+def test_an_update_of_flowers_own_simulation_comes_back_as_its_image(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     import flower_app
 
-    found, off = flower_app.main(tmp_path, None, 200, 1)
+    found, off, floor = flower_app.main(tmp_path, None, 600, 2)
     assert len(flower.kept_uploads(tmp_path)) == 2
-    assert found.verdict.name in ("recovered", "likely") and off < 0.02
+    assert found.verdict.name in ("recovered", "likely") and off < floor / 3
