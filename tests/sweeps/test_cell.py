@@ -88,6 +88,7 @@ OTHER = {
     "attack": "dlg",
     "attack_options": ("variation=0.5",),
     "generator": "digits",
+    "denoise": "digits",
     "optimiser": "adam",
     "step_size": 0.1,
     "features": 0.1,
