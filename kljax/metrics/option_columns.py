@@ -112,6 +112,12 @@ OPTIONS = (
         "denoiser that is used after the attack, and how strongly",
         rows="attack",
     ),
+    _option(
+        "public_data",
+        "string",
+        "dataset that the attacker has learned from, if it is another",
+        rows="attack",
+    ),
     _option("optimiser", "string", "optimiser, if not the attack's own", rows="search"),
     _option("step_size", "float64", "its step size, if it was set", rows="search"),
     _option("restarts", "int64", "independent starts", unit="from 1", rows="search"),

@@ -134,6 +134,18 @@ def test_noise_is_drawn_anew_and_published_gates_are_not():
     np.testing.assert_allclose(entries[1:], entries[:-1], rtol=1e-4, atol=1e-6)
 
 
+def test_another_dataset_is_learned_from_whole(tmp_path):
+    images = np.random.default_rng(0).random((40, 8, 8, 1), np.float32)
+    path = tmp_path / "others.npz"
+    np.savez(path, images=images, labels=np.arange(40) % 10)
+    public = build_study(config(public_data=str(path))).public
+    chosen = np.concatenate([*public.indices.values()])
+    assert sorted(chosen) == list(range(40)) and len(public.indices["validation"]) == 4
+    np.testing.assert_allclose(
+        public.inputs["training"], images[public.indices["training"]], atol=1e-6
+    )
+
+
 @functools.cache
 def result(**changes):
     return leak(config(**changes))
@@ -163,6 +175,12 @@ def test_layouts_agree():
         ({"arms": ("keylock/fixed_mean",)}, "secret='fixed_mean': write 'unit'"),
         ({"arms": ("quantise=2/unaware",)}, "write 'quantise=2'"),
         ({"restarts": 2}, "1 restart, got steps=6, restarts=2"),
+        ({"public_data": "digits"}, "is the dataset of the victims: leave it out"),
+        ({"public_data": "faces"}, "of 2 classes, and 'digits' has .* of 10"),
+        (
+            {"public_data": "faces", "attack": "dlg", "attack_options": ()},
+            "for an attack that learns, and 'dlg' does not",
+        ),
         ({"optimiser": "adam"}, "by Adam: leave optimiser out"),
     ],
 )

@@ -73,7 +73,7 @@ def _private_rows(
     config: LeakConfig, dataset: data.Dataset, trained: Generator | Denoiser | None
 ) -> np.ndarray | None:
     origin = None if trained is None else trained.origin
-    if origin is None or _base(config.data) != _base(origin.dataset):
+    if origin is None or base_name(config.data) != base_name(origin.dataset):
         return None
     split = config.split
     if origin.split is not None:
@@ -92,6 +92,6 @@ def _private_rows(
     return ~origin.public[positions]
 
 
-def _base(name: str) -> str:
+def base_name(name: str) -> str:
     """Takes a TFDS name's configuration and version off."""
     return name if name.endswith(".npz") else name.partition("/")[0].partition(":")[0]

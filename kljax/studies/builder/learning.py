@@ -5,6 +5,7 @@ victim's. They have the weights that the server has published, which all victims
 and the defence in force, and draw for themselves whatever a client draws.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from kljax.parallel import Timing
 from kljax.studies.builder.attack_options import parse_options
 from kljax.studies.builder.attacker import understood
 from kljax.studies.builder.drawn_client import Client, Source, draw_rng
-from kljax.studies.builder.task import fetch_examples
+from kljax.studies.builder.generator import base_name
+from kljax.studies.builder.task import fetch_examples, load_dataset
 from kljax.studies.builder.victims import Victims
 from kljax.studies.config import LeakConfig
 
@@ -34,7 +36,7 @@ class PublicExamples(NamedTuple):
     """Examples that an attacker has, by part: ``training`` and ``validation``.
 
     Attributes:
-      indices: part -> [n] in the dataset of the victims.
+      indices: part -> [n] in the dataset, which is the victims' or another.
       inputs: part -> [n, ...].
       labels: part -> [n], or other targets as the dataset has them.
     """
@@ -54,7 +56,7 @@ def choose_public(
     """Chooses what an attacker learns from, if its attack learns.
 
     Of the order that victims are the first of it is the last three quarters, so that
-    more victims change nothing of it.
+    more victims change nothing of it; or it is all of another dataset.
 
     Args:
       config, preset: of the study.
@@ -68,18 +70,28 @@ def choose_public(
         more victims than leave enough examples.
     """
     if preset.learn is None:
+        if config.public_data is not None:
+            raise ValueError(
+                f"public_data={config.public_data!r} is for an attack that learns, and "
+                f"{config.attack!r} does not: leave it out"
+            )
         return None
     check_learning(config)
-    there = len(others) + config.victims * config.victim_examples
-    count = int(SHARE * there)
-    if count > len(others):
-        raise ValueError(
-            f"attack {config.attack!r} learns from {count} public examples of dataset "
-            f"{dataset.name!r}, and {config.victims} victims of "
-            f"{config.victim_examples} examples leave {len(others)} of {there}"
-        )
-    public = others[-count:]
-    require_disjoint(public, victims.indices)
+    if config.public_data is not None:
+        dataset = _load_other(config, dataset)
+        public = data.select(dataset, len(dataset), config.seed)
+    else:
+        there = len(others) + config.victims * config.victim_examples
+        count = int(SHARE * there)
+        if count > len(others):
+            raise ValueError(
+                f"attack {config.attack!r} learns from {count} public examples of "
+                f"dataset {dataset.name!r}, and {config.victims} victims of "
+                f"{config.victim_examples} examples leave {len(others)} of {there}"
+            )
+        public = others[-count:]
+        require_disjoint(public, victims.indices)
+    count = len(public)
     held_out = max(int(HELD_OUT * count), config.victim_examples)
     if count - held_out < config.victim_examples:
         raise ValueError(
@@ -93,6 +105,28 @@ def choose_public(
         {part: inputs for part, (inputs, _) in fetched.items()},
         {part: labels for part, (_, labels) in fetched.items()},
     )
+
+
+def _load_other(config: LeakConfig, own: data.Dataset) -> data.Dataset:
+    """Loads the dataset that is learned from in place of the victims' own.
+
+    Raises:
+      ValueError: for the victims' own, and for another kind of examples.
+    """
+    if base_name(config.public_data) == base_name(config.data):
+        raise ValueError(
+            f"public_data={config.public_data!r} is the dataset of the victims: leave "
+            "it out, and examples of it are learned from that are no victim's"
+        )
+    named = {"data": config.public_data, "split": None}
+    other = load_dataset(dataclasses.replace(config, **named), None)
+    if other.shape != own.shape or other.num_classes != own.num_classes:
+        raise ValueError(
+            f"public_data={config.public_data!r} has images {other.shape} of "
+            f"{other.num_classes} classes, and {config.data!r} has {own.shape} of "
+            f"{own.num_classes}: take one with the same"
+        )
+    return other
 
 
 def require_disjoint(public: np.ndarray, private: np.ndarray) -> None:

@@ -155,6 +155,9 @@ class LeakConfig:
         function of your own, without arguments, which gives a
         `kljax.core.generator.Generator`. What it was trained on can be no victim,
         whatever the attack.
+      public_data: dataset that an attack which learns (``learned``) learns from, named
+        as `data` is, with images of the same shape and as many classes; None for
+        examples of `data` that are no victim's. It is another dataset than `data`.
       denoise: what takes noise off whatever the attack has found, NAME[=STRENGTH]:
         {denoisers}, made by ``experiments/train_denoiser.py``; a path to an .npz file
         of that script; or a function of your own, without arguments, which gives a
@@ -294,6 +297,7 @@ class LeakConfig:
     observations: int = 1
     pooling: Literal[tuple(POOLINGS)] = "mean"
     denoise: str | None = None
+    public_data: str | None = None
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))

@@ -98,6 +98,8 @@ def read_contender(pool: Pool, axes: dict[str, Axis]) -> tuple[Group, Contender]
         facts.append(f"generator={config.generator}")
     if config.denoise is not None:
         facts.append(f"denoiser={config.denoise.partition('=')[0]}")
+    if preset.learn is not None:
+        facts.append(f"learns from {config.public_data or config.data}")
     if preset.language_model:
         facts.append("a language model of its own")
     facts.append(f"{config.steps * config.restarts} evaluations offered")

@@ -39,6 +39,7 @@ OF_ATTACK = frozenset(
         "attack_options",
         "generator",
         "denoise",
+        "public_data",
         "optimiser",
         "step_size",
         "labels",

@@ -121,6 +121,8 @@ def paths_read(config: LeakConfig) -> list[str]:
     """Lists the files and folders that a cell names."""
     named = [config.from_run, config.data_dir]
     named += [config.data] if is_path(config.data) else []
+    if config.public_data is not None and is_path(config.public_data):
+        named.append(config.public_data)
     if config.generator is not None and config.generator.endswith(".npz"):
         named.append(config.generator)
     denoiser = (config.denoise or "").partition("=")[0]
