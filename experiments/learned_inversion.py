@@ -67,7 +67,7 @@ KNOWN = {
     "lock known": ("lock_weights=known", "private_key=known"),
 }
 VICTIMS, SEARCHED_VICTIMS = 32, 8
-STEPS, SEARCH_STEPS = 500, 300
+STEPS, SEARCH_STEPS = 500, 1000
 OPTIONS = ("width=512", "hashed=4096", "uploads=64", "learning_rate=1e-3")
 FLOORS = ("data_mean", "class_mean")
 
@@ -94,7 +94,8 @@ def contests(data, examples):
     rows += [(attacker, LOCK) for attacker in KNOWN]
     alone = [(f"{part} alone", arm) for part in PARTS for arm in (LOCK, "bn-control")]
     rows += alone if examples == 1 else []
-    rows += [("search", arm) for arm in first]
+    order = (LOCK, "bn-control", "none", "quantise=1", *ARMS)
+    rows += [("search", arm) for arm in dict.fromkeys(order)]
     return [Contest(data, examples, *row) for row in rows]
 
 

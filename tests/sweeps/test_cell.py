@@ -133,6 +133,8 @@ OTHER = {
     "risk": True,
     "observations": 3,
     "pooling": "median",
+    "public_data": "photos",
+    "denoise": "digits",
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"
