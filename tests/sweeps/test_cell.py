@@ -134,7 +134,6 @@ OTHER = {
     "observations": 3,
     "pooling": "median",
     "public_data": "photos",
-    "denoise": "digits",
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"
