@@ -58,6 +58,8 @@ class Unknown(NamedTuple):
         embeddings were looked for; a label, where probabilities were.
       penalty: ``free -> []``, added to the objective as a prior is: how unlikely what
         is looked for is, whatever becomes of it; None for nothing.
+      report: ``(free, fixed) -> {name: value}``, of what is found in the end: more of
+        it for the ``info`` of a reconstruction; None for nothing.
     """
 
     start: Callable[[Rng, View], tuple[PyTree, PyTree]]
@@ -65,6 +67,7 @@ class Unknown(NamedTuple):
     project: Callable[[PyTree], PyTree] = lambda free: free
     read: Callable[[PyTree, PyTree], PyTree] = lambda value, fixed: value
     penalty: Callable[[PyTree], Array] | None = None
+    report: Callable[[PyTree, PyTree], dict[str, Any]] | None = None
 
 
 class Unknowns(NamedTuple):
@@ -130,15 +133,15 @@ class Moves(NamedTuple):
     Attributes:
       first: from the start, before the first step.
       between: after every `every` steps, but for the last, once `after` of all steps
-        are made.
+        are made; None for none.
       every: 1 or more.
       after: share of the steps, in [0, 1].
     """
 
     first: Move
-    between: Move
-    every: int
-    after: float
+    between: Move | None = None
+    every: int = 1
+    after: float = 0.0
 
     def due(self, number: ArrayLike, steps: int) -> Array:
         """Tells [] bool whether moves follow step `number`, from 0.

@@ -63,6 +63,15 @@ CASES = {
     # As images are seen, from N(0, 1): a norm in eval mode shows brightness.
     "tag": (Case(build("tag", steps=300)), 1e-3),
     "grnn": (Case(build("grnn", steps=400), labels="joint"), 1e-2),
+    # Networks of 8 channels, for images of 8x8.
+    "deep-image-prior": (
+        Case(build("deep-image-prior", steps=300, channels=8)),
+        1e-3,
+    ),
+    "gi-nas": (
+        Case(build("gi-nas", steps=300, channels=8, candidates=30, learning_rate=3e-3)),
+        1e-3,
+    ),
     # Its own weights are for longer gradients.
     "gradinversion": (
         Case(
@@ -80,9 +89,10 @@ CASES = {
 }
 
 
-# The longest to compile has all but its success among the slow tests.
+# The longest to compile have all but their success among the slow tests.
+LONG = ("gradinversion", "gi-nas")
 QUICK = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "gradinversion" else name
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
     for name in CASES
 ]
 
@@ -190,6 +200,25 @@ GOLDEN = {
             "secret_rate": 1e-3,  # kljax's own
         },
         degree=1,
+    ),
+    # The code of the Deep Image Prior: Adam at .01, 128 channels.
+    "deep-image-prior": Values(
+        "recovered",
+        {"channels": 128, "scales": 0, "variation": 0.0, "learning_rate": 0.01},
+    ),
+    # cswbyu/GI-NAS, runcifar10.py; kernels of 3 are kljax's own.
+    "gi-nas": Values(
+        "given",
+        {
+            "candidates": 4999,
+            "channels": 128,
+            "scales": 0,
+            "kernel": 3,
+            "narrowest": 0,
+            "side_by_side": 1,
+            "variation": 0.0,
+            "learning_rate": 1e-3,
+        },
     ),
     "gradinversion": Values(
         "recovered",

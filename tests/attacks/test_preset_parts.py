@@ -111,6 +111,9 @@ PRIORS = {
     "ig-fedavg": weighted((1e-6, plain_variation)),
     # Rand2AI/GRNN: tvloss of 1e-3 for LeNet.
     "grnn": weighted((1e-3, squared_variation)),
+    # cswbyu/GI-NAS, config.py: tv_value 0.
+    "deep-image-prior": weighted(),
+    "gi-nas": weighted(),
     # breaching, seethroughgradients.yaml; the norm per pixel as GIFD divides it.
     "gradinversion": weighted(
         (1e-4, plain_variation),
@@ -286,6 +289,8 @@ DISTANCES = {
     "inverting-gradients": angle,
     "ig-fedavg": angle,
     "grnn": lambda a, b: squared(a, b) + np.sqrt(squared(a, b)),
+    "deep-image-prior": angle,
+    "gi-nas": angle,
     # breaching halves the squared distance, and weighs it by 1e-4.
     "gradinversion": lambda a, b: 1e-4 / 2 * squared(a, b),
     "bn-updates": lambda a, b: 1e-3 * norms(a, b),

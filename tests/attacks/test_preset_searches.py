@@ -62,6 +62,8 @@ OPTIMISERS = {
     "inverting-gradients": lambda: sign_adam(0.1, steps=STEPS),
     "ig-fedavg": lambda: sign_adam(0.1, steps=STEPS),
     "grnn": lambda: rmsprop(1e-4, 1e-3, 0.99),
+    "deep-image-prior": lambda: adam(0.01),
+    "gi-nas": lambda: sign_adam(1e-3),
     "gradinversion": lambda: cosine_adam(0.1, steps=STEPS, warm_up=50, noise=0.01),
     "bn-updates": lambda: cosine_adam(0.1, steps=STEPS, warm_up=100, betas=(0.9, 0.9)),
     "gate-regression": lambda: lbfgs(),

@@ -79,9 +79,16 @@ def declare(name, strategy, **facts):
     return least_knowledge(plan, **facts, **PRESETS[name].needs)
 
 
+# Networks that a preset brings along are small here.
+SMALL = {
+    "deep-image-prior": {"channels": 8},
+    "gi-nas": {"channels": 8, "candidates": 2},
+}
+
+
 def check_steps(name, ground, update, **sizes):
     """Builds a preset, and lets it make some steps; it sees nothing that is hidden."""
-    attack = PRESETS[name].build(ground, **sizes)
+    attack = PRESETS[name].build(ground, **sizes, **SMALL.get(name, {}))
     strike = quick_jit(
         lambda seen: attack(jax.random.key(1), observe(ground.threat, seen))
     )

@@ -134,7 +134,7 @@ def descend(
             best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
             free, state = optimiser.step(free, state, value, grads)
             free = project(search.unknowns, free)
-            if moves is not None:
+            if moves is not None and moves.between is not None:
                 rng_move = jax.random.fold_in(rng_moves, number + 1)
                 free = jax.lax.cond(
                     moves.due(number, steps),
@@ -163,7 +163,7 @@ def descend(
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
         read = start.read if pool is None else lambda candidate: candidate
-        return Run(read(found), best, finite, losses)
+        return Run(read(found), best, finite, losses, start.report(best.free))
 
     return restarted(
         run,

@@ -135,7 +135,8 @@ def evolve(
         numbers = jnp.arange(generations).reshape(points, -1)
         (_, best, sound), losses = jax.lax.scan(segment, carry, numbers)
         found = start.read(start.decode(best.free))
-        return Run(found, best, sound == generations - 1, losses)
+        reported = start.report(best.free)
+        return Run(found, best, sound == generations - 1, losses, reported)
 
     return restarted(
         run,

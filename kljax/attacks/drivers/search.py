@@ -1,7 +1,7 @@
 """What every search does, whatever moves it: start, decode, compare, choose."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class Run(NamedTuple):
     best: Best
     finite: Array  # [] bool: the search did not break
     losses: Array  # [points]
+    reported: dict[str, Any]  # for the "info" of the reconstruction
 
 
 class Start(NamedTuple):
@@ -48,11 +49,13 @@ class Start(NamedTuple):
       free: what is looked for, one tree for each part of the candidate.
       decode: ``free -> Candidate``.
       read: ``Candidate -> Candidate``, as it is reported (`Unknown.read`).
+      report: ``free -> {name: value}``, what is reported beside it (`Unknown.report`).
     """
 
     free: tuple[PyTree, ...]
     decode: Callable[[PyTree], Candidate]
     read: Callable[[Candidate], Candidate]
+    report: Callable[[PyTree], dict[str, Any]]
 
 
 Restart: TypeAlias = Callable[[Rng, View], Run]
@@ -79,7 +82,12 @@ def begin(unknowns: Unknowns, rng: Rng, view: View) -> Start:
         parts = zip(unknowns, found, fixed, strict=True)
         return Candidate(*(part.read(value, known) for part, value, known in parts))
 
-    return Start(tuple(free for free, _ in starts), decode, read)
+    def report(free: PyTree) -> dict[str, Any]:
+        parts = zip(unknowns, free, fixed, strict=True)
+        told = [part.report(z, known) for part, z, known in parts if part.report]
+        return {name: value for one in told for name, value in one.items()}
+
+    return Start(tuple(free for free, _ in starts), decode, read, report)
 
 
 def project(unknowns: Unknowns, free: PyTree) -> PyTree:
@@ -187,7 +195,9 @@ def restarted(
             runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
         own = runs.best.matching if choose_by_matching else runs.best.total
         chosen = jnp.argmin(own)
-        candidate, best, finite, losses = jax.tree.map(lambda x: x[chosen], runs)
+        candidate, best, finite, losses, reported = jax.tree.map(
+            lambda x: x[chosen], runs
+        )
         loss, spent, numbers, info = best.matching, restarts * evaluations, {}, {}
         if pooling is not None:
             candidate, numbers, info = pooling.pool(runs.candidate, own, chosen)
@@ -204,6 +214,7 @@ def restarted(
                 "losses": losses,
                 "secret": candidate.secret,
                 "restart_losses": runs.best.matching,
+                **reported,
                 **info,
             },
             numbers={"evaluations": jnp.asarray(spent), **numbers},

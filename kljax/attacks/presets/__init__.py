@@ -7,7 +7,12 @@ A preset is a function ``(Setting, optimiser=None, *, steps, restarts) -> Attack
 
 from kljax.attacks.presets.catalogue import PRESETS, Preset, find_preset, of_user
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg
-from kljax.attacks.presets.generative import ggl, grnn
+from kljax.attacks.presets.generative import (
+    deep_image_prior,
+    ggl,
+    gi_nas,
+    grnn,
+)
 from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
 from kljax.attacks.presets.peeling import peeled_image
@@ -36,6 +41,8 @@ __all__ = [
     "ig_fedavg",
     "inverting_gradients",
     "grnn",
+    "deep_image_prior",
+    "gi_nas",
     "ggl",
     "gradinversion",
     "bn_updates",

@@ -18,7 +18,12 @@ from kljax.attacks.objectives import (
 )
 from kljax.attacks.optimisers import cma_es
 from kljax.attacks.presets.federated import fedavg_inversion, ig_fedavg, layered_l2
-from kljax.attacks.presets.generative import ggl, grnn
+from kljax.attacks.presets.generative import (
+    deep_image_prior,
+    ggl,
+    gi_nas,
+    grnn,
+)
 from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
 from kljax.attacks.presets.peeling import peeled_image
@@ -144,6 +149,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "inverting-gradients": Preset(inverting_gradients, "recovered", anywhere(cosine)),
     "grnn": Preset(grnn, "joint", anywhere(objectives.l2_norm), degree=1),
+    "deep-image-prior": Preset(
+        deep_image_prior,
+        "recovered",
+        anywhere(cosine),
+        dials=("variation", "learning_rate"),
+    ),
+    "gi-nas": Preset(
+        gi_nas, "given", anywhere(cosine), dials=("variation", "learning_rate")
+    ),
     "ggl": Preset(
         ggl,
         "recovered",

@@ -1,17 +1,30 @@
-"""Generators in place of pixels: GRNN's is untrained, GGL's has seen public images."""
+"""Generators in place of pixels: GGL's has seen public images, the others' nothing."""
 
-from kljax.attacks.attack import Attack, Evolution, Optimiser, Unknowns
+import jax.numpy as jnp
+
+from kljax.attacks.attack import (
+    Attack,
+    Evolution,
+    Optimiser,
+    Reconstruction,
+    Unknowns,
+)
 from kljax.attacks.drivers import descend, evolve
 from kljax.attacks.generators import generated_images, generated_labels
 from kljax.attacks.labels import LABELS
 from kljax.attacks.latents import searched_latents
-from kljax.attacks.objectives import l2_norm, mean_squared_l2
-from kljax.attacks.optimisers import cma_es, rmsprop
-from kljax.attacks.priors import squared_variation, with_feature
+from kljax.attacks.objectives import cosine, l2_norm, mean_squared_l2
+from kljax.attacks.optimisers import adam, cma_es, rmsprop, sign_adam
+from kljax.attacks.priors import squared_variation, total_variation, with_feature
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
 from kljax.attacks.starts import normal
+from kljax.attacks.untrained import best_network, space_of, untrained_images
+from kljax.core.types import Array, Rng
+from kljax.threat import View
+
+SECRET_RATE = 0.05  # kljax's own, as of other attacks
 
 
 def grnn(
@@ -107,3 +120,144 @@ def ggl(
         steps=steps,
         restarts=restarts,
     )
+
+
+def deep_image_prior(
+    setting: Setting,
+    optimiser: Optimiser | None = None,
+    *,
+    steps: int,
+    restarts: int,
+    channels: int = 128,
+    scales: int = 0,
+    variation: float | Array = 0.0,
+    learning_rate: float = 0.01,
+) -> Attack:
+    """Makes an inversion through one untrained encoder-decoder: its weights, by Adam.
+
+    The cosine distance of gradients, in the weights of a network that is fed with fixed
+    noise. It has skips on each scale, and doubles bilinearly, as that of the Deep Image
+    Prior, whose rate of Adam, channels and five scales these are; skips are added here,
+    and not joined. Its published attack on gradients, GION, has another generator, the
+    same distance, and Adam at 1e-3 on signs.
+
+    The network can make any image in the end, and of a gradient with noise on it that
+    includes the noise. What holds it back is to stop early: `steps` is the only number
+    that does so here, and no attacker sees which is best. Of all iterates the one of
+    the lowest loss is taken, which with noise is about the last one.
+
+    Args:
+      setting: of an attack on images.
+      optimiser: in place of Adam.
+      steps, restarts: of the descent.
+      channels: of all maps; a multiple of 4.
+      scales: how often an image is halved; 0 for as often as can be, at most five
+        times, with a smallest map of 2 x 2 or more.
+      variation: weight of the total variation of the images.
+      learning_rate: of Adam, for weights; secrets have .05.
+
+    Raises:
+      ValueError: for sides that cannot be halved so often, and too few channels.
+
+    Reference: Ulyanov, Vedaldi, Lempitsky, "Deep Image Prior" (CVPR 2018); Zhang et
+    al., "Generative Gradient Inversion via Over-Parameterized Networks in Federated
+    Learning" (ICCV 2023), czhang024/CI-Net.
+    """
+    secret, labels = secret_of(setting), setting.threat.strategy.labels
+    space = space_of(setting, channels, scales)
+    return descend(
+        Unknowns(
+            untrained_images(setting, space, space.usual()),
+            LABELS[labels](setting),
+            secret.unknown,
+        ),
+        replay(setting, secret.gates),
+        cosine(),
+        optimiser or adam(learning_rate, SECRET_RATE),
+        prior=with_feature(
+            setting, secret.gates, total_variation(variation, relative=False)
+        ),
+        steps=steps,
+        restarts=restarts,
+    )
+
+
+def gi_nas(
+    setting: Setting,
+    optimiser: Optimiser | None = None,
+    *,
+    steps: int,
+    restarts: int,
+    candidates: int = 4999,
+    channels: int = 128,
+    scales: int = 0,
+    kernel: int = 3,
+    narrowest: int = 0,
+    side_by_side: int = 1,
+    variation: float | Array = 0.0,
+    learning_rate: float = 1e-3,
+) -> Attack:
+    """Makes GI-NAS: an untrained network is chosen, then trained; 30,000 steps.
+
+    `candidates` networks of other architectures are drawn, and the one whose images
+    match best before any training is kept with its weights. Then these are moved by
+    Adam on signs of the gradient. Distances are of cosines, throughout.
+
+    Differs from the code: of all iterates the one of the lowest loss is taken, and not
+    the last; kernels that double have sides of 1 and 3, and 5 and 7 there, which
+    `kernel` allows; of small images there are fewer scales; and what
+    `kljax.models.architectures.Space` says. Every restart searches anew.
+
+    Returns:
+      The attack. Its ``info`` has the ``architecture`` that was chosen, its ``numbers``
+      have ``proposals``, how many were tried.
+
+    Args:
+      setting: of an attack on images.
+      optimiser: in place of Adam on signs.
+      steps, restarts: of the descent.
+      candidates: networks that are drawn.
+      channels: of all maps, at most; a multiple of 4.
+      scales: how often an image is halved; 0 for as often as can be, at most five
+        times, with a smallest map of 2 x 2 or more.
+      kernel: largest side of what doubles, out of 1, 3, 5 and 7.
+      narrowest: least channels in use: halves of `channels` are tried as well, down to
+        this; 0 for `channels` alone, as in the code.
+      side_by_side: candidates that are judged at once, which changes no result.
+      variation: weight of the total variation of the images, 0 in the code.
+      learning_rate: of Adam, for weights; secrets have .05.
+
+    Raises:
+      ValueError: for no candidates, sides that cannot be halved so often, and numbers
+        of which no network can be made.
+
+    Reference: Yu et al., "GI-NAS: Boosting Gradient Inversion Attacks through Adaptive
+    Neural Architecture Search" (IEEE TIFS 2025), and its code, cswbyu/GI-NAS,
+    generator.py and runcifar10.py.
+    """
+    secret, labels = secret_of(setting), setting.threat.strategy.labels
+    space = space_of(setting, channels, scales, kernel, narrowest)
+    moves = best_network(space, candidates, side_by_side)
+    search = descend(
+        Unknowns(
+            untrained_images(setting, space),
+            LABELS[labels](setting),
+            secret.unknown,
+        ),
+        replay(setting, secret.gates),
+        cosine(),
+        optimiser or sign_adam(learning_rate, SECRET_RATE),
+        prior=with_feature(
+            setting, secret.gates, total_variation(variation, relative=False)
+        ),
+        moves=moves,
+        steps=steps,
+        restarts=restarts,
+    )
+
+    def attack(rng: Rng, view: View) -> Reconstruction:
+        found = search(rng, view)
+        tried = jnp.asarray(restarts * candidates)
+        return found._replace(numbers=found.numbers | {"proposals": tried})
+
+    return attack

@@ -1,0 +1,416 @@
+"""Encoder-decoders whose architecture is data: one program runs every one of a space.
+
+Written as plain functions of weights: whoever looks for an image among those that an
+untrained network makes has the weights for unknowns, of each candidate its own. The
+numbers of an architecture (`kljax.models.architectures`) may be traced; what they
+switch off is then computed, and multiplied by zero. Of an architecture of NumPy numbers
+it is not built.
+
+Letters: B examples, H x W pixels of an image, c channels of an image, C channels of a
+map, L scales, K the largest side of a kernel that doubles.
+
+Reference: Ulyanov, Vedaldi, Lempitsky, "Deep Image Prior" (CVPR 2018) for the family;
+GI-NAS (Yu et al., IEEE TIFS 2025), its code, for the blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax.core.types import Array, PyTree, Rng
+from kljax.models.architectures import (
+    BICUBIC,
+    BILINEAR,
+    DENSE,
+    DEPTHWISE,
+    GROUPS,
+    NEAREST,
+    NONE,
+    SEPARABLE,
+    SHUFFLED,
+    STACKED,
+    TRANSPOSED,
+    Architecture,
+    Space,
+    choose,
+    choose_number,
+    is_fixed,
+    where,
+)
+from kljax.models.convolution import CHANNELS_LAST, fastest_convolution
+
+EPSILON = 1e-5  # PyTorch's, of the batch norms
+SLOPE = 0.2  # of what is negative, everywhere but in what doubles
+
+
+# --- weights -------------------------------------------------------------------------
+
+
+def draw_weights(rng: Rng, space: Space, architecture: Architecture) -> PyTree:
+    """Draws the weights of a network as PyTorch does by default.
+
+    All are from U(-1/sqrt(n), 1/sqrt(n)), n numbers that a kernel adds up for one of
+    its results: with fewer channels in use, fewer. Norms begin at scale 1 and bias 0.
+    What a fixed architecture does not use is None.
+    """
+    drawn = _Uniform(rng, space, architecture)
+    weights = _parts(space, architecture, drawn.kernel, drawn.norm)
+    return drawn.fill(weights)
+
+
+def count_weights(space: Space, architecture: Architecture) -> int:
+    """Counts the numbers of `draw_weights`."""
+    shapes = jax.eval_shape(
+        lambda rng: draw_weights(rng, space, architecture), jax.random.key(0)
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _parts(
+    space: Space, architecture: Architecture, kernel: Callable, norm: Callable
+) -> PyTree:
+    """Lays out the weights of a network.
+
+    Args:
+      space: of the network.
+      architecture: parts that it does not use, being fixed, are None.
+      kernel: ``(shape, n) -> kernel``; n follows with the architecture.
+      norm: ``() -> scale and bias``.
+    """
+    scales, channels, colours = space.scales, space.channels, space.shape[-1]
+    used, width = _Used(architecture, scales), architecture.width
+
+    def block(side: int, first: bool = False) -> dict:
+        before, fan = (colours, colours) if first else (channels, width)
+        shape = (side, side, before, channels)
+        return {"kernel": kernel(shape, side**2 * fan), "norm": norm()}
+
+    def cell() -> dict:
+        one = architecture
+        fed = choose_number(one.doubling, {SHUFFLED: width / GROUPS}, width)
+        summed = jnp.maximum(
+            choose_number(one.convolution, {STACKED: fed / GROUPS}, fed), 1.0
+        )
+        side = space.kernel
+        within = one.kernel**2
+        parts = {
+            "dense": ((side, side, channels, channels), within * summed),
+            "depth": ((side, side, channels), within),
+            "point": ((channels, channels), fed),
+        }
+        return {n: kernel(*part) for n, part in parts.items() if used.in_cell(n)}
+
+    return {
+        "encoder": [
+            {"first": block(3, k == 0), "second": block(3)} for k in range(scales)
+        ],
+        "same": [block(1, k == 0) if used.same(k) else None for k in range(scales)],
+        "down": [block(3, k == 0) if used.down(k) else None for k in range(scales - 1)],
+        "rise": [cell() if used.rise(k) else None for k in range(scales - 1)],
+        "up": [cell() for _ in range(scales)],
+        "decoder": [
+            {"norm": norm(), "first": block(3), "second": block(3), "third": block(1)}
+            for _ in range(scales)
+        ],
+        "output": {
+            "kernel": kernel((1, 1, channels, colours), width),
+            "bias": kernel((colours,), width),
+        },
+    }
+
+
+class _Used:
+    """Tells what of a network an architecture uses; of a traced one, everything."""
+
+    def __init__(self, architecture: Architecture, scales: int):
+        fixed = isinstance(architecture.skips, np.ndarray)
+        self.skips = architecture.skips if fixed else np.ones((scales, scales))
+        self.convolution = architecture.convolution
+
+    def pairs(self) -> list[tuple[int, int]]:
+        return [(int(i), int(j)) for i, j in np.argwhere(self.skips != 0)]
+
+    def same(self, level: int) -> bool:
+        return (level, level) in self.pairs()
+
+    def down(self, level: int) -> bool:
+        """Whether a map goes from `level` to the next coarser one."""
+        return any(j <= level < i for i, j in self.pairs())
+
+    def rise(self, level: int) -> bool:
+        """Whether a map goes from the next coarser one to `level`."""
+        return any(i <= level < j for i, j in self.pairs())
+
+    def in_cell(self, name: str) -> bool:
+        if not is_fixed(self.convolution):
+            return True
+        users = {
+            "dense": (DENSE, STACKED),
+            "depth": (SEPARABLE, DEPTHWISE),
+            "point": (SEPARABLE,),
+        }
+        return int(self.convolution) in users[name]
+
+
+class _Uniform:
+    """Draws all kernels in one call: one for each would compile, and run, for long."""
+
+    def __init__(self, rng: Rng, space: Space, architecture: Architecture):
+        del architecture
+        self.rng, self.channels, self.asked = rng, space.channels, []
+
+    def kernel(self, shape: tuple[int, ...], count: Any) -> "_Asked":
+        self.asked.append(_Asked(shape, count))
+        return self.asked[-1]
+
+    def norm(self) -> dict[str, Array]:
+        return {"scale": jnp.ones(self.channels), "bias": jnp.zeros(self.channels)}
+
+    def fill(self, weights: PyTree) -> PyTree:
+        total = sum(one.size for one in self.asked)
+        flat = jax.random.uniform(self.rng, (total,), jnp.float32, -1.0, 1.0)
+        starts = np.cumsum([0] + [one.size for one in self.asked])
+        place = {id(one): start for one, start in zip(self.asked, starts, strict=False)}
+
+        def cut(leaf):
+            if not isinstance(leaf, _Asked):
+                return leaf
+            start = int(place[id(leaf)])
+            limit = jnp.asarray(leaf.count, jnp.float32) ** -0.5
+            return limit * flat[start : start + leaf.size].reshape(leaf.shape)
+
+        return jax.tree.map(cut, weights, is_leaf=lambda x: isinstance(x, _Asked))
+
+
+class _Asked:
+    """A kernel to be drawn."""
+
+    def __init__(self, shape: tuple[int, ...], count: Any):
+        self.shape, self.count, self.size = shape, count, int(np.prod(shape))
+
+
+# --- the network ---------------------------------------------------------------------
+
+
+def generate(
+    space: Space, architecture: Architecture, weights: PyTree, noise: Array
+) -> Array:
+    """Maps noise [B, H, W, c] to images [B, H, W, c] in (0, 1).
+
+    Norms are in train mode: they see the B examples.
+    """
+    scales = space.scales
+    used = _Used(architecture, scales)
+    skips, on = architecture.skips, _channels_on(space, architecture)
+    sources = [noise]  # at 1 / 2^j of the sides
+    for encoder in weights["encoder"]:
+        x = _block(encoder["first"], sources[-1], on, stride=2)
+        sources.append(_block(encoder["second"], x, on))
+    below = sources.pop()
+    lowered = _lowered(weights, used, sources, on)
+    risen = _risen(space, architecture, weights, used, sources, on)
+    for i in reversed(range(scales)):
+        x = _double(space, architecture, weights["up"][i], below, on)
+        for j, source in enumerate(sources):
+            if (i, j) not in used.pairs():
+                continue
+            if i == j:
+                brought = _block(weights["same"][i], source, on)
+            else:
+                brought = lowered[i, j] if j < i else risen[i, j]
+            x = x + skips[i, j] * brought
+        decoder = weights["decoder"][i]
+        x = _norm(decoder["norm"], x, on)
+        for part in ("first", "second", "third"):
+            x = _block(decoder[part], x, on)
+        below = x
+    output = weights["output"]
+    return jax.nn.sigmoid(_convolve(below, output["kernel"]) + _wide(output["bias"]))
+
+
+def _lowered(weights, used, sources, on) -> dict[tuple[int, int], Array]:
+    """Brings what is finer to a coarser decoder i, from source j."""
+    found: dict[tuple[int, int], Array] = {}
+    for i in range(1, len(sources)):
+        wanted = [
+            j
+            for j in range(i)
+            if any((k, j) in used.pairs() for k in range(i, len(sources)))
+        ]
+        before = [sources[j] if j == i - 1 else found[i - 1, j] for j in wanted]
+        for j, source in zip(wanted, before, strict=True):
+            # Each has statistics of its own.
+            found[i, j] = _block(weights["down"][i - 1], source, on, stride=2)
+    return found
+
+
+def _risen(
+    space, architecture, weights, used, sources, on
+) -> dict[tuple[int, int], Array]:
+    """Brings what is coarser to a finer decoder i, from source j."""
+    found: dict[tuple[int, int], Array] = {}
+    for i in reversed(range(len(sources) - 1)):
+        wanted = [
+            j
+            for j in range(i + 1, len(sources))
+            if any((k, j) in used.pairs() for k in range(i + 1))
+        ]
+        if not wanted:
+            continue
+        before = [sources[j] if j == i + 1 else found[i + 1, j] for j in wanted]
+        # There is no norm in it: sources are but more examples.
+        doubled = _double(
+            space, architecture, weights["rise"][i], jnp.concatenate(before), on
+        )
+        parts = jnp.split(doubled, len(wanted))
+        found |= {(i, j): part for j, part in zip(wanted, parts, strict=True)}
+    return found
+
+
+def _double(space: Space, one: Architecture, cell: dict, x: Array, on: Array) -> Array:
+    """Doubles maps [B, h, w, C], convolves, and activates."""
+    transposed = one.doubling == TRANSPOSED  # activated afterwards alone
+    x = choose(
+        one.doubling,
+        {SHUFFLED: lambda: _shuffle(x)},
+        lambda: _interpolate(one.doubling, x),
+    )
+    x = _activate(x, where(transposed, 1.0, one.slope))
+    if is_fixed(one.convolution) and int(one.convolution) == NONE:
+        return x * on
+    x = _convolve(x, _cell_kernel(space, one, cell))
+    slope = where(one.convolution == NONE, 1.0, one.slope)
+    return _activate(x, slope) * on
+
+
+def _interpolate(doubling: Any, x: Array) -> Array:
+    """Doubles both sides of maps [B, h, w, C] by a matrix for each."""
+    down, across = (
+        jnp.asarray(_choose_matrix(doubling, side)) for side in x.shape[1:3]
+    )
+    x = jnp.einsum("Hh,bhwc->bHwc", down, x)
+    return jnp.einsum("Ww,bhwc->bhWc", across, x)
+
+
+def _choose_matrix(doubling: Any, side: int) -> Any:
+    matrices = np.stack([doubling_matrix(n, side) for n in range(5)])
+    return (
+        matrices[int(doubling)]
+        if is_fixed(doubling)
+        else jnp.asarray(matrices)[doubling.astype(jnp.int32)]
+    )
+
+
+def doubling_matrix(doubling: int, side: int) -> np.ndarray:
+    """Gives the matrix [2 side, side] that doubles one axis, as PyTorch does.
+
+    Corners are not aligned; beyond an end there is what is at the end. `TRANSPOSED`
+    puts zeros between, and a convolution behind it does the rest. For `SHUFFLED`,
+    which is not done axis by axis, it is zero.
+    """
+    matrix = np.zeros((2 * side, side), np.float32)
+    for out in range(2 * side):
+        place = (out + 0.5) / 2 - 0.5
+        base = int(np.floor(place))
+        share = place - base
+        taps = {
+            BILINEAR: {0: 1 - share, 1: share},
+            BICUBIC: {n: _cubic(share - n) for n in (-1, 0, 1, 2)},
+            NEAREST: {out // 2 - base: 1.0},
+            TRANSPOSED: {out // 2 - base: 1.0 - out % 2},
+            SHUFFLED: {},
+        }[doubling]
+        for offset, weight in taps.items():
+            matrix[out, np.clip(base + offset, 0, side - 1)] += weight
+    return matrix
+
+
+def _cubic(distance: float, a: float = -0.75) -> float:
+    """Weighs a neighbour at a distance, as PyTorch's bicubic interpolation does."""
+    x = abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def _shuffle(x: Array) -> Array:
+    """Makes squares of 2 x 2 pixels of four channels each; the last channels are 0."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height, width, channels // GROUPS, 2, 2)
+    x = x.transpose(0, 1, 4, 2, 5, 3).reshape(count, 2 * height, 2 * width, -1)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - channels // GROUPS)))
+
+
+def _cell_kernel(space: Space, one: Architecture, cell: dict) -> Array:
+    """Makes the kernel [K, K, C, C] of the convolution behind a doubling."""
+    side, channels = space.kernel, space.channels
+    eye = np.eye(channels, dtype=np.float32)
+    distance = np.abs(np.arange(side) - side // 2)
+    near = np.maximum(distance[:, None], distance[None])
+    within = jnp.asarray(near <= one.kernel // 2, jnp.float32)
+    fed = choose_number(one.doubling, {SHUFFLED: one.width / GROUPS}, one.width)
+
+    def stacked() -> Array:
+        group = jnp.maximum(jnp.asarray(fed // GROUPS).astype(jnp.int32), 1)
+        place = jnp.arange(channels)
+        kernel = jnp.take(cell["dense"], place % group, axis=2)
+        # What does not fill a group is left out.
+        return kernel * (place < GROUPS * group)[None, None, :, None]
+
+    return choose(
+        one.convolution,
+        {
+            STACKED: lambda: stacked() * within[..., None, None],
+            SEPARABLE: lambda: (
+                (cell["depth"] * within[..., None])[..., None]
+                * cell["point"][None, None]
+            ),
+            DEPTHWISE: lambda: (
+                (cell["depth"] * within[..., None])[..., None] * eye[None, None]
+            ),
+            NONE: lambda: jnp.asarray((near == 0)[..., None, None] * eye),
+        },
+        lambda: cell["dense"] * within[..., None, None],
+    )
+
+
+def _block(block: dict, x: Array, on: Array, *, stride: int = 1) -> Array:
+    """Convolves, normalises and activates maps [B, h, w, C]."""
+    x = _convolve(x, block["kernel"], stride)
+    return _activate(_norm(block["norm"], x, on), SLOPE)
+
+
+def _norm(norm: dict, x: Array, on: Array) -> Array:
+    mean = jnp.mean(x, (0, 1, 2), keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, (0, 1, 2), keepdims=True)
+    x = (x - mean) * jax.lax.rsqrt(variance + EPSILON)
+    return (x * _wide(norm["scale"]) + _wide(norm["bias"])) * on
+
+
+def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    pad = kernel.shape[0] // 2
+    return fastest_convolution()(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=CHANNELS_LAST,
+    )
+
+
+def _activate(x: Array, slope: Any) -> Array:
+    if is_fixed(slope) and float(slope) == 1:
+        return x
+    return jnp.where(x >= 0, x, slope * x)
+
+
+def _channels_on(space: Space, architecture: Architecture) -> Array:
+    on = jnp.asarray(np.arange(space.channels) < architecture.width, jnp.float32)
+    return _wide(on)
+
+
+def _wide(values: Array) -> Array:
+    return values[None, None, None]
