@@ -52,7 +52,7 @@ RESAMPLES = 2000
 # Each has its own values but for these.
 ATTACKS = {
     "deep-image-prior": (f"channels={CHANNELS}",),
-    "gi-nas": (f"channels={CHANNELS}", "candidates=500"),
+    "gi-nas": (f"channels={CHANNELS}", "candidates=300"),
     "grnn": (),
     "inverting-gradients": (),
 }
@@ -71,7 +71,7 @@ ARMS = (
     "keylock/known",
     "keylock/regress_gates",
 )
-ELSEWHERE = ("none", "bn-control")  # arms of all cases but the first
+ELSEWHERE = ("none",)  # arms of all cases but the first
 
 
 def main():
@@ -87,8 +87,8 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--steps", type=int, default=400, help="of the attacks")
-    parser.add_argument("--victims", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=300, help="of the attacks")
+    parser.add_argument("--victims", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/untrained"))
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--print-only", action="store_true")
@@ -282,31 +282,42 @@ def psnr(guess, truth):
 
 def attacks(options):
     """Runs every attack on every case and arm; prints means."""
-    for case in options.cases:
-        arms = [a for a in options.arms if case == "digits-1" or a in ELSEWHERE]
+    # What all cases have comes first.
+    jobs = [(case, arm) for case in options.cases for arm in arms_of(case, options)]
+    jobs.sort(key=lambda job: job[1] not in ELSEWHERE)
+    for case, arm in jobs:
         for attack in options.attacks:
-            for arm in arms:
-                path = options.folder / f"{case}-{attack}-{arm.replace('/', '-')}.json"
-                if not path.exists() and not options.print_only:
-                    path.write_text(json.dumps(one_attack(case, attack, arm, options)))
-                    print(path.name, flush=True)
+            path = path_of(case, attack, arm, options)
+            if not path.exists() and not options.print_only:
+                path.write_text(json.dumps(one_attack(case, attack, arm, options)))
+                print(path.name, flush=True)
+    for case in options.cases:
         table = []
-        for arm in arms:
-            cells = {}
-            for attack in options.attacks:
-                path = options.folder / f"{case}-{attack}-{arm.replace('/', '-')}.json"
-                if path.exists():
-                    cells[attack] = json.loads(path.read_text())
-            if not cells:
-                continue
-            first = next(iter(cells.values()))
-            table.append(
-                [arm, f"{np.mean(first['floor']):.1f}"]
-                + [shown(cells.get(attack)) for attack in options.attacks]
-            )
-        print(f"\n{case}: PSNR in dB, mean [least, most] (processor seconds a victim)")
+        for arm in arms_of(case, options):
+            paths = {a: path_of(case, a, arm, options) for a in options.attacks}
+            cells = {
+                a: json.loads(p.read_text()) for a, p in paths.items() if p.exists()
+            }
+            if cells:
+                first = next(iter(cells.values()))
+                floor = f"{np.mean(first['floor']):.1f}"
+                own = [shown(cells.get(attack)) for attack in options.attacks]
+                table.append([arm, floor, *own])
+        print(
+            f"\n{case}: PSNR in dB, mean [least, most] (processor seconds a victim)\n"
+        )
         head = ["arm", "best floor", *options.attacks]
         print(tabulate(table, head, "github", disable_numparse=True), flush=True)
+
+
+def arms_of(case, options):
+    """Lists the arms of a case."""
+    return [arm for arm in options.arms if case == "digits-1" or arm in ELSEWHERE]
+
+
+def path_of(case, attack, arm, options):
+    """Says where the results of one attack are kept."""
+    return options.folder / f"{case}-{attack}-{arm.replace('/', '-')}.json"
 
 
 def shown(cell):

@@ -1,5 +1,6 @@
 """Untrained networks: which is kept of many, and that all are judged in turn."""
 
+import dataclasses
 import functools
 
 import jax
@@ -105,7 +106,7 @@ def test_memory_does_not_grow_with_candidates():
 
     few, many = bytes_of(10), bytes_of(10_010)
     network = sum(leaf.nbytes for leaf in jax.tree.leaves(first()))
-    assert network > 10_000  # of ten thousand of which nothing is kept
+    assert network > 8_000  # of ten thousand of which nothing is kept
     assert many - few <= 12 * 10_000
 
 
@@ -200,8 +201,8 @@ def test_a_search_that_cannot_be_is_refused_when_it_is_made(options, message):
 
 
 def test_sentences_have_no_untrained_network():
-    here = replace_fields(ground(threat()), inputs=images_of((8, 8, 1)))
-    other = here.task.inputs._replace(kind="text")
+    here = ground(threat())
+    other = dataclasses.replace(here.task.inputs, kind="text")
     with pytest.raises(ValueError, match="looks for images, and the inputs are text"):
         deep_image_prior(replace_fields(here, inputs=other), steps=1, restarts=1)
 
