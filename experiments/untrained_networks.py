@@ -30,6 +30,7 @@ from tabulate import tabulate
 
 from kljax import LeakConfig, data, defences, leak, score_rows
 from kljax.attacks import AssumedDefence, Setting, Task, Unknowns, descend, replay
+from kljax.attacks.architectures import describe
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import cosine
 from kljax.attacks.optimisers import sign_adam
@@ -39,7 +40,6 @@ from kljax.core.targets import classes_of
 from kljax.core.types import Private, Public
 from kljax.federated.clients import one_step
 from kljax.models import LeNet, from_nnx, losses, uniform
-from kljax.models.architectures import describe
 from kljax.parallel.compilation import use_cache
 from kljax.threat import Strategy, least_knowledge, observe
 
@@ -135,6 +135,7 @@ def rankings(options):
             ]
         )
         lines += regret(name, found)
+        lines.append([name, "PSNR (of the other victims' mean PSNR)", *others(found)])
     head = ["victims", "of the first distance with", "mean rho [95 %]", "each"]
     print(tabulate([line for line in lines if len(line) == 4], head, "github"))
     print()
@@ -151,14 +152,31 @@ def rankings(options):
 
 def correlation(found, column, sign):
     """Gives the mean over victims of Spearman's rho, its interval, and each."""
-    if not found:
-        return "-", "-"
-    each = np.array(
+    return summarised(
         [
             stats.spearmanr(one["first"], sign * np.array(one[column])).statistic
             for one in found
         ]
     )
+
+
+def others(found):
+    """Ranks architectures by what they found of other victims, with no upload."""
+    values = np.array([one["psnr"] for one in found])
+    return summarised(
+        [
+            stats.spearmanr(np.delete(values, n, 0).mean(axis=0), own).statistic
+            for n, own in enumerate(values)
+            if len(values) > 1
+        ]
+    )
+
+
+def summarised(each):
+    """Gives the mean with an interval that draws victims, and each."""
+    if not len(each):
+        return "-", "-"
+    each = np.array(each)
     draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
     low, high = np.quantile(each[draws].mean(axis=1), (0.025, 0.975))
     own = " ".join(f"{rho:.2f}" for rho in each)

@@ -1,6 +1,6 @@
 """Untrained networks: images are looked for among those that one makes of fixed noise.
 
-The network (`kljax.models.encoder_decoders`) has seen no image. Its structure alone
+The network (`kljax.attacks.encoder_decoders`) has seen no image. Its structure alone
 prefers some to others, and its weights are the unknowns. That structure may be fixed,
 or chosen first, among many that are drawn: by how well the image which a network makes
 before it is trained matches the gradient.
@@ -11,17 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Judge, Moves, Unknown
-from kljax.attacks.setting import Setting
-from kljax.core.types import Array, PyTree, Rng
-from kljax.models.architectures import (
+from kljax.attacks.architectures import (
     Architecture,
     Space,
     check_space,
     fitting_scales,
     fixed,
 )
-from kljax.models.encoder_decoders import draw_weights, generate
+from kljax.attacks.attack import Judge, Moves, Unknown
+from kljax.attacks.encoder_decoders import draw_weights, generate
+from kljax.attacks.setting import Setting
+from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
 # What moves a search moves floats: whole numbers are rounded back to.
@@ -32,7 +32,7 @@ class Network(NamedTuple):
     """An untrained network.
 
     Attributes:
-      weights: of `kljax.models.encoder_decoders.draw_weights`.
+      weights: of `kljax.attacks.encoder_decoders.draw_weights`.
       architecture: if it was looked for; () if it is fixed.
     """
 
@@ -157,8 +157,7 @@ def judge_each(judged, candidates: int, side_by_side: int) -> Array:
         return jax.lax.map(judged, jnp.arange(candidates))
     size = min(side_by_side, candidates)
     indices = jnp.arange(-(-candidates // size) * size) % candidates
-    values = jax.lax.map(jax.vmap(judged), indices.reshape(-1, size))
-    return values.reshape(-1)[:candidates]
+    return jax.lax.map(judged, indices, batch_size=size)[:candidates]
 
 
 def _settled(architecture: Architecture) -> Architecture:

@@ -12,6 +12,7 @@ from victims import Case, compiled, ground, update
 
 from kljax.attacks import Candidate, Unknowns, adam
 from kljax.attacks.attack import Judge
+from kljax.attacks.encoder_decoders import generate
 from kljax.attacks.optimisers import sign_adam
 from kljax.attacks.presets import PRESETS, deep_image_prior, gi_nas
 from kljax.attacks.untrained import (
@@ -24,7 +25,6 @@ from kljax.attacks.untrained import (
 )
 from kljax.core.inputs import images_of
 from kljax.defences import none
-from kljax.models.encoder_decoders import generate
 
 SPACE = space_of(ground(threat()), channels=8, scales=1)
 RNG = jax.random.key(5)

@@ -206,7 +206,7 @@ def gi_nas(
     Differs from the code: of all iterates the one of the lowest loss is taken, and not
     the last; kernels that double have sides of 1 and 3, and 5 and 7 there, which
     `kernel` allows; of small images there are fewer scales; and what
-    `kljax.models.architectures.Space` says. Every restart searches anew.
+    `kljax.attacks.architectures.Space` says. Every restart searches anew.
 
     Returns:
       The attack. Its ``info`` has the ``architecture`` that was chosen, its ``numbers``

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from kljax.models import architectures, encoder_decoders
-from kljax.models.architectures import (
+from kljax.attacks import architectures, encoder_decoders
+from kljax.attacks.architectures import (
     BICUBIC,
     BILINEAR,
     DENSE,

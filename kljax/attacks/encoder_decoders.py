@@ -2,7 +2,7 @@
 
 Written as plain functions of weights: whoever looks for an image among those that an
 untrained network makes has the weights for unknowns, of each candidate its own. The
-numbers of an architecture (`kljax.models.architectures`) may be traced; what they
+numbers of an architecture (`kljax.attacks.architectures`) may be traced; what they
 switch off is then computed, and multiplied by zero. Of an architecture of NumPy numbers
 it is not built.
 
@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljax.core.types import Array, PyTree, Rng
-from kljax.models.architectures import (
+from kljax.attacks.architectures import (
     BICUBIC,
     BILINEAR,
     DENSE,
@@ -40,6 +39,7 @@ from kljax.models.architectures import (
     is_fixed,
     where,
 )
+from kljax.core.types import Array, PyTree, Rng
 from kljax.models.convolution import CHANNELS_LAST, fastest_convolution
 
 EPSILON = 1e-5  # PyTorch's, of the batch norms
