@@ -15,6 +15,7 @@ from kljax.studies.reports.contenders import find_accuracies
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
 from kljax.studies.reports.kinds import default_value, kinds_of, noun
+from kljax.studies.reports.matrix import Matrix, make_matrices
 from kljax.studies.reports.notes import (
     counted,
     damaged_notes,
@@ -33,6 +34,7 @@ from kljax.studies.reports.tradeoffs import (
     read_runs,
     tradeoffs_table,
 )
+from kljax.studies.reports.trends import draw_trends, make_trends
 from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.reports.values import values_of
 from kljax.studies.store import Study
@@ -111,12 +113,14 @@ class Contents(NamedTuple):
       points: everything about every point.
       notes: what to know about these numbers.
       distributions: figure; None where there is nothing to draw.
+      trends: figure of the value along numbers; None where none varies.
       comparisons: of arms on the same victims; None if there are none.
       rankings: of defences and of attacks, see `make_rankings`.
       consistency: of recovery over states; None if there is one state.
       budgets, budget_figure, budget_words: success against budget.
       tradeoffs, tradeoff_figure, tradeoff_notes: success against accuracy.
       measured: what accuracy is, see `measured_words`.
+      matrices: one victim's image, attack by arm.
       gallery: reconstructions.
       failures: of cells that are not finished.
       sweep: the sweep file.
@@ -136,6 +140,7 @@ class Contents(NamedTuple):
     points: Table
     notes: list[str]
     distributions: Figure | None
+    trends: Figure | None
     comparisons: Table | None
     rankings: list[Table]
     consistency: Table | None
@@ -146,6 +151,7 @@ class Contents(NamedTuple):
     tradeoff_figure: Figure | None
     tradeoff_notes: list[str]
     measured: str
+    matrices: list[Matrix]
     gallery: Gallery
     failures: list[dict[str, Any]]
     sweep: str
@@ -163,7 +169,8 @@ class Contents(NamedTuple):
     @property
     def figures(self) -> list[Figure]:
         """Lists all figures, for their files."""
-        found = (self.distributions, self.budget_figure, self.tradeoff_figure)
+        found = (self.distributions, self.trends)
+        found += (self.budget_figure, self.tradeoff_figure)
         return [figure for figure in found if figure is not None]
 
 
@@ -208,6 +215,7 @@ def make_contents(
             *damaged_notes(gallery),
         ],
         distributions=draw_distributions(pools, axes, column, kinds),
+        trends=draw_trends(make_trends(pools, axes, value), column),
         comparisons=comparisons_table(compared, column, values["success"])
         if compared
         else None,
@@ -220,6 +228,7 @@ def make_contents(
         tradeoff_figure=draw_tradeoffs(tradeoffs, axes, kinds),
         tradeoff_notes=tradeoff_notes(pools, trainings),
         measured=measured_words(tradeoffs or trainings),
+        matrices=make_matrices(study, pools, arrangement),
         gallery=gallery,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),

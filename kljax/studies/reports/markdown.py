@@ -105,7 +105,7 @@ def _results(contents: Contents) -> list[str]:
     )
     parts += ["### How to read it", "\n".join(reading)]
     parts.append("\n".join(f"- {_safe(note)}" for note in contents.notes))
-    return [*parts, _figure(contents.distributions)]
+    return [*parts, _figure(contents.distributions), _figure(contents.trends)]
 
 
 def _failures(contents: Contents) -> list[str]:

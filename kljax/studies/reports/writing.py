@@ -71,7 +71,7 @@ def write_report(
 def _ours(path: Path) -> bool:
     """Tells whether a report may have written a file of this name."""
     names = ("table", "points", "comparisons", "ranking", "consistency", "budgets")
-    names += ("tradeoffs", "distributions")
+    names += ("tradeoffs", "distributions", "trends")
     stem, _, number = path.stem.partition("-")
     numbered = not number or (stem in ("table", "ranking") and number.isdigit())
     return path.suffix in (".csv", ".svg") and stem in names and numbered
