@@ -34,6 +34,10 @@ Names:
                     that each gives and its cosine distance; in candidates/s
   lti-train         Learning to Invert: 10 steps of 64 simulated gradients of LeNet,
                     hashed to 4,096, and an inverter of width 512; in examples/s
+  ggl-cma           candidates of CMA-ES: the image that a generator makes of each, the
+                    gradient that LeNet gives at it, GGL's distance; in candidates/s
+  gifd-stage        GIFD's steps on the features behind a generator's first stage, with
+                    projection; in steps/s
   sweep-64          a whole `kljax sweep` of 64 attacks (LeNet, DLG, 200 evaluations,
                     with and without lock): attacks/h, peak memory, compilations; and
                     seconds to the first finished chunk, with a cold and a warm cache
@@ -87,6 +91,8 @@ import inverter_peer
 import inverter_speed
 import lamp_peer
 import lamp_speed
+import latent_peer
+import latent_speed
 import membership_peer
 import membership_speed
 import sweep_speed
@@ -100,6 +106,7 @@ from kljax.parallel import fastest_layout
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
 NAMES |= lamp_speed.NAMES | membership_speed.NAMES | inverter_speed.NAMES
+NAMES |= latent_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
 PEERS += (membership_peer.PEER,)
 # The peers of each entry that has any.
@@ -110,6 +117,7 @@ RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
 RIVALS |= dict.fromkeys(lamp_speed.NAMES, lamp_peer.PEERS)
 RIVALS |= dict.fromkeys(inverter_speed.NAMES, inverter_peer.PEERS)
+RIVALS |= dict.fromkeys(latent_speed.NAMES, latent_peer.PEERS)
 RIVALS |= dict.fromkeys(membership_speed.NAMES, (membership_peer.PEER,))
 
 

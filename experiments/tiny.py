@@ -5,6 +5,7 @@ import federated_speed
 import inversion_speed
 import inverter_speed
 import lamp_speed
+import latent_speed
 import membership_speed
 import peak
 import sweep_speed
@@ -32,6 +33,7 @@ def shrink():
     for name, work in trigger_speed.WORK.items():
         trigger_speed.WORK[name] = work._replace(examples=2, steps=2)
     federated_speed.SCALE = (2, 4)
+    latent_speed.WORK = latent_speed.Work(victims=2, candidates=4, steps=3)
     lamp_speed.WORK = lamp_speed.Work(victims=2, orders=20, length=4)
     inverter_speed.WORK = inverter_speed.Work(uploads=4, steps=2, width=8, hashed=64)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)

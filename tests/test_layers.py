@@ -59,6 +59,7 @@ RESERVED = {
         "attacks/drivers/population.py",  # one generation
         "attacks/drivers/search.py",  # restarts, and a prior now and at the end
         "attacks/ensembles.py",  # restarts, paired with one of them
+        "attacks/latents.py",  # examples, each with weights and a ball of its own
         "attacks/rearranging.py",  # orders of sentences
         "attacks/pooling.py",  # uploads of one client
         "attacks/presets/inverters.py",  # uploads that are simulated, to learn from

@@ -49,9 +49,11 @@ __all__ = [
 
 # What the attacker does about the release: to its own candidate what the defence does;
 # nothing, and what is hidden it takes for zeros; or it undoes what the defence did, and
-# sees the gradient. Inputs that are replaced it replaces, too, if simulate is written,
-# or a strategy about what is hidden that does so (`SecretStrategy.replays_inputs`).
-RELEASE_STRATEGIES = ("simulate", "unaware", "undo")
+# sees the gradient; or it is not told the defence, and goes by what the upload shows of
+# it (`kljax.defences.estimated`). Inputs that are replaced it replaces, too, if
+# simulate is written, or a strategy about what is hidden that does so
+# (`SecretStrategy.replays_inputs`).
+RELEASE_STRATEGIES = ("simulate", "unaware", "undo", "estimate")
 
 Options = tuple[float | Array, ...]
 

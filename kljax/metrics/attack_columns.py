@@ -283,6 +283,19 @@ FOUND = (
         shown="summary",
     ),
     _reported(
+        "stage",
+        "stage",
+        "which stage of a search, from 0, the reconstruction is of: the one whose own "
+        "loss is lowest",
+        dtype="int64",
+        unit="from 0",
+        reported=True,
+        rows="search",
+        knows="attacker",
+        form=".1f",
+        shown="summary",
+    ),
+    _reported(
         "cell_entropy",
         "cell entropy",
         "how little the restarts of an ensemble agree on a table: entropy of its "

@@ -176,7 +176,36 @@ class Values(NamedTuple):
 STATISTICS, MALICIOUS = {"stats": "visible"}, {"server": "malicious"}
 GOLDEN = {
     # zhuohangli/GGL, celeba32_wgan-gp.py
-    "ggl": Values("recovered", {"divergence": 0.1, "bounded": False, "deviation": 0.0}),
+    "ggl": Values(
+        "recovered",
+        {"divergence": 0.1, "bounded": False, "deviation": 0.0, "classes": "told"},
+    ),
+    # As in ffhibnese/GIFD_Gradient_Inversion_Attack, configs_biggan.yml; the rate of
+    # weights is that of configs_stylegan2.yml.
+    "gias": Values(
+        "recovered",
+        {
+            "latent_share": 1 / 9,
+            "learning_rate": 0.03,
+            "weight_rate": 1e-3,
+            "variation": 1e-4,
+            "size": 1e-6,
+            "classes": "told",
+        },
+    ),
+    # The same; radius and growth are kljax's own.
+    "gifd": Values(
+        "recovered",
+        {
+            "depth": 12,
+            "radius": 0.1,
+            "growth": 0.05,
+            "learning_rate": 0.1,
+            "variation": 1e-4,
+            "size": 1e-6,
+            "classes": "told",
+        },
+    ),
     "matching": Values("recovered", {"variation": 1e-2}),  # kljax's own
     "dlg": Values("joint", {}),
     "idlg": Values("recovered", {}),

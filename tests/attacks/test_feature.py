@@ -38,10 +38,9 @@ from kljax.threat import LocalSteps, Strategy, least_knowledge, observe
 DEFENCE = keylock(LOCK)
 REGRESS = threat("regress_gates", "joint")
 EVAL = {"victim_norm": "eval", "attacker_norm": "eval"}  # as the toy client steps
-# All but the one that needs a trained generator.
-# One has a generator, one needs a density, one looks for rows of a table, and one takes
-# updates alone.
-ELSEWHERE = ("ggl", "likelihood", "tableak", "sme")
+# Three have a generator, one needs a density, one looks for rows of a table, and one
+# takes updates alone.
+ELSEWHERE = ("ggl", "gias", "gifd", "likelihood", "tableak", "sme")
 ITERATIVE = sorted(
     name
     for name in PRESETS

@@ -154,6 +154,8 @@ def test_every_searching_preset_has_its_prior_here():
         "fedavg-inversion",
         "april-optimisation",  # `matching` but for its objective: test_april.py
         "ggl",  # that of its latents: test_ggl.py
+        "gias",  # those of GIFD's code: test_staged_latents.py
+        "gifd",
         "lamp",  # that of embeddings: test_lamp.py
         "lamp-l1l2",
         "tableak",  # none: test_tableak.py

@@ -164,6 +164,8 @@ def test_restarts_are_chosen_as_the_papers_do(name):
         pytest.skip("looks for rows of a table: test_tableak.py")
     if name == "ggl":
         pytest.skip("has a generator; all of its searches are alike: test_ggl.py")
+    if name in ("gias", "gifd"):
+        pytest.skip("have a generator, and stages: test_staged_latents.py")
     if name in ("lamp", "lamp-l1l2"):
         pytest.skip("looks for sentences: test_lamp.py")
     if name == "likelihood":

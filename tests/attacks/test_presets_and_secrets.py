@@ -42,9 +42,11 @@ from kljax.threat import (
 DEFENCE = keylock(LOCK)
 # Presets that go through candidates have an objective; closed forms have none.
 # The toy network has no position embedding: test_april.py. GGL has a generator, and
-# makes whole generations: test_ggl.py. TabLeak looks for rows: test_tableak.py. SME
+# makes whole generations: test_ggl.py; GIAS and GIFD have one: test_staged_latents.py.
+# TabLeak looks for rows: test_tableak.py. SME
 # takes updates alone, with any secret: see below.
-ELSEWHERE = ("april-optimisation", "ggl", "likelihood", "tableak", "sme")
+GENERATIVE = ("ggl", "gias", "gifd")
+ELSEWHERE = ("april-optimisation", *GENERATIVE, "likelihood", "tableak", "sme")
 ITERATIVE = sorted(
     name
     for name in PRESETS
@@ -224,7 +226,7 @@ UNFIT = {
 def test_peeled_gates_are_taken_or_refused_by_all():
     others = ("text",), ("table",)
     elsewhere = {name for name in PRESETS if PRESETS[name].inputs in others}
-    others = "ggl", "likelihood", "sme"
+    others = *GENERATIVE, "likelihood", "sme"
     assert {*ITERATIVE, *UNFIT, *others, *elsewhere} == set(PRESETS)
 
 

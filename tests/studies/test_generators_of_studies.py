@@ -206,6 +206,10 @@ def no_generator():
     return 3
 
 
+def without_stages():
+    return read_decoder(decoders.FOLDER / "digits.npz")._replace(stages=())
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -222,6 +226,11 @@ def test_a_name_that_stands_for_none_is_refused(name, message):
     ("options", "message"),
     [
         ({"generator": None}, "give generator, such as digits"),
+        ({"generator": None, "attack": "gias"}, "give generator, such as digits"),
+        ({"generator": None, "attack": "gifd"}, "give generator, such as digits"),
+        ({"attack": "gifd", "generator": f"{__name__}:without_stages"},
+         "this one does not say its own: give kljax.core.generator"),
+        ({"attack": "gifd", "steps": 2}, "steps=2 are fewer than the 3 stages"),
         ({"steps": 70}, "no whole number of generations of 50"),
         ({"optimiser": "lbfgs", "attack": "matching", "attack_options": ("a",)},
          "write it as name=value"),
@@ -240,10 +249,10 @@ def test_what_cannot_be_is_refused_before_anything_runs(nothing_runs, options, m
 
 
 def test_dials_are_data_and_other_options_are_not():
-    def sign(*options, step_size=None):
+    def sign(*options, step_size=None, of="ggl"):
         optimiser = None if step_size is None else "cma_es"
         made = config(
-            attack="ggl",
+            attack=of,
             attack_options=options,
             step_size=step_size,
             optimiser=optimiser,
@@ -255,6 +264,8 @@ def test_dials_are_data_and_other_options_are_not():
     assert sign(*both) == sign(*both[::-1])
     assert sign("bounded=true") != sign("bounded=false")
     assert sign(step_size=1.0) == sign(step_size=2.0) != sign()
+    assert sign("radius=1", of="gifd") == sign("radius=2", of="gifd")
+    assert sign("depth=1", of="gifd") != sign("depth=2", of="gifd")
 
 
 def test_options_and_weights_reach_the_attack_as_data(tmp_path):

@@ -1,10 +1,12 @@
 """Drivers: the loops of searches.
 
 A driver evaluates candidates, keeps the best by the attacker's own loss, and asks for
-the next. `descend` follows gradients, `evolve` tries populations.
+the next. `descend` follows gradients, `evolve` tries populations, and
+`descend_in_stages` follows gradients in one space after another.
 """
 
 from kljax.attacks.drivers.gradient import descend
 from kljax.attacks.drivers.population import evolve
+from kljax.attacks.drivers.staged import Stage, descend_in_stages, split_steps
 
-__all__ = ["descend", "evolve"]
+__all__ = ["Stage", "descend", "descend_in_stages", "evolve", "split_steps"]

@@ -6,6 +6,7 @@ be moves that follow no gradient (`kljax.attacks.attack.Moves`), all victims' at
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -92,14 +93,7 @@ def descend(
         upload does not have the shape that the network's has, and where several
         restarts would start alike, because no unknown draws its start.
     """
-    if not isinstance(optimiser, Optimiser):
-        raise ValueError(
-            "this attack follows gradients and needs an optimiser that does, such as "
-            f"lbfgs or adam; it was given {type(optimiser).__name__}, which asks for "
-            "a population"
-            if isinstance(optimiser, Evolution)
-            else f"optimiser must be a kljax.attacks.Optimiser, got {optimiser!r}"
-        )
+    check_optimiser(optimiser)
     if moves is not None and not (moves.every >= 1 and 0 <= moves.after <= 1):
         raise ValueError(
             f"moves every {moves.every} steps after {moves.after} of them: every must "
@@ -117,45 +111,40 @@ def descend(
         search = pool_observations(search, view)
         start = begin(search.unknowns, rng, view)
         loss = compose_loss(search, start, view, steps)
-        first, decode = start.free, start.decode
-        evaluate = jax.value_and_grad(loss.value, has_aux=True)
+        first, decode, shift = start.free, start.decode, None
         if moves is not None:
             judge = Judge(decode, functools.partial(_matching, loss))
             rng_moves = jax.random.fold_in(rng, len(unknowns))
             first = moves.first(jax.random.fold_in(rng_moves, 0), view, judge, first)
 
-        def step(carry, number):
-            free, state, best, sound = carry
-            (value, compared), grads = evaluate(free, number / steps)
-            sound = jnp.where(jnp.isfinite(value), number, sound)
-            new = Best(free, *compared)
-            # NaN compares as false: a broken iterate is never the best one.
-            better = new.total < best.total
-            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
-            free, state = optimiser.step(free, state, value, grads)
-            free = project(search.unknowns, free)
-            if moves is not None and moves.between is not None:
+        if moves is not None and moves.between is not None:
+
+            def shift(free: PyTree, number: Array) -> PyTree:
                 rng_move = jax.random.fold_in(rng_moves, number + 1)
-                free = jax.lax.cond(
+                return jax.lax.cond(
                     moves.due(number, steps),
                     lambda free: moves.between(rng_move, view, judge, free),
                     lambda free: free,
                     free,
                 )
-            return (free, state, best, sound), None
+
+        step = make_step(
+            loss, optimiser.step, functools.partial(project, search.unknowns), steps
+        )
+
+        def go(carry, number):
+            free, *rest = step(carry, number)
+            return (free if shift is None else shift(free, number), *rest), None
 
         def segment(carry, numbers):
-            carry, _ = jax.lax.scan(step, carry, numbers)
+            carry, _ = jax.lax.scan(go, carry, numbers)
             return carry, carry[2].matching
 
-        worst = jnp.full((), jnp.inf)
-        carry = (first, optimiser.init(first), Best(first, worst, worst), -1)
+        carry = (first, optimiser.init(first), Best(first, *worst()), -1)
         carry = jax.tree.map(jnp.asarray, carry)
         numbers = jnp.arange(steps).reshape(points, -1)
         (_, _, best, sound), losses = jax.lax.scan(segment, carry, numbers)
-        # A line search may try what is not finite, and come back; a broken descent does
-        # not. So the end alone says whether it broke.
-        finite = sound >= steps - max(1, steps // END)
+        finite = sound >= still_sound(steps)
         found = decode(best.free)
         if RESTARTS in loss.believed.on_axes and not choose_by_matching:
             # The best candidates were met at different steps, among other iterates.
@@ -174,6 +163,74 @@ def descend(
         pooling=None
         if pool is None
         else Pooling(pool, lambda view, found: objective(*simulation(view, found))),
+    )
+
+
+def make_step(
+    loss: Loss,
+    move: Callable[..., tuple[PyTree, PyTree]],
+    project: Callable[[PyTree], PyTree],
+    steps: int,
+) -> Callable[[tuple, Array], tuple]:
+    """Makes one step of a descent.
+
+    Args:
+      loss: what is descended.
+      move: `Optimiser.step`.
+      project: ``free -> free``, after every move: back to what is allowed.
+      steps: of the whole descent.
+
+    Returns:
+      ``(carry, number [] of the step) -> carry`` of (free, state of the optimiser,
+      `Best` so far, number of the last step whose value was finite).
+    """
+    evaluate = jax.value_and_grad(loss.value, has_aux=True)
+
+    def step(carry, number):
+        free, state, best, sound = carry
+        (value, compared), grads = evaluate(free, number / steps)
+        sound = jnp.where(jnp.isfinite(value), number, sound)
+        new = Best(free, *compared)
+        # NaN compares as false: a broken iterate is never the best one.
+        better = new.total < best.total
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
+        free, state = move(free, state, value, grads)
+        return project(free), state, best, sound
+
+    return step
+
+
+def worst() -> tuple[Array, Array]:
+    """Gives what `Best` has of a search that has not begun."""
+    infinite = jnp.full((), jnp.inf)
+    return infinite, infinite
+
+
+def still_sound(steps: int | Array) -> int | Array:
+    """Gives the number of a step by which a descent of so many has not broken.
+
+    A line search may try what is not finite, and come back; a broken descent does not.
+    So the end alone says whether it broke.
+    """
+    if isinstance(steps, int):
+        return steps - max(1, steps // END)
+    return steps - jnp.maximum(1, steps // END)
+
+
+def check_optimiser(optimiser: Optimiser) -> None:
+    """Refuses what follows no gradient.
+
+    Raises:
+      ValueError: for what is no `Optimiser`.
+    """
+    if isinstance(optimiser, Optimiser):
+        return
+    raise ValueError(
+        "this attack follows gradients and needs an optimiser that does, such as "
+        f"lbfgs or adam; it was given {type(optimiser).__name__}, which asks for "
+        "a population"
+        if isinstance(optimiser, Evolution)
+        else f"optimiser must be a kljax.attacks.Optimiser, got {optimiser!r}"
     )
 
 

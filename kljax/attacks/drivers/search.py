@@ -39,7 +39,8 @@ class Run(NamedTuple):
     best: Best
     finite: Array  # [] bool: the search did not break
     losses: Array  # [points]
-    reported: dict[str, Any]  # for the "info" of the reconstruction
+    reported: dict[str, Any] = {}  # for the "info" of the reconstruction
+    numbers: dict[str, Array] = {}  # for its "numbers", beside its evaluations
 
 
 class Start(NamedTuple):
@@ -195,10 +196,10 @@ def restarted(
             runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
         own = runs.best.matching if choose_by_matching else runs.best.total
         chosen = jnp.argmin(own)
-        candidate, best, finite, losses, reported = jax.tree.map(
+        candidate, best, finite, losses, reported, numbers = jax.tree.map(
             lambda x: x[chosen], runs
         )
-        loss, spent, numbers, info = best.matching, restarts * evaluations, {}, {}
+        loss, spent, info = best.matching, restarts * evaluations, {}
         if pooling is not None:
             candidate, numbers, info = pooling.pool(runs.candidate, own, chosen)
             loss, spent = pooling.matching(view, candidate), spent + 1

@@ -14,6 +14,7 @@ from kljax.attacks.optimisers.first_order import (
     adam,
     cosine_adam,
     from_optax,
+    ramped_adam,
     rmsprop,
     sign_adam,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "adam",
     "sign_adam",
     "cosine_adam",
+    "ramped_adam",
     "rmsprop",
     "from_optax",
     "lbfgs",

@@ -42,9 +42,21 @@ def from_optax(
     return Optimiser(transform.init, step)
 
 
-def adam(learning_rate: float = 0.1, secret_rate: float = 0.05) -> Optimiser:
-    """Descends by Adam; unknown secrets have a rate of their own."""
-    return from_optax(optax.adam(learning_rate), secret=optax.adam(secret_rate))
+def adam(
+    learning_rate: float = 0.1, secret_rate: float = 0.05, *, steps: int | None = None
+) -> Optimiser:
+    """Descends by Adam; unknown secrets have a rate of their own.
+
+    Args:
+      learning_rate: of images and labels.
+      secret_rate: of unknown secrets.
+      steps: of the whole descent, in which the rates fall to a tenth at `DECAYED_AT`;
+        None for rates that do not fall.
+    """
+    return from_optax(
+        optax.adam(falling(learning_rate, steps)),
+        secret=optax.adam(falling(secret_rate, steps)),
+    )
 
 
 DECAYED_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps, each time to a tenth
@@ -122,6 +134,44 @@ def cosine_adam(
         images = optax.chain(langevin(schedule(learning_rate), noise), plain)
     return from_optax(
         images, labels=plain, secret=optax.adam(schedule(secret_rate), *betas)
+    )
+
+
+def ramped_adam(
+    learning_rate: float | Array = 0.1,
+    secret_rate: float | Array = 0.05,
+    *,
+    steps: int,
+    rise: float = 0.05,
+    fall: float = 0.25,
+) -> Optimiser:
+    """Descends by Adam with rates that rise from 0, stay, and fall along a cosine.
+
+    At a share t of the steps a rate is ``min(1, t / rise) (1 - cos(pi min(1, (1 - t) /
+    fall))) / 2`` times its highest.
+
+    Args:
+      learning_rate: highest one, of images and labels.
+      secret_rate: the same of unknown secrets.
+      steps: of the whole descent.
+      rise: share of the steps in which rates rise, in (0, 1].
+      fall: share in which they fall; with more than ``1 - rise`` they never are at
+        their highest.
+
+    Reference: GGL (Li et al. 2022), its code, reconstructor.py, where the fall is .25;
+    GIFD (Fang et al. 2023), its code, reconstruction_algorithms.py, where it is .75.
+    """
+
+    def schedule(rate):
+        def at(count):
+            share = count / steps
+            falling = 0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(1, (1 - share) / fall))
+            return rate * falling * jnp.minimum(1, share / rise)
+
+        return at
+
+    return from_optax(
+        optax.adam(schedule(learning_rate)), secret=optax.adam(schedule(secret_rate))
     )
 
 

@@ -19,6 +19,7 @@ from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.spans_of_text import dager
+from kljax.attacks.presets.staged_latents import gias, gifd
 from kljax.attacks.presets.statistical import bn_updates, gradinversion
 from kljax.attacks.presets.surrogate import sme
 from kljax.attacks.presets.tabular import tableak
@@ -44,6 +45,8 @@ __all__ = [
     "deep_image_prior",
     "gi_nas",
     "ggl",
+    "gias",
+    "gifd",
     "gradinversion",
     "bn_updates",
     "gradient_matching",

@@ -30,6 +30,7 @@ from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
 from kljax.attacks.presets.spans_of_text import dager
+from kljax.attacks.presets.staged_latents import gias, gifd
 from kljax.attacks.presets.statistical import (
     bn_updates,
     bn_updates_objective,
@@ -165,6 +166,20 @@ PRESETS: dict[str, Preset] = {
         dials=("divergence",),
         generator=True,
         evolution=cma_es,
+    ),
+    "gias": Preset(
+        gias,
+        "recovered",
+        anywhere(cosine),
+        dials=("learning_rate", "weight_rate", "variation"),
+        generator=True,
+    ),
+    "gifd": Preset(
+        gifd,
+        "recovered",
+        anywhere(cosine),
+        dials=("radius", "growth", "learning_rate", "variation"),
+        generator=True,
     ),
     "gradinversion": Preset(
         gradinversion,

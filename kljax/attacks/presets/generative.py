@@ -79,6 +79,7 @@ def ggl(
     divergence: float = 0.1,
     bounded: bool = False,
     deviation: float = 0.0,
+    classes: str = "told",
 ) -> Attack:
     """Makes GGL: the latents of a trained generator, by CMA-ES; 25,000 evaluations.
 
@@ -90,7 +91,8 @@ def ggl(
 
     Differs from the paper: the generator is one of our own, the label is told to it,
     and images are resized bilinearly. An `Optimiser` follows gradients instead: the
-    code's other variant has Adam at .1, from N(0, 1), which is `deviation` 1.
+    code's other variant has Adam at .1, from N(0, 1), which is `deviation` 1. `classes`
+    says whether the generator is told the label, or its classes are looked for.
 
     Raises:
       ValueError: see `kljax.attacks.latents.searched_latents`.
@@ -109,6 +111,7 @@ def ggl(
                 normal(0.0, deviation),
                 bounded=bounded,
                 divergence=divergence,
+                classes=classes,
             ),
             LABELS[strategy.labels](setting),
             secret.unknown,

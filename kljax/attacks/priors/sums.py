@@ -31,7 +31,7 @@ def scheduled(prior: Prior, end: float) -> Prior:
     return falling
 
 
-def check_weight(weight: float) -> None:
+def check_weight(weight: float, name: str = "weight") -> None:
     """Refuses a negative weight, and NaN; one that is traced was looked at before."""
     if not isinstance(weight, jax.core.Tracer) and not weight >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight!r}")
+        raise ValueError(f"{name} must be >= 0, got {weight!r}")

@@ -15,15 +15,23 @@ from kljax.core.types import Array, Gates, Params, Private, Public, Rng, Stats
 from kljax.defences import SEND_ALL, Context, Defence, as_sent, step_transform
 from kljax.defences.arms import Arm, Sites, last_transform
 from kljax.defences.defence import keep_private
+from kljax.defences.estimated import estimated_release
 from kljax.studies.builder.observing import remembers
 from kljax.studies.config import LeakConfig
 from kljax.threat import KEYLOCK_STRATEGIES, View
 from kljax.threat.parts import ALL, list_readable
 from kljax.threat.secrets import by_name
 
+CROSS_ENTROPY = "cross_entropy"
+
 
 def assume_defence(
-    arm: Arm, defence: Defence, sites: Sites, examples: int, params: Params
+    arm: Arm,
+    defence: Defence,
+    sites: Sites,
+    examples: int,
+    params: Params,
+    loss: str = CROSS_ENTROPY,
 ) -> AssumedDefence:
     """Gives what the attacker of an arm assumes the defence to do.
 
@@ -33,6 +41,7 @@ def assume_defence(
       sites: of a lock.
       examples: of one upload.
       params: of the network, or their shapes.
+      loss: of the clients, by name.
     """
     assumed = AssumedDefence(
         defence.gates,
@@ -48,6 +57,12 @@ def assume_defence(
     if arm.release_strategy == "unaware":
         return assumed._replace(
             simulate=as_sent, simulate_update=as_sent, simulate_example=None
+        )
+    if arm.release_strategy == "estimate":
+        softmax = loss == CROSS_ENTROPY
+        simulate = estimated_release(sites.classifier, zero_sum=softmax)
+        return assumed._replace(
+            simulate=simulate, simulate_update=simulate, simulate_example=None
         )
     if arm.release_strategy == "undo":  # of what is done last
         last = "simulate" if defence.update == SEND_ALL else "simulate_update"

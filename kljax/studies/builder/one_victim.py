@@ -92,7 +92,9 @@ def make_attack_on_one(
             params = jax.tree.map(lambda leaf: leaf[0], params)
         own_setting = setting._replace(
             threat=dataclasses.replace(setting.threat, strategies=strategies),
-            defence=assume_defence(arm, defence, sites, config.examples, params),
+            defence=assume_defence(
+                arm, defence, sites, config.examples, params, config.loss
+            ),
             attacker=attacker,
         )
         attack = build_attack(config, own_setting, preset, dials)

@@ -258,7 +258,9 @@ def _build_arm_attack(
             feeds=_feeding_layers(study, arm),
         ),
         threat,
-        assume_defence(arm, arm.defence, task.sites, config.examples, params),
+        assume_defence(
+            arm, arm.defence, task.sites, config.examples, params, config.loss
+        ),
         None if captured is None else captured.protocol,
         study.attacker,
     )

@@ -39,7 +39,7 @@ def attacker_of(arm: str, attack: str) -> Attacker:
     hides, by_example = read.hides_entries, defence.per_example is not None
     if defence == without_release(defence) and not (hides or by_example):
         return "only"
-    if read.release_strategy in ("unaware", "undo"):
+    if read.release_strategy in ("unaware", "undo", "estimate"):
         return "unaware" if read.release_strategy == "unaware" else "adaptive"
     known = last_transform(defence).simulate is not as_sent or hides
     known |= defence.simulate_example is not None

@@ -85,6 +85,8 @@ ABOUT_RELEASES = {
     "unaware": "It does not know that the defence changes or hides anything: what is "
     "hidden it takes for zeros.",
     "undo": "It undoes what the defence did, and matches the gradient that it finds.",
+    "estimate": "It is not told the defence. What zeros, norm and noise of the upload "
+    "show of it, it does to its candidate's gradient.",
 }
 
 # By whether it simulates what the defence trains on in place of inputs.

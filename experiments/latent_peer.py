@@ -1,0 +1,112 @@
+"""Peers of the latent attacks: the same candidates, the same steps, in PyTorch.
+
+with LatentPeer(python) as peer:                 # a Python that has torch 2.13.0
+    peer.load(arrays)                            # see LatentPeer.load
+    peer.judge(Setting("func", "unfold", 50, 1))
+
+python experiments/latent_peer.py                # the worker
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from workers import Workers, serve
+
+PEERS = ("torch-eager", "torch-func")
+# Ways to write a convolution, see peers/lenet.py.
+CONVOLUTIONS = {
+    "eager": ("native", "onednn", "unfold"),
+    "func": ("onednn", "unfold", "separable"),
+}
+
+
+class Setting(NamedTuple):
+    """How a peer runs."""
+
+    form: str  # eager, or func
+    conv: str
+    chunk: int = 1  # candidates at once; always 1 for eager, and all victims in steps
+    threads: int = 1
+
+
+def settings(name, candidates):
+    """Lists what is worth trying on two cores."""
+    form = name.removeprefix("torch-")
+    chunks = (1,) if form == "eager" else (candidates,)
+    return [
+        Setting(form, conv, chunk, threads)
+        for conv in CONVOLUTIONS[form]
+        for chunk in chunks
+        for threads in (1, 2)
+    ]
+
+
+class LatentPeer:
+    """Owns the worker process; use it in a `with`."""
+
+    def __init__(self, python, gpu=False):
+        command = python, Path(__file__).resolve()
+        self._workers = Workers(command, 1, gpu=gpu)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._workers.close()
+
+    def load(self, arrays):
+        """Sends N victims to the worker, which computes the observed gradients.
+
+        arrays: ``params/NAME`` [N, ...] of LeNet in torch's layout, ``generator/NAME``
+        of the decoder, targets [N, Kc], images [N, 1, 3, S, S], latents [N, n], and
+        candidates [N, P, n].
+        """
+        path = self._workers.folder / "victims.npz"
+        np.savez(path, **arrays)
+        self._workers.ask([{"command": "load", "path": str(path)}])
+
+    def judge(self, setting):
+        """Times all candidates of all victims: seconds, and their distances."""
+        (answer,) = self._workers.ask([{"command": "judge", **setting._asdict()}])
+        return answer["seconds"], np.array(answer["values"])
+
+    def descend(self, setting, **options):
+        """Times the steps of all victims: seconds, and the best distance of each."""
+        fields = setting._asdict()
+        fields.pop("chunk")
+        (answer,) = self._workers.ask([{"command": "descend", **fields, **options}])
+        return answer["seconds"], np.array(answer["values"])
+
+
+def fastest(run, candidates):
+    """Finds the best of settings by one round each, after one to warm up."""
+    speeds = {}
+    for setting in candidates:
+        run(setting)
+        speeds[setting] = run(setting)[0]
+    return min(speeds, key=speeds.get)
+
+
+def work():
+    """Answers requests, inside the worker."""
+    from peers.latents import Latents
+
+    loaded = []
+
+    def load(**fields):
+        loaded[:] = [Latents(**fields)]
+        return {}
+
+    serve(
+        {
+            "load": load,
+            "judge": lambda **fields: loaded[0].judge(**fields),
+            "descend": lambda **fields: loaded[0].descend(**fields),
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(work())

@@ -1,0 +1,60 @@
+"""The entries of experiments/speed.py about latent attacks, at sizes of seconds.
+
+The peer is tested where PyTorch is installed: in this Python, or in the one that
+TORCH_PYTHON names.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+from latent_peer import LatentPeer, Setting
+from latent_speed import RADIUS, RATE, SIZE, VARIATION, Problem, Work, compare
+from tiny_studies import quick_compilation
+
+SMALL = Work(victims=2, candidates=4, steps=6)
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with quick_compilation():
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ggl-cma", "gifd-stage"])
+def test_ours_alone(name):
+    options = argparse.Namespace(rounds=1, peers=(), torch_python=sys.executable)
+    (row,) = compare(name, options, SMALL)
+    assert row["name"] == name and row["ours"]["median"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "conv"), [("eager", "native"), ("func", "unfold")])
+def test_the_peer_computes_the_same(form, conv):
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    if python == sys.executable and not importlib.util.find_spec("torch"):
+        pytest.skip("torch is not installed")
+    problem, setting = Problem(SMALL), Setting(form, conv, 4, 1)
+
+    def ours(function, name):
+        run = jax.jit(jax.vmap(function))
+        return np.ravel(run(*problem.given(name)))
+
+    with LatentPeer(python) as peer:
+        peer.load(problem.in_torch())
+        _, judged = peer.judge(setting)
+        _, found = peer.descend(
+            setting,
+            steps=SMALL.steps,
+            radius=RADIUS,
+            rate=RATE,
+            variation=VARIATION,
+            size=SIZE,
+        )
+    np.testing.assert_allclose(judged, ours(problem.judge, "ggl-cma"), rtol=1e-3)
+    np.testing.assert_allclose(found, ours(problem.descend, "gifd-stage"), rtol=1e-2)
