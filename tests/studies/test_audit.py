@@ -20,7 +20,12 @@ from kljax.attacks import Protocol
 from kljax.core.inputs import images_of
 from kljax.models.flattening import flattened_inputs
 from kljax.studies.audit import AuditConfig, audit
-from kljax.studies.audit.candidates import Found, Misfit, pair_labels
+from kljax.studies.audit.candidates import (
+    Found,
+    Misfit,
+    closed_forms,
+    pair_labels,
+)
 from kljax.studies.audit.findings import Finding, find_without_search
 from kljax.studies.audit.page import page_of
 from kljax.studies.audit.tensors import match_tensors
@@ -272,6 +277,11 @@ def test_labels_of_a_closed_form_are_paired_by_the_upload():
     assert pair_labels(many, measure) is many and len(tried) == 3
     one = made(0.2, 0.5, False)
     assert pair_labels(one, measure) is one
+
+
+def test_what_has_to_learn_first_is_no_closed_form_of_an_upload(lenet):
+    names = {form.name for form in closed_forms(lenet[0])}
+    assert "rgap" in names and "learned" not in names
 
 
 # --- verdicts -----------------------------------------------------------------------

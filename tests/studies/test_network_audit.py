@@ -32,6 +32,7 @@ def test_a_panel_has_every_attack_that_needs_no_more_than_an_upload():
     kinds = {kind: {one.name for one in members if one.kind == kind} for kind in KINDS}
     assert kinds["malicious server"] == {n for n, p in PRESETS.items() if p.inserts}
     assert {"rgap", "spear", "cocktail-party"} <= kinds["closed form"]
+    assert kinds["learned"] == {n for n, p in PRESETS.items() if p.learn}
     assert "dager" not in kinds["closed form"]  # of sentences
     assert "matching, labels given" in kinds["search"]
     for name in ("rgap", "imprint"):

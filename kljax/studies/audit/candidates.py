@@ -88,7 +88,8 @@ def closed_forms(setting: Setting) -> list[ClosedForm]:
             name = f"dense_layer {layer}"
             found.append(_tried(name, functools.partial(dense_layer, setting, layer)))
     for name, preset in PRESETS.items():
-        if preset.objective is None and preset.inserts is None:
+        # What has to learn of a client's data first is no closed form of an upload.
+        if preset.objective is None and preset.inserts is None and not preset.learn:
             make = functools.partial(preset.build, setting, None, steps=1, restarts=1)
             found.append(_tried(name, make))
     return found

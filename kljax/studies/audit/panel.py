@@ -22,7 +22,7 @@ SEARCHES = {
     "text": ("dlg", "tag"),
     "table": ("dlg", "tableak"),
 }
-KINDS = ("label rules", "closed form", "search", "malicious server")
+KINDS = ("label rules", "closed form", "search", "malicious server", "learned")
 
 
 class Member(NamedTuple):
@@ -69,7 +69,8 @@ def panel_of(spec: InputSpec, searches: tuple[str, ...] | None) -> list[Member]:
     for name, preset in PRESETS.items():
         fits = preset.inputs is None or spec.kind in preset.inputs
         if preset.objective is None and preset.inserts is None and fits:
-            members.append(Member(name, name, KINDS[1]))
+            kind = KINDS[4] if preset.learn else KINDS[1]
+            members.append(Member(name, name, kind))
     for name in searches:
         told = find_preset(name).labels
         for labels in dict.fromkeys(
