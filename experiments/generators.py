@@ -14,7 +14,7 @@ class, *made*.
   nearer than all but 1 % of the private ones.
 - *alike*: SSIM of two images of one class, mean over pairs. More than of private
   ones is less diversity than there is.
-- *reach*: private images from their best latents (Adam, 4 starts, chosen by the truth):
+- *reach*: private images from their best latents (Adam, 2 starts, chosen by the truth):
   what GGL could find at best. Floor: the mean of the trained images of the class.
 
 Intervals are of 95 %: Wilson's of rates, the bootstrap's of means over images (pairs).
@@ -43,7 +43,7 @@ SEED = 0
 EACH = 100  # made images of a class
 MOST = 3000  # real images of either part that are looked at
 PAIRS = 200  # of each class
-SOUGHT, STARTS, STEPS, RATE = 48, 4, 300, 0.1
+SOUGHT, STARTS, STEPS, RATE = 48, 2, 300, 0.1
 COPY = 1.0  # per cent of the private images that are as near
 HEAD = ("images of", "n", "told right", "to trained", "copies", "alike")
 SHOWN = 8

@@ -43,7 +43,7 @@ def denoised(
     The loss that is reported is that of the cleaned images, by `objective` at a replay
     of the client's steps; an attack without an objective keeps the loss it reports.
     Its numbers have ``denoising_strength``, and ``loss_before_denoising`` by the same
-    replay.
+    replay; its info has the images ``before_denoising``.
 
     Args:
       attack: that finds images.
@@ -76,30 +76,33 @@ def denoised(
             "attack matches nothing: give a number, or estimated"
         )
 
+    rule = strength if isinstance(strength, str) else None
+    chooses = rule == "matching"
+
     def clean(rng: Rng, view: View) -> Reconstruction:
         found = attack(rng, view)
+        at = estimated_noise(found.inputs) if rule == "estimated" else strength
+        # The strength that is taken is one of these.
+        tried = jnp.asarray(STRENGTHS) if chooses else jnp.stack([0.0, jnp.asarray(at)])
+        before = loss = found.loss
+        chosen = 1
+        if objective is not None:
 
-        def judge(images: Array) -> Array:
-            return _matching(setting, objective, view, found, images)
+            def judge(one: Array) -> Array:
+                images = cleaned(denoiser, found.inputs, one)
+                return _matching(setting, objective, view, found, images)
 
-        before = found.loss if objective is None else judge(found.inputs)
-        at = strength
-        if isinstance(at, str) and at == "estimated":
-            at = estimated_noise(found.inputs)
-        elif isinstance(at, str):
-            tried = jnp.asarray(STRENGTHS)
-            losses = jax.lax.map(
-                lambda one: judge(cleaned(denoiser, found.inputs, one)), tried
-            )
-            losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-            at = tried[jnp.argmin(losses)]
-        at = jnp.asarray(at, found.inputs.dtype)
-        images = cleaned(denoiser, found.inputs, at)
+            losses = jax.lax.map(judge, tried)  # one after another: flat in memory
+            if chooses:
+                chosen = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+            before, loss = losses[0], losses[chosen]
+        at = tried[chosen].astype(found.inputs.dtype)
+        numbers = {"denoising_strength": at, "loss_before_denoising": before}
         return found._replace(
-            inputs=images,
-            loss=found.loss if objective is None else judge(images),
-            numbers=found.numbers
-            | {"denoising_strength": at, "loss_before_denoising": before},
+            inputs=cleaned(denoiser, found.inputs, at),
+            loss=loss,
+            numbers=found.numbers | numbers,
+            info=found.info | {"before_denoising": found.inputs},
         )
 
     return clean
