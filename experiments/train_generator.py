@@ -7,14 +7,16 @@
     python experiments/train_generator.py faces
 
 A variational autoencoder that is told the label; its decoder is the generator, dense
-or of convolutions (`kljax.models.upsampling`). Half of the examples, drawn by the seed,
+or of convolutions (`kljax.models.upsampling`). That of ``digits-conv`` is trained
+against a critic instead (``wasserstein.py``). Half of the examples, drawn by the seed,
 are public: the rest of the split are the victims of studies with this generator, and
 are never looked at here. A tenth of the public examples is not trained on, and says how
 well the rest was learned.
 
-A run goes on from its last checkpoint, and then ends where it would have ended. The
-decoder is written into the package (``--write`` says where else). The ones there were
-made by the two commands above, in at most five and twelve minutes of a busy machine.
+A run of an autoencoder goes on from its last checkpoint, and then ends where it would
+have ended. The decoder is written into the package (``--write`` says where else). The
+ones there were made by the commands above, each in at most twenty minutes of a busy
+machine. How good they are: ``generators.md``.
 """
 
 import argparse
@@ -54,6 +56,7 @@ class Setting(NamedTuple):
       steps: of the training.
       rate: first learning rate; it falls by a cosine.
       batch: examples in a step.
+      loss: vae or wgan-gp (`wasserstein.py`), whichever made better images.
     """
 
     data: str
@@ -64,6 +67,7 @@ class Setting(NamedTuple):
     channels: tuple[int, ...] = ()
     rate: float = 1e-3
     batch: int = 128
+    loss: str = "vae"
 
 
 SETTINGS = {
@@ -72,7 +76,14 @@ SETTINGS = {
         "fashion_mnist", (28, 28, 1), 32, 20_000, widths=(256, 256)
     ),
     "digits-conv": Setting(
-        "digits", (8, 8, 1), 16, 3_000, channels=(48, 24), rate=2e-3, batch=64
+        "digits",
+        (8, 8, 1),
+        16,
+        5_000,
+        channels=(48, 24),
+        rate=2e-3,
+        batch=64,
+        loss="wgan-gp",
     ),
     "fashion_mnist-conv": Setting(
         "fashion_mnist",
@@ -255,8 +266,7 @@ def main():
     parser.add_argument(
         "--loss",
         choices=("vae", "wgan-gp"),
-        default="vae",
-        help="what it is trained by",
+        help="instead of the generator's own",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -281,7 +291,7 @@ def main():
         steps=args.steps or setting.steps,
     )
     path = args.write or FOLDER / f"{args.name}.npz"
-    if args.loss == "wgan-gp":
+    if (args.loss or setting.loss) == "wgan-gp":
         of_training = dataset.fetch(np.sort(ours))
         weights = train_adversarially(account, *of_training, batch=setting.batch)
         write_decoder(path, account, weights, public)

@@ -1,11 +1,12 @@
 """Decoders: trained generators, from latents and labels to images.
 
-Each is the second half of a variational autoencoder that
-``experiments/train_generator.py`` trains on a public part of a dataset: a
+Each was trained by ``experiments/train_generator.py`` on a public part of a dataset, as
+the second half of a variational autoencoder or, of ``digits-conv``, against a critic: a
 `kljax.models.Dense` with a sigmoid, or one of convolutions (`kljax.models.upsampling`).
 Its file has the weights in float16, and says which examples that part is.
 
-Reference: Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014).
+Reference: Kingma and Welling, "Auto-Encoding Variational Bayes" (ICLR 2014);
+Gulrajani et al., "Improved Training of Wasserstein GANs" (NeurIPS 2017).
 """
 
 import dataclasses
