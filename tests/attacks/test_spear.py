@@ -12,10 +12,14 @@ from victims import drowned, filled, hide_some
 
 from kljax.attacks import spear
 from kljax.attacks.closed_form.low_rank import split
+from kljax.attacks.closed_form.relu_batches import _order_share
 from kljax.attacks.closed_form.sparse_directions import (
     Exact,
+    Rows,
+    _leverage,
     independent,
     keep,
+    noise_of,
     null_vectors,
 )
 from kljax.core.inputs import images_of
@@ -280,6 +284,52 @@ def test_rank_and_noise_of_a_gradient():
         np.testing.assert_allclose(factors.left @ factors.right, gradient, atol=5e-3)
         assert split(jnp.asarray(gradient + noise), 5).rank == 3
         assert split(jnp.asarray(noise), 3).rank == 0
+
+
+def some_rows(rank, size=4, count=9):
+    """A space of rows [B, m] with a dead column, in made up coordinates."""
+    draw = np.random.default_rng(6)
+    angles = draw.standard_normal((size, count))
+    angles[rank:] = 0
+    angles[:, 3] = 0
+    lengths = np.linalg.norm(angles, axis=0)
+    angles /= np.where(lengths > 0, lengths, 1)
+    sizes = np.array([9.0, 5.0, 2.0, 0.5])
+    return Rows(angles, sizes, angles, lengths, np.eye(size), np.int32(rank))
+
+
+@pytest.mark.parametrize("rank", (2, 4))
+def test_noise_and_leverage_of_a_direction_by_hand(rank):
+    rows = some_rows(rank)
+    directions = np.random.default_rng(7).standard_normal((3, 4))
+    found = quick_jit(noise_of)(rows, directions)
+    for direction, noise in zip(directions, found, strict=True):
+        squares = sum((direction[i] / rows.sizes[i]) ** 2 for i in range(rank))
+        np.testing.assert_allclose(noise, squares**0.5, rtol=1e-5)
+    zero = np.arange(9) != 5
+    with jax.enable_x64(True):
+        leverage = jax.jit(_leverage)(rows, zero)
+    kept = np.where(zero, rows.angles, 0)
+    # A direction is determined by one column fewer than the rank.
+    right = np.linalg.svd(kept)[2][: rank - 1]
+    np.testing.assert_allclose(leverage, np.sum(right**2, axis=0), atol=1e-9)
+
+
+def test_units_that_open_in_the_order_of_their_outputs_are_counted():
+    draw = np.random.default_rng(8)
+    share = quick_jit(_order_share)
+    for _ in range(20):
+        outputs = draw.integers(0, 4, (4, 9)).astype(np.float32)  # some are alike
+        lit, within = draw.random((4, 9)) < 0.5, np.arange(4) < 3
+        good = total = 0
+        for unit in range(9):
+            sides = [outputs[:3, unit][lit[:3, unit] == on] for on in (False, True)]
+            if min(map(len, sides)):
+                off, on = sides
+                total += 1
+                good += max(off) <= min(on) or max(on) <= min(off)
+        np.testing.assert_allclose(share(outputs, lit, within), good / total, rtol=1e-6)
+    assert share(outputs, np.ones((4, 9), bool), within) == 1
 
 
 def test_directions_are_kept_once_and_chosen_by_zeros():
