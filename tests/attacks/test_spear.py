@@ -21,6 +21,7 @@ from kljax.attacks.closed_form.sparse_directions import (
     keep,
     noise_of,
     null_vectors,
+    rows_of,
 )
 from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
@@ -284,6 +285,29 @@ def test_rank_and_noise_of_a_gradient():
         np.testing.assert_allclose(factors.left @ factors.right, gradient, atol=5e-3)
         assert split(jnp.asarray(gradient + noise), 5).rank == 3
         assert split(jnp.asarray(noise), 3).rank == 0
+
+
+def test_columns_are_evened_and_beyond_the_rank_there_is_nothing():
+    draw = np.random.default_rng(9)
+    stretched = draw.standard_normal((29, 4)) * [9.0, 1, 1, 1]
+    right = np.insert(np.linalg.qr(stretched)[0].T, 5, 0, axis=1)  # a dead unit
+    sizes = np.array([8.0, 4.0, 2.0, 1e-3])
+    with jax.enable_x64(True):
+        rows = jax.device_get(jax.jit(rows_of)(right, sizes, 1e-3, np.int32(3)))
+    np.testing.assert_allclose(rows.sizes, sizes / 1e-3)
+    np.testing.assert_allclose(rows.right[:3], right[:3])
+    assert np.all(rows.right[3] == 0) and int(rows.rank) == 3
+    live = np.arange(30) != 5
+    np.testing.assert_array_equal(rows.live, live)
+    evened = rows.back.T @ rows.right
+    lengths = np.linalg.norm(evened, axis=0)
+    np.testing.assert_allclose(rows.lengths, np.where(live, lengths, 0), atol=1e-12)
+    angles = np.where(live, evened / np.where(live, lengths, 1), 0)
+    np.testing.assert_allclose(rows.angles, angles, atol=1e-6)
+    # Tyler's scatter: unit vectors that point everywhere alike.
+    np.testing.assert_allclose(
+        3 / 29 * angles @ angles.T, np.diag([1, 1, 1, 0]), atol=0.01
+    )
 
 
 def some_rows(rank, size=4, count=9):
