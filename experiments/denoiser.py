@@ -25,6 +25,10 @@ import argparse
 
 import jax
 import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import median_filter
 
@@ -56,6 +60,7 @@ def main():
     parser.add_argument("--victims", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", help="npz file to write what was found into")
+    parser.add_argument("--picture", help="of Inverting Gradients under the most noise")
     options = parser.parse_args()
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|", flush=True)
     kept = {}
@@ -65,6 +70,8 @@ def main():
         floors(name, options, kept)
     if options.images:
         np.savez_compressed(options.images, **kept)
+    if options.picture:
+        draw(kept, options)
 
 
 def say(name: str, attack: str, options, kept: dict):
@@ -108,6 +115,29 @@ def say(name: str, attack: str, options, kept: dict):
             line(name, attack, arm, kind, guess, truth, strength)
             kept[f"{name}/{attack}/{arm}/{kind}"] = np.asarray(guess)
         kept[f"{name}/truth"] = truth
+
+
+def draw(kept: dict, options):
+    """Draws what the first victims become."""
+    rows = []
+    for name in options.data:
+        at = f"{name}/inverting-gradients/{ARMS[2]}/"
+        rows.append((f"{name}: truth", kept[f"{name}/truth"]))
+        rows += [(kind.partition(at)[2], kept[kind]) for kind in kept if at in kind]
+        for kind in ("nothing but noise", "noise, cleaned"):
+            rows.append((kind, kept[f"{name}/floor/{kind}"]))
+    shown = min(8, options.victims)
+    figure, axes = plt.subplots(
+        len(rows), shown, figsize=(7.6, 0.78 * len(rows)), squeeze=False
+    )
+    for line_of, (kind, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line_of, images[:shown], strict=True):
+            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line_of[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=7)
+    figure.tight_layout(pad=0.2)
+    figure.savefig(options.picture, dpi=100)
 
 
 def floors(name: str, options, kept: dict):
