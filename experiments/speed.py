@@ -32,6 +32,10 @@ Names:
                     the same for 10 steps on LeNet at 32x32
   lamp-candidates   LAMP's proposals: orders of a sentence of 16 tokens, the gradient
                     that each gives and its cosine distance; in candidates/s
+  ginas-search      the search of GI-NAS: 40 untrained networks of 16 channels at 32x32,
+                    each of its own architecture, the gradient of LeNet that four
+                    images of it give and its cosine distance, warm and cold; in
+                    candidates/s, beside eager PyTorch that builds one after another
   lti-train         Learning to Invert: 10 steps of 64 simulated gradients of LeNet,
                     hashed to 4,096, and an inverter of width 512; in examples/s
   ggl-cma           candidates of CMA-ES: the image that a generator makes of each, the
@@ -85,6 +89,8 @@ import attack_speed
 import demo_speed
 import federated_peer
 import federated_speed
+import ginas_peer
+import ginas_speed
 import inversion_peer
 import inversion_speed
 import inverter_peer
@@ -105,6 +111,7 @@ from kljax.parallel import fastest_layout
 
 NAMES = attack_speed.NAMES | federated_speed.NAMES | inversion_speed.NAMES
 NAMES |= sweep_speed.NAMES | demo_speed.NAMES | trigger_speed.NAMES
+NAMES |= ginas_speed.NAMES
 NAMES |= lamp_speed.NAMES | membership_speed.NAMES | inverter_speed.NAMES
 NAMES |= latent_speed.NAMES
 PEERS = (*attack_speed.PEERS, *federated_peer.SETTINGS, "torch-batched")
@@ -115,6 +122,7 @@ RIVALS |= dict.fromkeys(demo_speed.NAMES, (demo_speed.PEER,))
 RIVALS |= dict.fromkeys(federated_speed.WORK, tuple(federated_peer.SETTINGS))
 RIVALS |= dict.fromkeys(inversion_speed.RACES, inversion_peer.PEERS)
 RIVALS |= dict.fromkeys(trigger_speed.NAMES, trigger_peer.PEERS)
+RIVALS |= dict.fromkeys(ginas_speed.NAMES, ginas_peer.PEERS)
 RIVALS |= dict.fromkeys(lamp_speed.NAMES, lamp_peer.PEERS)
 RIVALS |= dict.fromkeys(inverter_speed.NAMES, inverter_peer.PEERS)
 RIVALS |= dict.fromkeys(latent_speed.NAMES, latent_peer.PEERS)

@@ -4,6 +4,7 @@ import attack_speed
 import federated_speed
 import inversion_speed
 import inverter_speed
+import ginas_speed
 import lamp_speed
 import latent_speed
 import membership_speed
@@ -34,6 +35,7 @@ def shrink():
         trigger_speed.WORK[name] = work._replace(examples=2, steps=2)
     federated_speed.SCALE = (2, 4)
     latent_speed.WORK = latent_speed.Work(victims=2, candidates=4, steps=3)
+    ginas_speed.WORK = ginas_speed.Work(4, 2, 8, 1, 8)
     lamp_speed.WORK = lamp_speed.Work(victims=2, orders=20, length=4)
     inverter_speed.WORK = inverter_speed.Work(uploads=4, steps=2, width=8, hashed=64)
     sweep_speed.SIZES["sweep-64"] = sweep_speed.SIZES["sweep-4096"] = (1, 1)
