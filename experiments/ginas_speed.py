@@ -33,7 +33,7 @@ CLASSES = 10
 class Work(NamedTuple):
     """What is judged: N networks of C channels, by images of one batch of B."""
 
-    candidates: int = 40
+    candidates: int = 20
     examples: int = 4
     channels: int = 16
     scales: int = 4

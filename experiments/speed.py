@@ -32,7 +32,7 @@ Names:
                     the same for 10 steps on LeNet at 32x32
   lamp-candidates   LAMP's proposals: orders of a sentence of 16 tokens, the gradient
                     that each gives and its cosine distance; in candidates/s
-  ginas-search      the search of GI-NAS: 40 untrained networks of 16 channels at 32x32,
+  ginas-search      the search of GI-NAS: 20 untrained networks of 16 channels at 32x32,
                     each of its own architecture, the gradient of LeNet that four
                     images of it give and its cosine distance, warm and cold; in
                     candidates/s, beside eager PyTorch that builds one after another

@@ -2,9 +2,9 @@
 
 import attack_speed
 import federated_speed
+import ginas_speed
 import inversion_speed
 import inverter_speed
-import ginas_speed
 import lamp_speed
 import latent_speed
 import membership_speed

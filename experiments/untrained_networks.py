@@ -139,10 +139,16 @@ def rankings(options):
     head = ["victims", "of the first distance with", "mean rho [95 %]", "each"]
     print(tabulate([line for line in lines if len(line) == 4], head, "github"))
     print()
-    head = ["victims", "PSNR of the one first ranked", "of the mean", "of the best"]
+    head = [
+        "victims",
+        "PSNR of the first by distance (above the mean)",
+        "of the first for the other victims",
+        "mean",
+        "of the best",
+    ]
     print(
         tabulate(
-            [line[:1] + line[2:] for line in lines if len(line) == 5],
+            [line[:1] + line[2:] for line in lines if len(line) == 6],
             head,
             "github",
             disable_numparse=True,
@@ -194,7 +200,14 @@ def regret(name, found):
     draws = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
     low, high = np.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
     text = f"{np.mean(chosen):.1f} ({np.mean(gains):+.1f} [{low:.1f}, {high:.1f}])"
-    return [[name, "regret", text, f"{np.mean(means):.1f}", f"{np.mean(best):.1f}"]]
+    values = np.array([one["psnr"] for one in found])
+    others = [
+        own[np.argmax(np.delete(values, n, 0).mean(axis=0))]
+        for n, own in enumerate(values)
+        if len(values) > 1
+    ]
+    numbers = (np.mean(others) if others else np.nan, np.mean(means), np.mean(best))
+    return [[name, "regret", text, *(f"{number:.1f}" for number in numbers)]]
 
 
 class Ranking:
