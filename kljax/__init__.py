@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Output",
     "from_nnx",
+    "from_torch",
     "Network",
     "LeNet",
     "ResNet",

@@ -77,7 +77,11 @@ RESERVED = {
     "iter_graph": {"models/gating.py"},
     "recursive_map": {"models/gating.py"},
     "__class__": {"models/gating.py"},
-    "setattr": {"models/gating.py", "models/adapters.py"},
+    "setattr": {
+        "models/gating.py",
+        "models/adapters.py",
+        "models/torch_networks.py",  # which builds one
+    },
     "intercept_methods": {"models/linen.py"},
     "nnx.split": {"models/model.py"},
     "nnx.merge": {"models/model.py"},

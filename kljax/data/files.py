@@ -22,6 +22,7 @@ GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 DEEP = "I;16"  # how those begin that are grey of 16 bits
 REMEDY = "write it by numpy.savez, with arrays images and labels"
+MADE_UP = 10  # classes of pictures that have none
 LABELS_END = 2**31  # labels are int32
 UNSTATED = "not stated; whoever gave {path} knows"
 
@@ -59,17 +60,20 @@ class PictureFiles(LazyColumn):
 
 def is_path(name: str) -> bool:
     """Tells whether the name of a dataset is meant as a path."""
-    return name.endswith(NPZ) or name.startswith(STARTS)
+    return name.endswith((NPZ, "/")) or name.startswith(STARTS)
 
 
 def load_path(name: str, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
-    """Opens an ``.npz`` file, or a folder with a subfolder of pictures per class.
+    """Opens an ``.npz`` file, or a folder of pictures, with a subfolder per class.
 
     A file holds ``images`` [N, h, w] or [N, h, w, c] (c = 1 or 3; uint8, uint16, or
     floating point in [0, 1]) and ``labels`` [N] (integers from 0), and may hold
     ``class_names`` [Kc], ``groups`` [N] and ``licence``, see `Dataset`. In a folder,
-    classes are the subfolders in alphabetic order. Images are cropped at the centre to
-    the aspect ratio of `shape` and resized to it, as those of TFDS.
+    classes are the subfolders in alphabetic order. Pictures that lie in the folder
+    itself have no classes: their labels go round 0 to `MADE_UP` - 1 in alphabetic
+    order, good for a gradient and for nothing that is learned
+    (`Dataset.untrained_only`). Images are cropped at the centre to the aspect ratio of
+    `shape` and resized to it, as those of TFDS.
 
     Pictures have 8 bits per channel, or 16 if they are grey. One with an alpha channel
     is read if it is opaque everywhere, and refused otherwise: what lies behind it is
@@ -82,7 +86,8 @@ def load_path(name: str, shape: tuple[int, int, int] = (32, 32, 3)) -> Dataset:
     Raises:
       FileNotFoundError: if there is nothing of that name.
       ValueError: for a damaged file, one without these arrays, or with others than
-        these shapes and types; a folder without subfolders, or one without pictures;
+        these shapes and types; a folder without pictures, or with some beside
+        subfolders; a subfolder without any;
         and, when it is read, a picture that is none, has values of 32 bits, or is
         transparent somewhere.
     """
@@ -160,9 +165,26 @@ def _load_npz(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
 
 def _load_folder(name: str, path: Path, shape: tuple[int, int, int]) -> Dataset:
     folders = [folder for folder in _below(path, deep=False) if folder.is_dir()]
+    loose = [p for p in _below(path, deep=False) if p.suffix.lower() in PICTURES]
     if not folders:
+        if not loose:
+            raise ValueError(
+                f"dataset {name!r} has no subfolders of pictures, one per class, and "
+                f"no pictures either; they end in {', '.join(PICTURES)}"
+            )
+        return Dataset(
+            name=name,
+            inputs=PictureFiles(loose, shape),
+            labels=np.arange(len(loose)) % MADE_UP,
+            num_classes=MADE_UP,
+            groups=None,
+            licence=UNSTATED.format(path=name),
+            untrained_only=True,
+        )
+    if loose:
         raise ValueError(
-            f"dataset {name!r} has no subfolders: give it one of pictures per class"
+            f"dataset {name!r} has pictures beside its class folders, such as "
+            f"{loose[0].name!r}: put each into a class, or all into one folder"
         )
     paths, labels = [], []
     for label, folder in enumerate(folders):

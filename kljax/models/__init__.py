@@ -23,6 +23,7 @@ from kljax.models.resnet import (
     resnet32,
     resnet34,
 )
+from kljax.models.torch_networks import from_torch, tensors_from_torch
 from kljax.models.transformer import Transformer, bert, gpt, gpt_classifier
 from kljax.models.values import layers_behind, value_shape
 from kljax.models.vgg import VGG
@@ -31,6 +32,8 @@ from kljax.models.vit import VisionTransformer
 __all__ = [
     "from_nnx",
     "from_linen",
+    "from_torch",
+    "tensors_from_torch",
     "site_widths",
     "feeding_layers",
     "value_shape",

@@ -156,7 +156,7 @@ def test_sixteen_bits_are_kept(tmp_path):
 
 
 def test_what_is_a_path_is_told_by_its_spelling(tmp_path, monkeypatch):
-    for name in ("a.npz", "./a", "../a", "/a", "~/a"):
+    for name in ("a.npz", "./a", "../a", "/a", "~/a", "a/"):
         assert is_path(name) and not data.has_splits(name)
     for name in ("mnist", "imagenet_resized/32x32", "digits", "mine:function"):
         assert not is_path(name)
@@ -164,7 +164,7 @@ def test_what_is_a_path_is_told_by_its_spelling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"meant, write './pictures'"):
         load("pictures")
-    assert len(load("./pictures")) == COUNT
+    assert len(load("./pictures")) == len(load("pictures/")) == COUNT
 
 
 def test_other_files_have_another_stamp(tmp_path):
@@ -261,8 +261,26 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     (place / "empty").mkdir()
     with pytest.raises(ValueError, match="class folder 'empty' has no pictures"):
         load(str(place))
-    with pytest.raises(ValueError, match="has no subfolders"):
-        load(str(place / "a"))
+    with pytest.raises(ValueError, match="no subfolders .* and no pictures either"):
+        load(str(place / "empty"))
+
+
+def test_pictures_without_classes_have_labels_that_teach_nothing(tmp_path):
+    place = folder(tmp_path)
+    loose = load(str(place / "a"), shape=(8, 12, 1))  # grey, and not square
+    images, labels = loose.fetch([0, 1])
+    assert images.shape == (2, 8, 12, 1) and labels.tolist() == [0, 1]
+    assert loose.untrained_only and loose.num_classes == 10
+    Image.fromarray(PIXELS[0]).save(place / "beside.png")
+    with pytest.raises(ValueError, match="beside its class folders.*'beside.png'"):
+        load(str(place))
+
+
+def test_grey_pictures_of_bytes_without_a_channel_axis_are_read(tmp_path):
+    grey = npz(tmp_path, images=PIXELS[..., 0])
+    images, _ = load(grey, shape=(12, 10, 1)).fetch([0])
+    np.testing.assert_allclose(images[0, ..., 0], PIXELS[0, ..., 0] / 255, atol=1e-6)
+    assert load(grey, shape=(8, 16, 3)).fetch([0])[0].shape == (1, 8, 16, 3)
 
 
 def test_a_broken_picture_is_named(tmp_path):

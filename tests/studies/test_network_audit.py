@@ -68,7 +68,7 @@ class Own(nnx.Module):
 
 
 def test_a_network_and_arrays_in_hand_are_audited_as_they_are(monkeypatch):
-    images = np.random.default_rng(0).random((12, 8, 8, 1), np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)  # grey
     some(monkeypatch, *(Member(n, n, KINDS[1]) for n in (FED_LAYER, "rgap")))
     with quick_compilation():
         found = audit(

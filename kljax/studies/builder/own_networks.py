@@ -97,8 +97,8 @@ def as_dataset(name: str, given: Any) -> data.Dataset:
 
     Args:
       name: of the data.
-      given: a `kljax.data.Dataset`; or images [N, H, W, C] of floating point in [0, 1]
-        or of bytes, and labels [N], integers from 0.
+      given: a `kljax.data.Dataset`; or images [N, H, W, C], or [N, H, W] of grey ones,
+        of floating point in [0, 1] or of bytes, and labels [N], integers from 0.
 
     Raises:
       ValueError: for anything else, and what a dataset refuses.
@@ -113,6 +113,8 @@ def as_dataset(name: str, given: Any) -> data.Dataset:
     images, labels = map(np.asarray, given)
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
+    if images.ndim == 3:  # grey ones without an axis of channels
+        images = images[..., None]
     if (
         not np.issubdtype(labels.dtype, np.integer)
         or labels.ndim != 1

@@ -1,0 +1,314 @@
+"""Networks of PyTorch taken over: the same outputs, gradients and statistics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from tiny_studies import quick_compilation
+from torch import nn
+from torch.nn import functional as F
+
+import kljax
+from kljax import Gate
+from kljax.models import from_torch, tensors_from_torch
+from kljax.models.torch_networks import LAYERS
+
+SHAPE = (3, 16, 16)
+
+
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 5, padding=2, stride=2),
+            nn.Sigmoid(),
+            nn.Conv2d(6, 6, 5, padding=2),
+            nn.Sigmoid(),
+        )
+        self.fc = nn.Linear(6 * 64, 5)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Block(nn.Module):
+    def __init__(self, width, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = None
+        if stride != 1:
+            conv = nn.Conv2d(width, out, 1, stride, bias=False)
+            self.down = nn.Sequential(conv, nn.BatchNorm2d(out))
+
+    def forward(self, x):
+        same = x if self.down is None else self.down(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += same
+        return self.relu(x)
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer1 = Block(3, 8, 2)
+        self.layer2 = nn.Sequential(Block(8, 8), Block(8, 12, 2))
+        self.pool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.pool(self.layer2(self.layer1(x)))
+        return self.fc(torch.flatten(x, 1))
+
+
+class VGG(nn.Module):
+    def __init__(self, rate=0.0):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, 2),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, padding=1),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Dropout(rate)
+        )
+        self.rate, self.head = rate, nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.classifier(self.features(x))
+        return self.head(F.dropout(x, self.rate, training=self.training))
+
+
+class MobileBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.expand = nn.Conv2d(3, 12, 1, bias=False)
+        self.bn = nn.BatchNorm2d(12, momentum=0.01)
+        self.depthwise = nn.Conv2d(12, 12, 3, 2, 1, groups=12, bias=False)
+        self.project = nn.Conv2d(12, 6, 1)
+        self.other = nn.Conv2d(3, 6, 3, 2, 1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        y = F.relu6(self.bn(self.expand(x)))
+        y = self.project(F.hardswish(self.depthwise(y)))
+        x = torch.cat([y, F.leaky_relu(self.other(x), 0.2)], dim=1)
+        return self.fc(x.mean([2, 3]))
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.place = nn.Parameter(torch.randn(1, 17, 12))
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.qkv = nn.Linear(12, 36)
+        self.mlp = nn.Sequential(nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), dim=1) + self.place
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0] * self.scale
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (z.reshape(b, t, 3, 4).permute(0, 2, 1, 3) for z in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + y.transpose(1, 2).reshape(b, t, 12)
+        x = x + self.mlp(self.norm2(x))
+        return self.head(x[:, 0])
+
+
+NETWORKS = [LeNet, ResNet, VGG, MobileBlock, Transformer]
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    module = kind(**options)
+    with torch.no_grad():  # norms that do something
+        for name, x in module.state_dict().items():
+            if "running" in name or ("bn" in name and x.ndim == 1):
+                x.copy_(0.5 + torch.rand_like(x))
+    return module
+
+
+def batch(count=4):
+    draws = np.random.default_rng(0)
+    return draws.random((count, *SHAPE), np.float32), np.arange(count) % 5
+
+
+def last(images):
+    return jnp.asarray(images.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_outputs_gradients_and_statistics_are_pytorchs(kind):
+    module = made(kind)
+    model = from_torch(module)
+    params, stats = model.init(jax.random.key(0))
+    images, labels = batch()
+
+    @jax.jit
+    def ours(params, images):
+        rngs = {"rngs": jax.random.key(0)}
+
+        def loss(params, images):
+            out = model.apply(params, stats, images, train=True, **rngs)
+            losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, labels)
+            return jnp.mean(losses), out
+
+        grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+        still = model.apply(params, stats, images, train=False, **rngs).logits
+        return grads, still, out.logits, out.stats
+
+    with quick_compilation():
+        (grads, by_image), still, moving, new = ours(params, last(images))
+    again = tensors_from_torch(module, module.state_dict())
+    for name, x in (params | stats).items():
+        np.testing.assert_array_equal(again[name], x, err_msg=name)
+    fed = torch.tensor(images, requires_grad=True)
+    for mode, logits in ((False, still), (True, moving)):
+        out = module.train(mode)(fed)
+        wanted = out.detach().numpy()
+        np.testing.assert_allclose(logits, wanted, rtol=2e-4, atol=2e-5)
+    F.cross_entropy(out, torch.tensor(labels)).backward()
+    wanted = tensors_from_torch(
+        module, {name: p.grad for name, p in module.named_parameters()}
+    )
+    assert wanted.keys() == grads.keys() == params.keys()
+    for name, x in wanted.items():
+        np.testing.assert_allclose(grads[name], x, rtol=2e-3, atol=2e-6, err_msg=name)
+    turned = np.asarray(by_image).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(turned, fed.grad.numpy(), rtol=2e-3, atol=2e-6)
+    # Running variances move towards the biased one here.
+    wanted = tensors_from_torch(module, module.state_dict())
+    for name in new:
+        loose = {"rtol": 0.05} if name.endswith("var") else {"rtol": 1e-4}
+        np.testing.assert_allclose(new[name], wanted[name], atol=1e-5, **loose)
+
+
+def test_gates_and_taps_are_at_the_names_of_modules():
+    model = from_torch(made(ResNet))
+    params, stats = model.init(jax.random.key(0))
+    images = last(batch()[0])
+    site = "layer2/1/bn2"
+    gate = Gate(jnp.full(12, 2.0), jnp.arange(12.0))
+
+    @jax.jit
+    def tapped(images):
+        at = (params, stats, images)
+        return [
+            model.apply(*at, gates=gates, taps=(site,), train=False).taps[site]
+            for gates in ({}, {site: gate})
+        ]
+
+    with quick_compilation():
+        plain, gated = tapped(images)
+    assert plain.shape == (4, 4, 4, 12)  # channels last
+    wanted = 2 * np.asarray(plain) + np.arange(12.0)
+    np.testing.assert_allclose(gated, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_on_in_training_alone_and_drawn():
+    model = from_torch(made(VGG, rate=0.5))
+    params, stats = model.init(jax.random.key(0))
+    images = last(batch()[0])
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def logits(rngs, train):
+        return model.apply(params, stats, images, train=train, rngs=rngs).logits
+
+    one, other = jax.random.split(jax.random.key(0))
+    with quick_compilation():
+        assert not np.allclose(logits(one, True), logits(other, True))
+        np.testing.assert_array_equal(logits(one, False), logits(other, False))
+
+
+class Depends(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Differs(nn.Module):
+    def forward(self, x):
+        return x.relu() if self.training else x.tanh()
+
+
+class Always(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5)
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 2)
+        self.rnn = nn.MaxPool2d(2, ceil_mode=True)
+
+    def forward(self, x):
+        return torch.cumsum(self.rnn(self.up(x)), 1)
+
+
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Depends, "depends on values"),
+        (Differs, "differs between training and evaluation"),
+        (Always, "which evaluation does not end"),
+        (Unknown, r"'up' \(ConvTranspose2d\).*function 'cumsum'"),
+        (Two, "the argument 'y'"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding_mode="circular")),
+            "padding_mode='circular'",
+        ),
+        (lambda: "lenet", "expected a torch.nn.Module"),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_name(module, words):
+    with pytest.raises(ValueError, match=words):
+        from_torch(module())
+
+
+def test_the_table_names_layers_that_pytorch_has():
+    assert all(hasattr(nn, name) for name in LAYERS)
+
+
+def test_an_upload_of_pytorchs_is_inverted():
+    module = made(LeNet)
+    for weight in module.parameters():
+        nn.init.uniform_(weight, -0.5, 0.5)
+    images, labels = batch(1)
+    loss = F.cross_entropy(module(torch.tensor(images)), torch.tensor(labels))
+    grads = torch.autograd.grad(loss, list(module.parameters()))
+    names = [name for name, _ in module.named_parameters()]
+    sent = tensors_from_torch(module, dict(zip(names, grads, strict=True)))
+    model = kljax.from_torch(module)
+    params, _ = model.init(jax.random.key(0))
+    facts = {"image_shape": (16, 16, 3), "classifier": "fc", "steps": 2}
+    with quick_compilation():
+        found = kljax.invert(model, params, sent, **facts)
+    assert int(found.labels[0]) == labels[0] and np.isfinite(found.loss)
