@@ -515,7 +515,7 @@ def _expanded(x: Array, *sizes) -> Array:
 
 def _cut(x: Array, count: int, dim: int = 0) -> list[Array]:
     size = -(-x.shape[dim] // count)
-    return jnp.split(x, range(size, x.shape[dim], size), axis=dim)
+    return jnp.split(x, list(range(size, x.shape[dim], size)), axis=dim)
 
 
 def _split(x: Array, size, dim: int = 0) -> list[Array]:
