@@ -27,7 +27,10 @@ def test_tables_hold_what_was_kept(tmp_path):
         "contest": ["digits", 2, "learned", "keylock/unit"],
         "images": images,
         "recovered": 3,
-        "floors": {"data_mean": {"ssim": [0.1, 0.1, 0.3, 0.3], "psnr": [9.0] * 4}},
+        "floors": {
+            "data_mean": {"ssim": [0.1, 0.1, 0.3, 0.3], "psnr": [9.0] * 4},
+            "class_mean": {"ssim": [0.4, 0.6, 0.7, 0.7], "psnr": [9.0] * 4},
+        },
         "errors": {"training_error": 0.01, "validation_error": 0.02},
     }
     (tmp_path / "one.json").write_text(json.dumps(kept), encoding="utf-8")
@@ -35,6 +38,7 @@ def test_tables_hold_what_was_kept(tmp_path):
     assert "## digits, b = 2" in text and "| 3/4 " in text
     # Images of one upload are drawn together: the interval is from one to the other.
     assert "0.750 [0.600, 0.900]" in text and "25.0 [15.0, 35.0]" in text
+    assert "0.150 [0.100, 0.200]" in text  # above the means of classes
     assert "data mean" in text and "0.200 [0.100, 0.300]" in text
 
 
