@@ -101,6 +101,56 @@ def test_values_are_told_by_hand_and_the_best_of_all_generations_is_kept():
     assert bool(found.finite) and int(found.numbers["evaluations"]) == 6
 
 
+def test_a_large_generation_takes_no_more_memory_and_finds_the_same(monkeypatch):
+    """The space that a compiled search needs beside its arguments."""
+
+    def compiled(population):
+        pixels = Unknown(
+            lambda rng, view: (jnp.zeros(2), ()),
+            # Something large of each candidate, which is then seen as two numbers.
+            lambda free, fixed: jnp.sin(jnp.arange(4e4)[:, None] * free[None]),
+        )
+
+        def matches(view, candidate):
+            rows = candidate.inputs
+            seen = jnp.stack([jnp.mean(rows @ rows.T[:, :2]), jnp.mean(rows)])
+            return {"w": seen}, view.grads
+
+        strike = evolve(
+            Unknowns(pixels, nothing(), nothing()),
+            matches,
+            squared_l2(),
+            Evolution(
+                population,
+                init=lambda rng, start: start,
+                ask=lambda rng, state: (
+                    jax.random.normal(rng, (population, 2)),
+                    state,
+                ),
+                tell=lambda rng, candidates, values, state: state,
+            ),
+            steps=2 * population,
+        )
+        lowered = jax.jit(lambda rng, value: strike(rng, Seen(value))).lower(
+            RNG, jnp.zeros(2)
+        )
+        return lowered.compile()
+
+    sizes = [
+        compiled(population).memory_analysis().temp_size_in_bytes
+        for population in (128, 512)
+    ]
+    assert sizes[1] < 1.2 * sizes[0]
+    values = np.random.default_rng(0).normal(size=(1, 9, 2))
+    _, evolution = recording(values, population=9)
+    whole = attack(evolution, steps=9)
+    monkeypatch.setattr("kljax.attacks.drivers.population.SIDE_BY_SIDE", 4)
+    _, evolution = recording(values, population=9)
+    parts = attack(evolution, steps=9)
+    np.testing.assert_array_equal(whole.inputs, parts.inputs)
+    assert float(whole.loss) == pytest.approx(float(parts.loss), rel=1e-6)
+
+
 def test_what_is_not_allowed_is_brought_back_before_it_is_judged():
     told, evolution = recording([[[9, 0], [8, -1.1], [7, 7]]])
     box = images(project=lambda x: jnp.clip(x, -1.2, 0.3))

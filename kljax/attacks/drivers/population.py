@@ -32,6 +32,8 @@ from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, Rng
 from kljax.threat import View
 
+SIDE_BY_SIDE = 64  # candidates of one generation: speed and memory only
+
 
 def evolve(
     unknowns: Unknowns,
@@ -47,7 +49,8 @@ def evolve(
 ) -> Attack:
     """Composes an attack that tries populations of candidates.
 
-    All candidates of a generation are evaluated side by side. What is asked for is
+    Candidates of a generation are evaluated side by side, `SIDE_BY_SIDE` at most, so
+    that a large generation takes no more memory. What is asked for is
     brought back to what is allowed (`Unknown.project`) before it is evaluated, and is
     told as it was asked for.
 
@@ -115,7 +118,10 @@ def evolve(
                 value, compared = loss.value(free, number / generations)
                 return value, Best(free, *compared)
 
-            values, tried = jax.vmap(judge)(asked)
+            if population <= SIDE_BY_SIDE:
+                values, tried = jax.vmap(judge)(asked)
+            else:
+                values, tried = jax.lax.map(judge, asked, batch_size=SIDE_BY_SIDE)
             values = _infinite_if_broken(values)
             chosen = jnp.argmin(_infinite_if_broken(tried.total))
             new = jax.tree.map(lambda x: x[chosen], tried)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from kljax.attacks import Evolution
+from kljax.attacks.drivers.population import SIDE_BY_SIDE
 from kljax.attacks.optimisers import make_optimiser
 from kljax.attacks.presets import Preset
 from kljax.core.generator import Generator
@@ -43,8 +44,8 @@ def check_attack(
     an update, T B / n I; and the weights of the attacker's generator. Each restart of a
     search has a candidate, its gradient and the gradient that it would upload,
     2 I + P, one P for each observation, and on the way back through an update the
-    parameters of every step, T P. A population has I + P per candidate, and the state
-    of its strategy.
+    parameters of every step, T P. A population has I + P per candidate that is
+    evaluated beside others, and the state of its strategy.
 
     Args:
       config: the study.
@@ -70,7 +71,8 @@ def check_attack(
     weights = 0 if generator is None else nbytes(generator.weights)
     evolution = _find_evolution(config, preset)
     if evolution is not None:
-        restart = evolution.population * (images + network)
+        together = min(evolution.population, SIDE_BY_SIDE)
+        restart = together * (images + network)
         restart += _state_bytes(config, evolution, generator)
         lower = "restarts, the optimiser's population or the generator's latents"
     elif steps and _replays_steps(config, preset):
