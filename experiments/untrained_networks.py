@@ -12,7 +12,7 @@ Results: experiments/untrained_networks.md.
 
     python experiments/untrained_networks.py --only ranking
     python experiments/untrained_networks.py --only attacks
-    python experiments/untrained_networks.py --only attacks --figure FILE.png
+    python experiments/untrained_networks.py --only ranking --figure FILE.png
 
 What is there is kept in a folder: a second start goes on where the first was stopped.
 """
@@ -106,7 +106,7 @@ def main():
 
 def rankings(options):
     """Trains every architecture on every victim; prints correlations."""
-    lines = []
+    lines, drawn = [], {}
     for name in options.data:
         found = []
         path = options.folder / f"ranking-{name}.jsonl"
@@ -119,6 +119,7 @@ def rankings(options):
                     opened.write(json.dumps(done[-1]) + "\n")
                 print(f"{name}, victim {victim}", flush=True)
         found = [one for one in done if len(one["first"]) == options.architectures]
+        drawn[name] = found
         for label, column, sign in (
             ("last distance", "last", 1),
             ("PSNR", "psnr", -1),
@@ -154,6 +155,23 @@ def rankings(options):
             disable_numparse=True,
         )
     )
+    if options.figure:
+        draw(drawn, options.figure)
+
+
+def draw(drawn, path):
+    """Draws a point per architecture and victim."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(drawn), figsize=(5 * len(drawn), 4))
+    for axis, (name, found) in zip(np.atleast_1d(axes), drawn.items(), strict=True):
+        for victim, one in enumerate(found):
+            axis.scatter(one["first"], one["psnr"], s=9, label=f"victim {victim}")
+        axis.set(xscale="log", xlabel="cosine distance before training", title=name)
+        axis.set_ylabel("PSNR of what was found, dB")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def correlation(found, column, sign):
