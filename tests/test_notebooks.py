@@ -25,6 +25,7 @@ LONG = (
     "03_your_own_model_and_data",
     "04_sweep_and_report",
     "05_add_your_own",
+    "06_text",
 )
 
 
@@ -145,8 +146,8 @@ def test_it_teaches(path):
     assert sum(text.count("KLJAX_TINY") for text in code) == 1
 
 
-def test_there_are_at_most_five():
-    assert 1 <= len(NOTEBOOKS) <= 5
+def test_there_are_at_most_six():
+    assert 1 <= len(NOTEBOOKS) <= 6
 
 
 def test_notebooks_are_in_step_with_their_scripts(make):
