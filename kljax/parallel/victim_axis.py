@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljax.core.types import PyTree
 from kljax.parallel.layout import Layout, Timing, fastest_layout
@@ -39,7 +39,13 @@ def _sharing(chunk_of: Callable, fn: Callable) -> Callable:
     return run
 
 
-def _sharded(chunk_fn: Callable, shares: bool) -> Callable:
+def _sharded(chunk_fn: Callable, shares: bool) -> Callable[..., Any]:
+    """Makes what lowers a block for arguments: a chunk of it on each device.
+
+    Args:
+      chunk_fn: of what one device has.
+      shares: whether its first argument is the same for all victims.
+    """
     mesh = Mesh(np.array(jax.local_devices()), ("victims",))
     spec = PartitionSpec("victims")
 
@@ -49,7 +55,14 @@ def _sharded(chunk_fn: Callable, shares: bool) -> Callable:
             chunk_fn, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False
         )(*args)
 
-    return run
+    def lower(*block: PyTree) -> Any:
+        apart, whole = NamedSharding(mesh, spec), NamedSharding(mesh, PartitionSpec())
+        given = (whole if shares else apart, *(apart,) * (len(block) - 1))
+        # Said, as XLA would have an argument that nothing depends on be whole.
+        program = jax.jit(run, in_shardings=given, out_shardings=apart)
+        return program.lower(*block)
+
+    return lower
 
 
 def _block_of(
@@ -84,8 +97,9 @@ def _block_of(
         chunk_fn = _sharing(chunk_of, stage) if shares else chunk_of(stage)
         block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*s) for s in shapes])
         start = time.perf_counter()
-        block_fn = _sharded(chunk_fn, shares) if layout.spread else chunk_fn
-        program = jax.jit(block_fn).lower(*block).compile()
+        spread = layout.spread
+        lower = _sharded(chunk_fn, shares) if spread else jax.jit(chunk_fn).lower
+        program = lower(*block).compile()
         return program, time.perf_counter() - start
 
     name = stage, layout, looped, precision, shapes, tree, shares

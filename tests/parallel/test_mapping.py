@@ -384,3 +384,22 @@ def test_layouts_recover_the_same_victims_by_long_fixed_steps(fully):
     assert np.max(np.abs(images[0] - images[1])) > 1e-5
     assert len(recovered[0] & recovered[1]) >= 6
     assert len(recovered[0] ^ recovered[1]) <= 1
+
+
+@pytest.mark.parametrize("layout", EVERY_LAYOUT, ids=str)
+def test_what_is_drawn_need_not_matter(layout):
+    """XLA sees that nothing depends on it, and JAX does not: it stays an argument."""
+
+    def draw(x):
+        return {"used": 2 * x, "ignored": jnp.full(12, x)}
+
+    def fn(drawn, x):
+        def step(total):
+            jnp.sum(drawn["ignored"] * total)  # in the loop, and for nothing
+            return total + drawn["used"]
+
+        return jax.lax.while_loop(lambda total: total < 10, step, x)
+
+    x = np.arange(1.0, 6.0, dtype=np.float32)
+    found, _ = map_victims(fn, layout, draws=(draw,))(x)
+    np.testing.assert_allclose(found, [11, 10, 15, 12, 15])
