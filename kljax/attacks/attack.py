@@ -60,14 +60,17 @@ class Unknown(NamedTuple):
         is looked for is, whatever becomes of it; None for nothing.
       report: ``(free, fixed) -> {name: value}``, of what is found in the end: more of
         it for the ``info`` of a reconstruction; None for nothing.
+      told: of inputs, whether they depend on the targets at the start: then `start` is
+        ``(rng, View, targets [B, ...]) -> (free, fixed)``.
     """
 
-    start: Callable[[Rng, View], tuple[PyTree, PyTree]]
+    start: Callable[..., tuple[PyTree, PyTree]]
     decode: Callable[[PyTree, PyTree], PyTree]
     project: Callable[[PyTree], PyTree] = lambda free: free
     read: Callable[[PyTree, PyTree], PyTree] = lambda value, fixed: value
     penalty: Callable[[PyTree], Array] | None = None
     report: Callable[[PyTree, PyTree], dict[str, Any]] | None = None
+    told: bool = False
 
 
 class Unknowns(NamedTuple):

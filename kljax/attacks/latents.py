@@ -12,7 +12,6 @@ import optax
 
 from kljax.attacks.attack import Unknown
 from kljax.attacks.drivers import Stage
-from kljax.attacks.labels import LABELS
 from kljax.attacks.setting import Setting
 from kljax.attacks.starts import Start
 from kljax.core.generator import Generator, decode_from
@@ -70,15 +69,15 @@ def searched_latents(
             "looks for them in it: take recovered or given, or classes='searched'"
         )
     _check_fits(setting, generator, told)
-    labels = LABELS[strategy.labels](setting) if told else None
     count = setting.threat.knowledge.examples
 
-    def begin(rng: Rng, view: View) -> tuple[Code, PyTree]:
-        rng_start, rng_labels = jax.random.split(rng)
+    def begin(rng: Rng, view: View, *targets: Array) -> tuple[Code, PyTree]:
+        del view
+        rng_start, _ = jax.random.split(rng)  # of two, as pages were printed with
         latents = start(rng_start, (count, generator.latents))
-        if labels is None:
-            return Code(latents, jnp.zeros((count, generator.num_classes))), ()
-        return Code(latents, None), labels.decode(*labels.start(rng_labels, view))
+        if told:
+            return Code(latents, None), *targets
+        return Code(latents, jnp.zeros((count, generator.num_classes))), ()
 
     def decode(free: Code, targets: PyTree) -> Array:
         latents = jnp.tanh(free.latents) if bounded else free.latents
@@ -88,7 +87,7 @@ def searched_latents(
     if not (isinstance(divergence, (int, float)) and divergence == 0):
         # May be traced.
         penalty = lambda free: divergence * normal_divergence(free.latents)  # noqa: E731
-    return Unknown(begin, decode, penalty=penalty)
+    return Unknown(begin, decode, penalty=penalty, told=told)
 
 
 def latent_stage(setting: Setting, *, sphere: bool) -> Stage:

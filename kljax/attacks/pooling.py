@@ -151,8 +151,9 @@ def pooled(
         raise ValueError(f"uploads must be at least 1, got {uploads!r}")
 
     def each(part: Unknown) -> Unknown:
-        def start(rng: Rng, views: View):
-            return jax.vmap(part.start)(jax.random.split(rng, uploads), views)
+        def start(rng: Rng, views: View, *targets: Array):
+            rngs, told = jax.random.split(rng, uploads), _parted(targets, uploads)
+            return jax.vmap(part.start)(rngs, views, *told)
 
         def decode(free: PyTree, fixed: PyTree) -> PyTree:
             values = jax.vmap(part.decode, axis_size=uploads)(free, fixed)
@@ -163,7 +164,7 @@ def pooled(
             return jax.tree.map(_joined, found)
 
         project = jax.vmap(part.project, axis_size=uploads)
-        return Unknown(start, decode, project, read)
+        return Unknown(start, decode, project, read, told=part.told)
 
     def first(part: Unknown) -> Unknown:
         def start(rng: Rng, views: View):

@@ -10,9 +10,17 @@ import pytest
 from poison import differences, poisoned
 from test_ggl import EVAL, average, error, generator, made, upload
 from toys import equations, quick_jit, threat
-from victims import digits, drowned, ground
+from victims import digits, drowned, ground, update
 
-from kljax.attacks import Candidate, Unknown, Unknowns, cma_es, from_optax, squared_l2
+from kljax.attacks import (
+    Candidate,
+    Protocol,
+    Unknown,
+    Unknowns,
+    cma_es,
+    from_optax,
+    squared_l2,
+)
 from kljax.attacks.drivers import Stage, descend_in_stages, split_steps
 from kljax.attacks.latents import (
     Code,
@@ -23,7 +31,9 @@ from kljax.attacks.latents import (
 )
 from kljax.attacks.optimisers import ramped_adam
 from kljax.attacks.presets import ggl, gias, gifd
+from kljax.core.generator import Generator
 from kljax.threat import observe
+from kljax.threat.observation import LocalSteps
 
 STEPS = 360
 # Stated before the first run, as in test_ggl.py: what the generator made comes back to
@@ -430,3 +440,37 @@ def test_what_gifd_cannot_work_on_is_refused_by_name():
     gifd(setting(), steps=2, restarts=1, depth=1)
     with pytest.raises(ValueError, match="latent_share must be in"):
         gias(setting(), steps=9, restarts=1, latent_share=1.0)
+
+
+def three_and_five(setting, view):
+    """A rule of label recovery, for any upload."""
+    del setting, view
+    return jnp.array([3, 5])
+
+
+@pytest.mark.parametrize("make", (ggl, gias, gifd))
+def test_the_generator_is_told_the_order_of_labels_that_the_replay_has(make):
+    """Of an update in batches the order is drawn; this one's images show what it is."""
+
+    def shown(weights, latents, targets):
+        classes = targets @ jnp.arange(10.0) / 10
+        return weights + classes[:, None, None, None] + jnp.zeros((1, 8, 8, 1))
+
+    stages = (lambda w, z, y: z, shown)
+    shower = Generator(shown, jnp.zeros(()), 2, (8, 8, 1), 10, stages=stages)
+    declared = threat("unit", "recovered", **EVAL, upload="update", examples=2)
+    here = ground(
+        declared,
+        generator=shower,
+        label_rule=f"{__name__}:three_and_five",
+        protocol=Protocol(optax.sgd(0.1), 2, 1, 0.1),
+    )
+    strike = make(here, steps=50 if make is ggl else 2, restarts=1)
+    view = observe(declared, update(2)._replace(local=LocalSteps(2, 1)))
+    found = quick_jit(jax.vmap(lambda rng: strike(rng, view)))(
+        jax.random.split(jax.random.key(0), 8)
+    )
+    labels = np.asarray(found.labels)
+    assert len(np.unique(labels, axis=0)) == 2
+    told = np.round(10 * np.mean(found.inputs, axis=(2, 3, 4)))
+    np.testing.assert_array_equal(told, labels)

@@ -72,7 +72,7 @@ class Pooling(NamedTuple):
 def begin(unknowns: Unknowns, rng: Rng, view: View) -> Start:
     """Draws the start of one restart."""
     rngs = [jax.random.fold_in(rng, i) for i in range(len(unknowns))]
-    starts = _starts(unknowns, rngs, view)
+    starts = start_each(unknowns, rngs, view)
     fixed = tuple(value for _, value in starts)
 
     def decode(free: PyTree) -> Candidate:
@@ -244,13 +244,22 @@ def check_alike(simulated: PyTree, observed: PyTree) -> None:
             )
 
 
-def _starts(
+def start_each(
     unknowns: Unknowns, rngs: Sequence[Rng], view: View
 ) -> list[tuple[PyTree, PyTree]]:
-    pairs = zip(unknowns, rngs, strict=True)
-    return [part.start(rng, view) for part, rng in pairs]
+    """Starts every part, of a random key of its own: its (free, fixed)."""
+    inputs, targets, secret = unknowns
+    rng_inputs, rng_targets, rng_secret = rngs
+    aims = targets.start(rng_targets, view)
+    # Labels may be in an order that was drawn: who depends on it is told that one.
+    told = (targets.decode(*aims),) if inputs.told else ()
+    return [
+        inputs.start(rng_inputs, view, *told),
+        aims,
+        secret.start(rng_secret, view),
+    ]
 
 
 def _draws_its_start(unknowns: Unknowns, rng: Rng, view: View) -> bool:
     rngs = [rng] * len(unknowns)
-    return trace_dependence(lambda r: _starts(unknowns, r, view), rngs).on_argument
+    return trace_dependence(lambda r: start_each(unknowns, r, view), rngs).on_argument

@@ -38,6 +38,7 @@ from kljax.attacks.drivers.search import (
     compose_loss,
     project,
     restarted,
+    start_each,
 )
 from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, PyTree, Rng
@@ -115,8 +116,7 @@ def descend_in_stages(
         search = Search(unknowns, simulation, objective, prior)
         search = pool_observations(search, view)
         rngs = [jax.random.fold_in(rng, i) for i in range(len(search.unknowns))]
-        pairs = zip(search.unknowns, rngs, strict=True)
-        (free, fixed), *others = [part.start(rng, view) for part, rng in pairs]
+        (free, fixed), *others = start_each(search.unknowns, rngs, view)
         spaces = _lay_out(stages, free, fixed)
 
         def stage(carry, plan):
