@@ -247,6 +247,40 @@ def test_a_broken_gradient_is_grey_and_reported():
     np.testing.assert_array_equal(found.numbers["validation_error"], found.loss)
 
 
+@functools.cache
+def breaking():
+    """Learns from images of which a share is not finite."""
+    whole = drawing(1, 0.0)
+
+    def run(share):
+        def draw(rng, part):
+            view, images = whole(rng, part)
+            lost = jax.random.uniform(jax.random.fold_in(rng, 9)) < share
+            return view, jnp.where(lost & (part == "training"), jnp.nan, images)
+
+        options = TRAINED | {"steps": 40}
+        return learn_inverter(ground(), draw, jax.random.key(3), **options)
+
+    return quick_jit(run)
+
+
+def test_of_a_training_that_breaks_what_was_before_is_kept():
+    found = breaking()(0.003)
+    sound = np.isfinite(found.validation)
+    assert sound[0] and not sound[-1]
+    least = np.nanmin(np.asarray(found.validation))
+    assert float(found.validation[found.best]) == least
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.layers))
+
+
+def test_a_training_that_was_never_sound_is_reported():
+    found = breaking()(1.0)
+    assert not np.isfinite(found.validation).any()
+    one = jax.tree.map(lambda x: x[0], victims()[0])
+    attack = learned(ground(1, found), **TRAINED)
+    assert not bool(quick_jit(attack)(jax.random.key(1), one).finite)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

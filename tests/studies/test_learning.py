@@ -174,6 +174,7 @@ def test_layouts_agree():
         ({"earlier": 1}, "leave earlier and observations out"),
         ({"arms": ("keylock/fixed_mean",)}, "secret='fixed_mean': write 'unit'"),
         ({"arms": ("quantise=2/unaware",)}, "write 'quantise=2'"),
+        ({"arms": ("quantise=2/estimate",)}, "write 'quantise=2'"),
         ({"restarts": 2}, "1 restart, got steps=6, restarts=2"),
         ({"public_data": "digits"}, "is the dataset of the victims: leave it out"),
         ({"public_data": "faces"}, "of 2 classes, and 'digits' has .* of 10"),

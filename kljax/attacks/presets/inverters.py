@@ -194,7 +194,8 @@ def learn_inverter(
     (_, (layers, _)), (training, validation) = jax.lax.scan(
         until, (start, (layers, jnp.inf)), bounds
     )
-    best = jnp.argmin(validation)
+    # The first of the least, as was kept: one that is not finite is never less.
+    best = jnp.argmin(jnp.where(jnp.isfinite(validation), validation, jnp.inf))
     return Inverter(centre, scale, layers, ends[1:], training, validation, best)
 
 
@@ -248,7 +249,8 @@ def learned(
 
     Returns:
       The attack. Its loss is the inverter's error on public examples that were held out
-      of its training, the same for all victims. Its ``numbers`` are the errors that say
+      of its training, the same for all victims; if that never was finite, so is no
+      reconstruction. Its ``numbers`` are the errors that say
       whether the training converged. Labels are those of the batch; which image has
       which is not known.
 
@@ -285,11 +287,12 @@ def learned(
         hashing = feature_hashing(len(entries), hashed)
         standard = (entries - inverter.centre) * inverter.scale
         images = run_layers(inverter.layers, hashing(standard))
-        finite = jnp.all(jnp.isfinite(entries))
+        loss = inverter.validation[inverter.best]
+        finite = jnp.all(jnp.isfinite(entries)) & jnp.isfinite(loss)
         return Reconstruction(
             inputs=jnp.where(finite, images, MISSING).reshape(examples, *shape),
             labels=labels(rng, view),
-            loss=inverter.validation[inverter.best],
+            loss=loss,
             finite=finite,
             info={
                 "learning_steps": inverter.steps,

@@ -170,10 +170,11 @@ def make_learning(
     Raises:
       ValueError: for an attacker who does not know the defence.
     """
-    if arm.release_strategy == "unaware":
+    if arm.release_strategy in ("unaware", "estimate"):
+        known = arm.name.removesuffix(f"/{arm.release_strategy}")
         raise ValueError(
             f"arm {arm.name!r}: attack {config.attack!r} learns under the defence in "
-            f"force: write {arm.name.removesuffix('/unaware')!r}"
+            f"force: write {known!r}"
         )
     options = parse_options(config.attack_options, config.attack, preset)
 
