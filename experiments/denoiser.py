@@ -1,6 +1,6 @@
 """What a denoiser adds after an attack, and what it invents.
 
-    python experiments/denoiser.py [--data digits fashion_mnist] [--victims 12]
+    python experiments/denoiser.py [--data digits fashion_mnist] [--victims 8]
 
 What: one image per victim, LeNet of kljax at the denoiser's own size, one channel,
 weights U(-.5, .5), labels recovered. Victims are images that the denoiser was not

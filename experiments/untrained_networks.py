@@ -265,10 +265,10 @@ class Ranking:
         full = search(options.budget)
 
         def run(rng, image, label):
-            rng_model, rng_attacks = jax.random.split(rng)
+            rng_model, rng_client = jax.random.split(rng)
             params, statistics = model.init(rng_model)
             sent = client(
-                rng_model,
+                rng_client,
                 Public(params),
                 statistics,
                 Private(),
