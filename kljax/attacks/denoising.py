@@ -53,12 +53,18 @@ def denoised(
         a name in `RULES`.
 
     Raises:
-      ValueError: for no denoiser, or one of colours that the images do not have; a
-        strength that is no rule; and ``matching`` without an objective.
+      ValueError: for no denoiser, inputs that are no images, or are of colours that it
+        does not know; a strength that is no rule; ``matching`` without an objective; and, once it runs,
+        for an objective and an attack without ``info["secret"]``.
     """
     denoiser = setting.attacker.denoiser
     if denoiser is None:
         raise ValueError("there is no denoiser: name one with the option denoise")
+    kind = setting.task.inputs.kind
+    if kind != "image":
+        raise ValueError(
+            f"a denoiser cleans images, and the inputs are {kind}: leave denoise out"
+        )
     colours, wanted = denoiser.shape[-1], setting.task.image_shape[-1]
     if colours not in (1, wanted):
         raise ValueError(
@@ -86,6 +92,12 @@ def denoised(
         tried = jnp.asarray(STRENGTHS) if chooses else jnp.stack([0.0, jnp.asarray(at)])
         before = loss = found.loss
         chosen = 1
+        if objective is not None and "secret" not in found.info:
+            raise ValueError(
+                "the loss of cleaned images is that of a replay, and this attack does "
+                "not say the secret that it found: give Reconstruction.info['secret'], "
+                "or a Preset without an objective"
+            )
         if objective is not None:
 
             def judge(one: Array) -> Array:

@@ -1,5 +1,6 @@
 """Denoisers: the flow, how much noise is taken off, and what that invents."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from poison import differences, poisoned
-from toys import quick_jit, threat
+from toys import quick_jit, replace_fields, threat
 from victims import ground, update
 
 from kljax import data
@@ -221,6 +222,15 @@ def test_what_does_not_fit_is_refused():
         denoised(attack, setting, squared_l2(), "best")
     with pytest.raises(ValueError, match="this attack matches nothing"):
         denoised(attack, setting, None, "matching")
+    other = dataclasses.replace(setting.task.inputs, kind="text")
+    with pytest.raises(ValueError, match="cleans images, and the inputs are text"):
+        denoised(attack, replace_fields(setting, inputs=other), None, 0.1)
+
+    def silent(rng, view):
+        return attack(rng, view)._replace(info={})
+
+    with pytest.raises(ValueError, match="does not say the secret that it found"):
+        denoised(silent, setting, squared_l2(), 0.1)(jax.random.key(0), None)
     without = ground(setting.threat)
     with pytest.raises(ValueError, match="name one with the option denoise"):
         denoised(attack, without, None, 0.1)
