@@ -54,8 +54,8 @@ def denoised(
 
     Raises:
       ValueError: for no denoiser, inputs that are no images, or are of colours that it
-        does not know; a strength that is no rule; ``matching`` without an objective; and, once it runs,
-        for an objective and an attack without ``info["secret"]``.
+        does not know; a strength that is no rule; ``matching`` without an objective;
+        and, once it runs, for an objective and an attack without ``info["secret"]``.
     """
     denoiser = setting.attacker.denoiser
     if denoiser is None:
