@@ -269,6 +269,7 @@ def test_a_study_of_many_arms_compiles_each_once(monkeypatch):
             setting=SimpleNamespace(threat=None),
             attack_one=fn,
             inputs=args,
+            learn=None,
         )
         for fn in fns
     ]
