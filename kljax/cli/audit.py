@@ -95,8 +95,6 @@ def _said(job: Audit, names: Iterable[str], what: str) -> None:
 
 
 OF_NETWORK = ("data", "uploads", "split", "data_dir", "tokens", "init")
-OF_UPLOAD = ("classes", "examples", "labels", "upload", "learning_rate", "local_steps")
-OF_UPLOAD += ("norm", "map", "wrong", "truth", "weights")
 
 
 def _audit_network(job: Audit, folder: Path, console: Console) -> None:
@@ -104,10 +102,11 @@ def _audit_network(job: Audit, folder: Path, console: Console) -> None:
     from kljax.studies.audit.network import NetworkAuditConfig, audit_network
     from kljax.studies.audit.network_page import network_table, write_network_audit
 
-    _said(job, OF_UPLOAD, "a network's audit, which makes its own uploads")
+    names = {field.name for field in dataclasses.fields(NetworkAuditConfig)}
+    of_upload = [f.name for f in dataclasses.fields(AuditConfig) if f.name not in names]
+    _said(job, of_upload, "a network's audit, which makes its own uploads")
     if job.batch is None:
         raise ValueError("--batch is missing: examples in one upload, such as 32")
-    names = {field.name for field in dataclasses.fields(NetworkAuditConfig)}
     given = {name: getattr(job, name) for name in names if hasattr(job, name)}
     config = NetworkAuditConfig(**{n: v for n, v in given.items() if v is not None})
     with folders.claim(folder) as claimed:

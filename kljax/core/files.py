@@ -9,8 +9,9 @@ import json
 import math
 import os
 import re
+import zipfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,6 +40,14 @@ def brief(error: Exception, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def _opened(file: IO[bytes]) -> np.lib.npyio.NpzFile:
+    # NumPy takes whatever else there is for a pickle, and advises to load it.
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no zip archive")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
+
+
 def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
     """Reads an ``.npz`` file of arrays; None if it is not there.
 
@@ -48,7 +57,7 @@ def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
     """
     try:
         # Opened here: np.load leaves the file of a broken archive open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
+        with open(path, "rb") as file, _opened(file) as opened:
             arrays = dict(opened)
         # What is no array in an archive comes as bytes.
         others = [n for n, held in arrays.items() if not isinstance(held, np.ndarray)]

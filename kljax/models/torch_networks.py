@@ -13,6 +13,7 @@ Rows behind a flattening are therefore in PyTorch's order, and no kernel is perm
 
 import copy
 import functools
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -43,8 +44,10 @@ def from_torch(module: "torch.nn.Module", *, convolution: str = "auto") -> Model
     now, at the paths of its layers: ``layer1.0.conv1.weight`` is
     ``layer1/0/conv1/kernel``; buffers of batch norms are statistics, others constants.
 
+    Parameters that need no gradient are constants, too: no client sends their gradient.
+
     Differs from PyTorch: the running variance of a batch norm moves towards the
-    variance of the batch, not its unbiased estimate.
+    variance of the batch, not its unbiased estimate. All is computed in float32.
 
     Args:
       module: layers of the table `LAYERS`, with functions of `FUNCTIONS` between.
@@ -55,10 +58,11 @@ def from_torch(module: "torch.nn.Module", *, convolution: str = "auto") -> Model
 
     Raises:
       ImportError: without PyTorch.
-      ValueError: for a forward pass that depends on values or takes several arguments,
-        for layers, functions and options that are not covered (all are named), and for
-        one that does something else in evaluation than in training, dropout and norms
-        apart.
+      ValueError: for a forward pass that depends on values, takes several arguments or
+        gives several outputs; for layers, functions and options that are not covered,
+        hooks, tied parameters, and in-place operations on what is used afterwards (all
+        are named); for a pass that does something else in evaluation than in training,
+        dropout and norms apart; and for a network of which nothing needs a gradient.
     """
     network, _ = _converted(module)
     return from_nnx(network, convolution=convolution)
@@ -129,6 +133,18 @@ class Plain(nnx.Module):
         return self.function(x)
 
 
+class PaddedEmbed(nnx.Embed):
+    """An embedding of which one row gets no gradient, as `padding_idx` of PyTorch's."""
+
+    padding: int = 0
+
+    def __call__(self, inputs: Array) -> Array:
+        """Looks tokens [...] up, [..., E]."""
+        rows = super().__call__(inputs)
+        is_padding = (inputs == self.padding)[..., None]
+        return jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
+
+
 class Attention(nnx.Module):
     """`torch.nn.MultiheadAttention` without masks: self-attention, or across."""
 
@@ -175,9 +191,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    return np.asarray(
-        tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor
-    )
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16.
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _array(tensor: Any) -> Array:
@@ -276,38 +294,46 @@ def _group_norm(module: Any) -> nnx.Module:
 
 
 def _embedding(module: Any) -> nnx.Module:
-    if module.max_norm is not None:
-        raise ValueError("max_norm")
-    layer = nnx.Embed(module.num_embeddings, module.embedding_dim, rngs=nnx.Rngs(0))
+    padding = module.padding_idx
+    kind = nnx.Embed if padding is None else PaddedEmbed
+    layer = kind(module.num_embeddings, module.embedding_dim, rngs=nnx.Rngs(0))
     layer.embedding = nnx.Param(_array(module.weight))
+    if padding is not None:
+        layer.padding = padding
     return layer
 
 
 def _attention(module: Any) -> nnx.Module:
-    if module.in_proj_weight is None or module.bias_k is not None:
-        raise ValueError("kdim, vdim or bias_kv")
+    if module.in_proj_weight is None:
+        raise ValueError("kdim or vdim")
     return Attention(module)
 
 
-def _max_pool(x: Array, size, stride=None, padding=0, dilation=1, ceil_mode=False):
-    _refuse_options(dilation=_pair(dilation) != (1, 1), ceil_mode=ceil_mode)
-    pads = tuple((p, p) for p in _pair(padding))
-    return nnx.max_pool(x, _pair(size), _pair(stride or size), pads)
+# Arguments of what stands for a function of PyTorch's have its names. Those that are
+# not read are allowed the values of `ALLOWED` alone.
+def _max_pool(
+    input: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
+    return_indices=False,
+):  # fmt: skip
+    del dilation, ceil_mode, return_indices
+    size, pads = _pair(kernel_size), tuple((p, p) for p in _pair(padding))
+    return nnx.max_pool(input, size, _pair(stride or size), pads)
 
 
 def _avg_pool(
-    x: Array, size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-    divisor_override=None,
+    input: Array, kernel_size, stride=None, padding=0, ceil_mode=False,
+    count_include_pad=True, divisor_override=None,
 ):  # fmt: skip
-    _refuse_options(ceil_mode=ceil_mode, divisor_override=divisor_override)
-    pads = tuple((p, p) for p in _pair(padding))
-    return nnx.avg_pool(x, _pair(size), _pair(stride or size), pads, count_include_pad)
+    del ceil_mode, divisor_override
+    size, pads = _pair(kernel_size), tuple((p, p) for p in _pair(padding))
+    return nnx.avg_pool(input, size, _pair(stride or size), pads, count_include_pad)
 
 
-def _adaptive_avg_pool(x: Array, size) -> Array:
+def _adaptive_avg_pool(input: Array, output_size) -> Array:
+    x = input
     rows, columns = (
         have if want is None else want
-        for want, have in zip(_pair(size), x.shape[1:3], strict=True)
+        for want, have in zip(_pair(output_size), x.shape[1:3], strict=True)
     )
     if x.shape[1] % rows or x.shape[2] % columns:
         raise ValueError(
@@ -318,17 +344,32 @@ def _adaptive_avg_pool(x: Array, size) -> Array:
     return jnp.mean(jnp.reshape(x, tiles), axis=(2, 4))
 
 
-def _refuse_options(**options: Any) -> None:
-    wrong = [name for name, value in options.items() if value]
-    if wrong:
-        raise ValueError(f"option {', '.join(wrong)} is not covered")
+def _gelu(input: Array, approximate: str = "none") -> Array:
+    return jax.nn.gelu(input, approximate=approximate == "tanh")
 
 
-def _gelu(x: Array, approximate: str = "none") -> Array:
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
+# Where these have a kink, at 0, which black pixels are, PyTorch and JAX take
+# derivatives of different sides.
+def _leaky_relu(input: Array, negative_slope: float = 0.01) -> Array:
+    return jnp.where(input > 0, input, negative_slope * input)
 
 
-def _flatten(x: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
+def _abs(input: Array) -> Array:
+    return input * jnp.sign(input)
+
+
+def _hardtanh(input: Array, min_val: float = -1.0, max_val: float = 1.0) -> Array:
+    inside = (input > min_val) & (input < max_val)
+    return jnp.where(inside, input, jnp.where(input <= min_val, min_val, max_val))
+
+
+def _softplus(input: Array, beta: float = 1, threshold: float = 20) -> Array:
+    soft = jax.nn.softplus(beta * input) / beta
+    return jnp.where(beta * input > threshold, input, soft)
+
+
+def _flatten(input: Array, start_dim: int = 0, end_dim: int = -1) -> Array:
+    x = input
     end = end_dim % x.ndim
     shape = (*x.shape[:start_dim], -1, *x.shape[end + 1 :])
     if x.ndim == 4:  # in two steps: no row of a picture in Flax's order, see the audit
@@ -341,7 +382,8 @@ class Layer(NamedTuple):
 
     Attributes:
       make: ``module -> nnx.Module``; raises ValueError for options, and names them.
-      fed: ``picture`` (channels last), ``same`` (each entry by itself) or ``torch``.
+      fed: ``picture`` (channels last), ``channels`` (whatever has channels at axis 1,
+        put last), ``same`` (each entry by itself) or ``torch``.
       axes: of its parameters, by PyTorch's name: (name here, axes or None).
     """
 
@@ -368,10 +410,10 @@ LAYERS: dict[str, Layer] = {
         _conv, "picture", {"weight": ("kernel", KERNEL), "bias": ("bias", None)}
     ),
     "Linear": Layer(_dense, "torch", _LINEAR),
-    "BatchNorm1d": Layer(_batch_norm, "torch", _SCALE | _STATS),
+    "BatchNorm1d": Layer(_batch_norm, "channels", _SCALE | _STATS),
     "BatchNorm2d": Layer(_batch_norm, "picture", _SCALE | _STATS),
     "LayerNorm": Layer(_layer_norm, "torch", _SCALE),
-    "GroupNorm": Layer(_group_norm, "picture", _SCALE),
+    "GroupNorm": Layer(_group_norm, "channels", _SCALE),
     "Embedding": Layer(_embedding, "torch", {"weight": ("embedding", None)}),
     "MultiheadAttention": Layer(
         _attention,
@@ -387,11 +429,9 @@ LAYERS: dict[str, Layer] = {
         _plain(
             lambda m: functools.partial(
                 _max_pool,
-                size=m.kernel_size,
+                kernel_size=m.kernel_size,
                 stride=m.stride,
                 padding=m.padding,
-                dilation=m.dilation,
-                ceil_mode=m.ceil_mode,
             )
         ),
         "picture",
@@ -400,18 +440,18 @@ LAYERS: dict[str, Layer] = {
         _plain(
             lambda m: functools.partial(
                 _avg_pool,
-                size=m.kernel_size,
+                kernel_size=m.kernel_size,
                 stride=m.stride,
                 padding=m.padding,
-                ceil_mode=m.ceil_mode,
                 count_include_pad=m.count_include_pad,
-                divisor_override=m.divisor_override,
             )
         ),
         "picture",
     ),
     "AdaptiveAvgPool2d": Layer(
-        _plain(lambda m: functools.partial(_adaptive_avg_pool, size=m.output_size)),
+        _plain(
+            lambda m: functools.partial(_adaptive_avg_pool, output_size=m.output_size)
+        ),
         "picture",
     ),
     "Flatten": Layer(
@@ -440,9 +480,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "LeakyReLU": Layer(
         _plain(
-            lambda m: functools.partial(
-                jax.nn.leaky_relu, negative_slope=m.negative_slope
-            )
+            lambda m: functools.partial(_leaky_relu, negative_slope=m.negative_slope)
         ),
         "same",
     ),
@@ -457,14 +495,48 @@ LAYERS: dict[str, Layer] = {
     ),
 }
 
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _given(value: Any) -> bool:
+    return value is not None
+
+
+_ONE, _OFF, _NONE = _one_of(1, (1, 1), [1, 1]), _one_of(False), _one_of(None)
+_MAX_POOL = {"dilation": _ONE, "ceil_mode": _OFF, "return_indices": _OFF}
+_AVG_POOL = {"ceil_mode": _OFF, "divisor_override": _NONE}
+# What options of layers, and of functions, are allowed to be.
+ALLOWED: dict[str, Mapping[str, Callable[[Any], bool]]] = {
+    "MaxPool2d": _MAX_POOL,
+    "max_pool2d": _MAX_POOL,
+    "AvgPool2d": _AVG_POOL,
+    "avg_pool2d": _AVG_POOL,
+    "Embedding": {"max_norm": _NONE, "scale_grad_by_freq": _OFF},
+    "MultiheadAttention": {"bias_k": _NONE, "add_zero_attn": _OFF},
+    "Softmax": {"dim": _given},
+    "LogSoftmax": {"dim": _given},
+    "softmax": {"dim": _given, "dtype": _NONE},
+    "log_softmax": {"dim": _given, "dtype": _NONE},
+    "div": {"rounding_mode": _NONE},
+    "mean": {"dtype": _NONE},
+    "scaled_dot_product_attention": {
+        "attn_mask": _NONE,
+        "dropout_p": _one_of(0),
+        "scale": _NONE,
+        "enable_gqa": _OFF,
+    },
+}
+
 # --- functions ----------------------------------------------------------------------
 
 
 def _each(function: Callable) -> Callable:
     """Makes a function of entries keep pictures as they are."""
 
-    def call(*values, inplace: bool = False, **options):
-        del inplace
+    @functools.wraps(function)
+    def call(*values, **options):
         pictures = any(isinstance(value, Picture) for value in values)
         whole = [first(value) for value in values]
         if pictures and all(jnp.ndim(value) in (0, 4) for value in whole):
@@ -478,6 +550,7 @@ def _each(function: Callable) -> Callable:
 def _ordered(function: Callable) -> Callable:
     """Makes a function of axes see PyTorch's order."""
 
+    @functools.wraps(function)
     def call(*values, **options):
         values = jax.tree.map(first, values, is_leaf=lambda v: isinstance(v, Picture))
         return function(*values, **options)
@@ -486,7 +559,11 @@ def _ordered(function: Callable) -> Callable:
 
 
 def _of_picture(function: Callable) -> Callable:
-    return lambda x, *rest, **options: Picture(function(last(x), *rest, **options))
+    @functools.wraps(function)
+    def call(input, *rest, **options):
+        return Picture(function(last(input), *rest, **options))
+
+    return call
 
 
 def _joined(tensors, dim: int = 0, axis: int | None = None):
@@ -501,9 +578,30 @@ def _sizes(values: tuple) -> tuple[int, ...]:
     return tuple(int(value) for value in flat)
 
 
-def _mean(x: Array, dim=None, keepdim: bool = False, keepdims: bool = False) -> Array:
+def _mean(input: Array, dim=None, keepdim: bool = False, dtype=None) -> Array:
+    del dtype
     axes = tuple(dim) if isinstance(dim, (list, tuple)) else dim
-    return jnp.mean(x, axis=axes, keepdims=keepdim or keepdims)
+    return jnp.mean(input, axis=axes, keepdims=keepdim)
+
+
+def _squeeze(input: Array, dim=None) -> Array:
+    if dim is None:
+        return jnp.squeeze(input)
+    axes = dim if isinstance(dim, (list, tuple)) else (dim,)
+    return jnp.squeeze(input, tuple(a for a in axes if input.shape[a] == 1))
+
+
+def _softmax(function: Callable) -> Callable:
+    return lambda input, dim, _stacklevel=3, dtype=None: function(input, axis=dim)
+
+
+def _divided(input, other, rounding_mode=None):
+    del rounding_mode
+    return input / other
+
+
+def _as_float(x: Array) -> Array:
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def _expanded(x: Array, *sizes) -> Array:
@@ -528,23 +626,25 @@ def _split(x: Array, size, dim: int = 0) -> list[Array]:
 
 
 def _attended(
-    q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **more
-):
-    _refuse_options(attn_mask=attn_mask is not None, dropout_p=dropout_p, scale=scale)
-    _refuse_options(**more)
-    return attend(q, k, v, causal=is_causal)
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+    enable_gqa=False,
+):  # fmt: skip
+    del attn_mask, dropout_p, scale, enable_gqa
+    return attend(query, key, value, causal=is_causal)
 
 
 FUNCTIONS: dict[str, Callable] = {
     **{
         name: _each(function)
         for name, function in {
-            "add": lambda a, b, alpha=1: a + (b if alpha == 1 else alpha * b),
+            "add": lambda input, other, alpha=1: input + alpha * other,
             "iadd": operator.add,
-            "sub": operator.sub,
+            "isub": operator.sub,
+            "itruediv": operator.truediv,
+            "sub": lambda input, other, alpha=1: input - alpha * other,
             "mul": operator.mul,
             "imul": operator.mul,
-            "div": operator.truediv,
+            "div": _divided,
             "truediv": operator.truediv,
             "floordiv": operator.floordiv,
             "pow": operator.pow,
@@ -557,17 +657,17 @@ FUNCTIONS: dict[str, Callable] = {
             "silu": jax.nn.silu,
             "gelu": _gelu,
             "elu": jax.nn.elu,
-            "leaky_relu": jax.nn.leaky_relu,
-            "hardtanh": lambda x, low=-1.0, high=1.0: jnp.clip(x, low, high),
+            "leaky_relu": _leaky_relu,
+            "hardtanh": _hardtanh,
             "hardswish": jax.nn.hard_swish,
-            "softplus": jax.nn.softplus,
+            "softplus": _softplus,
             "exp": jnp.exp,
             "log": jnp.log,
             "sqrt": jnp.sqrt,
-            "abs": jnp.abs,
+            "abs": _abs,
             "contiguous": lambda x: x,
             "clone": lambda x: x,
-            "float": lambda x: x,
+            "float": _as_float,
         }.items()
     },
     "cat": _joined,
@@ -581,18 +681,18 @@ FUNCTIONS: dict[str, Callable] = {
             "flatten": _flatten,
             "view": lambda x, *sizes: jnp.reshape(x, _sizes(sizes)),
             "reshape": lambda x, *sizes: jnp.reshape(x, _sizes(sizes)),
-            "permute": lambda x, *axes: jnp.transpose(x, _sizes(axes)),
-            "transpose": jnp.swapaxes,
-            "unsqueeze": lambda x, dim: jnp.expand_dims(x, dim),
-            "squeeze": lambda x, dim=None: jnp.squeeze(x, dim),
+            "permute": lambda x, *dims: jnp.transpose(x, _sizes(dims)),
+            "transpose": lambda input, dim0, dim1: jnp.swapaxes(input, dim0, dim1),
+            "unsqueeze": lambda input, dim: jnp.expand_dims(input, dim),
+            "squeeze": _squeeze,
             "expand": _expanded,
             "chunk": _cut,
             "split": _split,
             "mean": _mean,
             "matmul": jnp.matmul,
             "bmm": jnp.matmul,
-            "softmax": lambda x, dim=-1, **more: jax.nn.softmax(x, axis=dim),
-            "log_softmax": lambda x, dim=-1, **more: jax.nn.log_softmax(x, axis=dim),
+            "softmax": _softmax(jax.nn.softmax),
+            "log_softmax": _softmax(jax.nn.log_softmax),
             "scaled_dot_product_attention": _attended,
             "size": lambda x, dim=None: x.shape if dim is None else x.shape[dim],
             "dim": lambda x: x.ndim,
@@ -603,6 +703,13 @@ FUNCTIONS: dict[str, Callable] = {
 }
 ATTRIBUTES = ("shape", "ndim")  # of a tensor, that a forward pass may look at
 DROPOUT = "dropout"
+# What gives in PyTorch the same memory as it is given, always or sometimes; and what
+# writes into the memory that it is given.
+VIEWS = {"flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze"}
+VIEWS |= {"expand", "chunk", "split", "getitem", "contiguous", "float", DROPOUT}
+VIEWS |= {"Flatten", "Identity", "Dropout", "Dropout2d"}
+ASSIGNED = ("iadd", "isub", "imul", "itruediv")  # x += y, ...
+IN_PLACE = {*ASSIGNED, "relu_"}
 
 
 # --- the graph ----------------------------------------------------------------------
@@ -652,6 +759,9 @@ class TorchNetwork(nnx.Module):
                 return values[value.name]
             if isinstance(value, (list, tuple)):
                 return [settled(one) for one in value]
+            if isinstance(value, slice):
+                ends = (value.start, value.stop, value.step)
+                return slice(*map(settled, ends))
             return value
 
         for step in self.kljax_graph.steps:
@@ -681,8 +791,16 @@ class TorchNetwork(nnx.Module):
         if isinstance(layer, Attention):
             return layer(*map(first, args)), None
         (value,) = [*args, *kwargs.values()]
-        if fed == "picture" and jnp.ndim(first(value)) == 4:
+        ndim = jnp.ndim(first(value))
+        if fed in ("picture", "channels") and ndim == 4:
             return Picture(layer(last(value)))
+        if fed == "picture":
+            raise ValueError(
+                f"layer {step.target!r} is fed {jnp.shape(value)}, expected a batch of "
+                "pictures [B, C, H, W]"
+            )
+        if fed == "channels":
+            return jnp.moveaxis(layer(jnp.moveaxis(value, 1, -1)), -1, 1)
         if fed == "same" and isinstance(value, Picture):
             return Picture(layer(value.array))
         return layer(first(value))
@@ -709,10 +827,20 @@ def _converted(
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"expected a torch.nn.Module, got {type(module).__name__}")
     kind = type(module).__name__
+    refused = [
+        f"hooks of {name or kind!r}"
+        for name, one in module.named_modules()
+        if any(getattr(one, hooks) for hooks in HOOKS)
+    ]
+    if refused:
+        raise ValueError(
+            f"{kind} cannot be taken over from PyTorch: {', '.join(refused)}; no graph "
+            "shows what they do"
+        )
     module = copy.deepcopy(module).cpu()
     train, test = (_traced(module.train(mode)) for mode in (True, False))
     modules = dict(module.named_modules())
-    refused: list[str] = []
+    refused = _find_overwritten(train, modules)
     steps, fed, layers, names = [], {}, {}, {}
     if list(map(_shape_of, train)) != list(map(_shape_of, test)):
         refused.append("a forward pass that differs between training and evaluation")
@@ -720,14 +848,26 @@ def _converted(
         step = _step_of(node)
         if node.op == "call_module":
             _convert(modules[node.target], node.target, fed, layers, names, refused)
-            _check_attention(modules[node.target], node, refused)
+            if type(modules[node.target]).__name__ == "MultiheadAttention":
+                step = _attention_of(step, modules[node.target], node, refused)
         elif node.op == "get_attr":
             _take(module, node.target, layers, names)
         elif node.op == "placeholder" and node is not train[0]:
             refused.append(f"the argument {node.target!r} beside the first")
+        elif node.op == "output" and not hasattr(node.args[0], "op"):
+            refused.append(f"an output that is no tensor ({node.args[0]})")
         elif node.op in ("call_function", "call_method"):
             step = _function_of(step, node, other, layers, refused)
         steps.append(step)
+    refused += _find_tied(module, names)
+    owners = {name: name.rpartition(".")[0] for name in layers}
+    refused += [
+        f"parameter {name!r}, which layer {owner!r} uses, too"
+        for name, owner in owners.items()
+        if owner in layers
+    ]
+    if not refused and not any(p.requires_grad for p in module.parameters()):
+        refused.append("no parameter of it needs a gradient")
     if refused:
         told = ", ".join(dict.fromkeys(refused))
         raise ValueError(
@@ -747,6 +887,15 @@ def _traced(module: "torch.nn.Module") -> list:
             own = type(found).__module__.startswith("torch.nn")
             return own and not isinstance(found, torch.nn.Sequential)
 
+        def proxy(self, node):
+            return Assigned(node, self)
+
+    class Assigned(torch.fx.Proxy):
+        """Keeps ``x += y`` apart from ``x + y``, which torch.fx takes it for."""
+
+    for name in ASSIGNED:
+        setattr(Assigned, f"__{name}__", _assigned(getattr(operator, name)))
+
     try:
         return list(Tracer().trace(module).nodes)
     except Exception as error:  # whatever a forward pass raises on stand-ins
@@ -755,6 +904,12 @@ def _traced(module: "torch.nn.Module") -> list:
             f"depends on values, or fails on stand-ins for tensors "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _assigned(function: Callable) -> Callable:
+    return lambda x, other: x.tracer.create_proxy(
+        "call_function", function, (x, other), {}
+    )
 
 
 def _shape_of(node: Any) -> tuple:
@@ -784,26 +939,103 @@ def _convert(
         refused.append(f"layer {target!r} ({kind})")
         return
     layer = LAYERS[kind]
+    wrong = _not_allowed(kind, vars(module))
     try:
+        if wrong:
+            raise ValueError(wrong)
         layers[target] = layer.make(module)
     except ValueError as error:
         refused.append(f"layer {target!r} ({kind} with {error})")
         return
     fed[target] = layer.fed
-    there = {*module.state_dict()}
+    there = module.state_dict(keep_vars=True)
     for name, (ours, axes) in layer.axes.items():
-        if name in there:
+        if name not in there:
+            continue
+        if _is_constant(there[name]):
+            *parents, own = ours.split("/")
+            owner = functools.reduce(getattr, parents, layers[target])
+            setattr(owner, own, Frozen(getattr(owner, own)[...]))
+        else:
             path = f"{target.replace('.', '/')}/{ours}"
             names[path] = (f"{target}.{name}", axes)
 
 
-def _check_attention(module: Any, node: Any, refused: list) -> None:
-    if type(module).__name__ == "MultiheadAttention":
-        masks = [n for n, v in node.kwargs.items() if v not in (None, False, True)]
-        masks += [n for n in ("is_causal",) if node.kwargs.get(n)]
-        if masks or len(node.args) != 3:
-            refused.append(f"attention {node.target!r} with {', '.join(masks)}")
-        node.kwargs = {}
+def _is_constant(tensor: Any) -> bool:
+    """Tells whether a tensor is a parameter that nobody trains."""
+    import torch
+
+    return isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+
+
+def _not_allowed(kind: str, options: Mapping[str, Any]) -> str:
+    """Writes which options of a layer or function are not covered; empty for none."""
+    return ", ".join(
+        f"{name}={options[name]!r}"
+        for name, allowed in ALLOWED.get(kind, {}).items()
+        if name in options and not allowed(options[name])
+    )
+
+
+def _find_tied(module: Any, names: Mapping[Path, tuple]) -> list[str]:
+    """Finds parameters that are used by two names, of which PyTorch sends one."""
+    used, seen, found = {name for name, _ in names.values()}, {}, []
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in used and seen.setdefault(id(parameter), name) != name:
+            found.append(f"parameter {name!r}, which is {seen[id(parameter)]!r}, too")
+    return found
+
+
+def _find_overwritten(nodes: list, modules: Mapping[str, Any]) -> list[str]:
+    """Finds values that are used after something in place has written over them."""
+    groups: dict[Any, set] = {}  # of nodes that may be the same memory
+    written: dict[Any, Any] = {}  # values that are gone, and by which node
+    found = []
+    for node in nodes:
+        for given in node.all_input_nodes:
+            if given in written:
+                found.append(
+                    f"{node.name!r} of {given.name!r}, which {written[given].name!r} "
+                    "has overwritten in place"
+                )
+        layer = modules[node.target] if node.op == "call_module" else None
+        target = node.target if layer is None else type(layer)
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        groups[node] = {node}
+        if node.op in ("get_attr", "placeholder", "output") or not node.args:
+            continue
+        given = node.args[0]
+        if given not in groups:
+            continue
+        in_place = getattr(layer, "inplace", False) or node.kwargs.get("inplace")
+        if in_place or name in IN_PLACE:
+            written |= dict.fromkeys(groups[given], node)
+        elif name in VIEWS:
+            groups[given].add(node)
+            groups[node] = groups[given]
+    return found
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+HOOKS += ("_backward_pre_hooks",)
+
+
+def _attention_of(step: Step, module: Any, node: Any, refused: list) -> Step:
+    """Leaves query, key and value to an attention, if nothing else matters."""
+    try:
+        bound = inspect.signature(module.forward).bind(*step.args, **step.kwargs)
+    except TypeError as error:
+        refused.append(f"attention {node.target!r} ({error})")
+        return step
+    given = bound.arguments
+    fed = tuple(given.pop(name) for name in ("query", "key", "value"))
+    masks = [n for n, v in given.items() if isinstance(v, Ref)]
+    masks += [n for n in ("is_causal",) if given.get(n)]
+    if masks:
+        refused.append(f"attention {node.target!r} with {', '.join(masks)}")
+    if any(getattr(user, "args", ())[1:] != (0,) for user in node.users):
+        refused.append(f"attention {node.target!r} of which more is used than [0]")
+    return step._replace(args=fed, kwargs={})
 
 
 def _take(module: Any, target: str, layers: dict, names: dict) -> None:
@@ -813,7 +1045,7 @@ def _take(module: Any, target: str, layers: dict, names: dict) -> None:
     owner = module
     for part in target.split("."):
         owner = getattr(owner, part)
-    trained = isinstance(owner, torch.nn.Parameter)
+    trained = isinstance(owner, torch.nn.Parameter) and owner.requires_grad
     layers[target] = (nnx.Param if trained else Frozen)(_array(owner))
     if trained:
         names[target.replace(".", "/")] = (target, None)
@@ -826,6 +1058,9 @@ def _function_of(
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if name == DROPOUT:
+        if not node.args:
+            refused.append(f"dropout {node.name!r}, whose input has a keyword")
+            return step
         rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         modes = [
             one.kwargs.get("training", one.args[2] if len(one.args) > 2 else True)
@@ -843,7 +1078,17 @@ def _function_of(
         known = False
     if not known:
         refused.append(f"function {name or target!r}")
-    kwargs = {n: v for n, v in step.kwargs.items() if n != "return_indices"}
+        return step
+    kwargs = {n: v for n, v in step.kwargs.items() if n != "inplace"}
+    try:
+        bound = inspect.signature(FUNCTIONS[name]).bind(*step.args, **kwargs)
+    except TypeError as error:
+        refused.append(f"function {name!r} ({error})")
+        return step
+    bound.apply_defaults()
+    wrong = _not_allowed(name, bound.arguments)
+    if wrong:
+        refused.append(f"function {name!r} with {wrong}")
     return step._replace(target=name, kwargs=kwargs)
 
 

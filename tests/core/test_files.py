@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import TypedDict
 
@@ -39,6 +40,15 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
 
 # --- files that are not what was written -------------------------------------------
+
+
+@pytest.mark.parametrize("content", (b"", b"no archive", pickle.dumps([1])))
+def test_what_is_no_archive_of_arrays_is_never_taken_for_a_pickle(tmp_path, content):
+    path = tmp_path / "arrays.npz"
+    path.write_bytes(content)
+    with pytest.raises(files.DamagedFile, match="it is no zip archive") as found:
+        files.read_arrays(path, remedy="write it anew")
+    assert "pickle" not in str(found.value) and "unsafe" not in str(found.value)
 
 
 class Found(TypedDict):

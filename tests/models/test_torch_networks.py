@@ -243,6 +243,91 @@ def test_dropout_is_on_in_training_alone_and_drawn():
         np.testing.assert_array_equal(logits(one, False), logits(other, False))
 
 
+class Options(nn.Module):
+    """Functions with options, at kinks of theirs, and slices that shapes give."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = torch.sub(F.leaky_relu(x, 0.2), x.abs(), alpha=2)
+        y = y + F.hardtanh(x, min_val=0.0, max_val=0.5) + F.softplus(x, beta=2)
+        y = F.avg_pool2d(y, kernel_size=2, stride=1, count_include_pad=False)
+        y = self.conv(y[:, :, : y.size(2) - 1]).squeeze(1)
+        y += 1.0
+        return y.flatten(1)
+
+
+class Sequences(nn.Module):
+    """Norms of channels [B, C, L] with as many places as channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 15, 1)
+        self.group, self.batch = nn.GroupNorm(2, 4), nn.BatchNorm1d(4)
+        nn.init.normal_(self.group.weight)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.batch(self.group(self.conv(x).flatten(2))).transpose(1, 2)
+        x, _ = self.attention(query=x, key=x, value=x)[0], None
+        return x.flatten(1)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 3, padding_idx=2)
+        self.fixed, self.head = nn.Linear(3, 3).requires_grad_(False), nn.Linear(15, 4)
+
+    def forward(self, x):
+        return self.head(self.fixed(self.embed(x)).flatten(1))
+
+
+def fed_to(kind):
+    if kind is Tokens:
+        return np.random.default_rng(0).integers(0, 4, (4, 5))
+    images, _ = batch()
+    images[:, :, 4:8] = 0.0  # black, where functions have their kinks
+    return (images - 0.5 * (images > 0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [Options, Sequences, Tokens])
+def test_options_and_edges_of_layers_are_pytorchs(kind):
+    module, given = made(kind), fed_to(kind)
+    model = from_torch(module)
+    params, stats = model.init(jax.random.key(0))
+
+    @jax.jit
+    def ours(params, fed):
+        def loss(params, fed):
+            out = model.apply(params, stats, fed, train=True, rngs=jax.random.key(0))
+            weights = jnp.sin(1.0 + jnp.arange(out.logits.size))
+            return jnp.sum(out.logits.reshape(-1) * weights), out.logits
+
+        both = (0,) if kind is Tokens else (0, 1)
+        return jax.grad(loss, argnums=both, has_aux=True)(params, fed)
+
+    with quick_compilation():
+        at = jnp.asarray(given) if kind is Tokens else last(given)
+        (grads, *by_image), logits = ours(params, at)
+    fed = torch.tensor(given)
+    fed.requires_grad_(kind is not Tokens)
+    out = module(fed)
+    np.testing.assert_allclose(logits, out.detach().numpy(), rtol=2e-4, atol=2e-5)
+    (out.reshape(-1) * torch.sin(1.0 + torch.arange(out.numel()))).sum().backward()
+    wanted = tensors_from_torch(
+        module, {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+    )
+    assert wanted.keys() == grads.keys() == params.keys()
+    for name, x in wanted.items():
+        np.testing.assert_allclose(grads[name], x, rtol=2e-3, atol=2e-5, err_msg=name)
+    for x in by_image:
+        turned = np.asarray(x).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(turned, fed.grad.numpy(), rtol=2e-3, atol=2e-5)
+
+
 class Depends(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -271,6 +356,105 @@ class Unknown(nn.Module):
 class Two(nn.Module):
     def forward(self, x, y):
         return x + y
+
+
+class Calls(nn.Module):
+    """A network of one function of itself and its input."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def overwritten(write):
+    def forward(module, x):
+        kept = x = module.fc(x)
+        return write(module, x) * kept
+
+    return lambda: Calls(forward, fc=nn.Linear(4, 4), relu=nn.ReLU(inplace=True))
+
+
+def added(_, x):
+    x += 1.0
+    return x
+
+
+def hooked():
+    module = nn.Sequential(nn.Linear(4, 4))
+    module[0].register_forward_hook(lambda module, given, out: 2 * out)
+    return module
+
+
+def tied():
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    module[2].weight = module[0].weight
+    return module
+
+
+def frozen():
+    return nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+
+
+def shared(module, x):
+    return module.fc(x) @ module.fc.weight.transpose(0, 1)
+
+
+def attended(module, x):
+    return module.attention(x, x, x)[1]
+
+
+SILENT = [
+    (overwritten(added), "'mul' of 'fc', which 'iadd' has overwritten in place"),
+    (overwritten(lambda _, x: F.relu(x, inplace=True)), "'relu' has overwritten"),
+    (overwritten(lambda module, x: module.relu(x)), "'relu' has overwritten"),
+    (overwritten(lambda _, x: x.view(-1, 4).relu_()), "'relu_' has overwritten"),
+    (hooked, "hooks of '0'"),
+    (tied, "parameter '2.weight', which is '0.weight', too"),
+    (frozen, "no parameter of it needs a gradient"),
+    (lambda: Calls(shared, fc=nn.Linear(4, 4)), "which layer 'fc' uses, too"),
+    (lambda: Calls(lambda _, x: (x, x)), "an output that is no tensor"),
+    (lambda: Calls(lambda _, x: F.softmax(x)), "'softmax' with dim=None"),
+    (lambda: Calls(lambda _, x: x.mean(axes=1)), "unexpected keyword argument 'axes'"),
+    (
+        lambda: Calls(lambda m, x: m.p(x)[0], p=nn.MaxPool2d(2, return_indices=True)),
+        "return_indices=True",
+    ),
+    (
+        lambda: nn.Sequential(nn.Embedding(3, 2, scale_grad_by_freq=True)),
+        "scale_grad_by_freq=True",
+    ),
+    (
+        lambda: Calls(attended, attention=nn.MultiheadAttention(4, 2)),
+        r"more is used than \[0\]",
+    ),
+    (
+        lambda: nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)),
+        "MaxPool2d with ceil_mode=True",
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "words"), SILENT)
+def test_what_would_differ_silently_is_refused(module, words):
+    with pytest.raises(ValueError, match=words):
+        from_torch(module())
+
+
+def test_what_is_written_over_and_not_used_again_is_no_fault():
+    from_torch(made(ResNet))
+    for write in (lambda m, x: m.relu(x), lambda _, x: x.relu_(), added):
+        from_torch(
+            Calls(
+                lambda m, x, write=write: write(m, m.fc(x)) + 1,
+                fc=nn.Linear(4, 4),
+                relu=nn.ReLU(inplace=True),
+            )
+        )
 
 
 @pytest.mark.parametrize(

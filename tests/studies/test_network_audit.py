@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flax import nnx
+from jax.errors import JaxRuntimeError
 from tiny_studies import quick_compilation
 
 import kljax
@@ -12,7 +13,7 @@ from kljax import cli
 from kljax.attacks.presets import PRESETS
 from kljax.core.inputs import images_of
 from kljax.core.registry import resolve
-from kljax.metrics import wilson
+from kljax.metrics import interval, wilson
 from kljax.studies.audit import network
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network import NetworkAuditConfig, Tried, audit
@@ -124,6 +125,33 @@ def test_verdicts_say_what_was_found_and_never_that_nothing_leaks(
     assert ("lower bound" in words) == (name != "not recovered by what was tried")
 
 
+def test_where_nobody_could_try_the_verdict_says_so():
+    tried = [Tried(Member("y", "y", kind), refused="no") for kind in KINDS[1:4]]
+    rules = {"near": 0.5, "far": 0.1}
+    tried.append(Tried(LABELS, labels=rules))
+    name, words = judge_network(CONFIG, tried, 8, "image", 0.4)
+    assert name == "nothing could be tried" and "no evidence" in words
+    assert "'near' reads 50% right, the best of 2 by the truth" in words
+
+
+@pytest.mark.parametrize(("groups", "told"), [(4, True), (12, False)])
+def test_an_interval_of_few_uploads_is_said_to_be_too_narrow(groups, told):
+    values = [n % 4 == 0 for n in range(2 * groups)]
+    share = interval(values, [n // 2 for n in range(2 * groups)], rate=True)
+    one = ran(KINDS[2], 1)._replace(share=share, corrected=share)
+    _, words = judge_network(CONFIG, [one], 8, "image", 0.4)
+    assert f"{groups} independent" in words and ("it is wider" in words) == told
+
+
+def test_an_attacker_that_fits_no_memory_does_not_end_the_audit(monkeypatch):
+    def full(config, **_):
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(network, "leak", full)
+    found, kept = network._run(CONFIG, LABELS, lambda: None)
+    assert "RESOURCE_EXHAUSTED" in found.refused and kept is None
+
+
 def test_the_best_of_many_has_a_wider_interval(monkeypatch):
     rows = [{"attack": "x", "outcome": "recovered" if n < 3 else "unsolved", "group": n}
             for n in range(8)]  # fmt: skip
@@ -156,6 +184,7 @@ def test_the_command_audits_a_network(monkeypatch, tmp_path, capsys):
     for more, message in (
         (["upload.npz"], "both is there"),
         (["--truth", "x.npz"], "--truth x.npz says nothing"),
+        (["--label-candidates", "3"], "--label-candidates 3 says nothing"),
     ):
         assert cli.main([*words, *more]) == 2
         assert message in capsys.readouterr().err

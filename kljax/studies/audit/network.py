@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 from kljax import metrics
 from kljax.core.checks import check_number, check_whole
@@ -280,7 +281,8 @@ def _run(
     began = time.monotonic()
     try:
         result = leak(config.study(member), load=load)
-    except (ValueError, NotImplementedError) as error:
+    # One attacker that does not fit the memory ends no audit of hours.
+    except (ValueError, NotImplementedError, MemoryError, JaxRuntimeError) as error:
         return Tried(member, refused=" ".join(str(error).split())), None
     rows = [row for row in score_rows(result) if row["input"] == _primary(result)]
     seconds = time.monotonic() - began

@@ -5,6 +5,7 @@
 | recovered                          | an honest server recovers an input             |
 | recovered by a malicious server    | a malicious one does, and no honest one        |
 | not recovered by what was tried    | nobody of the panel does                       |
+| nothing could be tried             | no attacker on inputs works on the network     |
 
 What a panel recovers is a lower bound, and no verdict says that nothing leaks.
 """
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 RECOVERED = "recovered"
 MALICIOUS = "recovered by a malicious server"
 NOT_RECOVERED = "not recovered by what was tried"
+NOTHING = "nothing could be tried"
+FEW = 10  # groups below which a bootstrap's interval is known to be too narrow
 
 
 def best_of(tried: "Sequence[Tried]", *, malicious: bool) -> "Tried | None":
@@ -53,7 +56,7 @@ def judge_network(
     """
     honest = best_of(tried, malicious=False)
     bad = best_of(tried, malicious=True)
-    name = NOT_RECOVERED
+    name = NOTHING if honest is None and bad is None else NOT_RECOVERED
     if bad is not None and bad.recovered:
         name = MALICIOUS
     if honest is not None and honest.recovered:
@@ -67,10 +70,11 @@ def judge_network(
         found = rules[0].labels
         rule = max(found, key=lambda name: found[name])
         words.append(
-            f"Of the labels the rule {rule!r} reads {found[rule]:.0%} right, and a "
-            f"guess without any upload {label_floor:.0%}."
+            f"Of the labels the rule {rule!r} reads {found[rule]:.0%} right, the best "
+            f"of {len(found)} by the truth, and a guess without any upload "
+            f"{label_floor:.0%}."
         )
-    if name == NOT_RECOVERED:
+    if name in (NOT_RECOVERED, NOTHING):
         words.append(
             "That is no evidence about attackers that were not tried, or that had more "
             "evaluations."
@@ -95,10 +99,12 @@ def _bound(best: "Tried") -> str:
     """Writes the interval of the best attacker, corrected for being the best."""
     share = best.corrected
     if share is None or not share.low == share.low:
-        return " (too few uploads for an interval)"
+        return " (no interval: there is one upload, or all have the same share)"
+    few = share.method == "cluster_bootstrap" and share.groups < FEW
     return (
         f" (in other uploads like these {share.low:.0%} to {share.high:.0%}, "
-        f"{share.method}, {share.groups} independent)"
+        f"{share.method}, {share.groups} independent"
+        f"{', too few: it is wider than that' if few else ''})"
     )
 
 
