@@ -10,8 +10,11 @@ That holds within a training and within a study. Both begin at the random key of
 seed, so a training and a study that are to be independent take two seeds.
 """
 
+import secrets
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljax.core.types import Rng
 
@@ -44,6 +47,17 @@ def derive_rng(rng: Rng, purposes: tuple[str, ...], purpose: str) -> Rng:
       purpose: one of them.
     """
     return jax.random.fold_in(rng, purposes.index(purpose))
+
+
+def draw_system_rng() -> Rng:
+    """Draws a random key by the system's randomness, of all bits that a key has.
+
+    ``jax.random.key`` keeps the last 32 bits of a seed alone, where JAX computes in 32
+    bits, and so few can be tried one by one.
+    """
+    words = np.frombuffer(secrets.token_bytes(8), np.uint32)
+    # Threefry's two words, whatever JAX was told to take for other keys.
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def rngs_of_several(rng: Rng, count: int) -> Rng:

@@ -10,7 +10,7 @@ Both work on the messages of Flower 1.42 (``flwr.clientapp``, ``flwr.serverapp``
 train messages hold one record of arrays; it comes with the extra ``flower``.
 """
 
-import secrets
+import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax import defences
+from kljax.core.files import write_bytes
+from kljax.core.randomness import draw_system_rng
 from kljax.core.types import Public
 from kljax.defences.arms import parse_training_arm, unplaced_sites
 from kljax.defences.context import Context
@@ -144,9 +146,10 @@ def defence_mod(
         delta = Public({n: jnp.asarray(floating[n] - received[n]) for n in received})
         held = Public({n: jnp.asarray(x) for n, x in received.items()})
         state, calls = _remembered(context, transform.init_state(delta))
-        number = secrets.randbits(63) if seed is None else seed
-        rng = jax.random.fold_in(jax.random.key(number), calls)
-        if seed is not None:  # clients draw apart
+        if seed is None:
+            rng = draw_system_rng()
+        else:  # clients draw apart
+            rng = jax.random.fold_in(jax.random.key(seed), calls)
             rng = jax.random.fold_in(rng, context.node_id % 2**32)
         sent, state = transform.release(
             rng, state, delta, Context(held, {}, None, None)
@@ -212,11 +215,11 @@ class KeepUploads(Strategy):
         if self.rounds is None or server_round in self.rounds:
             folder = self.folder / f"round-{server_round}"
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / RECEIVED, **_floating(self._received))
+            _save(folder / RECEIVED, _floating(self._received))
             for reply in replies:
                 if not reply.has_error():
                     name = f"client-{reply.metadata.src_node_id}.npz"
-                    np.savez(folder / name, **self._change(reply))
+                    _save(folder / name, self._change(reply))
         return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(
@@ -240,6 +243,13 @@ class KeepUploads(Strategy):
                 f"received {', '.join(received)}: nothing to subtract"
             )
         return {name: trained[name] - received[name] for name in received}
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays whole or not at all: a server may be stopped in a round."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
 
 def kept_uploads(folder: str | Path) -> dict[tuple[int, int], Path]:

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from kljax import defences, flower
+from kljax.core.randomness import draw_system_rng
 from kljax.core.types import Public
 
 RECEIVED = {
@@ -132,6 +133,19 @@ def test_arrays_that_do_not_fit_are_refused():
 
     with pytest.raises(ValueError, match="arrays that were received"):
         mod(message(RECEIVED), context(), other)
+
+
+def test_noise_without_a_seed_has_all_bits_of_the_systems_randomness(monkeypatch):
+    drawn = []
+
+    def draw():
+        drawn.append(draw_system_rng())
+        return drawn[-1]
+
+    monkeypatch.setattr(flower, "draw_system_rng", draw)
+    mod = flower.defence_mod("gaussian-noise=0.1")
+    assert not np.array_equal(sent(mod, context()), sent(mod, context()))
+    assert len(drawn) == 2
 
 
 def test_a_strategy_keeps_the_uploads_of_chosen_rounds_and_aggregates(tmp_path):

@@ -18,7 +18,6 @@ had agreed on keys of their own it would take n - 1 clients.
 
 import functools
 import itertools
-import secrets
 from collections.abc import Mapping
 
 import jax
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.core.checks import shown, whole
+from kljax.core.randomness import draw_system_rng
 from kljax.core.types import Array, Rng
 from kljax.federated.encryption.encryption import AddHidden, Cost, Encryption, Watch
 
@@ -61,9 +61,7 @@ def pairwise_masks(fraction_bits: int = FRACTION) -> Encryption:
 
 def new_pairs_key() -> Rng:
     """Draws what all pairs' keys follow from, by the system's randomness."""
-    words = np.frombuffer(secrets.token_bytes(8), np.uint32)
-    # Threefry's two words, whatever JAX was told to take for other keys.
-    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+    return draw_system_rng()
 
 
 def pair_key(rng_pairs: Rng, client: Array | int, other: Array | int) -> Rng:
