@@ -13,7 +13,7 @@ from kljax.studies.reports import write_report
 from kljax.studies.reports.axes import arrange, axes_of
 from kljax.studies.reports.matrix import make_matrices
 from kljax.studies.reports.pools import make_pools
-from kljax.studies.reports.trends import draw_trends, make_trends
+from kljax.studies.reports.trends import STRENGTH, draw_trends, make_trends
 
 NOISE = "gaussian-noise"
 
@@ -65,6 +65,20 @@ def test_an_axis_of_numbers_has_a_trend_for_each_arm(tmp_path):
     for trend in trends:
         assert trend.at == (1.0, 8.0) and trend.point.keys() == {"steps", "attack"}
         assert [f.mean for f in trend.found] == pytest.approx([1 / 2, 1 / 9])
+
+
+@pytest.mark.parametrize(
+    ("arm", "strength"),
+    [
+        (f"{NOISE}=1e-3+norm-clipping", ["1e-3"]),
+        (f"{NOISE}=.5@update/unaware", [".5"]),
+        ("mine:defence=e", []),
+        ("mine:defence=-", []),
+        ("mine:defence=1.2.3", []),
+    ],
+)
+def test_a_strength_is_a_number_and_nothing_that_looks_like_one(arm, strength):
+    assert STRENGTH.findall(arm) == strength
 
 
 def test_a_defence_of_several_options_and_what_does_not_vary_are_no_trend(tmp_path):

@@ -11,7 +11,8 @@ from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 
-STRENGTH = re.compile(r"=([-+\d.eE]+)(?=[+/@]|$)")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+STRENGTH = re.compile(rf"=({NUMBER})(?=[+/@]|$)")
 LOG = 8  # how many times the smallest number the largest is on a logarithmic axis
 
 
