@@ -172,6 +172,14 @@ def test_what_does_not_fit_is_refused_by_name():
         make(generator=generator()._replace(num_classes=5))
     with pytest.raises(ValueError, match="images of 3 channels, .* takes in 1"):
         make(generator=generator()._replace(shape=(8, 8, 3)))
+    for option in ("divergence", "deviation"):
+        with pytest.raises(ValueError, match=f"{option} must be >= 0, got -1"):
+            ggl(
+                ground(declared, generator=generator()),
+                steps=50,
+                restarts=1,
+                **{option: -1.0},
+            )
 
 
 def wrong(change):

@@ -425,6 +425,9 @@ def test_what_does_not_fit_is_refused_by_name(make):
         build(restarts=0)
     with pytest.raises(ValueError, match="follows gradients"):
         build(options={"optimiser": cma_es()})
+    for option in ("variation", "size"):
+        with pytest.raises(ValueError, match=f"{option} must be >= 0, got -1"):
+            build(options={option: -1})
 
 
 def test_what_gifd_cannot_work_on_is_refused_by_name():

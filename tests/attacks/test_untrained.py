@@ -179,6 +179,7 @@ def test_noise_and_weights_are_drawn_apart_and_fixed():
         ((9, 8, 1), {}, "9 x 8 pixels cannot be halved"),
         ((8, 8, 1), {"scales": 4}, "scales=4: .* can be halved 3 times"),
         ((8, 8, 1), {"channels": 6}, "channels=6 must be a multiple of 4"),
+        ((8, 8, 1), {"variation": -1.0}, "variation must be >= 0, got -1"),
     ],
 )
 def test_images_of_other_sides_are_refused(name, shape, options, message):

@@ -16,6 +16,7 @@ from kljax.attacks.latents import searched_latents
 from kljax.attacks.objectives import cosine, l2_norm, mean_squared_l2
 from kljax.attacks.optimisers import adam, cma_es, rmsprop, sign_adam
 from kljax.attacks.priors import squared_variation, total_variation, with_feature
+from kljax.attacks.priors.sums import check_weight
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
@@ -95,12 +96,15 @@ def ggl(
     says whether the generator is told the label, or its classes are looked for.
 
     Raises:
-      ValueError: see `kljax.attacks.latents.searched_latents`.
+      ValueError: for a negative divergence or deviation; and see
+        `kljax.attacks.latents.searched_latents`.
 
     Reference: Li et al., "Auditing Privacy Defenses in Federated Learning via
     Generative Gradient Leakage" (CVPR 2022), and its code, zhuohangli/GGL,
     celeba32_wgan-gp.py and reconstructor.py.
     """
+    check_weight(divergence, "divergence")
+    check_weight(deviation, "deviation")
     secret, strategy = secret_of(setting), setting.threat.strategy
     optimiser = optimiser or cma_es()
     search = evolve if isinstance(optimiser, Evolution) else descend
@@ -160,12 +164,14 @@ def deep_image_prior(
       learning_rate: of Adam, for weights; secrets have .05.
 
     Raises:
-      ValueError: for sides that cannot be halved so often, and too few channels.
+      ValueError: for sides that cannot be halved so often, too few channels, and a
+        negative variation.
 
     Reference: Ulyanov, Vedaldi, Lempitsky, "Deep Image Prior" (CVPR 2018); Zhang et
     al., "Generative Gradient Inversion via Over-Parameterized Networks in Federated
     Learning" (ICCV 2023), czhang024/CI-Net.
     """
+    check_weight(variation, "variation")
     secret, labels = secret_of(setting), setting.threat.strategy.labels
     space = space_of(setting, channels, scales)
     return descend(
@@ -231,13 +237,14 @@ def gi_nas(
       learning_rate: of Adam, for weights; secrets have .05.
 
     Raises:
-      ValueError: for no candidates, sides that cannot be halved so often, and numbers
-        of which no network can be made.
+      ValueError: for no candidates, sides that cannot be halved so often, numbers of
+        which no network can be made, and a negative variation.
 
     Reference: Yu et al., "GI-NAS: Boosting Gradient Inversion Attacks through Adaptive
     Neural Architecture Search" (IEEE TIFS 2025), and its code, cswbyu/GI-NAS,
     generator.py and runcifar10.py.
     """
+    check_weight(variation, "variation")
     secret, labels = secret_of(setting), setting.threat.strategy.labels
     space = space_of(setting, channels, scales, kernel, narrowest)
     moves = best_network(space, candidates, side_by_side)

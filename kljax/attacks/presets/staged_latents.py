@@ -49,7 +49,7 @@ def gias(
 
     Raises:
       ValueError: see `kljax.attacks.latents.searched_latents`; and for fewer than two
-        steps, or a share outside (0, 1).
+        steps, a share outside (0, 1), or a negative weight of a prior.
 
     Reference: Jeon et al., "Gradient Inversion with Generative Image Prior" (NeurIPS
     2021), and as a baseline in GIFD's code, ffhibnese/GIFD_Gradient_Inversion_Attack.
@@ -102,8 +102,9 @@ def gifd(
     the network's.
 
     Raises:
-      ValueError: for a generator without stages, a negative depth, radius or growth,
-        fewer steps than searches; and see `kljax.attacks.latents.searched_latents`.
+      ValueError: for a generator without stages, a negative depth, radius, growth or
+        weight of a prior, fewer steps than searches; and see
+        `kljax.attacks.latents.searched_latents`.
 
     Reference: Fang et al., "GIFD: A Generative Gradient Inversion Method with Feature
     Domain Optimization" (ICCV 2023, arXiv 2308.04699), and its code,
@@ -143,6 +144,8 @@ def _matched(
     classes: str,
 ) -> Attack:
     """Composes what both have in common: cosine distance, priors, a normal start."""
+    for name, value in {"variation": variation, "size": size}.items():
+        check_weight(value, name)
     secret = secret_of(setting)
     return descend_in_stages(
         Unknowns(

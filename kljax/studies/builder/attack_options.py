@@ -9,6 +9,7 @@ from kljax.attacks.presets import Preset
 from kljax.core.registry import nearest
 
 COMMON = ("steps", "restarts")  # fields of the configuration
+RATES = ("learning_rate", "weight_rate")  # of a descent, which none of 0 or less is
 
 
 def parse_options(
@@ -25,7 +26,8 @@ def parse_options(
       {name: value}, of the type that the option's default has.
 
     Raises:
-      ValueError: for what is no option of the attack, given twice, or of another type.
+      ValueError: for what is no option of the attack, given twice, or of another type;
+        and for a rate that is not above 0.
     """
     defaults, given = _defaults(preset), {}
     for text in texts:
@@ -41,6 +43,8 @@ def parse_options(
         if name in given:
             raise ValueError(f"attack option {name!r} is given twice")
         given[name] = _converted(text, value, type(defaults[name]))
+        if name in RATES and not given[name] > 0:
+            raise ValueError(f"attack option {text!r}: a rate must be above 0")
     return given
 
 
