@@ -56,7 +56,7 @@ def draw_weights(rng: Rng, space: Space, architecture: Architecture) -> PyTree:
     its results: with fewer channels in use, fewer. Norms begin at scale 1 and bias 0.
     What a fixed architecture does not use is None.
     """
-    drawn = _Uniform(rng, space, architecture)
+    drawn = _Uniform(rng, space)
     weights = _parts(space, architecture, drawn.kernel, drawn.norm)
     return drawn.fill(weights)
 
@@ -158,8 +158,7 @@ class _Used:
 class _Uniform:
     """Draws all kernels in one call: one for each would compile, and run, for long."""
 
-    def __init__(self, rng: Rng, space: Space, architecture: Architecture):
-        del architecture
+    def __init__(self, rng: Rng, space: Space):
         self.rng, self.channels, self.asked = rng, space.channels, []
 
     def kernel(self, shape: tuple[int, ...], count: Any) -> "_Asked":

@@ -241,6 +241,8 @@ def test_a_name_that_stands_for_none_is_refused(name, message):
          "'learning_rate=0': a rate must be above 0"),
         ({"attack": "gias", "attack_options": ("weight_rate=-1",)},
          "'weight_rate=-1': a rate must be above 0"),
+        ({"attack": "gias", "optimiser": "adam", "attack_options": ("weight_rate=1",)},
+         "'weight_rate' is of the optimiser .* optimiser='adam' takes its place"),
         ({"attack_options": ("bounded=1",)}, "expected true or false"),
         ({"attack_options": ("bounded=true", "bounded=true")}, "given twice"),
         ({"attack": "matching", "optimiser": "cma_es"}, "follows gradients"),

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from kljax.attacks import Attack, Attacker, Setting
 from kljax.attacks.denoising import denoised
 from kljax.attacks.optimisers import make_optimiser
-from kljax.attacks.presets import Preset
+from kljax.attacks.presets import PRESETS, Preset
 from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator
 from kljax.core.language_model import LanguageModel
@@ -21,7 +21,7 @@ from kljax.core.registry import call_named
 from kljax.core.types import Array, PyTree
 from kljax.defences.arms import Arm
 from kljax.models.decoders import list_decoders
-from kljax.studies.builder.attack_options import parse_options, split_options
+from kljax.studies.builder.attack_options import RATES, parse_options, split_options
 from kljax.studies.builder.denoiser import parse_denoise
 from kljax.studies.builder.generator import find_generator
 from kljax.studies.config import LeakConfig
@@ -84,14 +84,21 @@ def build_attack(
       dialled: what is data of the compiled function; None for the numbers themselves.
 
     Raises:
-      ValueError: for whatever the attack cannot work on, and for options that it does
-        not have.
+      ValueError: for whatever the attack cannot work on, for options that it does not
+        have, and for a rate of an optimiser that another takes the place of.
     """
     optimiser = None
     if config.optimiser is not None:
         step_size = config.step_size if dialled is None else dialled.step_size
         optimiser = make_optimiser(config.optimiser, step_size)
     options = parse_options(config.attack_options, config.attack, preset)
+    ignored = [name for name in RATES if name in options]
+    if config.optimiser is not None and ignored and config.attack in PRESETS:
+        raise ValueError(
+            f"attack option {ignored[0]!r} is of the optimiser that attack "
+            f"{config.attack!r} has, and optimiser={config.optimiser!r} takes its "
+            "place: leave one of the two out, and give step_size for a rate"
+        )
     options |= {} if dialled is None else dialled.attack
     options |= {"steps": config.steps, "restarts": config.restarts}
     attack = call_named(
