@@ -197,7 +197,7 @@ def test_optimisers_have_their_defaults():
         "tolerance_change": 1e-9,
     }
     falling = {"learning_rate": 0.1, "secret_rate": 0.05}  # the latter kljax's own
-    assert defaults_of(adam) == falling
+    assert defaults_of(adam) == falling | {"steps": None}
     assert defaults_of(sign_adam) == falling | {"steps": None}
     # Yin et al. (breaching): 50 steps of warm-up; Adam's own betas.
     more = {"warm_up": 50, "betas": (0.9, 0.999), "noise": 0.0}
