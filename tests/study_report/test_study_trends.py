@@ -9,6 +9,7 @@ from PIL import Image
 
 from kljax.metrics import COLUMNS
 from kljax.studies import store
+from kljax.studies.reports import matrix as matrix_module
 from kljax.studies.reports import write_report
 from kljax.studies.reports.axes import arrange, axes_of
 from kljax.studies.reports.matrix import make_matrices
@@ -107,6 +108,17 @@ def test_the_matrix_shows_one_victim_in_every_place(tmp_path):
                     shown = np.asarray(picture.convert("RGB"), float) / 255
                 wanted = np.clip(kept[array][0][0], 0, 1)
                 np.testing.assert_allclose(shown, wanted, atol=0.01)
+
+
+def test_what_a_page_has_no_room_for_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix_module, "MOST", 3)
+    axes = arms("none", "bn-control") | {
+        "attack": {n: {"attack": n} for n in ("matching", "dlg")}
+    }
+    study, axes, pools = make(tmp_path, axes, lambda c: 0.5, pictures=True)
+    (matrix,) = make_matrices(study, pools, arrange(axes))
+    assert sum(pair is not None for _, pairs in matrix.lines for pair in pairs) == 3
+    assert matrix.left_out == 1
 
 
 def test_a_page_has_both(tmp_path):

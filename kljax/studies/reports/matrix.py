@@ -3,6 +3,7 @@
 The victim is the first of the study, so that nothing about it is chosen.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,11 +28,13 @@ class Matrix(NamedTuple):
       columns: names.
       lines: name of each row, and its pictures (truth, guess) as PNG; None where there
         is none.
+      left_out: places that are not drawn, to keep the page small.
     """
 
     title: str
     columns: tuple[str, ...]
     lines: tuple[tuple[str, tuple[tuple[bytes, bytes] | None, ...]], ...]
+    left_out: int = 0
 
 
 def make_matrices(
@@ -43,14 +46,17 @@ def make_matrices(
     gallery shows all.
     """
     slices: dict[str, dict[tuple[str, str], tuple[bytes, bytes] | None]] = {}
-    left = MOST
+    left, left_out = MOST, collections.Counter()
     for pool in pools:
         row, column = (
             " ".join(pool.point[a] for a in axes if a in pool.point)
             for axes in (arrangement.rows, arrangement.columns)
         )
         rest = {a: pool.point[a] for a in arrangement.slices if a in pool.point}
-        pair = _first_pair(study, pool) if left else None
+        if not left:
+            left_out[at_words(rest)] += 1
+            continue
+        pair = _first_pair(study, pool)
         left -= pair is not None
         slices.setdefault(at_words(rest), {})[row, column] = pair
     matrices = []
@@ -63,7 +69,7 @@ def make_matrices(
         )
         lines = tuple(line for line in lines if any(line[1]))
         if lines and len(columns) > 1:
-            matrices.append(Matrix(title, columns, lines))
+            matrices.append(Matrix(title, columns, lines, left_out[title]))
     return matrices
 
 
