@@ -396,7 +396,7 @@ def test_classes_of_another_order_are_looked_for(make):
     assert error(searched, made()) < 10 * NEAR
     if make is not gias:  # which can change the generator into one that is right
         assert error(told, made()) > error(searched, made())
-    assert float(searched.loss) < float(told.loss)
+        assert float(searched.loss) < float(told.loss)
 
 
 @pytest.mark.parametrize("make", (gias, gifd))
