@@ -29,7 +29,7 @@ CALLS = [
 ]
 SMALL = {
     "leak": {"victims": 1, "steps": 2, "private_key_size": 16},
-    "train": {"rounds": 20, "examples": 32, "test_examples": 8, "public_examples": 8},
+    "train": {"rounds": 20, "examples": 64, "test_examples": 8, "public_examples": 8},
 }
 
 
