@@ -12,9 +12,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Writes a hint at the name that was probably meant; empty if none is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
+def nearest(name: str, names: Iterable[object]) -> str:
+    """Writes a hint at the name that was probably meant; empty if none is near.
+
+    Among choices may be numbers, which no name is near to.
+    """
+    known = [known for known in names if isinstance(known, str)]
+    near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -111,3 +111,8 @@ def test_names_of_the_library_win_over_modules(monkeypatch):
     assert (
         resolve("model", "outside_package:Tiny", table) is table["outside_package:Tiny"]
     )
+
+
+def test_a_number_among_choices_is_near_to_no_name():
+    assert nearest("3", (1, 3)) == ""
+    assert nearest("grex", (1, "grey")) == " (did you mean 'grey'?)"
