@@ -27,6 +27,8 @@ from kljax.threat import observe
 SHAPE, CLASSES = (8, 8, 1), 10
 SIZES = {"width": 64, "hashed": 256, "uploads": 32, "learning_rate": 2e-3}
 TRAINED = {"steps": 150, "restarts": 1, **SIZES}
+# Two examples mix in one upload, and are told apart later.
+STEPS = {1: 150, 2: 900}
 
 
 def test_hashing_is_that_of_a_slow_loop():
@@ -146,7 +148,7 @@ def training(examples, shuffled=False):
             ground(examples),
             drawing(examples, noise),
             jax.random.key(3),
-            **TRAINED,
+            **TRAINED | {"steps": STEPS[examples]},
             shuffled=shuffled,
         )
 
