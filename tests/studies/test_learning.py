@@ -182,7 +182,10 @@ def test_layouts_agree():
             {"public_data": "faces", "attack": "dlg", "attack_options": ()},
             "for an attack that learns, and 'dlg' does not",
         ),
-        ({"optimiser": "adam"}, "by Adam: leave optimiser out"),
+        (
+            {"optimiser": "adam", "attack_options": ()},
+            "by Adam: leave optimiser out",
+        ),
     ],
 )
 def test_what_it_cannot_be_for_is_refused(changes, message):
