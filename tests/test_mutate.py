@@ -158,7 +158,7 @@ def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
 
 def test_cheap_test_files_come_before_dear_ones(repository):
     judge = mutate.Judge(repository, limit=60)
-    for file, seconds in (("dear", 0.3), ("cheap", 0.03)):
+    for file, seconds in (("dear", 0.4), ("cheap", 0.05)):
         (repository / f"tests/test_{file}.py").write_text(
             f"import time\ndef test():\n    time.sleep({seconds})\n"
         )

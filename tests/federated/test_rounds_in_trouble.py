@@ -27,10 +27,10 @@ from kljax.core.types import Public
 from kljax.defences import keylock, none
 from kljax.federated.algorithms import fedavg
 from kljax.federated.clients import Batches, Progress, local_gradient, local_training
+from kljax.federated.cohorts import collect_progress
 from kljax.federated.rounds import (
     NonFiniteClient,
     NonFiniteServer,
-    _collected,
     federated_rounds,
     nbytes,
 )
@@ -218,7 +218,7 @@ def test_progress_is_in_the_order_of_the_cohort_and_nan_for_others():
             (),
         ),
     ]
-    found = _collected(np.array([9, 7, 2, 4]), seen)
+    found = collect_progress(np.array([9, 7, 2, 4]), seen)
     np.testing.assert_array_equal(found.loss, [0.9, np.nan, 0.2, 0.4])
     np.testing.assert_array_equal(found.accuracy, [9, np.nan, 2, 4])
     np.testing.assert_array_equal(found.finite, [False, True, True, False])
