@@ -25,7 +25,8 @@ from train_generator import SEGMENT, split, train_resumably
 from kljax import data
 from kljax.core.denoiser import Denoiser, mixed, move_to_clean
 from kljax.metrics import ssim
-from kljax.models.flows import FOLDER, FlowAccount, init_flow, make_velocity, write_flow
+from kljax.models.flows import FOLDER, FlowAccount, init_flow, make_velocity
+from kljax.models.trained_files import write_trained
 
 
 class Setting(NamedTuple):
@@ -94,7 +95,7 @@ def main():
     )
     path = args.write or FOLDER / f"{args.data}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_flow(path, account, params, public)
+    write_trained(path, account, params, public)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     truth, _ = dataset.fetch(np.sort(held_out)[:256])
     denoiser = Denoiser(make_velocity(account), params, account.shape)

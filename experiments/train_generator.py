@@ -40,8 +40,8 @@ from kljax.models.decoders import (
     decode_logits,
     init_decoder,
     logits_of,
-    write_decoder,
 )
+from kljax.models.trained_files import write_trained
 
 
 class Setting(NamedTuple):
@@ -294,7 +294,7 @@ def main():
     if (args.loss or setting.loss) == "wgan-gp":
         of_training = dataset.fetch(np.sort(ours))
         weights = train_adversarially(account, *of_training, batch=setting.batch)
-        write_decoder(path, account, weights, public)
+        write_trained(path, account, weights, public)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
         return
     folder = args.folder or Path("runs") / f"generator-{args.name}-{account.steps}"
@@ -304,7 +304,7 @@ def main():
     targets = jax.nn.one_hot(labels, account.num_classes)
     _, bound = make_bound(account)
     value = jax.jit(bound)(params, jax.random.key(0), images, targets)
-    write_decoder(path, account, params["decoder"], public)
+    write_trained(path, account, params["decoder"], public)
     print(
         f"{path}: {path.stat().st_size / 1e3:.0f} kB, {public.sum()} of {len(dataset)} "
         f"examples public; {value:.2f} nats on {len(held_out)} of them held out"

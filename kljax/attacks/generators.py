@@ -131,11 +131,13 @@ def init_image_branch(rng: Rng, inputs: int, blocks: int, channels: int) -> PyTr
     rng, rng_first = jax.random.split(rng)
     # PyTorch counts the fan of a transposed convolution on its output side.
     first_shape = (inputs, SMALLEST, SMALLEST, 2 * widths[0])
-    first = _uniform(rng_first, first_shape, SMALLEST**2 * 2 * widths[0])
+    first = draw_dense(rng_first, first_shape, SMALLEST**2 * 2 * widths[0])
     drawn = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         rng, rng_block = jax.random.split(rng)
-        kernel = _uniform(rng_block, (3, 3, before, 2 * after), 9 * before, bias=False)
+        kernel = draw_dense(
+            rng_block, (3, 3, before, 2 * after), 9 * before, bias=False
+        )
         norm = {"scale": jnp.ones(2 * after), "bias": jnp.zeros(2 * after)}
         drawn.append(kernel | norm)
     return {"first": first, "blocks": drawn}
@@ -143,13 +145,13 @@ def init_image_branch(rng: Rng, inputs: int, blocks: int, channels: int) -> PyTr
 
 def init_label_branch(rng: Rng, inputs: int, num_classes: int) -> PyTree:
     """Draws the weights of `label_branch` as PyTorch does by default."""
-    return _uniform(rng, (inputs, num_classes), inputs)
+    return draw_dense(rng, (inputs, num_classes), inputs)
 
 
-def _uniform(
+def draw_dense(
     rng: Rng, shape: tuple[int, ...], fan: int, *, bias: bool = True
 ) -> dict[str, Array]:
-    """Draws from U(-1/sqrt(fan), 1/sqrt(fan))."""
+    """Draws kernel and bias from U(-1/sqrt(fan), 1/sqrt(fan)), as PyTorch does."""
     limit = fan**-0.5
     rng_kernel, rng_bias = jax.random.split(rng)
     drawn = {

@@ -23,7 +23,7 @@ from kljax.core.types import Array, Model, Params, Rng
 from kljax.models import upsampling
 from kljax.models.dense import Dense
 from kljax.models.model import from_nnx
-from kljax.models.trained_files import read_trained, write_trained
+from kljax.models.trained_files import list_trained, read_trained
 
 FOLDER = Path(__file__).parent / "weights"
 REMEDY = "make it anew: python experiments/train_generator.py"
@@ -165,15 +165,8 @@ def _dense_stages(account: Account) -> tuple[Callable[..., Array], ...]:
     return (first, *stages[1:])
 
 
-def write_decoder(
-    path: Path, account: Account, weights: Params, public: np.ndarray
-) -> None:
-    """Writes a decoder's file, whole or not at all; weights become float16."""
-    write_trained(path, account, weights, public)
-
-
 def read_decoder(path: Path) -> Generator:
-    """Reads what `write_decoder` wrote; weights are float32.
+    """Reads a file of `kljax.models.trained_files.write_trained`; weights are float32.
 
     Raises:
       FileNotFoundError: if it is not there.
@@ -186,4 +179,4 @@ def read_decoder(path: Path) -> Generator:
 
 def list_decoders() -> tuple[str, ...]:
     """Names the decoders that the package has."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
+    return list_trained(FOLDER)

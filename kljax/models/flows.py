@@ -18,12 +18,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Origin
 from kljax.core.types import Array, Params, Rng
-from kljax.models.trained_files import read_trained, write_trained
+from kljax.models.trained_files import list_trained, read_trained
 from kljax.models.upsampling import KERNEL, convolve, folded, laid_out
 
 FOLDER = Path(__file__).parent / "weights" / "denoisers"
@@ -120,15 +119,8 @@ def make_velocity(account: FlowAccount):
     return velocity
 
 
-def write_flow(
-    path: Path, account: FlowAccount, weights: Params, public: np.ndarray
-) -> None:
-    """Writes a flow's file, whole or not at all; weights become float16."""
-    write_trained(path, account, weights, public)
-
-
 def read_flow(path: Path) -> Denoiser:
-    """Reads what `write_flow` wrote; weights are float32.
+    """Reads a file of `kljax.models.trained_files.write_trained`; weights are float32.
 
     Raises:
       FileNotFoundError: if it is not there.
@@ -143,4 +135,4 @@ def read_flow(path: Path) -> Denoiser:
 
 def list_flows() -> tuple[str, ...]:
     """Names the denoisers that the package has."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
+    return list_trained(FOLDER)

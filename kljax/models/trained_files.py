@@ -21,7 +21,9 @@ PUBLIC = "public"
 T = TypeVar("T")
 
 
-def write_trained(path: Path, account: Any, weights: Params, public: np.ndarray):
+def write_trained(
+    path: Path, account: Any, weights: Params, public: np.ndarray
+) -> None:
     """Writes a file, whole or not at all; weights become float16.
 
     Args:
@@ -87,3 +89,8 @@ def read_trained(
     weights = {name: leaf.astype(np.float32) for name, leaf in held.items()}
     public = np.unpackbits(bits, count=account.examples).astype(bool)
     return account, weights, public
+
+
+def list_trained(folder: Path) -> tuple[str, ...]:
+    """Names the files of a folder that `write_trained` wrote."""
+    return tuple(sorted(path.stem for path in folder.glob("*.npz")))

@@ -18,8 +18,8 @@ from kljax.models.decoders import (
     list_decoders,
     make_generator,
     read_decoder,
-    write_decoder,
 )
+from kljax.models.trained_files import write_trained
 from kljax.models.upsampling import folded, laid_out, map_sides
 
 ACCOUNT = Account(
@@ -132,7 +132,7 @@ def test_stages_one_after_another_are_the_decoder(name):
 
 def test_what_is_written_is_read_back_and_damage_is_named(tmp_path):
     path, weights = tmp_path / "mine.npz", drawn()
-    write_decoder(path, ACCOUNT, weights, np.arange(9) % 2 == 0)
+    write_trained(path, ACCOUNT, weights, np.arange(9) % 2 == 0)
     found = read_decoder(path)
     np.testing.assert_array_equal(found.origin.public, np.arange(9) % 2 == 0)
     for name, leaf in weights.items():

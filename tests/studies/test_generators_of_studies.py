@@ -12,7 +12,8 @@ from kljax import LeakConfig, data
 from kljax.core.files import DamagedFile
 from kljax.core.generator import Generator
 from kljax.models import decoders
-from kljax.models.decoders import Account, read_decoder, write_decoder
+from kljax.models.decoders import Account, read_decoder
+from kljax.models.trained_files import write_trained
 from kljax.parallel import Layout
 from kljax.studies import leakage
 from kljax.studies.builder.generator import find_generator, private_rows
@@ -105,7 +106,7 @@ def test_splits_are_told_apart(tmp_path):
     account = dataclasses.replace(
         ACCOUNT, dataset="fashion_mnist", split="train", examples=60
     )
-    write_decoder(path, account, weights(), public(60))
+    write_trained(path, account, weights(), public(60))
 
     def private(dataset, split, count=60):
         named = config(generator=str(path), data=dataset, split=split)
@@ -128,7 +129,7 @@ def test_splits_are_told_apart(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "mine.npz"
-    write_decoder(path, ACCOUNT, weights(), public())
+    write_trained(path, ACCOUNT, weights(), public())
     found = find_generator(config(generator=str(path)))
     np.testing.assert_array_equal(found.origin.public, public())
     for name, leaf in weights().items():
@@ -168,7 +169,7 @@ def narrowed(held):
 )
 def test_a_damaged_file_is_named(tmp_path, damage, message):
     path = tmp_path / "mine.npz"
-    write_decoder(path, ACCOUNT, weights(), public())
+    write_trained(path, ACCOUNT, weights(), public())
     rewritten(path, damage)
     with pytest.raises(DamagedFile, match=message):
         find_generator(config(generator=str(path)))
@@ -196,7 +197,7 @@ def as_one_array(path):
 )
 def test_a_file_that_is_no_archive_is_named(tmp_path, damage):
     path = tmp_path / "mine.npz"
-    write_decoder(path, ACCOUNT, weights(), public())
+    write_trained(path, ACCOUNT, weights(), public())
     damage(path)
     with pytest.raises(DamagedFile, match="mine.npz is damaged.*train_generator.py"):
         find_generator(config(generator=str(path)))
@@ -277,7 +278,7 @@ def test_dials_are_data_and_other_options_are_not():
 def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     """Two generators and two weights of the divergence, in one compiled function."""
     path = tmp_path / "mine.npz"
-    write_decoder(path, ACCOUNT, weights(), public())
+    write_trained(path, ACCOUNT, weights(), public())
     options = {"attack": "ggl", "model": "dense", "victims": 1, "steps": 100}
     given = {"generator": str(path), "attack_options": ("divergence=0.1",)}
     study = build_study(config(**options, **given))
@@ -296,7 +297,7 @@ def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     heavy, later = run(attack_options=("divergence=1000",))
     assert timing.compilations > 0 and later.compilations == 0
     assert not np.array_equal(first.reconstruction.inputs, heavy.reconstruction.inputs)
-    write_decoder(path, ACCOUNT, {k: -v for k, v in weights().items()}, public())
+    write_trained(path, ACCOUNT, {k: -v for k, v in weights().items()}, public())
     other, later = run()
     assert later.compilations == 0
     assert not np.array_equal(first.reconstruction.inputs, other.reconstruction.inputs)

@@ -18,9 +18,19 @@ from kljax.studies.audit import network
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network import NetworkAuditConfig, Tried, audit
 from kljax.studies.audit.network_verdict import judge_network, list_open
-from kljax.studies.audit.panel import FED_LAYER, KINDS, LABELS_ALONE, Member, panel_of
+from kljax.studies.audit.panel import (
+    CLOSED_FORM,
+    FED_LAYER,
+    KINDS,
+    LABEL_RULES,
+    LABELS_ALONE,
+    MALICIOUS_SERVER,
+    SEARCH,
+    Member,
+    panel_of,
+)
 
-LABELS = Member("labels", LABELS_ALONE, KINDS[0])
+LABELS = Member("labels", LABELS_ALONE, LABEL_RULES)
 SMALL = {"image_size": 8, "uploads": 2, "steps": 2}
 
 
@@ -42,7 +52,7 @@ def test_a_panel_has_every_attack_that_needs_no_more_than_an_upload():
 
 
 def test_one_image_behind_a_dense_layer_is_recovered(monkeypatch, tmp_path):
-    closed = [Member(n, n, KINDS[1]) for n in ("rgap", "spear")]
+    closed = [Member(n, n, CLOSED_FORM) for n in ("rgap", "spear")]
     some(monkeypatch, LABELS, *closed)
     with quick_compilation():
         found = audit(model="dense", data="digits", batch=1, **SMALL)
@@ -70,7 +80,7 @@ class Own(nnx.Module):
 
 def test_a_network_and_arrays_in_hand_are_audited_as_they_are(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)  # grey
-    some(monkeypatch, *(Member(n, n, KINDS[1]) for n in (FED_LAYER, "rgap")))
+    some(monkeypatch, *(Member(n, n, CLOSED_FORM) for n in (FED_LAYER, "rgap")))
     with quick_compilation():
         found = audit(
             model=Own(nnx.Rngs(0)), data=(images, np.arange(12) % 4), batch=1, uploads=2
@@ -115,8 +125,8 @@ def ran(kind, recovered, of=8, **more):
 def test_verdicts_say_what_was_found_and_never_that_nothing_leaks(
     honest, malicious, verdict
 ):
-    tried = [ran(KINDS[2], honest), ran(KINDS[3], malicious)]
-    tried.append(Tried(Member("y", "y", KINDS[1]), refused="y is of one example"))
+    tried = [ran(SEARCH, honest), ran(MALICIOUS_SERVER, malicious)]
+    tried.append(Tried(Member("y", "y", CLOSED_FORM), refused="y is of one example"))
     name, words = judge_network(CONFIG, tried, 8, "image", 0.4)
     assert name == verdict
     told = " ".join([name, words, *list_open(CONFIG, tried, "image")])
@@ -138,7 +148,7 @@ def test_where_nobody_could_try_the_verdict_says_so():
 def test_an_interval_of_few_uploads_is_said_to_be_too_narrow(groups, told):
     values = [n % 4 == 0 for n in range(2 * groups)]
     share = interval(values, [n // 2 for n in range(2 * groups)], rate=True)
-    one = ran(KINDS[2], 1)._replace(share=share, corrected=share)
+    one = ran(SEARCH, 1)._replace(share=share, corrected=share)
     _, words = judge_network(CONFIG, [one], 8, "image", 0.4)
     assert f"{groups} independent" in words and ("it is wider" in words) == told
 
@@ -155,8 +165,8 @@ def test_an_attacker_that_fits_no_memory_does_not_end_the_audit(monkeypatch):
 def test_the_best_of_many_has_a_wider_interval(monkeypatch):
     rows = [{"attack": "x", "outcome": "recovered" if n < 3 else "unsolved", "group": n}
             for n in range(8)]  # fmt: skip
-    two = [ran(KINDS[2], 3), ran(KINDS[1], 3), ran(KINDS[3], 3)]
-    found = network._corrected(two, [(one, (None, rows)) for one in two])
+    two = [ran(SEARCH, 3), ran(CLOSED_FORM, 3), ran(MALICIOUS_SERVER, 3)]
+    found = network._corrected([(one, (None, rows)) for one in two])
     assert found[0].share == wilson(3, 8)
     assert found[0].corrected == wilson(3, 8, confidence=0.975)
     assert found[2].corrected == wilson(3, 8)
@@ -173,7 +183,7 @@ def test_an_object_has_a_name_while_it_is_needed():
 
 
 def test_the_command_audits_a_network(monkeypatch, tmp_path, capsys):
-    some(monkeypatch, Member("rgap", "rgap", KINDS[1]))
+    some(monkeypatch, Member("rgap", "rgap", CLOSED_FORM))
     words = ["audit", "--model", "dense", "--data", "digits", "--batch", "1"]
     words += ["--image-size", "8", "--uploads", "2"]
     with quick_compilation():

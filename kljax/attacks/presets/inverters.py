@@ -12,16 +12,18 @@ fewer numbers (`kljax.attacks.hashing`).
 Letters: B examples, d entries of an upload, k hashed ones, n = H W C.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from kljax.attacks.attack import Attack, Reconstruction
+from kljax.attacks.drivers import descend_on_batches
+from kljax.attacks.generators import draw_dense
 from kljax.attacks.hashing import feature_hashing
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.priors import refuse_feature
@@ -92,16 +94,12 @@ def run_layers(layers: tuple[tuple[Array, Array], ...], values: Array) -> Array:
 
 def draw_layers(rng: Rng, widths: tuple[int, ...]) -> tuple[tuple[Array, Array], ...]:
     """Draws dense layers as PyTorch does: U(-1/sqrt(inputs), 1/sqrt(inputs))."""
-    layers = []
-    for i, (ins, outs) in enumerate(zip(widths, widths[1:], strict=False)):
-        rng_kernel, rng_bias = jax.random.split(jax.random.fold_in(rng, i))
-        limit = 1 / math.sqrt(ins)
-        kernel = jax.random.uniform(
-            rng_kernel, (ins, outs), minval=-limit, maxval=limit
-        )
-        bias = jax.random.uniform(rng_bias, (outs,), minval=-limit, maxval=limit)
-        layers.append((kernel, bias))
-    return tuple(layers)
+    sizes = enumerate(itertools.pairwise(widths))
+    drawn = (
+        draw_dense(jax.random.fold_in(rng, i), (ins, outs), ins)
+        for i, (ins, outs) in sizes
+    )
+    return tuple((layer["kernel"], layer["bias"]) for layer in drawn)
 
 
 def learn_inverter(
@@ -163,40 +161,22 @@ def learn_inverter(
     rate = optax.piecewise_constant_schedule(
         learning_rate, {int(DROP_AFTER * steps): DROP}
     )
-    optimiser = optax.adam(rate)
 
-    def step(number: Array, carried):
-        layers, state, _ = carried
+    def draw_batch(number: Array) -> tuple[Array, Array]:
         own = jax.random.fold_in(rng_of("training"), number)
-        batch = simulate(own, TRAINING, uploads)
-        value, grads = jax.value_and_grad(error)(layers, *batch)
-        updates, state = optimiser.update(grads, state, layers)
-        return optax.apply_updates(layers, updates), state, value
-
-    held_out = simulate(rng_of("validation"), VALIDATION, MEASURED)
-
-    def until(carried, bounds: Array):
-        now, best = carried
-        begin, end = bounds
-        now = jax.lax.fori_loop(begin, end, step, now)
-        value = error(now[0], *held_out)
-        better = value < best[1]
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old), (now[0], value), best
-        )
-        return (now, kept), (now[2], value)
+        return simulate(own, TRAINING, uploads)
 
     buckets = min(hashed, sum(sizes))
-    layers = draw_layers(rng_of("weights"), (buckets, width, width, outputs))
-    ends = np.linspace(0, steps, min(POINTS, steps) + 1).astype(np.int32)
-    bounds = jnp.stack([ends[:-1], ends[1:]], axis=1)
-    start = (layers, optimiser.init(layers), jnp.zeros(()))
-    (_, (layers, _)), (training, validation) = jax.lax.scan(
-        until, (start, (layers, jnp.inf)), bounds
+    found = descend_on_batches(
+        error,
+        draw_layers(rng_of("weights"), (buckets, width, width, outputs)),
+        optax.adam(rate),
+        draw_batch,
+        simulate(rng_of("validation"), VALIDATION, MEASURED),
+        steps=steps,
+        points=POINTS,
     )
-    # The first of the least, as was kept: one that is not finite is never less.
-    best = jnp.argmin(jnp.where(jnp.isfinite(validation), validation, jnp.inf))
-    return Inverter(centre, scale, layers, ends[1:], training, validation, best)
+    return Inverter(centre, scale, *found)
 
 
 def standardise(entries: Array, sizes: list[int]) -> tuple[Array, Array]:

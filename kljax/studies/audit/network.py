@@ -23,7 +23,13 @@ from kljax.metrics.image import SSIM_WINDOW
 from kljax.metrics.kinds import find_kind
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network_verdict import judge_network, list_open
-from kljax.studies.audit.panel import KINDS, LABELS_ALONE, Member, panel_of
+from kljax.studies.audit.panel import (
+    LABEL_RULES,
+    LABELS_ALONE,
+    MALICIOUS_SERVER,
+    Member,
+    panel_of,
+)
 from kljax.studies.builder.study import build_study, victim_data_of
 from kljax.studies.builder.victims import choose_victims
 from kljax.studies.config import LeakConfig
@@ -33,6 +39,8 @@ from kljax.studies.scoring import Row, score_rows
 CONFIDENCE = 0.95
 RIGHT = ("recovered", "recovered_affine")
 SCORES = ("ssim", "token_accuracy", "success")  # of images, sentences, and others
+# Fields that are not those of a study of the same name.
+OF_PANEL = ("batch", "uploads", "attacks", "starts", "steps")
 GUESSES = 200  # draws of the floor of labels
 
 
@@ -82,23 +90,8 @@ class NetworkAuditConfig:
 
     def study(self, member: Member) -> LeakConfig:
         """Makes the study of one attacker."""
-        same = {
-            name: getattr(self, name)
-            for name in (
-                "model",
-                "data",
-                "init",
-                "classifier",
-                "loss",
-                "image_size",
-                "image_width",
-                "channels",
-                "tokens",
-                "split",
-                "data_dir",
-                "seed",
-            )
-        }
+        fields = (field.name for field in dataclasses.fields(self))
+        same = {name: getattr(self, name) for name in fields if name not in OF_PANEL}
         return LeakConfig(
             arms=("none",),
             attack=member.attack,
@@ -242,7 +235,7 @@ def audit_network(
     Raises:
       ValueError: for parts that do not exist or do not fit each other.
     """
-    first = config.study(Member("labels", LABELS_ALONE, KINDS[0]))
+    first = config.study(Member("labels", LABELS_ALONE, LABEL_RULES))
     load = victim_data_of(first)
     dataset = load()
     panel = panel_of(dataset.input_spec.primary_spec, config.attacks)
@@ -252,7 +245,7 @@ def audit_network(
     for member in panel:
         say(f"{member.kind}: {member.name}")
         ran.append(_run(config, member, load))
-    tried = _corrected([one for one, _ in ran], ran)
+    tried = _corrected(ran)
     best = max(
         (pair for pair in ran if pair[1] is not None and pair[0].outcomes),
         key=lambda pair: (pair[0].recovered, pair[0].score or 0.0),
@@ -284,7 +277,8 @@ def _run(
     # One attacker that does not fit the memory ends no audit of hours.
     except (ValueError, NotImplementedError, MemoryError, JaxRuntimeError) as error:
         return Tried(member, refused=" ".join(str(error).split())), None
-    rows = [row for row in score_rows(result) if row["input"] == _primary(result)]
+    primary = result.dataset.input_spec.primary
+    rows = [row for row in score_rows(result) if row["input"] == primary]
     seconds = time.monotonic() - began
     if member.attack == LABELS_ALONE:
         return Tried(member, labels=_labels(result), seconds=seconds), None
@@ -308,29 +302,27 @@ def _run(
     return tried, (result, rows)
 
 
-def _primary(result: LeakResult) -> str | None:
-    return next(iter(result.dataset.input_spec.scored))
-
-
 def _mean(values: list) -> float:
     finite = np.asarray([value for value in values if value is not None], float)
     finite = finite[np.isfinite(finite)]
     return float(finite.mean()) if len(finite) else float("nan")
 
 
-def _corrected(tried: list[Tried], ran: list) -> list[Tried]:
+def _corrected(
+    ran: list[tuple[Tried, tuple[LeakResult, list[Row]] | None]],
+) -> list[Tried]:
     """Gives every attacker its intervals; see `Tried.corrected`."""
     done = []
-    malicious = KINDS[3]
-    for one, (_, kept) in zip(tried, ran, strict=True):
+    for one, kept in ran:
         if kept is None:
             done.append(one)
             continue
         rivals = [
             other
-            for other in tried
+            for other, _ in ran
             if other.outcomes
-            and (other.member.kind == malicious) == (one.member.kind == malicious)
+            and (other.member.kind == MALICIOUS_SERVER)
+            == (one.member.kind == MALICIOUS_SERVER)
         ]
         rows = [row for row in kept[1] if row["attack"] is not None]
         right = [row["outcome"] in RIGHT for row in rows]
@@ -367,7 +359,7 @@ def _label_floor(
     """Averages what a guess of as many per class gets right of the same uploads."""
     if dataset.target_spec.kind != "classes":
         return None
-    study = config.study(Member("labels", LABELS_ALONE, KINDS[0]))
+    study = config.study(Member("labels", LABELS_ALONE, LABEL_RULES))
     truths = choose_victims(study, load())[0].labels
     generator, classes = np.random.default_rng(0), dataset.num_classes
     places = np.arange(config.batch) % classes

@@ -8,7 +8,7 @@ from tabulate import tabulate
 from kljax.core.files import json_text
 from kljax.core.folders import RunFolder, optional
 from kljax.studies.audit.network import NetworkAudit, Tried
-from kljax.studies.audit.panel import KINDS
+from kljax.studies.audit.panel import LABEL_RULES
 from kljax.studies.gallery import draw_gallery
 from kljax.studies.sentences import as_markdown
 
@@ -21,7 +21,7 @@ def network_table(audit: NetworkAudit) -> tuple[list[str], list[list[str]]]:
     for one in audit.tried:
         if one.refused:
             continue
-        if one.member.kind == KINDS[0]:
+        if one.member.kind == LABEL_RULES:
             for rule, share in one.labels.items():
                 rows.append([rule, one.member.kind, *["-"] * 4, f"{share:.0%}", "-"])
             continue

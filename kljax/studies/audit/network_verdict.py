@@ -13,7 +13,7 @@ What a panel recovers is a lower bound, and no verdict says that nothing leaks.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kljax.studies.audit.panel import KINDS
+from kljax.studies.audit.panel import LABEL_RULES, MALICIOUS_SERVER, SEARCH
 
 if TYPE_CHECKING:
     from kljax.studies.audit.network import NetworkAuditConfig, Tried
@@ -30,7 +30,7 @@ def best_of(tried: "Sequence[Tried]", *, malicious: bool) -> "Tried | None":
     ran = [
         one
         for one in tried
-        if one.outcomes and (one.member.kind == KINDS[3]) == malicious
+        if one.outcomes and (one.member.kind == MALICIOUS_SERVER) == malicious
     ]
     return max(ran, key=lambda one: (one.recovered, one.score or 0.0), default=None)
 
@@ -65,7 +65,7 @@ def judge_network(
         _of_server("An honest server", honest, count, noun),
         _of_server("A malicious server, which changes the network,", bad, count, noun),
     ]
-    rules = [one for one in tried if one.member.kind == KINDS[0] and one.labels]
+    rules = [one for one in tried if one.member.kind == LABEL_RULES and one.labels]
     if rules:
         found = rules[0].labels
         rule = max(found, key=lambda name: found[name])
@@ -118,7 +118,7 @@ def list_open(
         for one in refused
     ]
     failed = [one for one in tried if one.outcomes.get("unsolved")]
-    searched = [one for one in failed if one.member.kind == KINDS[2]]
+    searched = [one for one in failed if one.member.kind == SEARCH]
     if searched:
         names = ", ".join(f"`{one.member.name}`" for one in searched)
         told.append(

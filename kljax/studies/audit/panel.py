@@ -22,7 +22,10 @@ SEARCHES = {
     "text": ("dlg", "tag"),
     "table": ("dlg", "tableak"),
 }
-KINDS = ("label rules", "closed form", "search", "malicious server", "learned")
+# Kinds of attackers, in the order in which a page lists them.
+LABEL_RULES, CLOSED_FORM, SEARCH = "label rules", "closed form", "search"
+MALICIOUS_SERVER, LEARNED = "malicious server", "learned"
+KINDS = (LABEL_RULES, CLOSED_FORM, SEARCH, MALICIOUS_SERVER, LEARNED)
 
 
 class Member(NamedTuple):
@@ -63,24 +66,26 @@ def panel_of(spec: InputSpec, searches: tuple[str, ...] | None) -> list[Member]:
                 f"attack {name!r} does not search, and closed forms and malicious "
                 "servers are tried anyway: leave it out of attacks"
             )
-    members = [Member("labels", LABELS_ALONE, KINDS[0])]
+    members = [Member("labels", LABELS_ALONE, LABEL_RULES)]
     if spec.kind == "image":
-        members.append(Member("dense layer", FED_LAYER, KINDS[1]))
-    for name, preset in PRESETS.items():
-        fits = preset.inputs is None or spec.kind in preset.inputs
-        if preset.objective is None and preset.inserts is None and fits:
-            kind = KINDS[4] if preset.learn else KINDS[1]
+        members.append(Member("dense layer", FED_LAYER, CLOSED_FORM))
+    fitting = {
+        name: preset
+        for name, preset in PRESETS.items()
+        if preset.inputs is None or spec.kind in preset.inputs
+    }
+    for name, preset in fitting.items():
+        if preset.objective is None and preset.inserts is None:
+            kind = LEARNED if preset.learn else CLOSED_FORM
             members.append(Member(name, name, kind))
     for name in searches:
         told = find_preset(name).labels
-        for labels in dict.fromkeys(
-            ("recovered" if told == "given" else told, "given")
-        ):
-            members.append(Member(f"{name}, labels {labels}", name, KINDS[2], labels))
-    for name, preset in PRESETS.items():
-        fits = preset.inputs is None or spec.kind in preset.inputs
-        if preset.inserts is not None and fits:
-            members.append(Member(name, name, KINDS[3]))
+        read_off = "recovered" if told == "given" else told
+        for labels in dict.fromkeys((read_off, "given")):
+            members.append(Member(f"{name}, labels {labels}", name, SEARCH, labels))
+    for name, preset in fitting.items():
+        if preset.inserts is not None:
+            members.append(Member(name, name, MALICIOUS_SERVER))
     return members
 
 

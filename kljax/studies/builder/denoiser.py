@@ -1,14 +1,15 @@
 """A study's denoiser: found by name, with the strength at which it is used."""
 
-import functools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from kljax.attacks.denoising import RULES
 from kljax.core.denoiser import Denoiser, check_denoiser
-from kljax.core.registry import call_named, nearest, resolve
+from kljax.core.registry import nearest
 from kljax.models import flows
+from kljax.studies.builder.trained import Kept, find_trained
+
+KEPT = Kept("denoiser", Denoiser, flows.FOLDER, flows.read_flow, check_denoiser)
 
 
 class Written(NamedTuple):
@@ -60,25 +61,4 @@ def find_denoiser(text: str | None) -> Denoiser | None:
     """
     if text is None:
         return None
-    name, known = parse_denoise(text).name, flows.list_flows()
-    if name.endswith(".npz") or name in known:
-        path = Path(name) if name.endswith(".npz") else flows.FOLDER / f"{name}.npz"
-        return _read(path.resolve(), path.stat().st_mtime_ns)
-    function = resolve("denoiser", name, dict.fromkeys(known))
-    denoiser = call_named("denoiser", name, function)
-    if not isinstance(denoiser, Denoiser):
-        raise ValueError(
-            f"denoiser {name!r} gave {type(denoiser).__name__}, expected a "
-            "kljax.core.denoiser.Denoiser"
-        )
-    check_denoiser(denoiser, name)
-    return denoiser
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: Path, changed: int) -> Denoiser:
-    """Reads a flow; a sweep asks for the same one in every cell."""
-    del changed  # part of the cache's index
-    denoiser = flows.read_flow(path)
-    check_denoiser(denoiser, str(path))
-    return denoiser
+    return find_trained(parse_denoise(text).name, KEPT)

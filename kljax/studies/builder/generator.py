@@ -1,16 +1,17 @@
 """A study's generator: found by name, and kept away from the victims."""
 
-import functools
-from pathlib import Path
-
 import numpy as np
 
 from kljax import data
 from kljax.core.denoiser import Denoiser
 from kljax.core.generator import Generator, check_generator
-from kljax.core.registry import call_named, resolve
 from kljax.models import decoders
+from kljax.studies.builder.trained import Kept, find_trained
 from kljax.studies.config import LeakConfig
+
+KEPT = Kept(
+    "generator", Generator, decoders.FOLDER, decoders.read_decoder, check_generator
+)
 
 
 def find_generator(config: LeakConfig) -> Generator | None:
@@ -21,32 +22,9 @@ def find_generator(config: LeakConfig) -> Generator | None:
       ValueError: for an unknown name, a damaged file, a function of your own that
         gives no `Generator`, and one whose images are not what it says.
     """
-    name = config.generator
-    if name is None:
+    if config.generator is None:
         return None
-    if name.endswith(".npz") or name in decoders.list_decoders():
-        path = Path(name)
-        if not name.endswith(".npz"):
-            path = decoders.FOLDER / f"{name}.npz"
-        return _read(path.resolve(), path.stat().st_mtime_ns)
-    known = dict.fromkeys(decoders.list_decoders())
-    generator = call_named("generator", name, resolve("generator", name, known))
-    if not isinstance(generator, Generator):
-        raise ValueError(
-            f"generator {name!r} gave {type(generator).__name__}, expected a "
-            "kljax.core.generator.Generator"
-        )
-    check_generator(generator, name)
-    return generator
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: Path, changed: int) -> Generator:
-    """Reads a decoder; a sweep asks for the same one in every cell."""
-    del changed  # part of the cache's index
-    generator = decoders.read_decoder(path)
-    check_generator(generator, str(path))
-    return generator
+    return find_trained(config.generator, KEPT)
 
 
 def private_rows(
