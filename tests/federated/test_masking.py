@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kljax.core.randomness import draw_system_rng
 from kljax.federated.encryption import MissingUpload, masking, pairwise_masks
 from kljax.federated.encryption.masking import (
     FRACTION,
@@ -15,7 +16,6 @@ from kljax.federated.encryption.masking import (
     adding_with,
     from_fixed_point,
     mask_of,
-    new_pairs_key,
     pair_key,
     to_fixed_point,
 )
@@ -59,7 +59,9 @@ def test_the_sum_does_not_depend_on_the_keys_or_the_order():
     values = np.random.default_rng(1).normal(0, 1, (4, 50))
     mean, _ = adding_with(PAIRS)(0, ROSTER, SHARES, values)
     turn = [3, 1, 0, 2]
-    other, _ = adding_with(new_pairs_key())(5, ROSTER[turn], SHARES[turn], values[turn])
+    other, _ = adding_with(draw_system_rng())(
+        5, ROSTER[turn], SHARES[turn], values[turn]
+    )
     np.testing.assert_array_equal(mean, other)
 
 
@@ -170,14 +172,14 @@ def test_a_round_that_is_run_again_has_other_masks(monkeypatch):
 
 def test_masks_are_threefrys_whatever_other_keys_are():
     with jax.default_prng_impl("rbg"):
-        drawn = new_pairs_key()
+        drawn = draw_system_rng()
     assert jax.random.key_impl(drawn) == "threefry2x32"
     assert np.all(sum(masks(pairs=drawn, size=4).values()) == 0)
 
 
 def test_keys_are_drawn_anew():
     assert not np.array_equal(
-        jax.random.key_data(new_pairs_key()), jax.random.key_data(new_pairs_key())
+        jax.random.key_data(draw_system_rng()), jax.random.key_data(draw_system_rng())
     )
 
 

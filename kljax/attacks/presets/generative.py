@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from kljax.attacks.attack import (
     Attack,
     Evolution,
+    Moves,
     Optimiser,
     Reconstruction,
+    Unknown,
     Unknowns,
 )
 from kljax.attacks.drivers import descend, evolve
@@ -171,21 +173,12 @@ def deep_image_prior(
     al., "Generative Gradient Inversion via Over-Parameterized Networks in Federated
     Learning" (ICCV 2023), czhang024/CI-Net.
     """
-    check_weight(variation, "variation")
-    secret, labels = secret_of(setting), setting.threat.strategy.labels
     space = space_of(setting, channels, scales)
-    return descend(
-        Unknowns(
-            untrained_images(setting, space, space.usual()),
-            LABELS[labels](setting),
-            secret.unknown,
-        ),
-        replay(setting, secret.gates),
-        cosine(),
+    return _untrained(
+        setting,
+        untrained_images(setting, space, space.usual()),
         optimiser or adam(learning_rate, SECRET_RATE),
-        prior=with_feature(
-            setting, secret.gates, total_variation(variation, relative=False)
-        ),
+        variation=variation,
         steps=steps,
         restarts=restarts,
     )
@@ -244,23 +237,13 @@ def gi_nas(
     Neural Architecture Search" (IEEE TIFS 2025), and its code, cswbyu/GI-NAS,
     generator.py and runcifar10.py.
     """
-    check_weight(variation, "variation")
-    secret, labels = secret_of(setting), setting.threat.strategy.labels
     space = space_of(setting, channels, scales, kernel, narrowest)
-    moves = best_network(space, candidates, side_by_side)
-    search = descend(
-        Unknowns(
-            untrained_images(setting, space),
-            LABELS[labels](setting),
-            secret.unknown,
-        ),
-        replay(setting, secret.gates),
-        cosine(),
+    search = _untrained(
+        setting,
+        untrained_images(setting, space),
         optimiser or sign_adam(learning_rate, SECRET_RATE),
-        prior=with_feature(
-            setting, secret.gates, total_variation(variation, relative=False)
-        ),
-        moves=moves,
+        variation=variation,
+        moves=best_network(space, candidates, side_by_side),
         steps=steps,
         restarts=restarts,
     )
@@ -271,3 +254,30 @@ def gi_nas(
         return found._replace(numbers=found.numbers | {"proposals": tried})
 
     return attack
+
+
+def _untrained(
+    setting: Setting,
+    images: Unknown,
+    optimiser: Optimiser,
+    *,
+    variation: float | Array,
+    steps: int,
+    restarts: int,
+    moves: Moves | None = None,
+) -> Attack:
+    """Composes what both untrained networks have in common: cosine and variation."""
+    check_weight(variation, "variation")
+    secret, strategy = secret_of(setting), setting.threat.strategy
+    return descend(
+        Unknowns(images, LABELS[strategy.labels](setting), secret.unknown),
+        replay(setting, secret.gates),
+        cosine(),
+        optimiser,
+        prior=with_feature(
+            setting, secret.gates, total_variation(variation, relative=False)
+        ),
+        moves=moves,
+        steps=steps,
+        restarts=restarts,
+    )

@@ -54,14 +54,9 @@ def pairwise_masks(fraction_bits: int = FRACTION) -> Encryption:
         )
 
     def start() -> AddHidden:
-        return adding_with(new_pairs_key(), fraction_bits)
+        return adding_with(draw_system_rng(), fraction_bits)
 
     return Encryption("pairwise-masks", start)
-
-
-def new_pairs_key() -> Rng:
-    """Draws what all pairs' keys follow from, by the system's randomness."""
-    return draw_system_rng()
 
 
 def pair_key(rng_pairs: Rng, client: Array | int, other: Array | int) -> Rng:

@@ -127,7 +127,7 @@ def make_drawn_client(
 
     def draw_network(source: Source) -> PyTree:
         if config.weights == "shared":
-            source = _of_all(source)
+            source = of_all_victims(source)
         init = modify(source.survey).init
         return draw_jointly(init)(draw_rng(source, "weights"))
 
@@ -141,7 +141,7 @@ def make_drawn_client(
         public, private = init(draw_rng(source, "defence"), network[0])
         if not same:
             return public, private
-        of_all = init(draw_rng(_of_all(published), "defence"), network[0])
+        of_all = init(draw_rng(of_all_victims(published), "defence"), network[0])
         if "lock_weights" in same:
             private = private._replace(trainable=of_all[1].trainable)
         if "private_key" in same:
@@ -166,7 +166,7 @@ def make_drawn_client(
     return Client(upload, draws, uploads=uploads, draw_held=draw_held)
 
 
-def _of_all(source: Source) -> Source:
+def of_all_victims(source: Source) -> Source:
     """Gives the source of what is the same for all victims."""
     return source._replace(index=jnp.zeros_like(source.index))
 

@@ -22,7 +22,12 @@ from kljax.defences.arms import Arm
 from kljax.parallel import Timing
 from kljax.studies.builder.attack_options import parse_options
 from kljax.studies.builder.attacker import understood
-from kljax.studies.builder.drawn_client import Client, Source, draw_rng
+from kljax.studies.builder.drawn_client import (
+    Client,
+    Source,
+    draw_rng,
+    of_all_victims,
+)
 from kljax.studies.builder.generator import base_name
 from kljax.studies.builder.task import fetch_examples, load_dataset
 from kljax.studies.builder.victims import Victims
@@ -180,7 +185,7 @@ def make_learning(
 
     def learn(source: Source, numbers: tuple[Array, ...], inputs: dict, labels: dict):
         defence = arm.make(numbers)
-        source = source._replace(index=jnp.zeros_like(source.index))
+        source = of_all_victims(source)
         network = client.draws[0](source)
 
         def draw_upload(rng: Rng, part: str) -> tuple[threat.View, PyTree]:

@@ -4,7 +4,6 @@ A chunk leaves those of its victims in a file of its own; when all chunks of a c
 there, they become the cell's file.
 """
 
-import io
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kljax.core.files import read_arrays, write_bytes
+from kljax.core.files import read_arrays, write_arrays
 from kljax.studies import scoring
 from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.store.manifest import Chunk, Group
@@ -145,7 +144,5 @@ def _aside(folder: Path) -> Path:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getvalue())
+    write_arrays(path, arrays)
