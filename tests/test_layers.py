@@ -80,7 +80,7 @@ RESERVED = {
     "setattr": {
         "models/gating.py",
         "models/adapters.py",
-        "models/torch_networks.py",  # which builds one
+        "models/pytorch/network.py",  # which builds one
     },
     "intercept_methods": {"models/linen.py"},
     "nnx.split": {"models/model.py"},

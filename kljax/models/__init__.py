@@ -14,6 +14,7 @@ from kljax.models.norm_layers import NORMS
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
 from kljax.models.perceptron import Perceptron
 from kljax.models.pretrained import load_pretrained
+from kljax.models.pytorch import from_torch, tensors_from_torch
 from kljax.models.redrawing import redrawn
 from kljax.models.resnet import (
     ResNet,
@@ -23,7 +24,6 @@ from kljax.models.resnet import (
     resnet32,
     resnet34,
 )
-from kljax.models.torch_networks import from_torch, tensors_from_torch
 from kljax.models.transformer import Transformer, bert, gpt, gpt_classifier
 from kljax.models.values import layers_behind, value_shape
 from kljax.models.vgg import VGG

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import kljax
 from kljax import Gate
 from kljax.models import from_torch, tensors_from_torch
-from kljax.models.torch_networks import LAYERS
+from kljax.models.pytorch.layers import LAYERS
 
 SHAPE = (3, 16, 16)
 
@@ -431,6 +431,13 @@ SILENT = [
     (
         lambda: Calls(attended, attention=nn.MultiheadAttention(4, 2)),
         r"more is used than \[0\]",
+    ),
+    (
+        lambda: Calls(
+            lambda m, x: m.attention(x, x, x)[0],
+            attention=nn.MultiheadAttention(4, 2, add_bias_kv=True),
+        ),
+        "add_bias_kv=True",
     ),
     (
         lambda: nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)),
