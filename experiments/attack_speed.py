@@ -20,9 +20,10 @@ import numpy as np
 from peak import matmul_peak, product_flops
 from resident import resident
 from slow_form import slow_difference
-from table import entry, layout_title, on_gpu, ranking, turns
-from torch_peer import PARAMETERS, TorchPeer, fastest
+from table import as_fields, entry, layout_title, on_gpu, ranking, turns
+from torch_layouts import lenet_in_torch
 from torch_peer import Setting as PeerSetting
+from torch_peer import TorchPeer, fastest
 
 from kljax import data, defences, metrics
 from kljax.attacks import (
@@ -144,18 +145,7 @@ class Problem:
 
     def in_torch(self):
         """The same, as `TorchPeer.load` wants it."""
-        weights = {}
-        for name in PARAMETERS:
-            layer, kind = name.split("/")
-            value = np.asarray(
-                self.params[f"{layer}/{'kernel' if kind == 'weight' else 'bias'}"]
-            )
-            if value.ndim == 5:  # HWIO -> OIHW
-                value = value.transpose(0, 4, 3, 1, 2)
-            elif value.ndim == 3:  # [H * W * C, Kc] -> [Kc, C * H * W]
-                value = value.reshape(-1, 8, 8, 12, CLASSES).transpose(0, 4, 3, 1, 2)
-                value = value.reshape(len(value), CLASSES, -1)
-            weights[name] = value
+        weights = lenet_in_torch(self.params)
         nchw = functools.partial(np.moveaxis, source=-1, destination=1)
         return weights, nchw(self.images), self.labels, nchw(self.starts)
 
@@ -303,7 +293,7 @@ def dlg_lenet_eval(options):
         "layout": str(layout),
         "compile_s": compile_s,
         "difference_to_slow_form": slow_difference(evaluation, slow, some, layout),
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "peers": as_fields(chosen),
         "flops_per_evaluation": flops,
         "matmul_peak_gflops": peak / 1e9,
     }
@@ -346,7 +336,7 @@ def dlg_lenet_attack(options):
         "iterations": ITERATIONS,
         "layout": str(layout),
         "compile_s": compile_s,
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "peers": as_fields(chosen),
         "share_with_ssim_0.6": {name: recovered(x) for name, x in images.items()},
     }
     return [entry("dlg-lenet-attack", mine, values, "attacks/h", settings, None)]

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from attack_speed import Problem, best_peers
-from table import entry, on_gpu, turns
+from table import as_fields, entry, on_gpu, turns
 from torch_peer import TorchPeer
 
 EVALUATIONS = 6 * 16 * 1000  # arms, victims, steps
@@ -56,7 +56,7 @@ def demo(options, name):
     settings = {
         "evaluations": EVALUATIONS,
         "runs": runs,
-        "peers": {label: setting._asdict() for label, setting in chosen.items()},
+        "peers": as_fields(chosen),
     }
     return [entry(name, values.pop("ours"), values, "evaluations/s", settings)]
 

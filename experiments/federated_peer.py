@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
 
 
 class Setting(NamedTuple):
@@ -53,23 +53,17 @@ GPU_SETTINGS = {
 }
 
 
-class FederatedPeer:
-    """Owns the worker processes of one library; use it in a `with`."""
+class FederatedPeer(Peer):
+    """Owns the worker processes of one library."""
 
     def __init__(self, library, python, processes=1, gpu=False):
         script = Path(__file__).resolve()
         # Defaults of its own, not those of the driver's JAX; and no worker may take
         # most of a GPU's memory for itself.
         env = {"XLA_FLAGS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._workers = Workers((python, script, library), processes, env, gpu)
+        super().__init__((python, script, library), processes, env, gpu)
         self.settings = GPU_SETTINGS if gpu else SETTINGS
         self.clients = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
 
     def load(self, network, rate, arrays):
         """Sends the federation to the workers.
@@ -79,11 +73,8 @@ class FederatedPeer:
         (indices into them), weights [N] float32 of the clients in the mean, and the
         server's parameters and statistics by kljax's names ("conv1/kernel").
         """
-        path = self._workers.folder / "federation.npz"
-        np.savez(path, **arrays)
         self.clients = len(arrays["batches"])
-        request = {"network": network, "rate": rate, "path": str(path)}
-        self._workers.ask([{"command": "load", **request}] * len(self._workers))
+        self.send(arrays, network=network, rate=rate)
 
     def round(self, setting, steps=None, result=False):
         """Times one round from the weights loaded; gives the new ones if wanted.
@@ -105,8 +96,7 @@ class FederatedPeer:
                 for first, last, path in zip(bounds, bounds[1:], paths, strict=False)
             ]
         )
-        # perf_counter is one clock for all processes of a Linux machine.
-        seconds = max(a["stop"] for a in answers) - min(a["start"] for a in answers)
+        seconds = elapsed(*answers)
         if not result:
             return Round(seconds)
         total, means = sum(a["weight"] for a in answers), []
@@ -140,13 +130,7 @@ def work(library):
         from peers.federated_torch import Federation
     else:
         from peers.federated_fedjax import Federation
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Federation(**fields)]
-        return {}
-
-    serve({"load": load, "round": lambda **fields: loaded[0].round(**fields)})
+    serve_object("round", load=Federation)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from federated_peer import SETTINGS, FederatedPeer, Setting, fastest
 from memory import Watch
 from own_images import epochs, noise
 from peak import matmul_peak, product_flops
-from table import entry, layout_title, on_gpu, ranking, turns
+from table import as_fields, entry, layout_title, on_gpu, ranking, turns
 from tutorial_cnn import TutorialCNN
 
 from kljax import data, defences
@@ -267,7 +267,7 @@ def compare(name, options, work=None):
         "work": work._asdict(),
         "layout": str(fastest_layout("clients")),
         "compile_s": compile_s,
-        "peers": {title: setting._asdict() for title, setting in chosen.items()},
+        "peers": as_fields(chosen),
         "first_round_s": first_s,
         "agreement": apart,
         "flops_per_example": flops,

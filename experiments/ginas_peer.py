@@ -10,8 +10,8 @@ python experiments/ginas_peer.py                 # the worker
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
+from workers import fastest as fastest_of
 
 PEERS = ("torch-eager", "torch-func")
 CHUNKS = (4, 20)  # networks at once, of func
@@ -39,55 +39,32 @@ def settings(name):
     return [Setting(form, chunk, n) for chunk in chunks for n in (1, 2)]
 
 
-class GinasPeer:
-    """Owns the worker process; use it in a `with`."""
+class GinasPeer(Peer):
+    """Owns the worker process."""
 
     def __init__(self, python, gpu=False):
-        self._workers = Workers((python, Path(__file__).resolve()), 1, gpu=gpu)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
+        super().__init__((python, Path(__file__).resolve()), gpu=gpu)
 
     def load(self, arrays):
         """Sends the networks to the worker."""
-        path = self._workers.folder / "networks.npz"
-        np.savez(path, **arrays)
-        self._workers.ask([{"command": "load", "path": str(path)}])
+        self.send(arrays)
 
     def candidates(self, setting):
         """Judges all networks once."""
-        request = {"command": "candidates"} | setting._asdict()
-        (answer,) = self._workers.ask([request])
-        seconds = answer["stop"] - answer["start"]
-        return Round(len(answer["values"]) / seconds, answer["values"])
+        answer = self.ask_one("judge", **setting._asdict())
+        return Round(len(answer["values"]) / elapsed(answer), answer["values"])
 
 
 def fastest(peer, name):
-    """Finds the best setting of a peer, by one round each after one to warm up."""
-    speeds = {}
-    for setting in settings(name):
-        peer.candidates(setting)
-        speeds[setting] = peer.candidates(setting).per_second
-    return max(speeds, key=speeds.get)
+    """Finds the best setting of a peer."""
+    return fastest_of(settings(name), lambda s: 1 / peer.candidates(s).per_second)
 
 
 def work():
     """Answers requests, inside the worker."""
     from peers.encoder_decoders import Networks
 
-    loaded = []
-
-    def load(path):
-        loaded[:] = [Networks(path)]
-        return {}
-
-    def candidates(**fields):
-        return loaded[0].judge(**fields)
-
-    serve({"load": load, "candidates": candidates})
+    serve_object("judge", load=Networks)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 A candidate is one untrained network of its own architecture: the images that it makes,
 LeNet's gradient at them, and its cosine distance to the observed one. Networks and
-weights are drawn beforehand, the same for all. Ours is one compiled program for all
-architectures; cold, its compilation is in every time. Peers (`ginas_peer`) are found at
-the best of their settings first:
+weights are drawn beforehand, the same for all; LeNet's are of U(-.5, .5). Ours is one
+compiled program for all architectures; cold, its compilation is in every time. Peers
+(`ginas_peer`) are found at the best of their settings first:
   torch-eager  one network after another, built without what it does not use, as the
                code of GI-NAS does; it has nothing to compile
   torch-func   masked networks side by side, by `torch.func.vmap`
 """
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,13 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 from ginas_peer import PEERS, GinasPeer, fastest
 from jax.tree_util import tree_flatten_with_path
-from table import entry, on_gpu, turns
+from table import (
+    as_fields,
+    beside_peers,
+    cold_seconds,
+    largest_differences,
+    on_gpu,
+    warm_and_cold,
+)
+from torch_layouts import lenet_in_torch
 
 from kljax.attacks.architectures import Space, check_space
 from kljax.attacks.encoder_decoders import doubling_matrix, draw_weights, generate
 from kljax.attacks.objectives import cosine
 from kljax.attacks.untrained import judge_each
 from kljax.models import LeNet, from_nnx
+from kljax.models.initialisers import uniform
 from kljax.models.losses import cross_entropy
 
 CLASSES = 10
@@ -52,7 +62,12 @@ class Problem:
         self.space = check_space(
             Space(shape, work.channels, work.scales, 3, work.channels)
         )
-        self.model = from_nnx(lambda rngs: LeNet(CLASSES, image_shape=shape, rngs=rngs))
+        # At LeNet's own, smaller weights all distances would be rounding.
+        self.model = from_nnx(
+            lambda rngs: LeNet(
+                CLASSES, image_shape=shape, initialiser=uniform(0.5), rngs=rngs
+            )
+        )
         self.params, self.stats = jax.jit(self.model.init)(jax.random.key(0))
         draw = np.random.default_rng(0)
         batch = (work.examples, *shape)
@@ -96,20 +111,11 @@ class Problem:
 
     def in_torch(self):
         """Gives what `peers.encoder_decoders.Networks` takes."""
-        params = {n: np.asarray(x) for n, x in self.params.items()}
-        victim = {}
-        for layer in ("conv1", "conv2", "conv3"):
-            kernel = params[f"{layer}/kernel"]
-            victim[f"{layer}/weight"] = kernel.transpose(3, 2, 0, 1)
-            victim[f"{layer}/bias"] = params[f"{layer}/bias"]
-        side = self.work.side // 4
-        kernel = params["fc/kernel"].reshape(side, side, 12, CLASSES)
-        victim["fc/weight"] = kernel.transpose(3, 2, 0, 1).reshape(CLASSES, -1)
-        victim["fc/bias"] = params["fc/bias"]
         one, weights = self.networks
         leaves, _ = tree_flatten_with_path(weights)
         arrays = {"noise": self.noise, "images": self.images, "onehots": self.targets}
-        arrays |= {f"victim/{n}": np.ascontiguousarray(x) for n, x in victim.items()}
+        victim = lenet_in_torch(self.params)
+        arrays |= {f"victim/{n}": x for n, x in victim.items()}
         arrays |= {f"architecture/{n}": x for n, x in one._asdict().items()}
         arrays |= {
             "weights/"
@@ -137,45 +143,24 @@ def compare(options, work=None):
         return work.candidates / (time.perf_counter() - start)
 
     def cold():
-        jax.clear_caches()
-        jax.config.update("jax_enable_compilation_cache", False)
-        start = time.perf_counter()
-        program, given = problem.compiled()
-        np.asarray(program(*given))
-        spent.append(time.perf_counter() - start)
-        jax.config.update("jax_enable_compilation_cache", True)
+        spent.append(cold_seconds(problem.compiled))
         return work.candidates / spent[-1]
 
     ours()
-    contestants, chosen = {"ours": ours, "cold": cold}, {}
     with GinasPeer(options.torch_python, gpu=on_gpu()) as peer:
         names = [name for name in PEERS if name in options.peers]
         if names:
             peer.load(problem.in_torch())
-        for name in names:
-            chosen[name] = fastest(peer, name)
-
-            def run_peer(name=name):
-                made = peer.candidates(chosen[name])
-                values[name] = np.array(made.values)
-                return made.per_second
-
-            contestants[name] = run_peer
-        rates = turns(options.rounds, contestants)
-    mine, first = rates.pop("ours"), rates.pop("cold")
+        own = {"ours": ours, "cold": cold}
+        rates, chosen, theirs = beside_peers(
+            options.rounds, own, names, partial(fastest, peer), peer.candidates
+        )
     settings = work._asdict() | {
         "cold_s": spent,
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
-        # What says that all do the same work.
-        "largest_difference_to_peer": {
-            name: float(np.max(np.abs(values[name] - values["ours"])))
-            for name in chosen
-        },
+        "peers": as_fields(chosen),
+        "largest_difference_to_peer": largest_differences(theirs, values["ours"]),
     }
-    return [
-        entry(f"ginas-search-{how}", own, rates, "candidates/s", settings)
-        for how, own in (("warm", mine), ("cold", first))
-    ]
+    return warm_and_cold("ginas-search", rates, "candidates/s", settings)
 
 
 NAMES = {"ginas-search": compare}

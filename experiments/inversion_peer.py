@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
 
 PEERS = ("torch-eager", "torch-func")
 
@@ -52,19 +51,12 @@ def settings(name, victims, gpu=False):
     ]
 
 
-class InversionPeer:
-    """Owns the worker processes; use it in a `with`."""
+class InversionPeer(Peer):
+    """Owns the worker processes."""
 
     def __init__(self, python, processes=2, gpu=False):
-        command = python, Path(__file__).resolve()
-        self._workers = Workers(command, processes, gpu=gpu)
+        super().__init__((python, Path(__file__).resolve()), processes, gpu=gpu)
         self.victims, self.gpu = 0, gpu
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
 
     def load(self, network, arrays, rate, weight):
         """Sends N victims to the workers, which compute the observed uploads.
@@ -73,12 +65,8 @@ class InversionPeer:
         weights [N, ...] by kljax's names; T local steps of size `rate`, one for a
         gradient. weight: of the total variation.
         """
-        path = self._workers.folder / "victims.npz"
-        np.savez(path, **arrays)
         self.victims = len(arrays["images"])
-        request = {"command": "load", "network": network, "path": str(path)}
-        request |= {"rate": rate, "weight": weight}
-        self._workers.ask([request] * len(self._workers))
+        self.send(arrays, network=network, rate=rate, weight=weight)
 
     def load_generators(self, arrays, weight):
         """Sends N victims of GRNN to the workers.
@@ -87,31 +75,18 @@ class InversionPeer:
         weights of LeNet [N, ...] by kljax's names, and those of the generators after
         ``generator/``. weight: of the total variation.
         """
-        path = self._workers.folder / "victims.npz"
-        np.savez(path, **arrays)
         self.victims = len(arrays["images"])
-        request = {"command": "load_generators", "path": str(path), "weight": weight}
-        self._workers.ask([request] * len(self._workers))
+        self.send(arrays, "load_generators", weight=weight)
 
     def evaluations(self, setting, repeats):
         """Times `repeats` values and gradients of every victim, from its start on."""
-        share = self.victims // setting.processes
-        answers = self._workers.ask(
-            [
-                {
-                    "command": "evaluations",
-                    "setting": setting._asdict(),
-                    "first": part * share,
-                    "last": (part + 1) * share,
-                    "repeats": repeats,
-                }
-                for part in range(setting.processes)
-            ]
+        fields = {"setting": setting._asdict(), "repeats": repeats}
+        answers = self.ask_shares(
+            "evaluations", self.victims, setting.processes, **fields
         )
-        # perf_counter is one clock for all processes of a Linux machine.
-        seconds = max(a["stop"] for a in answers) - min(a["start"] for a in answers)
         count = sum(a["evaluations"] for a in answers)
-        return Round(count / seconds, [v for a in answers for v in a["values"]])
+        values = [v for a in answers for v in a["values"]]
+        return Round(count / elapsed(*answers), values)
 
 
 def fastest(peer, name):
@@ -127,26 +102,10 @@ def fastest(peer, name):
 
 def work():
     """Answers requests, inside a worker."""
-    import torch
     from peers.generation import Generation
     from peers.inversion import Inversion
 
-    loaded = []
-
-    def load_generators(**fields):
-        loaded[:] = [Generation(**fields)]
-        return {}
-
-    def load(**fields):
-        loaded[:] = [Inversion(**fields)]
-        return {}
-
-    def evaluations(setting, **fields):
-        torch.set_num_threads(setting["threads"])
-        return loaded[0].evaluations(setting, **fields)
-
-    commands = {"load": load, "load_generators": load_generators}
-    serve(commands | {"evaluations": evaluations})
+    serve_object("evaluations", load=Inversion, load_generators=Generation)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ from inversion_peer import PEERS, InversionPeer, fastest
 from peak import matmul_peak, product_flops
 from resident import resident
 from slow_form import slow_difference
-from table import entry, layout_title, on_gpu, ranking, turns
+from table import (
+    as_fields,
+    beside_peers,
+    entry,
+    largest_differences,
+    layout_title,
+    on_gpu,
+    ranking,
+)
 
 from kljax import data, defences
 from kljax.attacks import (
@@ -341,31 +349,24 @@ def race(name, options, work, timed, load, settings, flops, unit):
         seconds, values["ours"] = timed()
         return total / seconds
 
-    contestants, chosen = {"ours": ours}, {}
     with InversionPeer(options.torch_python, gpu=on_gpu()) as peer:
         names = [n for n in PEERS if n in options.peers]
         if names:
             load(peer)
-        for peer_name in (n + end for n in names for end in ("", "-2-processes")):
-            setting = chosen[peer_name] = fastest(peer, peer_name)
-
-            def run_peer(name=peer_name, setting=setting):
-                made = peer.evaluations(setting, work.repeats)
-                values[name] = np.array(made.values)
-                return made.per_second
-
-            contestants[peer_name] = run_peer
-        rates = turns(options.rounds, contestants)
+        rates, chosen, theirs = beside_peers(
+            options.rounds,
+            {"ours": ours},
+            [n + end for n in names for end in ("", "-2-processes")],
+            functools.partial(fastest, peer),
+            lambda setting: peer.evaluations(setting, work.repeats),
+        )
     peak, mine = matmul_peak(), rates.pop("ours")
     settings |= {
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
+        "peers": as_fields(chosen),
         "flops_per_evaluation": flops,
         "matmul_peak_gflops": peak / 1e9,
-        # Of the objective at the starts; what says that both do the same work.
-        "largest_difference_to_peer": {
-            name: float(np.max(np.abs(values[name] - values["ours"])))
-            for name in chosen
-        },
+        # Of the objective at the starts.
+        "largest_difference_to_peer": largest_differences(theirs, values["ours"]),
     }
     share = statistics.median(mine) * flops / peak
     return entry(name, mine, rates, unit, settings, share)

@@ -10,8 +10,8 @@ python experiments/inverter_peer.py             # the worker
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
+from workers import fastest as fastest_of
 
 PEERS = ("torch-eager", "torch-func")
 
@@ -31,17 +31,11 @@ def settings(name):
     return [Setting(form, kind, n) for kind in kinds for n in (1, 2)]
 
 
-class InverterPeer:
-    """Owns the worker process; use it in a `with`."""
+class InverterPeer(Peer):
+    """Owns the worker process."""
 
     def __init__(self, python, gpu=False):
-        self._workers = Workers((python, Path(__file__).resolve()), 1, gpu=gpu)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
+        super().__init__((python, Path(__file__).resolve()), gpu=gpu)
 
     def load(self, hashed, rate, arrays):
         """Sends all that is drawn to the worker.
@@ -51,40 +45,24 @@ class InverterPeer:
         weights in PyTorch's layouts after ``weights/``, kernels and biases of the
         inverter after ``layers/NUMBER/``.
         """
-        path = self._workers.folder / "training.npz"
-        np.savez(path, **arrays)
-        request = {"command": "load", "hashed": hashed, "rate": rate, "path": str(path)}
-        self._workers.ask([request])
+        self.send(arrays, hashed=hashed, rate=rate)
 
     def train(self, setting):
         """Makes all steps from the start; gives seconds and the error of each."""
-        (answer,) = self._workers.ask([{"command": "train"} | setting._asdict()])
-        return answer["stop"] - answer["start"], answer["errors"]
+        answer = self.ask_one("train", **setting._asdict())
+        return elapsed(answer), answer["errors"]
 
 
 def fastest(peer, name):
-    """Finds the best setting of a peer, by one round each after one to warm up."""
-    spent = {}
-    for setting in settings(name):
-        peer.train(setting)
-        spent[setting] = peer.train(setting)[0]
-    return min(spent, key=spent.get)
+    """Finds the best setting of a peer."""
+    return fastest_of(settings(name), lambda setting: peer.train(setting)[0])
 
 
 def work():
     """Answers requests, inside the worker."""
     from peers.inverters import Training
 
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Training(**fields)]
-        return {}
-
-    def train(**fields):
-        return loaded[0].train(**fields)
-
-    serve({"load": load, "train": train})
+    serve_object("train", load=Training)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ sides, and so are the losses. Peers (`inverter_peer`):
 """
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from inverter_peer import PEERS, InverterPeer, fastest
-from table import entry, on_gpu, turns
+from table import as_fields, beside_peers, entry, largest_differences, on_gpu
+from torch_layouts import lenet_in_torch
 
 from kljax import defences
 from kljax.attacks.hashing import deal, feature_hashing
@@ -107,7 +109,7 @@ class Problem:
             own = np.arange(first, first + size)
             numbers[name] = own.reshape(self.params[name].shape)
             first += size
-        theirs = in_layout(numbers)
+        theirs = lenet_in_torch(numbers)
         flat = np.concatenate([theirs[n].ravel() for n in theirs])
         places = np.argsort(flat)  # of our entry number i in their vector
         order, signs = deal(self.entries)
@@ -117,25 +119,13 @@ class Problem:
             "labels": self.labels.astype(np.int64),
             "order": places[np.asarray(order)].astype(np.int64),
             "signs": np.asarray(signs),
-            **{f"weights/{n}": x for n, x in in_layout(self.params).items()},
+            **{f"weights/{n}": x for n, x in lenet_in_torch(self.params).items()},
             **{
                 f"layers/{i}/{n}": np.asarray(x)
                 for i, layer in enumerate(self.layers)
                 for n, x in zip(("kernel", "bias"), layer, strict=True)
             },
         }
-
-
-def in_layout(params):
-    """Turns LeNet's arrays to PyTorch's layouts, by its names."""
-    turned = {}
-    for layer in ("conv1", "conv2", "conv3"):
-        turned[f"{layer}/weight"] = params[f"{layer}/kernel"].transpose(3, 2, 0, 1)
-        turned[f"{layer}/bias"] = params[f"{layer}/bias"]
-    kernel = params["fc/kernel"].reshape(8, 8, 12, CLASSES)
-    turned["fc/weight"] = kernel.transpose(3, 2, 0, 1).reshape(CLASSES, -1)
-    turned["fc/bias"] = params["fc/bias"]
-    return {name: np.ascontiguousarray(x) for name, x in turned.items()}
 
 
 def compare(options, work=None):
@@ -153,29 +143,22 @@ def compare(options, work=None):
         return total / (time.perf_counter() - start)
 
     ours()
-    contestants, chosen = {"ours": ours}, {}
     with InverterPeer(options.torch_python, gpu=on_gpu()) as peer:
         names = [name for name in PEERS if name in options.peers]
         if names:
             peer.load(work.hashed, RATE, problem.in_torch())
-        for name in names:
-            chosen[name] = fastest(peer, name)
 
-            def run_peer(name=name):
-                seconds, errors = peer.train(chosen[name])
-                values[name] = np.array(errors)
-                return total / seconds
+        def run(setting):
+            seconds, errors = peer.train(setting)
+            return total / seconds, errors
 
-            contestants[name] = run_peer
-        rates = turns(options.rounds, contestants)
+        rates, chosen, theirs = beside_peers(
+            options.rounds, {"ours": ours}, names, partial(fastest, peer), run
+        )
     settings = work._asdict() | {
         "compile_s": compile_s,
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
-        # What says that all do the same work.
-        "largest_difference_to_peer": {
-            name: float(np.max(np.abs(values[name] - values["ours"])))
-            for name in chosen
-        },
+        "peers": as_fields(chosen),
+        "largest_difference_to_peer": largest_differences(theirs, values["ours"]),
     }
     mine = rates.pop("ours")
     return [entry("lti-train", mine, rates, "examples/s", settings)]

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
+from workers import fastest as fastest_of
 
 PEERS = ("torch-eager", "torch-func")
 
@@ -42,19 +42,12 @@ def settings(name, orders):
     return [Setting(form, n, t, processes) for n in chunks for t in threads]
 
 
-class LampPeer:
-    """Owns the worker processes; use it in a `with`."""
+class LampPeer(Peer):
+    """Owns the worker processes."""
 
     def __init__(self, python, gpu=False):
-        command = python, Path(__file__).resolve()
-        self._workers = Workers(command, 2, gpu=gpu)
+        super().__init__((python, Path(__file__).resolve()), 2, gpu=gpu)
         self.victims = self.orders = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
 
     def load(self, arrays):
         """Sends N victims to the workers, which compute the observed gradients.
@@ -62,52 +55,30 @@ class LampPeer:
         arrays: embeddings of the true sentences and of the guesses [N, T, d], labels
         [N], orders [N, P, T], and weights [N, ...] by kljax's names.
         """
-        path = self._workers.folder / "victims.npz"
-        np.savez(path, **arrays)
         self.victims, self.orders = arrays["orders"].shape[:2]
-        self._workers.ask([{"command": "load", "path": str(path)}] * 2)
+        self.send(arrays)
 
     def candidates(self, setting):
         """Times all orders of all victims."""
-        share = self.victims // setting.processes
         fields = setting._asdict()
-        fields.pop("processes")
-        answers = self._workers.ask(
-            [
-                {"command": "candidates", **fields}
-                | {"first": part * share, "last": (part + 1) * share}
-                for part in range(setting.processes)
-            ]
-        )
-        # perf_counter is one clock for all processes of a Linux machine.
-        seconds = max(a["stop"] for a in answers) - min(a["start"] for a in answers)
+        processes = fields.pop("processes")
+        answers = self.ask_shares("candidates", self.victims, processes, **fields)
         values = [value for a in answers for value in a["values"]]
-        return Round(len(values) / seconds, values)
+        return Round(len(values) / elapsed(*answers), values)
 
 
 def fastest(peer, name):
-    """Finds the best setting of a peer, by one round each after one to warm up."""
-    speeds = {}
-    for setting in settings(name, peer.orders):
-        peer.candidates(setting)
-        speeds[setting] = peer.candidates(setting).per_second
-    return max(speeds, key=speeds.get)
+    """Finds the best setting of a peer."""
+    return fastest_of(
+        settings(name, peer.orders), lambda s: 1 / peer.candidates(s).per_second
+    )
 
 
 def work():
     """Answers requests, inside a worker."""
     from peers.sentences import Sentences
 
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Sentences(**fields)]
-        return {}
-
-    def candidates(**fields):
-        return loaded[0].candidates(**fields)
-
-    serve({"load": load, "candidates": candidates})
+    serve_object("candidates", load=Sentences)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ sides. Peers (`lamp_peer`) are found at the best of their settings first:
   ...-2-processes   the best of each with the victims dealt to two processes
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from lamp_peer import PEERS, LampPeer, fastest
-from table import entry, on_gpu, turns
+from table import as_fields, beside_peers, entry, largest_differences, on_gpu
 
 from kljax import data, defences
 from kljax.attacks import AssumedDefence, Candidate, Setting, Task, replay
@@ -130,33 +131,25 @@ def compare(options, work=None):
         values["ours"] = np.asarray(found).ravel()
         return total / timing.run_s
 
-    contestants, chosen = {"ours": ours}, {}
     with LampPeer(options.torch_python, gpu=on_gpu()) as peer:
         names = [n for n in PEERS if n in options.peers]
         if names:
             peer.load(problem.in_torch())
-        for name in (n + end for n in names for end in ("", "-2-processes")):
-            setting = chosen[name] = fastest(peer, name)
-
-            def run_peer(name=name, setting=setting):
-                made = peer.candidates(setting)
-                values[name] = np.array(made.values)
-                return made.per_second
-
-            contestants[name] = run_peer
-        rates = turns(options.rounds, contestants)
+        rates, chosen, theirs = beside_peers(
+            options.rounds,
+            {"ours": ours},
+            [n + end for n in names for end in ("", "-2-processes")],
+            partial(fastest, peer),
+            peer.candidates,
+        )
     settings = {
         "victims": work.victims,
         "orders": work.orders,
         "tokens": work.length,
         "layout": str(layout),
         "compile_s": compile_s,
-        "peers": {name: setting._asdict() for name, setting in chosen.items()},
-        # What says that all do the same work.
-        "largest_difference_to_peer": {
-            name: float(np.max(np.abs(values[name] - values["ours"])))
-            for name in chosen
-        },
+        "peers": as_fields(chosen),
+        "largest_difference_to_peer": largest_differences(theirs, values["ours"]),
     }
     mine = rates.pop("ours")
     return [entry("lamp-candidates", mine, rates, "candidates/s", settings)]

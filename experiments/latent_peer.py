@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from workers import Workers, serve
+from workers import Peer, serve_object
 
 PEERS = ("torch-eager", "torch-func")
 # Ways to write a convolution, see peers/lenet.py.
@@ -43,18 +43,11 @@ def settings(name, candidates):
     ]
 
 
-class LatentPeer:
-    """Owns the worker process; use it in a `with`."""
+class LatentPeer(Peer):
+    """Owns the worker process."""
 
     def __init__(self, python, gpu=False):
-        command = python, Path(__file__).resolve()
-        self._workers = Workers(command, 1, gpu=gpu)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
+        super().__init__((python, Path(__file__).resolve()), gpu=gpu)
 
     def load(self, arrays):
         """Sends N victims to the worker, which computes the observed gradients.
@@ -63,49 +56,26 @@ class LatentPeer:
         of the decoder, targets [N, Kc], images [N, 1, 3, S, S], latents [N, n], and
         candidates [N, P, n].
         """
-        path = self._workers.folder / "victims.npz"
-        np.savez(path, **arrays)
-        self._workers.ask([{"command": "load", "path": str(path)}])
+        self.send(arrays)
 
     def judge(self, setting):
         """Times all candidates of all victims: seconds, and their distances."""
-        (answer,) = self._workers.ask([{"command": "judge", **setting._asdict()}])
+        answer = self.ask_one("judge", **setting._asdict())
         return answer["seconds"], np.array(answer["values"])
 
     def descend(self, setting, **options):
         """Times the steps of all victims: seconds, and the best distance of each."""
         fields = setting._asdict()
         fields.pop("chunk")
-        (answer,) = self._workers.ask([{"command": "descend", **fields, **options}])
+        answer = self.ask_one("descend", **fields, **options)
         return answer["seconds"], np.array(answer["values"])
-
-
-def fastest(run, candidates):
-    """Finds the best of settings by one round each, after one to warm up."""
-    speeds = {}
-    for setting in candidates:
-        run(setting)
-        speeds[setting] = run(setting)[0]
-    return min(speeds, key=speeds.get)
 
 
 def work():
     """Answers requests, inside the worker."""
     from peers.latents import Latents
 
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Latents(**fields)]
-        return {}
-
-    serve(
-        {
-            "load": load,
-            "judge": lambda **fields: loaded[0].judge(**fields),
-            "descend": lambda **fields: loaded[0].descend(**fields),
-        }
-    )
+    serve_object("judge", "descend", load=Latents)
 
 
 if __name__ == "__main__":

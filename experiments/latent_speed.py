@@ -13,8 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from latent_peer import PEERS, LatentPeer, fastest, settings
-from table import entry, on_gpu, turns
+from latent_peer import PEERS, LatentPeer, settings
+from table import as_fields, beside_peers, entry, largest_differences, on_gpu
+from torch_layouts import lenet_in_torch
+from workers import fastest
 
 from kljax import defences
 from kljax.attacks import (
@@ -165,17 +167,8 @@ class Problem:
         }
         for name, leaf in self.generator.weights.items():
             arrays[f"generator/{name}"] = np.asarray(leaf)
-        for name, leaf in self.params.items():
-            layer, kind = name.split("/")
-            if kind == "kernel" and layer == "fc":
-                # Rows are in the order of [h, w, c] here, of [c, h, w] there.
-                side = int((leaf.shape[1] // 12) ** 0.5)
-                square = leaf.reshape(-1, side, side, 12, CLASSES)
-                leaf = square.transpose(0, 4, 3, 1, 2).reshape(len(leaf), CLASSES, -1)
-            elif kind == "kernel":
-                leaf = leaf.transpose(0, 4, 3, 1, 2)
-            kind = kind.replace("kernel", "weight")
-            arrays[f"params/{layer}/{kind}"] = np.ascontiguousarray(leaf)
+        for name, leaf in lenet_in_torch(self.params).items():
+            arrays[f"params/{name}"] = leaf
         return arrays
 
 
@@ -195,7 +188,6 @@ def compare(name, options, work=None):
         values["ours"] = np.asarray(found).ravel()
         return total / timing.run_s
 
-    contestants, chosen = {"ours": ours}, {}
     fields = {"radius": RADIUS, "rate": RATE, "variation": VARIATION, "size": SIZE}
     with LatentPeer(options.torch_python, gpu=on_gpu()) as peer:
 
@@ -207,25 +199,25 @@ def compare(name, options, work=None):
         names = [n for n in PEERS if n in options.peers]
         if names:
             peer.load(problem.in_torch())
-        for label in names:
-            chosen[label] = fastest(theirs, settings(label, work.candidates))
 
-            def run_peer(label=label):
-                seconds, values[label] = theirs(chosen[label])
-                return total / seconds
+        def choose(label):
+            some = settings(label, work.candidates)
+            return fastest(some, lambda setting: theirs(setting)[0])
 
-            contestants[label] = run_peer
-        rates = turns(options.rounds, contestants)
+        def run_peer(setting):
+            seconds, found = theirs(setting)
+            return total / seconds, found
+
+        rates, chosen, found = beside_peers(
+            options.rounds, {"ours": ours}, names, choose, run_peer
+        )
+    ratios = {label: own / values["ours"] for label, own in found.items()}
     settled = {
         **work._asdict(),
         "layout": str(layout),
         "compile_s": compile_s,
-        "peers": {label: setting._asdict() for label, setting in chosen.items()},
-        # What says that all do the same work.
-        "largest_relative_difference_to_peer": {
-            label: float(np.max(np.abs(values[label] / values["ours"] - 1)))
-            for label in chosen
-        },
+        "peers": as_fields(chosen),
+        "largest_relative_difference_to_peer": largest_differences(ratios, 1),
     }
     mine = rates.pop("ours")
     unit = "candidates/s" if name == "ggl-cma" else "steps/s"

@@ -6,7 +6,7 @@ python experiments/membership_peer.py           # the worker
 import sys
 from pathlib import Path
 
-from workers import serve
+from workers import serve_object
 
 PEER = "torch-membership"
 SCRIPT = Path(__file__).resolve()
@@ -16,16 +16,7 @@ def work():
     """Answers requests, inside a worker."""
     from peers.membership import Membership
 
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Membership(**fields)]
-        return {}
-
-    def run(**fields):
-        return loaded[0].run(**fields)
-
-    serve({"load": load, "run": run})
+    serve_object("run", load=Membership)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from membership_peer import PEER, SCRIPT
 from table import entry, on_gpu, turns
-from workers import Workers
+from workers import Peer
 
 from kljax.attacks.closed_form.attention_inputs import (
     Probe,
@@ -116,17 +116,13 @@ def compare(options):
 
     contestants, chosen = {"ours": ours}, None
     command = options.torch_python, SCRIPT
-    with Workers(command, 1, gpu=on_gpu()) as workers:
+    with Peer(command, gpu=on_gpu()) as peer:
         if PEER in options.peers:
-            path = workers.folder / "arrays.npz"
-            np.savez(path, **problem.arrays())
-            load = {"command": "load", "path": str(path)}
-            workers.ask([load | {"tolerance": TOLERANCE, "nearness": NEARNESS}])
+            peer.send(problem.arrays(), tolerance=TOLERANCE, nearness=NEARNESS)
 
             def theirs(setting):
                 threads, chunk = setting
-                request = {"command": "run", "threads": threads, "chunk": chunk}
-                (answer,) = workers.ask([request | {"repeats": 1}])
+                answer = peer.ask_one("run", threads=threads, chunk=chunk, repeats=1)
                 seen[PEER] = sorted(map(tuple, answer["fits"]))
                 return 1 / answer["seconds"]
 

@@ -2,8 +2,10 @@
 
 import os
 import statistics
+import time
 
 import jax
+import numpy as np
 
 
 def spread(values):
@@ -65,6 +67,67 @@ def turns(rounds, contestants, keep=0.0):
             if values[name][0] >= keep * best
         }
     return values
+
+
+def beside_peers(rounds, own, peers, choose, run):
+    """Runs ours and the peers in turns, each peer at the best of its settings.
+
+    Args:
+      rounds: how many.
+      own: name -> ``() -> rate``, ours.
+      peers: their names.
+      choose: ``name -> setting``; called for all peers before the first round.
+      run: ``setting -> (rate, values)`` of a peer's round.
+
+    Returns:
+      What `turns` gives; the settings chosen, and the values of the last round, both by
+      name of the peer.
+    """
+    chosen, values = {}, {}
+    contestants = dict(own)
+    for name in peers:
+        chosen[name] = choose(name)
+
+        def run_peer(name=name):
+            rate, values[name] = run(chosen[name])
+            return rate
+
+        contestants[name] = run_peer
+    return turns(rounds, contestants), chosen, values
+
+
+def as_fields(chosen):
+    """Writes chosen settings down, by name of the peer."""
+    return {name: setting._asdict() for name, setting in chosen.items()}
+
+
+def largest_differences(values, ours):
+    """Says that all do the same work: how far the values of each peer are from ours."""
+    return {
+        name: float(np.max(np.abs(np.array(theirs) - ours)))
+        for name, theirs in values.items()
+    }
+
+
+def cold_seconds(compiled):
+    """Times ``compiled() -> (program, its input)`` and a run, with all caches empty."""
+    jax.clear_caches()
+    jax.config.update("jax_enable_compilation_cache", False)
+    start = time.perf_counter()
+    program, given = compiled()
+    np.asarray(program(*given))
+    seconds = time.perf_counter() - start
+    jax.config.update("jax_enable_compilation_cache", True)
+    return seconds
+
+
+def warm_and_cold(name, rates, unit, settings):
+    """Makes two lines of the table, of ours with a compilation in no time or in all."""
+    warm, cold = rates.pop("ours"), rates.pop("cold")
+    return [
+        entry(f"{name}-{how}", own, rates, unit, settings)
+        for how, own in (("warm", warm), ("cold", cold))
+    ]
 
 
 def ranking(name, rounds, contestants, unit, settings, keep=0.0):

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve
 
 
 class Setting(NamedTuple):
@@ -107,26 +107,16 @@ GPU_FORMS = {
 }
 
 
-class TorchPeer:
+class TorchPeer(Peer):
     """Owns worker processes; use it in a `with`, or call `close`."""
 
     def __init__(self, python, processes=2, gpu=False):
         script = Path(__file__).resolve()
         # compile in the worker itself: no helper processes that outlive the call
         env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        self._workers = Workers((python, script, "serve"), processes, env, gpu)
+        super().__init__((python, script, "serve"), processes, env, gpu)
         self.forms = GPU_FORMS if gpu else FORMS
         self.victims = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def close(self):
-        """Ends the workers."""
-        self._workers.close()
 
     def load(self, weights, images, labels, starts):
         """Sends M victims to the workers, which compute the observed gradients.
@@ -134,12 +124,11 @@ class TorchPeer:
         weights: NAME -> [M, ...] float32, names and shapes of PARAMETERS; images and
         starts [M, 3, 32, 32] float32, images in [0, 1]; labels [M] int.
         """
-        path = self._workers.folder / "victims.npz"
         named = {f"weights/{n}": np.float32(w) for n, w in weights.items()}
         images, starts = np.float32(images), np.float32(starts)
-        np.savez(path, images=images, labels=np.int32(labels), starts=starts, **named)
+        arrays = {"images": images, "labels": np.int32(labels), "starts": starts}
         self.victims = len(images)
-        self._workers.ask([{"command": "load", "path": str(path)}] * len(self._workers))
+        self.send(arrays | named)
 
     def warm(self, setting):
         """Compiles and runs one round per process, one process after the other."""
@@ -191,10 +180,7 @@ class TorchPeer:
 
     @staticmethod
     def _round(answers):
-        # perf_counter is one clock for all processes of a Linux machine
-        start = min(a["start"] for a in answers)
-        stop = max(a["stop"] for a in answers)
-        return Round(sum(a["evaluations"] for a in answers), stop - start)
+        return Round(sum(a["evaluations"] for a in answers), elapsed(*answers))
 
 
 def fastest(peer, settings, repeats=4, rounds=2):

@@ -10,8 +10,8 @@ python experiments/trigger_peer.py            # the worker
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from workers import Workers, serve
+from workers import Peer, elapsed, serve_object
+from workers import fastest as fastest_of
 
 PEERS = ("torch-eager", "torch-batched")
 
@@ -29,17 +29,11 @@ def settings(name):
     return [Setting(form, threads) for threads in (1, 2)]
 
 
-class TriggerPeer:
-    """Owns the worker process; use it in a `with`."""
+class TriggerPeer(Peer):
+    """Owns the worker process."""
 
     def __init__(self, python, gpu=False):
-        self._workers = Workers((python, Path(__file__).resolve()), 1, gpu=gpu)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._workers.close()
+        super().__init__((python, Path(__file__).resolve()), gpu=gpu)
 
     def load(self, network, arrays):
         """Sends the pairs to the worker.
@@ -48,41 +42,28 @@ class TriggerPeer:
         where masks [pairs, H, W, 1] and patterns [pairs, H, W, C] start; the network's
         weights by kljax's names, after ``weights/``.
         """
-        path = self._workers.folder / "pairs.npz"
-        np.savez(path, **arrays)
-        self._workers.ask([{"command": "load", "network": network, "path": str(path)}])
+        self.send(arrays, network=network)
 
     def search(self, setting, steps):
         """Inverts every pair once; gives seconds and the sizes of their masks."""
-        (answer,) = self._workers.ask(
-            [{"command": "search", "steps": steps} | setting._asdict()]
-        )
-        return answer["stop"] - answer["start"], answer["sizes"]
+        answer = self.ask_one("search", steps=steps, **setting._asdict())
+        return elapsed(answer), answer["sizes"]
 
 
 def fastest(peer, name, steps):
-    """Finds the best setting of a peer, by one round each after one to warm up."""
-    spent = {}
-    for setting in settings(name):
-        peer.search(setting, 2)
-        spent[setting] = peer.search(setting, steps)[0]
-    return min(spent, key=spent.get)
+    """Finds the best setting of a peer; two steps warm up."""
+    return fastest_of(
+        settings(name),
+        lambda setting: peer.search(setting, steps)[0],
+        warm_up=lambda setting: peer.search(setting, 2),
+    )
 
 
 def work():
     """Answers requests, inside the worker."""
     from peers.triggers import Search
 
-    loaded = []
-
-    def load(**fields):
-        loaded[:] = [Search(**fields)]
-        return {}
-
-    def search(**fields):
-        return loaded[0].search(**fields)
-
-    serve({"load": load, "search": search})
+    serve_object("search", load=Search)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from table import entry, on_gpu, turns
+from table import as_fields, beside_peers, cold_seconds, on_gpu, warm_and_cold
 from trigger_peer import PEERS, TriggerPeer, fastest
 
 from kljax.federated.trigger_inversion import draw_start, invert
@@ -92,43 +92,33 @@ def compare(name, options, work=None):
         return total / (time.perf_counter() - start)
 
     def cold():
-        jax.clear_caches()
-        jax.config.update("jax_enable_compilation_cache", False)
-        start = time.perf_counter()
-        program, given = pairs.compiled(work.steps)
-        np.asarray(program(*given))
-        spent.append(time.perf_counter() - start)
-        jax.config.update("jax_enable_compilation_cache", True)
+        spent.append(cold_seconds(lambda: pairs.compiled(work.steps)))
         return total / spent[-1]
 
     ours()
-    contestants = {"ours": ours, "cold": cold}
     peers = [peer for peer in options.peers if peer in PEERS]
     with TriggerPeer(options.torch_python, gpu=on_gpu()) as peer:
-        chosen = {}
         if peers:
             peer.load(work.network, pairs.in_torch())
-        for label in peers:
-            chosen[label] = fastest(peer, label, work.steps)
 
-            def run_peer(label=label):
-                seconds, found = peer.search(chosen[label], work.steps)
-                sizes[label] = np.array(found)
-                return total / seconds
+        def run(setting):
+            seconds, found = peer.search(setting, work.steps)
+            return total / seconds, found
 
-            contestants[label] = run_peer
-        values = turns(options.rounds, contestants)
-    mine, first = values.pop("ours"), values.pop("cold")
+        values, chosen, theirs = beside_peers(
+            options.rounds,
+            {"ours": ours, "cold": cold},
+            peers,
+            lambda label: fastest(peer, label, work.steps),
+            run,
+        )
     settings = work._asdict() | {
         "pairs": len(pairs.targets),
         "cold_s": spent,
-        "peers": {label: setting._asdict() for label, setting in chosen.items()},
-        "sizes": {label: summary(found) for label, found in sizes.items()},
+        "peers": as_fields(chosen),
+        "sizes": {label: summary(found) for label, found in (sizes | theirs).items()},
     }
-    return [
-        entry(f"{name}-{how}", own, values, "steps of a pair/s", settings)
-        for how, own in (("warm", mine), ("cold", first))
-    ]
+    return warm_and_cold(name, values, "steps of a pair/s", settings)
 
 
 def summary(found):

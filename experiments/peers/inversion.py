@@ -169,6 +169,7 @@ def timed(make, setting, first, last, repeats):
     Returns the clock before and after, the number of evaluations, and the values of
     the first ones.
     """
+    torch.set_num_threads(setting["threads"])
     with kernels(setting["kernels"]):
         run = make(first, last, setting["chunk"])
         start = clock()

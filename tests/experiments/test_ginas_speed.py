@@ -5,23 +5,17 @@ TORCH_PYTHON names.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 
 import numpy as np
 import pytest
 from ginas_peer import GinasPeer, Setting
 from ginas_speed import Problem, Work, compare
-from tiny_studies import quick_compilation
 
 SMALL = Work(candidates=24, examples=2, channels=16, scales=2, side=16)
 
 
-@pytest.fixture(autouse=True)
-def quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
@@ -34,15 +28,12 @@ def test_ours_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", [Setting("eager"), Setting("func", chunk=5)])
-def test_the_peer_judges_the_same(setting):
-    python = os.environ.get("TORCH_PYTHON", sys.executable)
-    if python == sys.executable and not importlib.util.find_spec("torch"):
-        pytest.skip("torch is not installed")
+def test_the_peer_judges_the_same(setting, torch_python):
     problem = Problem(SMALL)
     program, given = problem.compiled()
     ours = np.asarray(program(*given))
     assert np.std(ours) > 1e-3
-    with GinasPeer(python) as peer:
+    with GinasPeer(torch_python) as peer:
         peer.load(problem.in_torch())
         theirs = np.array(peer.candidates(setting).values)
-    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)

@@ -5,8 +5,6 @@ TORCH_PYTHON names.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 
 import inversion_peer  # noqa: E402
@@ -121,11 +119,8 @@ def test_layouts():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*WORK, "grnn-lenet"])
-def test_peers_do_the_same_work(name):
-    python = os.environ.get("TORCH_PYTHON", sys.executable)
-    if python == sys.executable and not importlib.util.find_spec("torch"):
-        pytest.skip("torch is not installed")
-    ours = options(*inversion_peer.PEERS, python=python)
+def test_peers_do_the_same_work(name, torch_python):
+    ours = options(*inversion_peer.PEERS, python=torch_python)
     if name == "grnn-lenet":
         (made,) = inversion_speed.grnn_lenet(ours, GRNN._replace(**SMALL))
     else:

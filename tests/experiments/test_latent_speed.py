@@ -5,8 +5,6 @@ TORCH_PYTHON names.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 
 import jax
@@ -14,15 +12,11 @@ import numpy as np
 import pytest
 from latent_peer import LatentPeer, Setting
 from latent_speed import RADIUS, RATE, SIZE, VARIATION, Problem, Work, compare
-from tiny_studies import quick_compilation
 
 SMALL = Work(victims=2, candidates=4, steps=6)
 
 
-@pytest.fixture(autouse=True)
-def quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
@@ -35,17 +29,14 @@ def test_ours_alone(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "conv"), [("eager", "native"), ("func", "unfold")])
-def test_the_peer_computes_the_same(form, conv):
-    python = os.environ.get("TORCH_PYTHON", sys.executable)
-    if python == sys.executable and not importlib.util.find_spec("torch"):
-        pytest.skip("torch is not installed")
+def test_the_peer_computes_the_same(form, conv, torch_python):
     problem, setting = Problem(SMALL), Setting(form, conv, 4, 1)
 
     def ours(function, name):
         run = jax.jit(jax.vmap(function))
         return np.ravel(run(*problem.given(name)))
 
-    with LatentPeer(python) as peer:
+    with LatentPeer(torch_python) as peer:
         peer.load(problem.in_torch())
         _, judged = peer.judge(setting)
         _, found = peer.descend(

@@ -1,10 +1,7 @@
 """The study of learned inversion, and its entry of the speed table."""
 
 import argparse
-import importlib.util
 import json
-import os
-import sys
 
 import inverter_peer
 import inverter_speed
@@ -43,17 +40,14 @@ def test_tables_hold_what_was_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_peers_train_as_ours(monkeypatch):
-    other = os.environ.get("TORCH_PYTHON")
-    if other is None and importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed; TORCH_PYTHON may name where it is")
+def test_peers_train_as_ours(monkeypatch, torch_python):
     monkeypatch.setattr(
         inverter_peer,
         "settings",
         lambda name: [inverter_peer.Setting(name.removeprefix("torch-"), "onednn")],
     )
     options = argparse.Namespace(
-        rounds=1, peers=inverter_peer.PEERS, torch_python=other or sys.executable
+        rounds=1, peers=inverter_peer.PEERS, torch_python=torch_python
     )
     work = inverter_speed.Work(uploads=3, steps=3, width=8, hashed=100)
     (made,) = inverter_speed.compare(options, work)

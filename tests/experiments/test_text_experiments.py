@@ -1,9 +1,6 @@
 """The experiments on text: parts that are arms, and lines of their pages."""
 
 import argparse
-import importlib.util
-import os
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,16 +74,8 @@ def test_lines_of_pages_sum_sentences_up():
     assert line[:3] == ("DLG", "none", "1 of 3") and line[-2:] == ("2 of 3", "2")
 
 
-def python():
-    """A Python with PyTorch: this one, or that which TORCH_PYTHON names."""
-    other = os.environ.get("TORCH_PYTHON")
-    if other is None and importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed; TORCH_PYTHON may name where it is")
-    return other or sys.executable
-
-
 @pytest.mark.slow
-def test_peers_judge_orders_as_ours(monkeypatch):
+def test_peers_judge_orders_as_ours(monkeypatch, torch_python):
     monkeypatch.setattr(
         lamp_peer,
         "settings",
@@ -94,7 +83,9 @@ def test_peers_judge_orders_as_ours(monkeypatch):
             lamp_peer.Setting(name.split("-")[1], orders, 1, 1 + ("2" in name))
         ],
     )
-    options = argparse.Namespace(rounds=1, peers=lamp_peer.PEERS, torch_python=python())
+    options = argparse.Namespace(
+        rounds=1, peers=lamp_peer.PEERS, torch_python=torch_python
+    )
     work = lamp_speed.Work(victims=2, orders=8, length=4)
     (made,) = lamp_speed.compare(options, work)
     differences = made["settings"]["largest_difference_to_peer"]

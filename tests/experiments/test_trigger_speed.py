@@ -5,23 +5,17 @@ TORCH_PYTHON names.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 
 import numpy as np
 import pytest
 import trigger_peer  # noqa: E402
 import trigger_speed  # noqa: E402
-from tiny_studies import quick_compilation
 
 SMALL = trigger_speed.WORK["trigger-inversion"]._replace(examples=2, steps=3)
 
 
-@pytest.fixture(autouse=True)
-def quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
@@ -34,14 +28,11 @@ def test_ours_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["loop", "batched"])
-def test_the_peer_finds_the_same(form):
-    python = os.environ.get("TORCH_PYTHON", sys.executable)
-    if python == sys.executable and not importlib.util.find_spec("torch"):
-        pytest.skip("torch is not installed")
+def test_the_peer_finds_the_same(form, torch_python):
     pairs = trigger_speed.Pairs(SMALL._replace(steps=40))
     program, given = pairs.compiled(40)
     ours = np.asarray(program(*given))
-    with trigger_peer.TriggerPeer(python) as peer:
+    with trigger_peer.TriggerPeer(torch_python) as peer:
         peer.load("dense", pairs.in_torch())
         _, theirs = peer.search(trigger_peer.Setting(form), 40)
     assert np.isfinite(ours).any()
