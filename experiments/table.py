@@ -89,7 +89,8 @@ def beside_peers(rounds, own, peers, choose, run):
         chosen[name] = choose(name)
 
         def run_peer(name=name):
-            rate, values[name] = run(chosen[name])
+            rate, found = run(chosen[name])
+            values[name] = np.array(found)
             return rate
 
         contestants[name] = run_peer
@@ -102,10 +103,9 @@ def as_fields(chosen):
 
 
 def largest_differences(values, ours):
-    """Says that all do the same work: how far the values of each peer are from ours."""
+    """Says whether all do the same work: how far each peer's values are from ours."""
     return {
-        name: float(np.max(np.abs(np.array(theirs) - ours)))
-        for name, theirs in values.items()
+        name: float(np.max(np.abs(theirs - ours))) for name, theirs in values.items()
     }
 
 
