@@ -17,7 +17,8 @@ def shrink():
     """Makes all entries small; called before any of them."""
     peak.CPU_WORK, peak.GPU_WORK = 1e8, 1e11
     few = attack_speed.CPU.candidates[:2]
-    attack_speed.CPU = attack_speed.GPU = attack_speed.Size(4, 1, few)
+    # Victims: what fills the smallest chunks of the peers' two processes.
+    attack_speed.CPU = attack_speed.GPU = attack_speed.Size(16, 1, few)
     attack_speed.ITERATIONS = 3
     # Deeper networks take minutes to compile. Victims: two chunks of two of a peer's.
     small = {"network": "lenet", "victims": 4, "repeats": 1, "chunks": (1,)}
