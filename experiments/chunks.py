@@ -20,24 +20,20 @@ chunk is compared with that of `lax.conv`, victims one after another.
 """
 
 import argparse
-import collections
 import functools
 import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from attack_speed import Problem, evaluation
 from tabulate import tabulate
-from time_shares import KINDS, OPERATION, OUTER, with_products
+from timing.entries.dlg import Problem, evaluation
+from timing.operations import KINDS, trace_operations
 
 from kljax.parallel import Layout, chunk_program, map_victims
 
-# Parts of the names that GPU kernels of products have, beside "dot" of KINDS.
-GPU_PRODUCTS = ("gemm", "cutlass", "cublas", "nvjet", "sm80", "sm90", "dot", "triton")
 TRACED = 5  # calls
 CHECKED = 4  # victims whose gradients are compared
 
@@ -111,7 +107,7 @@ def measure(chunk, rounds):
         calls.append(time.perf_counter() - start)
         whole.append(mapped(*given)[1].run_s)
     cost, call = run.cost_analysis(), statistics.median(calls)
-    kernels, seconds = trace(run, there)
+    kernels, seconds = trace_operations(run, there, TRACED)
     busy = sum(seconds.values())
     return {
         "chunk": chunk,
@@ -133,51 +129,6 @@ def difference(given, slopes):
     (_, expected), _ = map_victims(slow, Layout("loop"))(*some)
     apart = slopes[: len(expected)] - expected
     return float(np.linalg.norm(apart) / np.linalg.norm(expected))
-
-
-def trace(run, given):
-    """Traces calls: operations of one call, and their seconds by kind."""
-    products = with_products(run.as_text())
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(TRACED):
-                jax.block_until_ready(run(*given))
-        (file,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(file))
-        durations = collections.defaultdict(list)
-        for plane in data.planes:
-            for own in plane.lines:
-                if is_of_device(plane.name, own.name):
-                    for event in own.events:
-                        durations[event.name].append(event.duration_ns * 1e-9)
-    seconds, count = collections.Counter(), 0
-    for name, values in durations.items():
-        kind = kind_of(name, products)
-        if kind is not None:
-            # Medians: a wait for a core is longer than a small program.
-            seconds[kind] += len(values) / TRACED * statistics.median(values)
-            count += len(values)
-    return round(count / TRACED), seconds
-
-
-def is_of_device(plane, line):
-    """Tells whether a line of a trace holds operations: a GPU's stream, or a thread."""
-    if plane.startswith("/device:GPU"):
-        return line.startswith("Stream")
-    return line.startswith("tf_XLA")
-
-
-def kind_of(name, products):
-    """Classifies an operation by its name; None for what holds other operations."""
-    gpu = jax.default_backend() == "gpu"
-    if name.startswith(OUTER) or not (gpu or OPERATION.fullmatch(name)):
-        return None
-    lower = name.lower()
-    if name in products or gpu and any(part in lower for part in GPU_PRODUCTS):
-        return "products"
-    if gpu and lower.startswith(("memcpy", "memset")):
-        return "moving"
-    return next(kind for kind, parts in KINDS.items() if any(p in lower for p in parts))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ unless a file of `kljax.studies.devices` is named. Results: experiments/scale.md
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import time
@@ -22,33 +21,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from attack_speed import Problem, evaluation
-from federated_speed import WORK as ROUNDS
-from federated_speed import local_step
-from inversion_speed import RACES
-from table import on_gpu
 from tabulate import tabulate
-from time_shares import program
+from timing.device import on_gpu
+from timing.entries.federated import WORK as ROUNDS
+from timing.programs import NAMES, victims_program
 
-from kljax.parallel import Layout, chunk_program, fastest_layout
+from kljax.parallel import chunk_program
 from kljax.studies.cost import chunk_operations, predict
 from kljax.studies.devices import calibrate, read_device
 
 SECONDS = 0.5  # that a round lasts at least
 CHUNKS = {"dlg-lenet-eval": 8, "fedavg-inversion": 8, "ig-convnet64": 1}
-
-
-def victims_program(name, chunk, convolution="auto"):
-    """Gives the program of one victim or client, its input [chunk, ...] and layout."""
-    if name in ROUNDS:
-        one, given = local_step(ROUNDS[name], chunk, convolution)
-        return one, given, fastest_layout("clients")
-    layout = Layout("sharded", chunk)
-    if name == "dlg-lenet-eval":
-        problem = Problem(chunk)
-        given = problem.params, problem.targets, problem.observed, problem.starts
-        return functools.partial(evaluation, convolution=convolution), given, layout
-    return *program(name, chunk, convolution), layout
 
 
 def measured(fn, given, rounds):
@@ -90,12 +73,11 @@ def check(name, chunk, device, rounds):
 
 def main():
     """Prints and writes the table."""
-    names = ["dlg-lenet-eval", *RACES, *ROUNDS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--device", type=Path)
     parser.add_argument("--chunk", type=int, nargs="+", help="default: the fastest")
     parser.add_argument("--rounds", type=int, default=5)

@@ -27,7 +27,7 @@ HEADER = ("entry", "ours", "unit", "best peer", "ours / peer", "apart", "device"
 def begin(folder, torch_python, tiny):
     """Writes what is known before anything is measured."""
     import jax
-    from speed import PEERS
+    from timing.catalogue import PEERS
 
     device = jax.devices()[0]
     if device.platform != "gpu" and not tiny:

@@ -28,9 +28,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from inversion_speed import VARIATION, Problem, Work, repeated
-from table import turns
 from tabulate import tabulate
+from timing.entries.inversions import VARIATION, Problem, Work, repeated
+from timing.turns import turns
 
 from kljax.attacks import Candidate, cosine, total_variation
 from kljax.core.types import Private

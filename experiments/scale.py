@@ -19,9 +19,9 @@ import math
 from pathlib import Path
 
 import jax
-from cost_check import victims_program
-from federated_speed import WORK
 from tabulate import tabulate
+from timing.entries.federated import WORK
+from timing.programs import victims_program
 
 from kljax.core import files
 from kljax.models.convolution import choose_form

@@ -1,5 +1,6 @@
 """What the tests of entries of experiments/speed.py share."""
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -13,6 +14,23 @@ def quickly():
     """Compiles quickly."""
     with quick_compilation():
         yield
+
+
+@pytest.fixture
+def options():
+    """Makes what speed.py reads of the command line, for some peers."""
+
+    def make(*peers, rounds=1, torch_python=sys.executable, **pythons):
+        return argparse.Namespace(
+            peers=peers,
+            rounds=rounds,
+            torch_python=torch_python,
+            peers_from=None,
+            tiny=True,
+            **pythons,
+        )
+
+    return make
 
 
 @pytest.fixture

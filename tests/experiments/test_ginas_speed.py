@@ -4,13 +4,10 @@ The peer is tested where PyTorch is installed: in this Python, or in the one tha
 TORCH_PYTHON names.
 """
 
-import argparse
-import sys
-
 import numpy as np
 import pytest
-from ginas_peer import GinasPeer, Setting
-from ginas_speed import Problem, Work, compare
+from timing.entries.ginas import Problem, Work, compare
+from timing.peers.ginas import GinasPeer, Setting
 
 SMALL = Work(candidates=24, examples=2, channels=16, scales=2, side=16)
 
@@ -19,9 +16,8 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
-def test_ours_alone():
-    options = argparse.Namespace(rounds=1, peers=(), torch_python=sys.executable)
-    warm, cold = compare(options, SMALL)
+def test_ours_alone(options):
+    warm, cold = compare(options(), SMALL)
     assert warm["name"] == "ginas-search-warm" and cold["name"] == "ginas-search-cold"
     assert warm["ours"]["median"] > cold["ours"]["median"] > 0
 

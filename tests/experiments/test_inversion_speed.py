@@ -4,47 +4,39 @@ Peers are tested where PyTorch is installed: in this Python, or in the one that
 TORCH_PYTHON names.
 """
 
-import argparse
-import sys
-
-import inversion_peer  # noqa: E402
-import inversion_speed  # noqa: E402
 import jax
 import numpy as np
-import orders  # noqa: E402
+import orders
 import pytest
-from inversion_peer import Setting  # noqa: E402
-from inversion_speed import GRNN, WORK  # noqa: E402
-from resident import resident  # noqa: E402
-from slow_form import slow_difference  # noqa: E402
+from timing.entries import grnn, inversions, layouts
+from timing.entries.inversions import WORK
+from timing.peers import inversions as peers
+from timing.resident import resident
+from timing.slow_form import slow_difference
 from tiny_studies import quick_compilation
 
-from kljax.parallel import Layout, map_victims  # noqa: E402
+from kljax.parallel import Layout, map_victims
 
 SMALL = {"victims": 2, "repeats": 1, "chunks": (1,)}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(inversion_speed, "matmul_peak", lambda: 1e12)
-    monkeypatch.setattr(inversion_peer, "settings", lambda name, *_: [of(name)])
+    monkeypatch.setattr(inversions, "matmul_peak", lambda tiny: 1e12)
+    monkeypatch.setattr(peers, "settings", lambda name, *_: [of(name)])
     with quick_compilation():
         yield
 
 
 def of(name):
     form = "eager" if "eager" in name else "func"
-    return Setting(form, processes=2 if "processes" in name else 1)
-
-
-def options(*peers, python=sys.executable):
-    return argparse.Namespace(rounds=2, peers=peers, torch_python=python)
+    return peers.Setting(form, processes=2 if "processes" in name else 1)
 
 
 @pytest.mark.slow
-def test_ours_alone():
+def test_ours_alone(options):
     work = WORK["fedavg-inversion"]._replace(**SMALL)
-    (made,) = inversion_speed.compare("fedavg-inversion", options(), work)
+    (made,) = inversions.compare("fedavg-inversion", options(rounds=2), work)
     assert made["ours"]["low"] > 0 and made["peers"] == {}
     assert made["settings"]["local_steps"] == 5
     # An update is a small difference of weights, in which rounding shows.
@@ -58,7 +50,7 @@ def test_ours_alone():
 @pytest.mark.slow
 def test_what_is_timed_computes_the_gradient():
     """A compiler leaves out what nobody reads, and unrolls a loop of one turn."""
-    problem = inversion_speed.Problem(WORK["fedavg-inversion"]._replace(victims=1))
+    problem = inversions.Problem(WORK["fedavg-inversion"]._replace(victims=1))
     given = problem.params, problem.stats, problem.observe()
     given = jax.tree.map(lambda x: x[0], (*given, problem.labels, problem.starts))
 
@@ -66,7 +58,7 @@ def test_what_is_timed_computes_the_gradient():
         return jax.jit(function).lower(*given).compile().cost_analysis()["flops"]
 
     whole, value = flops(problem.evaluation()), flops(problem.objective())
-    timed = flops(inversion_speed.repeated(problem.evaluation(), repeats=1))
+    timed = flops(inversions.repeated(problem.evaluation(), repeats=1))
     assert timed > 0.99 * whole > 1.5 * value
 
 
@@ -96,7 +88,7 @@ def test_the_slow_form_tells_what_is_wrong():
 @pytest.mark.parametrize("order", [*orders.ORDERS][1:])
 def test_orders_of_differentiation_are_one_number(order):
     work = orders.WORK["lenet"][0]._replace(victims=1)
-    problem = inversion_speed.Problem(work)
+    problem = inversions.Problem(work)
     given = problem.params, problem.stats, problem.observe()
     given = jax.tree.map(lambda x: x[0], (*given, problem.labels, problem.starts))
     made = problem.evaluation(), orders.ORDERS[order](problem)
@@ -106,25 +98,26 @@ def test_orders_of_differentiation_are_one_number(order):
 
 
 @pytest.mark.slow
-def test_layouts():
+def test_layouts(options):
     """Every layout with every formulation, ours first."""
     work = WORK["fedavg-inversion"]._replace(**SMALL)
-    (made,) = inversion_speed.layouts("fedavg-inversion", options(), work)
-    assert made["name"] == "layouts-fedavg-inversion"
+    name = "layouts-fedavg-inversion"
+    (made,) = layouts.of_inversions(name, options(rounds=2), work)
+    assert made["name"] == name
     assert made["settings"]["ours"] == "sharded, chunk 1, matmul"
-    layouts = ("sharded, chunk 1", "sharded_loop, chunk 1", "loop")
-    formed = {f"{layout}, {form}" for layout in layouts for form in ("matmul", "lax")}
+    titles = ("sharded, chunk 1", "sharded_loop, chunk 1", "loop")
+    formed = {f"{title}, {form}" for title in titles for form in ("matmul", "lax")}
     assert set(made["peers"]) == formed - {"sharded, chunk 1, matmul"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*WORK, "grnn-lenet"])
-def test_peers_do_the_same_work(name, torch_python):
-    ours = options(*inversion_peer.PEERS, python=torch_python)
+def test_peers_do_the_same_work(name, options, torch_python):
+    ours = options(*peers.PEERS, rounds=2, torch_python=torch_python)
     if name == "grnn-lenet":
-        (made,) = inversion_speed.grnn_lenet(ours, GRNN._replace(**SMALL))
+        (made,) = grnn.compare(ours, grnn.WORK._replace(**SMALL))
     else:
-        (made,) = inversion_speed.compare(name, ours, WORK[name]._replace(**SMALL))
+        (made,) = inversions.compare(name, ours, WORK[name]._replace(**SMALL))
     assert len(made["peers"]) == 4
     differences = made["settings"]["largest_difference_to_peer"]
     # GRNN's distance is about 10 at the start, the cosine at most 2.

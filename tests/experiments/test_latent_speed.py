@@ -4,14 +4,19 @@ The peer is tested where PyTorch is installed: in this Python, or in the one tha
 TORCH_PYTHON names.
 """
 
-import argparse
-import sys
-
 import jax
 import numpy as np
 import pytest
-from latent_peer import LatentPeer, Setting
-from latent_speed import RADIUS, RATE, SIZE, VARIATION, Problem, Work, compare
+from timing.entries.latents import (
+    RADIUS,
+    RATE,
+    SIZE,
+    VARIATION,
+    Problem,
+    Work,
+    compare,
+)
+from timing.peers.latents import LatentPeer, Setting
 
 SMALL = Work(victims=2, candidates=4, steps=6)
 
@@ -21,9 +26,8 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ggl-cma", "gifd-stage"])
-def test_ours_alone(name):
-    options = argparse.Namespace(rounds=1, peers=(), torch_python=sys.executable)
-    (row,) = compare(name, options, SMALL)
+def test_ours_alone(name, options):
+    (row,) = compare(name, options(), SMALL)
     assert row["name"] == name and row["ours"]["median"] > 0
 
 

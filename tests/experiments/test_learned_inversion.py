@@ -1,12 +1,11 @@
 """The study of learned inversion, and its entry of the speed table."""
 
-import argparse
 import json
 
-import inverter_peer
-import inverter_speed
 import learned_inversion
 import pytest
+from timing.entries.inverters import Work, compare
+from timing.peers import inverters
 
 
 def test_contests_have_names_of_their_own_and_the_lock_comes_first():
@@ -40,17 +39,14 @@ def test_tables_hold_what_was_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_peers_train_as_ours(monkeypatch, torch_python):
+def test_peers_train_as_ours(monkeypatch, options, torch_python):
     monkeypatch.setattr(
-        inverter_peer,
+        inverters,
         "settings",
-        lambda name: [inverter_peer.Setting(name.removeprefix("torch-"), "onednn")],
+        lambda name: [inverters.Setting(name.removeprefix("torch-"), "onednn")],
     )
-    options = argparse.Namespace(
-        rounds=1, peers=inverter_peer.PEERS, torch_python=torch_python
-    )
-    work = inverter_speed.Work(uploads=3, steps=3, width=8, hashed=100)
-    (made,) = inverter_speed.compare(options, work)
+    peers = options(*inverters.PEERS, torch_python=torch_python)
+    (made,) = compare(peers, Work(uploads=3, steps=3, width=8, hashed=100))
     differences = made["settings"]["largest_difference_to_peer"]
     assert len(differences) == 2 and max(differences.values()) < 1e-5
     assert made["ours"]["low"] > 0

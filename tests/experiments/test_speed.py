@@ -4,7 +4,6 @@ Peers are tested where they are installed: in this Python, or in the one that
 TORCH_PYTHON or FEDJAX_PYTHON names.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -12,35 +11,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-import federated_peer  # noqa: E402
-import federated_speed  # noqa: E402
-import gpu_table  # noqa: E402
+import gpu_table
 import numpy as np
-import own_images  # noqa: E402
 import pytest
-import table  # noqa: E402
-from federated_speed import Work, agreement, averaging, by_name  # noqa: E402
+from timing import own_images, table
+from timing.agreement import agreement, by_name
+from timing.entries import federated, federated_scale, layouts
+from timing.entries.federated import Work, averaging
+from timing.peers import federated as peers
+from timing.turns import turns
 from tiny_studies import quick_compilation
 
-from kljax.parallel import Layout  # noqa: E402
+from kljax.parallel import Layout
 
 WORK = Work("lenet", clients=3, steps=2, batch=2, checked=2, tolerance=1e-4)
 PEERS = {"torch": "torch-sequential-2-processes", "fedjax": "fedjax"}
 
 
-def options(*peers, **pythons):
-    return argparse.Namespace(rounds=2, peers=peers, peers_from=None, **pythons)
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(federated_speed, "matmul_peak", lambda: 1e12)
+    monkeypatch.setattr(federated, "matmul_peak", lambda tiny: 1e12)
     with quick_compilation():
         yield
 
 
-def test_ours_alone(capsys):
-    (made,) = federated_speed.compare("fl-lenet-b10", options(), WORK)
+def test_ours_alone(options, capsys):
+    (made,) = federated.compare("fl-lenet-b10", options(rounds=2), WORK)
     assert made["ours"]["low"] > 0 and made["peers"] == {}
     assert made["settings"]["difference_to_slow_form"] < 1e-4
     # Twice the forward pass on the way back, less the gradient of the images.
@@ -64,7 +60,7 @@ def test_epochs_are_of_own_images():
 
 
 CNN = Work("tutorial-cnn", 3, 4, 2, checked=4, tolerance=1e-4, own=4, rate=0.1)
-RESNET = federated_speed.WORK["fl-resnet20-b10"]._replace(clients=3, steps=2)
+RESNET = federated.WORK["fl-resnet20-b10"]._replace(clients=3, steps=2)
 
 
 @pytest.mark.parametrize("library", PEERS)
@@ -73,15 +69,14 @@ RESNET = federated_speed.WORK["fl-resnet20-b10"]._replace(clients=3, steps=2)
     (WORK, *(pytest.param(own, marks=pytest.mark.slow) for own in (CNN, RESNET))),
     ids=lambda w: w[0],
 )
-def test_a_peer_does_the_same_work(library, work):
+def test_a_peer_does_the_same_work(library, work, options):
     """Local steps, weights, norm statistics: all of a round."""
     python = os.environ.get(f"{library.upper()}_PYTHON", sys.executable)
     if python == sys.executable and not importlib.util.find_spec(library):
         pytest.skip(f"{library} is not installed")
     pythons = {f"{library}_python": python}
-    (made,) = federated_speed.compare(
-        f"fl-{work.network}", options(PEERS[library], **pythons), work
-    )
+    given = options(PEERS[library], rounds=2, **pythons)
+    (made,) = federated.compare(f"fl-{work.network}", given, work)
     assert made["settings"]["agreement"][PEERS[library]] <= work.tolerance
     assert made["ratios"][PEERS[library]] > 0
 
@@ -110,8 +105,9 @@ def test_agreement_undoes_the_unbiased_variance():
 
 
 @pytest.mark.slow
-def test_scale():
-    made = federated_speed.scale(options(), counts=(2, 6), work=WORK)
+def test_scale(options):
+    growth = federated_scale.Growth((2, 6), WORK)
+    made = federated_scale.grow(options(rounds=2), growth)
     assert [own["settings"]["work"]["clients"] for own in made] == [2, 6]
     few, many = (own["settings"]["memory"] for own in made)
     # Two devices, one private key [1024] and 2 * (1024 + 1) * 12 lock weights a client.
@@ -122,21 +118,20 @@ def test_scale():
 
 
 @pytest.mark.slow
-def test_layouts(monkeypatch):
-    monkeypatch.setitem(federated_speed.WORK, "fl-lenet-b10", WORK)
-    (made,) = federated_speed.layouts(
-        options(), names=("fl-lenet-b10",), candidates=(Layout("chunked", 2),)
+def test_layouts(options):
+    (made,) = layouts.of_rounds(
+        options(rounds=2), {"some": WORK}, candidates=(Layout("chunked", 2),)
     )
-    assert made["name"] == "fl-layouts-lenet-b10"
+    assert made["name"] == "some"
     assert set(made["peers"]) == {"chunked, chunk 2, matmul", "chunked, chunk 2, lax"}
 
 
 def test_slow_candidates_run_once():
     values = {"fast": iter((10, 11, 12)), "near": iter((9, 1, 8)), "slow": iter((2,))}
     run = {name: lambda own=own: next(own) for name, own in values.items()}
-    found = table.turns(3, run, keep=0.25)
+    found = turns(3, run, keep=0.25)
     assert found == {"fast": [10, 11, 12], "near": [9, 1, 8], "slow": [2]}
-    made = table.entry("one", found.pop("fast"), found, "things/s", {})
+    made = table.line("one", found.pop("fast"), found, "things/s", {})
     assert made["ratios"] == {"near": 1.5, "slow": 5}
 
 
@@ -146,9 +141,9 @@ def test_fastest_gives_nobody_far_behind_a_second_round():
     class Peer:
         def round(self, setting, steps):
             asked.append(setting)
-            return federated_peer.Round({"slow": 9.0, "good": 2.0, "bad": 5.0}[setting])
+            return peers.Round({"slow": 9.0, "good": 2.0, "bad": 5.0}[setting])
 
-    assert federated_peer.fastest(Peer(), ["slow", "good", "bad"], 10) == ("good", 9.0)
+    assert peers.fastest(Peer(), ["slow", "good", "bad"], 10) == ("good", 9.0)
     assert asked == ["slow"] + ["slow"] * 2 + ["good"] * 2 + ["bad"]
 
 
@@ -165,7 +160,7 @@ def test_a_missing_peer_is_named(monkeypatch, capsys):
 
 
 def test_a_gpu_that_is_none_is_refused(tmp_path):
-    script = Path(federated_speed.__file__).parent / "gpu.sh"
+    script = Path(gpu_table.__file__).parent / "gpu.sh"
     env = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
     made = subprocess.run(
         [script, "--out", tmp_path / "out"], env=env, capture_output=True, text=True
@@ -193,7 +188,7 @@ def test_peers_are_left_out_for_a_reason(tmp_path):
 
 def test_what_a_gpu_gave_is_one_table(tmp_path, capsys):
     settings = {"agreement": {"torch-func": 2e-6}}
-    made = table.entry("fl", [3.0], {"torch-func": [2.0]}, "rounds/min", settings)
+    made = table.line("fl", [3.0], {"torch-func": [2.0]}, "rounds/min", settings)
     (tmp_path / "fl.json").write_text(json.dumps([made]))
     (tmp_path / "sweep-64.failed").write_text("stopped after 90 s\n")
     (tmp_path / "machine.json").write_text(json.dumps({"peers_left_out": "no torch"}))
@@ -232,7 +227,7 @@ else:
 
 
 def test_every_entry_for_a_gpu_runs_once(tmp_path):
-    script = Path(federated_speed.__file__).parent / "gpu.sh"
+    script = Path(gpu_table.__file__).parent / "gpu.sh"
     log, python, out = tmp_path / "log", tmp_path / "python", tmp_path / "out"
     python.write_text(PRETENDED.format(python=sys.executable, log=str(log)))
     python.chmod(0o755)

@@ -1,15 +1,13 @@
 """The experiments on text: parts that are arms, and lines of their pages."""
 
-import argparse
-
 import jax
 import jax.numpy as jnp
-import lamp_peer
-import lamp_speed
 import numpy as np
 import partial_gradients
 import pytest
 import text_lock
+from timing.entries.lamp import Work, compare
+from timing.peers import lamp
 
 from kljax.core.types import Public
 from kljax.models import NETWORKS, from_nnx
@@ -75,19 +73,16 @@ def test_lines_of_pages_sum_sentences_up():
 
 
 @pytest.mark.slow
-def test_peers_judge_orders_as_ours(monkeypatch, torch_python):
+def test_peers_judge_orders_as_ours(monkeypatch, options, torch_python):
     monkeypatch.setattr(
-        lamp_peer,
+        lamp,
         "settings",
         lambda name, orders: [
-            lamp_peer.Setting(name.split("-")[1], orders, 1, 1 + ("2" in name))
+            lamp.Setting(name.split("-")[1], orders, 1, 1 + ("2" in name))
         ],
     )
-    options = argparse.Namespace(
-        rounds=1, peers=lamp_peer.PEERS, torch_python=torch_python
-    )
-    work = lamp_speed.Work(victims=2, orders=8, length=4)
-    (made,) = lamp_speed.compare(options, work)
+    peers = options(*lamp.PEERS, torch_python=torch_python)
+    (made,) = compare(peers, Work(victims=2, orders=8, length=4))
     differences = made["settings"]["largest_difference_to_peer"]
     assert len(differences) == 4 and max(differences.values()) < 1e-5
     assert made["ours"]["low"] > 0

@@ -4,24 +4,20 @@ The peer is tested where PyTorch is installed: in this Python, or in the one tha
 TORCH_PYTHON names.
 """
 
-import argparse
-import sys
-
 import numpy as np
 import pytest
-import trigger_peer  # noqa: E402
-import trigger_speed  # noqa: E402
+from timing.entries.triggers import WORK, Pairs, compare
+from timing.peers.triggers import Setting, TriggerPeer
 
-SMALL = trigger_speed.WORK["trigger-inversion"]._replace(examples=2, steps=3)
+SMALL = WORK["trigger-inversion"]._replace(examples=2, steps=3)
 
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.slow
-def test_ours_alone():
-    options = argparse.Namespace(rounds=1, peers=(), torch_python=sys.executable)
-    warm, cold = trigger_speed.compare("trigger-inversion", options, SMALL)
+def test_ours_alone(options):
+    warm, cold = compare("trigger-inversion", options(), SMALL)
     assert warm["name"] == "trigger-inversion-warm" and warm["settings"]["pairs"] == 90
     assert warm["ours"]["median"] > cold["ours"]["median"] > 0
 
@@ -29,12 +25,12 @@ def test_ours_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["loop", "batched"])
 def test_the_peer_finds_the_same(form, torch_python):
-    pairs = trigger_speed.Pairs(SMALL._replace(steps=40))
+    pairs = Pairs(SMALL._replace(steps=40))
     program, given = pairs.compiled(40)
     ours = np.asarray(program(*given))
-    with trigger_peer.TriggerPeer(torch_python) as peer:
+    with TriggerPeer(torch_python) as peer:
         peer.load("dense", pairs.in_torch())
-        _, theirs = peer.search(trigger_peer.Setting(form), 40)
+        _, theirs = peer.search(Setting(form), 40)
     assert np.isfinite(ours).any()
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     found = np.isfinite(ours)

@@ -4,15 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-import table
-import torch_layouts
-import workers
+from timing import torch_layouts
+from timing.peers import processes
+from timing.turns import beside_peers, largest_differences
 
 WORKER = """
-import sys
-sys.path.insert(0, {folder!r})
 import numpy as np
-from workers import serve_object
+from timing.workers.serving import serve_object
 
 class Sums:
     def __init__(self, path, factor):
@@ -21,17 +19,17 @@ class Sums:
 
     def total(self, first=0, last=None):
         total = float(sum(self.values[first:last]))
-        return {{"start": first, "stop": 10, "total": total}}
+        return {"start": first, "stop": 10, "total": total}
 
 serve_object("total", load=Sums, load_twice=lambda path: Sums(path, 2))
 """
 
 
 @pytest.fixture
-def peer(tmp_path):
-    script, folder = tmp_path / "worker.py", workers.__file__.rpartition("/")[0]
-    script.write_text(WORKER.format(folder=folder))
-    with workers.Peer((sys.executable, script), processes=2) as peer:
+def peer(tmp_path, monkeypatch):
+    (tmp_path / "sums.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with processes.Peer(sys.executable, "sums", processes=2) as peer:
         yield peer
     assert not peer._workers.folder.exists()
 
@@ -42,7 +40,7 @@ def test_a_peer_asks_for_the_object_loaded_last(peer):
     shares = peer.ask_shares("total", 4, 2)
     assert [share["total"] for share in shares] == [3, 15]
     assert [share["start"] for share in shares] == [0, 2]
-    assert workers.elapsed(*shares) == 10 and workers.elapsed(shares[1]) == 8
+    assert processes.elapsed(*shares) == 10 and processes.elapsed(shares[1]) == 8
     peer.send({"values": np.ones(4)}, "load_twice")
     assert peer.ask_shares("total", 4, 1)[0]["total"] == 8
     with pytest.raises(RuntimeError, match="KeyError: 'no such'"):
@@ -56,10 +54,10 @@ def test_the_fastest_setting_is_found_after_a_warm_up():
         asked.append(setting)
         return times[setting].pop(0)
 
-    assert workers.fastest(["a", "b"], seconds) == "b" and asked == [*"aabb"]
+    assert processes.fastest(["a", "b"], seconds) == "b" and asked == [*"aabb"]
     times |= {"a": [3], "b": [4]}
     warm = []
-    assert workers.fastest(["a", "b"], seconds, warm.append) == "a"
+    assert processes.fastest(["a", "b"], seconds, warm.append) == "a"
     assert warm == ["a", "b"]
 
 
@@ -68,20 +66,22 @@ def test_peers_run_in_turns_at_what_was_chosen():
 
     def ours():
         order.append("ours")
-        return 4
+        return 4, [1, 7]
 
     def run(setting):
         order.append(setting)
         return 2, [len(order), 0]
 
     names = ["torch-eager", "torch-func"]
-    rates, chosen, values = table.beside_peers(2, {"ours": ours}, names, len, run)
+    rates, chosen, values = beside_peers(2, {"ours": ours}, names, len, run)
     assert chosen == {"torch-eager": 11, "torch-func": 10}
     assert order == ["ours", 11, 10] * 2
     assert rates == {"ours": [4, 4], "torch-eager": [2, 2], "torch-func": [2, 2]}
     # Of the last round.
-    differences = table.largest_differences(values, np.array([1, 7]))
+    differences = largest_differences(values)
     assert differences == {"torch-eager": 7, "torch-func": 7}
+    parts = largest_differences(values, relative=True)
+    assert parts == {"torch-eager": 4, "torch-func": 5}
     assert values["torch-eager"].tolist() == [5, 0]
 
 

@@ -1,0 +1,1 @@
+"""Entries of the speed table, a module for each kind of work."""
