@@ -13,7 +13,7 @@ is given, and not timed.
 
 Columns: seconds by the clock and processor seconds of all threads, median [lowest,
 highest] over rounds; seconds of the first call, which compiles.
-Results: experiments/speed.md.
+Results: experiments/speed/aggregation.md.
 """
 
 import argparse

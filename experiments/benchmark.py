@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from defence_tables import cost_table
-from sweep_parts import left, markdown, read_part, run_sweep, run_within, spent
+from studies.contest_tables import cost_table
+from studies.parts import left, markdown, read_part, run_sweep, run_within, spent
 
 from kljax.core.files import read_json, write_text
 from kljax.studies import run_folder

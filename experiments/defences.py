@@ -7,10 +7,10 @@ Every defence of the catalogue, at three strengths, on the datasets of
 experiments/defences/*.toml, where networks are fresh, and after 20 rounds. Of each
 dataset there are these parts:
 
-- DATA-fresh-METHOD, DATA-trained-METHOD: who attacks how (experiments/defence_arms.py).
-  METHOD ``search`` is the preset `matching`, ``density`` the preset `likelihood`,
-  ``closed`` the preset `peeling`, ``inputs`` is `matching` through all steps in which
-  inputs are obscured.
+- DATA-fresh-METHOD, DATA-trained-METHOD: who attacks how
+  (experiments/studies/contests.py). METHOD ``search`` is the preset `matching`,
+  ``density`` the preset `likelihood`, ``closed`` the preset `peeling`, ``inputs`` is
+  `matching` through all steps in which inputs are obscured.
 - DATA-training: each defence is trained alone, from the same weights on the same
   batches, and the state after the last round is kept, to be attacked.
 - DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
@@ -30,10 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from defence_arms import METHODS, Contest, all_contests
-from defence_figures import draw_attackers, draw_costs, draw_strengths
-from defence_tables import NOTHING, Rows, cost_table, leakage_table, rows_of
-from sweep_parts import left, read_part, run_sweep, run_within, spent
+from studies.contest_figures import draw_attackers, draw_costs, draw_strengths
+from studies.contest_tables import NOTHING, Rows, cost_table, leakage_table, rows_of
+from studies.contests import METHODS, Contest, all_contests
+from studies.parts import left, read_part, run_sweep, run_within, spent
 
 from kljax.core.files import read_json, write_text
 from kljax.defences.catalogue import KINDS, write_strengths
@@ -67,7 +67,7 @@ class Part(NamedTuple):
     Attributes:
       data: name of the dataset's file.
       job: ``fresh``, ``trained``, ``training`` or ``cost``.
-      method: of an attack, see `defence_arms`; "" of the others.
+      method: of an attack, see `studies.contests`; "" of the others.
     """
 
     data: str

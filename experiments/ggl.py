@@ -15,14 +15,11 @@ victims, MSE of images in [0, 1].
 
 import argparse
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from studies.generator_guesses import guess_without_gradient
 
 from kljax import LeakConfig, leak, score_rows
-from kljax.attacks.latents import resized
 from kljax.metrics import ssim
-from kljax.models.decoders import FOLDER, read_decoder
 
 SIDE = 16
 ARMS = ("none", "gaussian-noise=0.01")
@@ -32,7 +29,6 @@ CASES = (
     ("fashion_mnist", "fashion_mnist"),
     ("fashion_mnist", "digits"),
 )
-AVERAGED = 1000
 HEAD = ("victims", "generator", "guess", "arm", "MSE", "SSIM", "own loss, median")
 
 
@@ -74,7 +70,10 @@ def case(data: str, generator: str, options):
             yield line(attack, arm, own, f"{np.median(losses):.1e}")
     victims = result.victims
     truth, labels = victims.inputs[:, 0], victims.labels[:, 0]
-    for name, guesses in generated(generator, truth, labels, options).items():
+    guessed = guess_without_gradient(
+        generator, truth, labels, draws=options.steps, seed=options.seed
+    )
+    for name, guesses in guessed.items():
         scored = [
             {"mse": float(np.mean((a - b) ** 2)), "ssim": float(ssim(a, b))}
             for a, b in zip(guesses, truth, strict=True)
@@ -86,26 +85,6 @@ def case(data: str, generator: str, options):
         for index in sorted({row["victim"] for row in floors})
     ]
     yield line("best floor of kljax", "-", nearest, "-")
-
-
-def generated(name: str, truth, labels, options) -> dict[str, np.ndarray]:
-    """Makes the guesses of whoever has the generator and the label alone."""
-    generator = read_decoder(FOLDER / f"{name}.npz")
-    shape = truth.shape[1:]
-
-    @jax.jit
-    def images(rng, label):
-        latents = jax.random.normal(rng, (options.steps, generator.latents))
-        targets = jax.nn.one_hot(jnp.full(options.steps, label), generator.num_classes)
-        return resized(generator.decode(generator.weights, latents, targets), shape)
-
-    found = {"no gradient": [], "best of the generator": []}
-    for index, (image, label) in enumerate(zip(truth, labels, strict=True)):
-        made = images(jax.random.fold_in(jax.random.key(options.seed), index), label)
-        found["no gradient"].append(jnp.mean(made[:AVERAGED], axis=0))
-        distances = jnp.mean((made - image[None]) ** 2, axis=(1, 2, 3))
-        found["best of the generator"].append(made[jnp.argmin(distances)])
-    return {name: np.asarray(jnp.stack(guesses)) for name, guesses in found.items()}
 
 
 def line(name: str, arm: str, rows: list[dict], loss: str) -> tuple[str, ...]:

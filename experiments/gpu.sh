@@ -1,5 +1,5 @@
 #!/bin/bash
-# Measures on one GPU, within ten minutes, what experiments/speed.md lists as missing
+# Measures on one GPU, within ten minutes, what experiments/speed/gpu.md lists as missing
 # there: whole entries beside their peers, where LeNet's time goes, the cost model.
 #
 #   experiments/gpu.sh [--out DIR] [--limit SECONDS] [--slack N] [--tiny]
@@ -87,7 +87,7 @@ speed fedavg-inversion 60
 speed ig-resnet20 60
 # Its peers without torch.compile, which has an entry of its own below.
 speed dlg-lenet-eval 90 --peers ${peers//torch-compile/}
-# Products by Triton take too long to compile here (speed.md).
+# Products by Triton take too long to compile here (speed/gpu.md).
 XLA_FLAGS="${XLA_FLAGS:-} $triton" speed ig-convnet64 90
 entry cost 60 "$PYTHON" cost_check.py $tiny --rounds 3 --only dlg-lenet-eval \
     fl-lenet-b10 fl-lenet-b32 fedavg-inversion ig-resnet20

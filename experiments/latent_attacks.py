@@ -27,10 +27,9 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-from ggl import generated
+from studies.generator_guesses import guess_without_gradient
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
@@ -147,8 +146,8 @@ def floors(options) -> list[list[str]]:
     result = leak(short)
     rows = score_rows(result)
     truth, labels = result.victims.inputs[:, 0], result.victims.labels[:, 0]
-    made = generated(
-        "digits", truth, labels, SimpleNamespace(steps=options.steps, seed=options.seed)
+    made = guess_without_gradient(
+        "digits", truth, labels, draws=options.steps, seed=options.seed
     )
     found = []
     for name, guesses in made.items():

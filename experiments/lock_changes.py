@@ -17,8 +17,8 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from accuracy import FASHION
 from tabulate import tabulate
+from training.table1 import FASHION
 
 from kljax.studies import run_folder
 from kljax.studies.training import train

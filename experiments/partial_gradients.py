@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from studies.json_lines import read_lines, write_interval
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
@@ -99,7 +100,7 @@ def studies() -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, float | Non
 
 def compute(options: argparse.Namespace) -> None:
     """Attacks what is not in the file yet, and writes its rows there."""
-    done = {(line["part"], line["noise"]) for line in read(options.out)}
+    done = {(line["part"], line["noise"]) for line in read_lines(options.out)}
     for changes, arms in studies():
         left = {arm: study for arm, study in arms.items() if study not in done}
         if not left:
@@ -129,13 +130,6 @@ def compute(options: argparse.Namespace) -> None:
         print(*left, file=sys.stderr, flush=True)
 
 
-def read(path: Path) -> list[dict]:
-    """Reads what is finished."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def line_of(part: str, rows: list[dict]) -> tuple[str, ...]:
     """Sums the sentences of a part up."""
     tokens = [row["token_accuracy"] for row in rows]
@@ -146,24 +140,17 @@ def line_of(part: str, rows: list[dict]) -> tuple[str, ...]:
     return (
         part,
         f"{np.mean([row['visible_share'] for row in rows]):.2%}",
-        written(interval(tokens, groups, rate=False)),
-        written(interval(above, groups, rate=False)),
+        write_interval(interval(tokens, groups, rate=False)),
+        write_interval(interval(above, groups, rate=False)),
         *(f"{rouge:.2f}" for rouge in rouges),
         f"{sum(matched)} of {len(rows)}",
     )
 
 
-def written(found) -> str:
-    """Writes an interval of a share."""
-    if np.isnan(found.low):
-        return f"{found.estimate:.0%}"
-    return f"{found.estimate:.0%} [{100 * found.low:.0f} to {100 * found.high:.0f}]"
-
-
 def page(path: Path) -> str:
     """Draws the tables of what is finished."""
     lines, private, floors = [], [], []
-    for line in read(path):
+    for line in read_lines(path):
         rows = line["rows"]
         if line["part"] == "floors":
             for name in FLOORS:

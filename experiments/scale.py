@@ -1,10 +1,10 @@
 """What a million attacks and a round of 10,000 clients would take, and cost.
 
-    python experiments/scale.py fit [--out experiments/h200.json]
+    python experiments/scale.py fit [--out experiments/speed/h200.json]
     python experiments/scale.py price --per-hour DOLLARS [--device FILE]
 
 `fit` makes a device of the cost model (`kljax.studies.cost`) from two entries of
-speed_gpu.json, LeNet's evaluations in chunks of 8 and of 512 on an H200, and predicts
+speed/gpu.json, LeNet's evaluations in chunks of 8 and of 512 on an H200, and predicts
 the other entries. `price` predicts by that device, or by another, one that
 `kljax leak --dry-run` left in the user's cache say, and multiplies by a price per
 device and hour. Eight and 64 devices are taken to be 8 and 64 times as fast: victims
@@ -33,7 +33,7 @@ from kljax.studies.devices import read_device
 from kljax.studies.sweeps.estimate import predict_attack, settle_convolution
 
 HERE = Path(__file__).parent
-H200 = HERE / "h200.json"
+H200 = HERE / "speed" / "h200.json"
 FITTED = {8: "sharded, chunk 8, matmul", 512: "sharded, chunk 512, matmul"}
 CHUNKS = {"fl-resnet20-b10": 8, "fl-lenet-b10": 16, "fl-lenet-b32": 16}
 DEVICES = (1, 8, 64)
@@ -62,8 +62,8 @@ def operations_of(name, chunk, backend="gpu"):
 
 
 def measured():
-    """Reads speed_gpu.json: seconds of a chunk, by entry and chunk."""
-    entries = json.loads((HERE / "speed_gpu.json").read_text())
+    """Reads speed/gpu.json: seconds of a chunk, by entry and chunk."""
+    entries = json.loads((HERE / "speed" / "gpu.json").read_text())
     entries = {made["name"]: made for made in entries}
     rates = entries["convolution"]["peers"]
     found = {
@@ -106,7 +106,7 @@ def fit(options):
         far=bandwidth,
         cache=0,
         launch=launch,
-        source="fitted to LeNet in chunks of 8 and 512, speed_gpu.json",
+        source="fitted to LeNet in chunks of 8 and 512, speed/gpu.json",
         backend="gpu",
     )
     files.write_json(options.out, dataclasses.asdict(device))

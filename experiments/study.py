@@ -29,8 +29,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from published import beside_paper
-from sweep_parts import left, markdown, read_part, run_sweep, spent
+from studies.parts import left, markdown, read_part, run_sweep, spent
+from studies.published import beside_paper
 
 from kljax.core.files import write_text
 from kljax.studies.reports.contents import make_contents

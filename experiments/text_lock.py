@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from partial_gradients import read, written
+from studies.json_lines import read_lines, write_interval
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
@@ -60,7 +60,7 @@ HEAD = (
 
 def compute(options: argparse.Namespace) -> None:
     """Attacks what is not in the file yet, arm by arm, and writes its rows there."""
-    done = {(line["part"], line["arm"]) for line in read(options.out)}
+    done = {(line["part"], line["arm"]) for line in read_lines(options.out)}
     for name, (arms, changes) in LINES.items():
         if options.only and name not in options.only:
             continue
@@ -95,8 +95,8 @@ def line_of(line: dict) -> tuple[str, ...]:
         line["part"],
         line["arm"],
         f"{sum(exact)} of {len(rows)}",
-        written(interval(tokens, groups, rate=False)),
-        written(interval(above, groups, rate=False)),
+        write_interval(interval(tokens, groups, rate=False)),
+        write_interval(interval(above, groups, rate=False)),
         f"{np.mean([row['rouge_1'] for row in rows]):.2f}",
         f"{sum(matched)} of {len(rows)}",
         f"{sum(ambiguous)}",
@@ -120,7 +120,7 @@ def main() -> None:
     if not options.page:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         compute(options)
-    lines = [line_of(line) for line in read(options.out)]
+    lines = [line_of(line) for line in read_lines(options.out)]
     print(tabulate(lines, HEAD, tablefmt="github", disable_numparse=True))
 
 

@@ -10,7 +10,7 @@ whole step, with the optimiser's. Shares are of the time that the runtime's thre
 spend inside operations, all threads together, on one device, each operation at its
 median: matrix products; moving (pads, slices, joins and copies, of which patches are
 made and taken apart, and the arithmetic that the compiler fused into them); sums over
-axes; and other arithmetic. Results: end of "Deeper networks" in experiments/speed.md.
+axes; and other arithmetic. Results: end of experiments/speed/inversions.md.
 """
 
 import argparse

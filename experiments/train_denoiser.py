@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_generator import SEGMENT, split, train_resumably
+from training.resumable import SEGMENT, split, train_resumably
 
 from kljax import data
 from kljax.core.denoiser import Denoiser, mixed, move_to_clean

@@ -8,10 +8,10 @@
 
 A variational autoencoder that is told the label; its decoder is the generator, dense
 or of convolutions (`kljax.models.upsampling`). That of ``digits-conv`` is trained
-against a critic instead (``wasserstein.py``). Half of the examples, drawn by the seed,
-are public: the rest of the split are the victims of studies with this generator, and
-are never looked at here. A tenth of the public examples is not trained on, and says how
-well the rest was learned.
+against a critic instead (``training/wasserstein.py``). Half of the examples, drawn by
+the seed, are public: the rest of the split are the victims of studies with this
+generator, and are never looked at here. A tenth of the public examples is not trained
+on, and says how well the rest was learned.
 
 A run of an autoencoder goes on from its last checkpoint, and then ends where it would
 have ended. The decoder is written into the package (``--write`` says where else). The
@@ -20,7 +20,6 @@ machine. How good they are: ``generators.md``.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from wasserstein import train_adversarially
+from training.resumable import SEGMENT, split, train_resumably
+from training.wasserstein import train_adversarially
 
 from kljax import data
-from kljax.data.draws import shuffled
 from kljax.models import Dense, from_nnx
 from kljax.models.decoders import (
     FOLDER,
@@ -56,7 +54,7 @@ class Setting(NamedTuple):
       steps: of the training.
       rate: first learning rate; it falls by a cosine.
       batch: examples in a step.
-      loss: vae or wgan-gp (`wasserstein.py`), whichever made better images.
+      loss: vae or wgan-gp (`training.wasserstein`), whichever made better images.
     """
 
     data: str
@@ -99,18 +97,6 @@ SETTINGS = {
     ),
 }
 ENCODER = (512, 256)  # hidden widths, before a decoder of convolutions
-SHARE = 0.5  # of the examples is public
-HELD_OUT = 0.1  # of those is not trained on
-SEGMENT = 500  # steps between two checkpoints
-
-
-def split(examples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws the public part: [n] bool, and its indices to train and to test on."""
-    order = shuffled(examples, seed, "generator")[: int(SHARE * examples)]
-    held_out = int(HELD_OUT * len(order))
-    public = np.zeros(examples, bool)
-    public[order] = True
-    return public, order[held_out:], order[:held_out]
 
 
 def make_encoder(account: Account):
@@ -191,72 +177,6 @@ def train(
         batch=batch,
         until=until,
     )
-
-
-def train_resumably(
-    init,
-    loss,
-    examples: tuple,
-    folder: Path,
-    *,
-    steps: int,
-    seed: int,
-    rate: float,
-    batch: int,
-    until: int | None = None,
-):
-    """Trains by Adam from the last checkpoint in `folder`, or from the start.
-
-    Args:
-      init: ``rng -> params``.
-      loss: ``(params, rng, *rows of the examples) -> []``.
-      examples: arrays [n, ...].
-      folder: of the checkpoints.
-      steps: of the training.
-      seed: of it.
-      rate: first learning rate; it falls by a cosine.
-      batch: examples in a step.
-      until: see `train`.
-
-    Returns:
-      The parameters.
-    """
-    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    examples = tuple(jnp.asarray(each) for each in examples)
-    rng = jax.random.key(seed)
-    segment = min(SEGMENT, steps)
-
-    def step(carry, number):
-        params, state = carry
-        rng_rows, rng_noise = jax.random.split(jax.random.fold_in(rng, number))
-        rows = jax.random.randint(rng_rows, (batch,), 0, len(examples[0]))
-        of_rows = (each[rows] for each in examples)
-        value, grads = jax.value_and_grad(loss)(params, rng_noise, *of_rows)
-        moves, state = optimiser.update(grads, state)
-        return (optax.apply_updates(params, moves), state), value
-
-    @jax.jit
-    def run(carry, first):
-        return jax.lax.scan(step, carry, first + jnp.arange(segment))
-
-    params = jax.jit(init)(jax.random.fold_in(rng, steps))
-    carry = (params, optimiser.init(params))
-    with ocp.CheckpointManager(
-        folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-    ) as manager:
-        done = manager.latest_step() or 0
-        if done:
-            kept = manager.restore(done, args=ocp.args.StandardRestore(carry))
-            carry = jax.tree.map(jnp.asarray, kept)
-        start = time.perf_counter()
-        while done < (until or steps):
-            carry, values = run(carry, done)
-            done += segment
-            manager.save(done, args=ocp.args.StandardSave(carry))
-            manager.wait_until_finished()
-            seconds = time.perf_counter() - start
-            print(f"step {done}: {values.mean():.4g}, {seconds:.0f} s", flush=True)
-    return carry[0]
 
 
 def main():

@@ -10,6 +10,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "kljax" / "README.md",
     *sorted((ROOT / "experiments").glob("*.md")),
+    *sorted((ROOT / "experiments" / "speed").glob("*.md")),
 ]
 # Pages whose every command and example is run.
 FOR_USERS = [

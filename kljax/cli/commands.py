@@ -107,7 +107,7 @@ def _use_all_cores() -> None:
     """Gives JAX one host device per core, so that victims are spread over them.
 
     On two cores two devices ran 1.3 to 2 times as many evaluations as one
-    (experiments/speed.md). Left alone where the user has chosen already.
+    (experiments/speed/dlg.md). Left alone where the user has chosen already.
     """
     import jax
 

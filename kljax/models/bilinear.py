@@ -44,8 +44,9 @@ from kljax.core.types import Array
 # Of images, kernel and result: the layout of Flax.
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
-# All measured on one core (experiments/speed.md). The library refuses convolutions with
-# no more channels than this on both sides, and is fast from so many features on.
+# All measured on one core (experiments/speed/forms.md). The library refuses
+# convolutions with no more channels than this on both sides, and is fast from so many
+# features on.
 FEW, ENOUGH = 16, 24
 # Below so many channels four columns at least: its innermost loop is over channels.
 THIN = 8

@@ -273,7 +273,7 @@ def choose_form(backend: str) -> str:
     # beside peers. For rounds and attacks there are leads only: LeNet's rounds 1.5 to
     # 2.3 times, DLG 1.1 times, ResNet-20's inversion from 1.2 down to 0.8 times
     # (slower). On a GPU products are 8 times faster than XLA's own, and the maps were
-    # not measured; on a TPU it is a guess (experiments/speed.md). Winograd's form is
+    # not measured; on a TPU it is a guess (experiments/speed/). Winograd's form is
     # faster on the ConvNet and was slower on ResNet-18, for a reason not found, so it
     # has to be asked for.
     return "bilinear" if backend == "cpu" else "matmul"

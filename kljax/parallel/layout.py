@@ -38,7 +38,7 @@ class Layout:
         each device, one after another), ``chunked`` (one chunk at a time), ``vmap``
         (all at once) or ``loop`` (one at a time, no batching).
       chunk: how many per chunk and device. On a CPU small chunks win (their work
-        stays in the cache); see experiments/speed.md.
+        stays in the cache); see experiments/speed/dlg.md.
 
     Raises:
       ValueError: for another kind, or a chunk below 1.
@@ -80,7 +80,7 @@ class Layout:
 
 
 def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
-    """Chooses the layout for this backend, from experiments/speed.md.
+    """Chooses the layout for this backend, from experiments/speed/.
 
     Measured on two CPU cores and on one NVIDIA H200. On a TPU nothing has been, and
     the choice is a guess.

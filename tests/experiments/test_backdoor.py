@@ -2,7 +2,7 @@
 
 import sys
 
-import backdoor  # noqa: E402
+import backdoor
 import pytest
 
 from kljax import TrainConfig

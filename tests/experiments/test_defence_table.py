@@ -3,31 +3,30 @@
 import sys
 from pathlib import Path
 
+import defence_costs
+import defences as driver
 import numpy as np
 import pandas
 import pytest
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-import defence_costs  # noqa: E402
-import defences as driver  # noqa: E402
-from defence_arms import (  # noqa: E402
+from faces import write_faces
+from studies.contest_figures import draw_attackers, draw_costs, draw_strengths
+from studies.contest_tables import NOTHING, cost_table, leakage_table
+from studies.contests import (
     METHODS,
     all_contests,
     closed_forms,
     contests,
 )
-from defence_figures import draw_attackers, draw_costs, draw_strengths  # noqa: E402
-from defence_tables import NOTHING, cost_table, leakage_table  # noqa: E402
-from faces import write_faces  # noqa: E402
 
-from kljax import data  # noqa: E402
-from kljax.defences.catalogue import KINDS, write_strengths  # noqa: E402
-from kljax.studies.builder.run_setup import build_run_setup  # noqa: E402
-from kljax.studies.config import LeakConfig, TrainConfig  # noqa: E402
-from kljax.studies.reports.attackers import attacker_of  # noqa: E402
-from kljax.studies.store.manifest import open_study  # noqa: E402
-from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
+from kljax import data
+from kljax.defences.catalogue import KINDS, write_strengths
+from kljax.studies.builder.run_setup import build_run_setup
+from kljax.studies.config import LeakConfig, TrainConfig
+from kljax.studies.reports.attackers import attacker_of
+from kljax.studies.store.manifest import open_study
+from kljax.studies.sweeps import expand, read_sweep
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -99,7 +98,7 @@ def few(monkeypatch):
     """A catalogue of few defences, so that few arms are built."""
     names = ("none", "gaussian-noise", "mixup")
     few = {name: KINDS[name] for name in names}
-    monkeypatch.setattr("defence_arms.KINDS", few)
+    monkeypatch.setattr("studies.contests.KINDS", few)
     monkeypatch.setattr(driver, "KINDS", few)
     tiny = {"model": "dense", "image_size": 8, "data": "digits", "seed": 0}
     source = {"both": tiny, "leak": {"victims": 2, "steps": 2}}
@@ -138,7 +137,7 @@ def test_a_study_that_was_begun_keeps_what_the_catalogue_has_no_more(
     read = read_sweep(driver.sweep_file(part, tmp_path))
     open_study(tmp_path / part.name, read, expand(read))
     fewer = {"none": KINDS["none"], "norm-clipping": KINDS["norm-clipping"]}
-    monkeypatch.setattr("defence_arms.KINDS", fewer)
+    monkeypatch.setattr("studies.contests.KINDS", fewer)
     again = read_sweep(driver.sweep_file(part, tmp_path))
     arms = [cell.config.arms[0] for cell in expand(again).cells]
     assert "gaussian-noise=0.1" in arms and "norm-clipping=4/unaware" in arms

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-import train_generator  # noqa: E402
+import train_generator
+from training import resumable
 
 from kljax.models.decoders import Account
 
@@ -21,17 +22,17 @@ ACCOUNT = Account(
 
 
 def test_what_is_looked_at_is_public():
-    public, ours, held_out = train_generator.split(1797, seed=0)
+    public, ours, held_out = resumable.split(1797, seed=0)
     assert public.sum() == 898 and len(ours) == 809 and len(held_out) == 89
     both = np.concatenate([ours, held_out])
     assert len(np.unique(both)) == 898 and public[both].all()
-    other, *_ = train_generator.split(1797, seed=1)
+    other, *_ = resumable.split(1797, seed=1)
     assert not np.array_equal(public, other)
 
 
 @pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_where_it_would_have_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_generator, "SEGMENT", 2)
+    monkeypatch.setattr(resumable, "SEGMENT", 2)
     images = np.random.default_rng(0).random((9, 2, 2, 1), np.float32)
     data = ACCOUNT, images, np.arange(9) % 3
     whole = train_generator.train(*data, tmp_path / "whole")

@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-import risk_scores  # noqa: E402
-import tables  # noqa: E402
+import risk_scores
+import tables
 from scipy import stats
 
 

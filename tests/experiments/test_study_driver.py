@@ -7,16 +7,15 @@ import sys
 import types
 from pathlib import Path
 
+import lock_changes
 import pyarrow
 import pytest
+import study
+from studies.published import TABLE_6, beside_paper
+
+from kljax.studies.sweeps import expand, read_sweep
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-import lock_changes  # noqa: E402
-import study  # noqa: E402
-from published import TABLE_6, beside_paper  # noqa: E402
-
-from kljax.studies.sweeps import expand, read_sweep  # noqa: E402
 
 PART = """# A tiny part.
 # Nothing is learnt from it.

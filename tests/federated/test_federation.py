@@ -95,7 +95,7 @@ def test_bad_calls_are_refused():
     ],
 )
 def test_defaults_follow_the_backend(monkeypatch, backend, victims, clients):
-    """As measured in experiments/speed.md."""
+    """As measured in experiments/speed/federated.md."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert fastest_layout("victims") == victims
     assert fastest_layout("clients") == clients

@@ -77,7 +77,7 @@ WORK = {
         "tutorial-cnn", 100, 40, 50, checked=40, tolerance=1e-4, own=400, rate=0.1
     ),
 }
-# Rounds a minute that others published for the work of an entry; see speed.md.
+# Rounds a minute that others published for an entry; see speed/federated.md.
 PUBLISHED = {
     "fl-cnn-b50": {
         "rounds_per_min": {"BlazeFL, 6 processes": 3.7, "Flower, 12 in parallel": 2.7},

@@ -11,11 +11,12 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import pandas
-from defence_arms import Contest
-from defence_tables import RIGHT, Rows, floors, own_rows
 
 from kljax import metrics
 from kljax.defences.catalogue import KINDS, write_strengths
+
+from .contest_tables import RIGHT, Rows, floors, own_rows
+from .contests import Contest
 
 SCORE = "ssim_affine_oracle"
 MARKS = {

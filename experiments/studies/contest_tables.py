@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas
-from defence_arms import Contest
 from tabulate import tabulate
 
 from kljax import metrics
 from kljax.studies.frames import study_frame
 from kljax.studies.store import Study
+
+from .contests import Contest
 
 FLOOR = "floor/"
 NOT_RUN = "not run"
