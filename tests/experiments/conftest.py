@@ -20,14 +20,14 @@ def quickly():
 def options():
     """Makes what speed.py reads of the command line, for some peers."""
 
-    def make(*peers, rounds=1, torch_python=sys.executable, **pythons):
+    def make(*peers, rounds=1, torch_python=sys.executable, **others):
         return argparse.Namespace(
             peers=peers,
             rounds=rounds,
             torch_python=torch_python,
             peers_from=None,
             tiny=True,
-            **pythons,
+            **others,
         )
 
     return make

@@ -66,3 +66,11 @@ def test_every_worker_of_a_peer_exists():
                 libraries = ("torch", "fedjax") if name.endswith("_") else ("",)
                 for library in libraries:
                     assert importlib.util.find_spec(name + library), file
+
+
+# A demo has one size.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ENTRIES if not n.startswith("demo")])
+def test_every_entry_runs_at_its_tiny_size(name, options, quickly):
+    for made in ENTRIES[name].lines(options(chunk=8)):
+        assert made["ours"]["low"] > 0 and made["unit"] and made["name"]

@@ -82,7 +82,6 @@ class Problem:
     def view(self, params, image, target):
         """Observes the gradient of one image."""
         nothing = Public(jax.tree.map(jnp.zeros_like, params))
-
         before = view_of(params, nothing, target[None])
         candidate = Candidate(image[None], target[None], Private())
         return view_of(params, self.simulation(before, candidate)[0], target[None])
