@@ -25,16 +25,9 @@ and an accelerator; nobody has run them with this code yet.
 
 import argparse
 import dataclasses
-import os
 import statistics
 import time
 from pathlib import Path
-
-import jax
-
-# One host device per core, before JAX wakes up.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 from tabulate import tabulate
 from training.table1 import PRESETS

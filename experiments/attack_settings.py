@@ -14,18 +14,15 @@ and choose nothing. Results: experiments/attack_settings.md.
 
 import argparse
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
-from kljax import LeakConfig, leak, score_rows  # noqa: E402
-from kljax.attacks import optimisers  # noqa: E402
-from kljax.attacks.presets import PRESETS  # noqa: E402
+from kljax import LeakConfig, leak, score_rows
+from kljax.attacks import optimisers
+from kljax.attacks.presets import PRESETS
+from kljax.parallel import use_all_cores
 
 
 class Setting(NamedTuple):
@@ -97,6 +94,7 @@ def main():
     parser.add_argument("--victims", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
+    use_all_cores()
     for name in options.only:
         print(f"\n## {name}\n")
         print("| value | arm | median matching loss | mean SSIM | mean SSIM affine |")

@@ -19,15 +19,14 @@ other victims, by the lowest loss. Results: experiments/gradinversion.md.
 import argparse
 import functools
 import itertools
-import os
 import time
 
-import jax
 import numpy as np
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, metrics, score_rows
 from kljax.attacks.presets import PRESETS
+from kljax.parallel import use_all_cores
 from kljax.studies.leak_summary import summarise
 
 GROUP = 0.01  # the preset's
@@ -54,7 +53,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    use_all_cores()
     weights, results = {}, []
     for arm, matching in itertools.product(options.arms, options.matching):
         name = arm if len(options.matching) == 1 else f"{arm}, matching {matching:g}"

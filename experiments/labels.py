@@ -23,27 +23,24 @@ and what is missing is printed as such.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
-from kljax import metrics  # noqa: E402
-from kljax.attacks import Reconstruction  # noqa: E402
-from kljax.attacks.labels import RULES  # noqa: E402
-from kljax.attacks.labels.catalogue import OF_ONE_EXAMPLE  # noqa: E402
-from kljax.attacks.presets import PRESETS  # noqa: E402
-from kljax.attacks.presets.catalogue import of_user  # noqa: E402
-from kljax.studies import run_folder  # noqa: E402
-from kljax.studies.builder import from_run  # noqa: E402
-from kljax.studies.config import LeakConfig  # noqa: E402
-from kljax.studies.leakage import leak  # noqa: E402
-from kljax.studies.sweeps import make_cell  # noqa: E402
+from kljax import metrics
+from kljax.attacks import Reconstruction
+from kljax.attacks.labels import RULES
+from kljax.attacks.labels.catalogue import OF_ONE_EXAMPLE
+from kljax.attacks.presets import PRESETS
+from kljax.attacks.presets.catalogue import of_user
+from kljax.parallel import use_all_cores
+from kljax.studies import run_folder
+from kljax.studies.builder import from_run
+from kljax.studies.config import LeakConfig
+from kljax.studies.leakage import leak
+from kljax.studies.sweeps import make_cell
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Local steps, how often each example is used, examples in a step.
@@ -64,6 +61,7 @@ def main():
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--read", action="store_true")
     options = parser.parse_args()
+    use_all_cores()
     PRESETS[f"labels of {options.samples}"] = of_user(reader(options.samples))
     print(preamble(options))
     for folder in options.run:

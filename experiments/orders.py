@@ -21,7 +21,6 @@ program on a device, beside its arguments. Results: experiments/orders.md.
 """
 
 import argparse
-import os
 import statistics
 import time
 
@@ -34,7 +33,7 @@ from timing.turns import turns
 
 from kljax.attacks import Candidate, cosine, total_variation
 from kljax.core.types import Private
-from kljax.parallel import Layout, block_memory, map_victims
+from kljax.parallel import Layout, block_memory, map_victims, use_all_cores
 
 # Chunks are those that are fastest in the order that kljax has.
 WORK = {
@@ -122,9 +121,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    # One host device per core, as the command line does; before JAX wakes up.
-    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    use_all_cores()
     with jax.default_matmul_precision("highest"):
         rows = [row for name in options.only for row in compare(name, options.rounds)]
     print(tabulate(rows, HEAD, tablefmt="github", disable_numparse=True))

@@ -18,10 +18,8 @@ Results: experiments/selective_encryption.md.
 """
 
 import argparse
-import os
 import time
 
-import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
@@ -30,6 +28,7 @@ from tabulate import tabulate
 from kljax import LeakConfig, leak, metrics, score_rows
 from kljax.attacks import Reconstruction, idlg
 from kljax.defences.selective import SCORES
+from kljax.parallel import use_all_cores
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 UNAWARE = "magnitude, unaware"
@@ -48,7 +47,7 @@ def main():
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
     parser.add_argument("--figure", default="experiments/selective_encryption.png")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    use_all_cores()
 
     arms = {("none", 0.0): "none"}
     for score in options.scores:

@@ -23,22 +23,16 @@ jax==0.10.2`) is best kept in an environment of its own. Results: experiments/sp
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import textwrap
 import time
 from pathlib import Path
 
 import jax
-
-# One host device per core, as the command line does; before JAX wakes up.
-if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
 from timing.catalogue import ENTRIES, PEERS
 from timing.table import show
 
-from kljax.parallel import fastest_layout
+from kljax.parallel import fastest_layout, use_all_cores
 
 
 def arguments():
@@ -106,6 +100,7 @@ def names():
 
 def main():
     """Runs what was asked for; writes after each entry, so that a stop loses one."""
+    use_all_cores()
     options = arguments()
     lines = []
     with jax.default_matmul_precision("highest"):

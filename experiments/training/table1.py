@@ -2,7 +2,11 @@
 
 import dataclasses
 
+from kljax.parallel import use_all_cores
 from kljax.studies.config import TrainConfig
+
+# A configuration asks for the device, and JAX is awake from then on.
+use_all_cores()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,18 +103,6 @@ def runner_of(name: str) -> Callable:
     return getattr(importlib.import_module(COMMANDS[name].module), f"run_{name}")
 
 
-def _use_all_cores() -> None:
-    """Gives JAX one host device per core, so that victims are spread over them.
-
-    On two cores two devices ran 1.3 to 2 times as many evaluations as one
-    (experiments/speed/dlg.md). Left alone where the user has chosen already.
-    """
-    import jax
-
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status.
 
@@ -163,7 +151,9 @@ def _run(given: list[str]) -> None:
         )
         return
     if COMMANDS[name].computes:
-        _use_all_cores()
+        from kljax.parallel import use_all_cores
+
+        use_all_cores()
     if name == "sweep":
         from kljax.cli.sweep import refuse_dealing
 

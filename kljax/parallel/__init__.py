@@ -9,6 +9,7 @@ number, memory stays flat, and a progress bar has something to show.
 """
 
 from kljax.parallel.client_axis import gather_clients, sum_clients
+from kljax.parallel.cores import use_all_cores
 from kljax.parallel.layout import LAYOUTS, Layout, Timing, fastest_layout
 from kljax.parallel.victim_axis import (
     block_memory,
@@ -22,6 +23,7 @@ __all__ = [
     "Layout",
     "LAYOUTS",
     "fastest_layout",
+    "use_all_cores",
     "Timing",
     "map_victims",
     "block_memory",
