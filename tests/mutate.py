@@ -193,7 +193,13 @@ def run_tests(copy: Path, tests: list[str], limit: float) -> Outcome:
         [*command, "-p", "no:cacheprovider", "--durations=0", *tests],
         cwd=copy,
         # Compiled files are told apart by second and size: too little for one letter.
-        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # The user's own options may leave out of the output what is read of it.
+            "PYTEST_ADDOPTS": "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

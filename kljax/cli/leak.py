@@ -187,8 +187,5 @@ def run_demo(job: Demo, console: Console) -> None:
     """Runs the preset study of the README."""
     stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     out = job.out or Path("runs") / f"demo-{stamp}"
-    # Of LeNet on a CPU this compiles and runs a fifth faster than the default, which
-    # is right for larger networks (experiments/speed/forms.md).
-    kind = "sharded_loop" if jax.default_backend() == "cpu" else None
-    leak = Leak(data=job.data, steps=1000, out=out, layout_kind=kind)
+    leak = Leak(data=job.data, steps=1000, out=out)
     run_leak(leak, console)

@@ -85,13 +85,13 @@ def fastest_layout(work: Literal["victims", "clients"]) -> Layout:
     Measured on two CPU cores and on one NVIDIA H200. On a TPU nothing has been, and
     the choice is a guess.
 
-    Attacks differ in nothing but data and gain from batching, a GPU up to hundreds (256
-    were up to a tenth faster than 64; fewer need less memory). A client has weights
-    of its own: batched, its convolutions become one small product per client, and on a
-    CPU working the clients off one after another is faster.
+    On a CPU victims and clients are worked off one after another on each core: their
+    weights are their own, so that a batch of them is one small product each, and what
+    one needs stays in the cache. A GPU gains from batching attacks up to hundreds (256
+    were up to a tenth faster than 64; fewer need less memory), and clients less.
     """
     layouts = {
-        ("cpu", "victims"): Layout("sharded", 8),
+        ("cpu", "victims"): Layout("sharded_loop", 8),
         ("cpu", "clients"): Layout("sharded_loop", 8),
         ("gpu", "victims"): Layout("sharded", 64),
         ("gpu", "clients"): Layout("sharded", 16),

@@ -89,7 +89,7 @@ def test_bad_calls_are_refused():
 @pytest.mark.parametrize(
     ("backend", "victims", "clients"),
     [
-        ("cpu", Layout("sharded", 8), Layout("sharded_loop", 8)),
+        ("cpu", Layout("sharded_loop", 8), Layout("sharded_loop", 8)),
         ("gpu", Layout("sharded", 64), Layout("sharded", 16)),
         ("tpu", Layout("sharded", 8), Layout("sharded", 8)),
     ],

@@ -22,6 +22,7 @@ from kljax.studies.config import LeakConfig, TrainConfig
 ABSURD = {
     "image_size": ({"image_size": 100_000}, "image_size"),
     "restarts": ({"restarts": 10**6, "image_size": 32}, "restarts"),
+    "observations": ({"observations": 10**9}, "observations or restarts"),
     "private_key_size": (
         {"private_key_size": 10**9, "arms": ("keylock/known",), "sites": ("layers/0",)},
         "private_key_size or the number of sites",

@@ -68,6 +68,8 @@ def check_attack(
         lock = 0  # there once, as it was when the run was trained
     steps = config.local_steps if config.upload == "update" else 0
     restart, lower = 2 * images + config.observations * network, "restarts"
+    if config.observations > 1:
+        lower = "observations or restarts"
     weights = 0 if generator is None else nbytes(generator.weights)
     evolution = _find_evolution(config, preset)
     if evolution is not None:
