@@ -6,21 +6,18 @@ What `kljax leak` compiles of each network: a whole attack of some steps, 16 vic
 `sharded` and by `sharded_loop` in turns, in chunks of 8 on each device. *forward* is the
 arithmetic of the products of one forward pass of a victim's examples, in millions of
 operations; *ratio* is `sharded_loop` over `sharded`, by evaluations/s, the median of the
-rounds and their range; *compiling* are the seconds of each. From it the default of
-`kljax.studies.builder.layout` was taken.
+rounds and their range; *compiling* are the seconds of each. What it printed is in
+experiments/speed/forms.md; `kljax.parallel.fastest_layout` follows it.
 """
 
 import argparse
 import statistics
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", 2)
-
 from tabulate import tabulate
 
 from kljax import LeakConfig
-from kljax.parallel import Layout, map_victims
+from kljax.parallel import Layout, map_victims, use_all_cores
 from kljax.studies.builder.study import build_study
 from kljax.studies.cost import count_operations
 
@@ -61,13 +58,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
     options = parser.parse_args()
+    use_all_cores()
     rows = []
     for name in options.only:
-        try:
-            rows.append(measure(name, options.rounds))
-            print(rows[-1], flush=True)
-        except Exception as error:
-            print(name, repr(error)[:300], flush=True)
+        rows.append(measure(name, options.rounds))
+        print(rows[-1], flush=True)
     print(tabulate(rows, ("", "forward", "ratio", "range", "compiling"), "github"))
 
 
