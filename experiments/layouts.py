@@ -3,10 +3,10 @@
     python experiments/layouts.py [--rounds 5] [--only NAME ...]
 
 What `kljax leak` compiles of each network: a whole attack of some steps, 16 victims, by
-`sharded` and by `sharded_loop` in turns, in chunks of 8 on each device. *forward* is the
-arithmetic of the products of one forward pass of a victim's examples, in millions of
-operations; *ratio* is `sharded_loop` over `sharded`, by evaluations/s, the median of the
-rounds and their range; *compiling* are the seconds of each. What it printed is in
+`sharded` and by `sharded_loop` in turns, in chunks of 8 on each device. *forward* is
+the arithmetic of the products of one forward pass of a victim's examples, in millions
+of operations; *ratio* is `sharded_loop` over `sharded`, by evaluations/s, the median of
+the rounds and their range; *compiling* are the seconds of each. What it printed is in
 experiments/speed/forms.md; `kljax.parallel.fastest_layout` follows it.
 """
 
@@ -72,9 +72,7 @@ def measure(name, rounds):
     study = build_study(LeakConfig(victims=VICTIMS, **fields))
     (attack,) = study.attacks
     runs = {
-        kind: map_victims(
-            attack.attack_one, Layout(kind, 8), draws=attack.client.draws
-        )
+        kind: map_victims(attack.attack_one, Layout(kind, 8), draws=attack.client.draws)
         for kind in KINDS
     }
     with jax.default_matmul_precision(study.config.precision):
