@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kljax.attacks.attack import Objective
 from kljax.attacks.setting import Setting
 from kljax.core.types import Array, Params, Public, PyTree
+from kljax.defences.defence import is_concrete
 
 Weighting: TypeAlias = Callable[[Params], PyTree]
 Depths: TypeAlias = PyTree  # like the parameters: 0 for the tensor used first
@@ -47,6 +48,42 @@ def weighted(
     def distance(simulated: PyTree, observed: PyTree) -> Array:
         weights = jax.tree.map(jnp.asarray, weighting(public_of(observed).model))
         return objective(times(weights, simulated), times(weights, observed))
+
+    return distance
+
+
+def largest_entries(objective: Objective, share: float | Array) -> Objective:
+    """Compares the entries of each tensor whose observed magnitude is largest.
+
+    Of a tensor of n entries those at least as large as the ``ceil(share n)``-th count;
+    the others are 0 on both sides. That holds for what belongs to a defence, too, and
+    for lock gradients.
+
+    Args:
+      objective: the distance.
+      share: in (0, 1]; 1 leaves the objective as it is.
+
+    Raises:
+      ValueError: for a share outside.
+    """
+    if is_concrete(share) and not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share!r}")
+
+    def counts(observed: Array) -> Array:
+        size = jnp.abs(observed)
+        # Rounding must not make n of it more, nor 0 of a share that is tiny.
+        count = jnp.clip(jnp.ceil(share * size.size - 1e-4), 1, size.size)
+        least = jnp.sort(size.ravel())[size.size - count.astype(jnp.int32)]
+        return ~(size < least)  # NaN counts, and so is not overlooked
+
+    def distance(simulated: PyTree, observed: PyTree) -> Array:
+        kept = jax.tree.map(counts, observed)
+        return objective(
+            *(
+                jax.tree.map(lambda here, x: jnp.where(here, x, 0.0), kept, tree)
+                for tree in (simulated, observed)
+            )
+        )
 
     return distance
 

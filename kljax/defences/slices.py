@@ -60,8 +60,9 @@ def slice_noise(
     Differs from it: the root set and the direction (the code takes the derivative of
     each tensor's sum, one after another, at examples of the training set); cuts are
     between entries, and not of pieces of a common size. Its clipping of single examples
-    is `example_clipping`, of whole gradients; the server's compensation, which takes
-    the noise off a sum of clients, is not built: an attacker's view is before it.
+    is `example_clipping`, of whole gradients; the server's compensation is a rule of
+    aggregation (`kljax.federated.aggregation.denoised_mean`): an attacker's view is
+    before it.
     """
     if is_concrete(slices) and not (1 <= slices <= MOST_SLICES and _whole(slices)):
         raise ValueError(

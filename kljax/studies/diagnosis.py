@@ -1,5 +1,6 @@
 """Diagnosis: what is true of an attacked upload, and never shown to the attack."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from kljax.attacks import (
     rule_holds,
     targets_of,
 )
+from kljax.attacks.attack import Simulation
 from kljax.attacks.closed_form.features import MOST
 from kljax.attacks.objectives import FAINT
 from kljax.attacks.pooling import POOLINGS
@@ -77,20 +79,24 @@ def diagnose(setting: Setting, preset: Preset, update: Update, view: View) -> Di
         # Who has no lock weights of its own cannot compare their gradients.
         view = view._replace(lock_grads=None)
     truth = Candidate(update.inputs, update.targets, update.private)
-    simulated, observed = replay(setting, setting.defence.gates)(view, truth)
+    simulate = preset.simulation or replay
+    simulation = simulate(setting, setting.defence.gates)
+    simulated, observed = simulation(view, truth)
     lost = None
     if setting.protocol is not None:
         # Weight decay and momentum move tensors that no image moves.
         grey = jax.tree.map(lambda x: jnp.full_like(x, 0.5), update.inputs)
         blank = truth._replace(inputs=grey)
-        without, _ = replay(setting, setting.defence.gates)(view, blank)
+        without, _ = simulation(view, blank)
         lost = jax.tree.map(jnp.subtract, simulated, without)
     return Diagnosis(
         jnp.asarray(objective(simulated, observed)),
         jnp.asarray(weakest_tensor(objective, observed, lost)),
         live,
         error,
-        replay_is_exact(setting, update, view, (simulated, observed)),
+        replay_is_exact(
+            setting, update, view, (simulated, observed), simulate=simulate
+        ),
         holds,
         readable,
     )
@@ -145,6 +151,8 @@ def replay_is_exact(
     update: Update,
     view: View,
     replayed: tuple[PyTree, PyTree] | None = None,
+    *,
+    simulate: Callable[..., Simulation] = replay,
 ) -> Array:
     """Tells whether the attacker with the truth replays what was done before release.
 
@@ -165,6 +173,7 @@ def replay_is_exact(
     Args:
       setting, update, view: see `diagnose`.
       replayed: simulated and observed, of the view as it is; None: not yet.
+      simulate: ``(Setting, gates) -> Simulation`` of what the attack compares with.
 
     Returns:
       [] bool; false where anything is not finite.
@@ -184,7 +193,8 @@ def replay_is_exact(
     if replayed is not None and untouched:
         simulated, observed = replayed  # nothing to be traced again
     else:
-        simulated, observed = replay(plain, setting.defence.gates)(unreleased, truth)
+        simulation = simulate(plain, setting.defence.gates)
+        simulated, observed = simulation(unreleased, truth)
     errors, norms = (
         jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(tree)])
         for tree in (jax.tree.map(jnp.subtract, simulated, observed), observed)

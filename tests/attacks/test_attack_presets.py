@@ -60,6 +60,7 @@ CASES = {
         Case(build("inverting-gradients", steps=200, restarts=2), examples=2),
         1e-4,
     ),
+    "fedleak": (Case(build("fedleak", steps=400, restarts=2), examples=2), 1e-3),
     # As images are seen, from N(0, 1): a norm in eval mode shows brightness.
     "tag": (Case(build("tag", steps=300)), 1e-3),
     "grnn": (Case(build("grnn", steps=400), labels="joint"), 1e-2),
@@ -287,6 +288,17 @@ GOLDEN = {
         needs=STATISTICS,
     ),
     "ig-fedavg": Values("given", {"variation": 1e-6}),
+    # Of the paper nothing was to be read but what it adds: kljax's own.
+    "fedleak": Values(
+        "recovered",
+        {
+            "share": 0.5,
+            "radius": 0.01,
+            "penalty": 0.5,
+            "variation": 1e-4,
+            "learning_rate": 0.1,
+        },
+    ),
     "fedavg-inversion": Values(
         "recovered",
         {

@@ -26,6 +26,7 @@ STARTS = {
     # N(0, 1) of images standardised by about .45 and .25.
     "inverting-gradients": (0.5, 0.25, True),
     "ig-fedavg": (0.5, 0.25, True),
+    "fedleak": (0.5, 0.25, True),  # kljax's own, as all of its search
     "gradinversion": (0.5, 0.25, True),
     "bn-updates": (0.5, 0.0, True),
     "fedavg-inversion": (0.5, 0.25, False),  # N(0, 1) of standardised images
@@ -174,7 +175,7 @@ def test_restarts_are_chosen_as_the_papers_do(name):
     # bn-updates starts at one image, and takes one restart where labels are given.
     restarts = 1 if name == "bn-updates" else 3
     parts = parts_of(name, of_two_epochs() if federal else here(), restarts)
-    by_matching = name in ("inverting-gradients", "ig-fedavg")
+    by_matching = name in ("inverting-gradients", "ig-fedavg", "fedleak")
     assert parts["choose_by_matching"] == by_matching
     assert (parts["steps"], parts["restarts"]) == (STEPS, restarts)
 

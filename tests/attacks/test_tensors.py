@@ -13,6 +13,7 @@ from kljax.attacks.tensors import (
     exponential,
     first,
     largest,
+    largest_entries,
     last,
     linear,
     mask,
@@ -71,6 +72,44 @@ def test_a_cosine_of_the_kept_tensors():
     kept = mask({"a": True, "b": False, "c": False, "d": False})
     expected = 1 - dot / lengths**0.5
     assert distance(cosine(), kept) == pytest.approx(expected, abs=1e-6)
+
+
+ENTRIES = np.array([[0.1, -5.0, 2.0], [3.0, -0.2, 0.0]], np.float32)
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.9, 1.0])
+def test_the_largest_entries_of_each_tensor_by_hand(share):
+    """Observed magnitudes choose, and a share of a tensor is rounded up."""
+    observed = {"a": ENTRIES, "b": np.float32([1e-6, -2e-6, 0, 0])}
+    simulated = {"a": ENTRIES[::-1] + 1, "b": np.float32([7, 1, 2, 3])}
+    wanted = 0.0
+    for name, tensor in observed.items():
+        order = sorted(np.abs(tensor).ravel())[::-1]
+        least = order[int(np.ceil(round(share * tensor.size, 3))) - 1]
+        for mine, theirs in zip(simulated[name].flat, tensor.flat, strict=True):
+            wanted += (mine - theirs) ** 2 if abs(theirs) >= least else 0.0
+    for given in (share, jnp.float32(share)):
+        found = largest_entries(SQUARED, given)(simulated, observed)
+        assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_entries_that_are_left_out_change_nothing():
+    found = largest_entries(cosine(), 0.5)
+    tampered = np.where(np.abs(ENTRIES) < 1, 100.0, ENTRIES)
+    assert found([tampered], [ENTRIES]) == pytest.approx(0, abs=1e-6)
+    assert cosine()([tampered], [ENTRIES]) > 0.5
+
+
+def test_a_broken_entry_is_not_overlooked():
+    broken = ENTRIES.copy()
+    broken[0, 0] = np.nan
+    assert np.isnan(largest_entries(SQUARED, 0.1)([ENTRIES], [broken]))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, np.nan])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        largest_entries(SQUARED, share)
 
 
 def test_what_is_left_out_may_be_broken():

@@ -40,6 +40,33 @@ def slow_mean(rows, weights):
     return sum(w * row for w, row in zip(weights, rows, strict=True)) / sum(weights)
 
 
+def slow_without_noise(vector, std, aspect):
+    """Drops eigenvectors within the bounds of Marchenko and Pastur, one by one."""
+    columns = max(1, int(np.sqrt(len(vector) / aspect)))
+    rows = int(np.ceil(len(vector) / columns))
+    matrix = np.zeros((rows, columns))
+    for place, value in enumerate(vector):
+        matrix[place // columns, place % columns] = value
+    values, directions = np.linalg.eigh(np.atleast_2d(np.cov(matrix, rowvar=False)))
+    low, high = ((1 + side * np.sqrt(columns / rows)) ** 2 for side in (-1, 1))
+    cleared = np.zeros_like(matrix)
+    for value, direction in zip(values, directions.T, strict=True):
+        if value <= low * std**2 or value >= high * std**2:
+            for row in range(rows):
+                cleared[row] += (matrix[row] @ direction) * direction
+    return cleared.ravel()[: len(vector)]
+
+
+def slow_denoised(std, aspect):
+    def denoised(rows, weights):
+        mean = slow_mean(rows, weights)
+        # What n independent draws leave, and the two statistics, which have none.
+        left = std * np.sqrt(sum(w**2 for w in weights)) / sum(weights)
+        return np.append(slow_without_noise(mean[:-2], left, aspect), mean[-2:])
+
+    return denoised
+
+
 def slow_median(rows, weights):
     del weights
     result = []

@@ -12,6 +12,7 @@ from slow_rules import (
     client,
     slow_bounded,
     slow_bulyan,
+    slow_denoised,
     slow_mean,
     slow_median,
     slow_multi_krum,
@@ -41,6 +42,7 @@ from kljax.federated.aggregation import (
     Aggregator,
     bulyan,
     coordinate_median,
+    denoised_mean,
     geometric_median,
     krum,
     make_aggregator,
@@ -111,6 +113,7 @@ RULES = {
     "bulyan=1": (bulyan(), slow_bulyan(1)),
     "geometric-median=4": (geometric_median(4, 1e-9), slow_weiszfeld(4)),
     "norm-bounding=2": (norm_bounding(2), slow_bounded(2.0)),
+    "denoised-mean=0.5,2": (denoised_mean(0.5, 2), slow_denoised(0.5, 2)),
 }
 
 
@@ -138,7 +141,9 @@ def test_who_counts_by_its_examples():
     for name, (rule, _) in RULES.items():
         other = aggregate(rule, uploads, WEIGHTS[::-1])
         same = np.allclose(vector(aggregate(rule, uploads)), vector(other))
-        weighted = name.startswith(("mean", "norm-bounding", "geometric-median"))
+        weighted = name.startswith(
+            ("mean", "norm-bounding", "geometric-median", "denoised-mean")
+        )
         assert same != weighted
 
 
@@ -154,6 +159,7 @@ def with_attacker(uploads, factor):
 
 
 ROBUST = {name: rule for name, (rule, _) in RULES.items() if name != "mean"}
+del ROBUST["denoised-mean=0.5,2"]
 ROBUST["geometric-median"] = geometric_median()  # of four iterations it is not yet
 del ROBUST["geometric-median=4"]
 

@@ -18,6 +18,7 @@ from kljax.attacks.optimisers.first_order import (
     rmsprop,
     sign_adam,
 )
+from kljax.attacks.optimisers.gradient_penalty import with_gradient_penalty
 from kljax.attacks.optimisers.quasi_newton import lbfgs, lbfgs_torch
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "lbfgs",
     "lbfgs_torch",
     "cma_es",
+    "with_gradient_penalty",
 ]

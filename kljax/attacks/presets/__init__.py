@@ -15,6 +15,7 @@ from kljax.attacks.presets.generative import (
 )
 from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
+from kljax.attacks.presets.partial import fedleak
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, gradient_matching, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
@@ -39,6 +40,7 @@ __all__ = [
     "gate_regression",
     "tag",
     "fedavg_inversion",
+    "fedleak",
     "ig_fedavg",
     "inverting_gradients",
     "grnn",

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kljax.attacks import insertions, objectives
-from kljax.attacks.attack import Attack, Evolution, Objective
+from kljax.attacks.attack import Attack, Evolution, Objective, Simulation
 from kljax.attacks.closed_form import imprint, rgap, spear
 from kljax.attacks.insertions import Insertion
 from kljax.attacks.objectives import (
@@ -26,6 +26,7 @@ from kljax.attacks.presets.generative import (
 )
 from kljax.attacks.presets.inverters import learn_inverter, learned
 from kljax.attacks.presets.noise_density import likelihood, negative_log_likelihood
+from kljax.attacks.presets.partial import fedleak, fedleak_objective
 from kljax.attacks.presets.peeling import peeled_image
 from kljax.attacks.presets.plain import dlg, matching, tag
 from kljax.attacks.presets.signed import inverting_gradients
@@ -48,6 +49,7 @@ from kljax.attacks.presets.vision_transformers import (
     april_optimisation,
 )
 from kljax.attacks.setting import Setting
+from kljax.attacks.simulation import closest_surrogate
 from kljax.core.registry import check_callable, resolve
 from kljax.core.types import PyTree
 
@@ -78,6 +80,8 @@ class Preset(NamedTuple):
       density: whether it needs that of what is sent (`AssumedDefence.log_prob`).
       replays_steps: whether a search on an update goes through all local steps, and
         has the parameters of each.
+      simulation: ``(Setting, gates) -> Simulation`` of what it compares, for diagnosis;
+        None where that is the client's own computation (`kljax.attacks.replay`).
       pools_restarts: whether its answer is made of those of all restarts; it cannot
         pool several observations as well.
       learn: ``(Setting, draw, rng, *, steps, restarts) -> tree of arrays``, with the
@@ -103,6 +107,7 @@ class Preset(NamedTuple):
     evolution: Callable[[], Evolution] | None = None
     density: bool = False
     replays_steps: bool = True
+    simulation: Callable[..., Simulation] | None = None
     pools_restarts: bool = False
     learn: Callable[..., PyTree] | None = None
 
@@ -191,8 +196,20 @@ PRESETS: dict[str, Preset] = {
         bn_updates, "joint", anywhere(bn_updates_objective), STATISTICS, degree=1
     ),
     "ig-fedavg": Preset(ig_fedavg, "given", anywhere(cosine)),
+    "fedleak": Preset(
+        fedleak,
+        "recovered",
+        anywhere(fedleak_objective),
+        dials=("share", "radius", "penalty", "variation", "learning_rate"),
+    ),
     "fedavg-inversion": Preset(fedavg_inversion, "recovered", layered_l2),
-    "sme": Preset(sme, "given", anywhere(cosine), replays_steps=False),
+    "sme": Preset(
+        sme,
+        "given",
+        anywhere(cosine),
+        replays_steps=False,
+        simulation=functools.partial(closest_surrogate, objective=cosine()),
+    ),
     "tableak": Preset(
         tableak, "given", anywhere(cosine), inputs=("table",), pools_restarts=True
     ),

@@ -1,6 +1,6 @@
 """Inverting Gradients: cosine distance, total variation, signed descent in a box."""
 
-from kljax.attacks.attack import Attack, Optimiser, Unknowns
+from kljax.attacks.attack import Attack, Objective, Optimiser, Unknowns
 from kljax.attacks.drivers import descend
 from kljax.attacks.labels import LABELS
 from kljax.attacks.objectives import cosine
@@ -23,6 +23,7 @@ def inverting_gradients(
     restarts: int,
     variation: float = CLI_VARIATION,
     learning_rate: float = 0.1,
+    objective: Objective | None = None,
 ) -> Attack:
     """Makes Inverting Gradients: 24,000 steps in the paper's code, 4,800 for batches.
 
@@ -30,7 +31,8 @@ def inverting_gradients(
     dataset's mean and deviation, about 0.45 and 0.25; here they are in [0, 1], and
     start at the same place. Rate and weight of the variation are the paper's numbers,
     so that a step is four times as long, and the variation counts a quarter of what it
-    does there.
+    does there. Another `objective` than the cosine is for attacks that are this one
+    but for it.
 
     Reference: Geiping et al., "Inverting Gradients" (NeurIPS 2020), and its code,
     JonasGeiping/invertinggradients, reconstruct_image.py.
@@ -43,7 +45,7 @@ def inverting_gradients(
             secret.unknown,
         ),
         replay(setting, secret.gates),
-        cosine(),
+        objective or cosine(),
         optimiser or sign_adam(learning_rate, steps=steps),
         prior=with_feature(
             setting, secret.gates, total_variation(variation, relative=False)

@@ -8,12 +8,17 @@ from kljax.attacks.simulation.steps import (
     one_step,
     replay,
 )
-from kljax.attacks.simulation.surrogate import SurrogateSimulation, surrogate_gradient
+from kljax.attacks.simulation.surrogate import (
+    SurrogateSimulation,
+    closest_surrogate,
+    surrogate_gradient,
+)
 
 __all__ = [
     "VARIANTS",
     "SurrogateSimulation",
     "averaged_steps",
+    "closest_surrogate",
     "epochs_of",
     "fedavg",
     "local_steps",

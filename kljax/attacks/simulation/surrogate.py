@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljax.attacks.attack import Candidate
+from kljax.attacks.attack import Candidate, Objective, Simulation
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation.steps import local_replay
 from kljax.core.types import Array, PyTree
@@ -65,6 +65,37 @@ def surrogate_gradient(
         )
         # Not by way of trained parameters, in which a small change is rounded.
         return replayed.compare_changes(jax.tree.map(lambda g: -unit * g, grads[:2]))
+
+    return simulation
+
+
+SHARES = tuple(i / 20 for i in range(21))
+
+
+def closest_surrogate(
+    setting: Setting, gates: Callable[..., Any], objective: Objective
+) -> Simulation:
+    """Simulates an update by that surrogate of `SHARES` which a candidate fits best.
+
+    Args:
+      setting, gates: see `surrogate_gradient`.
+      objective: by which fits are compared.
+
+    Returns:
+      ``(View, Candidate) -> (simulated, observed)``. At the client's own inputs its
+      distance is what the surrogates themselves are off by.
+
+    Raises:
+      ValueError: as `surrogate_gradient` does.
+    """
+    surrogate, shares = surrogate_gradient(setting, gates), jnp.asarray(SHARES)
+
+    def simulation(view: View, candidate: Candidate):
+        def distance(share: Array) -> Array:
+            return objective(*surrogate(view, candidate, share))
+
+        best = jnp.argmin(jax.lax.map(distance, shares))
+        return surrogate(view, candidate, shares[best])
 
     return simulation
 

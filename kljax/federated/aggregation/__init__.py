@@ -21,6 +21,7 @@ from kljax.federated.aggregation.boosting import (
 )
 from kljax.federated.aggregation.catalogue import AGGREGATORS, make_aggregator
 from kljax.federated.aggregation.central_point import geometric_median
+from kljax.federated.aggregation.denoising import denoised_mean
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
 from kljax.federated.aggregation.trimmed_selection import bulyan
@@ -36,6 +37,7 @@ __all__ = [
     "make_aggregator",
     "mean",
     "norm_bounding",
+    "denoised_mean",
     "coordinate_median",
     "trimmed_mean",
     "geometric_median",

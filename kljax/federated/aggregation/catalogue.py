@@ -7,6 +7,7 @@ from kljax.federated.aggregation.aggregator import Aggregator
 from kljax.federated.aggregation.averaging import mean, norm_bounding
 from kljax.federated.aggregation.boosting import fedboosting, fedboosting_accuracy
 from kljax.federated.aggregation.central_point import geometric_median
+from kljax.federated.aggregation.denoising import denoised_mean
 from kljax.federated.aggregation.order_statistics import coordinate_median, trimmed_mean
 from kljax.federated.aggregation.selection import krum, multi_krum
 from kljax.federated.aggregation.trimmed_selection import bulyan
@@ -21,6 +22,7 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "multi-krum": multi_krum,
     "bulyan": bulyan,
     "norm-bounding": norm_bounding,
+    "denoised-mean": denoised_mean,
     "foolsgold": foolsgold,
     "fltrust": fltrust,
     "fedboosting": fedboosting,
