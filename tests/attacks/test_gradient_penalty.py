@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kljax.attacks import adam, from_optax
+from kljax.attacks import from_optax
 from kljax.attacks.optimisers import with_gradient_penalty
 
 CURVES = np.array([1.0, 4.0, 0.3])
@@ -59,8 +59,9 @@ def test_to_first_order_it_penalises_the_gradients_length():
 
 
 def test_without_weight_it_is_the_optimiser_itself_at_every_second_step():
-    plain = descend(adam(0.1), 10)
-    found = descend(with_gradient_penalty(adam(0.1), radius=0.1, weight=0.0), 20)
+    adam = from_optax(optax.adam(0.1))
+    plain = descend(adam, 10)
+    found = descend(with_gradient_penalty(adam, radius=0.1, weight=0.0), 20)
     np.testing.assert_allclose(found[::2], plain, atol=1e-6)
 
 

@@ -383,7 +383,7 @@ def test_the_mean_of_one_client_is_refused(make):
 
 @pytest.mark.parametrize("rule", [name for name in AGGREGATORS if name != "mean"])
 def test_a_rule_that_looks_at_uploads_is_refused(rule):
-    options = {"norm-bounding": "=1", "foolsgold": "=2"}
+    options = {"norm-bounding": "=1", "denoised-mean": "=1", "foolsgold": "=2"}
     aggregator = make_aggregator(rule + options.get(rule, ""))
     with pytest.raises(ValueError, match=f"'ckks' .* {rule}.* take the aggregator"):
         product(encryption=ckks(), aggregator=aggregator)

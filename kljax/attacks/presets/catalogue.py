@@ -207,6 +207,7 @@ PRESETS: dict[str, Preset] = {
         sme,
         "given",
         anywhere(cosine),
+        dials=("variation", "learning_rate"),
         replays_steps=False,
         simulation=functools.partial(closest_surrogate, objective=cosine()),
     ),
