@@ -60,7 +60,8 @@ CASES = {
         Case(build("inverting-gradients", steps=200, restarts=2), examples=2),
         1e-4,
     ),
-    "fedleak": (Case(build("fedleak", steps=400, restarts=2), examples=2), 1e-3),
+    # It moves at every second step, and so has come less far.
+    "fedleak": (Case(build("fedleak", steps=400, restarts=2), examples=2), 2e-2),
     # As images are seen, from N(0, 1): a norm in eval mode shows brightness.
     "tag": (Case(build("tag", steps=300)), 1e-3),
     "grnn": (Case(build("grnn", steps=400), labels="joint"), 1e-2),
@@ -90,8 +91,8 @@ CASES = {
 }
 
 
-# The longest to compile are among the slow tests, GradInversion but for its success.
-LONG = ("gradinversion", "gi-nas")
+# The longest to compile are among the slow tests, two of them but for their success.
+LONG = ("gradinversion", "gi-nas", "fedleak")
 
 
 def slow_name(name):

@@ -108,6 +108,7 @@ PRIORS = {
     "tag": weighted(),
     # Geiping et al., reconstruct_image.py: --tv 1e-4; the notebook on updates: 1e-6.
     "inverting-gradients": weighted((1e-4, plain_variation)),
+    "fedleak": weighted((1e-4, plain_variation)),
     "ig-fedavg": weighted((1e-6, plain_variation)),
     # Rand2AI/GRNN: tvloss of 1e-3 for LeNet.
     "grnn": weighted((1e-3, squared_variation)),

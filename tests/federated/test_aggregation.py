@@ -342,8 +342,8 @@ def test_a_rule_of_ones_own_remembers_from_round_to_round():
 
 def test_every_name_makes_its_rule():
     for name, factory in AGGREGATORS.items():
-        numbers = {"norm-bounding": "=1", "foolsgold": "=2"}.get(name, "")
-        rule = make_aggregator(name + numbers)
+        numbers = {"norm-bounding": "=1", "denoised-mean": "=1", "foolsgold": "=2"}
+        rule = make_aggregator(name + numbers.get(name, ""))
         assert isinstance(rule, Aggregator) and rule.name.startswith(name)
         assert factory.__doc__.startswith("Makes")
 
