@@ -4,6 +4,7 @@ A study draws networks and victims, compares arms and scores them. Here is someb
 upload, and the network and weights that it was computed at; nothing else is known.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from kljax.attacks import (
     Task,
 )
 from kljax.attacks.presets import find_preset
+from kljax.core.checks import check_whole_number
 from kljax.core.inputs import InputSpec, images_of
 from kljax.core.registry import resolve
 from kljax.core.targets import classes_of
@@ -28,6 +30,7 @@ from kljax.core.types import Array, Model, Params, Public
 from kljax.models import NETWORKS, Network, from_nnx, losses
 from kljax.models.classifier import find_classifier
 from kljax.studies.builder.own_networks import as_factory
+from kljax.studies.label_search import settle_labels
 from kljax.threat import NOTHING_HIDDEN, Strategy, View, least_knowledge
 
 
@@ -46,6 +49,7 @@ def invert(
     protocol: Protocol | None = None,
     steps: int = 2000,
     restarts: int = 1,
+    label_candidates: int = 64,
     seed: int = 0,
 ) -> Reconstruction:
     """Reconstructs what one upload was computed on.
@@ -60,7 +64,8 @@ def invert(
         protocol, trained minus received weights.
       image_shape: [H, W, C] of one image.
       examples: B, how many examples the upload is of.
-      labels: [B] int, if they are known; None to recover them as the attack does.
+      labels: [B] int, if they are known; None to recover them as the attack does, or
+        to try some (`label_candidates`).
       stats: of norm layers; None for those of a network just made.
       attack: a preset of `kljax.attacks.presets`, or ``package.module:function``.
       classifier: path of the last dense layer; None for the network's own, or the one
@@ -69,6 +74,10 @@ def invert(
       protocol: how the client trained, of an update; None for one step's gradient.
       steps, restarts: evaluations of one search, and how many searches; the best by
         its own loss is given back.
+      label_candidates: label sequences at most that are tried for up to 100 evaluations
+        each, of which the attack's own loss chooses: where labels are hidden and their
+        order matters, or the rule that reads them may be wrong, as in `kljax audit`. 1
+        to take them as they are read.
       seed: of the attack's draws.
 
     Returns:
@@ -78,29 +87,46 @@ def invert(
 
     Raises:
       ValueError: for parts that do not fit each other, tensors that are missing or
-        unknown, or not finite, and whatever the attack cannot work on.
+        unknown, or not finite, a `label_candidates` below 1, and whatever the attack
+        cannot work on.
     """
+    check_whole_number("label_candidates", label_candidates, 1)
     shape = tuple(image_shape)
     inputs = images_of(shape)
     built, named, own = build_model(model, _classes(model, sent, classifier), shape)
     params = own if params is None else params
     if params is None:
         raise ValueError("params are missing: only an nnx.Module has its own weights")
-    setting = make_setting(
-        built,
-        inputs,
-        classifier or named or find_classifier(built, inputs),
-        examples=examples,
-        known_labels=labels is not None,
-        attack=attack,
-        loss=loss,
-        protocol=protocol,
-        chain=_chain_of(model),
-    )
+    head = classifier or named or find_classifier(built, inputs)
+
+    def setting_of(known_labels: bool) -> Setting:
+        return make_setting(
+            built,
+            inputs,
+            head,
+            examples=examples,
+            known_labels=known_labels,
+            attack=attack,
+            loss=loss,
+            protocol=protocol,
+            chain=_chain_of(model),
+        )
+
+    setting = setting_of(labels is not None)
     view = make_view(setting, params, sent, stats=stats, labels=labels)
+    rng = jax.random.key(seed)
+    setting, view, _ = settle_labels(
+        setting,
+        view,
+        attack,
+        functools.partial(setting_of, True),
+        most=label_candidates,
+        steps=steps,
+        rng=rng,
+    )
     preset = find_preset(attack)
     run = preset.build(setting, None, steps=steps, restarts=restarts)
-    return jax.jit(run)(jax.random.key(seed), view)
+    return jax.jit(run)(rng, view)
 
 
 def build_model(

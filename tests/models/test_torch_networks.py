@@ -328,6 +328,98 @@ def test_options_and_edges_of_layers_are_pytorchs(kind):
         np.testing.assert_allclose(turned, fed.grad.numpy(), rtol=2e-3, atol=2e-5)
 
 
+class BufferNorm(nn.Module):
+    """A norm of buffers alone, written as that of detection networks."""
+
+    def __init__(self, width):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, 0.5 + torch.rand(width))
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+
+
+class Frozen(nn.Module):
+    """Norms that are frozen in three ways, one whose scale alone is, a dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+        self.bn_eval, self.bn_moves = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.bn_moves.requires_grad_(False)
+        self.bn_mode, self.buffers_alone = nn.BatchNorm2d(4), BufferNorm(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 5)
+        self.bn_eval.eval()
+        self.drop.eval()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.bn_mode.eval()
+        return self
+
+    def forward(self, x):
+        x = self.bn_eval(self.conv(x)).relu()
+        x = self.buffers_alone(self.bn_mode(self.bn_moves(x)))
+        return self.head(self.drop(x.mean([2, 3])))
+
+
+def test_frozen_norms_and_dropouts_are_in_evaluation_mode_while_others_train():
+    module = made(Frozen)
+    images, labels = batch()
+    params, stats = (model := from_torch(module)).init(jax.random.key(0))
+    assert {*stats} == {"bn_moves/mean", "bn_moves/var"}
+    expected = {"conv/kernel", "conv/bias", "head/kernel", "head/bias"}
+    expected |= {
+        f"bn_{one}/{part}" for one in ("eval", "mode") for part in ("scale", "bias")
+    }
+    assert {*params} == expected
+
+    @jax.jit
+    def ours(params):
+        out = model.apply(params, stats, last(images), train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(out.logits, labels)
+        return jnp.mean(losses), out
+
+    with quick_compilation():
+        grads, out = jax.jit(jax.grad(ours, has_aux=True))(params)
+    module.bn_mode.eval()  # as its own train() does
+    logits = module(torch.tensor(images))
+    np.testing.assert_allclose(out.logits, logits.detach(), rtol=2e-4, atol=2e-5)
+    F.cross_entropy(logits, torch.tensor(labels)).backward()
+    wanted = {n: p.grad for n, p in module.named_parameters() if p.requires_grad}
+    for name, x in tensors_from_torch(module, wanted).items():
+        np.testing.assert_allclose(grads[name], x, rtol=2e-3, atol=2e-6, err_msg=name)
+    moved = tensors_from_torch(module, module.state_dict())["bn_moves/mean"]
+    np.testing.assert_allclose(out.stats["bn_moves/mean"], moved, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(moved, stats["bn_moves/mean"])
+
+
+def test_a_module_in_evaluation_mode_as_a_whole_is_frozen_nowhere():
+    model = from_torch(made(MobileBlock).eval())
+    assert {*model.init(jax.random.key(0))[1]} == {"bn/mean", "bn/var"}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (
+            torch.zeros(6, 3, 5),
+            r"'body.0.weight' has shape \(6, 3, 5\), and .* \(6, 3, 5",
+        ),
+        (np.zeros((5, 5, 3, 6)), r"has shape \(5, 5, 3, 6\), .* in PyTorch's layout"),
+        (None, r"'body.0.weight' is None, .* one of shape \(6, 3, 5, 5\)"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_refused_by_name(tensor, words):
+    module = made(LeNet)
+    with pytest.raises(ValueError, match=words):
+        tensors_from_torch(module, module.state_dict() | {"body.0.weight": tensor})
+
+
 class Depends(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -336,6 +428,17 @@ class Depends(nn.Module):
 class Differs(nn.Module):
     def forward(self, x):
         return x.relu() if self.training else x.tanh()
+
+
+class DiffersInConstants(nn.Module):
+    """Computes the same of another number in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, x):
+        return x * (self.scale + (1.0 if self.training else 2.0))
 
 
 class Always(nn.Module):
@@ -469,6 +572,7 @@ def test_what_is_written_over_and_not_used_again_is_no_fault():
     [
         (Depends, "depends on values"),
         (Differs, "differs between training and evaluation"),
+        (DiffersInConstants, "differs between training and evaluation"),
         (Always, "which evaluation does not end"),
         (Unknown, r"'up' \(ConvTranspose2d\).*function 'cumsum'"),
         (Two, "the argument 'y'"),

@@ -302,6 +302,7 @@ _ENTRYWISE = {
     "exp": jnp.exp,
     "log": jnp.log,
     "sqrt": jnp.sqrt,
+    "rsqrt": jax.lax.rsqrt,
     "abs": _abs,
     "contiguous": lambda x: x,
     "clone": lambda x: x,

@@ -37,7 +37,8 @@ class Layer(NamedTuple):
     """How a layer of PyTorch is made, and what it is fed.
 
     Attributes:
-      make: ``module -> nnx.Module``; raises ValueError for options, and names them.
+      make: ``module -> nnx.Module``, of a module in the mode that it trains in; raises
+        ValueError for options, and names them.
       fed: ``picture`` (channels last), ``channels`` (whatever has channels at axis 1,
         put last), ``same`` (each entry by itself) or ``torch``.
       axes: of its parameters, by PyTorch's name: (name here, axes).
@@ -86,6 +87,14 @@ class PaddedEmbed(nnx.Embed):
         return jnp.where(is_padding, jax.lax.stop_gradient(rows), rows)
 
 
+class FrozenBatchNorm(nnx.BatchNorm):
+    """A batch norm in evaluation mode, whatever the mode of its network is."""
+
+    def __call__(self, x: Array) -> Array:
+        """Scales x [..., C] by its constant mean and variance."""
+        return super().__call__(x, use_running_average=True)
+
+
 class Attention(nnx.Module):
     """`torch.nn.MultiheadAttention` without masks: self-attention, or across."""
 
@@ -96,7 +105,8 @@ class Attention(nnx.Module):
         bias = module.in_proj_bias
         self.in_proj_bias = None if bias is None else nnx.Param(to_array(bias))
         self.out_proj = _dense(module.out_proj)
-        self.drop = nnx.Dropout(module.dropout, rngs=nnx.Rngs(0))
+        rate = module.dropout if module.training else 0.0
+        self.drop = nnx.Dropout(rate, rngs=nnx.Rngs(0))
 
     def __call__(self, query: Array, key: Array, value: Array) -> Array:
         """Attends: [B, T, E], or [T, B, E] where the batch is not first."""
@@ -178,8 +188,9 @@ def _norm(make: Callable[..., Any], module: Any, features: int, **options) -> An
 def _batch_norm(module: Any) -> nnx.Module:
     if not module.track_running_stats or module.momentum is None:
         raise ValueError("track_running_stats=False or momentum=None")
+    kind = nnx.BatchNorm if module.training else FrozenBatchNorm
     momentum = 1 - module.momentum
-    layer = _norm(nnx.BatchNorm, module, module.num_features, momentum=momentum)
+    layer = _norm(kind, module, module.num_features, momentum=momentum)
     layer.mean = nnx.BatchStat(to_array(module.running_mean))
     layer.var = nnx.BatchStat(to_array(module.running_var))
     return layer
@@ -215,7 +226,12 @@ def _attention(module: Any) -> nnx.Module:
 
 
 def _dropout(**options) -> Callable[[Any], nnx.Module]:
-    return lambda module: nnx.Dropout(module.p, rngs=nnx.Rngs(0), **options)
+    def make(module: Any) -> nnx.Module:
+        if not module.training:  # frozen: it draws nothing
+            return Plain(lambda x: x)
+        return nnx.Dropout(module.p, rngs=nnx.Rngs(0), **options)
+
+    return make
 
 
 def _plain(

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flax import nnx
 
 from kljax.core.types import Array, Model, Path
@@ -22,9 +23,11 @@ from kljax.models.pytorch.network import Graph, Ref, Step, TorchNetwork, freeze_
 from kljax.models.pytorch.tracing import (
     find_hooks,
     find_overwritten,
+    frozen_modules,
     is_same_pass,
     name_of,
     step_of,
+    tensor_of,
     trace,
 )
 
@@ -41,6 +44,13 @@ def from_torch(module: "torch.nn.Module", *, convolution: str = "auto") -> Model
     ``layer1/0/conv1/kernel``; buffers of batch norms are statistics, others constants.
 
     Parameters that need no gradient are constants, too: no client sends their gradient.
+    So are mean and variance of a frozen batch norm: one that is in evaluation mode
+    while the module is in training mode, or that the module's own ``train()`` puts into
+    it. It does the same in both modes of the `Model`; a dropout that is frozen drops
+    nothing. A module of which all is in evaluation mode is frozen nowhere: whether a
+    client trains in that mode is said elsewhere, as by ``norm="eval"`` of an audit. A
+    batch norm whose scale and shift need no gradient still trains its statistics, as in
+    PyTorch.
 
     Differs from PyTorch: the running variance of a batch norm moves towards the
     variance of the batch, not its unbiased estimate. All is computed in float32.
@@ -79,12 +89,14 @@ def tensors_from_torch(
       By the paths of the `Model`: parameters, and statistics where they are given.
 
     Raises:
-      ValueError: if none of them is a tensor of the network.
+      ValueError: if none of them is a tensor of the network, and for one that has
+        another shape than the module's, or is None.
     """
     _, names = _read(module)
-    found = {}
+    own, found = module.state_dict(), {}
     for path, (name, axes) in names.items():
         if name in tensors:
+            _check_shape(name, tensors[name], tuple(own[name].shape))
             found[path] = to_array(tensors[name], axes)
     if not found:
         raise ValueError(
@@ -92,6 +104,20 @@ def tensors_from_torch(
             f"{', '.join(name for name, _ in names.values())}"
         )
     return found
+
+
+def _check_shape(name: str, tensor: Any, wanted: tuple[int, ...]) -> None:
+    if tensor is None:
+        raise ValueError(
+            f"tensor {name!r} is None, as a gradient is that was not computed: give "
+            f"one of shape {wanted}, or leave it out"
+        )
+    shape = tuple(np.shape(tensor))
+    if shape != wanted:
+        raise ValueError(
+            f"tensor {name!r} has shape {shape}, and the module's has {wanted}: give "
+            "it in PyTorch's layout"
+        )
 
 
 def _read(
@@ -149,9 +175,14 @@ class _Conversion:
 
     def convert(self) -> None:
         """Converts all nodes of the forward pass."""
-        train, test = (trace(self.module.train(mode)) for mode in (True, False))
+        frozen = frozen_modules(self.module)
+        self.module.train()
+        for name in frozen:
+            self.modules[name].training = False
+        tested = copy.deepcopy(self.module).eval()
+        train, test = trace(self.module), trace(tested)
         self.refused += find_overwritten(train, self.modules)
-        if not is_same_pass(train, test):
+        if not is_same_pass(train, test, self.module, tested):
             self.refused.append(
                 "a forward pass that differs between training and evaluation"
             )
@@ -177,7 +208,7 @@ class _Conversion:
             self.refused.append("no parameter of it needs a gradient")
 
     def convert_layer(self, step: Step, node: Any) -> Step:
-        """Makes a layer; its parameters that nobody trains become constants."""
+        """Makes a layer; its tensors that nobody trains become constants."""
         target = step.target
         module = self.modules[target]
         kind = type(module).__name__
@@ -200,7 +231,10 @@ class _Conversion:
         for name, (ours, axes) in layer.axes.items():
             if name not in tensors:
                 continue
-            if _is_parameter(tensors[name]) and not tensors[name].requires_grad:
+            trains = module.training
+            if _is_parameter(tensors[name]):
+                trains = tensors[name].requires_grad
+            if not trains:
                 freeze_weight(made, ours)
             else:
                 path = f"{target.replace('.', '/')}/{ours}"
@@ -228,8 +262,7 @@ class _Conversion:
 
     def take_tensor(self, target: str) -> None:
         """Takes over a parameter or buffer that the forward pass uses itself."""
-        owner, _, name = target.rpartition(".")
-        tensor = getattr(self.module.get_submodule(owner), name)
+        tensor = tensor_of(self.module, target)
         trained = _is_parameter(tensor) and tensor.requires_grad
         self.layers[target] = (nnx.Param if trained else Frozen)(to_array(tensor))
         if trained:

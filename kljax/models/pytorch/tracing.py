@@ -70,9 +70,38 @@ def find_hooks(module: "torch.nn.Module") -> list[str]:
     ]
 
 
-def is_same_pass(train: list, test: list) -> bool:
-    """Tells whether training and evaluation differ in rates of dropout alone."""
-    return list(map(_fixed_part, train)) == list(map(_fixed_part, test))
+def frozen_modules(module: "torch.nn.Module") -> list[str]:
+    """Lists the modules in evaluation mode of a module in training mode."""
+    if not module.training:
+        return []
+    return [name for name, one in module.named_modules() if not one.training]
+
+
+def tensor_of(module: "torch.nn.Module", target: str) -> "torch.Tensor":
+    """Gives the parameter, buffer or constant of a module at a dotted name."""
+    owner, _, name = target.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def is_same_pass(
+    train: list, test: list, trained: "torch.nn.Module", tested: "torch.nn.Module"
+) -> bool:
+    """Tells whether training and evaluation differ in rates of dropout alone.
+
+    Args:
+      train, test: nodes of either pass.
+      trained, tested: the module that each was traced of, which has its constants: what
+        a pass computes of buffers is one for torch.fx.
+    """
+    import torch
+
+    if list(map(_fixed_part, train)) != list(map(_fixed_part, test)):
+        return False
+    names = [node.target for node in train if node.op == "get_attr"]
+    return all(
+        torch.equal(*(tensor_of(one, name).nan_to_num() for one in (trained, tested)))
+        for name in names
+    )
 
 
 def _fixed_part(node: Any) -> tuple:

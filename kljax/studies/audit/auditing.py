@@ -30,8 +30,7 @@ from kljax.studies.audit.candidates import (
     solve,
 )
 from kljax.studies.audit.facts import AuditConfig
-from kljax.studies.audit.findings import Finding, find_without_search
-from kljax.studies.audit.label_search import choose_labels, leaves_labels_open
+from kljax.studies.audit.findings import Finding, find_tried, find_without_search
 from kljax.studies.audit.reading import coarsest, read_tensors
 from kljax.studies.audit.tensors import CALLED, Match, match_tensors
 from kljax.studies.audit.verdict import Verdict, judge
@@ -40,6 +39,7 @@ from kljax.studies.inversion import (
     make_setting,
     make_view,
 )
+from kljax.studies.label_search import settle_labels
 from kljax.threat import View
 
 
@@ -146,22 +146,18 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     for number, attack in enumerate(settings):
         setting, seen = settings[attack], view_of(settings[attack])
         rng_attack = jax.random.fold_in(rng, number)
-        if leaves_labels_open(setting, seen, config.label_candidates):
-            say(f"{attack}: at most {config.label_candidates} label sequences")
-            choice = choose_labels(
-                setting,
-                seen,
-                attack,
-                functools.partial(setting_of, labelled=True),
-                most=config.label_candidates,
-                steps=config.steps,
-                rng=rng_attack,
-            )
-            protocol = setting.protocol
-            batch = config.fact("examples") if protocol is None else protocol.batch
-            findings.append(choice.finding(attack, batch))
-            setting = setting_of(attack, labelled=True)
-            seen = view_of(setting, choice.labels)
+        setting, seen, choice = settle_labels(
+            setting,
+            seen,
+            attack,
+            functools.partial(setting_of, attack, labelled=True),
+            most=config.label_candidates,
+            steps=config.steps,
+            rng=rng_attack,
+            say=say,
+        )
+        if choice is not None:
+            findings.append(find_tried(choice, attack, setting))
         say(f"{attack}: {config.starts} starts of {config.steps} evaluations")
         found += search(
             setting,

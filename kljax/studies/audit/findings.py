@@ -21,6 +21,7 @@ from kljax.attacks.labels.catalogue import find_rule, rule_holds, settle_rule
 from kljax.attacks.labels.classifier import classifier_grads
 from kljax.attacks.setting import Setting
 from kljax.models.losses import cross_entropy
+from kljax.studies.label_search import PROBE, Choice
 from kljax.threat import View
 
 ROUNDING = 1e-4  # of float32 sums over a layer; relative, our choice
@@ -81,6 +82,23 @@ def find_without_search(setting: Setting, view: View, eps: float) -> list[Findin
     if _one_step_of_one(setting) and read.bias is not None:
         found.append(_features(setting, view, read.kernel, read.bias, read.rounding))
     return found
+
+
+def find_tried(choice: Choice, attack: str, setting: Setting) -> Finding:
+    """Says in words which labels were tried, and which an attack's loss chose."""
+    protocol = setting.protocol
+    examples = setting.threat.knowledge.examples
+    batch = examples if protocol is None else protocol.batch
+    read = " | ".join(
+        " ".join(map(str, choice.labels[at : at + batch].tolist()))
+        for at in range(0, len(choice.labels), batch)
+    )
+    return Finding(
+        "labels tried",
+        f"{choice.tried} of {choice.there} label sequences were tried by {attack}, "
+        f"{PROBE} evaluations each at most: {read} (a step between bars) has the "
+        f"least own loss, {choice.loss:.2g}, and the next {choice.next:.2g}.",
+    )
 
 
 def _zeros(view: View) -> list[Finding]:

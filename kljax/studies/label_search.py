@@ -5,9 +5,10 @@ while, all from one start, and the attack's own loss chooses. No truth is seen.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kljax.attacks import Setting
@@ -16,7 +17,6 @@ from kljax.attacks.labels.catalogue import rule_holds
 from kljax.attacks.labels.label_counts import estimated_counts
 from kljax.attacks.presets import find_preset
 from kljax.core.types import Rng
-from kljax.studies.audit.findings import Finding
 from kljax.threat import View
 
 # Evaluations of each candidate. Of an update of two steps the loss of the right labels
@@ -41,19 +41,6 @@ class Choice(NamedTuple):
     tried: int
     there: int
 
-    def finding(self, attack: str, batch: int) -> Finding:
-        """Says in words what was tried and chosen."""
-        read = " | ".join(
-            " ".join(map(str, self.labels[at : at + batch].tolist()))
-            for at in range(0, len(self.labels), batch)
-        )
-        return Finding(
-            "labels tried",
-            f"{self.tried} of {self.there} label sequences were tried by {attack}, "
-            f"{PROBE} evaluations each at most: {read} (a step between bars) has the "
-            f"least own loss, {self.loss:.2g}, and the next {self.next:.2g}.",
-        )
-
 
 def leaves_labels_open(setting: Setting, view: View, most: int) -> bool:
     """Tells whether labels are to be tried: hidden ones that reading does not settle.
@@ -71,11 +58,54 @@ def leaves_labels_open(setting: Setting, view: View, most: int) -> bool:
         return False
 
 
+def settle_labels(
+    setting: Setting,
+    view: View,
+    attack: str,
+    given: Callable[[], Setting],
+    *,
+    most: int,
+    steps: int,
+    rng: Rng,
+    say: Callable[[str], Any] = lambda line: None,
+) -> tuple[Setting, View, Choice | None]:
+    """Settles the labels that a search goes on with: tried ones, or as they are read.
+
+    Args:
+      setting: of the search.
+      view: what it sees.
+      attack: its preset.
+      given: makes the setting of the same attack that has its labels.
+      most: sequences at most; 1 to take labels as they are read.
+      steps: evaluations of the search; no candidate has more.
+      rng: of the candidates' searches.
+      say: is told what is begun.
+
+    Returns:
+      Setting and view of the search, with the labels that were chosen; and the choice.
+      What was given, and None, where nothing was to be tried.
+
+    Raises:
+      ValueError: as `choose_labels`.
+    """
+    preset = find_preset(attack)
+    is_search = preset.objective is not None or ":" in attack
+    if not is_search or not leaves_labels_open(setting, view, most):
+        return setting, view, None
+    say(f"{attack}: at most {most} label sequences")
+    labelled = given()
+    choice = choose_labels(
+        setting, view, attack, labelled, most=most, steps=steps, rng=rng
+    )
+    targets = setting.task.targets.encode(jnp.asarray(choice.labels))
+    return labelled, view._replace(targets=targets), choice
+
+
 def choose_labels(
     setting: Setting,
     view: View,
     attack: str,
-    given: Callable[[str], Setting],
+    given: Setting,
     *,
     most: int,
     steps: int,
@@ -87,10 +117,8 @@ def choose_labels(
       setting: whose labels are recovered.
       view: without labels.
       attack: preset.
-      given: the setting of an attack that has its labels.
-      most: sequences at most.
-      steps: evaluations of the audit's searches; no candidate has more.
-      rng: of the searches.
+      given: the setting of the attack that has its labels.
+      most, steps, rng: see `settle_labels`.
 
     Raises:
       ValueError: for counts that nothing tells, and a batch that does not divide the
@@ -100,9 +128,7 @@ def choose_labels(
     batch = knows.examples if protocol is None else protocol.batch
     counts = np.asarray(estimated_counts(setting, view))
     candidates = label_candidates(counts, knows.examples, batch, most)
-    search = find_preset(attack).build(
-        given(attack), None, steps=min(PROBE, steps), restarts=1
-    )
+    search = find_preset(attack).build(given, None, steps=min(PROBE, steps), restarts=1)
     classes = setting.task.num_classes
     run = jax.jit(lambda rows: losses_of(search, rows, classes, rng, view, CHUNK))
     losses = np.asarray(run(candidates.labels), np.float64)
