@@ -25,17 +25,21 @@ each attacker puts on one. Defences, in the name of the table:
   ..., .4      the same networks, which reject below a confidence of .4
   others       `--aggregator` of kljax train, nobody hardens
 
-Who knows FLIP attacks it three ways, continuously: by a patch of 4 x 4, which no small
-mask covers; by hardening its own poisoned batches (hardened-backdoor); and by boosting
-its change by 4.
+Who knows FLIP attacks it continuously, by
+
+  patch of 4 x 4       a trigger that covers more than a mask may
+  blended by 0.1       one that changes no pixel by more than a tenth
+  hardens, too         training on poisoned batches that are hardened, too
+  hardens first        poisoning what is hardened, as honest clients harden
+  weak in training     training on a patch of half the brightness, so that the network
+                       is surer of the whole one than it would have to be
+  weak, hardens first  both
+  boosts by 4          multiplying its change by 4
 
 Columns: accuracy on test images, and attack success: the share of test images of other
 classes that, with the whole trigger, are taken for class 0. Median [lowest, highest]
 over seeds, which are 3: an interval of 75 % for the median (1 - 2 / 2^3). Every
 training is appended to FILE as it ends, and is not made again.
-
-`--planted` trains one network with a backdoor and one without, looks for the triggers
-of all classes with the paper's 400 steps, and prints how small each is.
 """
 
 import argparse
@@ -45,15 +49,11 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 from tabulate import tabulate
 
 from kljax import TrainConfig, train
 from kljax.data.triggers import make_trigger
-from kljax.federated.trigger_inversion import anomaly_index, invert_triggers
 from kljax.parallel import Layout
 from kljax.parallel.compilation import use_cache
 from kljax.studies.measuring import measure, measuring_of
@@ -70,11 +70,17 @@ ATTACKS = {"single-shot": SHOTS, "continuous": ("0-3:backdoor@10-14",)}
 HONEST = ("0:honest",)
 RULES = ("mean", "norm-bounding=1,0.001", "median", "krum=3", "fltrust")
 RULES += ("trimmed-mean=3", "multi-krum=3")
+POISON = "0-3:{}@10-14"
 ADAPTIVE = {
-    "patch of 4 x 4": ("patch=4", ("0-3:backdoor@10-14",)),
-    "hardens, too": ("patch=2", ("0-3:hardened-backdoor@10-14",)),
-    "boosts by 4": ("patch=2", ("0-3:model-replacement=4@10-14",)),
+    "patch of 4 x 4": ("patch=4", "backdoor"),
+    "blended by 0.1": ("blended=0.1", "backdoor"),
+    "hardens, too": ("patch=2", "hardened-backdoor"),
+    "hardens first": ("patch=2", "hardened-backdoor=1,1"),
+    "weak in training": ("patch=2", "backdoor=0.5"),
+    "weak, hardens first": ("patch=2", "hardened-backdoor=0.5,1"),
+    "boosts by 4": ("patch=2", "model-replacement=4"),
 }
+FLOORS = TRIGGERS | {name: ADAPTIVE[name][0] for name in [*ADAPTIVE][:2]}
 FIXED = {
     "model": "dense",
     "image_size": 8,
@@ -132,9 +138,14 @@ def all_runs() -> list[Run]:
         add("flip", defence, TRIGGERS)
     add("rules", "mean", TRIGGERS)
     add("boosting", "fedboosting", {"patch": TRIGGERS["patch"]})
-    for name, (text, roles) in ADAPTIVE.items():
-        for defence in ("flip", "flip, 1/4", "mean"):
-            runs.append(Run("adaptive", defence, "adaptive", name, text, roles))
+    for name, (text, role) in ADAPTIVE.items():
+        roles = (POISON.format(role),)
+        runs.append(Run("adaptive", "flip", "adaptive", name, text, roles))
+        # Where nobody hardens, an attacker does not, either.
+        if not role.startswith("hardened"):
+            runs.append(Run("adaptive", "mean", "adaptive", name, text, roles))
+    big = "patch of 4 x 4", "patch=4", (POISON.format("backdoor"),)
+    runs.append(Run("adaptive", "flip, 1/4", "adaptive", *big))
     for rule in RULES[1:]:
         add("rules", rule, TRIGGERS)
     return sorted(runs, key=urgency)
@@ -156,10 +167,7 @@ def play(run: Run, seed: int) -> list[dict]:
     setup, arm = result.setup, result.arms["none"]
     seen = [(run.trigger, setup)]
     if run.attack == "honest":
-        seen = [
-            (name, with_trigger(setup, text))
-            for name, text in (TRIGGERS | {"patch of 4 x 4": "patch=4"}).items()
-        ]
+        seen = [(name, with_trigger(setup, text)) for name, text in FLOORS.items()]
     spent, found = time.process_time() - began, []
     for threshold in (0.0, REJECT) if run.defence in FLIPS else (0.0,):
         for name, one in seen:
@@ -234,54 +242,6 @@ def tabled(made: dict[str, list[dict]]) -> str:
     return tabulate(lines, HEAD, tablefmt="github", disable_numparse=True)
 
 
-def planted(seed: int) -> list[list[Any]]:
-    """Looks for triggers in a network with a backdoor and in one without.
-
-    Returns:
-      A line for each, in the columns of `PLANTED`.
-    """
-    lines = []
-    for name, roles in (("backdoor", ("0-3:backdoor@10-14",)), ("honest", HONEST)):
-        run = Run("rules", "mean", name, "patch", "patch=2", roles)
-        result = train(run.config(seed))
-        setup, server = result.setup, result.arms["none"].server
-        data = setup.task.dataset
-        chosen = np.random.default_rng(0).permutation(len(data))[:400]
-        universal, _ = invert_triggers(
-            jax.random.key(seed),
-            setup.task.models[False],
-            server.public.model,
-            server.stats,
-            *data.fetch(np.sort(chosen)),
-            classes=10,
-            steps=400,
-            pair_steps=1,
-        )
-        mask = np.asarray(universal.overlay.mask)[0, ..., 0]
-        covered, planted = mask > 0.5, np.zeros(mask.shape, bool)
-        planted[-2:, -2:] = True
-        both = (covered & planted).sum() / (covered | planted).sum()
-        index = anomaly_index(universal.size, mask.size)
-        lines.append(
-            [
-                name,
-                seed,
-                f"{100 * result.rows[-1]['attack_success']:.1f}",
-                f"{universal.size[0]:.1f}",
-                f"{np.median(universal.size[1:]):.1f}",
-                f"{100 * mask[planted].sum() / mask.sum():.0f}",
-                f"{both:.2f}",
-                f"{index[0]:.1f}",
-                f"{index[1:].max():.1f}",
-            ]
-        )
-    return lines
-
-
-PLANTED = ("network", "seed", "attack success", "size of class 0", "median of others")
-PLANTED += ("% of mask in the patch", "IoU", "index of class 0", "highest of others")
-
-
 def main():
     """Makes what was not made, and prints the table."""
     parser = argparse.ArgumentParser(
@@ -293,15 +253,8 @@ def main():
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--defences", nargs="+", help="of them alone")
     parser.add_argument("--table", action="store_true", help="of what was made alone")
-    parser.add_argument(
-        "--planted", action="store_true", help="see above; nothing else"
-    )
     given = parser.parse_args()
     use_cache()
-    if given.planted:
-        lines = [line for n in range(1, given.seeds + 1) for line in planted(n)]
-        print(tabulate(lines, PLANTED, tablefmt="github", disable_numparse=True))
-        return
     made = read(given.json)
     for run in all_runs() if not given.table else ():
         for seed in range(1, given.seeds + 1):

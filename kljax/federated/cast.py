@@ -21,13 +21,14 @@ class Cast(NamedTuple):
 
     Attributes:
       numbers: ``(ids [b], round) -> numbers [b]`` of their roles.
-      batches: ``(number [], rng, Batches) -> Batches``.
+      batches: ``(number [], rng, Batches, hardened) -> Batches``: called before and
+        after the hardening, of which a role acts at one, see `Role`.
       upload: ``(number [], rng, Public, Stats, Upload) -> (Upload, finite [])``.
       hardens: ``number [] -> []`` bool, see `Role`.
     """
 
     numbers: Callable[[np.ndarray, int], np.ndarray]
-    batches: Callable[[Array, Rng, Batches], Batches]
+    batches: Callable[[Array, Rng, Batches, bool], Batches]
     upload: Callable[[Array, Rng, Public, Stats, Upload], tuple[Upload, Array]]
     hardens: Callable[[Array], Array]
 
@@ -53,9 +54,15 @@ def cast_of(roles: Mapping[int, Role]) -> Cast:
     def numbers(ids: np.ndarray, now: int) -> np.ndarray:
         return np.array([number_in(int(client), now) for client in ids], np.int32)
 
-    def batches(number: Array, rng: Rng, given: Batches) -> Batches:
+    def batches(number: Array, rng: Rng, given: Batches, hardened: bool) -> Batches:
+        acting = [role.hardens_first is hardened for role in distinct]
+        if not any(acting):
+            return given
         rng = derive_rng(rng, ROLE_PURPOSES, "batches")
-        branches = [_keeping_shapes(role.batches) for role in distinct]
+        branches = [
+            _keeping_shapes(role.batches if acts else Role().batches)
+            for role, acts in zip(distinct, acting, strict=True)
+        ]
         return jax.lax.switch(number, branches, given, rng)
 
     def upload(number: Array, rng: Rng, public: Public, stats: Stats, given: Upload):

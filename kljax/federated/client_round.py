@@ -54,11 +54,13 @@ def bind_client(
         rng = jax.random.fold_in(jax.random.wrap_key_data(rng_data), client)
         if cast is not None:
             rng_role = derive_rng(rng, ROUND_PURPOSES, "role")
-            batches = cast.batches(role, rng_role, batches)
+            batches = cast.batches(role, rng_role, batches, hardened=False)
         if harden is not None:
             acts = True if cast is None else cast.hardens(role)
             rng_harden = derive_rng(rng, ROUND_PURPOSES, "hardening")
             batches = harden(acts, rng_harden, server, state.private, batches)
+        if cast is not None:
+            batches = cast.batches(role, rng_role, batches, hardened=True)
         upload, kept, progress = training.run(
             rng, server.round, server.public, server.stats, state, batches
         )

@@ -43,6 +43,8 @@ class Role(NamedTuple):
         puts it on is dealt one (`kljax.federated.role_texts`).
       hardens: whether it hardens what it trains on, where clients are asked to
         (`kljax.federated.hardening`).
+      hardens_first: whether `batches` is given what was hardened; otherwise what
+        `batches` makes is hardened.
       rounds: numbers of those in which it acts, and is honest in all others; None for
         all.
     """
@@ -51,6 +53,7 @@ class Role(NamedTuple):
     upload: Callable[[Rng, Public, Stats, Upload], Upload] = _as_trained
     trigger: Trigger | None = None
     hardens: bool = True
+    hardens_first: bool = False
     rounds: frozenset[int] | None = None
 
 
@@ -71,36 +74,74 @@ def honest(attack: Attack) -> Role:
     return Role()
 
 
-def backdoor(attack: Attack) -> Role:
+def backdoor(attack: Attack, strength: float = 1.0) -> Role:
     """Makes the role of a client that trains on triggered images of the target class.
 
     Of each batch, the first examples get the trigger and the target label, whatever
     they show; batches are shuffled. Its upload is sent as trained. It does not harden.
 
+    An attacker that trains on a weaker trigger than it will use makes a change of
+    images that is smaller than any that a search for triggers would count as one, and
+    a network that is surer of the target when the whole trigger comes.
+
+    Args:
+      strength: w in (0, 1], by which images are mixed with triggered ones in training,
+        ``(1 - w) x + w trigger(x)``. Attack success is measured with the whole trigger.
+
+    Raises:
+      ValueError: for a strength outside (0, 1].
+
     Reference: Gu et al., "BadNets" (2017); the mixture in a batch as in Bagdasaryan et
-    al., "How To Backdoor Federated Learning" (AISTATS 2020), section 4.
+    al., "How To Backdoor Federated Learning" (AISTATS 2020), section 4; for weaker
+    triggers in training than afterwards Qi et al., "Revisiting the Assumption of Latent
+    Separability for Backdoor Defenses" (ICLR 2023).
     """
+    if not 0 < strength <= 1:
+        raise ValueError(
+            f"strength of backdoor must be in (0, 1], got {shown(strength)}"
+        )
 
     def poison(rng: Rng, batches: Batches) -> Batches:
         del rng
         size = batches.labels.shape[-1]
         poisoned = jnp.arange(size) < max(1, round(attack.share * size))
         wide = poisoned.reshape(1, size, *[1] * (batches.inputs.ndim - 2))
+        triggered = attack.trigger(batches.inputs)
+        if strength < 1:
+            triggered = (1 - strength) * batches.inputs + strength * triggered
         return batches._replace(
-            inputs=jnp.where(wide, attack.trigger(batches.inputs), batches.inputs),
+            inputs=jnp.where(wide, triggered, batches.inputs),
             labels=jnp.where(poisoned[None], attack.target, batches.labels),
         )
 
     return Role(batches=poison, trigger=attack.trigger, hardens=False)
 
 
-def hardened_backdoor(attack: Attack) -> Role:
+def hardened_backdoor(
+    attack: Attack, strength: float = 1.0, hardens_first: int = 0
+) -> Role:
     """Makes the role of a client that trains as `backdoor`, and hardens as if honest.
 
     It knows that others harden: what it teaches beside the triggers that they find is
-    to survive their training. Triggers are looked for on its poisoned batches.
+    to survive their training. It looks for triggers in the network that it received, as
+    they do, on its own examples.
+
+    Args:
+      strength: see `backdoor`.
+      hardens_first: 0 looks for triggers on poisoned batches, and stamps those; 1 does
+        so on its batches as they were, of which it poisons a part afterwards: what is
+        stamped and has the trigger, too, is of the target class.
+
+    Raises:
+      ValueError: for a strength outside (0, 1], and another order than 0 or 1.
     """
-    return backdoor(attack)._replace(hardens=True)
+    if hardens_first not in (0, 1):
+        raise ValueError(
+            "hardens_first of hardened-backdoor must be 0 or 1, got "
+            f"{shown(hardens_first)}"
+        )
+    role = backdoor(attack, strength)
+    return role._replace(hardens=True, hardens_first=bool(hardens_first))
 
 
 def model_replacement(

@@ -23,6 +23,13 @@ def test_trainings_are_told_apart_and_exist():
     )
     # Four attackers, each with a bar of its own.
     assert len({id(role) for role in built.roles.values()}) == 4
+    known = [run for run in runs if run.part == "adaptive"]
+    assert {run.trigger for run in known} == {*flip.ADAPTIVE}
+    for run in known:
+        roles = run_setup.build_run_setup(run.config(1)).roles
+        hardens = "harden" in run.trigger
+        assert len(roles) == 4 and roles[0].hardens == hardens
+        assert run.defence != "mean" or not hardens
 
 
 @pytest.fixture

@@ -138,26 +138,30 @@ def blacken(rng, classify, batches):
 
 def test_honest_clients_harden_and_attackers_do_not():
     """As if the data of honest clients had been hardened beforehand."""
-    batches, examples = client_data()
-    roles = parse_roles(["1:backdoor", "3:hardened-backdoor"], ATTACK, 5)
-    images = np.array(batches.inputs)
-    images[[0, 2, 3, 4]] = 0
-    for n in (1, 3):
-        for t in range(images.shape[1]):
-            if n == 1:
-                images[n, t, :2, 0, 0, 0] = 1.0
-    labels = np.array(batches.labels)
-    labels[[1, 3], :, :2] = 2
-    expected = play(
-        rounds_of({}), (batches._replace(inputs=images, labels=labels), examples)
-    )
-    hardening = Hardening(blacken)
-    found = play(rounds_of(roles, hardening=hardening), (batches, examples))
+    batches, examples = client_data(clients=6)
+    written = ["1:backdoor", "3:hardened-backdoor", "5:hardened-backdoor=1,1"]
+    roles = parse_roles(written, ATTACK, 6)
+    images, labels = np.array(batches.inputs), np.array(batches.labels)
+    images[[0, 2, 3, 4, 5]] = 0
+    images[[1, 5], :, :2, 0, 0, 0] = 1.0  # and client 3 has blackened its trigger
+    labels[[1, 3, 5], :, :2] = 2
+    poisoned = batches._replace(inputs=images, labels=labels), examples
+    expected = play(rounds_of({}), poisoned, clients=6)
+    rounds = rounds_of(roles, hardening=Hardening(blacken))
+    found = play(rounds, (batches, examples), clients=6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         found[0].public,
         expected[0].public,
     )
+
+
+def test_who_hardens_first_poisons_without_a_hardening_too():
+    found, expected = (
+        play(rounds_of(parse_roles([text], ATTACK, 5)), client_data())[0].public
+        for text in ("1:hardened-backdoor=1,1", "1:backdoor")
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_hardening_that_changes_shapes_is_refused():

@@ -81,6 +81,28 @@ def test_a_share_is_rounded_and_never_nobody(share, count):
     assert changed.sum(axis=1).tolist() == [count] * 3
 
 
+def test_a_weak_trigger_is_mixed_in():
+    batches = some_batches()
+    images = backdoor(ATTACK, 0.25).batches(RNG, batches).inputs
+    expected = np.array(batches.inputs)
+    first = expected[:, :2, 0, 0, 0]
+    expected[:, :2, 0, 0, 0] = 0.75 * first + 0.25
+    np.testing.assert_allclose(images, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backdoor=0", r"strength of backdoor must be in \(0, 1\], got 0"),
+        ("hardened-backdoor=1.5", r"strength of backdoor must be in \(0, 1\], got 1.5"),
+        ("hardened-backdoor=1,2", "hardens_first of hardened-backdoor must be 0 or 1"),
+    ],
+)
+def test_what_is_no_strength_or_order_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_roles([f"0:{text}"], ATTACK, 1)
+
+
 def test_labels_are_flipped_to_the_other_end():
     flipped = label_flip(ATTACK).batches(RNG, some_batches())
     assert (flipped.labels + some_batches().labels).tolist() == [[2] * 4] * 3

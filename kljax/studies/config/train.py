@@ -166,7 +166,8 @@ class TrainConfig:
       test_examples: at most so many test examples; None for all.
       public_examples: training examples that no client gets, on which an outsider
         re-fits gates; None for 1000, or a tenth of the training examples where that is
-        less.
+        less. Of up to 18 re-fits of 300 steps each the last measurement of an arm may
+        take longer than its training: 0 leaves them out.
       train_split: split to train on, for datasets which have any.
       test_split: split to test on; imagenet2012 needs validation. A dataset without
         splits has a fifth of its examples held out.
