@@ -399,8 +399,13 @@ def test_frozen_norms_and_dropouts_are_in_evaluation_mode_while_others_train():
 
 
 def test_a_module_in_evaluation_mode_as_a_whole_is_frozen_nowhere():
-    model = from_torch(made(MobileBlock).eval())
-    assert {*model.init(jax.random.key(0))[1]} == {"bn/mean", "bn/var"}
+    """But for what its own train() freezes."""
+    for module, trained in (
+        (made(MobileBlock), ["bn"]),
+        (made(Frozen), ["bn_eval", "bn_moves"]),
+    ):
+        _, stats = from_torch(module.eval()).init(jax.random.key(0))
+        assert {*stats} == {f"{n}/{part}" for n in trained for part in ("mean", "var")}
 
 
 @pytest.mark.parametrize(
