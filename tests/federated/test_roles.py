@@ -325,7 +325,7 @@ def test_clients_are_named_by_number_and_by_range():
         ("-1:backdoor", "write CLIENTS:ROLE"),
         ("x:backdoor", "write CLIENTS:ROLE"),
         ("0:backdor", "unknown role 'backdor' .did you mean 'backdoor'"),
-        ("0:backdoor=2", "role 'backdoor' cannot be called with Attack, int"),
+        ("0:label-flip=2", "role 'label-flip' cannot be called with Attack, int"),
         ("0:model-replacement=0", "boost of model-replacement must be .* got 0"),
         ("0:model-replacement=nrom=1", "unexpected keyword argument 'nrom'"),
         ("0:model-replacement=norm=1,2", "'2' follows an option that is written by"),
