@@ -33,17 +33,22 @@ def merged(attack: Attack, epochs: int) -> Attack:
     attacks/grad_attack.py (compute_matching with metric psnr).
     """
 
-    def run(rng: Rng, view: View) -> Reconstruction:
-        found = attack(rng, view)
-        examples = found.labels.shape[0] // epochs
-        images = found.inputs.reshape(epochs, examples, *found.inputs.shape[1:])
+    def merge(inputs: Array) -> Array:
+        images = inputs.reshape(epochs, -1, *inputs.shape[1:])
 
         def in_order(others: Array) -> Array:
             return others[best_order(others, images[0])]
 
+        return jnp.mean(jax.lax.map(in_order, images), axis=0)
+
+    def run(rng: Rng, view: View) -> Reconstruction:
+        found = attack(rng, view)
+        examples = found.labels.shape[0] // epochs
+        info = dict(found.info)
+        if "snapshots" in info:
+            info["snapshots"] = jax.lax.map(merge, info["snapshots"])
         return found._replace(
-            inputs=jnp.mean(jax.lax.map(in_order, images), axis=0),
-            labels=found.labels[:examples],
+            inputs=merge(found.inputs), labels=found.labels[:examples], info=info
         )
 
     return run

@@ -178,6 +178,8 @@ class Setting(NamedTuple):
       defence: what the attacker assumes of the defence in force.
       protocol: of an upload after several local steps; None for one step's gradient.
       attacker: what the attacker brings along.
+      snapshots: of what a search has found on the way, to be kept at most; no result
+        depends on them. Attacks without a search keep none.
     """
 
     task: Task
@@ -185,6 +187,7 @@ class Setting(NamedTuple):
     defence: AssumedDefence
     protocol: Protocol | None = None
     attacker: Attacker = Attacker()
+    snapshots: int = 0
 
     @property
     def sees_gradient(self) -> bool:

@@ -68,6 +68,9 @@ class Report:
         of a study of both.
       runs: folders of kljax train on the very networks attacked, for privacy against
         accuracy.
+      against: folder of another study, whose cells that are alike are compared, victim
+        by victim.
+      gif: whether pages of victims have moving pictures, of a study with snapshots.
     """
 
     study: Annotated[Path, tyro.conf.Positional]
@@ -76,6 +79,8 @@ class Report:
     columns: tuple[str, ...] = ()
     value: str | None = None
     runs: tuple[Path, ...] = ()
+    against: Path | None = None
+    gif: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +232,8 @@ def run_report(job: Report, console: Console) -> None:
         columns=job.columns or None,
         value=job.value,
         runs=job.runs,
+        against=None if job.against is None else store.read(job.against),
+        gif=job.gif,
     )
     say(console, f"written: {page}")
 

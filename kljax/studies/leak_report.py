@@ -371,7 +371,7 @@ def room_of(config: LeakConfig) -> int:
     """Estimates the bytes of a run folder, from above but for very long names.
 
     Of several inputs each has as many rows: how many there are, only the dataset says.
-    Images are counted as the configuration has them, beside their truths.
+    Images are counted as the configuration has them, beside their truths and snapshots.
     """
     examples = config.victims * config.victim_examples
     arms, floors = len(config.arms), len(metrics.FLOORS)
@@ -379,7 +379,8 @@ def room_of(config: LeakConfig) -> int:
     values = config.image_size * width * config.channels
     # Rows are in rows.csv and in the parts of the study, where each arm has the floors.
     rows = examples * (arms + floors + arms * (1 + floors))
-    return 2**20 + 1500 * rows + 8 * values * examples * arms
+    pictures = 2 + config.snapshots
+    return 2**20 + 1500 * rows + 4 * pictures * values * examples * arms
 
 
 def _csv_text(rows: list[Row]) -> str:

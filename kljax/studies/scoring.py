@@ -108,7 +108,7 @@ def score(
         for name, (having, scores) in one.floors.scores.items()
         for n, place in enumerate(having)
     ]
-    orders = [_orders(arm, result) for arm in result.arms]
+    orders = [match_orders(arm, result) for arm in result.arms]
     scores = [_scores_of_arms(result, one, orders) for one in inputs]
     for arm, order, *of_arm in zip(result.arms, orders, *scores, strict=True):
         rows += _arm_rows(result, arm, order, [*zip(inputs, of_arm, strict=True)])
@@ -129,7 +129,7 @@ def matched_inputs(arm: ArmResult, result: LeakResult) -> dict[str | None, np.nd
 
     Of several inputs the primary one says which guess is of which example.
     """
-    orders = _orders(arm, result)
+    orders = match_orders(arm, result)
     names = result.dataset.input_spec.scored
     return {name: _matched(arm, result, name, orders) for name in names}
 
@@ -137,7 +137,7 @@ def matched_inputs(arm: ArmResult, result: LeakResult) -> dict[str | None, np.nd
 def matched_images(arm: ArmResult, result: LeakResult) -> np.ndarray:
     """Gives `matched_inputs` of a single input, or of the primary one of several."""
     name = result.dataset.input_spec.primary
-    return _matched(arm, result, name, _orders(arm, result))
+    return _matched(arm, result, name, match_orders(arm, result))
 
 
 def _matched(
@@ -148,7 +148,8 @@ def _matched(
     return np.stack([g[order] for g, order in zip(guesses, orders, strict=True)])
 
 
-def _orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
+def match_orders(arm: ArmResult, result: LeakResult) -> list[np.ndarray]:
+    """Finds which guess [B] of each victim is of which example."""
     primary_of = result.dataset.input_spec.primary_of
     guesses = primary_of(arm.attacked.reconstruction.inputs)
     pairs = zip(guesses, primary_of(result.victims.inputs), strict=True)

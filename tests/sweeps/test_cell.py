@@ -134,6 +134,7 @@ OTHER = {
     "observations": 3,
     "pooling": "median",
     "public_data": "photos",
+    "snapshots": 4,
 }
 BASE = LeakConfig(
     arms=("none",), from_run="runs/fl", upload="update", optimiser="lbfgs_torch"
@@ -150,7 +151,7 @@ def test_every_field_is_judged(name):
     config = dataclasses.replace(base, **{name: OTHER[name]})
     assert getattr(config, name) != getattr(base, name)
     one, other = make_cell({}, base), make_cell({}, config)
-    same_result = name in {"layout", "convolution", "data_dir"}
+    same_result = name in {"layout", "convolution", "data_dir", "snapshots"}
     assert (one.id == other.id) == same_result
     same_program = name in {"layout", "seed", "victims", "delta"}
     assert (signature(one) == signature(other)) == same_program

@@ -37,6 +37,7 @@ from kljax.attacks.drivers.search import (
     compose_loss,
     project,
     restarted,
+    take_snapshot,
 )
 from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, PyTree, Rng
@@ -55,6 +56,7 @@ def descend(
     restarts: int = 1,
     choose_by_matching: bool = False,
     points: int | None = None,
+    snapshots: int = 0,
     pool: Pool | None = None,
 ) -> Attack:
     """Composes an attack that follows gradients.
@@ -77,21 +79,28 @@ def descend(
         best candidates, without the prior; iterates always are with it.
       points: the matching loss of the best candidate so far is recorded this many
         times, evenly; None for as many, at most 20, as divide the steps.
+      snapshots: instead of `points`: as many at most, as divide the steps, and at each
+        the inputs of that candidate are kept, too. They cost memory, and one decoding
+        each; no result depends on them. 0 for none.
       pool: makes one candidate of those of all restarts, before they are read; its own
         matching loss is then reported, which takes one evaluation more. None for the
         one with the lowest loss.
 
     Returns:
-      The attack. Its ``info`` has ``losses`` [points], ``secret`` (that part of the
-      best candidate) and ``restart_losses`` [R], its ``numbers`` have ``evaluations``
-      (R x steps). An upload of nothing but zeros, or one that is hidden throughout, has
-      no image in it: what comes back is not `finite`.
+      The attack. Its ``info`` has ``losses`` [points] of the restart that is returned,
+      ``loss_evaluations`` [points], of that restart by then, ``snapshots`` [points, B,
+      ...] where they are kept (before `pool`; else the last are what is returned),
+      ``secret`` (that part of the best candidate) and ``restart_losses`` [R], its
+      ``numbers`` have ``evaluations`` (R x steps). An upload of nothing but zeros, or
+      one that is hidden throughout, has no image in it: what comes back is not
+      `finite`.
 
     Raises:
       ValueError: for what is no `Optimiser`; if steps, restarts or points are below 1,
-        or `points` does not divide `steps`; and from the attack, where a tensor of the
-        upload does not have the shape that the network's has, and where several
-        restarts would start alike, because no unknown draws its start.
+        or `points` does not divide `steps`; for `points` and `snapshots`; and from the
+        attack, where a tensor of the upload does not have the shape that the network's
+        has, and where several restarts would start alike, because no unknown draws its
+        start.
     """
     check_optimiser(optimiser)
     if moves is not None and not (moves.every >= 1 and 0 <= moves.after <= 1):
@@ -99,7 +108,7 @@ def descend(
             f"moves every {moves.every} steps after {moves.after} of them: every must "
             "be at least 1, and after in [0, 1]"
         )
-    points = check_points(steps, restarts, points)
+    points = check_points(steps, restarts, points, snapshots)
 
     def run(rng: Rng, view: View) -> Run:
         if pool is not None and view.observations is not None:
@@ -138,12 +147,13 @@ def descend(
 
         def segment(carry, numbers):
             carry, _ = jax.lax.scan(go, carry, numbers)
-            return carry, carry[2].matching
+            best = carry[2]
+            return carry, (best.matching, take_snapshot(start, snapshots, best))
 
         carry = (first, optimiser.init(first), Best(first, *worst()), -1)
         carry = jax.tree.map(jnp.asarray, carry)
         numbers = jnp.arange(steps).reshape(points, -1)
-        (_, _, best, sound), losses = jax.lax.scan(segment, carry, numbers)
+        (_, _, best, sound), kept = jax.lax.scan(segment, carry, numbers)
         finite = sound >= still_sound(steps)
         found = decode(best.free)
         if RESTARTS in loss.believed.on_axes and not choose_by_matching:
@@ -152,7 +162,7 @@ def descend(
             value = jnp.where(jnp.isfinite(value), value, best.total)
             best = best._replace(total=value)
         read = start.read if pool is None else lambda candidate: candidate
-        return Run(read(found), best, finite, losses, start.report(best.free))
+        return Run(read(found), best, finite, *kept, start.report(best.free))
 
     return restarted(
         run,

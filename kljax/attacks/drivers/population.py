@@ -27,6 +27,7 @@ from kljax.attacks.drivers.search import (
     compose_loss,
     project,
     restarted,
+    take_snapshot,
 )
 from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, Rng
@@ -46,6 +47,7 @@ def evolve(
     restarts: int = 1,
     choose_by_matching: bool = False,
     points: int | None = None,
+    snapshots: int = 0,
 ) -> Attack:
     """Composes an attack that tries populations of candidates.
 
@@ -69,6 +71,7 @@ def evolve(
         best candidates alone.
       points: the matching loss of the best candidate so far is recorded this many
         times, evenly; None for as many, at most 20, as divide the generations.
+      snapshots: see `kljax.attacks.descend`; they divide the generations.
 
     Returns:
       The attack, with the ``info`` and ``numbers`` of `kljax.attacks.descend`:
@@ -77,9 +80,10 @@ def evolve(
 
     Raises:
       ValueError: if steps are no whole number of populations, if restarts or points
-        are below 1, or `points` does not divide the generations; for what is no
-        `Evolution`; and from the attack, for an upload of another network, and a prior
-        that compares restarts, whose candidates have nothing to do with each other.
+        are below 1, or `points` does not divide the generations; for `points` and
+        `snapshots`; for what is no `Evolution`; and from the attack, for an upload of
+        another network, and a prior that compares restarts, whose candidates have
+        nothing to do with each other.
     """
     if not isinstance(evolution, Evolution):
         raise ValueError(
@@ -93,7 +97,7 @@ def evolve(
             f"{population}: take {max(1, round(steps / population)) * population}"
         )
     generations = steps // population
-    points = check_points(generations, restarts, points)
+    points = check_points(generations, restarts, points, snapshots)
 
     def run(rng: Rng, view: View) -> Run:
         search = Search(unknowns, simulation, objective, prior)
@@ -133,16 +137,17 @@ def evolve(
 
         def segment(carry, numbers):
             carry, _ = jax.lax.scan(generation, carry, numbers)
-            return carry, carry[1].matching
+            best = carry[1]
+            return carry, (best.matching, take_snapshot(start, snapshots, best))
 
         worst = jnp.full((), jnp.inf)
         carry = (evolution.init(rng_first, first), Best(start.free, worst, worst), -1)
         carry = jax.tree.map(jnp.asarray, carry)
         numbers = jnp.arange(generations).reshape(points, -1)
-        (_, best, sound), losses = jax.lax.scan(segment, carry, numbers)
+        (_, best, sound), kept = jax.lax.scan(segment, carry, numbers)
         found = start.read(start.decode(best.free))
         reported = start.report(best.free)
-        return Run(found, best, sound == generations - 1, losses, reported)
+        return Run(found, best, sound == generations - 1, *kept, reported)
 
     return restarted(
         run,

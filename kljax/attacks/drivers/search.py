@@ -22,6 +22,7 @@ from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
 END = 20  # the last twentieth of the steps is the end of a search
+POINTS = 20  # at most, at which losses are recorded
 
 
 class Best(NamedTuple):
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     best: Best
     finite: Array  # [] bool: the search did not break
     losses: Array  # [points]
+    snapshots: PyTree = None  # [points, B, ...]: inputs found by then; None for none
     reported: dict[str, Any] = {}  # for the "info" of the reconstruction
     numbers: dict[str, Array] = {}  # for its "numbers", beside its evaluations
 
@@ -91,6 +93,17 @@ def begin(unknowns: Unknowns, rng: Rng, view: View) -> Start:
     return Start(tuple(free for free, _ in starts), decode, read, report)
 
 
+def take_snapshot(start: Start, snapshots: int, best: Best) -> PyTree:
+    """Reads the inputs that would be found if the search ended; None if none are kept.
+
+    Args:
+      start: of the search.
+      snapshots: to be kept in all.
+      best: so far.
+    """
+    return start.read(start.decode(best.free)).inputs if snapshots else None
+
+
 def project(unknowns: Unknowns, free: PyTree) -> PyTree:
     """Brings every part back to what is allowed."""
     return tuple(part.project(z) for part, z in zip(unknowns, free, strict=True))
@@ -139,14 +152,29 @@ def compose_loss(search: Search, start: Start, view: View, steps: int) -> Loss:
     return Loss(value, believed, last)
 
 
-def check_points(steps: int, restarts: int, points: int | None) -> int:
-    """Settles how often the loss is recorded; None is as often as 20 can do.
+def check_points(
+    steps: int, restarts: int, points: int | None, snapshots: int = 0
+) -> int:
+    """Settles how often the loss is recorded.
+
+    Args:
+      steps, restarts: of the search.
+      points: asked for; None for as many as divide the steps, at most `POINTS`, or
+        `snapshots` where any are kept.
+      snapshots: to be kept at most.
 
     Raises:
-      ValueError: if any is below 1, or `points` does not divide `steps`.
+      ValueError: if any but `snapshots` is below 1 or this is below 0, if `points` does
+        not divide `steps`, and for both `points` and `snapshots`.
     """
+    if snapshots < 0 or (snapshots and points is not None):
+        raise ValueError(
+            f"snapshots={snapshots} must be at least 0, and are kept where losses are "
+            f"recorded: leave points={points} out"
+        )
     if points is None:
-        points = next((n for n in range(20, 0, -1) if steps % n == 0), 1)
+        most = snapshots or POINTS
+        points = next((n for n in range(most, 0, -1) if steps % n == 0), 1)
     if min(steps, restarts, points) < 1 or steps % points:
         raise ValueError(
             f"steps={steps}, restarts={restarts} and points={points} must be at least "
@@ -196,9 +224,10 @@ def restarted(
             runs = jax.vmap(restart, axis_name=RESTARTS)(indices)
         own = runs.best.matching if choose_by_matching else runs.best.total
         chosen = jnp.argmin(own)
-        candidate, best, finite, losses, reported, numbers = jax.tree.map(
+        candidate, best, finite, losses, snapshots, reported, numbers = jax.tree.map(
             lambda x: x[chosen], runs
         )
+        kept = {} if snapshots is None else {"snapshots": snapshots}
         loss, spent, info = best.matching, restarts * evaluations, {}
         if pooling is not None:
             candidate, numbers, info = pooling.pool(runs.candidate, own, chosen)
@@ -213,6 +242,8 @@ def restarted(
             finite=finite & jnp.isfinite(loss) & says_something(view),
             info={
                 "losses": losses,
+                "loss_evaluations": _evaluations_at(len(losses), evaluations),
+                **kept,
                 "secret": candidate.secret,
                 "restart_losses": runs.best.matching,
                 **reported,
@@ -222,6 +253,11 @@ def restarted(
         )
 
     return attack
+
+
+def _evaluations_at(points: int, evaluations: int) -> Array:
+    """Counts [points] the evaluations of a restart after which a loss is recorded."""
+    return evaluations // points * jnp.arange(1, points + 1)
 
 
 def check_alike(simulated: PyTree, observed: PyTree) -> None:

@@ -71,6 +71,7 @@ def descend_in_stages(
     prior: Prior = no_prior,
     steps: Sequence[int],
     restarts: int = 1,
+    snapshots: int = 0,
 ) -> Attack:
     """Composes a descent whose inputs are looked for in one space after another.
 
@@ -90,6 +91,7 @@ def descend_in_stages(
       steps: evaluations of each stage.
       restarts: R independent starts, each through all stages; the one with the lowest
         matching loss is returned.
+      snapshots: see `kljax.attacks.descend`; they divide the steps of all stages.
 
     Returns:
       The attack, with the ``info`` and ``numbers`` of `kljax.attacks.descend`:
@@ -110,7 +112,7 @@ def descend_in_stages(
         check_optimiser(optimiser)
         check_points(count, restarts, None)
     total = sum(steps)
-    points = check_points(total, restarts, None)
+    points = check_points(total, restarts, None, snapshots)
 
     def run(rng: Rng, view: View) -> Run:
         search = Search(unknowns, simulation, objective, prior)
@@ -145,15 +147,29 @@ def descend_in_stages(
             state = jax.lax.switch(index, [o.init for o in optimisers], first)
 
             def go(number: Array, carry):
-                *carry, losses = carry
+                *carry, losses, kept = carry
                 carry = step(carry, before + number)
-                lowest = jnp.minimum(carry[2].matching, found.matching)
+                best = carry[2]
+                lowest = jnp.minimum(best.matching, found.matching)
                 place = (before + number) * points // total
-                return *carry, losses.at[place].set(lowest)
+                if snapshots:
 
-            begun = (first, state, Best(first, *worst()), -1, found.losses)
-            begun = jax.tree.map(jnp.asarray, begun)
-            end, _, best, sound, losses = jax.lax.fori_loop(0, count, go, begun)
+                    def keep(kept: PyTree) -> PyTree:
+                        better = (best.matching < found.matching) | (index == 0)
+                        own = start.decode(best.free).inputs
+                        inputs = _choose(better, own, found.candidate.inputs)
+                        inputs = search.unknowns.inputs.read(inputs, fixed)
+                        return jax.tree.map(
+                            lambda all, one: all.at[place].set(one), kept, inputs
+                        )
+
+                    due = (before + number + 1) * points % total == 0
+                    kept = jax.lax.cond(due, keep, lambda kept: kept, kept)
+                return *carry, losses.at[place].set(lowest), kept
+
+            begun = (first, state, Best(first, *worst()), -1)
+            begun = jax.tree.map(jnp.asarray, (*begun, found.losses, found.snapshots))
+            end, _, best, sound, *kept = jax.lax.fori_loop(0, count, go, begun)
             own = _Found(
                 start.decode(best.free),
                 start.report(best.free),
@@ -161,21 +177,29 @@ def descend_in_stages(
                 best.matching,
                 sound >= before + still_sound(count),
                 index,
-                losses,
+                *kept,
             )
             better = (best.matching < found.matching) | (index == 0)
-            found = jax.tree.map(lambda a, b: jnp.where(better, a, b), own, found)
+            found = _choose(better, own, found)
             vectors, free = (end[0], vectors[1]), tuple(end[1:])
-            return (vectors, free, found._replace(losses=losses)), best.matching
+            # What is recorded goes on, whichever stage is the best.
+            found = found._replace(losses=own.losses, snapshots=own.snapshots)
+            return (vectors, free, found), best.matching
 
         vectors = spaces.pack(free, fixed)
         shapes = jax.eval_shape(lambda: _decoded(spaces, search, vectors, others))
+        read = jax.eval_shape(
+            lambda inputs: search.unknowns.inputs.read(inputs, fixed), shapes[0].inputs
+        )
         nothing = _Found(
             *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
             *worst(),
             jnp.asarray(False),
             jnp.asarray(0),
             jnp.full(points, jnp.inf),
+            jax.tree.map(lambda x: jnp.zeros((points, *x.shape), x.dtype), read)
+            if snapshots
+            else None,
         )
         befores = jnp.cumsum(jnp.asarray([0, *steps[:-1]]))
         plan = jnp.arange(len(stages)), befores, jnp.asarray(steps)
@@ -189,6 +213,7 @@ def descend_in_stages(
             Best((), found.total, found.matching),
             found.finite,
             found.losses,
+            found.snapshots,
             found.reported | {"stage_losses": own},
             {"stage": found.stage},
         )
@@ -212,6 +237,7 @@ class _Found(NamedTuple):
     finite: Array  # [] bool: its stage did not break
     stage: Array  # [] int
     losses: Array  # [points]
+    snapshots: PyTree  # [points, B, ...], or None
 
 
 class _Spaces(NamedTuple):
@@ -288,6 +314,11 @@ def _decoded(
     told = [part.report(*own) for part, own in pairs if part.report]
     reported = {name: value for one in told for name, value in one.items()}
     return Candidate(spaces.decode(jnp.asarray(0), *first), *decoded), reported
+
+
+def _choose(first: Array, one: PyTree, other: PyTree) -> PyTree:
+    """Chooses between two trees by `first` [] bool."""
+    return jax.tree.map(lambda a, b: jnp.where(first, a, b), one, other)
 
 
 def _from(part: Unknown, free: PyTree, fixed: PyTree) -> Unknown:

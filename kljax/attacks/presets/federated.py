@@ -137,6 +137,7 @@ def fedavg_inversion(
         ),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
     return merged(attack, epochs) if epochs > 1 else attack
 

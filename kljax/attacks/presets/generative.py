@@ -70,6 +70,7 @@ def grnn(
         prior=with_feature(setting, secret.gates, squared_variation(variation)),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
 
 
@@ -128,6 +129,7 @@ def ggl(
         prior=with_feature(setting, secret.gates),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
 
 
@@ -280,4 +282,5 @@ def _untrained(
         moves=moves,
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )

@@ -35,6 +35,7 @@ def gradient_matching(
         prior=with_feature(setting, secret.gates, prior),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
 
 

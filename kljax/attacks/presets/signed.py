@@ -52,5 +52,6 @@ def inverting_gradients(
         ),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
         choose_by_matching=True,
     )

@@ -165,4 +165,5 @@ def _matched(
         ),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )

@@ -96,6 +96,7 @@ def gradinversion(
         prior=with_feature(setting, secret.gates, *priors),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
 
 
@@ -170,6 +171,7 @@ def bn_updates(
         ),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
 
 

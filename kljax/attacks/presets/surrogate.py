@@ -97,6 +97,7 @@ def sme(
         ),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
     return _reporting(attack)
 

@@ -75,6 +75,7 @@ def tableak(
         prior=with_feature(setting, secret.gates),
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
         pool=median_of_rows(columns),
     )
 

@@ -113,6 +113,7 @@ def lamp(
         moves=moves,
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )
     rounds = sum(bool(moves.due(number, steps)) for number in range(steps))
     orders = rounds * PROPOSALS * setting.threat.knowledge.examples

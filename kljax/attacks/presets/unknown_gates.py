@@ -80,4 +80,5 @@ def gate_regression(
         prior=prior,
         steps=steps,
         restarts=restarts,
+        snapshots=setting.snapshots,
     )

@@ -80,6 +80,7 @@ def check_attack(
     elif steps and _replays_steps(config, preset):
         restart += steps * (nbytes(params[0]) + nbytes(public))
         lower = "local_steps or restarts"
+    restart += config.snapshots * images
     parts = {
         "private_key_size or the number of sites": lock,
         "image_size, or take a smaller model or inserted module": network,
@@ -95,12 +96,12 @@ def check_attack(
         f"victims of arm {arm.name!r}",
         _largest(parts),
     )
-    # Truths, and what each arm finds.
-    sets = 1 + len(config.arms)
+    # Truths, and what each arm finds and has found on the way.
+    sets = 1 + len(config.arms) * (1 + config.snapshots)
     check_fits(
         config.victims * images * sets,
         f"the inputs of {config.victims} victims",
-        "victims, examples or image_size",
+        "victims, examples, image_size or snapshots",
     )
 
 

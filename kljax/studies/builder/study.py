@@ -263,6 +263,7 @@ def _build_arm_attack(
         ),
         None if captured is None else captured.protocol,
         study.attacker,
+        config.snapshots,
     )
     attack = ArmAttack(arm, setting, client, _inputs(study, arm, client))
     # Arms that differ in options alone share a function, and its compilation.

@@ -22,6 +22,7 @@ from kljax.data.catalogue import EMBEDDED, TABLES, TEXTS
 from kljax.data.files import is_path
 from kljax.defences.accounting import check_delta
 from kljax.defences.arms import KINDS as DEFENCES
+from kljax.defences.arms import check_spelled_once
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS
@@ -61,6 +62,7 @@ WHOLE = {
     "tokens": 1,
     "earlier": 0,
     "observations": 1,
+    "snapshots": 0,
 }
 # What makes sense only for a state of a run, and the least values.
 FROM_RUN = {
@@ -242,6 +244,8 @@ class LeakConfig:
         `kljax.metrics.metric`; each is a column of the rows more.
       risk: whether to compute risk scores of each upload, too, from derivatives at the
         truth (`kljax.studies.risk`); no attack is shown any.
+      snapshots: of each reconstruction, kept at most on the way to it, for pictures of
+        how it comes about; as many as divide the steps. No result depends on them.
     """
 
     model: str = "lenet"
@@ -298,6 +302,7 @@ class LeakConfig:
     pooling: Literal[tuple(POOLINGS)] = "mean"
     denoise: str | None = None
     public_data: str | None = None
+    snapshots: int = 0
 
     def __post_init__(self):
         freeze(self, ("arms", "attack_options", "threat", "sites", "metrics"))
@@ -308,6 +313,7 @@ class LeakConfig:
         check_precision(self.precision)
         check_delta(self.delta)
         check_arms(self.arms)
+        check_spelled_once(self.arms)
         if ":" not in self.label_rule:
             check_choice(self, "label_rule", ("auto", *RULES))
         if self.image_width is not None:

@@ -1,9 +1,11 @@
 """The axes of a study: what each one changes, and which become rows and columns."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kljax.core.registry import nearest
+from kljax.defences.arms import spell_numbers
 
 ARM = "arm"
 # Of several inputs of an example, which one is scored. No sweep has an axis of this
@@ -43,11 +45,13 @@ class Axis(NamedTuple):
       name: as in the sweep file.
       labels: of its points, in order.
       fields: that its points set.
+      spellings: of points that stand under the label of another, label by label.
     """
 
     name: str
     labels: tuple[str, ...]
     fields: frozenset[str]
+    spellings: Mapping[str, str] = MappingProxyType({})
 
     @property
     def repeats(self) -> bool:
@@ -71,7 +75,7 @@ def axes_of(manifest: dict[str, Any]) -> dict[str, Axis]:
     if not any(ARM in axis.fields for axis in axes.values()) and ARM not in axes:
         arms = dict.fromkeys(cell["config"]["arms"][0] for cell in manifest["cells"])
         axes = {ARM: Axis(ARM, tuple(arms), frozenset({ARM}))} | axes
-    return axes
+    return {name: _spelled_once(axis, manifest) for name, axis in axes.items()}
 
 
 def arm_axis(axes: dict[str, Axis]) -> Axis:
@@ -94,7 +98,32 @@ def input_axis(inputs: Iterable[str | None]) -> dict[str, Axis]:
 def point_of(cell: dict[str, Any], axes: dict[str, Axis]) -> dict[str, str]:
     """Says where a cell of the manifest stands, on every axis but that of inputs."""
     fixed = {ARM: cell["config"]["arms"][0]} if ARM in axes else {}
-    return {name: (fixed | cell["point"])[name] for name in axes if name != INPUT}
+    point = {name: (fixed | cell["point"])[name] for name in axes if name != INPUT}
+    return {name: axes[name].spellings.get(at, at) for name, at in point.items()}
+
+
+def _spelled_once(axis: Axis, manifest: Mapping[str, Any]) -> Axis:
+    """Brings arms whose numbers are written in two ways under one label, the first.
+
+    Joined studies may write them differently. Two cells that would then stand at one
+    point would be counted as repetitions of each other: such labels stay apart.
+    """
+    if axis.fields != {ARM}:
+        return axis
+    places: dict[str, set[tuple]] = {label: set() for label in axis.labels}
+    for cell in manifest["cells"]:
+        label = cell["point"].get(axis.name, cell["config"]["arms"][0])
+        others = (item for item in cell["point"].items() if item[0] != axis.name)
+        places[label].add(tuple(others))
+    firsts: dict[str, str] = {}
+    spellings = {}
+    for label in axis.labels:
+        first = firsts.setdefault(spell_numbers(label), label)
+        if first != label and places[first].isdisjoint(places[label]):
+            spellings[label] = first
+            places[first] |= places[label]
+    labels = tuple(label for label in axis.labels if label not in spellings)
+    return axis._replace(labels=labels, spellings=MappingProxyType(spellings))
 
 
 def _fields(name: str, points: Any) -> frozenset[str]:

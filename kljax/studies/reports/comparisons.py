@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,9 +84,20 @@ def compare_arms(
     for members in together.values():
         members = [pool for pool in members if len(pool.rows)]
         for first, second in itertools.combinations(members, 2):
-            compared = _compare(first, second, axes, arms.name, value)
+            compared = compare_pools(
+                first, second, _repetitions(first, second, arms.name), value
+            )
             if compared is not None:
-                comparisons.append(compared)
+                at = {a: b for a, b in first.point.items() if a != arms.name}
+                sides = first.point[arms.name], second.point[arms.name]
+                comparisons.append(
+                    compared._replace(first=sides[0], second=sides[1], point=at)
+                )
+    return adjust_together(comparisons)
+
+
+def adjust_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Adjusts the p-values of comparisons for their number, by Holm's method."""
     of_values = holm([comparison.difference_p for comparison in comparisons])
     of_success = holm([comparison.success_p for comparison in comparisons])
     return [
@@ -97,35 +108,53 @@ def compare_arms(
     ]
 
 
-def _compare(
-    first: Pool, second: Pool, axes: dict[str, Axis], arm: str, value: str
-) -> Comparison | None:
-    # Cells of one repetition stand at the same point but for the arm.
-    repetition = {
-        cell["id"]: tuple(v for axis, v in cell["point"].items() if axis != arm)
-        for cell in (*first.cells, *second.cells)
-    }
+def _repetitions(first: Pool, second: Pool, arm: str) -> list[dict[str, Any]]:
+    """Says of which repetition cells are: they stand at one point but for the arm."""
+    return [
+        {
+            cell["id"]: tuple(v for axis, v in cell["point"].items() if axis != arm)
+            for cell in pool.cells
+        }
+        for pool in (first, second)
+    ]
 
-    def read(pool: Pool, name: str) -> dict[tuple, float]:
+
+def compare_pools(
+    first: Pool,
+    second: Pool,
+    repetitions: Sequence[Mapping[str, Any]],
+    value: str,
+) -> Comparison | None:
+    """Compares two pools on the victims that both attacked; None without any.
+
+    Args:
+      first, second: the pools, whose names and point are left to the caller.
+      repetitions: of each pool, by id of a cell, what it shares with its like in the
+        other.
+      value: whose mean is compared.
+    """
+
+    def read(side: int, name: str) -> dict[tuple, float]:
+        pool, repetition = (first, second)[side], repetitions[side]
         return {
             (repetition[cell], *image): number
             for (cell, *image), number in by_image(pool, pool.rows, name).items()
         }
 
-    succeeded = [read(pool, "success") for pool in (first, second)]
+    succeeded = [read(side, "success") for side in (0, 1)]
     both = [victim for victim in succeeded[0] if victim in succeeded[1]]
     if not both:
         return None
-    found_groups = read(first, "group")
+    found_groups = read(0, "group")
     groups = np.array([found_groups[victim] for victim in both])
     success = np.array([[of[victim] for victim in both] for of in succeeded]) == 1
-    values = [read(pool, value) for pool in (first, second)]
+    values = [read(side, value) for side in (0, 1)]
     differences = np.array([values[1][v] - values[0][v] for v in both])
-    unsolved = [read(pool, "unsolved") for pool in (first, second)]
+    unsolved = [read(side, "unsolved") for side in (0, 1)]
     return Comparison(
-        first=first.point[arm],
-        second=second.point[arm],
-        point={axis: label for axis, label in first.point.items() if axis != arm},
+        first="",
+        second="",
+        point={},
         pairs=len(both),
         groups=len(np.unique(groups)),
         difference=mean_difference(first.values[value], differences, groups),
@@ -133,7 +162,7 @@ def _compare(
         difference_p_holm=math.nan,
         left_out=int((~np.isfinite(differences)).sum()),
         successes=(int(success[0].sum()), int(success[1].sum())),
-        floor=_floor(first, both, repetition),
+        floor=_floor(first, both, repetitions[0]),
         only=(
             int((success[0] & ~success[1]).sum()),
             int((success[1] & ~success[0]).sum()),
@@ -144,7 +173,9 @@ def _compare(
     )
 
 
-def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None:
+def _floor(
+    pool: Pool, both: list, repetition: Mapping[str, Any]
+) -> tuple[str, float] | None:
     wanted = set(both)
     best = None
     for name, rows in pool.floors.items():
@@ -159,29 +190,43 @@ def _floor(pool: Pool, both: list, repetition: dict) -> tuple[str, float] | None
 
 
 def comparisons_table(
-    comparisons: Sequence[Comparison], value: Column, success: Column = SUCCESS
+    comparisons: Sequence[Comparison],
+    value: Column,
+    success: Column = SUCCESS,
+    *,
+    name: str = "comparisons",
+    title: str = "Arms on the same victims",
+    side: str = "arm",
 ) -> Table:
-    """Tables all comparisons; success is called what it is of the study's inputs."""
+    """Tables all comparisons.
+
+    Args:
+      comparisons: in order.
+      value: whose means are compared.
+      success: called what it is of the study's inputs.
+      name, title: of the table.
+      side: what is compared.
+    """
     axes = tuple(comparisons[0].point) if comparisons else ()
     words, succeeds = value.heading, success.heading
     header = (
         *axes,
-        "arm",
+        side,
         "minus",
         "pairs",
         f"{words}, difference [95 %]",
         *_p_header(words, len(comparisons)),
-        f"{succeeds}: arm / minus",
-        "only arm / only minus",
+        f"{succeeds}: {side} / minus",
+        f"only {side} / only minus",
         *([] if value.name == "success" else _p_header(succeeds, len(comparisons))),
-        "unsolved: arm / minus",
+        f"unsolved: {side} / minus",
     )
     return Table(
-        "comparisons",
-        f"Arms on the same victims: {len(comparisons)} comparisons",
+        name,
+        f"{title}: {len(comparisons)} comparisons",
         header,
         [_entries(comparison, value) for comparison in comparisons],
-        [_record(comparison, value, len(comparisons)) for comparison in comparisons],
+        [_record(one, value, len(comparisons), side) for one in comparisons],
     )
 
 
@@ -240,9 +285,11 @@ def _rates(comparison: Comparison) -> str:
     return f"{second} / {first}\nfloor {SUCCESS.written(rate)} ({name})"
 
 
-def _record(comparison: Comparison, value: Column, count: int) -> dict[str, Any]:
+def _record(
+    comparison: Comparison, value: Column, count: int, side: str
+) -> dict[str, Any]:
     return dict(comparison.point) | {
-        "arm": comparison.second,
+        side: comparison.second,
         "minus": comparison.first,
         "pairs": comparison.pairs,
         "groups": comparison.groups,
@@ -252,17 +299,17 @@ def _record(comparison: Comparison, value: Column, count: int) -> dict[str, Any]
         "high": known(comparison.difference.high),
         "interval": comparison.difference.method,
         "left_out": comparison.left_out,
-        "arm_success": comparison.successes[1] / comparison.pairs,
+        f"{side}_success": comparison.successes[1] / comparison.pairs,
         "minus_success": comparison.successes[0] / comparison.pairs,
         "floor": comparison.floor[0] if comparison.floor else None,
         "floor_success": comparison.floor[1] if comparison.floor else None,
-        "only_arm": comparison.only[1],
+        f"only_{side}": comparison.only[1],
         "only_minus": comparison.only[0],
         "difference_p": known(comparison.difference_p),
         "difference_p_holm": known(comparison.difference_p_holm),
         "success_p": comparison.success_p,
         "success_p_holm": comparison.success_p_holm,
         "comparisons": count,
-        "arm_unsolved": comparison.unsolved[1],
+        f"{side}_unsolved": comparison.unsolved[1],
         "minus_unsolved": comparison.unsolved[0],
     }

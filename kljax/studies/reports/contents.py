@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from kljax.metrics import find_value
 from kljax.studies import store
-from kljax.studies.reports.axes import arrange, axes_of, input_axis
+from kljax.studies.reports.against import Against, compare_studies
+from kljax.studies.reports.axes import arm_axis, arrange, axes_of, input_axis
 from kljax.studies.reports.budgets import budgets_table, make_curves
 from kljax.studies.reports.comparisons import compare_arms, comparisons_table
 from kljax.studies.reports.consistency import consistency_table
 from kljax.studies.reports.contenders import find_accuracies
+from kljax.studies.reports.convergence import draw_convergence, make_convergence
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery, make_gallery
 from kljax.studies.reports.kinds import default_value, kinds_of, noun
@@ -37,6 +39,7 @@ from kljax.studies.reports.tradeoffs import (
 from kljax.studies.reports.trends import draw_trends, make_trends
 from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.reports.values import values_of
+from kljax.studies.reports.victims import Victims, make_victims, victims_table
 from kljax.studies.store import Study
 
 # Fields of a configuration that say what was studied.
@@ -122,6 +125,9 @@ class Contents(NamedTuple):
       measured: what accuracy is, see `measured_words`.
       matrices: one victim's image, attack by arm.
       gallery: reconstructions.
+      victims: all that was tried on each; the first of them.
+      convergence: figure of losses and scores on the way; None where none are kept.
+      against: another study, held against this one; None for none.
       failures: of cells that are not finished.
       sweep: the sweep file.
       commands: that repeat study and report.
@@ -153,6 +159,9 @@ class Contents(NamedTuple):
     measured: str
     matrices: list[Matrix]
     gallery: Gallery
+    victims: Victims
+    convergence: Figure | None
+    against: Against | None
     failures: list[dict[str, Any]]
     sweep: str
     commands: list[str]
@@ -164,12 +173,19 @@ class Contents(NamedTuple):
         """Lists all tables, for their files."""
         others = (self.comparisons, self.consistency, self.budgets, self.tradeoffs)
         found = [*self.pivots, self.points, *self.rankings]
-        return [*found, *(t for t in others if t is not None)]
+        found += [t for t in others if t is not None]
+        found += [self.against.table] if self.against else []
+        return [*found, *([self.victims_table] if self.victims_table else [])]
+
+    @property
+    def victims_table(self) -> Table | None:
+        """Tables the victims that have a page; None without any."""
+        return victims_table(self.victims.shown) if self.victims.shown else None
 
     @property
     def figures(self) -> list[Figure]:
         """Lists all figures, for their files."""
-        found = (self.distributions, self.trends)
+        found = (self.distributions, self.trends, self.convergence)
         found += (self.budget_figure, self.tradeoff_figure)
         return [figure for figure in found if figure is not None]
 
@@ -181,6 +197,7 @@ def make_contents(
     columns: Sequence[str] | None = None,
     value: str | None = None,
     runs: Sequence[Path | str] = (),
+    other: Study | None = None,
 ) -> Contents:
     """Computes all that a report says; see `kljax.studies.reports.write_report`."""
     kinds, values = kinds_of(study), values_of(study)
@@ -200,6 +217,10 @@ def make_contents(
     tradeoffs = make_tradeoffs(pools, axes, trainings)
     open_failures = _open_failures(study)
     manifest, gallery = study.manifest, make_gallery(study, pools)
+    recorded = make_convergence(study, pools, axes)
+    against = None
+    if other is not None:
+        against = compare_studies(study, other, pools, column, values["success"])
     return Contents(
         name=manifest.get("name", study.folder.name),
         kinds=kinds,
@@ -230,10 +251,13 @@ def make_contents(
         measured=measured_words(tradeoffs or trainings),
         matrices=make_matrices(study, pools, arrangement),
         gallery=gallery,
+        victims=make_victims(study, pools, axes),
+        convergence=draw_convergence(recorded, arm_axis(axes).labels),
+        against=against,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),
         commands=_commands(
-            study, rows, columns, None if value == default else value, runs
+            study, rows, columns, None if value == default else value, runs, other
         ),
         versions=manifest.get("versions", {}),
         device=str(manifest.get("device", "not known")),
@@ -274,12 +298,15 @@ def _facts(cells: list[dict[str, Any]], kinds: Sequence[str]) -> dict[str, str]:
     return facts
 
 
-def _commands(study: Study, rows, columns, value: str | None, runs) -> list[str]:
+def _commands(
+    study: Study, rows, columns, value: str | None, runs, other: Study | None
+) -> list[str]:
     words = ["kljax", "report", study.folder.name]
     for option, given in (("--rows", rows), ("--columns", columns)):
         words += [option, *given] if given else []
     words += ["--value", value] if value is not None else []
     words += ["--runs", *map(str, runs)] if runs else []
+    words += ["--against", str(other.folder)] if other is not None else []
     return [
         shlex.join(["kljax", "sweep", "sweep.toml", "--out", study.folder.name]),
         shlex.join(words),

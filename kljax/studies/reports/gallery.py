@@ -114,28 +114,11 @@ def make_gallery(study: Study, pools: Sequence[Pool]) -> Gallery:
 
 
 def _row(pool: Pool, images: dict[str, dict[str, np.ndarray]]) -> Row | None:
-    arrays_of = _arrays_of(pool)
-    images = {
-        cell: {name: arrays[own] for name, own in arrays_of.items()}
-        for cell, arrays in images.items()
-        if arrays.keys() >= set(arrays_of.values())
-    }
-    places = {
-        (cell, int(victim)): place
-        for cell, arrays in images.items()
-        for place, victim in enumerate(arrays["victim"])
-    }
-    rows_of_images: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    rows = pool.rows.astype(object)
-    for row in rows.where(rows.notna(), None).to_dict("records"):
-        place = row["upload"]
-        if row["example"] is None:  # a row of before there were uploads
-            place = places.get((row["cell"], row["victim"]))
-        if row["cell"] in images and place is not None:
-            rows_of_images.setdefault((row["cell"], place), []).append(row)
+    images = of_input(pool, images)
+    uploads = gather_uploads(pool, images)
     sound = [
         (*where, rows)
-        for where, rows in rows_of_images.items()
+        for where, rows in uploads.items()
         if known(rows[0]["matching_loss"]) is not None
     ]
     if not sound:
@@ -148,10 +131,52 @@ def _row(pool: Pool, images: dict[str, dict[str, np.ndarray]]) -> Row | None:
         rank = " and ".join(r for r, p in _ranked(len(sound)).items() if p == number)
         cell, place, rows = sound[number]
         pictures = {name: images[cell][name][place] for name in ("truths", "images")}
-        shown += [_shown(rank, row, pictures) for row in rows[:IMAGES]]
+        shown += [show(rank, row, pictures) for row in rows[:IMAGES]]
     return Row(
-        at_words(pool.point), tuple(shown), len(sound), len(rows_of_images) - len(sound)
+        at_words(pool.point), tuple(shown), len(sound), len(uploads) - len(sound)
     )
+
+
+def of_input(
+    pool: Pool, images: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Takes what was kept of a pool's input: ``truths``, ``images`` and ``victim``.
+
+    Args:
+      pool: of one input.
+      images: of its cells, by id, see `kljax.studies.store.read_reconstructions`.
+    """
+    arrays_of = _arrays_of(pool)
+    return {
+        cell: {name: arrays[own] for name, own in arrays_of.items()}
+        for cell, arrays in images.items()
+        if arrays.keys() >= set(arrays_of.values())
+    }
+
+
+def gather_uploads(
+    pool: Pool, images: dict[str, dict[str, np.ndarray]]
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Gathers the rows of each upload, by cell and place among its uploads.
+
+    Args:
+      pool: of one input.
+      images: see `of_input`; uploads of other cells are left out.
+    """
+    places = {
+        (cell, int(victim)): place
+        for cell, arrays in images.items()
+        for place, victim in enumerate(arrays["victim"])
+    }
+    uploads: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    rows = pool.rows.astype(object)
+    for row in rows.where(rows.notna(), None).to_dict("records"):
+        place = row["upload"]
+        if row["example"] is None:  # a row of before there were uploads
+            place = places.get((row["cell"], row["victim"]))
+        if row["cell"] in images and place is not None:
+            uploads.setdefault((row["cell"], place), []).append(row)
+    return uploads
 
 
 def _arrays_of(pool: Pool) -> dict[str, str]:
@@ -170,7 +195,14 @@ def _ranked(count: int) -> dict[str, int]:
     return dict(zip(RANKS, (0, (count - 1) // 2, count - 1), strict=True))
 
 
-def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
+def show(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> Shown:
+    """Draws one example of an upload.
+
+    Args:
+      rank: why it is shown; may be empty.
+      row: of the example.
+      pictures: ``truths`` and ``images`` [B, ...] of the upload.
+    """
     examples, example = len(pictures["truths"]), row["example"]
     kind = find_words(kind_of(row))
     value = known(row[kind.primary])
@@ -179,7 +211,8 @@ def _shown(rank: str, row: dict[str, Any], pictures: dict[str, np.ndarray]) -> S
     if examples > 1:
         # An older row has the means of all, and no score of this image.
         score = f"mean of {examples}: {score}" if example is None else score
-        rank = f"{rank}, {kind.noun} {(example or 0) + 1} of {examples}"
+        which = f"{kind.noun} {(example or 0) + 1} of {examples}"
+        rank = f"{rank}, {which}" if rank else which
     if row.get("text") is not None:
         drawn = row["text"], row["text_guess"]
     else:

@@ -12,6 +12,7 @@ import markupsafe
 from kljax.studies.reports import words
 from kljax.studies.reports.contents import Contents
 from kljax.studies.reports.estimates import Estimate
+from kljax.studies.reports.values import capitalised
 from kljax.studies.reports.verdicts import Outcomes
 from kljax.studies.sentences import split_by_truth
 
@@ -24,6 +25,11 @@ def to_page(contents: Contents) -> str:
     Every text is escaped; pictures are data URIs; style and script are inside. Without
     a script the tables are the same, but cannot be filtered and sorted.
     """
+    return render("page.html", contents=contents)
+
+
+def render(template: str, **given: Any) -> str:
+    """Renders a template of this folder as a page that needs nothing else."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -37,17 +43,17 @@ def to_page(contents: Contents) -> str:
         "lines": str.splitlines,
         "breakable": breakable,
         "split_by": split_by_truth,
+        "capitalised": capitalised,
     }
-    page = environment.get_template("page.html").render(
-        contents=contents,
-        words=words,
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
-        rate=rate_marks,
-        shares=outcome_shares,
-        outcomes=Outcomes._fields,
-    )
-    return page.lstrip()
+    environment.globals |= {
+        "words": words,
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "script": (HERE / "page.js").read_text(encoding="utf-8"),
+        "rate": rate_marks,
+        "shares": outcome_shares,
+        "outcomes": Outcomes._fields,
+    }
+    return environment.get_template(template).render(**given).lstrip()
 
 
 def rate_marks(success: Estimate) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ OF_ATTACK = frozenset(
         "risk",
         "observations",
         "pooling",
+        "snapshots",
     }
 )
 # How it is trained, on which examples. Not what changes a client's gradient at the same

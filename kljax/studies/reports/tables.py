@@ -26,11 +26,13 @@ class Entry(NamedTuple):
       text: what is read; several lines, the first one matters most.
       number: what it is sorted by; None for text.
       drawn: name of the drawing beside it in the page, and what it is of.
+      link: address of what the page links it to; None for nothing.
     """
 
     text: str
     number: float | None = None
     drawn: tuple[str, Any] | None = None
+    link: str | None = None
 
 
 class Table(NamedTuple):

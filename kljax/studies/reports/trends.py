@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from kljax.defences.arms import NUMBER
 from kljax.metrics import Column
 from kljax.studies.reports.axes import BUDGET, REPEATED, Axis, arm_axis
 from kljax.studies.reports.estimates import Estimate, estimate
@@ -11,7 +12,6 @@ from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 STRENGTH = re.compile(rf"=({NUMBER})(?=[+/@]|$)")
 LOG = 8  # how many times the smallest number the largest is on a logarithmic axis
 

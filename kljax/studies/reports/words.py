@@ -34,6 +34,23 @@ CONSISTENCY = (
     "It has no value where everything or nothing is recovered. A search that is "
     "unsolved has recovered nothing, and says nothing of the defence."
 )
+CONVERGING = (
+    "The attacker's own loss of the best candidate so far, of the restart that is "
+    "returned: what the attacker sees. A score is known to the scorer alone, and only "
+    "where snapshots were kept. A curve that still falls is of an attack that was cut "
+    "off; one that is flat above its loss at the truth is of one that is stuck."
+)
+
+
+def against(kinds: Sequence[str]) -> str:
+    """Says how a study is read that is held against another."""
+    return (
+        "The same examples of the same uploads, in cells that agree in all that "
+        "changes results, but for what sets the studies apart as wholes. Differences "
+        f"of {_scores(kinds)} or another value are this study minus the other; their "
+        "intervals and p-values are read as those of arms that are compared. What sets "
+        "the studies apart is not told apart by them."
+    )
 
 
 def ranking(kinds: Sequence[str]) -> str:

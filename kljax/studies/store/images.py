@@ -13,6 +13,7 @@ import numpy as np
 
 from kljax.core.files import read_arrays, write_arrays
 from kljax.studies import scoring
+from kljax.studies.convergence import record_convergence
 from kljax.studies.leakage import ArmResult, LeakResult
 from kljax.studies.store.manifest import Chunk, Group
 
@@ -28,7 +29,8 @@ class Images(NamedTuple):
       truths: of the same shape, in the same order.
       victims: [n] index in the dataset of each one's first example.
       others: of several inputs, those beside the primary one: ``images/NAME`` and
-        ``truths/NAME``.
+        ``truths/NAME``; and what the search recorded, see
+        `kljax.studies.convergence`.
     """
 
     first: int
@@ -53,6 +55,7 @@ def collect_images(arm: ArmResult, result: LeakResult, first: int = 0) -> Images
     own = matched.pop(spec.primary), truths.pop(spec.primary)
     others = {f"images/{name}": found for name, found in matched.items()}
     others |= {f"truths/{name}": true for name, true in truths.items()}
+    others |= record_convergence(arm, result)
     return Images(first, *own, numbers, others)
 
 
@@ -122,7 +125,7 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
             return False  # it is not there, or failed in this chunk
         parts.append(Images(**fields, others=own))
     parts.sort(key=lambda part: int(part.first))
-    others = set.intersection(*(set(part.others) for part in parts))
+    others = _alike(parts)
     _save(
         target,
         {
@@ -133,6 +136,12 @@ def _join(target: Path, cell: str, paths: Iterable[Path]) -> bool:
         },
     )
     return True
+
+
+def _alike(parts: list[Images]) -> set[str]:
+    """Names what all parts have, in the same form: each may have its own snapshots."""
+    forms = [{(n, x.shape[1:]) for n, x in part.others.items()} for part in parts]
+    return {name for name, _ in set.intersection(*forms)}
 
 
 def _chunk(folder: Path, name: str) -> Path:

@@ -104,7 +104,8 @@ def read_reconstructions(study: Study, cell: str) -> dict[str, np.ndarray] | Non
       (column ``upload`` of the rows, from 0): images [H, W, C], tokens [L], or what
       else an example is; of several inputs those of the primary one, and those of
       others as ``images/NAME`` and ``truths/NAME``; ``victim`` [N] index in the
-      dataset of each upload's first example.
+      dataset of each upload's first example; and what searches recorded on the way,
+      see `kljax.studies.convergence`.
 
     Raises:
       DamagedFile: if they are not what was written.

@@ -18,8 +18,9 @@ from kljax.studies.config.leak import named_limit, weights_limit
 from kljax.studies.sweeps.fields import DEFAULTS, in_floats
 
 DIGITS = 12  # of an id
-# What does not change a victim's result. The same data may lie elsewhere.
-NO_RESULTS = (*SPEED_OPTIONS, "data_dir")
+# What does not change a victim's result. The same data may lie elsewhere, and more or
+# less may be kept.
+NO_RESULTS = (*SPEED_OPTIONS, "data_dir", "snapshots")
 # What compiled functions take as data, or what is split before they are called.
 NO_PROGRAM = ("layout", "seed", "victims", "delta")
 

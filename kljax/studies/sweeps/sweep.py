@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from kljax.core.files import DamagedFile, read_text
 from kljax.core.registry import nearest
+from kljax.defences.arms import check_spelled_once
 from kljax.studies.sweeps.fields import (
     FIELDS,
     check_field,
@@ -101,8 +102,8 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
 
     Raises:
       ValueError: for an unknown section, field or option (with the nearest known one),
-        a value of the wrong type, an axis without points or with one point twice, and
-        a field that is set in two places.
+        a value of the wrong type, an axis without points or with one point twice, a
+        field that is set in two places, and snapshots where no reconstruction is kept.
     """
     for name in content:
         if name not in SECTIONS:
@@ -119,6 +120,8 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
     exclude = content.get("exclude", ())
     if not isinstance(exclude, (list, tuple)):
         raise ValueError("[exclude]: write [[exclude]], there may be several")
+    options = _options(_table("[options]", content.get("options", {})))
+    _check_kept(fixed, axes, options)
     return Sweep(
         fixed,
         axes,
@@ -126,7 +129,7 @@ def parse_sweep(content: Mapping[str, Any]) -> Sweep:
             _conditions(number, conditions, axes)
             for number, conditions in enumerate(exclude, 1)
         ),
-        _options(_table("[options]", content.get("options", {}))),
+        options,
     )
 
 
@@ -171,6 +174,8 @@ def _axis(axis: str, points: Any) -> dict[str, dict[str, Any]]:
         twice = sorted({name for name in labels if labels.count(name) > 1})
         if twice:
             raise ValueError(f"[axes] {axis}: {', '.join(twice)} is there twice")
+        if axis == "arm":
+            _check_spelled_once(labels)
         found = {
             name: {axis: value} for name, value in zip(labels, values, strict=True)
         }
@@ -200,6 +205,13 @@ def _axis(axis: str, points: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _check_spelled_once(arms: list[str]) -> None:
+    try:
+        check_spelled_once(arms)
+    except ValueError as error:
+        raise ValueError(f"[axes] arm: {error}") from error
+
+
 def _check_set_once(fixed: dict[str, Any], axes: dict[str, dict[str, dict]]) -> None:
     seen = dict.fromkeys(fixed, "[fixed]")
     for axis, points in axes.items():
@@ -210,6 +222,19 @@ def _check_set_once(fixed: dict[str, Any], axes: dict[str, dict[str, dict]]) -> 
                     f"[axes] {axis}: it sets {name}, and so does {seen[name]}"
                 )
             seen[name] = f"axis {axis}"
+
+
+def _check_kept(
+    fixed: dict[str, Any], axes: dict[str, dict[str, dict]], options: SweepOptions
+) -> None:
+    """Refuses snapshots of reconstructions that are not kept."""
+    points = (fields for axis in axes.values() for fields in axis.values())
+    asked = any(fields.get("snapshots") for fields in (fixed, *points))
+    if asked and not options.reconstructions:
+        raise ValueError(
+            "snapshots are kept beside reconstructions: write reconstructions = true "
+            "under [options], or leave snapshots out"
+        )
 
 
 def _conditions(
