@@ -2,11 +2,14 @@
 
 import functools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from kljax.core.checks import LARGEST
 from kljax.core.registry import nearest
 from kljax.defences.catalogue import Kind
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 def read_options(name: str, kind: Kind, written: str) -> dict[str, float | str]:
@@ -84,3 +87,25 @@ def _number(name: str, option: str, written: str) -> float:
             f"option {option} of {name} must be a finite number, got {written!r}"
         )
     return value
+
+
+def spell_numbers(text: str) -> str:
+    """Writes the numbers of an arm in one way: ``.1`` and ``0.10`` as ``0.1``."""
+    return re.sub(
+        rf"(?<=[=,]){NUMBER}(?=[,+/@]|$)",
+        lambda found: repr(float(found[0])).removesuffix(".0"),
+        text,
+    )
+
+
+def check_spelled_once(arms: Sequence[str]) -> None:
+    """Refuses arms that differ in how their numbers are written alone.
+
+    Raises:
+      ValueError: with both.
+    """
+    spelled: dict[str, str] = {}
+    for arm in arms:
+        other = spelled.setdefault(spell_numbers(arm), arm)
+        if other != arm:
+            raise ValueError(f"arms {other!r} and {arm!r} are the same: leave one out")

@@ -16,7 +16,7 @@ client uploads after its local steps. Both mean the same in every job.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,6 @@ Options = tuple[float | Array, ...]
 
 
 ON_UPDATE = "@update"  # after the name of a transform
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 class Arm(NamedTuple):
@@ -214,28 +213,6 @@ def split_combination(combination: str) -> list[str]:
     No name begins with a digit or a point, so ``gaussian-noise=1e+3`` is one part.
     """
     return re.split(r"\+(?![\d.])", combination)
-
-
-def spell_numbers(text: str) -> str:
-    """Writes the numbers of an arm in one way: ``.1`` and ``0.10`` as ``0.1``."""
-    return re.sub(
-        rf"(?<=[=,]){NUMBER}(?=[,+/@]|$)",
-        lambda found: repr(float(found[0])).removesuffix(".0"),
-        text,
-    )
-
-
-def check_spelled_once(arms: Sequence[str]) -> None:
-    """Refuses arms that differ in how their numbers are written alone.
-
-    Raises:
-      ValueError: with both.
-    """
-    spelled: dict[str, str] = {}
-    for arm in arms:
-        other = spelled.setdefault(spell_numbers(arm), arm)
-        if other != arm:
-            raise ValueError(f"arms {other!r} and {arm!r} are the same: leave one out")
 
 
 class _Plan(NamedTuple):

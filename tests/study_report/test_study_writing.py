@@ -69,7 +69,9 @@ def test_what_is_written(reported):
     files = {path.name for path in out.iterdir()}
     always = {"report.html", "report.md", "points.csv", "sweep.toml", "table.csv"}
     always |= {f"ranking-{n}.csv" for n in (1, 2)}  # of two attackers, at one point
+    always |= {"rows.parquet"}
     drawn = {"comparisons.csv", "budgets.csv", "budgets.svg", "distributions.svg"}
+    drawn |= {"victims.csv", "victims"}
     assert files == (always if state == "empty" else always | drawn)
 
 
@@ -91,7 +93,12 @@ def test_the_page_is_whole(reported):
     page = Page(text)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert {a["href"][1:] for a in page.all("a")} <= set(ids)  # links go nowhere else
+    links = {a["href"] for a in page.all("a")}
+    inside = {link for link in links if link.startswith("#")}
+    assert {link[1:] for link in inside} <= set(ids)
+    # Links go nowhere else, but to the files beside the page.
+    assert all((out / link).is_file() for link in links - inside)
+    assert {"rows.parquet", "points.csv"} <= links or state == "empty"
     assert all(image["alt"] for image in page.all("img"))
     assert page.all("html")[0]["lang"] == "en" and page.all("title")
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
@@ -167,12 +174,16 @@ def test_a_failure_made_good_is_none(tmp_path):
     assert "1 of 1 cell finished" in words and "Failures" not in words
 
 
+def read_files(out):
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     axes = {"arm": {"none": {"arm": "none"}}}
     folder = made_studies.make_study(tmp_path / "study", "finished", axes=axes)
     out = tmp_path / "out"
     write_report(store.read(folder), out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = read_files(out)
 
     def broken(contents):
         raise RuntimeError("no page")
@@ -180,7 +191,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "to_page", broken)
     with pytest.raises(RuntimeError, match="no page"):
         write_report(store.read(folder), out, value="psnr")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert read_files(out) == before
 
 
 def test_what_an_earlier_report_had_and_this_one_has_not_goes(tmp_path):

@@ -21,8 +21,8 @@ from kljax.core.checks import (
 from kljax.data.catalogue import EMBEDDED, TABLES, TEXTS
 from kljax.data.files import is_path
 from kljax.defences.accounting import check_delta
+from kljax.defences.arm_options import check_spelled_once
 from kljax.defences.arms import KINDS as DEFENCES
-from kljax.defences.arms import check_spelled_once
 from kljax.defences.lock import ACTIVATIONS, PRIVATE_KEY_SIZE
 from kljax.metrics.image import SSIM_WINDOW
 from kljax.models.catalogue import NETWORKS

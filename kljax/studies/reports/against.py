@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas
 
-from kljax.defences.arms import spell_numbers
+from kljax.defences.arm_options import spell_numbers
 from kljax.metrics import Column
 from kljax.studies.config import LeakConfig
 from kljax.studies.reports.axes import WHO, Axis, arrange, axes_of, input_axis

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kljax.core.registry import nearest
-from kljax.defences.arms import spell_numbers
+from kljax.defences.arm_options import spell_numbers
 
 ARM = "arm"
 # Of several inputs of an example, which one is scored. No sweep has an axis of this

@@ -39,7 +39,8 @@ from kljax.studies.reports.tradeoffs import (
 from kljax.studies.reports.trends import draw_trends, make_trends
 from kljax.studies.reports.undefended import find_undefended
 from kljax.studies.reports.values import values_of
-from kljax.studies.reports.victims import Victims, make_victims, victims_table
+from kljax.studies.reports.victim_table import victims_table
+from kljax.studies.reports.victims import Victims, make_victims
 from kljax.studies.store import Study
 
 # Fields of a configuration that say what was studied.

@@ -1,8 +1,11 @@
 """The report as Markdown."""
 
+from collections.abc import Sequence
+
 from tabulate import tabulate
 
 from kljax.studies.reports import words
+from kljax.studies.reports.against import Against
 from kljax.studies.reports.contents import Contents
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import Gallery
@@ -24,6 +27,8 @@ def to_markdown(contents: Contents) -> str:
         sections.append(
             _section(table.title, words.comparing(contents.kinds), _table(table))
         )
+    if contents.against:
+        sections.append(_against(contents.against, contents.kinds))
     if contents.rankings:
         tables = [
             text
@@ -105,7 +110,20 @@ def _results(contents: Contents) -> list[str]:
     )
     parts += ["### How to read it", "\n".join(reading)]
     parts.append("\n".join(f"- {_safe(note)}" for note in contents.notes))
-    return [*parts, _figure(contents.distributions), _figure(contents.trends)]
+    figures = contents.distributions, contents.trends, contents.convergence
+    return [*parts, *map(_figure, figures)]
+
+
+def _against(against: Against, kinds: Sequence[str]) -> str:
+    same, pairs = against.equal
+    lines = [f"- {_safe(line)}" for line in (*against.apart, *against.unpaired)]
+    return _section(
+        f"Against {_safe(against.other)}",
+        words.against(kinds),
+        f"{same} of {pairs} pairs have the very same value.",
+        _table(against.table),
+        "\n".join(lines),
+    )
 
 
 def _failures(contents: Contents) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from kljax.defences.arms import NUMBER
+from kljax.defences.arm_options import NUMBER
 from kljax.metrics import Column
 from kljax.studies.reports.axes import BUDGET, REPEATED, Axis, arm_axis
 from kljax.studies.reports.estimates import Estimate, estimate

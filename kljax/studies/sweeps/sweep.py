@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from kljax.core.files import DamagedFile, read_text
 from kljax.core.registry import nearest
-from kljax.defences.arms import check_spelled_once
+from kljax.defences.arm_options import check_spelled_once
 from kljax.studies.sweeps.fields import (
     FIELDS,
     check_field,
