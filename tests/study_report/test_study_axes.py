@@ -3,6 +3,7 @@
 import made_studies
 import pytest
 
+from kljax.defences.arm_options import spell_numbers
 from kljax.studies.reports.axes import arm_axis, arrange, axes_of, point_of
 
 AXES = made_studies.AXES
@@ -99,3 +100,39 @@ def test_lists_of_a_sweep_file_are_read_too():
 def test_what_does_not_exist_is_refused(chosen, message):
     with pytest.raises(ValueError, match=message):
         arrange(axes_of(manifest_of(AXES)), **chosen)
+
+
+def test_a_strength_that_is_written_in_two_ways_is_one_point():
+    """Joined studies may write it differently, each of an attack of its own."""
+    spelled = ("gaussian-noise=.1", "gaussian-noise=0.10", "gaussian-noise=1")
+    axes = {
+        "arm": {arm: {"arm": arm} for arm in spelled},
+        "attack": {name: {"attack": name} for name in ("matching", "dlg")},
+    }
+    manifest = manifest_of(axes)
+    apart = {("gaussian-noise=.1", "dlg"), ("gaussian-noise=0.10", "matching")}
+    cells = [c for c in manifest["cells"] if tuple(c["point"].values()) not in apart]
+    found = axes_of(manifest | {"cells": cells})
+    assert found["arm"].labels == ("gaussian-noise=.1", "gaussian-noise=1")
+    points = [tuple(point_of(cell, found).values()) for cell in cells]
+    assert points.count(("gaussian-noise=.1", "dlg")) == 1 and len(set(points)) == 4
+    # Cells at one point would be taken for repetitions of each other.
+    assert axes_of(manifest)["arm"].labels == spelled
+
+
+@pytest.mark.parametrize(
+    ("arm", "written"),
+    [
+        ("gaussian-noise=.1", "gaussian-noise=0.1"),
+        (
+            "gaussian-noise=1e-1+norm-clipping=4.0/known",
+            "gaussian-noise=0.1+norm-clipping=4/known",
+        ),
+        ("adadefense=size=0.0010,b1=.9", "adadefense=size=0.001,b1=0.9"),
+        ("dp-sgd=1.50,2@update", "dp-sgd=1.5,2@update"),
+        ("mine.1:defence", "mine.1:defence"),
+        ("gaussian-noise", "gaussian-noise"),
+    ],
+)
+def test_numbers_of_an_arm_are_written_in_one_way(arm, written):
+    assert spell_numbers(arm) == written

@@ -378,6 +378,14 @@ REFUSED = {
     "no point": (f"{ARM}[axes]\nseed = []", "[axes] seed: an axis needs at least one"),
     "no named point": (f"{ARM}[axes.a]", "[axes] a: an axis needs at least one point"),
     "point twice": (f"{ARM}[axes]\nseed = [1, 1]", "[axes] seed: 1 is there twice"),
+    "arm spelled twice": (
+        '[axes]\narm = ["gaussian-noise=.1", "gaussian-noise=0.1"]',
+        "[axes] arm: arms 'gaussian-noise=.1' and 'gaussian-noise=0.1' are the same",
+    ),
+    "snapshots of nothing": (
+        '[fixed]\narm = "none"\nsnapshots = 4',
+        "snapshots are kept beside reconstructions: write reconstructions = true",
+    ),
     "point without fields": (
         f"{ARM}[axes.budget]\nlong = 3",
         "[axes.budget] long: a point sets fields, such as { steps = 100 }, got 3",

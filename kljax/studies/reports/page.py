@@ -44,6 +44,7 @@ def render(template: str, **given: Any) -> str:
         "breakable": breakable,
         "split_by": split_by_truth,
         "capitalised": capitalised,
+        "emphasised": emphasised,
     }
     environment.globals |= {
         "words": words,
@@ -87,6 +88,12 @@ def breakable(text: str) -> markupsafe.Markup:
     """Escapes a text, and lets long names break after a slash."""
     safe = str(markupsafe.escape(text))
     return markupsafe.Markup(re.sub("/(?=[A-Za-z])", "/<wbr>", safe))
+
+
+def emphasised(text: str) -> markupsafe.Markup:
+    """Escapes a text, and writes ``*what is emphasised*`` as HTML does."""
+    safe = str(markupsafe.escape(text))
+    return markupsafe.Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", safe))
 
 
 def _percent(share: float) -> float:

@@ -32,6 +32,7 @@ def victim_files(contents: Contents, gif: bool = False) -> dict[str, bytes]:
             study=contents.name,
             kinds=contents.kinds,
             victim=victim,
+            figure=victim.draw_convergence(),
             moving=moving,
             before=victims[number - 1] if number else None,
             after=victims[number + 1] if number + 1 < len(victims) else None,

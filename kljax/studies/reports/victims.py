@@ -71,7 +71,7 @@ class Victim(NamedTuple):
       floors: name -> mean primary score, of what is reached without any gradient.
       scored: heading of the primary score.
       attempts: in the order of the report.
-      figure: curves of all attempts; None without any.
+      arms: of the study, in order.
     """
 
     page: str
@@ -82,12 +82,18 @@ class Victim(NamedTuple):
     floors: dict[str, float]
     scored: str
     attempts: tuple[Attempt, ...]
-    figure: Figure | None
+    arms: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """Names it for people."""
         return f"victim {self.index}{f', {self.where}' if self.where else ''}"
+
+    def draw_convergence(self) -> Figure | None:
+        """Draws the curves of all attempts, beside the best floor; None without any."""
+        best = max(self.floors.values(), default=None)
+        curves = [a.curve._replace(floor=best) for a in self.attempts if a.curve]
+        return draw_convergence(curves, self.arms)
 
 
 class Victims(NamedTuple):
@@ -254,8 +260,6 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
 def _finish(
     begun: _Begun, page: str, varied: Sequence[str], arms: Sequence[str]
 ) -> Victim:
-    best = max(begun.floors.values(), default=None)
-    curves = [a.curve._replace(floor=best) for a in begun.attempts if a.curve]
     return Victim(
         page,
         begun.index,
@@ -265,5 +269,5 @@ def _finish(
         begun.floors,
         begun.scored,
         tuple(begun.attempts),
-        draw_convergence(curves, arms),
+        tuple(arms),
     )
