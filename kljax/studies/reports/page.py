@@ -1,6 +1,7 @@
 """The report as one page that needs nothing else: no network, no script."""
 
 import base64
+import functools
 import math
 import re
 from pathlib import Path
@@ -30,6 +31,12 @@ def to_page(contents: Contents) -> str:
 
 def render(template: str, **given: Any) -> str:
     """Renders a template of this folder as a page that needs nothing else."""
+    return _environment().get_template(template).render(**given).lstrip()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Makes what all pages share, once: compiled templates, filters, style, script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -54,7 +61,7 @@ def render(template: str, **given: Any) -> str:
         "shares": outcome_shares,
         "outcomes": Outcomes._fields,
     }
-    return environment.get_template(template).render(**given).lstrip()
+    return environment
 
 
 def rate_marks(success: Estimate) -> dict[str, Any] | None:
