@@ -15,9 +15,11 @@ from toys import quick_jit, random_images, random_weights, threat
 from victims import CLASSES, IMAGE_SHAPE, digits, drowned, error_of, filled, ground
 
 from kljax.attacks import Candidate, Protocol
-from kljax.attacks.presets import sme
+from kljax.attacks.objectives import cosine
+from kljax.attacks.presets import PRESETS, sme
 from kljax.attacks.presets.surrogate import Interpolated
-from kljax.attacks.simulation import one_step, surrogate_gradient
+from kljax.attacks.simulation import closest_surrogate, one_step, surrogate_gradient
+from kljax.attacks.simulation.surrogate import SHARES
 from kljax.core.types import Private, Public
 from kljax.defences import none
 from kljax.federated.clients import local_update
@@ -123,6 +125,21 @@ def test_of_one_step_it_is_the_single_step_match_at_0():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, -b, atol=1e-6), found, single
     )
+
+
+def test_the_closest_surrogate_is_that_with_the_least_distance():
+    """At the client's own images; a study holds the attack's loss against its own."""
+    setting, (images, targets) = here(), digits(EXAMPLES)
+    candidate, view = Candidate(images, targets, Private()), view_of(update())
+    distance, gates = cosine(), setting.defence.gates
+    closest = quick_jit(closest_surrogate(setting, gates, distance))
+    found = float(distance(*closest(view, candidate)))
+    along = [
+        float(distance(*surrogate()(view, candidate, jnp.float32(share))))
+        for share in SHARES
+    ]
+    assert found == pytest.approx(min(along), abs=1e-6) and max(along) > 1.5 * found
+    assert PRESETS["sme"].simulation is not None
 
 
 # --- what it is composed of ----------------------------------------------------------
