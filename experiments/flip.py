@@ -51,10 +51,10 @@ import time
 from pathlib import Path
 
 from tabulate import tabulate
+from training.poisoned import FIXED, HONEST, POISON
 
 from kljax import TrainConfig, train
 from kljax.data.triggers import make_trigger
-from kljax.parallel import Layout
 from kljax.parallel.compilation import use_cache
 from kljax.studies.measuring import measure, measuring_of
 
@@ -67,10 +67,8 @@ REJECT = 0.4
 TRIGGERS = {"patch": "patch=2", "blended": "blended=0.2", "distributed": "distributed"}
 SHOTS = tuple(f"{n}:model-replacement=10@{10 + n}" for n in range(4))
 ATTACKS = {"single-shot": SHOTS, "continuous": ("0-3:backdoor@10-14",)}
-HONEST = ("0:honest",)
 RULES = ("mean", "norm-bounding=1,0.001", "median", "krum=3", "fltrust")
 RULES += ("trimmed-mean=3", "multi-krum=3")
-POISON = "0-3:{}@10-14"
 ADAPTIVE = {
     "patch of 4 x 4": ("patch=4", "backdoor"),
     "blended by 0.1": ("blended=0.1", "backdoor"),
@@ -81,22 +79,6 @@ ADAPTIVE = {
     "boosts by 4": ("patch=2", "model-replacement=4"),
 }
 FLOORS = TRIGGERS | {name: ADAPTIVE[name][0] for name in [*ADAPTIVE][:2]}
-FIXED = {
-    "model": "dense",
-    "image_size": 8,
-    "arms": ("none",),
-    "clients": 10,
-    "batch": 16,
-    "local_epochs": 2,
-    "local_steps": 16,
-    "learning_rate": 0.05,
-    "partition": "dirichlet=0.5",
-    "public_examples": 0,
-    "rounds": 15,
-    "evaluate_every": 15,
-    "floor": False,  # a row of its own
-    "layout": Layout("sharded_loop", 8),
-}
 ROOT = {"fltrust": {"public_examples": 100}}
 HEAD = ("defence", "attack", "trigger", "accuracy", "attack success")
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from flip import HONEST, POISON, Run
 from tabulate import tabulate
+from training.poisoned import FIXED, HONEST, POISON
 
-from kljax import TrainResult, train
+from kljax import TrainConfig, TrainResult, train
 from kljax.federated.trigger_inversion import (
     Inverted,
     anomaly_index,
@@ -117,8 +117,10 @@ def main() -> None:
     pairs: list[list[Any]] = []
     for name, roles in NETWORKS.items():
         for seed in seeds:
-            run = Run("rules", "mean", name, "patch", f"patch={SIDE}", roles)
-            result = train(run.config(seed))
+            config = TrainConfig(
+                roles=roles, trigger=f"patch={SIDE}", seed=seed, **FIXED
+            )
+            result = train(config)
             success = f"{100 * result.rows[-1]['attack_success']:.1f}"
             found, _ = look(result, seed, examples=16, steps=400, pair_steps=1)
             classes.append([name, seed, success, *line_of_classes(found)])
