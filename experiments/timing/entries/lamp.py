@@ -21,7 +21,7 @@ from kljax.attacks.objectives import cosine_per_tensor
 from kljax.attacks.rearranging import SIDE_BY_SIDE, propose
 from kljax.core.types import Private, Public
 from kljax.models import NETWORKS, from_nnx
-from kljax.parallel import Layout, map_victims
+from kljax.parallel import fastest_layout, map_victims
 
 from ..device import on_gpu
 from ..entry import Entry
@@ -114,7 +114,7 @@ def compare(options, work):
         problem.labels,
         problem.orders,
     )
-    layout = Layout("sharded", max(1, work.victims // jax.local_device_count()))
+    layout = fastest_layout("victims")
     run = map_victims(problem.judge, layout)
     compile_s = run(*given)[1].compile_s
     with LampPeer(options.torch_python, gpu=on_gpu()) as peer:

@@ -24,7 +24,7 @@ from kljax.attacks.priors import added, image_norm, total_variation
 from kljax.core.inputs import images_of
 from kljax.core.types import Private, Public
 from kljax.models.decoders import FOLDER, read_decoder
-from kljax.parallel import Layout, map_victims
+from kljax.parallel import fastest_layout, map_victims
 
 from ..device import on_gpu
 from ..entry import Entry
@@ -150,7 +150,7 @@ def compare(name, options, work):
     one = problem.judge if name == "ggl-cma" else problem.descend
     each = work.candidates if name == "ggl-cma" else work.steps
     total, given = work.victims * each, problem.given(name)
-    layout = Layout("sharded", max(1, work.victims // jax.local_device_count()))
+    layout = fastest_layout("victims")
     run = map_victims(one, layout)
     compile_s = run(*given)[1].compile_s
     fields = {"radius": RADIUS, "rate": RATE, "variation": VARIATION, "size": SIZE}
