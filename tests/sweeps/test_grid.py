@@ -20,6 +20,7 @@ from kljax.studies.sweeps import (
     read_sweep,
     sweep_to_dict,
 )
+from kljax.studies.sweeps.fields import DEFAULTS
 
 FILE = """
 [fixed]
@@ -95,6 +96,7 @@ def test_a_file_becomes_the_cells_written_by_hand(tmp_path):
             steps=steps,
             restarts=restarts,
             threat=(f"lock_weights={weights}",),
+            layout=DEFAULTS.layout,
         )
         for arm, seed, steps, restarts, weights in CELLS
     ]
@@ -113,7 +115,9 @@ def test_a_file_becomes_the_cells_written_by_hand(tmp_path):
 def test_a_sweep_without_axes_is_one_cell():
     (only,) = grid('fixed = { arm = "none", sites = "all" }').cells
     assert only.point == {}
-    assert only.config == LeakConfig(arms=("none",), sites=("all",))
+    assert only.config == LeakConfig(
+        arms=("none",), sites=("all",), layout=DEFAULTS.layout
+    )
 
 
 def test_a_run_of_training_can_be_attacked_at_many_points():

@@ -140,7 +140,8 @@ def cell_from_json(entry: Mapping[str, Any]) -> Cell:
                 f"cell {entry['id']}: this kljax has no field {name!r}"
                 f"{nearest(name, known)}"
             )
-    config = msgspec.convert(entry["config"], LeakConfig)
+    fields = entry["config"] | {"layout": DEFAULTS.layout}
+    config = msgspec.convert(fields, LeakConfig)
     return Cell(entry["id"], dict(entry["point"]), config)
 
 
