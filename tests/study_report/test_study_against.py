@@ -23,6 +23,7 @@ def make(folder, axes, less=0.0, fixed=None, **more):
     for number, cell in enumerate(store.read(folder).manifest["cells"]):
         found = [ssim - less for ssim in SSIM]
         rows = made_studies.attack_rows(cell, found)
+        rows += made_studies.floor_rows([0.4] * 3, success=[True, False, False])
         made_studies.write_part(folder, str(number), cell, rows)
     return folder
 
@@ -47,6 +48,8 @@ def test_a_study_against_itself_has_no_difference(tmp_path):
             1,
         )
         assert record["only_study"] == record["only_minus"] == 0
+        assert record["floor"] == "class_mean"
+        assert record["floor_success"] == pytest.approx(1 / 3)
 
 
 def test_cells_pair_by_what_is_equal_whatever_they_are_called(tmp_path):

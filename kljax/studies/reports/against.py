@@ -228,7 +228,7 @@ def _sides(
     if not len(both):
         return None
     first, second = (rows.loc[both].reset_index(drop=True) for rows in sides)
-    return pool._replace(rows=first, floors={}), pool._replace(rows=second)
+    return pool._replace(rows=first), pool._replace(rows=second)
 
 
 def _by_place(rows: pandas.DataFrame) -> pandas.DataFrame:
