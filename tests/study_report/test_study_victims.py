@@ -140,6 +140,7 @@ def test_curves_are_the_middle_of_the_victims(tmp_path):
     np.testing.assert_allclose(curves[0].loss[0], 2e-3 * 2.0 ** np.arange(3, -1, -1))
     np.testing.assert_allclose(curves[0].score[0], np.arange(1, 5) / 10)
     np.testing.assert_array_equal(curves[0].evaluations, [25, 50, 75, 100])
+    assert [curve.floor for curve in curves] == [0.5, 0.5]
     broken = np.array([[1.0, np.inf], [3.0, np.nan], [np.inf, np.inf]])
     np.testing.assert_array_equal(quartiles(broken)[:, 0], [2.0, 1.5, 2.5])
     assert np.isnan(quartiles(broken)[:, 1]).all()

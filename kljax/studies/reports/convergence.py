@@ -17,6 +17,7 @@ from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.pools import Pool
 from kljax.studies.reports.tables import at_words
+from kljax.studies.reports.values import numbers
 from kljax.studies.store import Study
 
 MOST = 100  # pools whose files are read
@@ -35,7 +36,7 @@ class Curve(NamedTuple):
         victim.
       score: the same of the primary score; None where no snapshots are kept.
       scored: which score that is.
-      floor: of the best floor's score; None where there is none.
+      floor: score of the best floor, in the middle of a pool; None where there is none.
     """
 
     arm: str
@@ -79,9 +80,19 @@ def make_convergence(
                 if scored
                 else None,
                 COLUMNS[pool.primary],
+                _best_floor(pool),
             )
         )
     return curves
+
+
+def _best_floor(pool: Pool) -> float | None:
+    """Finds the highest median of the primary score among floors; None without any."""
+    scores = [numbers(rows, pool.primary) for rows in pool.floors.values()]
+    finite = [found[np.isfinite(found)] for found in scores]
+    return max(
+        (float(np.median(found)) for found in finite if len(found)), default=None
+    )
 
 
 def quartiles(values: np.ndarray) -> np.ndarray:
@@ -131,7 +142,8 @@ def draw_convergence(
         name,
         f"What searches have found after so many evaluations{middle}",
         f"The attacker's own loss of the best candidate so far{around}, and its score "
-        "where snapshots were kept, against evaluations; one line per arm.",
+        "where snapshots were kept, beside the best floor, against evaluations; one "
+        "line per arm.",
         panels,
         tuple(arms),
         _draw_panel,
