@@ -5,10 +5,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import speed
 from timing import catalogue, entry
 from timing.catalogue import ENTRIES, PEERS
+from timing.entries import layouts
+
+from kljax.models.convolution import choose_form
+from kljax.parallel import fastest_layout
 
 WORKERS = Path(catalogue.__file__).parent / "workers"
 
@@ -35,6 +40,15 @@ def test_an_entry_does_what_suits_the_device(options, monkeypatch):
     monkeypatch.setattr(entry, "on_gpu", lambda: True)
     assert row.lines(tiny) == [1] and row.lines(whole) == [5]
     assert row._replace(on_gpu=None).lines(whole) == [3]
+
+
+@pytest.mark.parametrize(
+    ("backend", "candidates"),
+    [("cpu", layouts.CANDIDATES), ("gpu", layouts.GPU_CANDIDATES)],
+)
+def test_the_first_of_our_candidates_is_the_default(monkeypatch, backend, candidates):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert candidates[0] == (fastest_layout("victims"), choose_form(backend))
 
 
 def test_every_peer_has_a_library():
