@@ -197,12 +197,13 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_what_an_earlier_report_had_and_this_one_has_not_goes(tmp_path):
     axes = SMALL | {"attack": made_studies.AXES["attack"]}
     folder = made_studies.make_study(tmp_path / "study", "empty", axes=axes)
-    out = write_report(store.read(folder)).parent
+    out = tmp_path / "victims"  # as the folder of their pages is called
+    write_report(store.read(folder), out)
     assert (out / "table-2.csv").exists()
     (out / "budgets.svg").write_text("of an earlier time")
     (out / "notes.csv").write_text("mine")
     (out / "table-of-mine.csv").write_text("mine")
-    write_report(store.read(folder), rows=["arm", "attack"])
+    write_report(store.read(folder), out, rows=["arm", "attack"])
     assert not (out / "table-2.csv").exists() and (out / "table.csv").exists()
     assert not (out / "budgets.svg").exists()
     assert (out / "notes.csv").exists() and (out / "table-of-mine.csv").exists()

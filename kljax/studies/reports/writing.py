@@ -79,7 +79,8 @@ def write_report(
         (out / name).parent.mkdir(exist_ok=True)
         write_bytes(out / name, content)
     for path in (*out.iterdir(), *(out / FOLDER).glob("*")):
-        if _ours(path) and path.relative_to(out).as_posix() not in files:
+        own = path.relative_to(out)
+        if _ours(own) and own.as_posix() not in files:
             path.unlink()
     return out / PAGE
 
@@ -91,7 +92,7 @@ def _to_parquet(study: Study) -> bytes:
 
 
 def _ours(path: Path) -> bool:
-    """Tells whether a report may have written a file of this name."""
+    """Tells whether a report may have written a file of this name, beside its page."""
     if path.parent.name == FOLDER:
         return bool(VICTIM_FILE.fullmatch(path.name))
     names = ("table", "points", "comparisons", "ranking", "consistency", "budgets")
