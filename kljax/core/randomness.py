@@ -33,6 +33,7 @@ FIXED = (
     "risk",
     "curvature",
     "feature hashing",
+    "label candidates",
 )
 LAST = 2**32 - 1  # a child of key(0) that no study of seed 0 has
 

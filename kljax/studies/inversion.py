@@ -114,7 +114,6 @@ def invert(
 
     setting = setting_of(labels is not None)
     view = make_view(setting, params, sent, stats=stats, labels=labels)
-    rng = jax.random.key(seed)
     setting, view, _ = settle_labels(
         setting,
         view,
@@ -122,11 +121,10 @@ def invert(
         functools.partial(setting_of, True),
         most=label_candidates,
         steps=steps,
-        rng=rng,
     )
     preset = find_preset(attack)
     run = preset.build(setting, None, steps=steps, restarts=restarts)
-    return jax.jit(run)(rng, view)
+    return jax.jit(run)(jax.random.key(seed), view)
 
 
 def build_model(

@@ -16,7 +16,7 @@ from kljax.attacks.labels.candidates import label_candidates, losses_of
 from kljax.attacks.labels.catalogue import rule_holds
 from kljax.attacks.labels.label_counts import estimated_counts
 from kljax.attacks.presets import find_preset
-from kljax.core.types import Rng
+from kljax.core.randomness import fixed_rng
 from kljax.threat import View
 
 # Evaluations of each candidate. Of an update of two steps the loss of the right labels
@@ -66,7 +66,6 @@ def settle_labels(
     *,
     most: int,
     steps: int,
-    rng: Rng,
     say: Callable[[str], Any] = lambda line: None,
 ) -> tuple[Setting, View, Choice | None]:
     """Settles the labels that a search goes on with: tried ones, or as they are read.
@@ -78,7 +77,6 @@ def settle_labels(
       given: makes the setting of the same attack that has its labels.
       most: sequences at most; 1 to take labels as they are read.
       steps: evaluations of the search; no candidate has more.
-      rng: of the candidates' searches.
       say: is told what is begun.
 
     Returns:
@@ -94,9 +92,7 @@ def settle_labels(
         return setting, view, None
     say(f"{attack}: at most {most} label sequences")
     labelled = given()
-    choice = choose_labels(
-        setting, view, attack, labelled, most=most, steps=steps, rng=rng
-    )
+    choice = choose_labels(setting, view, attack, labelled, most=most, steps=steps)
     targets = setting.task.targets.encode(jnp.asarray(choice.labels))
     return labelled, view._replace(targets=targets), choice
 
@@ -109,7 +105,6 @@ def choose_labels(
     *,
     most: int,
     steps: int,
-    rng: Rng,
 ) -> Choice:
     """Tries label sequences, and chooses one by the attack's own loss.
 
@@ -118,7 +113,7 @@ def choose_labels(
       view: without labels.
       attack: preset.
       given: the setting of the attack that has its labels.
-      most, steps, rng: see `settle_labels`.
+      most, steps: see `settle_labels`.
 
     Raises:
       ValueError: for counts that nothing tells, and a batch that does not divide the
@@ -130,6 +125,8 @@ def choose_labels(
     candidates = label_candidates(counts, knows.examples, batch, most)
     search = find_preset(attack).build(given, None, steps=min(PROBE, steps), restarts=1)
     classes = setting.task.num_classes
+    # Of no search's own: one that began where its labels were chosen would end there.
+    rng = fixed_rng("label candidates")
     run = jax.jit(lambda rows: losses_of(search, rows, classes, rng, view, CHUNK))
     losses = np.asarray(run(candidates.labels), np.float64)
     first, *others = np.argsort(losses)

@@ -92,7 +92,7 @@ def test_nothing_is_tried_where_nothing_is_open(
     setting = setting_of(known, examples, protocol)
     sent, labels = change(jnp.array([2, 7])), np.array([2, 7]) if known else None
     view = make_view(setting, params, sent, stats=None, labels=labels)
-    options = {"most": most, "steps": 100, "rng": jax.random.key(0)}
+    options = {"most": most, "steps": 100}
     given = settle_labels(setting, view, attack, pytest.fail, **options)
     assert given == (setting, view, None)
 

@@ -145,7 +145,6 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     found = list(solve(base, view, ruler, rng))
     for number, attack in enumerate(settings):
         setting, seen = settings[attack], view_of(settings[attack])
-        rng_attack = jax.random.fold_in(rng, number)
         setting, seen, choice = settle_labels(
             setting,
             seen,
@@ -153,7 +152,6 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
             functools.partial(setting_of, attack, labelled=True),
             most=config.label_candidates,
             steps=config.steps,
-            rng=rng_attack,
             say=say,
         )
         if choice is not None:
@@ -166,7 +164,7 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
             attack,
             starts=config.starts,
             steps=config.steps,
-            rng=rng_attack,
+            rng=jax.random.fold_in(rng, number),
         )
     if not found:
         raise ValueError(
