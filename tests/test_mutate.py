@@ -81,6 +81,7 @@ def test_a_larger_sample_begins_with_a_smaller_one():
     assert mutations.sample(every, 4, 0) == few != mutations.sample(every, 4, 1)
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_module_come_first():
     ranked = mutate.tests_by_module(mutate.ROOT)
     first = {

@@ -632,6 +632,7 @@ def test_the_variant_takes_every_strategy(upload, strategy):
     assert not differences(strike(poisoned(truth, facts)), found)
 
 
+@pytest.mark.slow
 def test_the_variant_cannot_peel_an_update():
     with pytest.raises(ValueError, match="'peel' of a vision .*upload='update'"):
         variant("update", "peel")

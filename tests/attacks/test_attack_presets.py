@@ -447,6 +447,7 @@ def gained(found, truth):
     return float(relative_leakage(*nearness))
 
 
+@pytest.mark.slow
 def test_bn_updates_gains_on_its_prior_image_and_loses_to_noise():
     """0.79 is all there is to gain; noise, on statistics too, leaves -1.2.
 

@@ -410,12 +410,14 @@ def test_it_succeeds_on_a_small_update(name):
     assert found.labels.tolist() == np.argmax(truth.targets, axis=-1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_fails_where_noise_leaves_nothing(name):
     truth = update()
     assert error_of(attack(name)(drowned(truth)), truth) > GREY / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_broken_update_is_a_reported_failure(name):
     assert not bool(attack(name)(filled(update(), np.nan)).finite)

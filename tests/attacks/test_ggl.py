@@ -100,6 +100,7 @@ def test_a_class_that_it_is_told_wrongly_is_not():
     assert error(found, made()) > 10 * NEAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ("given", "recovered"))
 def test_what_is_hidden_does_not_reach_it(labels):
     facts = EVAL | ({"labels": "known"} if labels == "given" else {})
@@ -191,6 +192,7 @@ def staged(change):
     return generator()._replace(stages=change(generator().stages))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_decoders())
 def test_stages_are_the_decoder_in_pieces(name):
     found = read_decoder(FOLDER / f"{name}.npz")

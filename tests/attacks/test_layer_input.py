@@ -130,6 +130,7 @@ def test_the_solution_is_that_of_the_stacked_equations(case, rounding, monkeypat
     np.testing.assert_allclose(found.residual, left @ left / np.sum(grad**2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_no_equation_reaches_stays_where_it_is_expected():
     layer = Layer("d", dense)
     table = pairing(layer, (3, 2), ())

@@ -212,6 +212,7 @@ def test_it_learns_nothing_from_noise_but_what_digits_look_like():
     assert float(found.validation[found.best]) > 0.8 * floor()
 
 
+@pytest.mark.slow
 def test_it_learns_nothing_from_uploads_of_other_images():
     found = inverter(shuffled=True)
     assert 0.9 * floor() < errors(found) < 1.3 * floor()

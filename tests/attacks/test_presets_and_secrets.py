@@ -275,6 +275,7 @@ def several_steps():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), UPDATES)
 def test_a_legal_pair_makes_steps_on_an_update(name, strategy):
     model = declare(name, strategy, upload="update", examples=EXAMPLES)

@@ -200,6 +200,7 @@ def test_embeddings_move_as_the_rows_of_the_table_that_a_client_trains():
     assert largest > 0.01  # to leave the table where it was would be wrong
 
 
+@pytest.mark.slow
 def test_sentences_are_read_off_a_whole_update():
     here, sent = change(tuple(APART.ravel().tolist()))
     view = threats.observe(here.threat, sent)

@@ -451,6 +451,7 @@ def three_and_five(setting, view):
     return jnp.array([3, 5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", (ggl, gias, gifd))
 def test_the_generator_is_told_the_order_of_labels_that_the_replay_has(make):
     """Of an update in batches the order is drawn; this one's images show what it is."""

@@ -505,6 +505,7 @@ def test_closed_forms_that_walk_a_chain_refuse_a_module_in_it():
         )
 
 
+@pytest.mark.slow
 def test_arms_of_bottlenecks_run_side_by_side():
     result = study(
         arms=("precode=8/read_noise", "precode=8,0.5/read_noise", "precode=8/mean"),

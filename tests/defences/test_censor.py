@@ -98,6 +98,7 @@ def test_what_is_along_the_gradient_by_chance_is_taken_away_all_the_same():
     assert np.abs(many).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_of_all_trials_the_one_of_the_lowest_loss_is_sent():
     tried = []
 
@@ -172,6 +173,7 @@ def test_of_the_truth_an_attacker_makes_what_was_sent(options):
             assert np.linalg.norm(other[name] - x) > 0.01 * scale
 
 
+@pytest.mark.slow
 def test_a_simulation_has_a_slope_and_leaves_out_what_is_hidden():
     defence = censor()
     sent = sent_by(defence)

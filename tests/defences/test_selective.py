@@ -389,6 +389,7 @@ def test_an_attack_on_a_locked_upload_runs_on_what_is_left_of_it():
         assert row["live_channels"] > 0 and row["outcome"] == "unsolved"
 
 
+@pytest.mark.slow
 def test_rows_say_how_much_can_be_read():
     shares = {"none": 1, "selective-magnitude=0.3": 0.7, "selective-magnitude=1": 0}
     shares["selective-magnitude=0.3/unaware"] = 0.7

@@ -35,6 +35,7 @@ def test_an_arm_lets_read_what_the_fact_of_its_name_does():
         assert all(jax.tree.leaves(same)), pattern
 
 
+@pytest.mark.slow
 def test_a_component_is_one_matrix():
     upload = {name: leaf.size for name, leaf in sent().model.items()}
     sizes = {

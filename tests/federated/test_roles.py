@@ -217,6 +217,7 @@ def test_a_poisoning_client_is_one_with_poisoned_data():
     assert clean[2][0].loss != pytest.approx(found[2][0].loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_roles_of_several_kinds_go_to_their_clients():
     roles = {
         0: label_flip(ATTACK),

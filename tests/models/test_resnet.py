@@ -361,6 +361,7 @@ def test_bad_arguments_are_refused_by_name(changes, message):
     check_refused(build(**changes), message)
 
 
+@pytest.mark.slow
 def test_in_evaluation_mode_gates_trade_scale_for_contrast():
     """Half the contrast and twice the gates' scale: one gradient, so nobody can tell.
 

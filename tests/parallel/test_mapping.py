@@ -73,6 +73,7 @@ def test_every_layout_is_under_test():
     assert jax.local_device_count() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", EVERY_LAYOUT, ids=str)
 def test_layouts_agree_on_five_steps_of_lbfgs_and_on_adam(layout, alone):
     assert_agree(run(layout), alone)

@@ -55,6 +55,7 @@ def backdoored(quickly, tmp_path_factory):
     return result, folder, arms, rounds
 
 
+@pytest.mark.slow
 def test_replacement_succeeds_against_the_mean(backdoored):
     """Most triggered images are taken for the target; honest clients' model errs."""
     result, *_ = backdoored
@@ -217,6 +218,7 @@ def hardened(quickly, tmp_path_factory):
     return train(attacked(rounds=1, keep_rounds=(1,), **options), folder), folder
 
 
+@pytest.mark.slow
 def test_a_hardened_run_is_another_and_says_so(hardened, backdoored):
     result, folder = hardened
     weights = [

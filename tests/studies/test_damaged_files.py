@@ -242,11 +242,13 @@ def of_one_round(folder):
 LAST = ("none", "server", str(RUN.rounds))
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_are_damaged(run):
     with quick_compilation():
         damage_all(run, of_one_round(run), reads_of_run(run), DAMAGES)
 
 
+@pytest.mark.slow
 def test_files_of_a_study_that_are_damaged(study, monkeypatch):
     reads = reads_of_study(study, monkeypatch)
     # Of files that are alike one is enough.

@@ -203,6 +203,7 @@ def test_a_folder_without_rows_is_refused(tmp_path):
         kljax.read_rows(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_real_study_has_no_surprises():
     result, rows = finished()
     check(frames.make_frame(rows, COLUMNS), rows, COLUMNS)

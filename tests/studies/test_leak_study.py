@@ -63,6 +63,7 @@ def test_a_report_shows_every_arm(folder, study):
     assert page.count('alt="Reconstruction of victim') >= len(study.manifest["cells"])
 
 
+@pytest.mark.slow
 def test_its_sweep_file_finds_nothing_left_to_do(folder, study):
     reports.write_report(study)
     done = running.sweep(folder / "report" / "sweep.toml", folder)

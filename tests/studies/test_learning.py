@@ -151,6 +151,7 @@ def result(**changes):
     return leak(config(**changes))
 
 
+@pytest.mark.slow
 def test_it_is_learned_once_and_said_of_all_victims():
     (arm,) = result().arms
     numbers = arm.attacked.reconstruction.numbers
@@ -160,6 +161,7 @@ def test_it_is_learned_once_and_said_of_all_victims():
     assert arm.attacked.reconstruction.info["validation_errors"].shape == (4, 6)
 
 
+@pytest.mark.slow
 def test_layouts_agree():
     layout = dataclasses.replace(config().layout, chunk=3)
     (one,), (other,) = result().arms, result(layout=layout).arms

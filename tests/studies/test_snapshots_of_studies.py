@@ -20,6 +20,7 @@ def pair():
     return [study(snapshots=count, **OPTIONS) for count in (0, 2)]
 
 
+@pytest.mark.slow
 def test_snapshots_change_no_row(pair):
     plain, kept = map(score_rows, pair)
     assert len(plain) == len(kept) > 0

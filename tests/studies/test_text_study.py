@@ -60,6 +60,7 @@ def test_sentences_are_recovered_undefended_and_not_under_noise():
         assert row["token_accuracy"] <= 0.5 and row["text_guess"] != row["text"]
 
 
+@pytest.mark.slow
 def test_a_row_of_a_sentence_says_nothing_of_images():
     result, rows = finished()
     for row in rows:
@@ -259,6 +260,7 @@ def of_an_update(tmp_path):
     return dataclasses.replace(config, upload="update", local_steps=2, batch=1)
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_whole_update_of_text_is_built(tmp_path):
     study = build_study(of_an_update(tmp_path))
     assert study.attacks[0].setting.protocol.steps == 2

@@ -103,6 +103,7 @@ def stored(result, folder, name="keylock"):
 # --- what comes out ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_arm_gets_the_mean_start_of_the_lock(whole):
     setup = whole[0].setup
     built = run_setup.arm_rounds(setup, "keylock")

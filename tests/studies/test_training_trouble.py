@@ -193,6 +193,7 @@ def test_a_training_arm_is_a_defence_and_no_strategy():
 # --- the command line, and TensorBoard --------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_rounds_and_its_table_and_goes_on(tmp_path, capsys):
     arms = ["--arms", "none", "keylock", "--keep-rounds", "1"]
     command = [*OPTIONS, *arms, "--out", "here/run"]

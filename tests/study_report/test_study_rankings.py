@@ -290,6 +290,7 @@ def test_the_relative_leakage_is_a_ratio_of_means(folder):
     assert math.isnan(relative_leakage(waiting).estimate)
 
 
+@pytest.mark.slow
 def test_the_report_has_them(folder, tmp_path):
     page = write_report(store.read(folder), tmp_path / "report")
     text = (page.parent / "report.md").read_text()

@@ -58,6 +58,7 @@ def whole(tmp_path_factory):
     return folder, report, seen
 
 
+@pytest.mark.slow
 def test_cells_that_differ_in_data_share_their_compilations(whole):
     folder, report, seen = whole
     # No defence, and noise of any strength: attack, network and held of both.
@@ -70,6 +71,7 @@ def test_cells_that_differ_in_data_share_their_compilations(whole):
     assert seen[-1].cells == seen[-1].all_cells == 12
 
 
+@pytest.mark.slow
 def test_more_victims_seeds_and_step_sizes_compile_nothing_more(tmp_path):
     more = sweep_of(victims=11, axes={"seed": [0, 1, 2], "step_size": [0.1, 0.2, 0.3]})
     assert run(tmp_path / "more", more).compilations == 2 * 3
@@ -120,6 +122,7 @@ def test_networks_that_differ_by_attack_are_swept_side_by_side(tmp_path):
             assert found == np.repeat(read, 4).tolist() and min(found) >= 2
 
 
+@pytest.mark.slow
 def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
     axes = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
     keep = {"reconstructions": True}
@@ -159,6 +162,7 @@ def test_batches_have_a_row_for_each_image_however_they_are_cut(tmp_path):
     assert parts(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):
     folder, _, _ = whole
     other = tmp_path / "again"
@@ -174,6 +178,7 @@ def test_a_study_that_lost_parts_makes_them_again_bit_by_bit(whole, tmp_path):
     run(other, on_chunk=pytest.fail)  # finished
 
 
+@pytest.mark.slow
 def test_a_corrupted_part_is_put_aside_and_made_again(whole, tmp_path):
     folder, _, _ = whole
     other = tmp_path / "torn"
@@ -274,6 +279,7 @@ def test_a_dataset_that_is_not_there_is_a_failure_of_its_cells(tmp_path):
     assert {cell["point"]["data"] for cell in missing} == {"mnist"}
 
 
+@pytest.mark.slow
 def test_failed_cells_can_be_tried_again(tmp_path, monkeypatch):
     axes = {"seed": [0, 1], "step_size": [0.1]}
     sweep, folder = sweep_of(axes=axes), tmp_path / "study"
@@ -437,6 +443,7 @@ def test_a_corrupted_part_of_a_failed_cell_is_put_aside(tmp_path, monkeypatch):
 # --- the folder -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_that_adds_cells_extends_the_study(tmp_path):
     folder = tmp_path / "grown"
     run(folder)

@@ -48,6 +48,7 @@ def test_two_studies_are_merged(first, tmp_path):
     assert parts(both) == before
 
 
+@pytest.mark.slow
 def test_batches_are_merged_with_all_of_their_images(tmp_path):
     for name, seeds in (("one", [0]), ("two", [1])):
         run(
