@@ -42,7 +42,7 @@ def rules(count):
     yield from ("mean", "norm-bounding=1", "norm-bounding=1,0.01", "median")
     yield from (f"trimmed-mean={tenth}", "geometric-median", f"krum={tenth}")
     yield from (f"multi-krum={tenth}", f"bulyan={tenth}", "bulyan=1")
-    yield from (f"foolsgold={count}", "fltrust", "fedboosting")
+    yield from (f"foolsgold={count}", "fltrust", "fedboosting", "denoised-mean=0.01")
 
 
 def drawn(model, count):

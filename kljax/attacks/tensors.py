@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Objective
 from kljax.attacks.setting import Setting
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Params, Public, PyTree
-from kljax.defences.defence import is_concrete
 
 Weighting: TypeAlias = Callable[[Params], PyTree]
 Depths: TypeAlias = PyTree  # like the parameters: 0 for the tensor used first

@@ -160,3 +160,8 @@ def check_rounds(name: str, numbers: tuple[int, ...], most: int | None) -> None:
             )
     if list(numbers) != sorted(set(numbers)):
         raise ValueError(f"{name} must ascend without repetition, got {numbers}")
+
+
+def is_concrete(number: Any) -> bool:
+    """Tells whether Python can look at a number; at data of `jax.jit` it cannot."""
+    return not isinstance(number, jax.core.Tracer)

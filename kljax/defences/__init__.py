@@ -1,5 +1,6 @@
 """Defences: what a client does to keep its data to itself."""
 
+from kljax.core.checks import is_concrete
 from kljax.defences.ats import read_policies, transform_images, write_policies
 from kljax.defences.ats_search import accuracy_score, privacy_score, search_policies
 from kljax.defences.clipping import example_clipping, norm_clipping
@@ -18,7 +19,6 @@ from kljax.defences.defence import (
     changes_gradients,
     everything,
     inserts_modules,
-    is_concrete,
     none,
     step_transform,
     without_changes,

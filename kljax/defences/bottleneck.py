@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Gates, Params, Path, Private, PyTree, Rng
-from kljax.defences.defence import Defence, is_concrete
+from kljax.defences.defence import Defence
 from kljax.threat import BOTTLENECK_STRATEGIES, HiddenParts, SecretStrategy
 
 LOWEST = -15.0  # softplus is exp below it, to the last digit of float32

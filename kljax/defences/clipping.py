@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence
 
 
 def norm_clipping(bound: float | Array) -> Defence:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Private, Public, PyTree, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence
 from kljax.defences.public_images import load_public
 from kljax.defences.substitution import check_from_zero, check_moved, cosine
 from kljax.threat import CONCEALING_STRATEGIES, HiddenParts

@@ -196,11 +196,6 @@ class Defence(NamedTuple):
     mechanism: Mechanism | None = None
 
 
-def is_concrete(number: float | Array) -> bool:
-    """Tells whether Python can look at a number; at data of `jax.jit` it cannot."""
-    return not isinstance(number, jax.core.Tracer)
-
-
 def widened(x: Array) -> Array:
     """Gives an array in float32, or in its own type if that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

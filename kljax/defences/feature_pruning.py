@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Path, Public, PyTree, Rng
 from kljax.defences.context import Context, part_of
-from kljax.defences.defence import Defence, is_concrete, widened
+from kljax.defences.defence import Defence, widened
 
 # Features whose derivatives are computed together: speed and memory only.
 TOGETHER = 64

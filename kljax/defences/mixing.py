@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Private, PyTree, Rng
 from kljax.defences.bottleneck import check_size
 from kljax.defences.context import Context, drawn_secret
-from kljax.defences.defence import Defence, is_concrete
+from kljax.defences.defence import Defence
 from kljax.defences.public_images import PUBLIC, load_public
 from kljax.threat import MIXING_STRATEGIES, HiddenParts
 

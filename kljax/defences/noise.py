@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 from jax.scipy import stats
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete, sum_visible
+from kljax.defences.defence import Context, Defence, sum_visible
 
 
 def gaussian_noise(std: float | Array) -> Defence:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.context import Context, part_of
-from kljax.defences.defence import Defence, is_concrete, widened
+from kljax.defences.defence import Defence, widened
 
 # Between the rank of a gradient and that of a random matrix: a share of the largest
 # eigenvalue of the smaller product of a matrix with itself. Rounding leaves 1e-6, and

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.clipping import example_clipping, norm_clipping
 from kljax.defences.combination import chain
-from kljax.defences.defence import Context, Defence, Mechanism, is_concrete
+from kljax.defences.defence import Context, Defence, Mechanism
 from kljax.defences.noise import gaussian_noise
 
 

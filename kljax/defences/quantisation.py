@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete, sum_visible, widened
+from kljax.defences.defence import Context, Defence, sum_visible, widened
 
 MODES = ("symmetric", "affine", "stochastic", "float16")
 MIXED_MODES = ("symmetric", "affine")

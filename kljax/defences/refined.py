@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence
 from kljax.defences.substitution import check_from_zero, substitute_inputs
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.context import Context
-from kljax.defences.defence import Defence, is_concrete, widened
+from kljax.defences.defence import Defence, widened
 from kljax.defences.pruning import prune_by_quantile
 
 # Of the zeros that a perturbed upload has at least, the share from which on an attacker

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, PyTree, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence
 
 # (rng, what is sent, Context) -> tree like what is sent: the largest are encrypted
 Score: TypeAlias = Callable[[Rng, Public, Context], Public]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import stats
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, PyTree, Rng
 from kljax.defences.context import Context, part_of
-from kljax.defences.defence import Defence, is_concrete, sum_visible, widened
+from kljax.defences.defence import Defence, sum_visible, widened
 
 MOST_SLICES = 1000
 # The noise that an attacker reckons with where there is none, over the noise that there

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, Public, Rng
-from kljax.defences.defence import Context, Defence, is_concrete
+from kljax.defences.defence import Context, Defence
 
 # Steps that an attacker goes back through: so many, or fewer, whatever the number is,
 # which is data.

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljax.core.checks import is_concrete
 from kljax.core.decompositions import one_at_a_time
 from kljax.core.types import Array, Public, Rng
 from kljax.defences.context import Context
-from kljax.defences.defence import Defence, is_concrete, widened
+from kljax.defences.defence import Defence, widened
 
 
 class Factors(NamedTuple):

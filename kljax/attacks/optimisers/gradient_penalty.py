@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Optimiser
 from kljax.attacks.objectives import root
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, PyTree
-from kljax.defences.defence import is_concrete
 
 
 class PenaltyState(NamedTuple):
