@@ -50,6 +50,7 @@ import sys
 import time
 from pathlib import Path
 
+from studies.json_lines import read_lines
 from tabulate import tabulate
 from training.poisoned import FIXED, HONEST, POISON
 
@@ -193,10 +194,7 @@ def key_of(run: Run, seed: int) -> str:
 
 def read(path: Path) -> dict[str, list[dict]]:
     """Reads the trainings that were made, by what they are of."""
-    if not path.exists():
-        return {}
-    lines = map(json.loads, path.read_text().splitlines())
-    return {line["run"]: line["found"] for line in lines}
+    return {line["run"]: line["found"] for line in read_lines(path)}
 
 
 def interval(values: list[float]) -> str:

@@ -23,6 +23,7 @@ from flax import nnx
 from flax.errors import FlaxError
 from jax import lax
 
+from kljax.core.checks import is_concrete
 from kljax.core.trees import map_columns
 from kljax.core.types import Array, Gate, Gates, InsertedModule, Path, PyTree
 from kljax.models.convolution import Convolution
@@ -64,7 +65,7 @@ def hold_arrays(network: nnx.Module) -> None:
         for name, value in list(vars(module).items()):
             own = not isinstance(value, (nnx.Variable, nnx.Pytree))
             leaves = jax.tree.leaves(value) if own else ()
-            if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            if not all(map(is_concrete, leaves)):
                 setattr(module, name, nnx.data(value))
 
 

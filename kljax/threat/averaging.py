@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array, PyTree
 from kljax.threat.observation import Average, Update
 
@@ -124,6 +125,6 @@ def _same(one: PyTree, other: PyTree) -> bool:
         return False
     if any(jnp.shape(a) != jnp.shape(b) for a, b in zip(leaves, others, strict=True)):
         return False
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, *others)):
+    if not all(map(is_concrete, (*leaves, *others))):
         return True
     return all(np.array_equal(a, b) for a, b in zip(leaves, others, strict=True))

@@ -96,13 +96,14 @@ def compare(options, work):
         (free, _), values = jax.lax.scan(step, start, length=work.repeats)
         return values[0], free
 
-    _, layout, timed, compile_s = fastest_own(
-        {"matmul": one}, problem.given, work.chunks
+    form, layout, timed, compile_s = fastest_own(
+        {"auto": one}, problem.given, work.chunks
     )
     first = jax.tree.map(lambda x: x[0], problem.given)
     flops = product_flops(jax.value_and_grad(problem.objective), *first)
     settings = {
         "victims": work.victims,
+        "convolution": form,
         "layout": str(layout),
         "compile_s": compile_s,
     }

@@ -1,8 +1,7 @@
 """Sums of priors, and weights that fall."""
 
-import jax
-
 from kljax.attacks.attack import Candidate, Prior
+from kljax.core.checks import is_concrete
 from kljax.core.types import Array
 from kljax.threat import View
 
@@ -33,5 +32,5 @@ def scheduled(prior: Prior, end: float) -> Prior:
 
 def check_weight(weight: float, name: str = "weight") -> None:
     """Refuses a negative weight, and NaN; one that is traced was looked at before."""
-    if not isinstance(weight, jax.core.Tracer) and not weight >= 0:
+    if is_concrete(weight) and not weight >= 0:
         raise ValueError(f"{name} must be >= 0, got {weight!r}")
