@@ -190,6 +190,41 @@ def test_what_is_reported_is_of_the_cleaned_image():
     assert float(kept.numbers["denoising_strength"]) == 0
 
 
+def test_an_estimated_strength_is_that_of_what_was_found():
+    declared, setting = set_up()
+    truth, images = update(), private_digits(1)
+    noisy = jnp.asarray(np.clip(images + 0.2 * noise_like(images), 0, 1))
+
+    @quick_jit
+    def run(noisy):
+        clean = denoised(pretended(noisy), setting, None, "estimated")
+        found = clean(jax.random.key(0), observe(declared, truth))
+        at = estimated_noise(noisy)
+        return found, at, cleaned(of_digits(), noisy, at)
+
+    found, at, wanted = run(noisy)
+    assert float(found.numbers["denoising_strength"]) == float(at) > 0.05
+    np.testing.assert_allclose(found.inputs, wanted, atol=1e-6)
+    np.testing.assert_array_equal(found.info["before_denoising"], noisy)
+    assert found.loss == found.numbers["loss_before_denoising"] == 0  # the attack's own
+
+
+def test_a_strength_whose_loss_is_broken_is_not_chosen():
+    flow = of_digits()
+    broken = flow._replace(velocity=lambda *given: jnp.nan * flow.velocity(*given))
+    declared, setting = set_up(broken)
+    truth = update()
+
+    def attack(rng, view):
+        found = pretended(truth.inputs)(rng, view)
+        return found._replace(info={"secret": Private()})
+
+    clean = denoised(attack, setting, squared_l2(), "matching")
+    found = quick_jit(lambda: clean(jax.random.key(0), observe(declared, truth)))()
+    assert float(found.numbers["denoising_strength"]) == 0 and np.isfinite(found.loss)
+    np.testing.assert_array_equal(found.inputs, truth.inputs)
+
+
 def test_strengths_are_data():
     traced = []
 

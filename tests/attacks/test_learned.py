@@ -1,17 +1,24 @@
 """Learning to Invert: its parts against slow forms; what it can learn, and cannot."""
 
 import functools
+import inspect
 import itertools
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.optimize import linear_sum_assignment
 from toys import quick_jit, random_weights, replace_fields, setting, threat
 from victims import digits
 
 from kljax.attacks import Attacker
+from kljax.attacks.drivers import descend_on_batches
+from kljax.attacks.drivers.learning import Learned
 from kljax.attacks.hashing import deal, feature_hashing
 from kljax.attacks.presets import learn_inverter, learned
 from kljax.attacks.presets.inverters import draw_layers, read_entries, standardise
@@ -82,6 +89,129 @@ def test_layers_are_drawn_apart_and_as_pytorch_draws():
     assert abs(kernel).max() <= 1 / 3 and abs(kernel).max() > 0.3
     assert not np.allclose(kernel[0], bias)
     assert not np.allclose(kernel[:, :4], second)
+
+
+# --- what is trained, and on what ----------------------------------------------------
+
+
+def test_the_descent_is_that_of_a_slow_loop():
+    """The best of its points is in the middle; its weights are kept."""
+    aims, held_out, rate = np.float32([3, 4, 5, 6, 0, 0, 0]), np.float32(2.5), 0.3
+    found = descend_on_batches(
+        lambda weight, aim: (weight - aim) ** 2,
+        jnp.float32(0),
+        optax.sgd(rate),
+        lambda number: (jnp.asarray(aims)[number],),
+        (held_out,),
+        steps=7,
+        points=3,
+    )
+    weight, weights, training, validation = 0.0, [], [], []
+    for number, aim in enumerate(aims, 1):
+        error = (weight - aim) ** 2
+        weight -= rate * 2 * (weight - aim)
+        if number in (2, 4, 7):
+            weights.append(weight)
+            training.append(error)
+            validation.append((weight - held_out) ** 2)
+    np.testing.assert_array_equal(found.steps, [2, 4, 7])
+    np.testing.assert_allclose(found.training, training, rtol=1e-5)
+    np.testing.assert_allclose(found.validation, validation, rtol=1e-4)
+    assert found.best == np.argmin(validation) == 0
+    assert float(found.weights) == pytest.approx(weights[0], rel=1e-5)
+
+
+class Seen(NamedTuple):
+    """What `read_entries` reads of a view."""
+
+    grads: dict
+    visible: None = None
+
+
+def made_up(rng, part):
+    """An upload of five entries in two tensors, of two images that say their part."""
+    entries = jax.random.normal(rng, (5,)) * jnp.array([1, 1, 9, 9, 9]) + 2
+    images = jax.random.uniform(jax.random.fold_in(rng, 1), (2, *SHAPE))
+    return Seen({"a": entries[:2], "b": entries[2:]}), images + (part == "validation")
+
+
+@functools.cache
+def caught(shuffled=False):
+    """Learns from `made_up`: what the driver is given, and what is returned."""
+    given = []
+
+    def catch(*args, **options):
+        given.append(inspect.signature(descend_on_batches).bind(*args, **options))
+        return Learned(args[1], *4 * [jnp.zeros(1)])
+
+    options = {"width": 6, "hashed": 3, "uploads": 4, "learning_rate": 0.1}
+    with mock.patch("kljax.attacks.presets.inverters.descend_on_batches", catch):
+        found = learn_inverter(
+            ground(2),
+            made_up,
+            jax.random.key(3),
+            steps=8,
+            restarts=1,
+            shuffled=shuffled,
+            **options,
+        )
+    return SimpleNamespace(**given[0].arguments), found
+
+
+def test_no_upload_is_simulated_twice_and_those_held_out_are_of_other_examples():
+    parts, _ = caught()
+    assert (parts.steps, parts.points) == (8, 20)
+    batches = [quick_jit(parts.draw_batch)(n) for n in range(3)]
+    for entries, images in batches:
+        assert entries.shape == (4, 5) and images.shape == (4, 2, *SHAPE)
+        assert np.max(images) < 1
+    assert parts.held_out[0].shape == (256, 5) and np.min(parts.held_out[1]) >= 1
+    entries = np.concatenate([parts.held_out[0], *(batch[0] for batch in batches)])
+    assert len(np.unique(entries.round(5), axis=0)) == len(entries)
+
+
+def test_the_control_has_the_images_of_another_upload():
+    (entries, images), (same, others) = (
+        quick_jit(caught(shuffled)[0].draw_batch)(1) for shuffled in (False, True)
+    )
+    np.testing.assert_array_equal(entries, same)
+    for place in range(4):
+        np.testing.assert_array_equal(others[place], images[place - 1])
+
+
+def test_its_error_is_that_of_a_slow_form():
+    """Standardised and hashed entries, through three layers, in the better order."""
+    parts, found = caught()
+    entries, images = (np.asarray(x) for x in quick_jit(parts.draw_batch)(0))
+    order, signs = (np.asarray(x) for x in deal(5))
+    layers = [[np.asarray(x) for x in layer] for layer in parts.weights]
+    assert [kernel.shape for kernel, _ in layers] == [(3, 6), (6, 6), (6, 128)]
+    total = 0.0
+    for one, truths in zip(entries, images, strict=True):
+        standard = (one - np.asarray(found.centre)) * np.asarray(found.scale)
+        x = np.zeros(3)
+        for number in range(5):
+            x[number % 3] += signs[number] * standard[order[number]]
+        for kernel, bias in layers[:-1]:
+            x = np.maximum(x @ kernel + bias, 0)
+        x = 1 / (1 + np.exp(-(x @ layers[-1][0] + layers[-1][1])))
+        first, second = x.reshape(2, *SHAPE)
+        total += min(
+            np.mean((np.stack(guess) - truths) ** 2)
+            for guess in ((first, second), (second, first))
+        )
+    value = quick_jit(parts.error)(parts.weights, entries, images)
+    assert float(value) == pytest.approx(total / 4, rel=1e-4)
+
+
+def test_adams_rate_falls_to_a_tenth_for_the_last_quarter():
+    """Of a gradient that stays the same Adam's move is the rate itself."""
+    optimiser, weight = caught()[0].optimiser, jnp.float32(1)
+    state, moves = optimiser.init(weight), []
+    for _ in range(8):
+        move, state = optimiser.update(jnp.float32(2), state, weight)
+        moves.append(float(move))
+    np.testing.assert_allclose(moves, [-0.1] * 6 + [-0.01] * 2, rtol=1e-4)
 
 
 # --- a network of its own ----------------------------------------------------------

@@ -11,7 +11,16 @@ from caught import STEPS as DESCENT
 from caught import of_two_epochs, parts_of
 from poison import differences, hidden, poisoned
 from test_preset_searches import numpy_adam, trajectory
-from toys import quick_jit, random_images, random_weights, threat
+from toys import (
+    LOCK,
+    locked_update,
+    quick_jit,
+    random_images,
+    random_weights,
+    threat,
+    toy_model,
+)
+from toys import setting as locked_setting
 from victims import CLASSES, IMAGE_SHAPE, digits, drowned, error_of, filled, ground
 
 from kljax.attacks import Candidate, Protocol
@@ -21,11 +30,12 @@ from kljax.attacks.presets.surrogate import Interpolated
 from kljax.attacks.simulation import closest_surrogate, one_step, surrogate_gradient
 from kljax.attacks.simulation.surrogate import SHARES
 from kljax.core.types import Private, Public
-from kljax.defences import none
+from kljax.defences import keylock, none
 from kljax.federated.clients import local_update
 from kljax.models import Dense, from_nnx
 from kljax.models.losses import cross_entropy
 from kljax.threat import observe
+from kljax.threat.observation import LocalSteps
 
 # Two digits, twice through, one at a time.
 EXAMPLES, STEPS, RATE = 2, 4, 0.05
@@ -125,6 +135,58 @@ def test_of_one_step_it_is_the_single_step_match_at_0():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, -b, atol=1e-6), found, single
     )
+
+
+@pytest.mark.parametrize("lock_grads", ["shared", "hidden"])
+def test_lock_weights_are_put_between_where_their_change_is_shared(lock_grads):
+    """And stay what they are where it is not; the change is made up."""
+    share, defence = 0.7, keylock(LOCK)
+    facts = KNOWN | {"private_key": "known", "lock_weights": "known"}
+    declared = threat("known", "given", lock_grads=lock_grads, **facts)
+    truth = locked_update(EXAMPLES)._replace(local=LocalSteps(STEPS, 1))
+    moved = jax.tree.map(lambda x: 5 * x, truth.lock_grads)
+    truth = truth._replace(lock_grads=moved)
+    steps = Protocol(optax.sgd(RATE), STEPS, 1, RATE)
+    own = locked_setting(declared, defence, protocol=steps)
+    images = random_images(EXAMPLES, *truth.inputs.shape[1:], seed=5)
+    candidate = Candidate(images, truth.targets, truth.private)
+    simulate = quick_jit(surrogate_gradient(own, defence.gates))
+    found, observed = simulate(observe(declared, truth), candidate, share)
+
+    def loss(public, lock):
+        private = truth.private._replace(trainable=lock)
+        out = toy_model().apply(
+            public.model,
+            truth.stats,
+            images,
+            gates=defence.gates(public.defence, private),
+            train=False,
+        )
+        return cross_entropy(out.logits, truth.targets)
+
+    def between(start, change, share):
+        return jax.tree.map(lambda x, move: x + share * move, start, change)
+
+    def compare(found, wanted, unit=1.0):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b / unit, atol=1e-5),
+            found,
+            wanted,
+        )
+
+    gradient = quick_jit(jax.grad(loss, argnums=(0, 1)))
+    public = between(truth.public, truth.sent, share)
+    first = truth.private.trainable
+    lock = between(first, moved, share)
+    of_model, of_lock = gradient(public, lock if lock_grads == "shared" else first)
+    if lock_grads == "hidden":
+        compare(found, jax.tree.map(jnp.negative, of_model))
+        compare(observed, truth.sent, RATE * STEPS)
+        return
+    compare(found, jax.tree.map(jnp.negative, (of_model, of_lock)))
+    compare(observed, (truth.sent, moved), RATE * STEPS)
+    elsewhere = gradient(public, first)[0].model  # it counts where the lock is
+    assert np.abs(elsewhere["fc/kernel"] - of_model.model["fc/kernel"]).max() > 1e-3
 
 
 def test_the_closest_surrogate_is_that_with_the_least_distance():

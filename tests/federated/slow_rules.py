@@ -51,7 +51,8 @@ def slow_without_noise(vector, std, aspect):
     low, high = ((1 + side * np.sqrt(columns / rows)) ** 2 for side in (-1, 1))
     cleared = np.zeros_like(matrix)
     for value, direction in zip(values, directions.T, strict=True):
-        if value <= low * std**2 or value >= high * std**2:
+        # 0 but for rounding is at most the lower bound, whatever that is.
+        if value <= max(low * std**2, 1e-12 * max(values)) or value >= high * std**2:
             for row in range(rows):
                 cleared[row] += (matrix[row] @ direction) * direction
     return cleared.ravel()[: len(vector)]

@@ -28,6 +28,18 @@ def test_it_is_its_slow_form(size, aspect):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_square_matrix_keeps_its_direction_of_no_variance(seed):
+    """The lower bound is 0 there, and rounding does not say on which side it is."""
+    vector = np.random.default_rng(seed).normal(size=100)
+    found = without_noise(vector.astype(np.float32), 10 * STD, 1.0)
+    wanted = slow_without_noise(vector, 10 * STD, 1.0)
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    # Along it all rows are their mean: nothing else is left of them.
+    rows = wanted.reshape(10, 10)
+    assert np.abs(rows).max() > 5e-3 and np.allclose(rows, rows[:1], atol=1e-9)
+
+
 def test_a_few_directions_are_found_beneath_the_noise():
     generator = np.random.default_rng(0)
     true = low_rank(generator)

@@ -11,11 +11,14 @@ from flax import nnx
 from tiny_studies import quick_compilation
 from toys import LOCK, random_images, toy_model
 
+from kljax.core.randomness import derive_rng
 from kljax.core.types import Private
 from kljax.defences import at_update, gaussian_noise, keylock, norm_clipping
 from kljax.defences.lock import key_lock
+from kljax.federated.aggregation import mean
 from kljax.federated.algorithms import fedavg, fedkl, fedprox, new_private_key, proximal
-from kljax.federated.clients import Batches
+from kljax.federated.clients import ROUND_PURPOSES, Batches
+from kljax.federated.rounds import PURPOSES
 from kljax.models import from_nnx
 from kljax.models.losses import cross_entropy
 from kljax.parallel import Layout
@@ -353,3 +356,40 @@ def test_every_client_and_every_round_has_noise_of_its_own():
     other = drawn(jax.random.key(12), [0, 0])
     assert len({round(noise, 4) for noise in first + second + other}) == 6
     assert drawn(RNG, [0]) == first[:1]
+    # By name: of the rounds, of this one, of the client, of what it releases.
+    public = still.init(RNG).public
+    rng_rounds = derive_rng(RNG, PURPOSES, "rounds")
+    for number, noise in enumerate(first):
+        rng_client = jax.random.fold_in(jax.random.fold_in(rng_rounds, number), 0)
+        rng = derive_rng(rng_client, ROUND_PURPOSES, "release")
+        nothing = jax.tree.map(jnp.zeros_like, public)
+        wanted, _ = gaussian_noise(1.0).release(rng, (), nothing, None)
+        assert noise == pytest.approx(float(wanted.model["fc/kernel"][0, 0]), abs=1e-5)
+
+
+def test_a_rules_and_the_clients_draws_are_of_purposes_of_their_own():
+    """By name, as those of a client in a round are."""
+
+    def finish(server, total, weight, *, rng):
+        upload, memory = mean().finish(server, total, weight)
+        noise = jax.random.normal(rng)
+        return jax.tree.map(lambda x: x + noise, upload), memory
+
+    noisy = mean()._replace(finish=finish, needs=("rng",))
+    still, data = product(optimiser=optax.sgd(0.0), aggregator=noisy), pixels(1.0)
+    server, places = still.init(RNG), [1.0]
+    states = still.init_clients(RNG, server, 1)
+    for _ in range(2):
+        server, _ = still.run_round(RNG, server, states, np.arange(1), fetch_from(data))
+        places.append(float(server.public.model["fc/kernel"][0, 0]))
+    rng_rule = derive_rng(RNG, PURPOSES, "aggregation")
+    for number, noise in enumerate(np.diff(places)):
+        rng = jax.random.fold_in(jax.random.fold_in(rng_rule, number), 0)  # first need
+        assert noise == pytest.approx(float(jax.random.normal(rng)), abs=1e-5)
+    rounds = locked(LAYOUTS[0])
+    server, rng_clients = rounds.init(RNG), derive_rng(RNG, PURPOSES, "clients")
+    private_keys = rounds.init_clients(RNG, server, 2).private.secret
+    for client, private_key in enumerate(private_keys):
+        rng = jax.random.fold_in(rng_clients, client)
+        _, private = keylock(LOCK).init(rng, server.public.model)
+        np.testing.assert_allclose(private_key, private.secret, atol=1e-6)

@@ -85,7 +85,10 @@ def without_noise(vector: Array, std: float | Array, aspect: float = ASPECT) -> 
     product = jnp.matmul(centred.T, centred, precision="highest")
     values, directions = jnp.linalg.eigh(product / max(rows - 1, 1))
     edge = (columns / rows) ** 0.5
-    noisy = (values > (1 - edge) ** 2 * std**2) & (values < (1 + edge) ** 2 * std**2)
+    # A square matrix has a direction of no variance, at the lower bound, which is 0.
+    zero = columns * jnp.finfo(values.dtype).eps * values[-1]
+    low, high = jnp.maximum((1 - edge) ** 2 * std**2, zero), (1 + edge) ** 2 * std**2
+    noisy = (values > low) & (values < high)
     kept = jnp.where(noisy[None], 0.0, directions)
     cleared = jnp.matmul(
         jnp.matmul(matrix, kept, precision="highest"), kept.T, precision="highest"
