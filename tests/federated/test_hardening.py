@@ -9,10 +9,20 @@ from test_rounds import client_data, play
 from tiny_studies import quick_compilation
 from toys import quick_jit
 
+from kljax.core.randomness import derive_rng
 from kljax.core.types import Model, Output
+from kljax.data.triggers import Overlay
 from kljax.federated import evaluation
-from kljax.federated.hardening import HARDENINGS, Hardening, flip, make_hardening
+from kljax.federated.clients import Batches
+from kljax.federated.hardening import (
+    HARDENINGS,
+    PURPOSES,
+    Hardening,
+    flip,
+    make_hardening,
+)
 from kljax.federated.role_texts import parse_roles
+from kljax.federated.trigger_inversion import Inverted
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +52,42 @@ def hardened():
     with quick_compilation():
         act = quick_jit(lambda rng: flip(40, 30, 8, largest=1)(rng, by_pixel, batches))
         return batches, act(RNG), act(jax.random.key(77))
+
+
+def test_stamping_is_that_of_a_slow_loop(monkeypatch):
+    """Triggers are made up; one is as large as may be, and one a little larger."""
+    generator, classes, shape = np.random.default_rng(2), 3, (2, 4, 1)
+    images = generator.random((3, 6, *shape), np.float32)
+    labels = generator.integers(0, classes, (3, 6)).astype(np.int32)
+    batches = Batches(images, labels, np.array([True, True, False]))
+    mask, pattern = generator.random((2, classes, classes, *shape), np.float32)
+    size = np.array([[np.inf, 2.0, 1.0], [2.1, np.inf, 0.5], [7.9, 1.5, np.inf]])
+    given = []
+
+    def found(rng, classify, images, labels, there, classes, **numbers):
+        given.append((rng, images, labels, there, classes, numbers))
+        return None, Inverted(Overlay(mask, pattern), jnp.float32(size), None)
+
+    monkeypatch.setattr("kljax.federated.hardening.invert_pairs", found)
+    after = flip(7, 5, 4, 0.7, 0.25)(RNG, by_pixel, batches)
+    further = jax.random.randint(derive_rng(RNG, PURPOSES, "targets"), (3, 6), 1, 3)
+    drawn = jax.random.bernoulli(derive_rng(RNG, PURPOSES, "stamped"), 0.7, (3, 6))
+    wanted, stamped = images.copy(), 0
+    for place in np.ndindex(3, 6):
+        pair = labels[place], (labels[place] + int(further[place])) % 3
+        if drawn[place] and size[pair] <= 0.25 * 2 * 4:
+            stamped += 1
+            wanted[place] = (1 - mask[pair]) * images[place] + mask[pair] * pattern[pair]
+    np.testing.assert_allclose(after.inputs, wanted, atol=1e-6)
+    assert 3 < stamped < int(np.sum(drawn))
+    np.testing.assert_array_equal(after.labels, labels)
+    ((rng, looked_at, of_class, there, count, numbers),) = given
+    search = derive_rng(RNG, PURPOSES, "search")
+    assert jax.random.key_data(rng).tolist() == jax.random.key_data(search).tolist()
+    np.testing.assert_array_equal(looked_at, images.reshape(18, *shape))
+    np.testing.assert_array_equal(of_class, labels.reshape(18))
+    np.testing.assert_array_equal(there, [True] * 12 + [False] * 6)
+    assert count == 3 and numbers == {"examples": 4, "steps": 7, "pair_steps": 5}
 
 
 def test_about_half_are_stamped_and_keep_their_labels(hardened):
@@ -121,10 +167,19 @@ def test_nothing_is_the_default_name():
     assert make_hardening("none") is None and next(iter(HARDENINGS)) == "none"
 
 
-def test_numbers_are_not_hardened():
-    batches = some_batches()
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labels": np.zeros((3, 4), np.float32)},
+        {"labels": np.zeros((3, 4, 2), np.int32)},
+        {"inputs": np.zeros((3, 4, 9), np.float32)},
+        {"inputs": np.zeros((3, 4, 2, 2, 1), np.int32)},
+        {"inputs": {"image": np.zeros((3, 4, 2, 2, 1), np.float32)}},
+    ],
+)
+def test_only_images_with_classes_are_hardened(changed):
     with pytest.raises(ValueError, match="flip hardens images"):
-        flip()(RNG, by_pixel, batches._replace(labels=batches.inputs))
+        flip()(RNG, by_pixel, some_batches()._replace(**changed))
 
 
 # --- in rounds ------------------------------------------------------------------------
