@@ -26,8 +26,8 @@ from kljax.attacks.architectures import (
     fitting_scales,
 )
 
-SPACE = Space((8, 8, 1), channels=16, scales=2, kernel=3, narrowest=8)
-NOISE = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+SPACE = Space((8, 12, 1), channels=16, scales=2, kernel=3, narrowest=8)
+NOISE = np.random.default_rng(0).normal(size=(2, 8, 12, 1)).astype(np.float32)
 
 # --- by hand: plain loops, and nothing built that is not used -------------------------
 
@@ -128,25 +128,32 @@ MATRICES = {BILINEAR: bilinear_by_hand, BICUBIC: bicubic_by_hand}
 
 
 def network_by_hand(one, weights, noise):
-    """Two scales, from the definition, with the first `width` channels alone."""
+    """From the definition, with the first `width` channels alone."""
     width, skips = int(one.width), np.asarray(one.skips)
     block = functools.partial(block_by_hand, width=width)
     double = functools.partial(doubled_by_hand, one=one)
-    first, second = weights["encoder"]
-    half = block(block(noise, first["first"], stride=2), first["second"])
-    quarter = block(block(half, second["first"], stride=2), second["second"])
-    x = double(quarter, cell=weights["up"][1])
-    if skips[1, 0]:
-        x = x + block(noise, weights["down"][0], stride=2)
-    if skips[1, 1]:
-        x = x + block(half, weights["same"][1])
-    x = decoded(x, weights["decoder"][1], width)
-    x = double(x, cell=weights["up"][0])
-    if skips[0, 0]:
-        x = x + block(noise, weights["same"][0])
-    if skips[0, 1]:
-        x = x + double(half, cell=weights["rise"][0])
-    x = decoded(x, weights["decoder"][0], width)
+
+    def brought(source, j, i):
+        """Brings what has 1 / 2^j of the image's sides to 1 / 2^i of them."""
+        if i == j:
+            return block(source, weights["same"][i])
+        for level in range(j, i):
+            source = block(source, weights["down"][level], stride=2)
+        for level in reversed(range(i, j)):
+            source = double(source, cell=weights["rise"][level])
+        return source
+
+    sources = [noise]
+    for encoder in weights["encoder"]:
+        x = block(sources[-1], encoder["first"], stride=2)
+        sources.append(block(x, encoder["second"]))
+    x = sources.pop()
+    for i in reversed(range(len(skips))):
+        x = double(x, cell=weights["up"][i])
+        for j, source in enumerate(sources):
+            if skips[i, j]:
+                x = x + brought(source, j, i)
+        x = decoded(x, weights["decoder"][i], width)
     output = weights["output"]
     x = convolved(x, output["kernel"][:, :, :width]) + output["bias"]
     return 1 / (1 + np.exp(-x))
@@ -217,6 +224,48 @@ def test_a_fixed_architecture_is_the_same_network_and_less_of_a_program():
     weights, images = supernet()(one, jax.random.key(1))
     fixed = quick_jit(lambda w: encoder_decoders.generate(SPACE, one, w, NOISE))
     np.testing.assert_allclose(fixed(weights), images, atol=1e-6)
+
+
+# Of three scales, with ways that pass one of them by.
+PAST = architecture([[0, 0, 1], [1, 0, 1], [1, 1, 0]], 8, BILINEAR, DENSE, 3, 0.0)
+
+
+def test_ways_of_several_scales_go_from_one_to_the_next():
+    space = Space((8, 16, 1), channels=8, scales=3, kernel=3, narrowest=8)
+    noise = np.random.default_rng(1).normal(size=(2, *space.shape)).astype(np.float32)
+
+    def run(rng):
+        weights = encoder_decoders.draw_weights(rng, space, PAST)
+        return weights, encoder_decoders.generate(space, PAST, weights, noise)
+
+    weights, images = jax.device_get(quick_jit(run)(jax.random.key(1)))
+    np.testing.assert_allclose(images, network_by_hand(PAST, weights, noise), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [
+        np.eye(3),
+        PAST.skips,
+        [[0, 0, 1], [0, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 0], [0, 1, 0]],
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
+    ],
+)
+def test_a_fixed_architecture_has_the_weights_of_its_ways_alone(skips):
+    space = Space((8, 16, 1), channels=8, scales=3, kernel=1, narrowest=8)
+    one = architecture(skips, 8, BILINEAR, NONE, 1, 1.0)
+    drawn = jax.eval_shape(
+        lambda rng: encoder_decoders.draw_weights(rng, space, one), jax.random.key(0)
+    )
+    wanted = {"same": set(), "down": set(), "rise": set()}
+    for i, j in np.argwhere(one.skips):
+        wanted["same"] |= {i} if i == j else set()
+        wanted["down"] |= set(range(j, i))
+        wanted["rise"] |= set(range(i, j))
+    for name, levels in wanted.items():
+        have = {n for n, part in enumerate(drawn[name]) if part is not None}
+        assert have == levels, name
 
 
 def test_what_is_masked_has_no_gradient():
@@ -310,7 +359,7 @@ def test_an_image_has_as_many_scales_as_fit(shape, scales):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scales": 4}, "scales=4: .* 8 x 8 pixels can be halved 3 times"),
+        ({"scales": 4}, "scales=4: .* 8 x 12 pixels can be halved 2 times"),
         ({"scales": 0}, "scales=0"),
         ({"channels": 18, "narrowest": 18}, "channels=18 must be a multiple of 4"),
         ({"channels": 4, "narrowest": 4}, "channels=4 must be a multiple of 4"),

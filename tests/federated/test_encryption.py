@@ -10,9 +10,9 @@ import pytest
 from test_aggregation import some_uploads
 from test_rounds import assert_close, client_data, pixels, play, product, trainable
 from tiny_studies import quick_compilation
-from toys import toy_model
+from toys import random_weights, toy_model
 
-from kljax.core.types import Public
+from kljax.core.types import Private, Public
 from kljax.defences import none, selective_encryption
 from kljax.federated.aggregation import AGGREGATORS, make_aggregator, mean
 from kljax.federated.algorithms import fedavg
@@ -302,6 +302,43 @@ def test_a_round_hides_what_a_recorded_update_hides():
     hidden = sum(np.sum(~x) for x in jax.tree.leaves(trained_mask))
     entries = sum(x.size for x in jax.tree.leaves(trained_mask))
     assert hidden == round(0.4 * entries)
+
+
+def test_what_is_hidden_may_follow_from_the_gradient_that_a_client_trains_by():
+    """Of norms in train mode, at what was received; here the entries below 0 are."""
+
+    def visible(rng, sent, context):
+        del rng, sent
+        found = context.gradient(context.inputs, context.targets)
+        return jax.tree.map(lambda g: g > 0, found.public)
+
+    model, defence = toy_model(), none()._replace(visible=visible)
+    training = local_training(model, cross_entropy, defence, SGD)
+    update = local_update(model, cross_entropy, defence, SGD, steps=1, batch=4)
+    batches, _ = client_data(clients=1, steps=1)
+    batches = jax.tree.map(lambda x: x[0], batches)
+    params, stats = random_weights(model)
+    images, labels = batches.inputs[0], batches.labels[0]
+
+    def loss(params):
+        out = model.apply(params, stats, images, train=True)
+        return cross_entropy(out.logits, np.eye(3, dtype=np.float32)[labels])
+
+    @jax.jit
+    def all_three():
+        rng, received = jax.random.key(3), Public(params)
+        state = training.init(received, Private())
+        one = update.run(rng, np.int32(0), received, stats, state, images, labels)
+        given = rng, received, stats, state, batches, one.sent
+        return one.visible.model, training.visible(*given).model, jax.grad(loss)(params)
+
+    recorded, trained, slopes = all_three()
+    for name, slope in slopes.items():
+        if (
+            name != "first/bias"
+        ):  # a norm in train mode takes it out: 0 but for rounding
+            np.testing.assert_array_equal(recorded[name], slope > 0)
+            np.testing.assert_array_equal(trained[name], slope > 0)
 
 
 # --- rounds -----------------------------------------------------------------------
