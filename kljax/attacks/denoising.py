@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Candidate, Objective, Reconstruction
 from kljax.attacks.latents import resized
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation import replay
@@ -106,7 +107,7 @@ def denoised(
 
             losses = jax.lax.map(judge, tried)  # one after another: flat in memory
             if chooses:
-                chosen = jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+                chosen = jnp.argmin(infinite_if_broken(losses))
             before, loss = losses[0], losses[chosen]
         at = tried[chosen].astype(found.inputs.dtype)
         numbers = {"denoising_strength": at, "loss_before_denoising": before}

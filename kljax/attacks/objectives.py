@@ -27,6 +27,11 @@ def absolute(x: Array) -> Array:
     return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
+def infinite_if_broken(losses: Array) -> Array:
+    """Puts infinity where a loss is not finite, so that it is never the least one."""
+    return jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+
+
 def squared_l2() -> Objective:
     """Sums ``(g - g*)^2`` over all entries of all tensors.
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from poison import differences, poisoned
@@ -185,6 +186,62 @@ def test_what_is_not_there_is_left_out():
     images = read_images(np.eye(3, dtype=np.float32), mixtures)
     np.testing.assert_array_equal(images[2], 0.5)
     assert images.min() >= 0 and images.max() <= 1
+
+
+def test_images_get_their_sign_and_length_as_a_slow_form_has_it():
+    """Mirrored; longer than [0, 1]; below it and above it; nothing at all."""
+    images = np.array(
+        [
+            [-0.2, -0.9, -0.4],
+            [0.5, -2.5, 1.5],
+            [0.3, -0.2, 0.1],
+            [1.4, 0.9, 1.2],
+            [0.0, 0.0, 0.0],
+        ]
+    )
+    ones, wanted = np.array([-2.0, 1.0, 1.0, 0.5, 0.0]), []
+    for image, one in zip(images, ones, strict=True):
+        length = max(abs(one), image.max() - image.min())
+        if length == 0:
+            wanted.append(np.full(3, 0.5))
+            continue
+        image = (-image if one < 0 else image) / length
+        image = image - min(image.min(), 0) - max(image.max() - 1, 0)
+        wanted.append(image)
+    mixtures = Mixtures(np.float32(images), np.float32(ones), np.ones(5, bool), 5)
+    found = read_images(np.eye(5, dtype=np.float32), mixtures)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert np.min(wanted) == 0 and np.max(wanted) == 1
+
+
+def test_of_restarts_the_lowest_loss_wins_and_none_that_broke(monkeypatch):
+    """Losses are made up: the first entry of the start, NaN for the lowest."""
+
+    def unmix(start, mixtures, *args, **options):
+        first = start[0, 0]
+        return start, jnp.where(first == lowest, jnp.nan, first)
+
+    starts = [
+        jax.random.normal(rng, (EXAMPLES, EXAMPLES))
+        for rng in jax.random.split(jax.random.key(1), 4)
+    ]
+    starts.sort(key=lambda start: float(start[0, 0]))
+    lowest, declared = float(starts[0][0, 0]), threat(examples=EXAMPLES)
+    monkeypatch.setattr("kljax.attacks.presets.unmixed_batches.unmix", unmix)
+    attack = cocktail_party(ground(declared), steps=5, restarts=4)
+    view = observe(declared, update())
+    found = quick_jit(attack)(jax.random.key(1), view)
+    assert found.finite and float(found.loss) == float(starts[1][0, 0])
+    assert found.numbers["evaluations"] == 20
+    sent = view.grads.model
+    whole = np.concatenate([sent["layers/0/kernel"], sent["layers/0/bias"][None]])
+    with jax.enable_x64(True):
+        mixtures = whiten(EXAMPLES)(np.float64(whole))
+        mixtures = mixtures._replace(
+            images=np.float32(mixtures.images), ones=np.float32(mixtures.ones)
+        )
+    wanted = read_images(starts[1], mixtures)
+    np.testing.assert_allclose(found.inputs, wanted.reshape(-1, *SHAPE), atol=1e-4)
 
 
 def test_a_batch_of_a_network_is_attacked():

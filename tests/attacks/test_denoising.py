@@ -78,6 +78,27 @@ def test_one_move_is_the_mean_of_what_fits():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_several_moves_are_eulers_steps_and_many_are_the_whole_way():
+    """Of Gaussian pixels the whole way only moves and stretches them."""
+    strength = 0.3
+    noisy = MEAN + np.hypot(SPREAD, strength) * noise_like(np.zeros((2, 8, 8, 1)), 3)
+    flow, moves = of_gaussians(), 5
+    time = 1 / (1 + 2 * strength)
+    states = time * (2 * noisy - 1)
+    for number in range(moves):
+        now = time + number * (1 - time) / moves
+        slope = flow.velocity(flow.weights, states, jnp.full(2, now))
+        states = states + (1 - time) / moves * np.asarray(slope)
+    by_hand = np.clip((states + 1) / 2, 0, 1)
+    found = move_to_clean(flow, jnp.asarray(noisy), strength, moves=moves)
+    np.testing.assert_allclose(found, by_hand, atol=1e-5)
+    many = move_to_clean(flow, jnp.asarray(noisy), strength, moves=400)
+    share = SPREAD / np.hypot(SPREAD, strength)
+    whole = np.clip(MEAN + share * (noisy - MEAN), 0, 1)
+    np.testing.assert_allclose(many, whole, atol=5e-3)
+    assert np.abs(by_hand - whole).max() > 1e-2
+
+
 def test_the_state_at_the_time_of_a_strength_is_the_noisy_image():
     image = np.full((1, 2, 2, 1), 0.7, np.float32)
     noise, strength = noise_like(image), 0.15

@@ -194,13 +194,26 @@ def test_the_closest_surrogate_is_that_with_the_least_distance():
     setting, (images, targets) = here(), digits(EXAMPLES)
     candidate, view = Candidate(images, targets, Private()), view_of(update())
     distance, gates = cosine(), setting.defence.gates
-    closest = quick_jit(closest_surrogate(setting, gates, distance))
-    found = float(distance(*closest(view, candidate)))
+
+    @quick_jit
+    def closest(broken):
+        """Finds the least distance of those above `broken`; others are NaN."""
+
+        def objective(*pair):
+            found = distance(*pair)
+            return jnp.where(found <= broken, jnp.nan, found)
+
+        return distance(*closest_surrogate(setting, gates, objective)(view, candidate))
+
+    found = float(closest(-1.0))
     along = [
         float(distance(*surrogate()(view, candidate, jnp.float32(share))))
         for share in SHARES
     ]
     assert found == pytest.approx(min(along), abs=1e-6) and max(along) > 1.5 * found
+    second = sorted(along)[1]
+    assert second > found + 1e-5
+    assert float(closest((found + second) / 2)) == pytest.approx(second, abs=1e-6)
     assert PRESETS["sme"].simulation is not None
 
 

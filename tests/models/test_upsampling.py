@@ -19,6 +19,7 @@ from kljax.models.decoders import (
     make_generator,
     read_decoder,
 )
+from kljax.models.flows import FlowAccount, init_flow
 from kljax.models.trained_files import write_trained
 from kljax.models.upsampling import folded, laid_out, map_sides
 
@@ -87,6 +88,30 @@ def test_a_decoder_by_loops():
     target = np.eye(3, dtype=np.float32)[[label]]
     found = generator.decode(weights, latent[None], target)
     np.testing.assert_allclose(found[0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "flow"])
+def test_weights_are_drawn_apart_and_in_units_of_what_they_sum(kind):
+    """Kernels are N(0, 1 / fan_in), and what a flow adds in the end begins at 0."""
+    if kind == "decoder":
+        account = dataclasses.replace(ACCOUNT, latents=30, channels=(8, 12))
+        draw = init_decoder
+    else:
+        facts = {"dataset": "toy", "split": None, "examples": 9, "seed": 0, "steps": 1}
+        account = FlowAccount(shape=(8, 8, 1), channels=(12,), **facts)
+        draw = init_flow
+    weights = quick_jit(lambda rng: draw(account, rng))(jax.random.key(2))
+    firsts = []
+    for name, leaf in weights.items():
+        leaf = np.asarray(leaf)
+        if name.endswith("bias") or name == "last/kernel":
+            assert not leaf.any()
+            continue
+        standard = leaf * np.sqrt(np.prod(leaf.shape[:-1]))
+        assert np.std(standard) == pytest.approx(1, abs=4 / np.sqrt(leaf.size))
+        assert abs(np.mean(standard)) < 4 / np.sqrt(leaf.size)
+        firsts.append(round(float(standard.flat[0]), 4))
+    assert len(firsts) == len(set(firsts)) >= 3
 
 
 def made(weights, account=ACCOUNT):

@@ -39,6 +39,7 @@ from kljax.attacks.drivers.search import (
     restarted,
     take_snapshot,
 )
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
@@ -247,4 +248,4 @@ def check_optimiser(optimiser: Optimiser) -> None:
 def _matching(loss: Loss, free: PyTree) -> Array:
     """Gives the objective [] at a candidate; infinite where it is not finite."""
     _, (_, matching) = loss.value(free, jnp.zeros(()))
-    return jnp.where(jnp.isfinite(matching), matching, jnp.inf)
+    return infinite_if_broken(matching)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.core.types import Array, PyTree
 
 
@@ -75,5 +76,5 @@ def descend_on_batches(
     (_, (weights, _)), (training, validation) = jax.lax.scan(
         until, (start, (weights, jnp.inf)), bounds
     )
-    best = jnp.argmin(jnp.where(jnp.isfinite(validation), validation, jnp.inf))
+    best = jnp.argmin(infinite_if_broken(validation))
     return Learned(weights, ends[1:], training, validation, best)

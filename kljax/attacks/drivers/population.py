@@ -29,6 +29,7 @@ from kljax.attacks.drivers.search import (
     restarted,
     take_snapshot,
 )
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.attacks.pooling import pool_observations
 from kljax.core.types import Array, Rng
 from kljax.threat import View
@@ -126,8 +127,8 @@ def evolve(
                 values, tried = jax.vmap(judge)(asked)
             else:
                 values, tried = jax.lax.map(judge, asked, batch_size=SIDE_BY_SIDE)
-            values = _infinite_if_broken(values)
-            chosen = jnp.argmin(_infinite_if_broken(tried.total))
+            values = infinite_if_broken(values)
+            chosen = jnp.argmin(infinite_if_broken(tried.total))
             new = jax.tree.map(lambda x: x[chosen], tried)
             better = new.total < best.total  # false for NaN
             best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
@@ -157,7 +158,3 @@ def evolve(
         choose_by_matching=choose_by_matching,
         draws=True,
     )
-
-
-def _infinite_if_broken(values: Array) -> Array:
-    return jnp.where(jnp.isfinite(values), values, jnp.inf)

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from kljax.attacks.attack import Attack
 from kljax.attacks.labels.strategies import targets_of
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.core.types import Array, Rng
 from kljax.threat import View
 
@@ -154,6 +155,6 @@ def losses_of(
 
     def one(row: Array) -> Array:
         loss = attack(rng, view._replace(targets=targets_of(row, classes))).loss
-        return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+        return infinite_if_broken(loss)
 
     return jax.lax.map(one, jnp.asarray(labels), batch_size=chunk)

@@ -32,7 +32,7 @@ from kljax.attacks.closed_form.low_rank import split
 from kljax.attacks.closed_form.refusals import refuse_no_bias
 from kljax.attacks.closed_form.relu_batches import check_rank, first_dense_layer
 from kljax.attacks.labels import settled_labels
-from kljax.attacks.objectives import absolute
+from kljax.attacks.objectives import absolute, infinite_if_broken
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import mean_variation, refuse_feature
 from kljax.attacks.setting import Setting
@@ -193,7 +193,7 @@ def cocktail_party(
       setting: of the attack.
       optimiser: must be None.
       steps: of Adam.
-      restarts: independent starts, of which the lowest loss wins.
+      restarts: independent starts, of which the lowest loss wins; none that broke.
       decorrelation, variation, sharpness: see `unmixing_loss`; 0 or more.
       learning_rate: of Adam, over directions that start at unit length.
       layer: path of the dense layer; nothing for the one that is fed the image.
@@ -241,7 +241,7 @@ def cocktail_party(
             )
 
         found, losses = jax.lax.map(search, jax.random.split(rng, restarts))
-        best = jnp.argmin(losses)
+        best = jnp.argmin(infinite_if_broken(losses))
         images = read_images(found[best], mixtures)
         said = jnp.all(jnp.isfinite(gradient)) & (mixtures.rank > 0)
         return Reconstruction(

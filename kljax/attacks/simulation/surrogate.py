@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Candidate, Objective, Simulation
+from kljax.attacks.objectives import infinite_if_broken
 from kljax.attacks.setting import Setting
 from kljax.attacks.simulation.steps import local_replay
 from kljax.core.types import Array, PyTree
@@ -92,7 +93,7 @@ def closest_surrogate(
 
     def simulation(view: View, candidate: Candidate):
         def distance(share: Array) -> Array:
-            return objective(*surrogate(view, candidate, share))
+            return infinite_if_broken(objective(*surrogate(view, candidate, share)))
 
         best = jnp.argmin(jax.lax.map(distance, shares))
         return surrogate(view, candidate, shares[best])
