@@ -350,7 +350,9 @@ class Frozen(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, 2)
         self.bn_eval, self.bn_moves = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.bn_moves.requires_grad_(False)
-        self.bn_mode, self.buffers_alone = nn.BatchNorm2d(4), BufferNorm(4)
+        # A momentum of None moves nothing in a norm that is frozen.
+        self.bn_mode = nn.BatchNorm2d(4, momentum=None)
+        self.buffers_alone = BufferNorm(4)
         self.drop = nn.Dropout(0.5)
         self.head = nn.Linear(4, 5)
         self.bn_eval.eval()
@@ -584,6 +586,14 @@ def test_what_is_written_over_and_not_used_again_is_no_fault():
         (
             lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding_mode="circular")),
             "padding_mode='circular'",
+        ),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(3, momentum=None)),
+            r"'0' \(BatchNorm2d with momentum=None: .* set a momentum, such as 0.1",
+        ),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)),
+            "track_running_stats=False: it has no statistics",
         ),
         (lambda: "lenet", "expected a torch.nn.Module"),
     ],

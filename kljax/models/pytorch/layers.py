@@ -186,11 +186,20 @@ def _norm(make: Callable[..., Any], module: Any, features: int, **options) -> An
 
 
 def _batch_norm(module: Any) -> nnx.Module:
-    if not module.track_running_stats or module.momentum is None:
-        raise ValueError("track_running_stats=False or momentum=None")
-    kind = nnx.BatchNorm if module.training else FrozenBatchNorm
-    momentum = 1 - module.momentum
-    layer = _norm(kind, module, module.num_features, momentum=momentum)
+    if not module.track_running_stats:
+        raise ValueError(
+            "track_running_stats=False: it has no statistics for the mode of evaluation"
+        )
+    trains, momentum = module.training, module.momentum
+    if trains and momentum is None:
+        raise ValueError(
+            "momentum=None: its statistics are a mean over all batches so far, which "
+            "is not covered; set a momentum, such as 0.1, or freeze it by eval()"
+        )
+    kind = nnx.BatchNorm if trains else FrozenBatchNorm
+    # One that is frozen moves nothing, by whatever momentum.
+    options = {"momentum": 1 - momentum} if trains else {}
+    layer = _norm(kind, module, module.num_features, **options)
     layer.mean = nnx.BatchStat(to_array(module.running_mean))
     layer.var = nnx.BatchStat(to_array(module.running_var))
     return layer
