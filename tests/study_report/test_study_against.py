@@ -8,6 +8,7 @@ from kljax.studies import store
 from kljax.studies.reports import write_report
 from kljax.studies.reports.against import compare_studies
 from kljax.studies.reports.axes import axes_of
+from kljax.studies.reports.contents import _commands
 from kljax.studies.reports.pools import make_pools
 
 SEEDS = {"0": {"seed": 0}, "1": {"seed": 1}}
@@ -63,6 +64,16 @@ def test_cells_pair_by_what_is_equal_whatever_they_are_called(tmp_path):
     for record in found.table.records:  # this one minus the other
         assert record["difference"] == pytest.approx(0.1)
         assert (record["study"], record["minus"]) == ("this", "other: other")
+
+
+def test_a_study_elsewhere_is_named_and_not_where_it_lies(tmp_path):
+    axes = {"arm": arms("none")}
+    study = store.read(make(tmp_path / "here" / "one", axes))
+    for where, named in (("there/other", "other"), ("here/old/other", "old/other")):
+        other = store.read(make(tmp_path / where, axes))
+        runs = [tmp_path / where]
+        _, command = _commands(study, None, None, None, runs, other)
+        assert command == f"kljax report one --runs {named} --against {named}"
 
 
 def test_what_sets_the_studies_apart_is_said(tmp_path):
@@ -124,5 +135,7 @@ def test_a_report_has_the_comparison_and_its_command(tmp_path):
     text = page.read_text()
     assert "Against other" in text and (page.parent / "against.csv").exists()
     assert "12 of 12 pairs have the very same value" in text
-    assert f"--against {other}" in text
+    # From where the study is: what lies above says where somebody's files are.
+    assert "kljax report one --against other" in text
+    assert str(tmp_path) not in text
     assert "Against other" in (page.parent / "report.md").read_text()

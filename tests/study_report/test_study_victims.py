@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kljax.attacks.presets import PRESETS
 from kljax.metrics import COLUMNS
 from kljax.studies import store
 from kljax.studies.convergence import read_convergence
 from kljax.studies.reports import write_report
 from kljax.studies.reports.axes import axes_of
-from kljax.studies.reports.convergence import make_convergence, quartiles
+from kljax.studies.reports.convergence import (
+    make_convergence,
+    no_curve,
+    quartiles,
+)
 from kljax.studies.reports.pools import make_pools
 from kljax.studies.reports.strips import ACROSS, draw_strip, to_gif
 from kljax.studies.reports.victim_table import victims_table
@@ -39,8 +44,9 @@ def recorded(images, losses):
     }
 
 
-def made(tmp_path, snapshots=True, axes=AXES):
-    folder = made_studies.make_folder(tmp_path / "study", axes, {"victims": 3})
+def made(tmp_path, snapshots=True, axes=AXES, attack="matching"):
+    fixed = {"victims": 3, "attack": attack}
+    folder = made_studies.make_folder(tmp_path / "study", axes, fixed)
     for number, cell in enumerate(store.read(folder).manifest["cells"]):
         rows = made_studies.attack_rows(
             cell,
@@ -135,8 +141,8 @@ def test_a_strip_is_of_evenly_chosen_snapshots_and_the_last():
 
 
 def test_curves_are_the_middle_of_the_victims(tmp_path):
-    curves = make_convergence(*read(made(tmp_path)))
-    assert [curve.arm for curve in curves] == ["none", "bn-control"]
+    curves, notes = make_convergence(*read(made(tmp_path)))
+    assert not notes and [curve.arm for curve in curves] == ["none", "bn-control"]
     np.testing.assert_allclose(curves[0].loss[0], 2e-3 * 2.0 ** np.arange(3, -1, -1))
     np.testing.assert_allclose(curves[0].score[0], np.arange(1, 5) / 10)
     np.testing.assert_array_equal(curves[0].evaluations, [25, 50, 75, 100])
@@ -146,13 +152,26 @@ def test_curves_are_the_middle_of_the_victims(tmp_path):
     assert np.isnan(quartiles(broken)[:, 1]).all()
 
 
-def test_a_study_without_a_record_has_no_curves(tmp_path):
-    folder = made(tmp_path, snapshots=False)
-    assert make_convergence(*read(folder)) == []
+def test_a_study_without_a_record_has_no_curves_and_says_why(tmp_path):
+    folder = made(tmp_path, snapshots=False, attack="rgap")
+    curves, notes = make_convergence(*read(folder))
+    why = "rgap has no curve: it is a closed form, which has no candidate before"
+    assert not curves and [note[: len(why)] for note in notes] == [why]
     victim = make_victims(*read(folder)).shown[0]
     assert victim.draw_convergence() is None and not victim.attempts[0].strip
     out = write_report(store.read(folder), gif=True).parent
     assert not list((out / "victims").glob("*.gif"))
+    for page in ("report.html", "report.md", "victims/victim-000.html"):
+        assert (out / page).read_text().count(why) == 1
+
+
+def test_an_attack_without_an_objective_says_why_it_has_no_curve():
+    """But for the one that descends on a loss of its own, and records it."""
+    silent = {name for name, one in PRESETS.items() if one.no_curve}
+    closed = {name for name, one in PRESETS.items() if one.objective is None}
+    assert silent == closed - {"cocktail-party"}
+    assert "trained before it sees an upload" in no_curve("learned")
+    assert no_curve("mine:attack").endswith("as the drivers of kljax do.")
 
 
 @pytest.mark.parametrize("name", ["losses", "snapshots"])

@@ -227,7 +227,6 @@ def restarted(
         candidate, best, finite, losses, snapshots, reported, numbers = jax.tree.map(
             lambda x: x[chosen], runs
         )
-        kept = {} if snapshots is None else {"snapshots": snapshots}
         loss, spent, info = best.matching, restarts * evaluations, {}
         if pooling is not None:
             candidate, numbers, info = pooling.pool(runs.candidate, own, chosen)
@@ -241,9 +240,7 @@ def restarted(
             loss=loss,
             finite=finite & jnp.isfinite(loss) & says_something(view),
             info={
-                "losses": losses,
-                "loss_evaluations": _evaluations_at(len(losses), evaluations),
-                **kept,
+                **on_the_way(losses, evaluations, snapshots),
                 "secret": candidate.secret,
                 "restart_losses": runs.best.matching,
                 **reported,
@@ -255,9 +252,22 @@ def restarted(
     return attack
 
 
-def _evaluations_at(points: int, evaluations: int) -> Array:
-    """Counts [points] the evaluations of a restart after which a loss is recorded."""
-    return evaluations // points * jnp.arange(1, points + 1)
+def on_the_way(
+    losses: Array, evaluations: int, snapshots: PyTree = None
+) -> dict[str, PyTree]:
+    """Makes what the ``info`` of a reconstruction says of the way to it.
+
+    Whatever iterates records the same (`kljax.studies.convergence` reads it).
+
+    Args:
+      losses: [points], recorded evenly, the last at the end.
+      evaluations: of the restart that is returned.
+      snapshots: [points, B, ...]; None where none are kept.
+    """
+    points = len(losses)
+    spent = evaluations // points * jnp.arange(1, points + 1)
+    kept = {} if snapshots is None else {"snapshots": snapshots}
+    return {"losses": losses, "loss_evaluations": spent, **kept}
 
 
 def check_alike(simulated: PyTree, observed: PyTree) -> None:

@@ -91,6 +91,8 @@ class Preset(NamedTuple):
         its own of what clients draw, and gives what is seen of it and its inputs;
         ``part`` is ``training`` or ``validation``, which share no example. None for an
         attack that learns nothing.
+      no_curve: why it records no losses on the way (``info`` of a reconstruction), as
+        the end of a sentence about it; empty where it does.
     """
 
     build: Callable[..., Attack]
@@ -110,6 +112,7 @@ class Preset(NamedTuple):
     simulation: Callable[..., Simulation] | None = None
     pools_restarts: bool = False
     learn: Callable[..., PyTree] | None = None
+    no_curve: str = ""
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -120,6 +123,14 @@ def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
 STATISTICS = {"stats": "visible"}  # what reads norm statistics needs
 ANY = None  # kinds of input: the attack looks in whatever space the spec names
 MALICIOUS = {"server": "malicious"}
+IN_CLOSED_FORM = {
+    "no_curve": "is a closed form, which has no candidate before its answer, so that "
+    "nothing is iterated towards it"
+}
+TRAINED_BEFORE = {
+    "no_curve": "is trained before it sees an upload and answers in one pass, so that "
+    "nothing is iterated on a victim"
+}
 OF_SENTENCES = {
     "inputs": ("text",),
     "dials": ("regulariser", "perplexity"),
@@ -217,13 +228,16 @@ PRESETS: dict[str, Preset] = {
     "april-optimisation": Preset(
         april_optimisation, "recovered", anywhere(april_objective)
     ),
-    "rgap": Preset(rgap, "recovered", None),
-    "peeling": Preset(peeled_image, "recovered", None),
-    "april": Preset(april, "recovered", None),
-    "dager": Preset(dager, "recovered", None, inputs=("text",)),
-    "spear": Preset(spear, "recovered", None),
+    "rgap": Preset(rgap, "recovered", None, **IN_CLOSED_FORM),
+    "peeling": Preset(peeled_image, "recovered", None, **IN_CLOSED_FORM),
+    "april": Preset(april, "recovered", None, **IN_CLOSED_FORM),
+    "dager": Preset(dager, "recovered", None, inputs=("text",), **IN_CLOSED_FORM),
+    "spear": Preset(spear, "recovered", None, **IN_CLOSED_FORM),
     "spear++": Preset(
-        functools.partial(spear, directions="learned"), "recovered", None
+        functools.partial(spear, directions="learned"),
+        "recovered",
+        None,
+        **IN_CLOSED_FORM,
     ),
     "cocktail-party": Preset(
         cocktail_party,
@@ -231,9 +245,16 @@ PRESETS: dict[str, Preset] = {
         None,
         dials=("decorrelation", "variation", "sharpness", "learning_rate"),
     ),
-    "learned": Preset(learned, "recovered", None, learn=learn_inverter),
+    "learned": Preset(
+        learned, "recovered", None, learn=learn_inverter, **TRAINED_BEFORE
+    ),
     "imprint": Preset(
-        imprint, "recovered", None, MALICIOUS, insertions.imprint(bins=64)
+        imprint,
+        "recovered",
+        None,
+        MALICIOUS,
+        insertions.imprint(bins=64),
+        **IN_CLOSED_FORM,
     ),
     # As many virtual bins as there are images, in all uploads that are added up.
     "imprint-one-shot": Preset(
@@ -242,6 +263,7 @@ PRESETS: dict[str, Preset] = {
         None,
         MALICIOUS,
         insertions.imprint(bins=64, target=0.0),
+        **IN_CLOSED_FORM,
     ),
 }
 

@@ -31,6 +31,7 @@ from kljax.attacks.closed_form.layer_input import float64, to_float64
 from kljax.attacks.closed_form.low_rank import split
 from kljax.attacks.closed_form.refusals import refuse_no_bias
 from kljax.attacks.closed_form.relu_batches import check_rank, first_dense_layer
+from kljax.attacks.drivers.search import check_points, on_the_way
 from kljax.attacks.labels import settled_labels
 from kljax.attacks.objectives import absolute, infinite_if_broken
 from kljax.attacks.optimisers import refuse_optimiser
@@ -131,14 +132,24 @@ def unmix(
     *,
     learning_rate: float,
     steps: int,
+    points: int,
 ) -> tuple[Array, Array]:
     """Descends by Adam from directions `start` [B, B].
 
     Where they are far from right angles, the decorrelation's first gradients are so
     large that Adam's steps stay short for thousands of them.
 
+    Args:
+      start: [B, B], of any length.
+      mixtures: the whitened ones.
+      image_shape: (H, W, C).
+      weights: of the terms.
+      learning_rate, steps: of Adam.
+      points: P, which divides `steps`: what is found is recorded so often, evenly.
+
     Returns:
-      Directions [B, B] of unit length, those after the last step, and their loss.
+      Directions [P, B, B] of unit length, the last of them those after the last step,
+      and their losses [P].
     """
     optimiser = optax.adam(learning_rate)
 
@@ -150,9 +161,15 @@ def unmix(
         updates, state = optimiser.update(jax.grad(loss)(free), state, free)
         return optax.apply_updates(free, updates), state
 
+    def segment(carried, _):
+        carried = jax.lax.fori_loop(0, steps // points, move, carried)
+        free = carried[0]
+        return carried, (directions_of(free, mixtures), loss(free))
+
     start = directions_of(start, mixtures)
-    free, _ = jax.lax.fori_loop(0, steps, move, (start, optimiser.init(start)))
-    return directions_of(free, mixtures), loss(free)
+    carried = (start, optimiser.init(start))
+    _, found = jax.lax.scan(segment, carried, length=points)
+    return found
 
 
 def read_images(directions: Array, mixtures: Mixtures) -> Array:
@@ -200,8 +217,10 @@ def cocktail_party(
 
     Returns:
       The attack. Its loss is that of the unmixing, which no truth is held against. Its
-      ``numbers`` have ``gradient_rank``. Labels are those of the batch; which image has
-      which is not known.
+      ``numbers`` have ``gradient_rank``, its ``info`` the losses and the snapshots of
+      the restart that is returned (`kljax.attacks.descend`): what would have been
+      returned after fewer steps, be its loss lower or not. Labels are those of the
+      batch; which image has which is not known.
 
     Raises:
       ValueError: for an optimiser, anything but the gradient of one step, a network
@@ -213,6 +232,7 @@ def cocktail_party(
     layer = _check(setting, layer)
     weights = _weights(decorrelation, variation, sharpness)
     _check_descent(steps, restarts, learning_rate)
+    points = check_points(steps, restarts, None, setting.snapshots)
     shape, examples = setting.task.image_shape, setting.threat.knowledge.examples
     labels = settled_labels(setting, NAME)
 
@@ -238,17 +258,23 @@ def cocktail_party(
                 weights,
                 learning_rate=learning_rate,
                 steps=steps,
+                points=points,
             )
 
+        def read(directions: Array) -> Array:
+            return read_images(directions, mixtures).reshape(examples, *shape)
+
         found, losses = jax.lax.map(search, jax.random.split(rng, restarts))
-        best = jnp.argmin(infinite_if_broken(losses))
-        images = read_images(found[best], mixtures)
+        best = jnp.argmin(infinite_if_broken(losses[:, -1]))
+        found, losses = found[best], losses[best]
+        snapshots = jax.lax.map(read, found) if setting.snapshots else None
         said = jnp.all(jnp.isfinite(gradient)) & (mixtures.rank > 0)
         return Reconstruction(
-            inputs=images.reshape(examples, *shape),
+            inputs=read(found[-1]),
             labels=labels(rng, view),
-            loss=losses[best],
-            finite=said & jnp.isfinite(losses[best]),
+            loss=losses[-1],
+            finite=said & jnp.isfinite(losses[-1]),
+            info=on_the_way(losses, steps, snapshots),
             numbers={
                 "gradient_rank": mixtures.rank,
                 "evaluations": jnp.asarray(steps * restarts),

@@ -128,6 +128,7 @@ class Contents(NamedTuple):
       gallery: reconstructions.
       victims: all that was tried on each; the first of them.
       convergence: figure of losses and scores on the way; None where none are kept.
+      convergence_notes: why some attacks have no curve there.
       against: another study, held against this one; None for none.
       failures: of cells that are not finished.
       sweep: the sweep file.
@@ -162,6 +163,7 @@ class Contents(NamedTuple):
     gallery: Gallery
     victims: Victims
     convergence: Figure | None
+    convergence_notes: list[str]
     against: Against | None
     failures: list[dict[str, Any]]
     sweep: str
@@ -253,7 +255,8 @@ def make_contents(
         matrices=make_matrices(study, pools, arrangement),
         gallery=gallery,
         victims=make_victims(study, pools, axes),
-        convergence=draw_convergence(recorded, arm_axis(axes).labels),
+        convergence=draw_convergence(recorded.curves, arm_axis(axes).labels),
+        convergence_notes=recorded.notes,
         against=against,
         failures=open_failures,
         sweep=sweep_to_toml(manifest.get("sweep", {})),
@@ -306,9 +309,15 @@ def _commands(
     for option, given in (("--rows", rows), ("--columns", columns)):
         words += [option, *given] if given else []
     words += ["--value", value] if value is not None else []
-    words += ["--runs", *map(str, runs)] if runs else []
-    words += ["--against", str(other.folder)] if other is not None else []
+    words += ["--runs", *(_named(run, study) for run in runs)] if runs else []
+    words += ["--against", _named(other.folder, study)] if other is not None else []
     return [
         shlex.join(["kljax", "sweep", "sweep.toml", "--out", study.folder.name]),
         shlex.join(words),
     ]
+
+
+def _named(folder: Path | str, study: Study) -> str:
+    """Names a folder as seen from where the study is, without what lies above."""
+    own, beside = Path(folder).resolve(), study.folder.resolve().parent
+    return str(own.relative_to(beside)) if own.is_relative_to(beside) else own.name

@@ -4,15 +4,16 @@ A curve is the middle of a pool's victims, each with the best candidate it had b
 what the attacker would have returned. The score beside it is known to the scorer alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from kljax.attacks.presets import PRESETS
 from kljax.core.files import DamagedFile
 from kljax.metrics import COLUMNS, Column
 from kljax.studies import store
-from kljax.studies.convergence import Convergence, read_convergence
+from kljax.studies.convergence import read_convergence
 from kljax.studies.reports.axes import Axis, arm_axis
 from kljax.studies.reports.figures import Figure, Style, draw_panels
 from kljax.studies.reports.pools import Pool
@@ -48,25 +49,41 @@ class Curve(NamedTuple):
     floor: float | None = None
 
 
+class Recorded(NamedTuple):
+    """What the searches of a study recorded on their way.
+
+    Attributes:
+      curves: of every pool whose cells have kept any.
+      notes: why the others have none, a sentence for each attack.
+    """
+
+    curves: list[Curve]
+    notes: list[str]
+
+
 def make_convergence(
     study: Study, pools: Sequence[Pool], axes: dict[str, Axis]
-) -> list[Curve]:
-    """Makes a curve of every pool whose cells have kept what their searches recorded.
+) -> Recorded:
+    """Makes the curves of a study; cells without reconstructions are passed over.
 
     Of several inputs there are curves of the primary one alone. Victims whose loss is
     not finite at a point are left out there.
     """
     arm = arm_axis(axes).name
-    curves = []
+    curves, without = [], []
     for pool in pools[:MOST]:
         if not len(pool.rows) or pool.input != pool.first_row.get("input"):
             continue
-        found = list(_convergences(study, pool))
+        kept = list(_kept(study, pool))
+        if not kept:
+            continue
+        found = [one for one in map(read_convergence, kept) if one is not None]
         # Cells of a pool differ in their seed; one may have kept other points.
         found = [
             one for one in found if one.losses.shape[1:] == found[0].losses.shape[1:]
         ]
         if not found:
+            without.append(pool)
             continue
         scores = [one.scores for one in found]
         scored = all(one is not None for one in scores)
@@ -83,7 +100,18 @@ def make_convergence(
                 _best_floor(pool),
             )
         )
-    return curves
+    attacks = dict.fromkeys(
+        cell["config"]["attack"] for pool in without for cell in pool.cells
+    )
+    return Recorded(curves, [no_curve(attack) for attack in attacks])
+
+
+def no_curve(attack: str) -> str:
+    """Says in a sentence why an attack has no curve, by its name."""
+    known = PRESETS.get(attack)
+    why = known.no_curve if known is not None else ""
+    default = "recorded no losses on its way, as the drivers of kljax do"
+    return f"{attack} has no curve: it {why or default}."
 
 
 def _best_floor(pool: Pool) -> float | None:
@@ -109,15 +137,14 @@ def _by_image(scores: np.ndarray) -> np.ndarray:
     return np.moveaxis(scores, 2, 1).reshape(-1, scores.shape[1])
 
 
-def _convergences(study: Study, pool: Pool) -> Iterator[Convergence]:
+def _kept(study: Study, pool: Pool) -> Iterator[Mapping[str, np.ndarray]]:
     for cell in pool.cells:
         try:
             arrays = store.read_reconstructions(study, cell["id"])
         except DamagedFile:  # the gallery names it
             continue
-        found = None if arrays is None else read_convergence(arrays)
-        if found is not None:
-            yield found
+        if arrays is not None:
+            yield arrays
 
 
 def draw_convergence(

@@ -111,7 +111,8 @@ def _results(contents: Contents) -> list[str]:
     parts += ["### How to read it", "\n".join(reading)]
     parts.append("\n".join(f"- {_safe(note)}" for note in contents.notes))
     figures = contents.distributions, contents.trends, contents.convergence
-    return [*parts, *map(_figure, figures)]
+    notes = "\n".join(f"- {_safe(note)}" for note in contents.convergence_notes)
+    return [*parts, *map(_figure, figures), notes]
 
 
 def _against(against: Against, kinds: Sequence[str]) -> str:

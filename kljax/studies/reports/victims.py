@@ -16,7 +16,7 @@ from kljax.metrics import COLUMNS
 from kljax.studies import store
 from kljax.studies.convergence import Convergence, read_convergence
 from kljax.studies.reports.axes import WHO, Axis, arm_axis
-from kljax.studies.reports.convergence import Curve, draw_convergence
+from kljax.studies.reports.convergence import Curve, draw_convergence, no_curve
 from kljax.studies.reports.figures import Figure
 from kljax.studies.reports.gallery import (
     IMAGES,
@@ -44,6 +44,7 @@ class Attempt(NamedTuple):
       facts: what rows say of the upload: name -> value in words.
       scores: primary score of each example; None where it is not finite.
       recovered: how many of the examples count as recovered.
+      attack: by its name.
       curve: loss, and score, after so many evaluations; None where none was kept.
       strip: snapshots, the last is what was found; none where none are kept.
       frames: [P, B, H, W, C] all snapshots, for a moving picture; None as `strip`.
@@ -54,6 +55,7 @@ class Attempt(NamedTuple):
     facts: dict[str, str]
     scores: tuple[float | None, ...]
     recovered: int
+    attack: str
     curve: Curve | None
     strip: tuple[Snapshot, ...]
     frames: np.ndarray | None
@@ -94,6 +96,12 @@ class Victim(NamedTuple):
         best = max(self.floors.values(), default=None)
         curves = [a.curve._replace(floor=best) for a in self.attempts if a.curve]
         return draw_convergence(curves, self.arms)
+
+    @property
+    def no_curves(self) -> list[str]:
+        """Says why attempts have no curve, a sentence for each attack."""
+        attacks = dict.fromkeys(a.attack for a in self.attempts if a.curve is None)
+        return [no_curve(attack) for attack in attacks]
 
 
 class Victims(NamedTuple):
@@ -223,6 +231,7 @@ def _attempt(
         _facts(rows[0]),
         tuple(known(row[pool.primary]) for row in rows),
         sum(row["outcome"] == "recovered" for row in rows),
+        rows[0]["attack"],
         curve,
         strip,
         frames,
