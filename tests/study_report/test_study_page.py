@@ -164,3 +164,42 @@ def test_it_can_be_seen_by_day_and_by_night(page):
         # Not blank: there is paper, and something is written on it.
         assert (np.abs(picture - np.median(picture)) > 60).mean() > 0.01
     assert np.median(pictures["day"]) > 240 > 60 > np.median(pictures["night"])
+
+
+LOOK = """<script>
+addEventListener("load", () => {
+  const right = (one) => Math.round(one.getBoundingClientRect().right);
+  const cut = (one) => [...one.querySelectorAll("td, img")].some(
+    (part) => right(part) > innerWidth);
+  const ranked = document.getElementById("ranking-1");
+  const figures = [...document.querySelectorAll(".plot")];
+  parent.postMessage(JSON.stringify({
+    ranked: cut(ranked), figures: figures.filter(cut).length,
+    count: document.querySelector(".count").hidden,
+    names: [...ranked.querySelectorAll("td")].map((one) => one.dataset.name),
+    points: document.getElementById("points").textContent,
+  }), "*");
+});
+</script>"""
+
+
+def test_rankings_and_figures_are_not_cut_off_on_a_phone(page):
+    """But for a figure of three panels, which is scrolled."""
+    inner, frame = (page.with_name(f"{name}.html") for name in ("look", "look-frame"))
+    inner.write_text(page.read_text().replace("</body>", f"{LOOK}</body>"))
+    frame.write_text(FRAME % (inner.name, 400))
+    dom = browse(frame, "--dump-dom", "--virtual-time-budget=5000")
+    found = re.search('<pre id="found">(.*?)</pre>', dom, re.S)
+    found = json.loads(html.unescape(found.group(1)))
+    assert found["ranked"] is False and found["figures"] == 0
+    assert found["count"] is True  # nothing is filtered yet
+    # No line ends within an interval, or between a number and its unit.
+    intervals = re.findall(r"\[[^\]]*,[^\]]*\]", found["points"])
+    assert intervals and not any(" " in one for one in intervals)
+    assert any("[95\xa0%]" in name for name in found["names"])
+
+
+def test_on_paper_headers_are_repeated_and_victims_pages_are_not_kept_whole(page):
+    style = page.read_text().partition("@media print")[2].partition("</style>")[0]
+    assert "table-row-group" not in style and "attr(data-name)" in style
+    assert ".scroll:not(.tall)" in style and ".of-victim .scroll" in style

@@ -4,6 +4,7 @@ Matplotlib is imported where something is drawn.
 """
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,6 +65,14 @@ class Figure(NamedTuple):
     note: str
     light: bytes
     dark: bytes
+
+    @property
+    def width(self) -> str:
+        """Reads how wide it is, in CSS."""
+        found = re.search(rb'width="([\d.]+pt)"', self.light)
+        if found is None:
+            raise AssertionError(f"figure {self.name} has no width")
+        return found[1].decode()
 
 
 class Style(NamedTuple):

@@ -42,7 +42,9 @@ document.querySelectorAll("table.filterable").forEach((table) => {
         default: return have === number;
       }
     }
-    return cell.textContent.toLowerCase().includes(wanted);
+    // What is typed has plain spaces.
+    const text = cell.textContent.replaceAll("\u00a0", " ");
+    return text.toLowerCase().includes(wanted);
   }
 
   function apply() {
@@ -53,7 +55,9 @@ document.querySelectorAll("table.filterable").forEach((table) => {
       line.hidden = !fit;
       shown += fit;
     });
-    count.textContent = shown + " of " + lines.length + " lines";
+    const filtered = wanted.some((text) => text);
+    count.hidden = !filtered;
+    count.textContent = filtered ? shown + " of " + lines.length + " lines" : "";
   }
 
   function order(cell) {
@@ -63,6 +67,7 @@ document.querySelectorAll("table.filterable").forEach((table) => {
   heads.forEach((head, n) => {
     const button = document.createElement("button");
     button.type = "button";
+    head.dataset.name = head.textContent;
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {

@@ -18,6 +18,7 @@ from kljax.studies.reports.verdicts import Outcomes
 from kljax.studies.sentences import split_by_truth
 
 HERE = Path(__file__).parent
+NO_BREAK = "\xa0"  # a space at which no line ends
 
 
 def to_page(contents: Contents) -> str:
@@ -49,6 +50,7 @@ def _environment() -> jinja2.Environment:
         "svg": _svg,
         "lines": str.splitlines,
         "breakable": breakable,
+        "narrow": narrow,
         "split_by": split_by_truth,
         "capitalised": capitalised,
         "emphasised": emphasised,
@@ -92,9 +94,25 @@ def outcome_shares(outcomes: Outcomes) -> list[tuple[str, float, float]]:
 
 
 def breakable(text: str) -> markupsafe.Markup:
-    """Escapes a text, and lets long names break after a slash."""
-    safe = str(markupsafe.escape(text))
-    return markupsafe.Markup(re.sub("/(?=[A-Za-z])", "/<wbr>", safe))
+    """Escapes a text, and says where a line of it may end.
+
+    It may after a slash within a name, and after the comma between two words; it may
+    not within an interval, or before a unit.
+    """
+    safe = str(markupsafe.escape(_bound(text)))
+    safe = re.sub("/(?=[A-Za-z])", "/<wbr>", safe)
+    return markupsafe.Markup(re.sub(", (?=[A-Za-z])", ", <wbr>", safe))
+
+
+def narrow(text: str) -> str:
+    """Lets the name of a column break where it stands in a few letters' width."""
+    return re.sub("([/_])(?=[A-Za-z])", "\\1\u200b", _bound(text))
+
+
+def _bound(text: str) -> str:
+    """Binds what is within an interval, and a unit to its number."""
+    kept = re.sub(r"\[[^\[\]]*\]", lambda found: found[0].replace(" ", NO_BREAK), text)
+    return kept.replace(" %", f"{NO_BREAK}%")
 
 
 def emphasised(text: str) -> markupsafe.Markup:
