@@ -10,13 +10,19 @@ import pytest
 from poison import differences, hidden, poisoned
 from toys import quick_jit, replace_fields, setting, threat
 
-from kljax.attacks.closed_form.attention_inputs import Probe, find_spans
+from kljax.attacks.closed_form.attention_inputs import (
+    Probe,
+    _spread,
+    find_spans,
+    over_vocabulary,
+    sample_sentences,
+)
 from kljax.attacks.closed_form.sentence_search import (
     Candidates,
     combine_candidates,
     extend_prefixes,
 )
-from kljax.attacks.closed_form.spans import deviations, find_span
+from kljax.attacks.closed_form.spans import deviations, draw_sketch, find_span
 from kljax.attacks.presets import dager, spans_of_text
 from kljax.core.targets import classes_of, sequences_of
 from kljax.core.types import Gate, Private, Public
@@ -28,6 +34,7 @@ from kljax.models.losses import cross_entropy
 from kljax.threat import View, observe
 
 V, T, D = 40, 4, 32
+RNG = jax.random.key(4)
 SIZES = {"vocabulary": V, "width": D, "depth": 2, "heads": 2}
 PIECES = [f"▁{i}" for i in range(V)]
 LOCKED = "blocks/0/norm1"
@@ -119,6 +126,45 @@ def test_noise_on_the_columns_that_are_not_hidden_is_seen():
     spans = quick_jit(lambda g, s: find_spans((probe,), g, s, noisy=True))
     assert int(spans(grads, sampled)["x"].rank) == 3
     assert int(noisy_spans_of(part).rank) != 3  # of whom the zeros are not told
+
+
+def test_a_sketch_keeps_the_distance_to_a_span():
+    inputs, matrix = columns(5)
+    span = spans_of(matrix)
+    sketch = np.asarray(quick_jit(lambda s: draw_sketch(RNG, s, 4000))(span))
+    others = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32)
+    found = (others / np.linalg.norm(others, axis=1, keepdims=True)) @ sketch
+    distances, _ = measured(span, others)
+    np.testing.assert_allclose(np.sum(found**2, axis=1), distances**2, rtol=0.15)
+    np.testing.assert_allclose(inputs @ sketch, 0, atol=1e-4)
+    full = spans_of(columns(12)[1])
+    assert not np.any(draw_sketch(RNG, full, 3))
+
+
+# --- a whole vocabulary --------------------------------------------------------------
+
+
+def test_a_vocabulary_is_gone_through_in_chunks():
+    shapes = []
+
+    def seen(sentences):
+        shapes.append(sentences.shape)
+        return jnp.stack([sentences[:, 0], jnp.sum(sentences, axis=1)], axis=1)
+
+    found = over_vocabulary(seen, 1100, 3)
+    np.testing.assert_array_equal(found, [[n, 3 * n] for n in range(1100)])
+    assert set(shapes) == {(512, 3)}
+
+
+def test_of_many_tokens_some_are_sampled_at_each_place_in_turn():
+    sentences = np.asarray(sample_sentences(100, 3, 5))
+    np.testing.assert_array_equal(sentences, [[11 * n] * 3 for n in range(10)])
+    np.testing.assert_array_equal(sample_sentences(4, 2, 5)[:, 0], [0, 1, 2, 3])
+    fed = np.arange(10 * 3 * 5).reshape(10, 3, 5)
+    spread = _spread(jnp.asarray(fed))
+    np.testing.assert_array_equal(spread, [fed[n, n % 3] for n in range(10)])
+    few = _spread(jnp.asarray(fed[:9]))
+    np.testing.assert_array_equal(few, fed[:9].reshape(27, 5))
 
 
 # --- searches, with a test that is a table -------------------------------------------

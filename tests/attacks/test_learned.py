@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.optimize import linear_sum_assignment
+from tiny_studies import quick_compilation
 from toys import quick_jit, random_weights, replace_fields, setting, threat
 from victims import digits
 
@@ -145,7 +146,8 @@ def caught(shuffled=False):
         return Learned(args[1], *4 * [jnp.zeros(1)])
 
     options = {"width": 6, "hashed": 3, "uploads": 4, "learning_rate": 0.1}
-    with mock.patch("kljax.attacks.presets.inverters.descend_on_batches", catch):
+    name = "kljax.attacks.presets.inverters.descend_on_batches"
+    with mock.patch(name, catch), quick_compilation():
         found = learn_inverter(
             ground(2),
             made_up,
@@ -158,10 +160,15 @@ def caught(shuffled=False):
     return SimpleNamespace(**given[0].arguments), found
 
 
+@functools.cache
+def draw_batch(shuffled=False):
+    return quick_jit(caught(shuffled)[0].draw_batch)
+
+
 def test_no_upload_is_simulated_twice_and_those_held_out_are_of_other_examples():
     parts, _ = caught()
     assert (parts.steps, parts.points) == (8, 20)
-    batches = [quick_jit(parts.draw_batch)(n) for n in range(3)]
+    batches = [draw_batch()(n) for n in range(3)]
     for entries, images in batches:
         assert entries.shape == (4, 5) and images.shape == (4, 2, *SHAPE)
         assert np.max(images) < 1
@@ -171,9 +178,7 @@ def test_no_upload_is_simulated_twice_and_those_held_out_are_of_other_examples()
 
 
 def test_the_control_has_the_images_of_another_upload():
-    (entries, images), (same, others) = (
-        quick_jit(caught(shuffled)[0].draw_batch)(1) for shuffled in (False, True)
-    )
+    (entries, images), (same, others) = draw_batch()(1), draw_batch(shuffled=True)(1)
     np.testing.assert_array_equal(entries, same)
     for place in range(4):
         np.testing.assert_array_equal(others[place], images[place - 1])
@@ -182,7 +187,7 @@ def test_the_control_has_the_images_of_another_upload():
 def test_its_error_is_that_of_a_slow_form():
     """Standardised and hashed entries, through three layers, in the better order."""
     parts, found = caught()
-    entries, images = (np.asarray(x) for x in quick_jit(parts.draw_batch)(0))
+    entries, images = (np.asarray(x) for x in draw_batch()(0))
     order, signs = (np.asarray(x) for x in deal(5))
     layers = [[np.asarray(x) for x in layer] for layer in parts.weights]
     assert [kernel.shape for kernel, _ in layers] == [(3, 6), (6, 6), (6, 128)]
