@@ -215,6 +215,7 @@ def test_images_get_their_sign_and_length_as_a_slow_form_has_it():
     assert np.min(wanted) == 0 and np.max(wanted) == 1
 
 
+@pytest.mark.slow
 def test_of_restarts_the_lowest_loss_wins_and_none_that_broke(monkeypatch):
     """Losses at the end are made up: the first entry of the start, NaN for the lowest.
 

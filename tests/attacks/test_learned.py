@@ -177,6 +177,7 @@ def test_no_upload_is_simulated_twice_and_those_held_out_are_of_other_examples()
     assert len(np.unique(entries.round(5), axis=0)) == len(entries)
 
 
+@pytest.mark.slow
 def test_the_control_has_the_images_of_another_upload():
     (entries, images), (same, others) = draw_batch()(1), draw_batch(shuffled=True)(1)
     np.testing.assert_array_equal(entries, same)

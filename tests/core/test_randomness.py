@@ -6,6 +6,7 @@ what was drawn.
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,17 +16,36 @@ from begun_runs import RUN, UPLOADS, begin, study
 from outside_package import DroppingBehindNorms
 from recorded_draws import name, recorded_draws
 from tiny_studies import quick_compilation
-from toys import random_images
+from toys import quick_jit, random_images, setting, threat, toy_model
 
+from kljax.attacks.architectures import Space
+from kljax.attacks.generators import init_image_branch, init_label_branch
+from kljax.attacks.presets.inverters import draw_layers
+from kljax.attacks.rearranging import propose
+from kljax.attacks.untrained import untrained_images
 from kljax.core.randomness import FIXED, derive_rng, fixed_rng
+from kljax.core.types import Private, Public
 from kljax.data.augmentation import crop_and_flip
-from kljax.defences import at_update, chain, gaussian_noise, keylock
+from kljax.defences import (
+    Context,
+    at_update,
+    chain,
+    gates_by_passports,
+    gaussian_noise,
+    keylock,
+    none,
+    outpost,
+    quantise,
+    slice_noise,
+    transform_images,
+)
 from kljax.defences.lock import key_lock
 from kljax.federated import rounds as rounds_
 from kljax.federated.algorithms import fedavg, new_private_key
 from kljax.federated.clients import Batches
-from kljax.models import from_nnx
+from kljax.models import from_nnx, uniform
 from kljax.models.losses import cross_entropy
+from kljax.models.redrawing import redrawn
 from kljax.parallel import Layout, map_victims
 from kljax.studies import training
 from kljax.studies.builder import run_setup
@@ -70,6 +90,79 @@ def test_fixed_draws_are_no_studys():
     root = jax.random.key(0)
     families = {name(derive_rng(root, PURPOSES, p)) for p in PURPOSES}
     assert len(fixed) == len(FIXED) and not fixed & families
+
+
+# --- parts ------------------------------------------------------------------------
+
+
+GRADS = Public({"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
+
+
+def of_context():
+    """What a release may ask for, of a gradient that is made up."""
+
+    def gradient(inputs, targets):
+        del targets
+        found = {"a": inputs[0] * np.ones((2, 3), np.float32), "b": inputs[:4] ** 2}
+        return SimpleNamespace(public=Public(found))
+
+    inputs = np.ones(5, np.float32)
+    return Context(GRADS, {}, inputs, np.ones((1, 3), np.float32), gradient)
+
+
+def released(defence):
+    state = defence.init_state(GRADS)
+    return lambda rng: defence.release(rng, state, GRADS, of_context())[0]
+
+
+def untrained(architecture):
+    space = Space((4, 4, 1), channels=8, scales=1, kernel=3, narrowest=8)
+    chosen = space.usual() if architecture else None
+    unknown = untrained_images(setting(threat(), none()), space, chosen)
+    return lambda rng: unknown.start(rng, None)
+
+
+SITES = "a", "b"
+DRAWN = {
+    "untrained networks": untrained(architecture=False),
+    "of one architecture": untrained(architecture=True),
+    "branches of GRNN": lambda rng: init_image_branch(rng, 3, 2, 1),
+    "a branch for labels": lambda rng: init_label_branch(rng, 3, 2),
+    "layers of an inverter": lambda rng: draw_layers(rng, (3, 4, 2)),
+    "orders of tokens": lambda rng: propose(rng, 5, 6, 8),
+    "a key-lock": lambda rng: keylock(key_lock(SITES, (2, 3), size=4)).init(rng, {}),
+    "passports": lambda rng: gates_by_passports(SITES, widths=(2, 3), size=4).init(
+        rng, {}
+    ),
+    "policies": lambda rng: transform_images(((3, 1), (7,))).draw_private(
+        rng, Private(), 2
+    ),
+    "weights of a network": redrawn(toy_model(), uniform(0.5)).init,
+    "noise": released(gaussian_noise(0.1)),
+    "noise twice": released(chain(gaussian_noise(0.1), gaussian_noise(0.1))),
+    "rounding": released(quantise(2, mode="stochastic")),
+    "a schedule": released(outpost()),
+    "slices": released(slice_noise(3, 1, 0.1)),
+}
+
+
+@pytest.mark.slow
+def test_no_part_uses_a_random_key_twice():
+    """All parts, each from a random key of its own, in one program."""
+    with recorded_draws() as seen:
+        rngs = [jax.random.key(number) for number in range(len(DRAWN))]
+        seen.take()
+
+        @quick_jit
+        def everything(rngs):
+            return [draw(rng) for draw, rng in zip(DRAWN.values(), rngs, strict=True)]
+
+        everything(rngs)
+        drawn = seen.take()
+    assert drawn.used_twice() == []
+    # And every part has drawn.
+    of_parts = {drawn.ancestors(key)[-1] for key in drawn.keys}
+    assert of_parts == {name(rng) for rng in rngs}
 
 
 # --- rounds ----------------------------------------------------------------------
