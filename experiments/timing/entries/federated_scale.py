@@ -26,7 +26,7 @@ class Growth(NamedTuple):
     round: Work
 
 
-WORK = Growth((64, 512, 4096), ROUNDS["fl-lenet-b10"])
+WORK = Growth((64, 512, 10_000), ROUNDS["fl-lenet-b10"])
 
 
 def grow(options, work):
@@ -79,7 +79,7 @@ def grow(options, work):
 ENTRIES = (
     Entry(
         "fl-scale",
-        "FedKL with 64, 512 and 4,096 clients, LeNet, at the same chunk: s per client, "
+        "FedKL with 64, 512 and 10,000 clients, LeNet, at the same chunk: s per client, "
         "device memory, private state on the host; no peers",
         grow,
         WORK,
