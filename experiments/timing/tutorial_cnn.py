@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from kljax.models import uniform
+from kljax.models import max_pool, uniform
 
 
 class TutorialCNN(nnx.Module):
@@ -33,7 +33,7 @@ class TutorialCNN(nnx.Module):
         """Maps images [B, 32, 32, 3] to logits [B, Kc]."""
         x = images
         for conv in (self.conv1, self.conv2):
-            x = nnx.max_pool(jax.nn.relu(conv(x)), (2, 2), strides=(2, 2))
+            x = max_pool(jax.nn.relu(conv(x)), (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for dense in (self.fc1, self.fc2):
             x = jax.nn.relu(dense(x))

@@ -13,6 +13,7 @@ from kljax.models.model import feeding_layers, from_nnx, site_widths
 from kljax.models.norm_layers import NORMS
 from kljax.models.normalisation import FEDKL_STATISTICS, ChannelStatistics, normalised
 from kljax.models.perceptron import Perceptron
+from kljax.models.pooling import avg_pool, max_pool
 from kljax.models.pretrained import load_pretrained
 from kljax.models.pytorch import from_torch, tensors_from_torch
 from kljax.models.redrawing import redrawn
@@ -38,6 +39,8 @@ __all__ = [
     "feeding_layers",
     "value_shape",
     "layers_behind",
+    "max_pool",
+    "avg_pool",
     "normalised",
     "redrawn",
     "ChannelStatistics",

@@ -48,8 +48,12 @@ CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 # convolutions with no more channels than this on both sides, and is fast from so many
 # features on.
 FEW, ENOUGH = 16, 24
-# Below so many channels four columns at least: its innermost loop is over channels.
-THIN = 8
+# Numbers of channels with which it is slow below `MORE` features: five to ten times
+# with the last two, such as three colours.
+THIN, ODD, MORE = (1, 3, 5), (3, 5), 36
+# Features below which the gradient in the kernel wants columns side by side, too, and
+# convolutions behind so many channels do not.
+SLIM = 8
 # Examples from which on the gradient in the kernel is a convolution.
 MANY = 8
 # What a strided gradient may cost in multiplications by zero.
@@ -132,13 +136,12 @@ def _convolve_in_groups(images, kernel, strides, padding, precision):
 
 
 def _group(channels, features, columns):
-    """Chooses how many columns of a result count as one."""
-    if max(channels, features) > FEW:
+    """Chooses how many columns of a result count as one; it divides their number."""
+    enough = MORE if channels in THIN else ENOUGH
+    if channels > FEW or features >= (enough if channels in ODD else FEW + 1):
         return 1
-    group = 4 if channels < THIN else 2
-    while group * features < ENOUGH:
-        group *= 2
-    return math.gcd(group, columns)
+    least = max(2, -(-enough // features))
+    return next((n for n in range(least, 3 * least) if columns % n == 0), 1)
 
 
 def _image_gradient_form(grads, kernel, *, geometry):
@@ -222,7 +225,7 @@ def _kernel_gradient_form(images, grads, *, geometry):
     (height, width), (sh, sw) = geometry.kernel, geometry.strides
     count, rows, columns, features = grads.shape
     # Examples take the place of channels.
-    group = _group(count, features, columns)
+    group = _group(min(count, FEW) if features < SLIM else count, features, columns)
     grads = grads.reshape(count, rows, columns // group, group * features)
     w = lax.conv_general_dilated(
         images.transpose(3, 1, 2, 0),

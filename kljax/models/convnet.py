@@ -13,6 +13,7 @@ from kljax.core.types import Array, Path
 from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, torch_uniform
 from kljax.models.norm_layers import norms
+from kljax.models.pooling import max_pool
 from kljax.models.vgg import Layer
 
 MULTIPLES = (1, 2, 2, 4, 4, 4, 4, 4)  # of the width: channels of each convolution
@@ -91,5 +92,5 @@ class ConvNet(nnx.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i in POOLED:
-                x = nnx.max_pool(x, (3, 3), strides=(3, 3))
+                x = max_pool(x, (3, 3), strides=(3, 3))
         return self.fc(x.reshape(x.shape[0], -1))

@@ -15,6 +15,7 @@ from kljax.core.types import Array, Path
 from kljax.models.calling import check_shape
 from kljax.models.initialisers import Initialiser, kaiming, normal
 from kljax.models.norm_layers import Norms, norms
+from kljax.models.pooling import max_pool
 
 # (convolutions, channels) of each stage; a max-pool ends it
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -169,7 +170,7 @@ class VGG(nnx.Module):
             for i in range(done, done + count):
                 x = self.layers[i](x)
             done += count
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x, (2, 2), strides=(2, 2))
         x = jnp.reshape(x, (x.shape[0], -1))
         for i, layer in enumerate(self.hidden):
             x = self.activation(layer(x))

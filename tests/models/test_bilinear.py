@@ -29,6 +29,8 @@ CASES = {
     "stride skips the rest": ((2, 8, 9, 2), (3, 3), 3, (2, 2), "VALID"),
     "odd side, even stride": ((9, 7, 9, 4), (5, 5), 5, (2, 2), ((2, 2), (1, 2))),
     "unequal padding": ((9, 6, 6, 4), (3, 3), 5, (1, 1), ((0, 2), (2, 0))),
+    "three colours, more features than few": ((1, 4, 6, 3), (3, 3), 20, (1, 1), "SAME"),
+    "many examples, few features": ((FEW + 1, 7, 8, 2), (3, 3), 6, (1, 1), "SAME"),
     "mostly zeros": ((2, 9, 9, 3), (3, 3), 4, (2, 2), "SAME"),
 }
 
@@ -281,3 +283,31 @@ def test_larger_precision_is_kept_for_the_derivatives():
         e.params["geometry"].precision for e in jaxpr.eqns if "geometry" in e.params
     ]
     assert found and set(found) == {"highest"}
+
+
+@pytest.mark.parametrize(
+    ("images", "features", "kernel"),
+    [
+        # Three colours: 36 features at least, of a number of columns that divides all.
+        ((1, 32, 32, 3), 6, "5x11x3x42"),
+        ((1, 20, 20, 3), 12, "5x8x3x48"),
+        ((1, 20, 20, 3), 20, "5x6x3x40"),
+        ((1, 20, 20, 3), 36, "5x5x3x36"),
+        # Elsewhere 24, and none side by side where channels or features are enough.
+        ((1, 14, 14, 6), 16, "5x6x6x32"),
+        ((1, 14, 14, 6), 20, "5x5x6x20"),
+        ((1, 14, 14, FEW + 1), 6, f"5x5x{FEW + 1}x6"),
+        # Seven columns, of which two or three are not a divisor.
+        ((1, 11, 11, 12), 12, "5x5x12x12"),
+    ],
+)
+def test_columns_side_by_side_are_as_many_as_the_library_wants(
+    images, features, kernel
+):
+    geometry = Geometry((1, 1), ((0, 0), (0, 0)), images[1:3], (5, 5))
+    filters = np.ones((5, 5, images[-1], features), np.float32)
+    program = jax.jit(lambda x, k: convolve(x, k, geometry)).lower(
+        np.ones(images, np.float32), filters
+    )
+    line = next(x for x in program.as_text().splitlines() if "convolution(" in x)
+    assert f"tensor<{kernel}xf32>" in line

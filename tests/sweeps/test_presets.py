@@ -21,8 +21,8 @@ EXPECTED = {
     "ablation": (132, 216, 156, 132),
     # 20 of one arm, 4 of the other
     "averages": (24, 16, 0, 24),
-    # 2 networks x 2 states x 2 ways to observe x 3 attacks x 23 arms, 2 of one noise
-    "benchmark": (552, 0, 0, 528),
+    # 2 networks x 2 states x 2 attacks x 23 arms, 2 of one noise
+    "benchmark": (184, 0, 0, 176),
     # 2 uploads x 4 states x 3 attacks x 12 arms, two of noise alike
     "benchmark_trained": (288, 0, 0, 264),
     # 4 ways to observe x 4 arms, two of noise alike

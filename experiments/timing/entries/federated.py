@@ -68,9 +68,9 @@ class Work(NamedTuple):
 # ResNet-20 on batches of ten is chaotic: from step to step a difference grows tenfold,
 # and after five PyTorch's two sets of kernels, at the same weights and batches, are
 # half a round apart (0.46 for two clients, rate 0.05). So one step of each client is
-# compared there, with all the rest of the round. The CNN has kinks (ReLU, max-pool), and
-# rounding decides on which side of one an example is: from PyTorch's aggregate ours is
-# 2e-4 apart after one step of 100 clients, 4e-4 after 4, 1e-3 after 12, 1e-2 after all 40.
+# compared there, with all the rest of the round. The CNN has kinks (ReLU, max-pool),
+# and rounding decides on which side of one an example is: from PyTorch's aggregate
+# ours is 2e-4 apart after one step of 100 clients, 4e-4 after 4, 1e-2 after 40.
 WORK = {
     "fl-lenet-b10": Work("lenet", 64, 10, 10, checked=10, tolerance=1e-4),
     "fl-lenet-b32": Work("lenet", 64, 10, 32, checked=10, tolerance=1e-4),

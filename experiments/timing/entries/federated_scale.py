@@ -79,8 +79,8 @@ def grow(options, work):
 ENTRIES = (
     Entry(
         "fl-scale",
-        "FedKL with 64, 512 and 10,000 clients, LeNet, at the same chunk: s per client, "
-        "device memory, private state on the host; no peers",
+        "FedKL with 64, 512 and 10,000 clients, LeNet, at the same chunk: s per "
+        "client, device memory, private state on the host; no peers",
         grow,
         WORK,
         Growth((2, 4), shrunken(WORK.round)),

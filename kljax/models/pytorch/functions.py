@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from kljax.core.types import Array
+from kljax.models import pooling
 from kljax.models.pytorch.pictures import Picture, first, last
 
 # --- what an option may be ----------------------------------------------------------
@@ -138,7 +138,7 @@ def max_pool(
     """Takes the largest of each window: [B, H, W, C] to [B, H', W', C]."""
     del dilation, ceil_mode, return_indices
     size, pads = pair(kernel_size), tuple((p, p) for p in pair(padding))
-    return nnx.max_pool(input, size, pair(stride or size), pads)
+    return pooling.max_pool(input, size, pair(stride or size), pads)
 
 
 def avg_pool(
@@ -148,7 +148,7 @@ def avg_pool(
     """Takes the mean of each window: [B, H, W, C] to [B, H', W', C]."""
     del ceil_mode, divisor_override
     size, pads = pair(kernel_size), tuple((p, p) for p in pair(padding))
-    return nnx.avg_pool(input, size, pair(stride or size), pads, count_include_pad)
+    return pooling.avg_pool(input, size, pair(stride or size), pads, count_include_pad)
 
 
 def adaptive_avg_pool(input: Array, output_size) -> Array:
