@@ -31,6 +31,10 @@ LAYERS = {
     "resnet20-2": (16, 32, 32, 3, 1),
     "resnet20-3": (8, 64, 64, 3, 1),
     "resnet20-halved": (32, 16, 32, 3, 2),
+    # Of PyTorch's tutorial, but for its padding; and a first layer of 32 features.
+    "tutorial-1": (32, 3, 6, 5, 1),
+    "tutorial-2": (14, 6, 16, 5, 1),
+    "colours-to-32": (32, 3, 32, 3, 1),
 }
 
 
