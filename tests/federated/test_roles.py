@@ -18,11 +18,13 @@ from test_rounds import (
 from tiny_studies import quick_compilation
 from toys import toy_model
 
+from kljax.core.randomness import derive_rng
 from kljax.core.types import Output, Public
 from kljax.data.triggers import TRIGGERS, make_trigger, patch
 from kljax.federated import evaluation
 from kljax.federated.aggregation import coordinate_median, krum
 from kljax.federated.algorithms import fedavg
+from kljax.federated.cast import ROLE_PURPOSES, cast_of
 from kljax.federated.clients import Batches, Upload
 from kljax.federated.role_texts import parse_roles
 from kljax.federated.roles import (
@@ -121,6 +123,32 @@ def test_a_patch_is_white_in_the_lower_right_corner():
 
 
 # --- what is sent -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_role_draws_apart_for_what_it_trains_on_and_for_what_it_sends():
+    """By name; and who has no role draws nothing."""
+
+    def batches(rng, given):
+        return given._replace(inputs=jax.random.normal(rng, given.inputs.shape))
+
+    def upload(rng, public, stats, given):
+        return given._replace(stats=jax.random.normal(rng, (3,)))
+
+    cast, given = cast_of({3: Role(batches, upload)}), some_batches()
+    sent = Upload(Public({"w": np.ones(2, np.float32)}), np.ones(3, np.float32))
+    assert cast.numbers(np.array([2, 3]), 0).tolist() == [0, 1]
+    made = cast.batches(1, RNG, given, hardened=False).inputs
+    rng = derive_rng(RNG, ROLE_PURPOSES, "batches")
+    np.testing.assert_allclose(made, jax.random.normal(rng, made.shape), atol=1e-6)
+    drawn = cast.upload(1, RNG, None, None, sent)[0].stats
+    rng = derive_rng(RNG, ROLE_PURPOSES, "upload")
+    np.testing.assert_allclose(drawn, jax.random.normal(rng, (3,)), atol=1e-6)
+    same, (unchanged, _) = (
+        cast.batches(0, RNG, given, hardened=False),
+        cast.upload(0, RNG, None, None, sent),
+    )
+    jax.tree.map(np.testing.assert_array_equal, (same, unchanged), (given, sent))
 
 
 def sent(role):
