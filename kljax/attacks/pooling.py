@@ -10,6 +10,7 @@ They have something in common, which is among the unknowns only once:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +112,16 @@ def _pooled_secret(part: Unknown, seen: Observations, count: int) -> Unknown:
     def penalty(free: PyTree) -> Array:
         return jnp.mean(jax.vmap(part.penalty)(free))
 
-    own_penalty = own and part.penalty is not None
-    return Unknown(
-        start, decode, project, read, penalty if own_penalty else part.penalty
+    def report(free: PyTree, fixed: PyTree) -> dict[str, Any]:
+        return part.report(_first(free) if own else free, _first(fixed))
+
+    return part._replace(
+        start=start,
+        decode=decode,
+        project=project,
+        read=read,
+        penalty=penalty if own and part.penalty else part.penalty,
+        report=report if part.report else None,
     )
 
 
@@ -142,7 +150,7 @@ def pooled(
       The same four for views with a leading axis [U] on every array. Candidates have
       the images [U x B, H, W, C] and targets [U x B, Kc] of all uploads, one upload
       after the other, and one secret, started from what the first upload shows.
-      Objective and prior are means over uploads.
+      Objective, prior and penalties are means over uploads.
 
     Raises:
       ValueError: if `uploads` is below 1.
@@ -163,8 +171,17 @@ def pooled(
             found = jax.vmap(part.read)(_parted(values, uploads), fixed)
             return jax.tree.map(_joined, found)
 
-        project = jax.vmap(part.project, axis_size=uploads)
-        return Unknown(start, decode, project, read, told=part.told)
+        def penalty(free: PyTree) -> Array:
+            return jnp.mean(jax.vmap(part.penalty)(free))
+
+        return part._replace(
+            start=start,
+            decode=decode,
+            project=jax.vmap(part.project, axis_size=uploads),
+            read=read,
+            penalty=penalty if part.penalty else None,
+            report=part.report and jax.vmap(part.report, axis_size=uploads),
+        )
 
     def first(part: Unknown) -> Unknown:
         def start(rng: Rng, views: View):

@@ -26,6 +26,7 @@ from kljax.attacks import (
     LABELS,
     Candidate,
     Protocol,
+    Unknown,
     Unknowns,
     descend,
     from_optax,
@@ -35,6 +36,7 @@ from kljax.attacks import (
     squared_l2,
 )
 from kljax.attacks.secrets import secret_of
+from kljax.attacks.simulation import of_each_client
 from kljax.core.types import Public
 from kljax.defences import keylock, none
 from kljax.federated.clients import local_update, one_step
@@ -182,6 +184,22 @@ def test_each_client_has_a_secret_of_its_own(lock):
         view, Candidate(truth.inputs, truth.targets, value)
     )
     assert (distance(pair) < 2e-5) == (lock == "known")
+
+
+def test_of_each_clients_secret_penalty_and_report_are_told():
+    unknown = Unknown(
+        None,
+        lambda free, fixed: free,
+        penalty=lambda free: free**2,
+        report=lambda free, fixed: {"found": free + fixed},
+    )
+    knows = of_average().threat.knowledge
+    every = of_each_client(unknown, knows)
+    free, fixed = np.float32([1, 2, 3]), np.float32([10, 20, 30])
+    assert float(every.penalty(free)) == 1 + 4 + 9
+    assert every.report(free, fixed)["found"].tolist() == [11, 22, 33]
+    silent = of_each_client(Unknown(None, lambda free, fixed: free), knows)
+    assert silent.penalty is None and silent.report is None
 
 
 @functools.cache

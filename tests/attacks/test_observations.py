@@ -12,7 +12,7 @@ from toys import quick_jit
 
 from kljax.attacks import Candidate, Unknown, Unknowns, descend, from_optax, squared_l2
 from kljax.attacks.attack import Search, no_prior
-from kljax.attacks.pooling import POOLINGS, pool_observations
+from kljax.attacks.pooling import POOLINGS, _pooled_secret, pool_observations
 from kljax.threat import Observations
 
 RNG = jax.random.key(0)
@@ -49,6 +49,25 @@ def found(view):
 def test_losses_are_put_together(pooling, expected):
     assert float(POOLINGS[pooling](jnp.array([10.0, 1.0, 3.0, 2.0]))) == expected
     assert float(POOLINGS[pooling](jnp.array([7.0]))) == 7.0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_reported_of_a_secret_is_that_of_the_first(own):
+    def penalty(free):
+        return 3 * free
+
+    def report(free, fixed):
+        return {"found": free + 10 * fixed}
+
+    part = Unknown(None, None, penalty=penalty, report=report)
+    views = Observations(None, "mean", own)
+    pooled = _pooled_secret(part, views, 2)
+    free = jnp.array([1.0, 2.0]) if own else jnp.float32(1)
+    found = pooled.report(free, jnp.array([4.0, 5.0]))
+    assert found["found"].tolist() == 41
+    assert float(pooled.penalty(free)) == (4.5 if own else 3)
+    silent = _pooled_secret(Unknown(None, None), views, 2)
+    assert silent.report is None and silent.penalty is None
 
 
 def test_noise_that_is_drawn_anew_averages_out():

@@ -156,7 +156,13 @@ def test_parts_are_started_projected_and_put_together_one_upload_after_the_other
     def decode(free, fixed):
         return free[0] * jax.numpy.ones((EXAMPLES, 1)) + fixed
 
-    part = Unknown(start, decode, lambda free: (free[0] - 7, free[1]))
+    part = Unknown(
+        start,
+        decode,
+        lambda free: (free[0] - 7, free[1]),
+        penalty=lambda free: free[0] ** 2,
+        report=lambda free, fixed: {"seen": free[0] + fixed},
+    )
     images, targets, secret = pooled(
         Unknowns(part, part, part), None, None, None, uploads=UPLOADS
     )[0]
@@ -168,6 +174,8 @@ def test_parts_are_started_projected_and_put_together_one_upload_after_the_other
         np.testing.assert_array_equal(each.project(free)[0], views - 7)
         values = np.repeat(2 * views + 0.5, EXAMPLES)[:, None]
         np.testing.assert_array_equal(each.decode(free, fixed), values)
+        assert float(each.penalty(free)) == pytest.approx(np.mean(views**2))
+        np.testing.assert_array_equal(each.report(free, fixed)["seen"], 2 * views + 0.5)
     # One lock, of the first upload, with the random key as it is.
     free, fixed = secret.start(RNG, views)
     assert free[0] == 1 and fixed == 1.5 and free[1] == jax.random.uniform(RNG)

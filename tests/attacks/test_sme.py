@@ -23,10 +23,11 @@ from toys import (
 from toys import setting as locked_setting
 from victims import CLASSES, IMAGE_SHAPE, digits, drowned, error_of, filled, ground
 
-from kljax.attacks import Candidate, Protocol
+from kljax.attacks import Candidate, Protocol, Unknown
 from kljax.attacks.objectives import cosine
 from kljax.attacks.presets import PRESETS, sme
-from kljax.attacks.presets.surrogate import Interpolated
+from kljax.attacks.presets.surrogate import Interpolated, _with_interpolation
+from kljax.attacks.secrets import Secret
 from kljax.attacks.simulation import closest_surrogate, one_step, surrogate_gradient
 from kljax.attacks.simulation.surrogate import SHARES
 from kljax.core.types import Private, Public
@@ -329,3 +330,13 @@ def test_a_secret_is_read_and_reported_by_itself():
     parts = parts_of("sme", of_two_epochs())["unknowns"].secret
     value = Interpolated(Private(), jnp.float32(0.2))
     assert parts.read(value, Private()) == value
+    part = Unknown(
+        lambda rng, view: (2.0, 5.0),
+        lambda free, fixed: free,
+        penalty=lambda free: free**2,
+        report=lambda free, fixed: {"found": free + fixed},
+    )
+    both = _with_interpolation(Secret(part, None), 0.3).unknown
+    free, fixed = both.start(jax.random.key(0), None)
+    assert both.penalty(free) == 4 and both.report(free, fixed) == {"found": 7}
+    assert parts.penalty is None and parts.report is None

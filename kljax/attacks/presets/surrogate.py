@@ -131,12 +131,19 @@ def _with_interpolation(secret: Secret, first: float) -> Secret:
     def read(value: Interpolated, fixed) -> Interpolated:
         return value._replace(secret=part.read(value.secret, fixed))
 
-    unknown = Unknown(
-        start,
-        decode,
-        project,
-        read,
-        None if part.penalty is None else lambda free: part.penalty(free[0]),
+    def penalty(free) -> Array:
+        return part.penalty(free[0])
+
+    def report(free, fixed) -> dict[str, PyTree]:
+        return part.report(free[0], fixed)
+
+    unknown = part._replace(
+        start=start,
+        decode=decode,
+        project=project,
+        read=read,
+        penalty=penalty if part.penalty else None,
+        report=report if part.report else None,
     )
     return Secret(unknown, lambda public, found: secret.gates(public, found.secret))
 

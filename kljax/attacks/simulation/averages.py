@@ -101,4 +101,11 @@ def of_each_client(unknown: Unknown, knows: Knowledge) -> Unknown:
         jax.vmap(function, axis_size=clients)
         for function in (unknown.decode, unknown.project, unknown.read)
     )
-    return Unknown(start, decode, project, read, None if penalty is None else total)
+    return unknown._replace(
+        start=start,
+        decode=decode,
+        project=project,
+        read=read,
+        penalty=None if penalty is None else total,
+        report=unknown.report and jax.vmap(unknown.report, axis_size=clients),
+    )
