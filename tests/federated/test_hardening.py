@@ -77,9 +77,8 @@ def test_stamping_is_that_of_a_slow_loop(monkeypatch):
         pair = labels[place], (labels[place] + int(further[place])) % 3
         if drawn[place] and size[pair] <= 0.25 * 2 * 4:
             stamped += 1
-            wanted[place] = (1 - mask[pair]) * images[place] + mask[pair] * pattern[
-                pair
-            ]
+            m, p = mask[pair], pattern[pair]
+            wanted[place] = (1 - m) * images[place] + m * p
     np.testing.assert_allclose(after.inputs, wanted, atol=1e-6)
     assert 3 < stamped < int(np.sum(drawn))
     np.testing.assert_array_equal(after.labels, labels)
