@@ -1,6 +1,7 @@
 """Aggregation: each rule against its slow form, alone and in whole rounds."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from kljax.federated.aggregation import (
     bulyan,
     coordinate_median,
     denoised_mean,
+    find_needs,
     geometric_median,
     krum,
     make_aggregator,
@@ -285,6 +287,25 @@ def test_a_client_that_turns_nan_is_not_aggregated(name):
     )
     assert info.excluded.tolist() == [3]
     assert_close(trainable(found), trainable(expected))
+
+
+def test_each_need_is_met_by_what_it_names_from_draws_of_its_own():
+    def seen_by(name):
+        return lambda rng, *given: (name, jax.random.key_data(rng).tolist(), *given)
+
+    rng, needs = jax.random.key(2), ("root", "clients", "rng", "validation")
+    gathered = SimpleNamespace(clients=[3, 1], loss=[5, 6], accuracy=[7, 8])
+    evidence = {name: seen_by(name) for name in ("root", "validation", "other")}
+    rule = mean()._replace(needs=needs, gathers=True)
+    found = find_needs(rule, evidence, rng, "server", gathered)
+    children = [jax.random.fold_in(rng, place) for place in range(4)]
+    drawn = [jax.random.key_data(child).tolist() for child in children]
+    assert jax.random.key_data(found.pop("rng")).tolist() == drawn[2]
+    assert found == {
+        "root": ("root", drawn[0], "server", gathered),
+        "clients": [3, 1],
+        "validation": ("validation", drawn[3], "server", gathered),
+    }
 
 
 def test_fewer_clients_than_a_rule_needs_are_refused_by_its_name():
