@@ -1,10 +1,10 @@
 """The benchmark: attacks x defences x networks x weights, ranked with intervals.
 
-    python experiments/benchmark.py [--tier night|trained|gpu|cluster]
+    python experiments/benchmark.py [--tier first|trained|gpu|cluster]
         [--out runs/benchmark] [--hours 12] [--page experiments/benchmark.md]
 
-A tier is a sweep file of experiments/presets: `night` is benchmark.toml, for a night
-of two cores, `trained` benchmark_trained.toml, `gpu` and `cluster` are for one GPU and
+A tier is a sweep file of experiments/presets: `first` is benchmark.toml, for hours of
+two cores, `trained` benchmark_trained.toml, `gpu` and `cluster` are for one GPU and
 for many. It is run as by `kljax sweep FILE --out OUT/NAME`, within a budget of
 processor time, all calls together, which OUT/spent.json keeps. Called again it goes on
 where it stopped, bit by bit. With `--hours 0` nothing is run, and the page is made of
@@ -37,7 +37,7 @@ from kljax.studies.store import Study
 OUT = Path("runs/benchmark")
 PRESETS = Path(__file__).parent / "presets"
 TIERS = {
-    "night": "benchmark",
+    "first": "benchmark",
     "trained": "benchmark_trained",
     "gpu": "benchmark_gpu",
     "cluster": "benchmark_cluster",
@@ -53,6 +53,7 @@ TRAINING = {
     "batch": 16,
     "local_epochs": 5,
     "learning_rate": 0.05,
+    "init": 0.5,
     "keep_rounds": (0, 2, 20),
 }
 
@@ -62,7 +63,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tier", choices=TIERS, default="night")
+    parser.add_argument("--tier", choices=TIERS, default="first")
     parser.add_argument("--file", type=Path, help="another sweep file than the tier's")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--hours", type=float, default=12.0, help="of processor time")
