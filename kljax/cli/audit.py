@@ -41,10 +41,11 @@ class Audit(AuditConfig):
       out: folder to write; None for runs/audit-DATE-TIME.
     """
 
-    upload_file: Annotated[Path | None, tyro.conf.Positional] = None
-    weights: Path | None = None
-    attacks: tuple[str, ...] | None = None
-    starts: int | None = None
+    # Here None is what was not said; the configuration that is made of it has none.
+    upload_file: Annotated[Path | None, tyro.conf.Positional] = None  # type: ignore
+    weights: Path | None = None  # type: ignore[assignment]
+    attacks: tuple[str, ...] | None = None  # type: ignore[assignment]
+    starts: int | None = None  # type: ignore[assignment]
     data: str | None = None
     uploads: int | None = None
     split: str | None = None

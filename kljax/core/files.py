@@ -11,7 +11,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -91,7 +91,8 @@ def write_arrays(
       OSError: if it cannot be written; nothing is left of it.
     """
     content = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(content, **arrays)
+    write: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    write(content, **arrays)
     write_bytes(path, content.getvalue())
 
 

@@ -97,7 +97,7 @@ class TargetSpec:
         Raises:
           ValueError: where targets are no classes, with `what` as the subject.
         """
-        if self.kind != "classes":
+        if self.kind != "classes" or self.classes is None:
             raise ValueError(
                 f"{what} needs targets that are classes, and these are {self.kind} of "
                 f"shape {self.shape}"

@@ -94,8 +94,9 @@ class Dataset:
     untrained_only: bool = False
     class_names: Sequence[str] | None = None
     positions: Any = None
-    input_spec: InputSpec | None = None
-    target_spec: TargetSpec | None = None
+    # None is what may be given, and is settled below.
+    input_spec: InputSpec = None  # type: ignore[assignment]
+    target_spec: TargetSpec = None  # type: ignore[assignment]
 
     def __post_init__(self):
         whole = f"dataset {self.name!r}"

@@ -175,7 +175,8 @@ def _needs_of_defence(kind: Kind) -> str:
 def _models() -> Iterator[Entry]:
     for name, network in NETWORKS.items():
         does, source = explain(network.factory)
-        yield Entry(name, name, does, INPUTS[network.inputs], source)
+        needs = INPUTS[network.inputs] if network.inputs else ""
+        yield Entry(name, name, does, needs, source)
 
 
 def _data() -> Iterator[Entry]:

@@ -150,7 +150,7 @@ def test_what_is_hidden_cannot_change_a_reconstruction():
     [
         ({"examples": 2}, "first", "gradient of one example, .* examples=2"),
         ({"upload": "update"}, "first", "upload='update'"),
-        ({}, "fc", "the 4 numbers of an image .* 'fc' has a kernel \\(3, 3\\)"),
+        ({}, "fc", "the 4 numbers of an input .* 'fc' has a kernel \\(3, 3\\)"),
         ({}, "frist", "'frist' is not there; the network has .*first/kernel"),
     ],
 )

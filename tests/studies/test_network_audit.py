@@ -13,7 +13,10 @@ from kljax import cli
 from kljax.attacks.presets import PRESETS
 from kljax.core.inputs import images_of
 from kljax.core.registry import resolve
+from kljax.core.tables import TableColumn, table_of
+from kljax.data.sentences import sentences_of
 from kljax.metrics import interval, wilson
+from kljax.metrics.kinds import KINDS as INPUT_KINDS
 from kljax.studies.audit import network
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network import NetworkAuditConfig, Tried, audit
@@ -25,6 +28,8 @@ from kljax.studies.audit.panel import (
     LABEL_RULES,
     LABELS_ALONE,
     MALICIOUS_SERVER,
+    OTHERS,
+    PANELS,
     SEARCH,
     Member,
     panel_of,
@@ -36,6 +41,55 @@ SMALL = {"image_size": 8, "uploads": 2, "steps": 2}
 
 def some(monkeypatch, *members):
     monkeypatch.setattr(network, "panel_of", lambda *_: list(members))
+
+
+def test_every_kind_of_input_has_a_panel_of_its_own():
+    assert PANELS.keys() == INPUT_KINDS.keys()
+    for panel in (*PANELS.values(), OTHERS):
+        assert panel.searches and panel.open
+        assert panel.starts.keys() <= {*panel.searches}
+    text = panel_of(sentences_of(4, ("a", "b")), None)
+    closed = [one.name for one in text if one.kind == CLOSED_FORM]
+    assert closed == ["dager"] and not [o for o in text if o.kind == MALICIOUS_SERVER]
+    rows = panel_of(table_of([TableColumn("age", (0,))]), None)
+    assert {one.name: one.starts for one in rows} == {
+        "labels": 1,
+        "dense layer": 1,
+        "dlg, labels joint": 1,
+        "dlg, labels given": 1,
+        "tableak, labels recovered": 30,
+        "tableak, labels given": 30,
+    }
+    many = NetworkAuditConfig(model="m", data="d", batch=1, starts=40)
+    assert [many.study(one).restarts for one in rows] == [40] * 6
+    assert CONFIG.study(rows[-1]).restarts == 30
+
+
+def test_one_row_behind_a_dense_layer_is_recovered_in_whole(monkeypatch):
+    """A malicious server on rows is not there, which is not that none works."""
+    some(monkeypatch, Member("dense layer", FED_LAYER, CLOSED_FORM))
+    with quick_compilation():
+        found = audit(model="perceptron", data="breast-cancer", batch=1, uploads=2)
+    (row,) = found.tried
+    assert (found.verdict, row.recovered, row.whole) == ("recovered", 2, 2)
+    assert row.score == 1.0 > row.floor > 0  # the share of cells, and not of rows
+    assert "at least 2 of 2 rows, 2 of them in whole, by 'dense layer'" in found.words
+    assert "kljax has no attack of its kind on rows" in found.words
+    page = found.page()
+    assert "at least half of the cells are right" in page and "in whole" in page
+    assert "SSIM" not in page and "contrast" not in page
+    assert any("Robbing the Fed" in line for line in found.open)
+
+
+@pytest.mark.slow
+def test_sentences_are_recovered_by_the_closed_form_of_their_panel(monkeypatch):
+    some(monkeypatch, Member("dager", "dager", CLOSED_FORM))
+    with quick_compilation():
+        found = audit(model="transformer", data="text", batch=2, uploads=2)
+    assert (found.verdict, found.tried[0].recovered) == ("recovered", 4)
+    assert "at least 4 of 4 sentences, 4 of them in whole, by 'dager'" in found.words
+    assert any("Decepticons" in line for line in found.open)
+    assert "share of a sentence's tokens" in found.page()
 
 
 def test_a_panel_has_every_attack_that_needs_no_more_than_an_upload():
@@ -129,7 +183,7 @@ def test_verdicts_say_what_was_found_and_never_that_nothing_leaks(
     tried.append(Tried(Member("y", "y", CLOSED_FORM), refused="y is of one example"))
     name, words = judge_network(CONFIG, tried, 8, "image", 0.4)
     assert name == verdict
-    told = " ".join([name, words, *list_open(CONFIG, tried, "image")])
+    told = " ".join([name, words, *list_open(CONFIG, tried, PANELS["image"], "image")])
     assert "safe" not in told and "secure" not in told
     assert "y is of one example" in told and "these searches failed" in told
     assert ("lower bound" in words) == (name != "not recovered by what was tried")

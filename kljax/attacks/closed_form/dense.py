@@ -4,8 +4,6 @@ A dense layer ``y = x W + b`` has, for one example, the weight gradient ``x delt
 and the bias gradient ``delta``.
 """
 
-import math
-
 import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Reconstruction
@@ -67,30 +65,33 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
     Args:
       setting: of the attack; its threat model must say ``examples=1`` and
         ``upload="gradient"``.
-      layer: path of a dense layer with bias that is fed the flattened image.
+      layer: path of a dense layer with bias that is fed the flattened image, or a row
+        of a table.
 
     Returns:
       The attack. Its loss is the share of the layer's weight gradient, in squared
       norm, that one example cannot explain: 0 for one example, up to rounding. Of a
       gradient that is hidden in part the visible entries are read; a pixel of which
-      none tells is grey.
+      none tells is grey. What is found is read as an input: of a row, the likeliest
+      category of each column.
 
     Raises:
       ValueError: if the threat model has something else, and for a layer that is not
-        there, has no bias or is not fed an image.
+        there, has no bias or is not fed an input.
 
     Reference: Zhu and Blaschko, "R-GAP" (ICLR 2021), the fully connected case.
     """
     refuse_batches(setting, "dense_layer")
     params, _ = setting.task.shapes()
-    pixels = math.prod(setting.task.image_shape)
+    inputs = setting.task.inputs
+    count = inputs.entries
     kernel = params.get(f"{layer}/kernel")
-    if kernel is None or kernel.ndim != 2 or len(kernel) != pixels:
+    if kernel is None or kernel.ndim != 2 or len(kernel) != count:
         found = "is not there" if kernel is None else f"has a kernel {kernel.shape}"
         raise ValueError(
-            f"dense_layer needs a dense layer that is fed the {pixels} numbers of an "
-            f"image of shape {setting.task.image_shape}, and {layer!r} {found}; the "
-            f"network has {', '.join(params)}"
+            f"dense_layer needs a dense layer that is fed the {count} numbers of an "
+            f"input of shape {inputs.shape}, and {layer!r} {found}; the network has "
+            f"{', '.join(params)}"
         )
     refuse_no_bias(setting, "dense_layer", layer)
 
@@ -106,7 +107,7 @@ def dense_layer(setting: Setting, layer: str) -> Attack:
             x = jnp.where(jnp.isnan(x), MISSING, x)
         share = jnp.sum(left) / jnp.sum(power)
         return Reconstruction(
-            inputs=x.reshape(1, *setting.task.image_shape),
+            inputs=inputs.search.read(view.public.model, x.reshape(1, *inputs.shape)),
             labels=idlg(setting, view),
             loss=share,
             finite=jnp.isfinite(share),

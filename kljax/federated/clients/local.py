@@ -5,7 +5,7 @@ What goes in, stays with the client, leaves it and is said of it has a tuple eac
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ class LocalTraining(NamedTuple):
 
 
 # A method, or the method of round r: that is how a schedule counts rounds.
-LocalOptimiser = (
+LocalOptimiser: TypeAlias = (
     optax.GradientTransformation | Callable[[Array], optax.GradientTransformation]
 )
 

@@ -20,7 +20,7 @@ from kljax.core.checks import check_number, check_whole
 from kljax.data import Dataset
 from kljax.metrics import Interval
 from kljax.metrics.image import SSIM_WINDOW
-from kljax.metrics.kinds import find_kind
+from kljax.metrics.kinds import find_kind, kind_named
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network_verdict import judge_network, list_open
 from kljax.studies.audit.panel import (
@@ -28,6 +28,7 @@ from kljax.studies.audit.panel import (
     LABELS_ALONE,
     MALICIOUS_SERVER,
     Member,
+    find_panel,
     panel_of,
 )
 from kljax.studies.builder.study import build_study, victim_data_of
@@ -38,7 +39,6 @@ from kljax.studies.scoring import Row, score_rows
 
 CONFIDENCE = 0.95
 RIGHT = ("recovered", "recovered_affine")
-SCORES = ("ssim", "token_accuracy", "success")  # of images, sentences, and others
 # Fields that are not those of a study of the same name.
 OF_PANEL = ("batch", "uploads", "attacks", "starts", "steps")
 GUESSES = 200  # draws of the floor of labels
@@ -54,9 +54,9 @@ class NetworkAuditConfig:
       batch: examples in one upload, the mean gradient of one step.
       uploads: that are attacked, of different examples.
       attacks: that search; None for those of the kind of input
-        (`kljax.studies.audit.panel.SEARCHES`). Closed forms and malicious servers are
+        (`kljax.studies.audit.panel.PANELS`). Closed forms and malicious servers are
         tried whatever is said.
-      starts, steps: of each search.
+      starts, steps: of each search; more starts where an answer is made of many.
       init: weights from U(-init, init); 0 for the network's own, trained ones included.
       classifier, loss, image_size, image_width, channels, tokens, split, data_dir,
         seed: see `kljax.LeakConfig`.
@@ -98,7 +98,7 @@ class NetworkAuditConfig:
             labels=member.labels,
             victims=self.uploads,
             examples=self.batch,
-            restarts=self.starts,
+            restarts=max(self.starts, member.starts),
             steps=1 if member.attack == LABELS_ALONE else self.steps,
             **same,
         )
@@ -114,8 +114,10 @@ class Tried(NamedTuple):
       share: of the inputs that are recovered, up to contrast or not, at `CONFIDENCE`.
       corrected: the same at a confidence that holds for all attackers of the same
         server at once, of whom the best is told.
-      score, floor: mean SSIM (or share of right tokens, or cells), and that of the
-        best floor; None where labels alone are looked for.
+      whole: recovered inputs of which all is right, tokens or cells; None of images,
+        and where labels alone are looked for.
+      score, floor: mean primary score of the kind of input, and that of the best floor;
+        None where labels alone are looked for.
       labels: share of labels that are right in whatever order, by rule.
       evaluations: of one upload; None for a closed form.
       seconds: that it ran.
@@ -126,6 +128,7 @@ class Tried(NamedTuple):
     outcomes: dict[str, int] = {}
     share: Interval | None = None
     corrected: Interval | None = None
+    whole: int | None = None
     score: float | None = None
     floor: float | None = None
     labels: dict[str, float] = {}
@@ -147,7 +150,7 @@ class NetworkAudit(NamedTuple):
       label_floor: share of labels that a guess of equally many per class gets right;
         None for targets that are no classes.
       inputs: how many were attacked.
-      noun: what one is called.
+      kind: of input, by its name in `kljax.metrics.kinds`.
       verdict, words: see `kljax.studies.audit.network_verdict`.
       open: what is not excluded, a sentence each.
       best: study and rows of the attacker that recovered most, for a picture.
@@ -157,11 +160,16 @@ class NetworkAudit(NamedTuple):
     tried: list[Tried]
     label_floor: float | None
     inputs: int
-    noun: str
+    kind: str
     verdict: str
     words: str
     open: list[str]
     best: tuple[LeakResult, list[Row]] | None
+
+    @property
+    def noun(self) -> str:
+        """Names one input."""
+        return kind_named(self.kind).noun
 
     def page(self) -> str:
         """Writes the page, in Markdown."""
@@ -238,11 +246,12 @@ def audit_network(
     first = config.study(Member("labels", LABELS_ALONE, LABEL_RULES))
     load = victim_data_of(first)
     dataset = load()
-    panel = panel_of(dataset.input_spec.primary_spec, config.attacks)
+    spec = dataset.input_spec.primary_spec
+    members = panel_of(spec, config.attacks)
     # What no attacker could help is told before any is run.
     build_study(dataclasses.replace(first, attack="dlg", labels="given"), load=load)
     ran = []
-    for member in panel:
+    for member in members:
         say(f"{member.kind}: {member.name}")
         ran.append(_run(config, member, load))
     tried = _corrected(ran)
@@ -251,7 +260,7 @@ def audit_network(
         key=lambda pair: (pair[0].recovered, pair[0].score or 0.0),
         default=(None, None),
     )[1]
-    noun = find_kind(dataset.input_spec.primary_spec).noun
+    noun = find_kind(spec).noun
     floor = _label_floor(config, dataset, load)
     count = config.uploads * config.batch
     verdict, words = judge_network(config, tried, count, noun, floor)
@@ -260,10 +269,10 @@ def audit_network(
         tried,
         floor,
         count,
-        noun,
+        spec.kind,
         verdict,
         words,
-        list_open(config, tried, noun),
+        list_open(config, tried, find_panel(spec), noun),
         best,
     )
 
@@ -277,23 +286,26 @@ def _run(
     # One attacker that does not fit the memory ends no audit of hours.
     except (ValueError, NotImplementedError, MemoryError, JaxRuntimeError) as error:
         return Tried(member, refused=" ".join(str(error).split())), None
-    primary = result.dataset.input_spec.primary
+    inputs = result.dataset.input_spec
+    primary, column = inputs.primary, find_kind(inputs.primary_spec).primary
     rows = [row for row in score_rows(result) if row["input"] == primary]
     seconds = time.monotonic() - began
     if member.attack == LABELS_ALONE:
         return Tried(member, labels=_labels(result), seconds=seconds), None
     attacked = [row for row in rows if row["attack"] is not None]
-    column = next(n for n in SCORES if attacked[0].get(n) is not None)
     outcomes = [row["outcome"] for row in attacked]
     floors: dict[str, list[float]] = {}
     for row in rows:
         if row["attack"] is None and row.get(column) is not None:
             floors.setdefault(row["arm"], []).append(float(row[column]))
     labels = [row["label_multiset_accuracy"] for row in attacked]
+    right = [row for row in attacked if row["outcome"] in RIGHT]
+    is_whole = attacked[0].get("exact_match") is not None
     tried = Tried(
         member,
         outcomes={name: outcomes.count(name) for name in metrics.OUTCOMES},
-        score=_mean([row[column] for row in attacked]),
+        whole=sum(bool(row["exact_match"]) for row in right) if is_whole else None,
+        score=_mean([row.get(column) for row in attacked]),
         floor=max(map(_mean, floors.values()), default=None),
         labels={} if labels[0] is None else {"": _mean(labels)},
         evaluations=attacked[0]["evaluations"],
@@ -361,7 +373,8 @@ def _label_floor(
         return None
     study = config.study(Member("labels", LABELS_ALONE, LABEL_RULES))
     truths = choose_victims(study, load())[0].labels
-    generator, classes = np.random.default_rng(0), dataset.num_classes
+    generator = np.random.default_rng(0)
+    classes = dataset.target_spec.require_classes("a floor of labels")
     places = np.arange(config.batch) % classes
     return float(
         np.mean(

@@ -7,12 +7,15 @@ from tabulate import tabulate
 
 from kljax.core.files import json_text
 from kljax.core.folders import RunFolder, optional
+from kljax.metrics import COLUMNS, OUTCOME_RATES
+from kljax.metrics.kinds import kind_named
 from kljax.studies.audit.network import NetworkAudit, Tried
 from kljax.studies.audit.panel import LABEL_RULES
 from kljax.studies.gallery import draw_gallery
 from kljax.studies.sentences import as_markdown
 
-HEADER = ["attacker", "kind", "recovered", "95 %", "score", "floor", "labels", "spent"]
+HEADER = ("attacker", "kind", "recovered", "95 %", "score", "floor", "labels", "spent")
+WHOLE = HEADER.index("95 %")  # where what is right in whole stands, if it is told
 
 
 def network_table(audit: NetworkAudit) -> tuple[list[str], list[list[str]]]:
@@ -40,7 +43,29 @@ def network_table(audit: NetworkAudit) -> tuple[list[str], list[list[str]]]:
     if audit.label_floor is not None:
         guess = ["a guess of the labels", "floor", *["-"] * 4]
         rows.append([*guess, f"{audit.label_floor:.0%}", "-"])
-    return HEADER, rows
+    header = list(HEADER)
+    if any(one.whole is not None for one in audit.tried):
+        wholes = {one.member.name: one.whole for one in audit.tried}
+        header.insert(WHOLE, "in whole")
+        for row in rows:
+            whole = wholes.get(row[0])
+            row.insert(WHOLE, "-" if whole is None else str(whole))
+    return header, rows
+
+
+def _how_to_read(audit: NetworkAudit) -> str:
+    """Says what recovered, score and floor are of this kind of input."""
+    kind = kind_named(audit.kind)
+    said = {name: column.meaning for name, column in OUTCOME_RATES.items()}
+    said |= kind.meanings
+    words = f"*Recovered*: {said['recovered']}"
+    if any(one.outcomes.get("recovered_affine") for one in audit.tried):
+        words += "; or the same up to brightness and contrast"
+    score = COLUMNS[kind.primary].meaning
+    return (
+        f"{words}. *Score* is the mean of: {score}; *floor*, of the best that is "
+        "reached without any upload."
+    )
 
 
 def _labels(one: Tried) -> str:
@@ -85,10 +110,7 @@ def page_of(audit: NetworkAudit) -> str:
             tabulate(rows, header, **tables),
             "",
             f"{config.uploads} uploads of {config.batch} {audit.noun}s each, without a "
-            f"defence. *Recovered* are {audit.noun}s that are right, up to brightness "
-            "and contrast or not, and better than their floor; *score* is the mean "
-            "SSIM (of text and tables the share that is right), *floor* the best that "
-            "is reached without any upload. Of a batch that is read by nobody an "
+            f"defence. {_how_to_read(audit)} Of a batch that is read by nobody an "
             "attacker may still know the labels.",
             *picture,
             "",

@@ -13,7 +13,12 @@ What a panel recovers is a lower bound, and no verdict says that nothing leaks.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kljax.studies.audit.panel import LABEL_RULES, MALICIOUS_SERVER, SEARCH
+from kljax.studies.audit.panel import (
+    LABEL_RULES,
+    MALICIOUS_SERVER,
+    SEARCH,
+    Panel,
+)
 
 if TYPE_CHECKING:
     from kljax.studies.audit.network import NetworkAuditConfig, Tried
@@ -61,9 +66,13 @@ def judge_network(
         name = MALICIOUS
     if honest is not None and honest.recovered:
         name = RECOVERED
+    nobody = "no attack of its kind works here"
+    lacking = f"kljax has no attack of its kind on {noun}s"
+    of_bad = any(one.member.kind == MALICIOUS_SERVER for one in tried)
+    changing = "A malicious server, which changes the network,"
     words = [
-        _of_server("An honest server", honest, count, noun),
-        _of_server("A malicious server, which changes the network,", bad, count, noun),
+        _of_server("An honest server", honest, count, noun, nobody),
+        _of_server(changing, bad, count, noun, nobody if of_bad else lacking),
     ]
     rules = [one for one in tried if one.member.kind == LABEL_RULES and one.labels]
     if rules:
@@ -84,15 +93,21 @@ def judge_network(
     return name, " ".join(words)
 
 
-def _of_server(who: str, best: "Tried | None", count: int, noun: str) -> str:
+def _of_server(
+    who: str, best: "Tried | None", count: int, noun: str, nobody: str
+) -> str:
     if best is None:
-        return f"{who} was not tried: no attack of its kind works here."
+        return f"{who} was not tried: {nobody}."
     batch = f"{best.recovered} of {count} {noun}s"
     if not best.recovered:
         return (
             f"{who} recovered none of {count} {noun}s by what was tried{_bound(best)}."
         )
-    return f"{who} recovered at least {batch}, by {best.member.name!r}{_bound(best)}."
+    whole = "" if best.whole is None else f", {best.whole} of them in whole"
+    return (
+        f"{who} recovered at least {batch}{whole}, by {best.member.name!r}"
+        f"{_bound(best)}."
+    )
 
 
 def _bound(best: "Tried") -> str:
@@ -109,9 +124,16 @@ def _bound(best: "Tried") -> str:
 
 
 def list_open(
-    config: "NetworkAuditConfig", tried: "Sequence[Tried]", noun: str
+    config: "NetworkAuditConfig", tried: "Sequence[Tried]", panel: Panel, noun: str
 ) -> list[str]:
-    """Lists what an audit does not exclude, a sentence each."""
+    """Lists what an audit does not exclude, a sentence each.
+
+    Args:
+      config: of the audit.
+      tried: its attackers.
+      panel: of the kind of input.
+      noun: what one input is called.
+    """
     refused = [one for one in tried if one.refused]
     told = [
         f"`{one.member.name}` ({one.member.kind}) was not tried: {one.refused}."
@@ -123,7 +145,8 @@ def list_open(
         names = ", ".join(f"`{one.member.name}`" for one in searched)
         told.append(
             f"{names} left some uploads unmatched: these searches failed, which says "
-            f"nothing. They had {config.starts} start(s) of {config.steps} evaluations."
+            f"nothing. They had {_starts(config, searched)} of {config.steps} "
+            "evaluations."
         )
     weights = "as the network gives them" if config.init == 0 else "drawn for the audit"
     return [
@@ -136,8 +159,13 @@ def list_open(
         f"same {noun}s.",
         f"Attackers with a model of such {noun}s: a trained generator, or public data "
         "of the same people.",
-        "Malicious servers beyond those of the table, such as crafted weights that "
-        "single an example out.",
+        *panel.open,
         f"Whether a given {noun} was there (membership), or what {noun}s have in "
         "common (properties): nothing of that kind was tried.",
     ]
+
+
+def _starts(config: "NetworkAuditConfig", searched: "Sequence[Tried]") -> str:
+    """Writes from how many starts the searches went."""
+    counts = sorted({max(config.starts, one.member.starts) for one in searched})
+    return f"{' or '.join(map(str, counts))} start{'' if counts == [1] else 's'}"

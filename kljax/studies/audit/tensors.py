@@ -53,7 +53,7 @@ def match_tensors(
     wanted: Mapping[str, tuple[int, ...]],
     *,
     what: str,
-    flattened: Mapping[str, tuple[int, int, int]] | None = None,
+    flattened: Mapping[str, tuple[int, ...]] | None = None,
     given: Mapping[str, str] | None = None,
 ) -> dict[str, Match]:
     """Finds every tensor of a network among those of a file.
@@ -187,7 +187,7 @@ def _fitted(
     wanted: Shapes,
     layout: str,
     what: str,
-    flattened: Mapping[str, tuple[int, int, int]],
+    flattened: Mapping[str, tuple[int, ...]],
 ) -> Match:
     array, moved = found[name], ""
     if layout == "torch" and array.ndim in AXES and array.ndim > 1:

@@ -190,10 +190,11 @@ def _find_attack(
 ) -> Attack | None:
     if not config.roles:
         return None
-    if config.target_class >= train.num_classes:
+    classes = train.target_spec.require_classes("the target class of --roles")
+    if config.target_class >= classes:
         raise ValueError(
             f"target_class={config.target_class} does not exist: dataset "
-            f"{config.data!r} has classes 0 to {train.num_classes - 1}"
+            f"{config.data!r} has classes 0 to {classes - 1}"
         )
     if np.all(test.labels[np.arange(len(test))] == config.target_class):
         raise ValueError(
