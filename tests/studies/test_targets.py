@@ -24,6 +24,8 @@ from kljax.data.sentences import sentences_of
 from kljax.defences import none
 from kljax.federated.clients import Batches, local_training
 from kljax.models import from_nnx, losses
+from kljax.studies.builder.run_setup import _find_attack
+from kljax.studies.config import TrainConfig
 
 RAMP = np.linspace(0, 1, 4 * 3 * 3, dtype=np.float32).reshape(4, 3, 3, 1)
 SOFT = np.float32([[0.5, 0.5, 0], [1, 0, 0], [0, 0.25, 0.75], [0.2, 0.3, 0.5]])
@@ -284,3 +286,14 @@ def test_a_client_trains_towards_numbers_on_several_inputs():
     found = upload.delta.model["weights/kernel"]
     np.testing.assert_allclose(found, weights - start, rtol=1e-4, atol=1e-6)
     assert np.isfinite(progress.loss) and np.isnan(progress.accuracy)
+
+
+def test_a_target_class_of_targets_that_are_none_is_refused_by_name():
+    config = TrainConfig(model="m", data="d", roles=("0:backdoor",))
+    prices = dataset(numbers_of(1), PRICES)
+    with pytest.raises(ValueError, match="target class of --roles needs targets that"):
+        _find_attack(config, prices, prices)
+    classes = dataset(classes_of(3), np.array([0, 2, 1, 0]), 3)
+    config = dataclasses.replace(config, target_class=3)
+    with pytest.raises(ValueError, match="target_class=3 .* has classes 0 to 2"):
+        _find_attack(config, classes, classes)
