@@ -29,7 +29,7 @@ from kljax.core.targets import classes_of
 from kljax.core.types import Array, Model, Params, Public
 from kljax.models import NETWORKS, Network, from_nnx, losses
 from kljax.models.classifier import find_classifier
-from kljax.studies.builder.own_networks import as_factory
+from kljax.studies.builder.own_networks import Ready, as_factory
 from kljax.studies.label_search import settle_labels
 from kljax.threat import NOTHING_HIDDEN, Strategy, View, least_knowledge
 
@@ -127,10 +127,26 @@ def invert(
     return jax.jit(run)(jax.random.key(seed), view)
 
 
+def is_built(model: str) -> bool:
+    """Tells whether a name stands for a network that is there already.
+
+    Raises:
+      ValueError: as `build_model`.
+    """
+    named = resolve("model", model, NETWORKS)
+    of_user = not isinstance(named, Network)
+    return of_user and isinstance(as_factory(model, named), Ready)
+
+
 def build_model(
-    model: Any, classes: int, shape: tuple[int, ...]
+    model: Any, classes: int | None, shape: tuple[int, ...]
 ) -> tuple[Model, str | None, Params | None]:
     """Makes a `Model` of whatever names or is a network.
+
+    Args:
+      model: a network, or its name.
+      classes: that a factory is told; None for a network that is there already.
+      shape: of one input.
 
     Returns:
       The model; the path of its classifier, where the catalogue knows it; and its
@@ -149,7 +165,12 @@ def build_model(
     if not (isinstance(named, Network) or callable(named)):
         raise TypeError(f"expected a network or its name, got {model!r}")
     if not isinstance(named, Network):
-        named = Network(as_factory(str(model), named), (), "")
+        factory = as_factory(str(model), named)
+        if isinstance(factory, Ready) and isinstance(
+            factory.given, (Model, nnx.Module)
+        ):
+            return build_model(factory.given, classes, shape)
+        named = Network(factory, (), "")
     network = named
 
     def build(rngs: nnx.Rngs) -> nnx.Module:

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import outside_package
 import torch
 from tiny_studies import quick_compilation
 from torch import nn
@@ -19,6 +20,8 @@ import kljax
 from kljax import Gate
 from kljax.models import from_torch, tensors_from_torch
 from kljax.models.pytorch.layers import LAYERS
+from kljax.studies.builder.task import find_network, make_model
+from kljax.studies.inversion import build_model, is_built
 
 SHAPE = (3, 16, 16)
 
@@ -622,3 +625,31 @@ def test_an_upload_of_pytorchs_is_inverted():
     with quick_compilation():
         found = kljax.invert(model, params, sent, **facts)
     assert int(found.labels[0]) == labels[0] and np.isfinite(found.loss)
+
+
+@pytest.mark.parametrize("form", ["an instance", "a class", "a function"])
+def test_a_network_of_pytorch_is_named_as_any_other(form, monkeypatch):
+    module = made(LeNet)
+    given = {"an instance": module, "a class": LeNet, "a function": lambda: module}
+    monkeypatch.setattr(outside_package, "simple", given[form], raising=False)
+    config = kljax.LeakConfig(
+        model="outside_package:simple",
+        data="outside_package:ramps",
+        arms=("none",),
+        attack="dlg",
+        victims=1,
+        steps=1,
+        init=0,
+        image_size=16,
+    )
+    network = find_network(config)
+    model = make_model(config, network, outside_package.ramps((16, 16, 3)), norm=False)
+    params, _ = model.init(jax.random.key(0))
+    assert params["body/0/kernel"].shape == (5, 5, 3, 6)
+    if form != "a class":
+        wanted = tensors_from_torch(module, module.state_dict())
+        for name, leaf in params.items():
+            np.testing.assert_array_equal(leaf, wanted[name])
+    assert is_built("outside_package:simple")
+    own, _, _ = build_model("outside_package:simple", None, (16, 16, 3))
+    assert own.init(jax.random.key(0))[0].keys() == params.keys()

@@ -175,6 +175,7 @@ FACTORIES = {
     "a class that was told its classes": functools.partial(Shapeless, 2),
 }
 SIMPLER = {name: lambda made=made: made for name, made in FACTORIES.items()} | {
+    "a function without arguments": lambda: lambda: tiny(),
     "an instance": tiny,
     "a Model": lambda: from_nnx(tiny()),
     "of Linen": TinyLinen,
@@ -193,6 +194,16 @@ def test_an_inversion_takes_the_same_forms(factory):
     model, classifier, own = build_model(factory, 2, SHAPE)
     params = jax.eval_shape(model.init, jax.random.key(0))[0]
     assert params["head/kernel"].shape[1] == 2 and classifier is own is None
+
+
+def test_a_function_that_gives_no_network_is_refused(monkeypatch):
+    for made, message in (
+        (lambda: 3, "gave int, expected a network of Flax or PyTorch"),
+        (lambda: 1 / 0, "building it failed: division by zero"),
+    ):
+        monkeypatch.setattr(outside_package, "simple", made, raising=False)
+        with pytest.raises(ValueError, match=f"'outside_package:simple'.*{message}"):
+            build_study(LEAK(model="outside_package:simple"))
 
 
 def test_weights_of_an_instance_stay(monkeypatch):

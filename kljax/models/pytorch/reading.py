@@ -70,8 +70,16 @@ def from_torch(module: "torch.nn.Module", *, convolution: str = "auto") -> Model
         are named); for a pass that does something else in evaluation than in training,
         dropout and norms apart; and for a network of which nothing needs a gradient.
     """
-    network, _ = _read(module)
-    return from_nnx(network, convolution=convolution)
+    return from_nnx(network_from_torch(module), convolution=convolution)
+
+
+def network_from_torch(module: "torch.nn.Module") -> TorchNetwork:
+    """Makes the NNX network of `from_torch`, where a network is asked for.
+
+    Raises:
+      ImportError, ValueError: as `from_torch`.
+    """
+    return _read(module)[0]
 
 
 def tensors_from_torch(

@@ -36,6 +36,7 @@ from kljax.studies.audit.tensors import CALLED, Match, match_tensors
 from kljax.studies.audit.verdict import Verdict, judge
 from kljax.studies.inversion import (
     build_model,
+    is_built,
     make_setting,
     make_view,
 )
@@ -97,9 +98,9 @@ def audit(config: AuditConfig, say: Callable[[str], Any] = lambda line: None) ->
     inputs, given = images_of(config.shape), _given(config)
     known = NETWORKS.get(config.model)
     named = config.classifier or (known.classifier if known else None)
-    model, _, _ = build_model(
-        config.model, _classes(config, weights, named), config.shape
-    )
+    # A network that is there already has its number of classes.
+    classes = None if is_built(config.model) else _classes(config, weights, named)
+    model, _, _ = build_model(config.model, classes, config.shape)
     shapes, like = jax.eval_shape(model.init, jax.random.key(0))
     wanted = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
     find = functools.partial(

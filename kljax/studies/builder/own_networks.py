@@ -2,11 +2,13 @@
 
 A factory ``(num_classes, *, image_shape, rngs)`` fits any data. One that needs no
 shape, or is made for a number of classes, leaves that out. A network that is there
-already, of NNX, of Linen or as a `Model`, is taken as it is.
+already, of NNX, of Linen, of PyTorch or as a `Model`, is taken as it is, and so is what
+a function or class without arguments gives.
 """
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +60,10 @@ def as_factory(name: str, given: Any) -> Callable[..., Any]:
     Raises:
       ValueError: for what is none of the forms above.
     """
+    if _is_of_torch(given):
+        from kljax.models.pytorch.reading import network_from_torch
+
+        return Ready(network_from_torch(given))
     if isinstance(given, (nnx.Module, linen.Module, Model)):
         return Ready(given)
     if not callable(given):
@@ -71,10 +77,36 @@ def as_factory(name: str, given: Any) -> Callable[..., Any]:
         return lambda num_classes, *, image_shape, rngs: given(num_classes, rngs=rngs)
     if _misfit(given, rngs=None) is None:
         return lambda num_classes, *, image_shape, rngs: given(rngs=rngs)
+    if _misfit(given) is None:
+        return as_factory(name, _built(name, given))
     raise ValueError(
-        f"model {name!r} cannot be called as {FACTORY}: {first}; {', '.join(SHORTER)} "
-        "and a network that is there already will do, too"
+        f"model {name!r} cannot be called as {FACTORY}: {first}; {', '.join(SHORTER)}, "
+        "() and a network that is there already, also of PyTorch, will do, too"
     ) from first
+
+
+def _built(name: str, given: Callable[[], Any]) -> Any:
+    """Calls what needs no arguments; it has to give a network.
+
+    Raises:
+      ValueError: if it fails, or gives something else.
+    """
+    try:
+        made = given()
+    except Exception as error:
+        raise ValueError(f"model {name!r}: building it failed: {error}") from error
+    if _is_of_torch(made) or isinstance(made, (nnx.Module, linen.Module, Model)):
+        return made
+    raise ValueError(
+        f"model {name!r} gave {type(made).__name__}, expected a network of Flax or "
+        "PyTorch"
+    )
+
+
+def _is_of_torch(given: Any) -> bool:
+    """Tells whether it is a module of PyTorch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(given, torch.nn.Module)
 
 
 def _misfit(function: Callable, *arguments, **options) -> Exception | None:
