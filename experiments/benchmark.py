@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from studies.contest_tables import cost_table
+from studies.contest_tables import accuracy_table, cost_table
 from studies.parts import left, markdown, read_part, run_sweep, run_within, spent
 
 from kljax.core.files import read_json, write_text
@@ -196,9 +196,12 @@ def _costs(study: Study, contents: Contents, out: Path) -> str:
             accuracies[trained_name(record["arm"])] = 100 * record["accuracy"]
     costs = read_json(out / "cost.json", dict[str, Any]) or {}
     combinations = dict.fromkeys(map(_defence, study.manifest["cells"]))
-    if not (accuracies or costs):
-        return "Not run."
-    return cost_table(list(combinations), accuracies, costs)
+    tables = []
+    if accuracies:
+        tables.append(accuracy_table(list(combinations), accuracies))
+    if costs:
+        tables.append(cost_table(list(combinations), costs))
+    return "\n\n".join(tables) or "Not run."
 
 
 def _defence(cell: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ dataset there are these parts:
 The budget is of processor time, all parts and all calls together, written down in
 OUT/spent.json. Called again, the driver goes on where it stopped. What did not fit is
 printed as "not run". A defence that the catalogue has gained is a cell that is missing.
-`--tables` writes a file of tables per dataset, and pictures. Conclusions:
-experiments/defences.md.
+`--tables` writes DATA-fresh.md, DATA-trained.md, DATA-training.md, DATA-cost.md and
+pictures. What was not begun in OUT keeps its file, so that parts may be run in
+different places and at different times. Conclusions: experiments/defences.md.
 """
 
 import argparse
@@ -31,7 +32,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from studies.contest_figures import draw_attackers, draw_costs, draw_strengths
-from studies.contest_tables import NOTHING, Rows, cost_table, leakage_table, rows_of
+from studies.contest_tables import (
+    NOTHING,
+    Rows,
+    accuracy_table,
+    cost_table,
+    leakage_table,
+    rows_of,
+)
 from studies.contests import METHODS, Contest, all_contests
 from studies.parts import left, read_part, run_sweep, run_within, spent
 
@@ -57,6 +65,12 @@ ATTACKS = {
 }
 
 
+TITLES = {
+    "fresh": "Leakage under defences, fresh networks",
+    "trained": "Leakage under defences, trained networks",
+    "training": "Accuracy under defences",
+    "cost": "What defences cost a client",
+}
 DEAR = ("inputs",)  # methods that go back through many steps at each evaluation
 TEST = "own"  # accuracy with what a client itself has
 
@@ -249,32 +263,47 @@ def read_costs(data: str, out: Path) -> dict[str, Any]:
     return read_json(out / f"{data}-cost.json", dict[str, Any]) or {}
 
 
-def write_page(data: str, out: Path) -> str:
-    """Writes the tables of a dataset."""
+def write_pages(data: str, out: Path) -> dict[str, str]:
+    """Writes the tables of a dataset, those of which something was begun.
+
+    Returns:
+      Texts by section, whose names are those of `TITLES`.
+    """
     text = (HERE / "defences" / f"{data}.toml").read_text("utf-8")
     first = text.split("\n\n")[0].replace("# ", "")
-    texts = [f"# Defences on {data}\n\n{first}"]
-    for job in ("fresh", "trained"):
+    tables = {}
+    for job in jobs_begun(data, out):
         contests, rows = read_leakage(data, job, out)
-        if not contests:
-            continue
-        texts.append(f"## Leakage, {job} networks")
-        taken = sum(v for n, v in spent(out).items() if n.startswith(f"{data}-{job}-"))
-        if all(frame.empty for frame in rows.values()):
-            texts.append(f"Not run: {len(contests)} attacks.")
-            continue
-        texts += [leakage_table(contests, rows), f"{taken / 3600:.2f} processor hours."]
-    costs, accuracy = read_costs(data, out), accuracies(data, out)
+        if not all(frame.empty for frame in rows.values()):
+            taken = spent_on(f"{data}-{job}-", out)
+            tables[job] = f"{leakage_table(contests, rows)}\n\n{taken}"
     combinations = [each for name in KINDS for each in write_strengths(name)]
-    texts.append("## Accuracy, and cost to the client")
-    table = cost_table(combinations, accuracy, costs)
-    texts.append(table if costs or accuracy else "Not run.")
-    return "\n\n".join(texts) + "\n"
+    if accuracy := accuracies(data, out):
+        table = accuracy_table(combinations, accuracy)
+        tables["training"] = f"{table}\n\n{spent_on(f'{data}-training', out)}"
+    if costs := read_costs(data, out):
+        tables["cost"] = cost_table(combinations, costs)
+    return {
+        name: f"# {TITLES[name]} on {data}\n\n{first}\n\n{table}\n"
+        for name, table in tables.items()
+    }
+
+
+def jobs_begun(data: str, out: Path) -> list[str]:
+    """Lists the kinds of networks of a dataset of which an attack was begun."""
+    mine = [p for p in parts() if p.data == data and (out / p.name).exists()]
+    return [job for job in ("fresh", "trained") if job in {p.job for p in mine}]
+
+
+def spent_on(start: str, out: Path) -> str:
+    """Says what parts whose names start so took."""
+    taken = sum(v for name, v in spent(out).items() if name.startswith(start))
+    return f"{taken / 3600:.2f} processor hours."
 
 
 def draw(data: str, out: Path, folder: Path) -> None:
     """Draws what there is to draw of a dataset."""
-    for job in ("fresh", "trained"):
+    for job in jobs_begun(data, out):
         contests, rows = read_leakage(data, job, out)
         draw_attackers(contests, rows, folder / f"{data}-{job}-attackers.png")
         draw_strengths(contests, rows, folder / f"{data}-{job}-strengths.png")
@@ -298,11 +327,12 @@ def main():
             if not run(part, options.out, options.hours):
                 failed.append(part.name)
     for data in dict.fromkeys(p.data for p in parts() if p.name in options.only):
-        text = write_page(data, options.out)
-        print(text)
+        pages = write_pages(data, options.out)
+        print("\n".join(pages.values()) or f"{data}: nothing was run.")
         if options.tables:
             options.tables.mkdir(parents=True, exist_ok=True)
-            write_text(options.tables / f"{data}.md", text)
+            for section, text in pages.items():
+                write_text(options.tables / f"{data}-{section}.md", text)
             draw(data, options.out, options.tables)
     if failed:
         sys.exit(f"something failed in {', '.join(failed)}: see above")

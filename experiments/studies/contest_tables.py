@@ -35,7 +35,6 @@ RIGHT = ("recovered", "recovered_affine")
 COUNTED = ("recovered", "recovered_affine", "unsolved", "ambiguous", "diverged")
 COST = (
     "defence",
-    "accuracy %",
     "step, times undefended [quartiles]",
     "bytes, dense",
     "bytes, coded",
@@ -124,34 +123,42 @@ def cells(own: pandas.DataFrame) -> list[str]:
     ]
 
 
-def cost_table(
-    combinations: Sequence[str],
-    accuracies: Mapping[str, float],
-    costs: Mapping[str, Mapping[str, Any]],
-) -> str:
-    """Tables what a defence keeps of accuracy, and costs its client.
+def accuracy_table(combinations: Sequence[str], accuracies: Mapping[str, float]) -> str:
+    """Tables what a training reaches under each defence, as Markdown.
 
     Args:
       combinations: the lines.
       accuracies: by combination, in %; what is missing was not run.
-      costs: by combination, see `defence_costs.measure`.
+    """
+    body = [
+        [f"`{name}`", f"{accuracies[name]:.1f}" if name in accuracies else NOT_RUN]
+        for name in combinations
+    ]
+    return tabulate(
+        body, ("defence", "accuracy %"), tablefmt="pipe", disable_numparse=True
+    )
 
-    Returns:
-      A Markdown table.
+
+def cost_table(
+    combinations: Sequence[str], costs: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Tables what a defence costs its client, as Markdown.
+
+    Args:
+      combinations: the lines.
+      costs: by combination, see `defence_costs.measure`; what is missing was not run.
     """
     body = []
     for name in combinations:
-        accuracy = f"{accuracies[name]:.1f}" if name in accuracies else NOT_RUN
         cost = costs.get(name)
         if cost is None or "refused" in cost:
             words = NOT_RUN if cost is None else "refused"
-            body.append([f"`{name}`", accuracy, words, *"-" * 3])
+            body.append([f"`{name}`", words, *"-" * 3])
             continue
         quartiles = f"[{cost['times_low']:.2f}, {cost['times_high']:.2f}]"
         body.append(
             [
                 f"`{name}`",
-                accuracy,
                 f"{cost['times']:.2f} {quartiles}",
                 f"{cost['dense']:,}",
                 f"{cost['coded']:,}",

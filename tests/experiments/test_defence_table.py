@@ -10,7 +10,12 @@ import pandas
 import pytest
 from faces import write_faces
 from studies.contest_figures import draw_attackers, draw_costs, draw_strengths
-from studies.contest_tables import NOTHING, cost_table, leakage_table
+from studies.contest_tables import (
+    NOTHING,
+    accuracy_table,
+    cost_table,
+    leakage_table,
+)
 from studies.contests import (
     METHODS,
     all_contests,
@@ -156,13 +161,14 @@ def test_the_driver_runs_trains_and_tables(few, tmp_path, monkeypatch):
     arguments = map(str, [*arguments, "--only", *only])
     monkeypatch.setattr(sys, "argv", list(arguments))
     driver.main()
-    text = (tmp_path / "t" / "digits.md").read_text(encoding="utf-8")
-    fresh, trained = text.split("## Leakage")[1:]
-    trained, kept = trained.split("## Accuracy")
-    for part in (fresh, trained):
-        assert part.count("| `gaussian-noise=") == 3 and part.count("/2") == 4
-    # What a defence costs was not measured, what it keeps was, of mixup, too.
-    assert kept.count("not run") == 7 and "[0." not in kept
+    tables = tmp_path / "t"
+    for section in ("fresh", "trained"):
+        text = (tables / f"digits-{section}.md").read_text(encoding="utf-8")
+        assert text.count("| `gaussian-noise=") == 3 and text.count("/2") == 4
+    # What defences keep was measured, of mixup, too; what they cost was not.
+    kept = (tables / "digits-training.md").read_text(encoding="utf-8")
+    assert "not run" not in kept and "| `mixup" in kept
+    assert not (tables / "digits-cost.md").exists()
 
 
 # --- the tables ------------------------------------------------------------------
@@ -229,12 +235,19 @@ def test_what_was_not_measured_is_not_run():
     cost = {"times": 2.0, "times_low": 1.5, "times_high": 3.0}
     cost |= {"dense": 4000, "coded": 1000, "hidden": 0.5}
     costs = {"b": cost, "c": {"refused": "it has no step"}}
-    text = cost_table(["a", "b", "c"], {"a": 91.25}, costs)
-    first, second, third, _, why = text.splitlines()[2:]
+    first, second, third, _, why = cost_table(["a", "b", "c"], costs).splitlines()[2:]
     assert "refused" in third and why == "- `c` is refused: it has no step"
-    assert "91.2" in first and first.count("not run") == 1
-    assert second.count("not run") == 1 and "2.00 [1.50, 3.00]" in second
+    assert "not run" in first and "2.00 [1.50, 3.00]" in second
     assert "4,000" in second and "1,000" in second and "50%" in second
+    first, second = accuracy_table(["a", "b"], {"a": 91.25}).splitlines()[2:]
+    assert "91.2" in first and "not run" in second
+
+
+def test_tables_of_which_nothing_was_begun_are_not_written(tmp_path):
+    assert driver.write_pages("digits", tmp_path) == {}
+    (tmp_path / "digits-cost.json").write_text('{"none": {"refused": "no step"}}')
+    pages = driver.write_pages("digits", tmp_path)
+    assert list(pages) == ["cost"] and "`none` is refused: no step" in pages["cost"]
 
 
 # --- cost ------------------------------------------------------------------------
