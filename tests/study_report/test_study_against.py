@@ -5,11 +5,13 @@ import pytest
 
 from kljax.metrics import COLUMNS
 from kljax.studies import store
-from kljax.studies.reports import write_report
-from kljax.studies.reports.against import compare_studies
+from kljax.studies.reports import words, write_report
+from kljax.studies.reports.against import Against, compare_studies
 from kljax.studies.reports.axes import axes_of
 from kljax.studies.reports.contents import _commands
+from kljax.studies.reports.markdown import _against
 from kljax.studies.reports.pools import make_pools
+from kljax.studies.reports.tables import Table
 
 SEEDS = {"0": {"seed": 0}, "1": {"seed": 1}}
 SSIM = [0.9, 0.5, 0.2]
@@ -96,6 +98,14 @@ def test_cells_without_their_like_are_listed(tmp_path):
     assert there.startswith("arm=magnitude-pruning=0.9 (there): arms is ")
 
 
+def test_a_markdown_report_tells_apart_what_differs_and_what_is_missing():
+    table = Table("against", "Against b", ("arm",), [], [])
+    found = Against("b", ("steps is 3 here",), table, (0, 1), ("x (here): y",))
+    text = _against(found, ["image"])
+    wholes, unlike = text.index("The studies as wholes:"), text.index(words.UNLIKE)
+    assert wholes < text.index("- steps is 3 here") < unlike < text.index("- x (here)")
+
+
 def test_studies_of_other_victims_are_refused(tmp_path):
     axes = {"arm": arms("none", "bn-control")}
     one = make(tmp_path / "one", axes, fixed={"seed": 1})
@@ -138,4 +148,5 @@ def test_a_report_has_the_comparison_and_its_command(tmp_path):
     # From where the study is: what lies above says where somebody's files are.
     assert "kljax report one --against other" in text
     assert str(tmp_path) not in text
-    assert "Against other" in (page.parent / "report.md").read_text()
+    written = (page.parent / "report.md").read_text()
+    assert "## Against other" in written and words.UNLIKE not in written

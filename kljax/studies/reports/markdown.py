@@ -117,13 +117,18 @@ def _results(contents: Contents) -> list[str]:
 
 def _against(against: Against, kinds: Sequence[str]) -> str:
     same, pairs = against.equal
-    lines = [f"- {_safe(line)}" for line in (*against.apart, *against.unpaired)]
+
+    def listed(words: str, lines: Sequence[str]) -> str:
+        items = "\n".join(f"- {_safe(line)}" for line in lines)
+        return f"{words}\n\n{items}" if lines else ""
+
     return _section(
         f"Against {_safe(against.other)}",
         words.against(kinds),
         f"{same} of {pairs} pairs have the very same value.",
+        listed("The studies as wholes:", against.apart),
         _table(against.table),
-        "\n".join(lines),
+        listed(words.UNLIKE, against.unpaired),
     )
 
 

@@ -41,6 +41,10 @@ CONVERGING = (
     "off; one that is flat above its loss at the truth is of one that is stuck."
 )
 
+UNLIKE = (
+    "Cells without their like in the other study, and what the nearest one has instead:"
+)
+
 
 def against(kinds: Sequence[str]) -> str:
     """Says how a study is read that is held against another."""
