@@ -79,6 +79,7 @@ LOCKED = (
     "keylock/known",
     "keylock/unit",
     "keylock/fixed_mean",
+    "keylock/peel",
 )
 LINES = {
     "decoder, fresh, b = 1": NEXT | {"examples": 1, "victims": 4},
@@ -107,6 +108,10 @@ LINES = {
     "decoder, gates on the first norm, b = 2": NEXT
     | LOCK
     | {"arms": LOCKED, "examples": 2, "victims": 4},
+    "decoder, gates on the first norm, b = 8": NEXT
+    | LOCK
+    | {"arms": ("keylock/unit", "keylock/peel"), "examples": 8, "victims": 2},
+    "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
 }
 COMMON = {
     "attack": "dager",

@@ -24,6 +24,7 @@ from kljax.attacks.closed_form import (
     pooled_gates,
     private_key_from_lock_grads,
     rgap,
+    sentence_peeling,
     spear,
 )
 from kljax.attacks.drivers import descend, evolve
@@ -87,6 +88,7 @@ __all__ = [
     "Peeled",
     "peeling",
     "patch_peeling",
+    "sentence_peeling",
     "Transformer",
     "pooled_gates",
     "live_channels",

@@ -23,6 +23,7 @@ from kljax.attacks.closed_form import (
     patch_peeling,
     peeling,
     private_key_from_lock_grads,
+    sentence_peeling,
 )
 from kljax.attacks.closed_form.refusals import refuse_batches
 from kljax.attacks.replaced_inputs import unknown_concealing, unknown_mixing
@@ -234,14 +235,18 @@ def peel(setting: Setting) -> Secret:
 
     This is kljax's own attack. The secret of the candidate is a
     `kljax.attacks.Peeled`, which says how far its gates can be trusted. A vision
-    transformer's patch embedding is peeled by `kljax.attacks.patch_peeling`, chains of
-    layers by `kljax.attacks.peeling`.
+    transformer's patch embedding is peeled by `kljax.attacks.patch_peeling`, what a
+    transformer of sentences has in front of its first attention by
+    `kljax.attacks.sentence_peeling`, chains of layers by `kljax.attacks.peeling`.
 
     Raises:
       ValueError: where the network, its lock or the upload cannot be peeled.
     """
-    embedded = not missing_paths(setting)
-    attack = (patch_peeling if embedded else peeling)(setting)
+    if setting.task.inputs.kind == "text":
+        find = sentence_peeling
+    else:
+        find = peeling if missing_paths(setting) else patch_peeling
+    attack = find(setting)
     unknown = Unknown(
         start=lambda rng, view: ((), attack(view)),
         decode=lambda free, fixed: fixed,

@@ -14,6 +14,7 @@ from kljax.attacks.closed_form.attention_inputs import (
     Probe,
     _spread,
     find_spans,
+    is_causal,
     over_vocabulary,
     sample_sentences,
 )
@@ -326,7 +327,7 @@ def test_an_input_moves_as_far_as_the_farthest_token_does():
 @pytest.mark.parametrize("kind", ("gpt", "bert"))
 def test_a_causal_network_is_told_from_another(kind):
     tap = "blocks/1/attention/query:input"
-    assert spans_of_text._is_causal(model_of(kind), tap, T) == (kind == "gpt")
+    assert is_causal(model_of(kind), tap, T) == (kind == "gpt")
 
 
 # --- the attack ----------------------------------------------------------------------

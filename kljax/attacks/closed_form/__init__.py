@@ -15,6 +15,7 @@ from kljax.attacks.closed_form.imprint_reading import (
 )
 from kljax.attacks.closed_form.recursion import rgap
 from kljax.attacks.closed_form.relu_batches import spear
+from kljax.attacks.closed_form.sentence_gates import sentence_peeling
 from kljax.attacks.closed_form.transformer import (
     Transformer,
     missing_paths,
@@ -36,6 +37,7 @@ __all__ = [
     "pooled_gates",
     "rgap",
     "spear",
+    "sentence_peeling",
     "Transformer",
     "missing_paths",
     "patch_peeling",

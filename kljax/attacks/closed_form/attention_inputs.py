@@ -10,6 +10,7 @@ adapters (`kljax.models.add_adapters`), the gradients of ``down`` have it; as lo
 feeds an attention is tapped.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,12 +28,14 @@ from kljax.attacks.closed_form.spans import (
     tells,
 )
 from kljax.attacks.setting import Setting
-from kljax.core.types import Array, Gates, Params, Path, Rng, Stats
+from kljax.core.randomness import fixed_rng
+from kljax.core.types import Array, Gates, Model, Params, Path, Rng, Stats
 
 ATTENTION = "blocks/{}/attention"
 PROJECTIONS = ("query", "key", "value")
 SKETCH = 32  # random directions through which all tokens are looked at
 SMALLEST = 1e-30  # instead of a length of 0
+SAME = 1e-5  # relative: rounding, where the same numbers are summed
 CHUNK = 512  # tokens of a vocabulary that are there at one time
 
 
@@ -79,6 +82,39 @@ def find_probes(setting: Setting, block: int) -> tuple[Probe, ...]:
             "take a network such as 'gpt-tiny' or 'bert-tiny', of two blocks at least"
         )
     return tuple(probes)
+
+
+def draw_weights(model: Model) -> tuple[Params, Stats]:
+    """Draws weights, to ask a network what its form is: the same whenever it is asked.
+
+    Those of an initialiser may be 0, and show nothing.
+    """
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    rngs = jax.random.split(fixed_rng("diagnosis"), len(params))
+    drawn = {
+        path: jax.random.normal(rng, leaf.shape, leaf.dtype)
+        for rng, (path, leaf) in zip(rngs, params.items(), strict=True)
+    }
+    return drawn, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), stats)
+
+
+@functools.lru_cache(maxsize=32)
+def is_causal(model: Model, tap: str, length: int) -> bool:
+    """Tells whether what a place feeds an attention hangs on no token behind it.
+
+    Asked of the network itself, with any weights: another last token moves what the
+    other places feed, or does not.
+    """
+
+    def largest_move() -> Array:
+        params, stats = draw_weights(model)
+        sentences = jnp.zeros((2, length), jnp.int32).at[1, -1].set(1)
+        fed = model.apply(params, stats, sentences, taps=(tap,), train=False).taps[tap]
+        moves = jnp.abs(fed[1] - fed[0])[:-1]
+        return jnp.max(moves, initial=0.0) / jnp.max(jnp.abs(fed))
+
+    with jax.ensure_compile_time_eval():
+        return bool(jax.jit(largest_move)() < SAME)
 
 
 def find_spans(

@@ -5,8 +5,6 @@ for Large Language Models" (NeurIPS 2024); code
 insait-institute/dager-gradient-inversion (Apache-2.0).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +17,7 @@ from kljax.attacks.closed_form.attention_inputs import (
     find_candidates,
     find_probes,
     find_spans,
+    is_causal,
     over_vocabulary,
     sample_sentences,
     tells_something,
@@ -34,15 +33,13 @@ from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.secrets import secret_of
 from kljax.attacks.setting import Setting
-from kljax.core.randomness import fixed_rng
 from kljax.core.targets import UNKNOWN
-from kljax.core.types import Array, Model, Params, Rng
+from kljax.core.types import Array, Params, PyTree, Rng
 from kljax.threat import View
 
 BUDGET = 4096  # combinations of an encoder's candidates that are tested first
 SPARE = 8  # kept beyond what there can be: for what passes by chance
 POSITIONS = "positions"
-SAME = 1e-5  # relative: rounding, where the same numbers are summed
 
 
 def dager(
@@ -113,7 +110,7 @@ def dager(
     samples = sample_sentences(vocabulary, length, width)
     # What is sent has a density where the defence in force is known to add noise.
     noisy = setting.defence.log_prob is not None
-    causal = _is_causal(setting.task.model, second[0].tap, length)
+    causal = is_causal(setting.task.model, second[0].tap, length)
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         rng_secret, rng_tokens, rng_search = jax.random.split(rng, 3)
@@ -161,13 +158,13 @@ def dager(
             found = combine_candidates(
                 rng_search, candidates, test, budget=budget, **options
             )
-        return _reconstruction(setting, spans, found)
+        return _reconstruction(setting, spans, found, guess)
 
     return attack
 
 
 def _reconstruction(
-    setting: Setting, spans: list[dict[str, Span]], found: Sentences
+    setting: Setting, spans: list[dict[str, Span]], found: Sentences, guess: PyTree
 ) -> Reconstruction:
     firsts = [next(iter(its.values())) for its in spans]
     ranks = [jnp.max(jnp.stack([s.rank for s in its.values()])) for its in spans]
@@ -226,31 +223,6 @@ def _movement(
         return jnp.max(jnp.stack(far), axis=(0, 2))
 
     return jnp.max(over_vocabulary(move, vocabulary, length))
-
-
-@functools.lru_cache(maxsize=32)
-def _is_causal(model: Model, tap: str, length: int) -> bool:
-    """Tells whether what a place feeds an attention hangs on no token behind it.
-
-    Asked of the network itself, with any weights: another last token moves what the
-    other places feed, or does not.
-    """
-
-    def largest_move() -> Array:
-        params, stats = jax.eval_shape(model.init, jax.random.key(0))
-        rngs = jax.random.split(fixed_rng("diagnosis"), len(params))
-        drawn = {
-            path: jax.random.normal(rng, leaf.shape, leaf.dtype)
-            for rng, (path, leaf) in zip(rngs, params.items(), strict=True)
-        }
-        stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), stats)
-        sentences = jnp.zeros((2, length), jnp.int32).at[1, -1].set(1)
-        fed = model.apply(drawn, stats, sentences, taps=(tap,), train=False).taps[tap]
-        moves = jnp.abs(fed[1] - fed[0])[:-1]
-        return jnp.max(moves, initial=0.0) / jnp.max(jnp.abs(fed))
-
-    with jax.ensure_compile_time_eval():
-        return bool(jax.jit(largest_move)() < SAME)
 
 
 def _width(setting: Setting, probes: tuple[Probe, ...]) -> int:
