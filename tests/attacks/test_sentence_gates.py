@@ -10,13 +10,13 @@ from poison import differences, hidden, poisoned
 from toys import quick_jit, replace_fields, setting, threat
 
 from kljax.attacks import sentence_peeling
-from kljax.attacks.closed_form.layer_input import float64
-from kljax.attacks.closed_form.sentence_gates import (
+from kljax.attacks.closed_form.gate_equations import (
     find_pairs,
-    form_error,
     make_equations,
     solve_gates,
 )
+from kljax.attacks.closed_form.layer_input import float64
+from kljax.attacks.closed_form.sentence_gates import form_error
 from kljax.attacks.closed_form.token_places import find_token_places
 from kljax.attacks.presets import dager
 from kljax.core.targets import sequences_of
@@ -214,6 +214,7 @@ def test_where_too_few_pairs_fit_it_says_so(name, kind):
     assert np.all(np.isinf(found.deviation[SITE].shift))
 
 
+@pytest.mark.slow
 def test_a_full_rank_says_nothing():
     crowd = np.random.default_rng(0).integers(0, V, (12, T)).astype(np.int32)
     _, read, _, _ = compiled(12)
