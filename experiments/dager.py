@@ -261,11 +261,20 @@ NOTES = """
 
 - **Gates.** A lock on the first norm (`blocks/0/norm1`) leaves the rank as it is and
   turns the span. Who knows the gates, or where they are public, finds every sentence;
-  DAGER without them, or with those of a mean private key, finds none, and says so. That
-  is about an attacker who does not look for the gates: none that fits them to the span
-  was tried. The norm alone is no protection: the undefended network has it. Where the
-  table of embeddings is not tied, its own gradient, which DAGER does not use, names the
-  tokens all the same ([text.md](text.md)).
+  DAGER without them, or with those of a mean private key, finds none, and says so. The
+  norm alone is no protection: the undefended network has it.
+- **Gates that are fitted to the span** (`keylock/peel`, kljax's own,
+  `kljax.attacks.sentence_peeling`; neither private key nor lock weights, nor labels).
+  What the attention is fed, with a 1 behind it, lies in the span of the gradients of
+  its weights and biases, and that is linear in the gates. That alone leaves the scale a
+  factor, and the shift all directions of the span; in a causal network the first
+  tokens, which attend to themselves, settle both by the gradient behind the second
+  norm. The tokens come from the gradient of the embeddings, whose rows are longest for
+  tokens of the batch, tied to the classifier or not; their places from the gradient of
+  the places, without any gate. It is for one client's gradient, causal networks, locks
+  of this one site, and was tried on fresh weights. In a network that is not causal
+  these equations do not determine the gates, and it is refused. It was not tried where
+  the gradient of the embeddings is not uploaded.
 - **Noise** of unknown strength is measured off the spectrum, for encoders too. What it
   buries first are the weakest inputs.
 - **Ranks** are the dimensions of the table, and not the number of pairs; beside them

@@ -82,9 +82,13 @@ def measure_errors(equations: Equations, fed: Array) -> Array:
 
 def reweighted(errors: Array, weights: Array) -> Array:
     """Gives [N] smaller weights to larger errors, and next to none to the largest."""
-    total = jnp.maximum(jnp.sum(weights), 1e-30)
-    usual = jnp.sqrt(jnp.sum(weights * errors**2) / total)
+    usual = jnp.sqrt(_mean(errors**2, weights))
     return (1 + (errors / jnp.maximum(SHRINK * usual, LEAST)) ** 2) ** -2
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """Gives the weighted mean over the first axis; 0 where no weight is left."""
+    return weights @ values / jnp.maximum(jnp.sum(weights), 1e-30)
 
 
 def find_pairs(square: Array, x: Array, weights: Array) -> tuple[Array, Array]:
@@ -104,10 +108,10 @@ def find_pairs(square: Array, x: Array, weights: Array) -> tuple[Array, Array]:
     """
 
     def measure(weights: Array) -> Array:
-        total = jnp.maximum(jnp.sum(weights), 1e-30)
-        centred = x - (weights @ x / total)[None]
-        matrix = square * ((centred * weights[:, None]).T @ centred / total)
-        scale = jnp.linalg.eigh(matrix)[1][:, 0]
+        centred = x - _mean(x, weights)[None]
+        covariance = (centred * weights[:, None]).T @ centred
+        covariance /= jnp.maximum(jnp.sum(weights), 1e-30)
+        scale = jnp.linalg.eigh(square * covariance)[1][:, 0]
         moved = centred * scale[None]
         squares = jnp.sum((moved @ square) * moved, axis=1)
         lengths = jnp.maximum(jnp.sum((x * scale[None]) ** 2, axis=1), 1e-30)
@@ -125,7 +129,7 @@ class Fit(NamedTuple):
 
     gate: Gate
     deviation: Gate  # standard deviation expected of each number
-    residual: Array  # [] mean squared error of the pairs
+    residual: Array  # [] share of the pairs' gated x, in squared norm, not explained
     fits: Array  # [N] bool, pairs that the attention's equations fit
     first_fits: Array  # [] bool, whether any pair fits those of the first place
     determined: Array  # [] bool, whether the equations have one solution
@@ -166,12 +170,13 @@ def fit_gates(
     first = jax.lax.fori_loop(0, ROUNDS, step, start)
     gate, matrix, fed = solve(first)
     each = [measure_errors(kind, fed) for kind in kinds]
-    squares = weights @ each[0] ** 2 + first @ each[1] ** 2
-    residual = squares / jnp.maximum(jnp.sum(weights) + jnp.sum(first), 1e-30)
+    squares = jnp.concatenate([each[0] ** 2, each[1] ** 2])
+    spread = _mean(squares, jnp.concatenate([weights, first]))
     powers, directions = jnp.linalg.eigh(matrix)
-    variances = directions**2 @ (1 / powers) * residual
+    variances = directions**2 @ (1 / powers) * spread
     deviation = Gate(*jnp.sqrt(jnp.maximum(variances, 0)).reshape(2, -1))
     fits = errors <= FITS
     first_fits = jnp.any(fits & (is_first > 0) & (each[1] <= FITS))
+    residual = _mean(errors**2, weights)
     determined = powers[0] > CLEAR * RIDGE * powers[-1]
     return Fit(gate, deviation, residual, fits, first_fits, determined)

@@ -138,7 +138,8 @@ def sentence_peeling(setting: Setting) -> Callable[[View], Peeled]:
     ((site, width),) = setting.defence.sites
     (length,) = setting.task.inputs.shape
     (table,) = setting.task.inputs.search.unexplained
-    count = min(len(params[table]), setting.threat.knowledge.examples * length)
+    # Of a tied table the token that follows a sentence has a long row, too.
+    count = min(len(params[table]), setting.threat.knowledge.examples * (length + 1))
     noisy = setting.defence.log_prob is not None
 
     @one_at_a_time
