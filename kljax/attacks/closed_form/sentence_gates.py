@@ -220,7 +220,7 @@ def _public_values(setting: Setting, view: View, tokens: Array) -> PublicValues:
     sentences = jnp.broadcast_to(tokens[:, None], (len(tokens), length))
     # The norm itself, and what there is without the attention's input.
     gates = Gate(jnp.stack([none + 1, none]), jnp.stack([none, none]))
-    taps = jax.vmap(values, in_axes=(0, None))(gates, sentences)
+    taps = jax.lax.map(lambda gate: values(gate, sentences), gates)
     return PublicValues(
         taps[0][0].reshape(-1, width),
         jnp.repeat(taps[2][1][:, 0], length, axis=0),
@@ -308,9 +308,9 @@ def form_error(model: Model, site: Path, length: int) -> float:
         )
         site_gives, fed, z, given = (
             value[:, 0, 0]
-            for value in jax.vmap(
-                lambda gate: _tapped(model, params, stats, site, sentences, gate)
-            )(gates)
+            for value in jax.lax.map(
+                lambda gate: _tapped(model, params, stats, site, sentences, gate), gates
+            )
         )
         back = (given[1] - params[f"{NORM}/bias"]) / params[f"{NORM}/scale"]
         errors = (
