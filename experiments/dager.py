@@ -111,7 +111,6 @@ LINES = {
     "decoder, gates on the first norm, b = 8": NEXT
     | LOCK
     | {"arms": ("keylock/unit", "keylock/peel"), "examples": 8, "victims": 2},
-    "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
 }
 COMMON = {
     "attack": "dager",
@@ -264,7 +263,9 @@ NOTES = """
   DAGER without them, or with those of a mean private key, finds none, and says so. The
   norm alone is no protection: the undefended network has it.
 - **Gates that are fitted to the span** (`keylock/peel`, kljax's own,
-  `kljax.attacks.sentence_peeling`; neither private key nor lock weights, nor labels).
+  `kljax.attacks.sentence_peeling`; neither private key nor lock weights, nor labels)
+  give six sentences of eight away, so the lock is no protection from DAGER; why two
+  were not found was not looked into.
   What the attention is fed, with a 1 behind it, lies in the span of the gradients of
   its weights and biases, and that is linear in the gates. That alone leaves the scale a
   factor, and the shift all directions of the span; in a causal network the first
@@ -293,8 +294,8 @@ NOTES = """
   looked for. Encoders of more than two sentences of the corpus were not tried.
   In a test, of three planted sentences of a tiny encoder one is found today
   (`tests/attacks/test_dager.py`, marked as expected to fail), where an earlier form of
-  the attack found all three: rounding hides a direction of the second span. The lines
-  above were printed before a span was judged full by samples.
+  the attack found all three: rounding hides a direction of the second span. All lines
+  but those of gates were printed before a span was judged full by samples.
 """
 
 
