@@ -264,8 +264,8 @@ NOTES = """
   norm alone is no protection: the undefended network has it.
 - **Gates that are fitted to the span** (`keylock/peel`, kljax's own,
   `kljax.attacks.sentence_peeling`; neither private key nor lock weights, nor labels)
-  give six sentences of eight away, so the lock is no protection from DAGER; why two
-  were not found was not looked into.
+  give 16 sentences of 16 away at b = 8, and six of eight at b = 2: the lock is no
+  protection from DAGER. Why two were not found was not looked into.
   What the attention is fed, with a 1 behind it, lies in the span of the gradients of
   its weights and biases, and that is linear in the gates. That alone leaves the scale a
   factor, and the shift all directions of the span; in a causal network the first
