@@ -14,6 +14,8 @@ are public, and the dense layer behind the second norm is fed what is along z, b
 the norm's own shift. So what is outside of the span of that layer's gradient in z is 0,
 and this is linear, too, and not solved by a scale of 0. The two together determine all
 gates, by a few pairs: of rank r, each gives d + 1 - r equations for the 2 d unknowns.
+Two sentences have to begin with different tokens: one first token says its own u, and
+leaves the scale its factor.
 
 Which pairs there are is first taken from the gradients of the embeddings
 (`kljax.attacks.closed_form.token_places`), and then from the equations themselves
@@ -126,8 +128,8 @@ def sentence_peeling(setting: Setting) -> Callable[[View], Peeled]:
     """Makes the attack on the gates of a lock in front of the first attention.
 
     Neither private key nor lock weights are needed, nor a label. Indifferent to the
-    length of the gradient. Where fewer pairs fit than determine the gates, these are
-    given as 1 and 0, with an infinite deviation and a residual of 1.
+    length of the gradient. Where what fits does not determine the gates, as where all
+    sentences begin with the same token, these are given as 1 and 0, with an infinite deviation and a residual of 1.
 
     Raises:
       ValueError: for a lock of other sites, a network that is not causal or of another
