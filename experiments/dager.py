@@ -266,8 +266,8 @@ NOTES = """
   `kljax.attacks.sentence_peeling`; neither private key nor lock weights, nor labels)
   give 16 sentences of 16 away at b = 8, and six of eight at b = 2: the lock is no
   protection from DAGER. The two that are not found begin with the same token: then the
-  first place has one input alone, which leaves the scale its factor, and the attack says
-  that the gates are not determined. So it is for any upload of one sentence.
+  first place has one input alone, which leaves the scale its factor, and the attack
+  says that the gates are not determined. So it is for any upload of one sentence.
   What the attention is fed, with a 1 behind it, lies in the span of the gradients of
   its weights and biases, and that is linear in the gates. That alone leaves the scale a
   factor, and the shift all directions of the span; in a causal network the first

@@ -129,7 +129,8 @@ def sentence_peeling(setting: Setting) -> Callable[[View], Peeled]:
 
     Neither private key nor lock weights are needed, nor a label. Indifferent to the
     length of the gradient. Where what fits does not determine the gates, as where all
-    sentences begin with the same token, these are given as 1 and 0, with an infinite deviation and a residual of 1.
+    sentences begin with the same token, these are given as 1 and 0, with an infinite
+    deviation and a residual of 1.
 
     Raises:
       ValueError: for a lock of other sites, a network that is not causal or of another
