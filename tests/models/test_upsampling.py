@@ -130,6 +130,15 @@ def test_sides_of_maps(side, sides):
 def test_folding_is_undone_by_laying_out(side):
     x = np.random.default_rng(0).random((2, side, side + 2, 3), np.float32)
     np.testing.assert_array_equal(laid_out(folded(x), x.shape[1:3]), x)
+    half = -(-side // 2), -(-(side + 2) // 2)
+    whole = np.pad(x, ((0, 0), (0, side % 2), (0, side % 2), (0, 0)))
+    wanted = [
+        whole[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(2, 12)
+        for i, j in np.ndindex(half)
+    ]
+    found = np.asarray(folded(x))
+    assert found.shape == (2, *half, 12)
+    np.testing.assert_array_equal(found.reshape(2, -1, 12).swapaxes(0, 1), wanted)
 
 
 @pytest.mark.parametrize("name", list_decoders())
