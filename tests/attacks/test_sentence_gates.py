@@ -214,6 +214,14 @@ def test_where_too_few_pairs_fit_it_says_so(name, kind):
     assert np.all(np.isinf(found.deviation[SITE].shift))
 
 
+def test_sentences_that_begin_alike_do_not_determine_the_gates():
+    alike = SENTENCES.copy()
+    alike[:, 0] = 3
+    _, read, _, _ = compiled()
+    found = read(uploaded(alike))
+    assert float(found.residuals[FEED]) == 1 and np.all(found.gates[SITE].scale == 1)
+
+
 @pytest.mark.slow
 def test_a_full_rank_says_nothing():
     crowd = np.random.default_rng(0).integers(0, V, (12, T)).astype(np.int32)
