@@ -16,9 +16,10 @@ from kljax.attacks.closed_form.gate_equations import (
     solve_gates,
 )
 from kljax.attacks.closed_form.layer_input import float64
-from kljax.attacks.closed_form.sentence_gates import form_error
+from kljax.attacks.closed_form.sentence_gates import NORM, form_error
 from kljax.attacks.closed_form.token_places import find_token_places
 from kljax.attacks.presets import dager
+from kljax.core.inputs import images_of
 from kljax.core.targets import sequences_of
 from kljax.core.types import Private, Public
 from kljax.data.sentences import sentences_of
@@ -126,10 +127,10 @@ def test_places_are_read_off_sums(tied):
 
 
 @functools.cache
-def model_of(kind="gpt"):
+def model_of(kind="gpt", site=SITE):
     sizes = {"vocabulary": V, "width": D, "depth": 2, "heads": 2, "image_shape": (T,)}
     build, classes = {"gpt": (gpt, V), "bert": (bert, 3)}[kind]
-    lockable = {"gpt": (SITE,), "bert": ("embedding_norm",)}[kind]
+    lockable = {"gpt": (site,), "bert": ("embedding_norm",)}[kind]
     return from_nnx(lambda rngs: build(classes, lockable=lockable, rngs=rngs, **sizes))
 
 
@@ -255,6 +256,12 @@ def test_sentences_behind_a_lock_are_found_exactly():
     [
         ({"sites": ((SITE, D), ("norm", D))}, "a lock of one site, .*'norm'"),
         ({"sites": (("blocks/1/norm1", D),)}, "the site 'blocks/1/norm1' is not"),
+        ({"sites": (("blocks/0/expand", 4 * D),)}, "the site 'blocks/0/expand' is not"),
+        (
+            {"model": model_of(site=NORM), "sites": ((NORM, D),)},
+            "the site 'blocks/0/norm2' is not",
+        ),
+        ({"inputs": images_of((2, 2, 1))}, "that are sentences, got 'image'"),
         (
             {"model": model_of("bert"), "sites": (("embedding_norm", D),)},
             "needs a causal network",

@@ -133,8 +133,9 @@ def sentence_peeling(setting: Setting) -> Callable[[View], Peeled]:
     deviation and a residual of 1.
 
     Raises:
-      ValueError: for a lock of other sites, a network that is not causal or of another
-        form, and anything but the gradient of one client.
+      ValueError: for inputs that are no sentences, a lock of other sites, a network
+        that is not causal or of another form, and anything but the gradient of one
+        client.
     """
     _check(setting)
     params, _ = setting.task.shapes()
@@ -236,8 +237,8 @@ def _tapped(
 ) -> tuple[Array, ...]:
     """Gives four values [N, T, d] of the network with a gate.
 
-    They are what the site gives, what the attention is fed, and what the second norm
-    and the dense layer behind it are.
+    They are what the site gives, and what the attention, the second norm and the dense
+    layer behind that are fed.
     """
     names = (site, f"{FIRST}/query:input", f"{NORM}:input", f"{DENSE}:input")
     taps = model.apply(
@@ -254,9 +255,21 @@ def _check(setting: Setting) -> None:
             f"{NAME} needs the gradient of one client, the threat model has "
             f"upload={knows.upload!r}"
         )
+    if setting.task.inputs.kind != "text":
+        raise ValueError(
+            f"{NAME} needs inputs that are sentences, got {setting.task.inputs.kind!r}"
+        )
     sites = [site for site, _ in setting.defence.sites]
     if len(sites) != 1:
         raise ValueError(f"{NAME} needs a lock of one site, got the sites {sites}")
+    ((site, width),) = setting.defence.sites
+    misplaced = ValueError(
+        f"{NAME} finds the gates of what the first attention alone is fed, with a norm "
+        f"{NORM!r} behind the shortcut around it; the site {site!r} is not, or the "
+        "network is of another form"
+    )
+    if site == NORM:  # which has no scale of its own then
+        raise misplaced
     params, _ = setting.task.shapes()
     dense = [f"{FIRST}/{name}" for name in PROJECTIONS] + [DENSE]
     needed = [f"{path}/{part}" for path in dense for part in ("kernel", "bias")]
@@ -275,12 +288,9 @@ def _check(setting: Setting) -> None:
             f"{NAME} needs a causal network, such as 'gpt-small': where a first token "
             "sees others, its attention is not linear in the gates"
         )
-    if not form_error(model, sites[0], length) <= SAME:  # which may be NaN, too
-        raise ValueError(
-            f"{NAME} finds the gates of what the first attention alone is fed, with a "
-            f"norm {NORM!r} behind the shortcut around it; the site {sites[0]!r} is "
-            "not, or the network is of another form"
-        )
+    fits = width == len(params[f"{NORM}/scale"])
+    if not (fits and form_error(model, site, length) <= SAME):  # it may be NaN, too
+        raise misplaced
 
 
 @functools.lru_cache(maxsize=32)

@@ -139,10 +139,10 @@ def panel_of(spec: InputSpec, searches: tuple[str, ...] | None) -> list[Member]:
             kind = LEARNED if preset.learn else CLOSED_FORM
             members.append(Member(name, name, kind))
     for name in searches:
-        told = find_preset(name).labels
-        read_off = "recovered" if told == "given" else told
+        own, starts = find_preset(name).labels, panel.starts.get(name, 1)
+        read_off = "recovered" if own == "given" else own
         for labels in dict.fromkeys((read_off, "given")):
-            told, starts = f"{name}, labels {labels}", panel.starts.get(name, 1)
+            told = f"{name}, labels {labels}"
             members.append(Member(told, name, SEARCH, labels, starts))
     for name, preset in fitting.items():
         if preset.inserts is not None:
