@@ -167,6 +167,7 @@ def true_gate(update):
     return LOCK.gates(update.private.trainable, update.private.secret)[SITE]
 
 
+@pytest.mark.slow
 def test_planted_gates_are_found_and_nothing_that_is_hidden_is_used():
     here, read, _, _ = compiled()
     update = uploaded()
