@@ -218,7 +218,8 @@ def _linen(given: Any) -> str:
     return (
         "expected an nnx.Module or a builder of one, got the Linen module "
         f"{kind.__name__}: kljax.models.from_linen(module, image_shape) makes a Model "
-        "of one, and studies by name take NNX networks alone"
+        "of one; studies by name take the module itself, or a function without "
+        "arguments that gives it"
     )
 
 

@@ -166,10 +166,10 @@ def build_model(
         raise TypeError(f"expected a network or its name, got {model!r}")
     if not isinstance(named, Network):
         factory = as_factory(str(model), named)
-        if isinstance(factory, Ready) and isinstance(
-            factory.given, (Model, nnx.Module)
-        ):
-            return build_model(factory.given, classes, shape)
+        if isinstance(factory, Ready):
+            if isinstance(factory.given, nnx.Module):
+                return build_model(factory.given, classes, shape)
+            return factory.model(images_of(shape), "auto"), None, None
         named = Network(factory, (), "")
     network = named
 

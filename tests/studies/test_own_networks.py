@@ -196,6 +196,13 @@ def test_an_inversion_takes_the_same_forms(factory):
     assert params["head/kernel"].shape[1] == 2 and classifier is own is None
 
 
+@pytest.mark.parametrize("made", (TinyLinen(), TinyLinen), ids=("there", "a class"))
+def test_an_inversion_takes_a_network_of_linen(made):
+    model, _, _ = build_model(made, None, SHAPE)
+    params = jax.eval_shape(model.init, jax.random.key(0))[0]
+    assert params["head/kernel"].shape == (5, 2)
+
+
 def test_a_function_that_gives_no_network_is_refused(monkeypatch):
     for made, message in (
         (lambda: 3, "gave int, expected a network of Flax or PyTorch"),
