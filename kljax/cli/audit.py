@@ -32,7 +32,7 @@ class Audit(AuditConfig):
       attacks: that search, by name; None for matching of an upload, and for those of
         the kind of data of a network's audit.
       starts: searches of each attack, from different starts; None for 3 of an upload,
-        and 1 of a network's audit.
+        and 1 of a network's audit, but 30 of tableak at least.
       data: dataset of a network's audit, by name or path, see ``kljax leak``.
       uploads: of a network's audit, of different examples; None for 4.
       split, data_dir, tokens: of the dataset, see ``kljax leak``.

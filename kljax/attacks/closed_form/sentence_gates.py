@@ -132,6 +132,14 @@ def sentence_peeling(setting: Setting) -> Callable[[View], Peeled]:
     sentences begin with the same token, these are given as 1 and 0, with an infinite
     deviation and a residual of 1.
 
+    Args:
+      setting: of the attack, on B sentences of one client.
+
+    Returns:
+      The attack. Its gates are [d] of the locked site. Its residual, of the first
+      attention, is the weighted mean over pairs of what ``scale * (x - mean)`` has
+      outside of the gradient's span, as a share of ``scale * x``, in squared norm.
+
     Raises:
       ValueError: for inputs that are no sentences, a lock of other sites, a network
         that is not causal or of another form, and anything but the gradient of one
