@@ -101,7 +101,7 @@ BY_HAND = {
 
 def view_of(grads, visible):
     grads = jax.tree.map(lambda x, seen: np.where(seen, x, np.nan), grads, visible)
-    return View(None, None, grads, *(5 * [None]), visible)
+    return View(Public({}), None, grads, *(5 * [None]), visible)
 
 
 def test_every_objective_is_known_by_hand():
