@@ -168,6 +168,8 @@ def test_a_strategy_keeps_the_uploads_of_chosen_rounds_and_aggregates(tmp_path):
     np.testing.assert_array_equal(received["fc.weight"], RECEIVED["fc.weight"])
 
 
+# Flower simulates on Ray, whose processes begin as forks of this one; they run no JAX.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.slow
 def test_an_update_of_flowers_own_simulation_comes_back_as_its_image(
     tmp_path, monkeypatch
