@@ -19,8 +19,8 @@ def flattened_inputs(
 
     Returns:
       [H, W, C] of the picture, or [D] of the network's input, by the path of the
-      kernel. Layers that cannot be tapped
-      are left out, and so are those behind anything but a reshape.
+      kernel. Layers that cannot be tapped are left out, and so are those behind
+      anything but a reshape.
     """
     params, stats = jax.eval_shape(model.init, jax.random.key(0))
     found = {}

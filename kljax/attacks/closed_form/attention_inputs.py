@@ -32,6 +32,7 @@ from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gates, Model, Params, Path, Rng, Stats
 
 ATTENTION = "blocks/{}/attention"
+POSITIONS = "positions"
 PROJECTIONS = ("query", "key", "value")
 SKETCH = 32  # random directions through which all tokens are looked at
 SMALLEST = 1e-30  # instead of a length of 0

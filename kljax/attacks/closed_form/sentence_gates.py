@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.closed_form.attention_inputs import (
     ATTENTION,
+    POSITIONS,
     PROJECTIONS,
     draw_weights,
     is_causal,
@@ -50,7 +51,6 @@ from kljax.core.randomness import fixed_rng
 from kljax.core.types import Array, Gate, Model, Params, Path, Stats
 from kljax.threat import View
 
-POSITIONS = "positions"
 FIRST = ATTENTION.format(0)
 NORM, DENSE = "blocks/0/norm2", "blocks/0/expand"
 NAME = "secret strategy 'peel' of a transformer of sentences"

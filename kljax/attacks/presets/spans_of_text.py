@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kljax.attacks.attack import Attack, Optimiser, Reconstruction
 from kljax.attacks.closed_form.attention_inputs import (
+    POSITIONS,
     Feed,
     Probe,
     compare,
@@ -39,7 +40,6 @@ from kljax.threat import View
 
 BUDGET = 4096  # combinations of an encoder's candidates that are tested first
 SPARE = 8  # kept beyond what there can be: for what passes by chance
-POSITIONS = "positions"
 
 
 def dager(
