@@ -241,9 +241,10 @@ def _of_upload(
     labels = arm.threat.strategy.labels
     live = int(attacked.live_channels[n])
     guesses = np.asarray(found.labels[n])[order]
-    of_targets = targets.score(guesses, true)
+    told = find_preset(result.config.attack).gives_labels
+    of_targets = targets.score(guesses, true) if told else {}
     classes = in_any_order = None
-    if targets.class_of is not None:
+    if told and targets.class_of is not None:
         classes = targets.class_of(guesses)
         in_any_order = metrics.multiset_accuracy(classes, targets.class_of(true))
     at_truth, degree = float(attacked.loss_at_truth[n]), _degree(result.config, arm.arm)
@@ -264,7 +265,7 @@ def _of_upload(
         row |= _options(result.config, "search")
     else:
         row["evaluations"] = None
-    if labels != "recovered":
+    if labels != "recovered" or not told:
         row["label_rule"] = None
     row |= {
         "secret_strategy": arm.arm.secret_strategy,

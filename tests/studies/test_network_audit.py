@@ -20,6 +20,7 @@ from kljax.metrics.kinds import KINDS as INPUT_KINDS
 from kljax.studies.audit import network
 from kljax.studies.audit.named_objects import named_object
 from kljax.studies.audit.network import NetworkAuditConfig, Tried, audit
+from kljax.studies.audit.network_page import network_table
 from kljax.studies.audit.network_verdict import judge_network, list_open
 from kljax.studies.audit.panel import (
     CLOSED_FORM,
@@ -87,6 +88,8 @@ def test_sentences_are_recovered_by_the_closed_form_of_their_panel(monkeypatch):
     with quick_compilation():
         found = audit(model="transformer", data="text", batch=2, uploads=2)
     assert (found.verdict, found.tried[0].recovered) == ("recovered", 4)
+    assert found.tried[0].labels == {}  # it looks for none, and none is wrong
+    assert network_table(found)[1][0][-2] == "-"
     assert "at least 4 of 4 sentences, 4 of them in whole, by 'dager'" in found.words
     assert any("Decepticons" in line for line in found.open)
     assert "share of a sentence's tokens" in found.page()

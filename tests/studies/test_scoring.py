@@ -8,6 +8,7 @@ from skimage.metrics import structural_similarity
 from tiny_studies import close, finished, pretended, scored, tiny, wrong
 
 from kljax import metrics
+from kljax.attacks.presets import find_preset
 from kljax.metrics import COLUMNS, FLOORS, OUTCOMES
 from kljax.studies import leak_report, leak_summary, scoring
 from kljax.studies.scoring import SCHEMA_VERSION, matched_images
@@ -351,6 +352,23 @@ def test_rows_of_a_closed_form_name_no_search():
         assert row["attack"] == "matching" and row["outcome"] == "recovered"
     for row in rows_of(scored(pretended(config, close)), "none"):
         assert [row[name] for name in searched] == ["adam", 0.1, 4, 16]
+
+
+def test_no_label_is_wrong_of_an_attack_that_gives_none(monkeypatch):
+    of_labels = (
+        "label_guess",
+        "label_accuracy",
+        "label_multiset_accuracy",
+        "label_rule",
+    )
+    result, rows = finished()
+    mute = find_preset("matching")._replace(gives_labels=False)
+    monkeypatch.setattr(scoring, "find_preset", lambda name: mute)
+    for row, before in zip(scoring.score_rows(result), rows, strict=True):
+        if row["attack"] is not None:
+            assert all(row[name] is None for name in of_labels)
+            assert all(before[name] is not None for name in of_labels)
+            assert row["ssim"] == before["ssim"]
 
 
 def test_attacks_need_not_count_their_evaluations():

@@ -93,6 +93,8 @@ class Preset(NamedTuple):
         attack that learns nothing.
       no_curve: why it records no losses on the way (``info`` of a reconstruction), as
         the end of a sentence about it; empty where it does.
+      gives_labels: whether it says anything of labels: rows score none of one that
+        does not.
     """
 
     build: Callable[..., Attack]
@@ -113,6 +115,7 @@ class Preset(NamedTuple):
     pools_restarts: bool = False
     learn: Callable[..., PyTree] | None = None
     no_curve: str = ""
+    gives_labels: bool = True
 
 
 def anywhere(make: Callable[[], Objective]) -> Callable[[Setting], Objective]:
@@ -231,7 +234,14 @@ PRESETS: dict[str, Preset] = {
     "rgap": Preset(rgap, "recovered", None, **IN_CLOSED_FORM),
     "peeling": Preset(peeled_image, "recovered", None, **IN_CLOSED_FORM),
     "april": Preset(april, "recovered", None, **IN_CLOSED_FORM),
-    "dager": Preset(dager, "recovered", None, inputs=("text",), **IN_CLOSED_FORM),
+    "dager": Preset(
+        dager,
+        "recovered",
+        None,
+        inputs=("text",),
+        gives_labels=False,
+        **IN_CLOSED_FORM,
+    ),
     "spear": Preset(spear, "recovered", None, **IN_CLOSED_FORM),
     "spear++": Preset(
         functools.partial(spear, directions="learned"),
