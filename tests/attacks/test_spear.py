@@ -17,11 +17,15 @@ from kljax.attacks.closed_form.sparse_directions import (
     Exact,
     Rows,
     _leverage,
+    depends_on,
     independent,
+    is_kept,
     keep,
     noise_of,
     null_vectors,
     rows_of,
+    sampled,
+    search,
 )
 from kljax.core.inputs import images_of
 from kljax.core.types import Gate, Private, Public
@@ -365,6 +369,42 @@ def test_directions_are_kept_once_and_chosen_by_zeros():
         kept = keep(kept, Exact(row, row, np.int32(zeros)))
     found = independent(kept)
     assert sorted(np.asarray(found.zeros)) == [-1, 7, 9]  # `between` depends on these
+
+
+def test_what_is_kept_and_what_depends_on_it_by_hand():
+    eye, spare = np.eye(3), np.array([0.0, 0.0, 1.0])
+    kept = Exact(
+        np.stack([eye[0], eye[1], spare]), np.zeros((3, 5)), np.array([4, 7, -1])
+    )
+    turned = np.array([np.cos(0.1), 0, np.sin(0.1)])
+    tried = np.stack([eye[0], -eye[1], (eye[0] + eye[1]) / 2**0.5, spare, turned]).T
+    with jax.enable_x64(True):
+        alike, dependent = (
+            jax.jit(find)(kept, tried) for find in (is_kept, depends_on)
+        )
+    np.testing.assert_array_equal(alike, [True, True, False, False, False])
+    np.testing.assert_array_equal(dependent, [True, True, True, False, False])
+
+
+def test_rows_of_fewer_zeros_than_others_share_are_found():
+    """Combinations of the first two vanish at 160 columns, the other rows at 80.
+
+    Once they filled every place at which candidates are made exact.
+    """
+    draw = np.random.default_rng(10)
+    rows = draw.standard_normal((4, 400))
+    rows[:2, :160] = rows[0, 160:200] = rows[1, 200:240] = 0
+    rows[2, 200:280] = rows[3, 240:320] = 0
+    _, sizes, right = np.linalg.svd(rows, full_matrices=False)
+    with jax.enable_x64(True):
+        space = jax.jit(rows_of)(right, sizes, 1e-9, np.int32(4))
+        found, chunks = jax.jit(
+            lambda rng, space: search(rng, space, sampled(2048), chunks=20)
+        )(jax.random.key(0), space)
+    assert sorted(np.asarray(found.zeros)) == [80, 80, 200, 200] and chunks < 20
+    truth = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = np.abs(np.asarray(found.row) @ truth.T)
+    np.testing.assert_allclose(cosines.max(axis=0), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

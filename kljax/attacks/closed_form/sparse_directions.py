@@ -37,6 +37,7 @@ DENSITY = (2 / np.pi) ** 0.5  # of |N(0, 1)| at 0
 EVENINGS = 10
 BEARING = 0.999  # leverage of a column that bears a direction alone
 ALIKE = 0.999  # cosine of two rows that are taken for one
+APART = (1 - ALIKE) ** 0.5  # sine of an angle to a span, outside of which a row is new
 
 
 class Rows(NamedTuple):
@@ -250,27 +251,38 @@ def search(
     chance = _count(rows.live) * DENSITY * NEAR * jnp.sqrt(rows.rank)
     expected = rows.rank - 1 + chance + jnp.sqrt(chance)
 
+    def is_missing(kept: Exact) -> Array:
+        return _count(independent(kept).zeros >= 0) < rows.rank
+
     def goes_on(state: tuple[Array, Exact]) -> Array:
         done, kept = state
-        return (done < chunks) & (_count(independent(kept).zeros >= 0) < rows.rank)
-
-    def take(kept: Exact, one: tuple[Array, Array]) -> tuple[Exact, None]:
-        direction, promising = one
-        more = jax.lax.cond(
-            promising, lambda: keep(kept, polish(rows, direction)), lambda: kept
-        )
-        return more, None
+        return (done < chunks) & is_missing(kept)
 
     def look(state: tuple[Array, Exact]) -> tuple[Array, Exact]:
         done, kept = state
         evened = proposal.draw(jax.random.fold_in(rng, done), rows)
         directions = _unit(rows.back.astype(jnp.float32) @ evened)
-        known = jnp.abs(kept.direction.astype(jnp.float32) @ directions) > ALIKE
-        counts = jnp.where(jnp.any(known, axis=0), 0, near(rows, evened, NEAR))
-        best = _descending(counts)[: proposal.looked_at]
-        chosen = directions.T[best].astype(rows.right.dtype)
-        kept, _ = jax.lax.scan(take, kept, (chosen, counts[best] > expected))
-        return done + 1, kept
+        counts = near(rows, evened, NEAR)
+
+        def is_promising(state: tuple[Array, Array, Exact]) -> Array:
+            number, counts, kept = state
+            left = jnp.max(jnp.where(is_kept(kept, directions), 0, counts)) > expected
+            return (number < proposal.looked_at) & left & is_missing(kept)
+
+        def take(state: tuple[Array, Array, Exact]) -> tuple[Array, Array, Exact]:
+            number, counts, kept = state
+            counts = jnp.where(is_kept(kept, directions), 0, counts)
+            new = jnp.where(depends_on(kept, directions), 0, counts)
+            # Where two rows both vanish all their combinations do, often at more
+            # columns than a third row. Every other turn still goes to those: what was
+            # kept may itself be such a combination, and a row is found in its stead.
+            first = (number % 2 == 0) & (jnp.max(new) > expected)
+            best = _descending(jnp.where(first, new, counts))[0]
+            chosen = directions[:, best].astype(rows.right.dtype)
+            return number + 1, counts.at[best].set(0), keep(kept, polish(rows, chosen))
+
+        begun = jnp.asarray(0, jnp.int32), counts, kept
+        return done + 1, jax.lax.while_loop(is_promising, take, begun)[-1]
 
     done, kept = jax.lax.while_loop(goes_on, look, (jnp.asarray(0, jnp.int32), kept))
     return independent(kept), done
@@ -380,13 +392,38 @@ def keep(kept: Exact, new: Exact) -> Exact:
     )
 
 
+def is_kept(kept: Exact, directions: Array) -> Array:
+    """Tells [N] which directions [B, N] are all but one of those kept."""
+    cosines = jnp.abs(kept.direction.astype(directions.dtype) @ directions)
+    return jnp.any((cosines > ALIKE) & (kept.zeros >= 0)[:, None], axis=0)
+
+
+def depends_on(kept: Exact, directions: Array) -> Array:
+    """Tells [N] which directions [B, N] all but lie in the span of those kept."""
+    basis = _basis(kept)[0].astype(directions.dtype)
+    left = directions - basis.T @ (basis @ directions)
+    return jnp.linalg.norm(left, axis=0) <= APART
+
+
 def independent(kept: Exact) -> Exact:
     """Chooses B of the directions kept, those with most zeros first.
 
     One that all but depends on those before it is left out.
     """
+    _, taken = _basis(kept)
+    kept = kept._replace(zeros=jnp.where(taken, kept.zeros, -1))
+    first = _descending(kept.zeros)[: kept.direction.shape[1]]
+    return jax.tree.map(lambda leaf: leaf[first], kept)
+
+
+def _basis(kept: Exact) -> tuple[Array, Array]:
+    """Finds an orthonormal basis of the span of the directions kept.
+
+    Returns:
+      The basis [B, B], zeros beyond what is spanned; and [P] bool, which directions are
+      independent of those with more zeros.
+    """
     order = _descending(kept.zeros)
-    kept = jax.tree.map(lambda leaf: leaf[order], kept)
     length = kept.direction.shape[1]
 
     def add(basis: Array, one: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -394,13 +431,11 @@ def independent(kept: Exact) -> Exact:
         for _ in range(2):  # once more for what rounding leaves
             direction = direction - basis.T @ (basis @ direction)
         left = jnp.linalg.norm(direction)
-        new = (zeros >= 0) & (left > (1 - ALIKE) ** 0.5)
+        new = (zeros >= 0) & (left > APART)
         place = _count(jnp.any(basis != 0, axis=1))
         more = basis.at[jnp.minimum(place, length - 1)].set(direction / left)
         return jnp.where(new & (place < length), more, basis), new & (place < length)
 
     empty = jnp.zeros((length, length), kept.direction.dtype)
-    _, taken = jax.lax.scan(add, empty, (kept.direction, kept.zeros))
-    kept = kept._replace(zeros=jnp.where(taken, kept.zeros, -1))
-    first = _descending(taken)[:length]
-    return jax.tree.map(lambda leaf: leaf[first], kept)
+    basis, taken = jax.lax.scan(add, empty, (kept.direction[order], kept.zeros[order]))
+    return basis, jnp.zeros_like(taken).at[order].set(taken)
