@@ -151,6 +151,10 @@ def unmix(
       Directions [P, B, B] of unit length, the last of them those after the last step,
       and their losses [P].
     """
+    # Not by `descend`, which would give other results: it returns the iterate of the
+    # lowest loss and never evaluates what follows the last move, where this ends at the
+    # last iterate and its loss. It also matches an upload that a candidate gives with
+    # the one observed, and this loss compares no two.
     optimiser = optax.adam(learning_rate)
 
     def loss(free: Array) -> Array:
