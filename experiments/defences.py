@@ -9,8 +9,9 @@ dataset there are these parts:
 
 - DATA-fresh-METHOD, DATA-trained-METHOD: who attacks how
   (experiments/studies/contests.py). METHOD ``search`` is the preset `matching`,
-  ``density`` the preset `likelihood`, ``closed`` the preset `peeling`, ``inputs`` is
-  `matching` through all steps in which inputs are obscured.
+  ``density`` the preset `likelihood`, ``closed`` the preset `peeling`, ``learned`` the
+  preset `learned`, trained under the defence at the weights of one network for all
+  victims, ``inputs`` is `matching` through all steps in which inputs are obscured.
 - DATA-training: each defence is trained alone, from the same weights on the same
   batches, and the state after the last round is kept, to be attacked.
 - DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
@@ -61,9 +62,13 @@ ATTACKS = {
     "search": "matching",
     "density": "likelihood",
     "closed": "peeling",
+    "learned": "learned",
     "inputs": "matching",
 }
-
+# Those of experiments/learned_inversion.md, of 500 steps.
+LEARNED = ["width=512", "hashed=4096", "uploads=64", "learning_rate=1e-3"]
+# What a method needs beside.
+FIELDS = {"learned": {"weights": "shared", "attack_options": LEARNED}}
 
 TITLES = {
     "fresh": "Leakage under defences, fresh networks",
@@ -113,6 +118,7 @@ def sweep_file(part: Part, out: Path) -> Path:
     source = DATASETS[part.data]
     chosen = possible(part)
     fixed = source["leak"] | {"attack": ATTACKS[part.method]}
+    fixed |= FIELDS.get(part.method, {})
     if part.job == "fresh":
         points = {contest.arm: {"arm": contest.arm} for contest in chosen}
         fixed = source["both"] | fixed
@@ -163,16 +169,15 @@ def refusal(model: str, contest: Contest) -> str:
     """Says why a contest cannot be; '' if it can. Strengths make no difference."""
     arm = contest.arm.removeprefix(contest.combination)
     middle = write_strengths(contest.defence)
-    return _refusal(model, ATTACKS[contest.method], middle[len(middle) // 2] + arm)
+    return _refusal(model, contest.method, middle[len(middle) // 2] + arm)
 
 
 @functools.cache
-def _refusal(model: str, attack: str, arm: str) -> str:
+def _refusal(model: str, method: str, arm: str) -> str:
+    fields = {"attack": ATTACKS[method], **FIELDS.get(method, {})}
     try:
         build_study(
-            LeakConfig(
-                model=model, arms=(arm,), attack=attack, image_size=16, victims=1
-            )
+            LeakConfig(model=model, arms=(arm,), image_size=16, victims=1, **fields)
         )
     except ValueError as error:
         return str(error)

@@ -37,7 +37,8 @@ class Contest(NamedTuple):
       attacker: see above.
       method: ``search``, by the gradients' distance; ``density``, the same search by
         the density of what is sent; ``inputs``, the same search through the making of
-        what is trained on in place of inputs; ``closed``, a closed form.
+        what is trained on in place of inputs; ``closed``, a closed form; ``learned``,
+        an inverter that was trained under the defence.
     """
 
     defence: str
@@ -47,7 +48,7 @@ class Contest(NamedTuple):
     method: str = "search"
 
 
-METHODS = ("search", "density", "closed", "inputs")
+METHODS = ("search", "density", "closed", "learned", "inputs")
 
 
 def contests(name: str, sites: Sites = SITES) -> list[Contest]:
@@ -75,11 +76,37 @@ def closed_forms(name: str, sites: Sites = SITES) -> list[Contest]:
     return [contest._replace(method="closed") for contest in aware or searching]
 
 
+def learned_inverters(name: str, sites: Sites = SITES) -> list[Contest]:
+    """Lists who may learn to invert a defence, at its middle strength.
+
+    Whoever learns simulates a client, whatever the defence; nobody who does is unaware.
+    Of what is hidden it draws its own, and no strategy takes part: the one that says
+    least stands for it. Where something else than the inputs is trained on, nothing is
+    learned that leads to them.
+    """
+    at = write_strengths(name)
+    combination = at[len(at) // 2]
+    defence = parse_training_arm(combination, sites, {}).defence
+    if defence.inputs is not as_given:
+        return []
+    plain = [
+        f"/{strategy.name}"
+        for strategy in defence.strategies
+        if SECRETS.get(strategy.name) is unit and strategy.omits is None
+    ]
+    (first, *_) = contests(name, sites)
+    attacker = "only" if first.attacker == "only" else "adaptive"
+    return [
+        Contest(name, combination, combination + suffix, attacker, "learned")
+        for suffix in plain or [""]
+    ]
+
+
 def all_contests() -> list[Contest]:
     """Lists who attacks which defence how, of all in the catalogue."""
     return [
         contest
-        for make in (contests, closed_forms)
+        for make in (contests, closed_forms, learned_inverters)
         for name in KINDS
         for contest in make(name)
     ]

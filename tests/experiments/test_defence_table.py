@@ -21,6 +21,7 @@ from studies.contests import (
     all_contests,
     closed_forms,
     contests,
+    learned_inverters,
 )
 
 from kljax import data
@@ -74,6 +75,26 @@ def test_reports_tell_attackers_apart_in_the_same_way():
 def test_closed_forms_are_tried_at_the_middle_strength():
     assert [c.arm for c in closed_forms("quantise")] == ["quantise=8"]
     assert [c.arm for c in closed_forms("gaussian-noise")] == ["gaussian-noise=0.01"]
+
+
+def test_an_inverter_is_trained_under_the_middle_strength_of_what_it_can_learn():
+    def arms(name):
+        return [(c.arm, c.attacker) for c in learned_inverters(name)]
+
+    assert arms("none") == [("none", "only")]
+    assert arms("quantise") == [("quantise=8", "adaptive")]
+    assert arms("keylock") == [("keylock/unit", "adaptive")]
+    assert arms("fedpass") == [("fedpass=64/unit", "adaptive")]
+    assert arms("precode") == [("precode=beta=0.001/mean", "adaptive")]
+    # What takes the place of inputs is not what is asked for.
+    assert not arms("mixup") and not arms("obscured-inputs")
+
+
+def test_an_inverter_is_of_one_network(few, tmp_path):
+    part = driver.Part("digits", "fresh", "learned")
+    cells = expand(read_sweep(driver.sweep_file(part, tmp_path))).cells
+    assert [cell.config.arms[0] for cell in cells] == ["none", "gaussian-noise=0.01"]
+    assert {cell.config.weights for cell in cells} == {"shared"}
 
 
 # --- the parts -------------------------------------------------------------------

@@ -25,14 +25,17 @@ def attacker_of(arm: str, attack: str) -> Attacker:
 
     Args:
       arm: as it is written, such as ``gaussian-noise=0.01/unaware``.
-      attack: by name; one by the density of what is sent knows the noise.
+      attack: by name; one by the density of what is sent knows the noise, and one that
+        learns from uploads that it simulates knows the defence.
 
     Raises:
       ValueError: for an arm of kljax's own defences that cannot be read.
     """
     read, _ = read_arm(arm)
+    preset = PRESETS.get(attack)
+    learns = preset is not None and preset.learn is not None
     if read.strategies is not NOTHING_HIDDEN:
-        return _about_secret(read)
+        return _about_secret(read, learns)
     defence = read.defence
     if defence.inputs is not as_given:
         return "adaptive" if read.simulates_inputs else "unaware"
@@ -43,13 +46,13 @@ def attacker_of(arm: str, attack: str) -> Attacker:
         return "unaware" if read.release_strategy == "unaware" else "adaptive"
     known = last_transform(defence).simulate is not as_sent or hides
     known |= defence.simulate_example is not None
-    known |= attack in PRESETS and PRESETS[attack].density
+    known |= learns or (preset is not None and preset.density)
     return "adaptive" if known else "unaware"
 
 
-def _about_secret(arm: Arm) -> Attacker:
+def _about_secret(arm: Arm, learns: bool) -> Attacker:
     strategy = arm.strategies[arm.secret_strategy]
     if any(field in HIDDEN for field in strategy.needs):
         return "informed"
     plain = SECRETS.get(strategy.name) is unit and strategy.omits is None
-    return "unaware" if plain else "adaptive"
+    return "unaware" if plain and not learns else "adaptive"
