@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-# Entries about chunks and the cost model have tables of their own, in their logs.
-TABLES = ("chunks", "chunks-traced", "cost")
+# Entries about chunks, forms and the cost model have tables of their own, in logs.
+TABLES = ("chunks", "chunks-traced", "convolution-maps", "cost")
 OTHERS = (*TABLES, "machine", "gpu")
 HEADER = ("entry", "ours", "unit", "best peer", "ours / peer", "apart", "device")
 

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from kljax.models.bilinear import FORMS
+from kljax.models.implicit import PREFIX
 from kljax.parallel import Layout, map_victims
 from kljax.studies.cost import bilinear_product
 
@@ -61,7 +62,7 @@ def product_flops(fn, *args):
                 shape = eqn.invars[0].aval.shape
                 depth = int(np.prod([shape[axis] for axis in contract]))
                 total += 2 * depth * int(np.prod(eqn.outvars[0].aval.shape))
-            if eqn.primitive.name in FORMS:
+            if eqn.primitive.name.removeprefix(PREFIX) in FORMS:
                 total += bilinear_product(eqn)[0]
         return total
 

@@ -1,12 +1,7 @@
-"""Convolution and its two gradients: bilinear maps that differentiate into each other.
+"""The maps of a convolution on a CPU, without patches where XLA's library allows it.
 
-The gradient of a convolution in its images is bilinear in the other gradient and the
-kernel, that in its kernel in images and the other gradient, and each of the three has
-the other two as its gradients. As primitives of JAX they stay what they are however
-often they are differentiated, and each has the form that is fastest for it: nothing is
-ever differentiated through slices and pads.
-
-All three are convolutions in the layout that XLA's CPU library takes (YNNPACK: images
+All three maps (`kljax.models.convolution_maps`, which explains the letters) are
+convolutions in the layout that XLA's CPU library takes (YNNPACK: images
 [B, H, W, C], kernel [kh, kw, C, F], no dilation of the images, more than 16 channels on
 one side), which multiplies without writing patches to memory. What does not fit is
 brought into that form:
@@ -22,9 +17,6 @@ Infinities are not kept as `lax.conv_general_dilated` keeps them. The kernel is 
 by a product with zeros and ones, and zero times infinity is NaN: one infinity in it
 makes NaN of what is infinite by `lax`. Repeated and filled kernels have zeros, so one
 in images or gradients makes NaN of entries nearby that do not depend on it.
-
-Letters: B examples, H x W pixels of an image, C channels, kh x kw pixels of a kernel,
-F features, h x w pixels of the result.
 """
 
 import functools
@@ -35,14 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from kljax.core.types import Array
-
-# Of images, kernel and result: the layout of Flax.
-CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+from kljax.models.convolution_maps import CHANNELS_LAST, make_maps
 
 # All measured on one core (experiments/speed/forms.md). The library refuses
 # convolutions with no more channels than this on both sides, and is fast from so many
@@ -58,50 +45,6 @@ SLIM = 8
 MANY = 8
 # What a strided gradient may cost in multiplications by zero.
 WASTE = 1.5
-
-
-class Geometry(NamedTuple):
-    """What is fixed of a convolution.
-
-    Attributes:
-      strides: of rows and columns.
-      padding: (before, after) of rows and of columns, zero or more.
-      image: H and W.
-      kernel: kh and kw.
-      precision: of products, as `lax.dot_general` takes it.
-    """
-
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    image: tuple[int, int]
-    kernel: tuple[int, int]
-    precision: object = None
-
-    @property
-    def result(self) -> tuple[int, int]:
-        """Computes h and w."""
-        height, width = (
-            (size + sum(pads) - k) // stride + 1
-            for size, pads, k, stride in zip(
-                self.image, self.padding, self.kernel, self.strides, strict=True
-            )
-        )
-        return height, width
-
-
-def convolve(images: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves [B, H, W, C] with [kh, kw, C, F] to [B, h, w, F]."""
-    return _convolve.bind(images, kernel, geometry=geometry)
-
-
-def image_gradient(grads: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Computes [B, H, W, C] from the result's gradient [B, h, w, F] and the kernel."""
-    return _image_gradient.bind(grads, kernel, geometry=geometry)
-
-
-def kernel_gradient(images: Array, grads: Array, geometry: Geometry) -> Array:
-    """Computes [kh, kw, C, F] from images and the result's gradient [B, h, w, F]."""
-    return _kernel_gradient.bind(images, grads, geometry=geometry)
 
 
 def _convolve_form(images, kernel, *, geometry):
@@ -283,90 +226,45 @@ def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length:
     return views
 
 
-def _primitive(name, shape, folded):
-    """Makes a bilinear map of `FORMS` a primitive, as yet without derivatives.
+# Maps in which victims that share the right operand are but more examples.
+FOLDED = ("convolve", "image_gradient")
 
-    Args:
-      name: of the primitive.
-      shape: ``(left's shape, right's, geometry) -> the result's``.
-      folded: whether victims that share the right operand are but more examples.
-    """
-    primitive, form = Primitive(name), FORMS[name]
-    # One function, so that eager calls share what is compiled for a geometry.
-    primitive.def_impl(jax.jit(form, static_argnames="geometry"))
 
-    def abstract(left, right, *, geometry):
-        return ShapedArray(shape(left.shape, right.shape, geometry), left.dtype)
+def _compute_victims(primitive, operands, axes, geometry):
+    """Computes victims one after another, or as more examples of one."""
+    mapped = [
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    if primitive.name in FOLDED and axes[1] is None:
+        left, right = mapped
+        examples = left.reshape(-1, *left.shape[2:])
+        out = primitive.bind(examples, right, geometry=geometry)
+        return out.reshape(*left.shape[:2], *out.shape[1:])
+    own = tuple(axis is not None for axis in axes)
+    return _one_by_one(*mapped, primitive=primitive, own=own, geometry=geometry)
 
-    def batch(operands, axes, *, geometry):
-        bind = functools.partial(primitive.bind, geometry=geometry)
-        mapped = [
-            x if axis is None else jnp.moveaxis(x, axis, 0)
-            for x, axis in zip(operands, axes, strict=True)
+
+# Compiled once for eager calls, and inlined where a program is traced: a function of
+# its own in every call would be compiled in every call.
+@functools.partial(
+    jax.jit, static_argnames=("primitive", "own", "geometry"), inline=True
+)
+def _one_by_one(*mapped, primitive, own, geometry):
+    def one(victim):
+        rows = iter(victim)
+        operands = [
+            next(rows) if each else x for x, each in zip(mapped, own, strict=True)
         ]
-        if folded and axes[1] is None:
-            left, right = mapped
-            out = bind(left.reshape(-1, *left.shape[2:]), right)
-            return out.reshape(*left.shape[:2], *out.shape[1:]), 0
+        return primitive.bind(*operands, geometry=geometry)
 
-        each = tuple(axis is not None for axis in axes)
-        return one_by_one(*mapped, each=each, geometry=geometry), 0
-
-    # Compiled once for eager calls, and inlined where a program is traced: a function
-    # of its own in every call would be compiled in every call.
-    @functools.partial(jax.jit, static_argnames=("each", "geometry"), inline=True)
-    def one_by_one(*mapped, each, geometry):
-        def one(victim):
-            rows = iter(victim)
-            operands = [
-                next(rows) if own else x for x, own in zip(mapped, each, strict=True)
-            ]
-            return primitive.bind(*operands, geometry=geometry)
-
-        own_rows = [x for x, own in zip(mapped, each, strict=True) if own]
-        return lax.map(one, own_rows)
-
-    primitive.def_abstract_eval(abstract)
-    batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(form, multiple_results=False))
-    return primitive
+    return lax.map(one, [x for x, each in zip(mapped, own, strict=True) if each])
 
 
-# How each primitive is computed, by its name: `(left, right, *, geometry) -> result`.
+# How each map is computed, by its name: `(left, right, *, geometry) -> result`.
 FORMS = {
     "convolve": _convolve_form,
     "image_gradient": _image_gradient_form,
     "kernel_gradient": _kernel_gradient_form,
 }
-_convolve = _primitive(
-    "convolve",
-    lambda x, w, geometry: (x[0], *geometry.result, w[3]),
-    folded=True,
-)
-_image_gradient = _primitive(
-    "image_gradient",
-    lambda g, w, geometry: (g[0], *geometry.image, w[2]),
-    folded=True,
-)
-_kernel_gradient = _primitive(
-    "kernel_gradient",
-    lambda x, g, geometry: (*geometry.kernel, x[3], g[3]),
-    folded=False,
-)
-
-# The gradient in the left operand and in the right one.
-ad.defbilinear(
-    _convolve,
-    lambda grads, images, kernel, geometry: image_gradient(grads, kernel, geometry),
-    lambda grads, images, kernel, geometry: kernel_gradient(images, grads, geometry),
-)
-ad.defbilinear(
-    _image_gradient,
-    lambda images, grads, kernel, geometry: convolve(images, kernel, geometry),
-    lambda images, grads, kernel, geometry: kernel_gradient(images, grads, geometry),
-)
-ad.defbilinear(
-    _kernel_gradient,
-    lambda kernel, images, grads, geometry: image_gradient(grads, kernel, geometry),
-    lambda kernel, images, grads, geometry: convolve(images, kernel, geometry),
-)
+convolve, image_gradient, kernel_gradient = make_maps(FORMS, _compute_victims)

@@ -13,6 +13,9 @@ writes to memory is kh * kw times the image, at batch 32 more than a cache holds
 CPU library multiplies without patches (`kljax.models.bilinear`); victims with kernels
 of their own come one after another.
 
+`implicit` keeps them apart, too, and multiplies by a kernel in Pallas that gathers
+patches where they are multiplied (`kljax.models.implicit`). It is for a GPU alone.
+
 `winograd` is for wide 3x3 convolutions of large images: a quarter of the
 multiplications (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 2015, F(4x4, 3x3)). It is as linear in images and kernels as the plain form, so
@@ -35,7 +38,9 @@ import numpy as np
 from jax import lax
 
 from kljax.core.types import Array
-from kljax.models.bilinear import CHANNELS_LAST, Geometry, convolve, windows
+from kljax.models import bilinear, implicit
+from kljax.models.bilinear import windows
+from kljax.models.convolution_maps import CHANNELS_LAST, Geometry
 
 Convolution: TypeAlias = Callable[..., Array]
 
@@ -216,22 +221,34 @@ def maps_of_images_and_kernel(
         stride < k <= size and (size + pads - k) // stride < size
         for size, k, stride, pads in sides
     )
+    form = bilinear.convolve if chosen else None
+    return _convolve_by(form, images, kernel, strides, padding, dilation, options)
+
+
+def implicit_products(images, kernel, strides, padding, dilation, options) -> Array:
+    """Convolves by the implicit products of `kljax.models.implicit`.
+
+    Dilated kernels and results of another type are `patches_times_kernel`.
+    """
+    return _convolve_by(
+        implicit.convolve, images, kernel, strides, padding, dilation, options
+    )
+
+
+def _convolve_by(form, images, kernel, strides, padding, dilation, options):
+    """Convolves by `convolve` of some maps, and what they do not cover as a product."""
     element_type = options["preferred_element_type"]
     same = element_type is None or element_type == images.dtype
-    if not chosen or not same or any(d != 1 for d in dilation):
+    if form is None or not same or any(d != 1 for d in dilation):
         return patches_times_kernel(images, kernel, strides, padding, dilation, options)
-    precision = options["precision"] or jax.config.jax_default_matmul_precision
-    return convolve(
-        images,
-        kernel,
-        Geometry(
-            tuple(strides),
-            tuple(map(tuple, padding)),
-            images.shape[1:3],
-            kernel.shape[:2],
-            precision,
-        ),
+    geometry = Geometry(
+        tuple(strides),
+        tuple(map(tuple, padding)),
+        images.shape[1:3],
+        kernel.shape[:2],
+        options["precision"] or jax.config.jax_default_matmul_precision,
     )
+    return form(images, kernel, geometry)
 
 
 def combined(matrix: np.ndarray, views: list[Array], axis: int) -> Array:
@@ -257,13 +274,17 @@ def lax_convolution(*args, **kwargs) -> Array:
 matmul_convolution = drop_in(patches_times_kernel)
 winograd_convolution = drop_in(tiles_times_kernel)
 bilinear_convolution = drop_in(maps_of_images_and_kernel)
+implicit_convolution = drop_in(implicit_products)
 
 CONVOLUTIONS: dict[str, Convolution] = {
     "matmul": matmul_convolution,
     "bilinear": bilinear_convolution,
     "winograd": winograd_convolution,
     "lax": lax_convolution,
+    "implicit": implicit_convolution,
 }
+# Elsewhere its kernel would be interpreted, thousands of times slower.
+ON_GPU_ALONE = ("implicit",)
 
 
 def choose_form(backend: str) -> str:
@@ -283,10 +304,17 @@ def fastest_convolution(name: str = "auto") -> Convolution:
     """Chooses a convolution by name; ``auto`` is the measured best of this backend.
 
     Raises:
-      ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`.
+      ValueError: for a name that is neither ``auto`` nor in `CONVOLUTIONS`, and for a
+        form of a GPU elsewhere.
     """
+    backend = jax.default_backend()
     if name == "auto":
-        name = choose_form(jax.default_backend())
+        name = choose_form(backend)
+    if name in ON_GPU_ALONE and backend != "gpu":
+        raise ValueError(
+            f"the convolution {name!r} is a kernel for a GPU, and this backend is "
+            f"{backend!r}: choose 'auto' or another form"
+        )
     if name not in CONVOLUTIONS:
         raise ValueError(
             f"unknown convolution {name!r}: choose 'auto' or one of "

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from kljax.core.types import PyTree
+from kljax.models import implicit
 from kljax.models.bilinear import FORMS
 from kljax.parallel import Layout, chunk_program
 
@@ -201,6 +202,8 @@ def _operations(jaxpr: Any, times: int) -> list[Operation]:
             found += max(branches, key=lambda own: sum(o.times * o.nbytes for o in own))
         elif eqn.primitive.name in FORMS:
             found += _bilinear_operations(eqn, often)
+        elif eqn.primitive.name.startswith(implicit.PREFIX):
+            found.append(_implicit_operation(eqn, often))
         elif inner:
             for sub in inner:
                 found += _operations(sub, often)
@@ -231,15 +234,16 @@ def bilinear_product(eqn: Any) -> tuple[int, int]:
     is a product of [B h w, kh kw C] and [kh kw C, F], or one of its two gradients.
 
     Args:
-      eqn: of a primitive of `kljax.models.bilinear`.
+      eqn: of a map of `kljax.models.convolution_maps`, in one of its forms. Victims, an
+        axis before the letters, have a product each.
     """
     geometry, (left, right) = eqn.params["geometry"], (v.aval.shape for v in eqn.invars)
-    inputs, outputs = left[3], right[3]
-    if eqn.primitive.name == "image_gradient":
-        inputs, outputs = right[2], left[3]
+    inputs, outputs = left[-1], right[-1]
+    if eqn.primitive.name.endswith("image_gradient"):
+        inputs, outputs = right[-2], left[-1]
     pixels, window = math.prod(geometry.result), math.prod(geometry.kernel)
-    sides = left[0] * pixels, window * inputs, outputs
-    return 2 * math.prod(sides), min(sides)
+    sides = left[-4] * pixels, window * inputs, outputs
+    return 2 * math.prod(left[:-4]) * math.prod(sides), min(sides)
 
 
 def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
@@ -250,6 +254,12 @@ def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
     flops, width = bilinear_product(eqn)
     found[last] = found[last]._replace(flops=flops, width=width)
     return [one._replace(times=times * one.times) for one in found]
+
+
+def _implicit_operation(eqn: Any, times: int) -> Operation:
+    """Counts a product that reads its operands once, and writes no patches."""
+    nbytes = sum(_nbytes(v.aval) for v in (*eqn.invars, *eqn.outvars))
+    return Operation("product", times, *bilinear_product(eqn), nbytes)
 
 
 def _operation(eqn: Any, times: int) -> Operation:

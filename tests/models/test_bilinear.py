@@ -7,15 +7,14 @@ import pytest
 from toys import quick_jit
 
 from kljax.models.bilinear import (
-    CHANNELS_LAST,
     FEW,
     MANY,
-    Geometry,
     convolve,
     image_gradient,
     kernel_gradient,
 )
 from kljax.models.convolution import bilinear_convolution, lax_convolution
+from kljax.models.convolution_maps import CHANNELS_LAST, Geometry
 
 # name: images [B, H, W, C], kernel [kh, kw], features, strides, padding
 CASES = {

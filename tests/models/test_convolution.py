@@ -272,8 +272,19 @@ def test_per_victim_weight_gradients_stay_matrix_products():
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_are_found_by_name(name):
+def test_convolutions_are_found_by_name(name, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fastest_convolution(name) is CONVOLUTIONS[name]
+    assert fastest_convolution("auto") in CONVOLUTIONS.values()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+def test_a_kernel_for_a_gpu_is_refused_elsewhere(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    with pytest.raises(
+        ValueError, match=f"'implicit' is a kernel.*'{backend}'.*'auto'"
+    ):
+        fastest_convolution("implicit")
     assert fastest_convolution("auto") in CONVOLUTIONS.values()
 
 

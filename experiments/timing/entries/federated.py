@@ -75,6 +75,7 @@ WORK = {
     "fl-lenet-b10": Work("lenet", 64, 10, 10, checked=10, tolerance=1e-4),
     "fl-lenet-b32": Work("lenet", 64, 10, 32, checked=10, tolerance=1e-4),
     "fl-resnet20-b10": Work("resnet20", 8, 5, 10, checked=1, tolerance=2e-3),
+    "fl-resnet20-b32": Work("resnet20", 8, 5, 32, checked=1, tolerance=2e-3),
     "fl-cnn-b50": Work(
         "tutorial-cnn", 100, 40, 50, checked=4, tolerance=2e-3, own=400, rate=0.1
     ),
@@ -294,6 +295,7 @@ SENTENCES = {
     "batch 10, with all its cost; in examples/s",
     "fl-lenet-b32": "the same with batch 32",
     "fl-resnet20-b10": "8 clients x 5 steps x batch 10 of ResNet-20",
+    "fl-resnet20-b32": "8 clients x 5 steps x batch 32 of ResNet-20",
     "fl-cnn-b50": "the work of BlazeFL's published figure: 100 clients, 400 images "
     "each, 5 epochs, batch 50, PyTorch's tutorial's CNN; in rounds/min",
 }

@@ -6,8 +6,10 @@ The defaults of kljax are chosen from them. Nobody else takes part.
 import functools
 from typing import NamedTuple
 
+from kljax.models.convolution import ON_GPU_ALONE
 from kljax.parallel import Layout, fastest_layout
 
+from ..device import on_gpu
 from ..entry import Entry
 from ..own_layouts import layout_title, runner, spread_layouts
 from ..table import ranking
@@ -31,10 +33,12 @@ CANDIDATES = (
 )
 GPU_CANDIDATES = (
     (Layout("sharded", 64), "matmul"),
+    (Layout("sharded", 64), "implicit"),
     (Layout("sharded", 64), "lax"),
     (Layout("sharded", 8), "matmul"),
     (Layout("sharded", 256), "matmul"),
     (Layout("sharded", 512), "matmul"),
+    (Layout("sharded", 512), "implicit"),
     (Layout("sharded", 512), "lax"),
     (Layout("loop"), "lax"),
 )
@@ -69,7 +73,8 @@ def convolution(options, work):
 
 def of_inversions(name, options, work):
     """Chunks and forms of convolution of an entry of `inversions`."""
-    _, programs, given = inversions.by_form(work, (*work.forms, "lax"))
+    others = ("lax", *(ON_GPU_ALONE if on_gpu() else ()))
+    _, programs, given = inversions.by_form(work, (*work.forms, *others))
     contestants, compile_s = {}, {}
     for layout in (*spread_layouts(work.chunks), Layout("loop")):
         for form, one in programs.items():
@@ -95,7 +100,7 @@ def of_rounds(options, work, candidates=FEDERATED):
     pairs = {default: (None, "auto")} | {
         f"{layout_title(layout)}, {convolution}": (layout, convolution)
         for layout in candidates
-        for convolution in ("matmul", "lax")
+        for convolution in ("matmul", "lax", *(ON_GPU_ALONE if on_gpu() else ()))
     }
     for title, one in work.items():
         contestants, compile_s = {}, {}

@@ -1,0 +1,310 @@
+"""The maps of a convolution on a GPU: implicit products, which write no patches.
+
+Each of the three maps (`kljax.models.convolution_maps`, which explains the letters) is
+one matrix product. Its left matrix repeats entries of an array, and is never written:
+a kernel in Pallas gathers a tile of it where it multiplies.
+
+    map              rows         inner        columns   left matrix
+    convolve         (b, h, w)    (i, j, c)    f         pixel of images, or 0 outside
+    image_gradient   (b, H, W)    (i, j, f)    c         pixel that (i, j) sees, or 0
+    kernel_gradient  (i, j, c)    (b, h, w)    f         that of `convolve`, transposed
+
+By a stride of s all but one in s * s entries of the second one's left matrix are 0, and
+multiplied all the same.
+
+Victims are an axis before the letters of both operands, and of the launched grid: each
+has a product of its own, all in one launch.
+
+On a GPU the kernel is lowered by Triton. Anywhere else it is interpreted, operation by
+operation: that is for tests, and slow. It was never run on a GPU: which sizes of tiles
+are fastest is a guess, and the form is nobody's default.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from kljax.core.types import Array
+from kljax.models.convolution_maps import SHAPES, Geometry, make_maps
+
+# Sides of a tile: Triton's products want 16 or more, and powers of two. Of rows and
+# columns no more than these, of the inner side this.
+LEAST, ROWS, COLUMNS, INNER = 16, 64, 64, 32
+# Threads of a tile, in groups of 32, and loads ahead.
+WARPS, STAGES = 4, 2
+
+
+class Product(NamedTuple):
+    """A map as a matrix product.
+
+    Attributes:
+      rows, inner, columns: its sides.
+      left: (row, inner index) -> place in the left operand, and whether it is there.
+      right: (inner index, column) -> place in the right operand.
+      place: (row, column) -> place in the result.
+    """
+
+    rows: int
+    inner: int
+    columns: int
+    left: Callable[[Array, Array], tuple[tuple[Array, ...], Array]]
+    right: Callable[[Array, Array], tuple[Array, ...]]
+    place: Callable[[Array, Array], tuple[Array, ...]]
+
+
+def _unravel(index, shape):
+    """Splits indices of a row-major array into those of its axes, no bounds checked."""
+    found = []
+    for size in reversed(shape[1:]):
+        found.append(index % size)
+        index = index // size
+    return (index, *reversed(found))
+
+
+def _seen(position, weight, geometry):
+    """Finds the pixel of an image that a result's pixel sees, and whether it is one.
+
+    Args:
+      position: row and column of the result.
+      weight: row and column of the kernel.
+    """
+    pixel = [
+        stride * at + offset - before
+        for at, offset, stride, (before, _) in zip(
+            position, weight, geometry.strides, geometry.padding, strict=True
+        )
+    ]
+    return pixel, _inside(pixel, geometry.image)
+
+
+def _seeing(pixel, weight, geometry):
+    """Finds the result's pixel that sees an image's by a weight, if there is one."""
+    position, fits = [], True
+    for at, offset, stride, (before, _) in zip(
+        pixel, weight, geometry.strides, geometry.padding, strict=True
+    ):
+        from_start = at + before - offset
+        position.append(from_start // stride)
+        fits &= (from_start >= 0) & (from_start % stride == 0)
+    return position, fits & _inside(position, geometry.result)
+
+
+def _inside(place, sizes):
+    inside = True
+    for at, size in zip(place, sizes, strict=True):
+        inside &= (at >= 0) & (at < size)
+    return inside
+
+
+def _convolve_product(images, kernel, geometry):
+    (count, *_), (*window, channels, features) = images[1:], kernel[1:]
+    positions = (count, *geometry.result)
+    weights = (*window, channels)
+
+    def left(row, inner):
+        example, *position = _unravel(row, positions)
+        *weight, channel = _unravel(inner, weights)
+        pixel, inside = _seen(position, weight, geometry)
+        return (example, *pixel, channel), inside
+
+    return Product(
+        math.prod(positions),
+        math.prod(weights),
+        features,
+        left,
+        lambda inner, column: (*_unravel(inner, weights), column),
+        lambda row, column: (*_unravel(row, positions), column),
+    )
+
+
+def _image_gradient_product(grads, kernel, geometry):
+    (count, *_), (*window, channels, features) = grads[1:], kernel[1:]
+    pixels = (count, *geometry.image)
+    weights = (*window, features)
+
+    def left(row, inner):
+        example, *pixel = _unravel(row, pixels)
+        *weight, feature = _unravel(inner, weights)
+        position, fits = _seeing(pixel, weight, geometry)
+        return (example, *position, feature), fits
+
+    def right(inner, column):
+        *weight, feature = _unravel(inner, weights)
+        return (*weight, column, feature)
+
+    return Product(
+        math.prod(pixels),
+        math.prod(weights),
+        channels,
+        left,
+        right,
+        lambda row, column: (*_unravel(row, pixels), column),
+    )
+
+
+def _kernel_gradient_product(images, grads, geometry):
+    weights = (*geometry.kernel, images[-1])
+    positions = grads[1:-1]
+
+    def left(row, inner):
+        *weight, channel = _unravel(row, weights)
+        example, *position = _unravel(inner, positions)
+        pixel, inside = _seen(position, weight, geometry)
+        return (example, *pixel, channel), inside
+
+    return Product(
+        math.prod(weights),
+        math.prod(positions),
+        grads[-1],
+        left,
+        lambda inner, column: (*_unravel(inner, positions), column),
+        lambda row, column: (*_unravel(row, weights), column),
+    )
+
+
+# Of shapes with victims first.
+PRODUCTS = {
+    "convolve": _convolve_product,
+    "image_gradient": _image_gradient_product,
+    "kernel_gradient": _kernel_gradient_product,
+}
+
+
+def multiply(
+    name: str, left: Array, right: Array, *, geometry: Geometry, interpret: bool
+) -> Array:
+    """Computes a map of victims by one kernel.
+
+    Args:
+      name: of the map, of `PRODUCTS`.
+      left, right: operands, [V, ...] with the map's letters behind the victims.
+      geometry: of the convolution.
+      interpret: whether Pallas interprets the kernel, on any device.
+
+    Returns:
+      The result [V, ...], of the left operand's type. Sums are of 32 bits, or of 64 for
+      operands that are.
+    """
+    product = PRODUCTS[name](left.shape, right.shape, geometry)
+    shape = SHAPES[name](left.shape, right.shape, geometry)
+    tile = _tile(product.rows, ROWS), _tile(product.columns, COLUMNS)
+    grid = (len(left), *map(pl.cdiv, (product.rows, product.columns), tile))
+
+    def of_victim(array_shape):
+        whole = (0,) * (len(array_shape) - 1)
+        return pl.BlockSpec((None, *array_shape[1:]), lambda v, *_: (v, *whole))
+
+    return pl.pallas_call(
+        functools.partial(_multiply_tile, product, tile, geometry.precision),
+        grid=grid,
+        in_specs=[of_victim(left.shape), of_victim(right.shape)],
+        out_specs=of_victim(shape),
+        out_shape=jax.ShapeDtypeStruct(shape, left.dtype),
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        interpret=interpret,
+        name=name,
+    )(left, right)
+
+
+def _tile(size, most):
+    return min(most, max(LEAST, pl.next_power_of_2(size)))
+
+
+def _multiply_tile(product, tile, precision, left_ref, right_ref, out_ref):
+    rows, columns = (
+        pl.program_id(axis + 1) * side + jnp.arange(side)
+        for axis, side in enumerate(tile)
+    )
+    sums = jnp.promote_types(left_ref.dtype, jnp.float32)
+
+    def load(ref, place, inside):
+        # What is masked is not read, wherever its place.
+        place, inside = _broadcast(place, inside)
+        return triton.load(ref.at[place], mask=inside, other=0).astype(ref.dtype)
+
+    def add(step, total):
+        inner = step * INNER + jnp.arange(INNER)
+        row, down = rows[:, None], inner[None]
+        place, there = product.left(row, down)
+        inside = there & (row < product.rows) & (down < product.inner)
+        left = load(left_ref, place, inside)
+        down, column = inner[:, None], columns[None]
+        inside = (down < product.inner) & (column < product.columns)
+        right = load(right_ref, product.right(down, column), inside)
+        more = triton.dot(left, right, precision=precision)
+        return total + more.astype(sums)
+
+    total = jax.lax.fori_loop(
+        0, pl.cdiv(product.inner, INNER), add, jnp.zeros(tile, sums)
+    )
+    row, column = rows[:, None], columns[None]
+    inside = (row < product.rows) & (column < product.columns)
+    place, inside = _broadcast(product.place(row, column), inside)
+    triton.store(out_ref.at[place], total.astype(out_ref.dtype), mask=inside)
+
+
+def _broadcast(place, inside):
+    """Brings indices and their mask to one shape."""
+    shape = jnp.broadcast_shapes(*(x.shape for x in place), inside.shape)
+    return (
+        tuple(jnp.broadcast_to(x, shape) for x in place),
+        jnp.broadcast_to(inside, shape),
+    )
+
+
+# Maps in which victims that share the right operand are but more examples.
+FOLDED = ("convolve", "image_gradient")
+
+
+def _join_victims(primitive, operands, axes, geometry):
+    """Computes victims as more of those that are there, or as more examples."""
+    name = primitive.name.removeprefix(PREFIX)
+    if name in FOLDED and axes[1] is None:
+        left, right = jnp.moveaxis(operands[0], axes[0], 1), operands[1]
+        victims, more, count = left.shape[:3]
+        left = left.reshape(victims, more * count, *left.shape[3:])
+        out = primitive.bind(left, right, geometry=geometry)
+        out = out.reshape(victims, more, count, *out.shape[2:])
+        return jnp.moveaxis(out, 1, 0)
+    (size,) = {
+        x.shape[axis]
+        for x, axis in zip(operands, axes, strict=True)
+        if axis is not None
+    }
+
+    def join(x, axis):
+        own = (
+            jnp.broadcast_to(x, (size, *x.shape))
+            if axis is None
+            else jnp.moveaxis(x, axis, 0)
+        )
+        return own.reshape(-1, *own.shape[2:])
+
+    out = primitive.bind(*map(join, operands, axes), geometry=geometry)
+    return out.reshape(size, -1, *out.shape[1:])
+
+
+PREFIX = "implicit_"
+_of_victims = make_maps(
+    {name: functools.partial(multiply, name, interpret=True) for name in PRODUCTS},
+    _join_victims,
+    PREFIX,
+    {
+        platform: {
+            name: functools.partial(multiply, name, interpret=False)
+            for name in PRODUCTS
+        }
+        for platform in ("cuda", "rocm")
+    },
+)
+
+
+def convolve(images: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves [B, H, W, C] with [kh, kw, C, F] to [B, h, w, F]."""
+    return _of_victims.convolve(images[None], kernel[None], geometry)[0]
