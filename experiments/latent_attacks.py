@@ -1,7 +1,7 @@
 """What a generator gives an attacker: its latents, its features, its weights.
 
     python experiments/latent_attacks.py [--out runs/latent_attacks] [--victims 4]
-        [--steps 1200] [--seed 0] [--only PART ...] [--floors]
+        [--steps 1200] [--seed 0] [--only PART ...]
 
 What: one digit per victim, enlarged to 16x16, LeNet, weights U(-.5, .5). The generator
 is kljax's own of digits, which no victim was shown to. Every attack has as many
@@ -17,6 +17,8 @@ Parts are ATTACK-GROUP. Groups:
 - estimate: for one who is not told what was done, and reads it off the upload.
 - norm, lock-random, lock-gates, lock-known: the norm alone; a key-lock whose private
   key is drawn by the attacker, whose gates are regressed, and that is known.
+- clothes: victims of fashion_mnist (`kljax data prepare fashion_mnist`), and still the
+  generator of digits; *searched* is a search for the generator's classes, too.
 
 A part that is done is kept in OUT and not done again; what is missing is "not run".
 The table is of all parts that are there. Budget, said beforehand: ten minutes of a
@@ -49,6 +51,8 @@ ATTACKS = {
         "attack_options": ("deviation=1",),
     },
     "inverting-gradients": {"attack": "inverting-gradients"},
+    "ggl-cma searched": {"attack": "ggl", "attack_options": ("classes=searched",)},
+    "gifd searched": {"attack": "gifd", "attack_options": ("classes=searched",)},
 }
 # -- what is done to the upload --------------------------------------------------------
 NOTHING = {
@@ -85,10 +89,14 @@ GROUPS = {
     "lock-random": {"lock": "keylock/fixed_random"},
     "norm": {"norm alone": "bn-control"},
     "lock-known": {"lock": "keylock/known"},
+    "clothes": {"none": "gaussian-noise=0", "noise .1": "gaussian-noise=0.1"},
 }
+# Victims that the generator was not trained for.
+CLOTHES = {"data": "fashion_mnist", "split": "test"}
+SEARCHED = ("ggl-cma searched", "gifd searched")
 # In the order in which they are done.
 FIRST = ("ggl-cma", "gifd", "matching")
-PARTS = [(attack, "upload") for attack in ATTACKS]
+PARTS = [(attack, "upload") for attack in ATTACKS if attack not in SEARCHED]
 PARTS += [(attack, "lock-gates") for attack in FIRST]
 PARTS += [(attack, "unaware") for attack in FIRST]
 PARTS += [(attack, "estimate") for attack in FIRST[:2]]
@@ -97,13 +105,15 @@ PARTS += [
     for group in ("lock-random", "norm", "lock-known")
     for attack in FIRST
 ]
+PARTS += [(attack, "clothes") for attack in (*FIRST, *SEARCHED)]
 HEAD = ("attack", "attacker", "upload", "MSE", "SSIM", "own loss", "labels", "stage")
 
 
 def config(attack: str, group: str, options) -> LeakConfig:
     """Makes the study of a part."""
+    victims = CLOTHES if group == "clothes" else {"data": "digits"}
     return LeakConfig(
-        data="digits",
+        **victims,
         generator="digits",
         arms=tuple(GROUPS[group].values()),
         steps=options.steps,
@@ -137,11 +147,11 @@ def lines(attack: str, group: str, options) -> list[list[str]]:
     return found
 
 
-def floors(options) -> list[list[str]]:
+def floors(group: str, options) -> list[list[str]]:
     """Scores what is made without a gradient; the truth chooses the best of them."""
     # Victims and floors are the same under any attack: a short one.
     short = dataclasses.replace(
-        config("ggl-cma", "norm", options), arms=("none",), steps=50
+        config("ggl-cma", group, options), arms=("none",), steps=50
     )
     result = leak(short)
     rows = score_rows(result)
@@ -154,14 +164,14 @@ def floors(options) -> list[list[str]]:
         pairs = list(zip(guesses, truth, strict=True))
         mse = np.mean([float(np.mean((a - b) ** 2)) for a, b in pairs])
         alike = np.mean([float(ssim(a, b)) for a, b in pairs])
-        found.append([name, "-", "-", f"{mse:.4f}", f"{alike:.4f}", "-", "-", "-"])
+        found.append([name, group, "-", f"{mse:.4f}", f"{alike:.4f}", "-", "-", "-"])
     given = [row for row in rows if row["arm"].startswith("floor/")]
     nearest = [
         min((row for row in given if row["victim"] == index), key=lambda r: r["mse"])
         for index in sorted({row["victim"] for row in given})
     ]
     means = (f"{np.mean([row[x] for row in nearest]):.4f}" for x in ("mse", "ssim"))
-    found.append(["best floor of kljax", "-", "-", *means, "-", "-", "-"])
+    found.append(["best floor of kljax", group, "-", *means, "-", "-", "-"])
     return found
 
 
@@ -179,11 +189,15 @@ def main():
     folder = options.out / f"{options.victims}-{options.steps}-{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     table = []
-    for attack, group in (*PARTS, ("floors", "")):
-        name = f"{attack}-{group}".strip("-")
+    for attack, group in (*PARTS, ("floors", "upload"), ("floors", "clothes")):
+        name = f"{attack}-{group}".replace(" ", "-")
         path = folder / f"{name}.json"
         if not path.exists() and (options.only is None or name in options.only):
-            made = lines(attack, group, options) if group else floors(options)
+            made = (
+                floors(group, options)
+                if attack == "floors"
+                else lines(attack, group, options)
+            )
             write_text(path, json.dumps(made))
             print(name, flush=True)
         if path.exists():
