@@ -1,7 +1,8 @@
 """Learning to Invert, trained under each defence, beside a search and three floors.
 
     python experiments/learned_inversion.py [--out runs/learned] [--examples 1 4]
-        [--data digits fashion_mnist] [--only NAME ...] [--data-dir DIR] [--tables FILE]
+        [--data digits fashion_mnist] [--only NAME ...] [--arms ARM ...] [--seed 0]
+        [--data-dir DIR] [--tables FILE]
 
 Networks are LeNets of one draw (``weights=shared``), images grey of 32 x 32. The
 attacker has three quarters of a dataset, of which a tenth is held out of its training;
@@ -25,7 +26,8 @@ held out. Floors: the mean of the dataset without the victim, the mean of the vi
 class, and the public image that is nearest to the victim, which only the truth can
 choose.
 
-What a contest found is kept in OUT, and not computed again. `--tables` writes all that
+What a contest found is kept in OUT, and not computed again; each seed (of network,
+victims and training) has an OUT of its own. `--tables` writes all that
 is there as a page, and the curves of training as a picture. Results:
 experiments/learned_inversion.md.
 """
@@ -100,7 +102,7 @@ def contests(data, examples):
     return [Contest(data, examples, *row) for row in rows]
 
 
-def config_of(contest, data_dir=None):
+def config_of(contest, data_dir=None, seed=0):
     """Makes the study of a contest."""
     data, examples, attacker, arm = contest
     common = {
@@ -110,6 +112,7 @@ def config_of(contest, data_dir=None):
         "channels": 1,
         "weights": "shared",
         "examples": examples,
+        "seed": seed,
     }
     if attacker == "search":
         return LeakConfig(
@@ -135,10 +138,10 @@ def config_of(contest, data_dir=None):
     )
 
 
-def run(contest, data_dir):
+def run(contest, data_dir, seed):
     """Attacks, scores, and gives what is kept."""
     started = time.process_time()
-    config = config_of(contest, data_dir)
+    config = config_of(contest, data_dir, seed)
     result = leak(config)
     frame = result.to_frame()
     own = frame[~frame["arm"].str.startswith("floor/")]
@@ -280,6 +283,8 @@ def main():
     parser.add_argument("--data", nargs="+", default=["digits", "fashion_mnist"])
     parser.add_argument("--examples", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-dir")
     parser.add_argument("--tables", type=Path)
     given = parser.parse_args()
@@ -295,9 +300,10 @@ def main():
             for contest in contests(data, examples):
                 file = given.out / f"{contest.name}.json"
                 wanted = not given.only or contest.attacker in given.only
-                if file.exists() or not wanted:
+                if file.exists() or not wanted or contest.arm not in given.arms:
                     continue
-                kept = {"contest": list(contest)} | run(contest, given.data_dir)
+                found = run(contest, given.data_dir, given.seed)
+                kept = {"contest": list(contest)} | found
                 write_text(file, json.dumps(kept))
                 ssims = mean(kept["images"]["ssim"], examples)
                 print(*contest, ssims, f"{kept['processor_s']:.0f} s", flush=True)
