@@ -28,6 +28,7 @@ from kljax.studies.builder.victims import choose_victims, load_victim_data
 
 FOLDER = Path("runs/dager")
 SIZES = {"width": 256, "depth": 2, "heads": 4}
+WIDE = 512
 V = 4096  # pieces of the corpus
 RANK = 96  # of adapters
 STEPS = 250  # that the trained decoder was trained for
@@ -37,6 +38,12 @@ STEPS = 250  # that the trained decoder was trained for
 def decoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
     """Builds GPT-2's form, towards the next token."""
     return _built(gpt, num_classes, image_shape, vocabulary, rngs, lockable=lockable)
+
+
+def wide_decoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
+    """Builds a decoder with directions for 128 sentences of 4 tokens."""
+    options = {"lockable": lockable, "width": WIDE}
+    return _built(gpt, num_classes, image_shape, vocabulary, rngs, **options)
 
 
 def encoder(num_classes, *, image_shape, vocabulary=V, lockable=(), rngs):
@@ -62,8 +69,7 @@ def _built(factory, num_classes, image_shape, vocabulary, rngs, **options):
         image_shape=image_shape,
         vocabulary=vocabulary,
         rngs=rngs,
-        **SIZES,
-        **options,
+        **SIZES | options,
     )
 
 
@@ -102,7 +108,11 @@ LINES = {
         "examples": 4,
         "victims": 2,
     },
+    "decoder of width 512, 4 tokens, b = 128": NEXT
+    | {"model": "dager:wide_decoder", "tokens": 4, "examples": 128, "victims": 1},
     "encoder, fresh, b = 2": CLASSES | {"examples": 2, "victims": 4},
+    "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
+    "encoder, fresh, b = 8": CLASSES | {"examples": 8, "victims": 2},
     "decoder, noise, b = 4": NEXT | {"arms": NOISE, "examples": 4, "victims": 2},
     "encoder, noise, b = 1": CLASSES | {"arms": NOISE, "examples": 1, "victims": 4},
     "decoder, gates on the first norm, b = 2": NEXT

@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from poison import differences, hidden, poisoned
 from toys import quick_jit, replace_fields, setting, threat
@@ -25,11 +26,12 @@ from kljax.attacks.closed_form.sentence_search import (
 )
 from kljax.attacks.closed_form.spans import deviations, draw_sketch, find_span
 from kljax.attacks.presets import dager, spans_of_text
+from kljax.attacks.setting import Protocol
 from kljax.core.targets import classes_of, sequences_of
 from kljax.core.types import Gate, Private, Public
 from kljax.data.sentences import sentences_of
 from kljax.defences import none
-from kljax.federated.clients import one_step
+from kljax.federated.clients import local_update, one_step
 from kljax.models import LeNet, adapted, bert, from_nnx, gpt, gpt_classifier
 from kljax.models.losses import cross_entropy
 from kljax.threat import View, observe
@@ -286,42 +288,45 @@ def test_combinations_may_end_in_padding():
 # --- updates: parameters on the way --------------------------------------------------
 
 
-@pytest.mark.parametrize("sees_gradient", (False, True))
-def test_an_update_is_read_in_the_middle_of_its_way(sees_gradient):
+@pytest.mark.parametrize(
+    ("batch", "shares"), [(None, [0]), (4, [0, 1]), (2, [0, 0.25, 1])]
+)
+def test_an_update_is_read_where_its_batches_were_taken(batch, shares):
+    """Each at first, on the straight way; and at the end, which is how far it goes."""
     params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([5.0])}
     change = {"a": jnp.array([4.0, jnp.nan]), "b": jnp.array([-2.0])}  # one is hidden
-    setting = types.SimpleNamespace(sees_gradient=sees_gradient)
-    view = types.SimpleNamespace(public=Public(params), grads=Public(change))
-    ends, middle = spans_of_text._way(setting, view)
-    if sees_gradient:
-        assert ends is None and middle is params
-        return
-    assert ends[0] is params
-    assert {n: x.tolist() for n, x in ends[1].items()} == {"a": [5, 2], "b": [3]}
-    assert {n: x.tolist() for n, x in middle.items()} == {"a": [3, 2], "b": [4]}
-
-
-def test_an_input_moves_as_far_as_the_farthest_token_does():
-    draw = np.random.default_rng(3)
-    first, middle, last = (
-        {name: draw.normal(size=(V, 3)).astype(np.float32) for name in ("a", "b")}
-        for _ in range(3)
+    here = types.SimpleNamespace(
+        sees_gradient=batch is None,
+        threat=threat("unit", "recovered", upload="average", clients=2, examples=8),
+        protocol=Protocol(optax.sgd(0.1), steps=4, batch=batch or 4, learning_rate=0.1),
     )
+    view = types.SimpleNamespace(public=Public(params), grads=Public(change))
+    found = spans_of_text._points(here, view)
+    assert [float(there["a"][0] - 1) / 4 for there in found] == shares
+    assert [float(there["b"][0] - 5) / -2 for there in found] == shares
+    assert {float(there["a"][1]) for there in found} == {2}
+    assert found[0]["a"].tolist() == [1, 2]
 
-    def feed(params, sentences):
-        table = {name: jnp.asarray(x)[sentences] for name, x in params.items()}
-        return table | {"a": table["a"] * jnp.arange(1.0, T + 1)[None, :, None]}
 
-    found = quick_jit(
-        lambda: spans_of_text._movement(feed, (first, last), middle, V, T)
-    )()
-    far = [
-        np.linalg.norm(end[name][token] - x) / np.linalg.norm(x)
-        for end in (first, last)
-        for name in ("a", "b")
-        for token, x in enumerate(middle[name])
-    ]
-    np.testing.assert_allclose(found, max(far), rtol=1e-5)
+def test_what_a_way_lost_is_an_error_up_to_a_tenth():
+    _, matrix = columns(3)
+    span = spans_of(matrix)
+    inside, outside = (
+        np.asarray(span.directions)[:, 0],
+        np.asarray(span.directions)[:, 9],
+    )
+    along = np.asarray(span.directions)[:, 1]
+    for distance, move, fits in (
+        (0.05, 0.0, False),
+        (0.05, 0.06, True),
+        (0.05, 0.04, False),
+        (0.2, 5.0, False),
+    ):
+        vector = (inside + distance * outside).astype(np.float32)
+        # What of a way is in the span was not lost.
+        moves = (move * outside + 3 * along).astype(np.float32)
+        _, excess = measured(span, 7 * vector, 7 * moves)
+        assert (float(excess) <= 1) == fits
 
 
 @pytest.mark.parametrize("kind", ("gpt", "bert"))
@@ -413,6 +418,39 @@ def test_planted_sentences_are_found_exactly(kind):
     assert int(found.numbers["sentences_found"]) == 3
     assert bool(found.numbers["search_is_whole"]) and float(found.loss) < 1e-3
     assert np.all(np.asarray(found.labels) == -1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "rate"), [(2, 0.5), (2, 0.003), (1, 0.001)])
+def test_sentences_are_found_in_the_update_of_two_steps(batch, rate):
+    """Of a high rate and a low one, and where the second step has another sentence."""
+    sentences = SENTENCES[[0, 2]]
+    here = ground("gpt")
+    facts = threat("unit", "recovered", upload="update", examples=2)
+    here = here._replace(
+        threat=facts, protocol=Protocol(optax.sgd(rate), 2, batch, rate)
+    )
+    training = local_update(
+        here.task.model,
+        cross_entropy,
+        none(),
+        optax.sgd(rate),
+        steps=2,
+        batch=batch,
+        targets=here.task.targets,
+    )
+
+    @jax.jit
+    def run(params):
+        public = Public(params)
+        state = training.init(public, Private())
+        following = np.roll(sentences, -1, axis=1)
+        sent = training.run(RNG, 0, public, {}, state, sentences, following)
+        return dager(here)(RNG, observe(facts, sent))
+
+    found = run(compiled("gpt")[3])
+    assert as_sets_of(found.inputs) == sorted(map(tuple, sentences))
+    assert not bool(found.numbers["rank_is_full"])
 
 
 def as_sets_of(inputs):

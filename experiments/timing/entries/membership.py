@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljax.attacks.closed_form.attention_inputs import (
+    Point,
     Probe,
     find_candidates,
     find_spans,
@@ -82,8 +83,7 @@ class Problem:
             spans = find_spans((probe,), grads, feed(arrays, samples))
             return find_candidates(
                 jax.random.key(0),
-                spans,
-                lambda sentences: feed(arrays, sentences),
+                (Point(spans, lambda sentences: feed(arrays, sentences)),),
                 vocabulary=size.vocabulary,
                 length=size.places,
                 count=size.rank,

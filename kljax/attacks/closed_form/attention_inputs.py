@@ -11,7 +11,7 @@ feeds an attention is tapped.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,6 +54,20 @@ class Probe(NamedTuple):
 
 # {tap: [N, T, d]} of sentences [N, T]
 Feed = Callable[[Params, Array], dict[str, Array]]
+
+
+class Point(NamedTuple):
+    """One place of a client's way, at which sentences are tried.
+
+    Attributes:
+      spans: of the probes.
+      feed: ``sentences [N, T] -> {tap: [N, T, d]}``, at the parameters there.
+      move: the same of how far that moves on the whole way; None for no way.
+    """
+
+    spans: dict[str, Span]
+    feed: Callable[[Array], dict[str, Array]]
+    move: Callable[[Array], dict[str, Array]] | None = None
 
 
 def find_probes(setting: Setting, block: int) -> tuple[Probe, ...]:
@@ -174,15 +188,21 @@ def feed_of(
     return feed
 
 
-def compare(spans: dict[str, Span], fed: dict[str, Array]) -> tuple[Array, Array]:
-    """Gives `deviations` [N, T] of what sentences feed; of several probes the largest.
+def compare(points: Sequence[Point], sentences: Array) -> tuple[Array, Array]:
+    """Gives `deviations` [N, T] of what sentences feed, at the point that fits best.
+
+    Of several probes the largest counts.
 
     Returns:
       distance and excess.
     """
-    each = [deviations(spans[tap], fed[tap]) for tap in spans]
-    distances, excesses = zip(*each, strict=True)
-    return tuple(jnp.max(jnp.stack(values), axis=0) for values in (distances, excesses))
+    each = []
+    for point in points:
+        fed = point.feed(sentences)
+        moves = dict.fromkeys(fed) if point.move is None else point.move(sentences)
+        probes = [deviations(span, fed[t], moves[t]) for t, span in point.spans.items()]
+        each.append([jnp.max(jnp.stack(x), axis=0) for x in zip(*probes, strict=True)])
+    return tuple(jnp.min(jnp.stack(x), axis=0) for x in zip(*each, strict=True))
 
 
 def sample_sentences(vocabulary: int, length: int, width: int) -> Array:
@@ -211,8 +231,7 @@ def tells_something(spans: dict[str, Span]) -> Array:
 
 def find_candidates(
     rng: Rng,
-    spans: dict[str, Span],
-    feed: Callable[[Array], dict[str, Array]],
+    points: Sequence[Point],
     *,
     vocabulary: int,
     length: int,
@@ -227,18 +246,18 @@ def find_candidates(
 
     Args:
       rng: of the directions.
-      spans: of the first attention's probes.
-      feed: ``sentences -> {tap: [N, T, d]}``.
+      points: at which the first attention's inputs are computed; they share spans.
       vocabulary, length: V and T.
       count: K candidates of each place.
     """
+    spans = points[0].spans
     sketches = {
         tap: draw_sketch(jax.random.fold_in(rng, i), span, SKETCH)
         for i, (tap, span) in enumerate(spans.items())
     }
 
-    def seen(sentences: Array) -> Array:
-        fed = feed(sentences)
+    def seen_at(point: Point, sentences: Array) -> Array:
+        fed = point.feed(sentences)
         shares = [
             jnp.linalg.norm(fed[tap] @ sketch, axis=-1)
             / jnp.maximum(jnp.linalg.norm(fed[tap], axis=-1), SMALLEST)
@@ -246,13 +265,16 @@ def find_candidates(
         ]
         return jnp.max(jnp.stack(shares), axis=0)
 
+    def seen(sentences: Array) -> Array:
+        return jnp.min(jnp.stack([seen_at(p, sentences) for p in points]), axis=0)
+
     rough = over_vocabulary(seen, vocabulary, length)
     compared = min(vocabulary, 2 * count + SKETCH)
     _, nearest = jax.lax.top_k(-rough.T, compared)
     # What feeds the first attention at a place is its own token alone: one sentence
     # has the nearest of each.
     tokens = nearest.astype(jnp.int32).T
-    _, excess = compare(spans, feed(tokens))
+    _, excess = compare(points, tokens)
     excess, order = jax.lax.top_k(-excess.T, min(count, compared))
     allowed = (excess >= -1.0) & tells_something(spans)
     return Candidates(jnp.take_along_axis(tokens.T, order, axis=1), allowed)

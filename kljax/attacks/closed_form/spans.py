@@ -31,6 +31,9 @@ SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's
 # What two float32 passes up to the second attention differ by, relative to its input,
 # is 1e-5 at most in the same network.
 ROUNDING = 2e-5
+# The largest error, for a way of an input, that still tells something: other tokens'
+# inputs were .3 and more from spans of up to two thirds of the width (256).
+LARGEST_ERROR = 0.1
 
 
 class Span(NamedTuple):
@@ -65,7 +68,7 @@ def find_span(
     """Finds the span of columns [d, m], m at least d.
 
     A rank is read off where the singular values fall below `tolerance` of the largest;
-    of `noisy` columns, where they end in a bulk of noise, unless the former is below.
+    of `noisy` columns, where they end in a bulk of noise, if that is earlier.
     Of columns that are 0 throughout, rank 0.
 
     Args:
@@ -83,7 +86,7 @@ def find_span(
     count = jnp.asarray(most if count is None else count)
     rank = jnp.sum(strengths > tolerance * strengths[0])
     if noisy:
-        rank = jnp.where(rank == width, _above_noise(strengths, width, count), rank)
+        rank = jnp.minimum(rank, _above_noise(strengths, width, count))
     noise = strengths[jnp.minimum(rank, width - 1)]
     span = Span(directions, strengths, rank, noise, jnp.asarray(error), rank >= width)
     if samples is None:
@@ -117,8 +120,17 @@ def _above_noise(strengths: Array, width: int, count: Array) -> Array:
     return jnp.where(jnp.any(is_bulk), jnp.argmax(is_bulk), width)
 
 
-def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
+def deviations(
+    span: Span, vectors: Array, moves: Array | None = None
+) -> tuple[Array, Array]:
     """Measures how far vectors [..., d] are from a span.
+
+    Args:
+      span: of what was uploaded.
+      vectors: that may have been fed.
+      moves: [..., d], how far each moved while a client trained. What of it is outside
+        of the span was lost in noise, and is an error of the vector, up to
+        `LARGEST_ERROR` of its length. None where nothing moved.
 
     Returns:
       distance: [...] relative to the vector's length, in [0, 1]; 0 where the span is
@@ -128,19 +140,27 @@ def deviations(span: Span, vectors: Array) -> tuple[Array, Array]:
         at most. At most 1: in the span.
     """
     known = tells(span)
-    return tuple(jnp.where(known, x, 0.0) for x in _measure(span, vectors))
+    return tuple(jnp.where(known, x, 0.0) for x in _measure(span, vectors, moves))
 
 
-def _measure(span: Span, vectors: Array) -> tuple[Array, Array]:
+def _measure(
+    span: Span, vectors: Array, moves: Array | None = None
+) -> tuple[Array, Array]:
     """Gives `deviations`, whether or not the span tells anything."""
     lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    shares = (vectors / jnp.where(lengths > 0, lengths, 1)) @ span.directions
+    lengths = jnp.where(lengths > 0, lengths, 1)
+    shares = (vectors / lengths) @ span.directions
     inside = jnp.arange(shares.shape[-1]) < span.rank
     outside = jnp.where(_as_rows(inside, shares), 0.0, shares)
     turned = jnp.where(inside, span.noise / jnp.where(inside, span.strengths, 1), 0.0)
     distance = jnp.linalg.norm(outside, axis=-1)
     expected = jnp.linalg.norm(shares * _as_rows(turned, shares), axis=-1)
-    return distance, distance / jnp.sqrt(expected**2 + span.error**2)
+    error = span.error
+    if moves is not None:
+        moved = (moves / lengths) @ span.directions
+        lost = jnp.linalg.norm(jnp.where(_as_rows(inside, moved), 0.0, moved), axis=-1)
+        error = jnp.clip(lost, error, LARGEST_ERROR)
+    return distance, distance / jnp.sqrt(expected**2 + error**2)
 
 
 def draw_sketch(rng: Rng, span: Span, size: int) -> Array:

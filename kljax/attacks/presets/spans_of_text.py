@@ -12,6 +12,7 @@ from kljax.attacks.attack import Attack, Optimiser, Reconstruction
 from kljax.attacks.closed_form.attention_inputs import (
     POSITIONS,
     Feed,
+    Point,
     Probe,
     compare,
     feed_of,
@@ -19,7 +20,6 @@ from kljax.attacks.closed_form.attention_inputs import (
     find_probes,
     find_spans,
     is_causal,
-    over_vocabulary,
     sample_sentences,
     tells_something,
 )
@@ -29,7 +29,7 @@ from kljax.attacks.closed_form.sentence_search import (
     combine_candidates,
     extend_prefixes,
 )
-from kljax.attacks.closed_form.spans import ROUNDING, TOLERANCE, Span
+from kljax.attacks.closed_form.spans import TOLERANCE, Span
 from kljax.attacks.optimisers import refuse_optimiser
 from kljax.attacks.priors import refuse_feature
 from kljax.attacks.secrets import secret_of
@@ -65,10 +65,15 @@ def dager(
     Sentences may end in padding. The last token before it has no next one, so of a
     decoder it is in no gradient, and what is found ends without it.
 
-    Of an update, the inputs move while a client trains. They are computed at the middle
-    of the way. How far they are there from either end, which the attacker sees, is the
-    least share of the largest singular value that counts, and the error of an input.
-    On small networks that was too much to find a sentence.
+    An update is a sum over local steps, in each of which the inputs are others, as the
+    parameters are. Its rank is up to T times that of a gradient (T steps), and the
+    inputs at the received parameters, which are known, are in its span, whatever the
+    rate is. So what a client trains on in its first step is tested there. Inputs of
+    later batches are computed on the straight way to the trained parameters. What of an
+    input's own way is outside of the span counts as its error, up to
+    `kljax.attacks.closed_form.spans.LARGEST_ERROR`, which later batches meet at low
+    rates alone. An update is rounded with the parameters that it moves, which counts as
+    noise: at very low rates that buries inputs.
 
     Args:
       setting: of the attack.
@@ -94,7 +99,8 @@ def dager(
     used beside that of queries, in which a causal network's first token has no part;
     what counts as near follows from the singular values and not from a threshold for
     each setting; of noise it is enough to know that there is some, for encoders too,
-    for which the code raises NotImplementedError.
+    for which the code raises NotImplementedError. Of updates the paper has low rates,
+    at which inputs hardly move.
     """
     del steps, restarts
     first, second = _check(setting, optimiser, budget)
@@ -109,7 +115,8 @@ def dager(
     count = min(vocabulary, min(wanted * length, width) + SPARE)
     samples = sample_sentences(vocabulary, length, width)
     # What is sent has a density where the defence in force is known to add noise.
-    noisy = setting.defence.log_prob is not None
+    # Of an update, parameters are rounded after every step, and that is noise as well.
+    noisy = setting.defence.log_prob is not None or not setting.sees_gradient
     causal = is_causal(setting.task.model, second[0].tap, length)
 
     def attack(rng: Rng, view: View) -> Reconstruction:
@@ -119,26 +126,23 @@ def dager(
         feeds = [
             feed_of(setting, probes, view.stats, gates) for probes in (first, second)
         ]
-        ends, middle = _way(setting, view)
-        moved = [
-            _movement(feed, ends, middle, vocabulary, length) if ends else 0.0
-            for feed in feeds
-        ]
+        way = _points(setting, view)
         spans = [
             find_spans(
                 probes,
                 view.grads.model,
-                feed(middle, samples),
-                jnp.maximum(tolerance, far),
-                error=jnp.maximum(ROUNDING, far),
+                feed(way[0], samples),
+                tolerance,
                 noisy=noisy,
             )
-            for probes, feed, far in zip((first, second), feeds, moved, strict=True)
+            for probes, feed in zip((first, second), feeds, strict=True)
+        ]
+        points = [
+            _tried_at(its, feed, way) for its, feed in zip(spans, feeds, strict=True)
         ]
         candidates = find_candidates(
             rng_tokens,
-            spans[0],
-            lambda sentences: feeds[0](middle, sentences),
+            points[0],
             vocabulary=vocabulary,
             length=length,
             count=count,
@@ -149,7 +153,7 @@ def dager(
         )
 
         def test(sentences: Array) -> tuple[Array, Array]:
-            return compare(spans[1], feeds[1](middle, sentences))
+            return compare(points[1], sentences)
 
         options = {"wanted": wanted, "kept": kept, "padded": padded}
         if causal:
@@ -189,40 +193,42 @@ def _reconstruction(
     )
 
 
-def _way(setting: Setting, view: View) -> tuple[tuple[Params, Params] | None, Params]:
-    """Gives the parameters at both ends of local training, and in the middle."""
-    params = view.public.model
+def _points(setting: Setting, view: View) -> list[Params]:
+    """Gives parameters at which what is uploaded was computed, the first exactly.
+
+    One for each batch of a client's, where it is gone through for the first time, as
+    far as that is on the straight way from the received parameters to the trained ones;
+    of an update the last of them are those.
+    """
+    params, protocol = view.public.model, setting.protocol
     if setting.sees_gradient:
-        return None, params
+        return [params]
+    facts = setting.threat.knowledge
+    batches = -(-facts.examples // (facts.clients * protocol.batch))
+    shares = [k / protocol.steps for k in range(min(batches, protocol.steps))]
     # What is hidden is NaN, and taken for not having moved.
-    change = jax.tree.map(lambda x: jnp.nan_to_num(x), view.grads.model)
-    middle, last = (
+    change = jax.tree.map(jnp.nan_to_num, view.grads.model)
+    return [
         jax.tree.map(lambda x, c, s=share: x + s * c, params, change)
-        for share in (0.5, 1.0)
+        for share in (*shares, 1.0)
+    ]
+
+
+def _tried_at(
+    spans: dict[str, Span], feed: Feed, way: list[Params]
+) -> tuple[Point, ...]:
+    """Makes the points of a client's way at which sentences are tried."""
+    if len(way) == 1:
+        return (Point(spans, lambda sentences: feed(way[0], sentences)),)
+
+    def move(sentences: Array) -> dict[str, Array]:
+        first, last = (feed(params, sentences) for params in (way[0], way[-1]))
+        return jax.tree.map(jnp.subtract, last, first)
+
+    return tuple(
+        Point(spans, lambda sentences, there=there: feed(there, sentences), move)
+        for there in way[:-1]
     )
-    return (params, last), middle
-
-
-def _movement(
-    feed: Feed,
-    ends: tuple[Params, Params],
-    middle: Params,
-    vocabulary: int,
-    length: int,
-) -> Array:
-    """Gives [] the largest way of an input from the middle to an end, relative."""
-
-    def move(sentences: Array) -> Array:
-        there = feed(middle, sentences)
-        far = [
-            jnp.linalg.norm(feed(end, sentences)[tap] - x, axis=-1)
-            / jnp.maximum(jnp.linalg.norm(x, axis=-1), 1e-30)
-            for end in ends
-            for tap, x in there.items()
-        ]
-        return jnp.max(jnp.stack(far), axis=(0, 2))
-
-    return jnp.max(over_vocabulary(move, vocabulary, length))
 
 
 def _width(setting: Setting, probes: tuple[Probe, ...]) -> int:
