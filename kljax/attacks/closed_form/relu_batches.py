@@ -70,8 +70,8 @@ def spear(
       setting: of the attack.
       optimiser: must be None.
       steps, restarts: without meaning here.
-      directions: ``sampled``, as SPEAR does, whose work doubles with each example, or
-        ``learned`` in the spirit of SPEAR++ (`sparse_directions.learned`).
+      directions: ``sampled``, as SPEAR does, whose work doubles with each example at
+        least, or ``learned`` in the spirit of SPEAR++ (`sparse_directions.learned`).
       candidates: budget of directions that are tried, per victim. The search ends
         before if all are found.
       layer: path of the dense layer; nothing for the one that is fed the image.

@@ -145,7 +145,8 @@ def null_vectors(columns: Array) -> Array:
         end = jnp.where(column[index] < 0, -length, length)
         mirror = column.at[index].add(end)
         mirror = _unit(mirror)
-        along = jnp.sum(mirror[:, None] * columns, axis=0)
+        # As a product: as a sum over the first axis it takes ten times as long on a CPU.
+        along = jnp.einsum("in,ikn->kn", mirror, columns, precision="highest")
         return columns - 2 * mirror[:, None] * along[None], mirror
 
     _, mirrors = jax.lax.scan(reflect, columns, _indices(size - 1))
