@@ -145,7 +145,7 @@ def null_vectors(columns: Array) -> Array:
         end = jnp.where(column[index] < 0, -length, length)
         mirror = column.at[index].add(end)
         mirror = _unit(mirror)
-        # As a product: as a sum over the first axis it takes ten times as long on a CPU.
+        # As a product: a sum over the first axis takes a CPU ten times as long.
         along = jnp.einsum("in,ikn->kn", mirror, columns, precision="highest")
         return columns - 2 * mirror[:, None] * along[None], mirror
 
