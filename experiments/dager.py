@@ -22,6 +22,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
+from kljax.attacks.presets import dager
 from kljax.models import adapted, bert, gpt, gpt_classifier
 from kljax.parallel import Layout
 from kljax.studies.builder.victims import choose_victims, load_victim_data
@@ -29,6 +30,7 @@ from kljax.studies.builder.victims import choose_victims, load_victim_data
 FOLDER = Path("runs/dager")
 SIZES = {"width": 256, "depth": 2, "heads": 4}
 WIDE = 512
+BUDGET = 32768  # combinations that are tested, beside the usual 4,096
 V = 4096  # pieces of the corpus
 RANK = 96  # of adapters
 STEPS = 250  # that the trained decoder was trained for
@@ -73,6 +75,12 @@ def _built(factory, num_classes, image_shape, vocabulary, rngs, **options):
     )
 
 
+def patient_dager(setting, optimiser=None, *, steps=None, restarts=None):
+    """Builds the attack with a budget for all that four sentences leave."""
+    del steps, restarts
+    return dager(setting, optimiser, budget=BUDGET)
+
+
 # -- the lines ------------------------------------------------------------------------
 NEXT = {"model": "dager:decoder", "data": "text-next-token"}
 TRAINED = {"model": "train_language_model:load_decoder", "data": "text-next-token"}
@@ -112,6 +120,8 @@ LINES = {
     | {"model": "dager:wide_decoder", "tokens": 4, "examples": 128, "victims": 1},
     "encoder, fresh, b = 2": CLASSES | {"examples": 2, "victims": 4},
     "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
+    "encoder, fresh, b = 4, budget 32768": CLASSES
+    | {"attack": "dager:patient_dager", "examples": 4, "victims": 2},
     "encoder, fresh, b = 8": CLASSES | {"examples": 8, "victims": 2},
     "decoder, noise, b = 4": NEXT | {"arms": NOISE, "examples": 4, "victims": 2},
     "encoder, noise, b = 1": CLASSES | {"arms": NOISE, "examples": 1, "victims": 4},
@@ -248,10 +258,10 @@ The rank of an attention's weight gradient is the number of inputs that differ, 
 columns span them. `dager` (Petrov et al., NeurIPS 2024) tests every token at every
 place against the span of the first attention, and sentences of those that fit at the
 second.
-Networks have two blocks of width 256, in the form of GPT-2 (*decoder*, next tokens) or
-of BERT (*encoder*, class of the verse), and are drawn afresh for every upload but where
-they are trained. Each upload has b verses of the King James Bible: the first 8 pieces,
-of 4,096. No label is known to the attacker.
+Networks have two blocks of width 256, where nothing else is said, in the form of GPT-2
+(*decoder*, next tokens) or of BERT (*encoder*, class of the verse), and are drawn
+afresh for every upload but where they are trained. Each upload has b verses of the King
+James Bible: the first 8 pieces, of 4,096. No label is known to the attacker.
 
 {table}
 
@@ -301,13 +311,27 @@ NOTES = """
   sentences of different lengths are found (`tests/attacks/test_dager.py`). A decoder's
   last token before padding has no next token, is in no gradient, and is missing from
   what is found.
-- **Not shown to work**: on small networks no sentence was found in a whole update of
-  three steps. In a causal network a sentence that is the beginning of another is not
-  looked for. Encoders of more than two sentences of the corpus were not tried.
-  In a test, of three planted sentences of a tiny encoder one is found today
-  (`tests/attacks/test_dager.py`, marked as expected to fail), where an earlier form of
-  the attack found all three: rounding hides a direction of the second span. All lines
-  but those of gates were printed before a span was judged full by samples.
+- **Batches.** 32 sentences of 8 tokens fit width 256, and 64 do not: the second
+  attention is fed something else by every beginning of a sentence, 240 for 32 of them.
+  128 sentences of 4 tokens have 400 beginnings, and all are found at width 512. 128 of
+  8 tokens have 915, and were not run.
+- **Encoders** of four and of eight sentences: six of eight and 10 of 16 are found, and
+  what is found is exact. There a place depends on all tokens, so whole combinations are
+  tested, 4,096 of 21,000 to 33,000 or, of eight, of millions, and the best of them
+  improved; that search was not whole. Ranks are not full, so a larger `budget` may find
+  more; it was not tried.
+- **Not shown to work**: in a causal network a sentence that is the beginning of another
+  is not looked for. In a test, of three planted sentences of a tiny encoder
+  one is found (`tests/attacks/test_dager.py`, marked as expected to fail). The second
+  span there has 11 directions, and all else has 8e-8 of the largest or less, as
+  rounding has: inputs are up to 1.3e-4 from it, where 2e-5 counts as rounding. Three
+  more directions bring them to 1.2e-4, so the one that is missing is spread over all
+  that rounding leaves, and no other rank brings it back. A wider margin would pass
+  them; it was not tried on the lines above.
+
+The lines of gates were printed by an earlier run of the same search. The lines of 4, 8
+and 128 sentences of encoders and of width 512 were compiled without optimisation
+(`JAX_DISABLE_MOST_OPTIMIZATIONS=1`).
 """
 
 
@@ -327,6 +351,10 @@ def main() -> None:
     table = tabulate(lines(), HEAD, tablefmt="github", disable_numparse=True)
     said = {"machine": platform.machine(), "steps": STEPS, "notes": NOTES}
     print(PAGE.format(table=table, **said), end="")
+    # Which imports this file.
+    from dager_updates import page
+
+    print(f"\n{page()}", end="")
 
 
 if __name__ == "__main__":

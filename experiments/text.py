@@ -8,14 +8,18 @@ experiments/text.md has the rest, and is what this prints.
 
     python experiments/text.py > experiments/text.md
     python experiments/text.py --few  # or --few STUDY...
+    python experiments/text.py --lamp  # each line is kept in runs/text_lamp.jsonl
     python experiments/text.py --perplexity
 """
 
+import json
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from studies.json_lines import read_lines
 from tabulate import tabulate
 
 from kljax import LeakConfig, data, leak, score_rows
@@ -38,7 +42,6 @@ NEXT = {"model": "language-model", "data": "text-next-token"}
 VERSES = {"data": "text-verses", "tokens": 12}
 FEW_STUDIES = (
     ("encoder, DLG, labels given", GIVEN),
-    ("encoder, LAMP, labels given", GIVEN | {"attack": "lamp"}),
     ("encoder, TAG, labels given", GIVEN | {"attack": "tag"}),
     ("encoder, TAG, 2500 evaluations", GIVEN | {"attack": "tag", "steps": 2500}),
     (
@@ -108,6 +111,80 @@ def rows_of(changes: dict, victims: int) -> list:
     return score_rows(leak(LeakConfig(**options)))
 
 
+# -- LAMP, beside the others on the same sentences ------------------------------------
+LAMP_FILE = Path("runs/text_lamp.jsonl")
+LAMP_LINES = {
+    f"{name}, b = {batch}": GIVEN | {"attack": attack, "examples": batch}
+    for batch in (1, 2)
+    for name, attack in (
+        ("DLG", "dlg"),
+        ("TAG", "tag"),
+        ("LAMP, cosine", "lamp"),
+        ("LAMP, L1 + L2", "lamp-l1l2"),
+    )
+}
+LAMP_HEAD = (
+    "attack",
+    "sentences",
+    "evaluations, proposals",
+    "all tokens [95 %]",
+    "recovered",
+    "tokens",
+    "ROUGE-1",
+    "ROUGE-2",
+    "ROUGE-L",
+    "best floor's",
+)
+LAMP_PAGE = """\
+## LAMP
+
+Made by `python experiments/text.py --lamp`, line by line.
+
+LAMP alternates steps of Adam on embeddings with *proposals*, other orders of the tokens
+that it has, which are judged by the gradient they give and by a language model (the one
+below). Its first objective is the mean over tensors of 1 minus the cosine, its second
+TAG's. All attacks have one start of {steps} evaluations on the same {few} uploads of b
+sentences of 8 tokens, labels given, an encoder drawn afresh for each; LAMP's proposals
+come on top. *best floor's*: ROUGE-1, ROUGE-2 and ROUGE-L, each of the best floor but
+for *own_tokens*, which has the true tokens.
+
+{table}
+"""
+
+
+def lamp_page(names: Sequence[str]) -> str:
+    """Runs the lines that are missing, or those of `names`, and writes their part."""
+    LAMP_FILE.parent.mkdir(exist_ok=True)
+    done = {line["name"]: line["rows"] for line in read_lines(LAMP_FILE)}
+    for name in names or LAMP_LINES:
+        if name not in done:
+            done[name] = rows_of(LAMP_LINES[name], FEW)
+            with LAMP_FILE.open("a", encoding="utf-8") as file:
+                kept = {"name": name, "rows": done[name]}
+                print(json.dumps(kept, default=str), file=file)
+            print(*lamp_line(name, done[name]), sep=" | ", file=sys.stderr, flush=True)
+    lines = [lamp_line(name, done[name]) for name in LAMP_LINES if name in done]
+    drawn = tabulate(lines, LAMP_HEAD, tablefmt="github", disable_numparse=True)
+    return LAMP_PAGE.format(steps=STEPS, few=FEW, table=drawn)
+
+
+def lamp_line(name: str, rows: list) -> tuple:
+    """Sums a line of LAMP's table up."""
+    found = [row for row in rows if not row["arm"].startswith("floor/")]
+    _, _, count, *sums = line(name, "none", found)
+    floors = {}
+    for row in rows:
+        if row["arm"].startswith("floor/") and row["arm"] != "floor/own_tokens":
+            floors.setdefault(row["arm"], []).append(row)
+    best = [
+        max(sum(row[score] for row in its) / len(its) for its in floors.values())
+        for score in MEANS[1:]
+    ]
+    tried = found[0].get("proposals")
+    spent = f"{found[0]['evaluations']}, {'-' if tried is None else tried}"
+    return (name, count, spent, *sums, ", ".join(f"{score:.2f}" for score in best))
+
+
 HELD_OUT = 500
 PERPLEXITY = """\
 ## The language model of LAMP
@@ -145,6 +222,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--perplexity"]:
         print(perplexity_page(), end="")
         return
+    if sys.argv[1:2] == ["--lamp"]:
+        print(lamp_page(sys.argv[2:]), end="")
+        return
     if sys.argv[1:2] == ["--few"]:
         print(few_page(sys.argv[2:]), end="")
         return
@@ -168,6 +248,7 @@ def main() -> None:
         )
     )
     print(few_page(), end="")
+    print(f"\n{lamp_page(())}", end="")
     print(f"\n{perplexity_page()}", end="")
 
 

@@ -1,13 +1,15 @@
 """Does a key-lock on a transformer hide text, and from whom?
 
     python experiments/text_lock.py [--victims 8] [--steps 300] [--seed 0]
-        [--from runs/text-lock] [--out runs/text_lock.jsonl] [--only NAME...] [--page]
+        [--from runs/text-lock] [--out runs/text_lock.jsonl] [--only NAME...]
+        [--arms ARM...] [--page]
 
 What: sentences of 8 pieces, the house's encoder, labels given. A lock gates the first
-block's first norm, all five norms, or the first block's dense layer of width 256. Its
-attackers know the gates, guess a private key, optimise the gates along with the
-sentence, or read no tensor of the block that is locked. Controls: no lock; the norm
-alone that a lock brings along, without gates; and the same gates, in plaintext.
+block's first norm, its norm in front of the dense layers, all five norms, or its dense
+layer of width 256. Its attackers know the gates, guess a private key, optimise the
+gates along with the sentence, or read no tensor of the block that is locked. Controls:
+no lock; the norm alone that a lock brings along, without gates; and the same gates, in
+plaintext.
 Networks are drawn afresh, or are those of a run of
 
     kljax train --model transformer --data text --tokens 8 --init 0 \\
@@ -33,6 +35,7 @@ CONTROLS = ("none", "bn-control", "plaintext-gates-as-lock")
 LOCKED = ("keylock/known", "keylock/fixed_random", "keylock/regress_gates")
 ABOVE = "blocks/1+norm+fc"  # nothing of the first block
 EVERY = {"sites": ("all",)}
+SECOND_NORM = {"sites": ("blocks/0/norm2",)}
 DENSE = {"sites": ("blocks/0/expand",)}
 # name -> the arms, and what a study has beside the common
 LINES = {
@@ -43,6 +46,8 @@ LINES = {
     ),
     "LAMP": (("none", *LOCKED), {"attack": "lamp"}),
     "TAG": (("none", *LOCKED), {"attack": "tag"}),
+    "DLG, 2 sentences": (("none", *LOCKED), {"examples": 2}),
+    "DLG, norm of the dense layers": (("none", *LOCKED), SECOND_NORM),
     "DLG, five norms": (("bn-control", *LOCKED), EVERY),
     "DLG, dense layer": (("none", *LOCKED), DENSE),
 }
@@ -65,6 +70,8 @@ def compute(options: argparse.Namespace) -> None:
         if options.only and name not in options.only:
             continue
         for arm in arms:
+            if options.arms and arm not in options.arms:
+                continue
             label = name + ", trained" * (options.from_run is not None)
             if (label, arm) in done:
                 continue
@@ -114,6 +121,7 @@ def main() -> None:
     parser.add_argument("--from", dest="from_run", type=Path)
     parser.add_argument("--round", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=[*LINES], default=())
+    parser.add_argument("--arms", nargs="*", default=(), help="of a line, these alone")
     parser.add_argument("--out", type=Path, default=Path("runs/text_lock.jsonl"))
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
