@@ -195,6 +195,37 @@ def test_gates_of_a_network_are_such():
     assert worst(found, truth) < 1e-3
 
 
+def test_of_several_clients_each_may_have_gates_of_its_own():
+    """A unit then opens from another output on for each of them."""
+    model = from_nnx(
+        lambda rngs: Dense(
+            CLASSES, image_shape=SHAPE, widths=(UNITS, 30), activation=jax.nn.relu,
+            rngs=rngs,
+        )
+    )  # fmt: skip
+    params, stats = weights(model)
+    draw, truth = np.random.default_rng(3), update()
+    scales, shifts = draw.standard_normal((2, EXAMPLES, UNITS)).astype(np.float32)
+
+    def loss(params, image, target, scale, shift):
+        gates = {"layers/0": Gate(scale, shift)}
+        out = model.apply(params, stats, image[None], gates=gates, train=True)
+        return cross_entropy(out.logits, target[None])
+
+    each = quick_jit(jax.vmap(jax.grad(loss), (None, 0, 0, 0, 0)))(
+        params, truth.inputs, truth.targets, scales, shifts
+    )
+    mean = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), each)
+    averaged = truth._replace(sent=truth.sent._replace(model=mean))
+    declared = threat(examples=EXAMPLES, clients=EXAMPLES, upload="average")
+    attack = spear(ground(declared), candidates=2**15)
+    run = quick_jit(lambda seen: attack(jax.random.key(1), observe(declared, seen)))
+    found = run(averaged)
+    assert found.numbers["examples_read"] == EXAMPLES
+    assert worst(found, truth) < 1e-3
+    assert run(drowned(averaged)).numbers["examples_read"] == 0
+
+
 def test_a_norm_in_train_mode_leaves_no_zeros_and_no_bias():
     found = compiled()(update(lockable=("norms/0",)))
     assert found.numbers["examples_read"] == 0 and found.loss == 1

@@ -12,7 +12,8 @@ Reference: Dimitrov, Baader, Müller, Vechev, "SPEAR: Exact Gradient Inversion o
 in Federated Learning" (NeurIPS 2024). Differs: directions are made exact by all columns
 at which they vanish, and accepted by tests of their own instead of chosen by a score;
 scale and sign are read off the bias; the images found must open the units that they
-are found to open, from some output on; and nothing is given where one is missing.
+are found to open, from some output on, or, of several clients, whose gates may differ,
+lie in [0, 1]; and nothing is given where one is missing.
 """
 
 import math
@@ -47,6 +48,7 @@ CHUNK = 4096  # candidates of a compiled step, sampled
 STARTS = 8  # per example, learned
 MISSING = 0.5  # grey: what stands for an image that was not found
 ORDERED = 0.9  # of the units; by chance far fewer
+BEYOND = 0.01  # [0, 1], by which a pixel may be found
 WAYS = ("sampled", "learned")
 
 
@@ -93,6 +95,7 @@ def spear(
     del steps, restarts
     layer = _check(setting, directions, candidates, layer)
     examples = setting.threat.knowledge.examples
+    alone = setting.threat.knowledge.clients == 1
     labels = settled_labels(setting, "spear")
     proposal = _proposal(directions, examples)
     chunks = max(1, candidates // proposal.count)
@@ -101,7 +104,7 @@ def spear(
     def find(rng: Rng, gradient: Array, weights: Array) -> tuple[Array, ...]:
         with float64(True):
             arrays = to_float64((gradient, weights))
-            return _find(rng, *arrays, examples, proposal, chunks)
+            return _find(rng, *arrays, examples, proposal, chunks, alone)
 
     def attack(rng: Rng, view: View) -> Reconstruction:
         kernel, bias = (view.grads.model[f"{layer}/{x}"] for x in ("kernel", "bias"))
@@ -143,8 +146,12 @@ def _find(
     examples: int,
     proposal: Proposal,
     chunks: int,
+    alone: bool,
 ) -> tuple[Array, ...]:
-    """Finds images [B, d], the share that they leave, rank, how many, and chunks."""
+    """Finds images [B, d], the share that they leave, rank, how many, and chunks.
+
+    `alone` says that all examples are one client's.
+    """
     factors = split(gradient, examples)
     rows = rows_of(*factors[1:])
     fits = (factors.rank >= 1) & (factors.rank <= examples)
@@ -162,7 +169,12 @@ def _find(
     left = jnp.sum((gradient - explained) ** 2) / jnp.sum(gradient**2)
     complete = fits & (read == factors.rank)
     images = inputs[:, :-1] / inputs[:, -1:]
-    complete &= _order_share(images @ weights, lit, within[:, 0]) > ORDERED
+    sound = _order_share(images @ weights, lit, within[:, 0]) > ORDERED
+    if not alone:
+        # A unit opens from another output on where a client has a gate of its own.
+        inside = (images > -BEYOND) & (images < 1 + BEYOND)
+        sound |= jnp.all(jnp.where(within, inside, True))
+    complete &= sound
     complete &= jnp.all(jnp.isfinite(jnp.where(within, images, 0.0)))
     return (
         images.astype(jnp.float32),
