@@ -218,8 +218,11 @@ def test_of_several_clients_each_may_have_gates_of_its_own():
     mean = jax.tree.map(lambda leaf: np.mean(leaf, axis=0), each)
     averaged = truth._replace(sent=truth.sent._replace(model=mean))
     declared = threat(examples=EXAMPLES, clients=EXAMPLES, upload="average")
-    attack = spear(ground(declared), candidates=2**15)
-    run = quick_jit(lambda seen: attack(jax.random.key(1), observe(declared, seen)))
+    attack, seen_as = (
+        spear(ground(declared), candidates=2**15),
+        threat(examples=EXAMPLES),
+    )
+    run = quick_jit(lambda seen: attack(jax.random.key(1), observe(seen_as, seen)))
     found = run(averaged)
     assert found.numbers["examples_read"] == EXAMPLES
     assert worst(found, truth) < 1e-3
