@@ -77,6 +77,8 @@ TITLES = {
     "cost": "What defences cost a client",
 }
 DEAR = ("inputs",)  # methods that go back through many steps at each evaluation
+# Methods that simulate a client: of a run they are refused, for its local steps.
+FRESH_ALONE = ("learned",)
 TEST = "own"  # accuracy with what a client itself has
 
 
@@ -102,7 +104,8 @@ class Part(NamedTuple):
 def parts() -> list[Part]:
     """Lists the parts in order of importance; only what was trained is attacked so."""
     fresh = [("fresh", method) for method in METHODS if method not in DEAR]
-    trained = [("training", ""), *(("trained", method) for method in METHODS)]
+    of_runs = [method for method in METHODS if method not in FRESH_ALONE]
+    trained = [("training", ""), *(("trained", method) for method in of_runs)]
     dear = [("fresh", method) for method in METHODS if method in DEAR]
     order = [*fresh, ("cost", ""), *trained, *dear]
     return [

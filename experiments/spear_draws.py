@@ -90,9 +90,11 @@ def share_of_full_rank(draw, lit, one):
     """Estimates how often units at which an example is shut tell the others apart.
 
     Derivatives where a ReLU is open are drawn at random: of those of a network almost
-    none have a lower rank than such ones.
+    none have a lower rank than such ones. 0 for an example that is shut nowhere.
     """
     shut = np.flatnonzero(~lit[one])
+    if not len(shut):
+        return 0.0
     units = shut[draw.integers(len(shut), size=(TRIES, len(lit) - 1))]
     others = np.delete(lit, one, axis=0)[:, units].transpose(1, 0, 2)
     derivatives = others * draw.standard_normal(others.shape)

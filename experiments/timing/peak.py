@@ -44,8 +44,8 @@ def _product_rate(rows, columns, work):
 def product_flops(fn, *args):
     """Counts the floating-point operations of all matrix products `fn` traces to.
 
-    A convolution by `kljax.models.bilinear` counts as the product that it is without
-    the zeros that its form multiplies by.
+    A convolution by `kljax.models.bilinear` or `kljax.models.implicit` counts as the
+    product that it is without the zeros that its form multiplies by.
     What is computed again on the way back (`jax.checkpoint`) counts as often.
     """
 

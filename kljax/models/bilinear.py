@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 
 from kljax.core.types import Array
-from kljax.models.convolution_maps import CHANNELS_LAST, make_maps
+from kljax.models.convolution_maps import CHANNELS_LAST, FOLDED, make_maps
 
 # All measured on one core (experiments/speed/forms.md). The library refuses
 # convolutions with no more channels than this on both sides, and is fast from so many
@@ -224,10 +224,6 @@ def windows(x: Array, axis: int, count: int, stride: int, dilation: int, length:
         view = lax.slice_in_dim(x, start, start + length, axis=axis)
         views.append(lax.index_in_dim(view, phase, axis + 1, keepdims=False))
     return views
-
-
-# Maps in which victims that share the right operand are but more examples.
-FOLDED = ("convolve", "image_gradient")
 
 
 def _compute_victims(primitive, operands, axes, geometry):

@@ -85,6 +85,9 @@ SHAPES: dict[str, Callable[[tuple, tuple, Geometry], tuple]] = {
     ),
 }
 
+# Maps in which victims that share the right operand are but more examples.
+FOLDED = ("convolve", "image_gradient")
+
 
 def make_maps(
     forms: Mapping[str, Form],

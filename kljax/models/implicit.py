@@ -31,7 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from kljax.core.types import Array
-from kljax.models.convolution_maps import SHAPES, Geometry, make_maps
+from kljax.models.convolution_maps import FOLDED, SHAPES, Geometry, make_maps
 
 # Sides of a tile: Triton's products want 16 or more, and powers of two. Of rows and
 # columns no more than these, of the inner side this.
@@ -256,10 +256,6 @@ def _broadcast(place, inside):
         tuple(jnp.broadcast_to(x, shape) for x in place),
         jnp.broadcast_to(inside, shape),
     )
-
-
-# Maps in which victims that share the right operand are but more examples.
-FOLDED = ("convolve", "image_gradient")
 
 
 def _join_victims(primitive, operands, axes, geometry):

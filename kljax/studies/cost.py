@@ -11,7 +11,9 @@ is Hockney's, who has lengths of vectors). `kljax.studies.devices` measures the 
 of a device. Arithmetic that a compiler fuses into what follows counts as one pass over
 its result, without a launch. A bilinear map of a convolution (`kljax.models.bilinear`)
 moves what its form moves; its flops are those of the product that it is, without the
-zeros that the form multiplies by.
+zeros that the form multiplies by. An implicit product (`kljax.models.implicit`) reads
+its operands once, however often a cache is read, and its zeros count: a kernel that
+multiplies them one by one takes as long for them. That was never held against a GPU.
 
 What is left out: reading data, copies between host and device, tracing, compiling,
 scoring. experiments/scale.md has predictions beside measurements.
@@ -257,9 +259,14 @@ def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
 
 
 def _implicit_operation(eqn: Any, times: int) -> Operation:
-    """Counts a product that reads its operands once, and writes no patches."""
+    """Counts a product with its zeros; operands are read once, patches not written."""
+    make = implicit.PRODUCTS[eqn.primitive.name.removeprefix(implicit.PREFIX)]
+    left, right = (v.aval.shape for v in eqn.invars)
+    product = make(left, right, eqn.params["geometry"])
+    sides = product.rows, product.inner, product.columns
     nbytes = sum(_nbytes(v.aval) for v in (*eqn.invars, *eqn.outvars))
-    return Operation("product", times, *bilinear_product(eqn), nbytes)
+    flops = 2 * left[0] * math.prod(sides)  # victims have a product each
+    return Operation("product", times, flops, min(sides), nbytes)
 
 
 def _operation(eqn: Any, times: int) -> Operation:

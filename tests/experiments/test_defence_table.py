@@ -26,6 +26,7 @@ from studies.contests import (
 
 from kljax import data
 from kljax.defences.catalogue import KINDS, write_strengths
+from kljax.studies.builder.learning import check_learning
 from kljax.studies.builder.run_setup import build_run_setup
 from kljax.studies.config import LeakConfig, TrainConfig
 from kljax.studies.reports.attackers import attacker_of
@@ -108,6 +109,10 @@ def test_parts_of_what_cannot_be_trained_are_not_there():
     }
     assert "photos-fresh-search" in names
     assert not any(name.startswith("photos-train") for name in names)
+    # An inverter is not trained for clients of a run: every such cell was refused.
+    assert "digits-fresh-learned" in names and "digits-trained-learned" not in names
+    with pytest.raises(ValueError, match="clients of a run are not simulated"):
+        check_learning(LeakConfig(attack="learned", from_run="runs/any"))
 
 
 @pytest.mark.parametrize("name", driver.DATASETS)

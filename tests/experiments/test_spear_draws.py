@@ -26,6 +26,11 @@ def test_an_example_that_is_never_met_takes_forever():
     assert expected_draws(np.array([0.5, 0.0])) == np.inf
 
 
+def test_an_example_that_is_shut_nowhere_is_never_met():
+    lit = np.array([[True, True], [False, True]])
+    assert share_of_full_rank(np.random.default_rng(0), lit, 0) == 0
+
+
 @pytest.mark.parametrize(("one", "expected"), [(0, 0.25), (1, 0.4)])
 def test_of_two_examples_the_other_must_be_open(one, expected):
     """The first is shut at units 0 to 3, the second at 1 to 5: one unit tells them."""

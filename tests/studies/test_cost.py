@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from kljax import cli
+from kljax.models import implicit
 from kljax.models.convolution import CONVOLUTIONS, choose_form
+from kljax.models.convolution_maps import Geometry
 from kljax.parallel import Layout
 from kljax.studies import devices
 from kljax.studies.builder.study import build_study
@@ -106,12 +108,30 @@ def test_all_forms_of_convolution_count_the_same_flops(layer):
     for form in CONVOLUTIONS:
         operations = layer_gradient(form, *layer)
         ratio = predicted(operations, DEVICE).flops / (3 * product)
-        # XLA's gradient in the images has stride^2 times as many, of zeros mostly. A
-        # bilinear map repeats its kernel by a small product.
-        most = (2 + stride**2) / 3 if form == "lax" else 1.2
+        # The gradient in the images by XLA, and as an implicit product, has stride^2
+        # times as many, of zeros mostly. A bilinear map repeats its kernel by a small
+        # product.
+        most = (2 + stride**2) / 3 if form in ("lax", "implicit") else 1.2
         assert 1 <= ratio <= most, form
         products = sum(o.times for o in of_kind("product", operations))
         assert products >= 3, form
+
+
+def test_an_implicit_product_counts_its_zeros_and_no_patches():
+    """Of three victims, each with a kernel of its own: one product for all of them."""
+    geometry = Geometry((2, 2), ((2, 2), (2, 2)), (16, 16), (5, 5))
+    images, kernel = jnp.ones((3, 4, 16, 16, 6)), jnp.ones((3, 5, 5, 6, 12))
+
+    def program(images, kernel):
+        each = jax.vmap(lambda x, w: implicit.convolve(x, w, geometry))
+        made, back = jax.vjp(each, images, kernel)
+        return back(made)
+
+    found = of_kind("product", count_operations(program, images, kernel))
+    product = 2 * 3 * 4 * 8**2 * 5**2 * 6 * 12
+    assert sorted(one.flops for one in found) == [product, product, 4 * product]
+    sides = images.size + kernel.size + 3 * 4 * 8**2 * 12
+    assert [one.nbytes for one in found] == 3 * [4 * sides]
 
 
 def test_a_bilinear_map_moves_the_patches_of_its_form():
