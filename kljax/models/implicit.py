@@ -226,7 +226,7 @@ def _multiply_tile(product, tile, precision, left_ref, right_ref, out_ref):
     def load(ref, place, inside):
         # What is masked is not read, wherever its place.
         place, inside = _broadcast(place, inside)
-        return triton.load(ref.at[place], mask=inside, other=0).astype(ref.dtype)
+        return triton.load(ref.at[place], mask=inside, other=0)
 
     def add(step, total):
         inner = step * INNER + jnp.arange(INNER)
