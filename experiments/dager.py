@@ -7,6 +7,7 @@ Number last obtained: experiments/dager.md, which is what this prints.
 
     python experiments/train_language_model.py  # once, for the lines of a trained one
     python experiments/dager.py > experiments/dager.md
+    (python experiments/dager_updates.py has the rest of that page)
     python experiments/dager.py --lines NAME... # computes these alone
 
 A line is computed once, and kept in ``runs/dager``: a run that was stopped goes on.
@@ -351,10 +352,6 @@ def main() -> None:
     table = tabulate(lines(), HEAD, tablefmt="github", disable_numparse=True)
     said = {"machine": platform.machine(), "steps": STEPS, "notes": NOTES}
     print(PAGE.format(table=table, **said), end="")
-    # Which imports this file.
-    from dager_updates import page
-
-    print(f"\n{page()}", end="")
 
 
 if __name__ == "__main__":

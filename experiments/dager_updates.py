@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from dager import COMMON, SIZES, path_of
 from tabulate import tabulate
 
 from kljax import LeakConfig, metrics
@@ -38,6 +37,7 @@ from kljax.studies.builder.victims import choose_victims, load_victim_data
 from kljax.threat import Knowledge, Strategy, ThreatModel, observe
 
 FOLDER = Path("runs/dager_updates")
+SIZES = {"width": 256, "depth": 2, "heads": 4}  # those of experiments/dager.py
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 # name -> network, uploads, sentences of each, in a batch, local steps
 LINES = {
@@ -78,8 +78,15 @@ def compute(name: str) -> None:
     """Attacks the uploads of one line at every rate, and keeps what came of them."""
     factory, uploads, examples, batch, steps = LINES[name]
     data = "text-next-token" if factory is gpt else "text"
-    options = {"data": data, "victims": uploads, "examples": examples}
-    config = LeakConfig(**COMMON | options)
+    config = LeakConfig(
+        attack="dager",
+        arms=("none",),
+        data=data,
+        tokens=8,
+        victims=uploads,
+        examples=examples,
+        threat=(),
+    )
     dataset = load_victim_data(config)
     victims, _ = choose_victims(config, dataset)
     spec, targets = dataset.input_spec, dataset.target_spec
@@ -151,7 +158,7 @@ def scores(dataset, guesses: np.ndarray, truths: np.ndarray) -> dict[str, float]
 
 def file_of(name: str) -> Path:
     """Says where a line is kept."""
-    return FOLDER / path_of(name).name
+    return FOLDER / f"{name.replace(' ', '_').replace(',', '')}.json"
 
 
 def table() -> str:
