@@ -22,7 +22,8 @@ Parts are ATTACK-GROUP. Groups:
 
 A part that is done is kept in OUT and not done again; what is missing is "not run".
 The table is of all parts that are there. Budget, said beforehand: ten minutes of a
-processor for all parts of four victims. Numbers last obtained: latent_attacks.md.
+processor for all parts of four victims but those of clothes. Numbers last obtained:
+latent_attacks.md.
 """
 
 import argparse
