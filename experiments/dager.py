@@ -318,9 +318,9 @@ NOTES = """
   8 tokens have 915, and were not run.
 - **Encoders** of four and of eight sentences: six of eight and 10 of 16 are found, and
   what is found is exact. There a place depends on all tokens, so whole combinations are
-  tested, 4,096 of 21,000 to 33,000 or, of eight, of millions, and the best of them
-  improved; that search was not whole. Ranks are not full, so a larger `budget` may find
-  more; it was not tried.
+  tested, 4,096 of 21,000 and more or, of eight, of millions, and the best of them
+  improved. Ranks are not full: with a `budget` of 32,768 all eight are found of four in
+  an upload. Of eight in an upload no larger budget was tried.
 - **Not shown to work**: in a causal network a sentence that is the beginning of another
   is not looked for. In a test, of three planted sentences of a tiny encoder
   one is found (`tests/attacks/test_dager.py`, marked as expected to fail). The second

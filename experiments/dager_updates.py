@@ -212,6 +212,7 @@ same fresh weights. *ranks*: of the change of the first and the second attention
 - **Of several batches** half of the sentences are found at 0.1, which is as many as the
   first batch has. Inputs of later ones are known on the straight way alone, which held
   at 1e-4 and fails at higher rates.
+- Encoders give their sentence away in the same way.
 - A full rank, or too many steps for the width, ends it, as a large batch does.
 - Petrov et al. report low rates, at which inputs hardly move. Not tried: rates above
   0.1, momentum, weight decay, trained networks, averages of clients. All lines were
