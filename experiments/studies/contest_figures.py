@@ -25,6 +25,7 @@ MARKS = {
     "adaptive": ("D", "tab:red"),
     "informed": ("^", "tab:green"),
 }
+FAILED = ("unsolved", "diverged")
 STRENGTHS = ("weak", "middle", "strong")
 KNOWING = ("only", "adaptive")
 SHADES = ("lightsteelblue", "cornflowerblue", "navy")
@@ -36,8 +37,7 @@ TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 def draw_attackers(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
     """Draws the score of each attacker of each defence, at its middle strength.
 
-    A mark is hollow where most of its victims are unsolved: there the attack failed,
-    which says nothing for the defence.
+    A mark is hollow where the attack failed with most of its victims.
 
     Returns:
       Whether there was anything to draw.
@@ -69,11 +69,16 @@ def draw_attackers(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
     return True
 
 
+def fails(own: pandas.DataFrame) -> pandas.Series:
+    """Tells with which victims an attack failed, which says nothing for a defence."""
+    return own["outcome"].astype(str).isin(FAILED)
+
+
 def _draw_mark(axes, y: float, attacker: str, own: pandas.DataFrame) -> None:
     mark, colour = MARKS[attacker]
     scores, groups = own[SCORE].to_numpy(float), own["group"].to_numpy()
     found = metrics.interval(scores, groups, rate=False)
-    failed = (own["outcome"].astype(str) == "unsolved").mean() > 0.5
+    failed = fails(own).mean() > 0.5
     axes.plot([found.low, found.high], [y, y], color=colour, lw=0.8)
     inside = "white" if failed else colour
     axes.plot(found.estimate, y, mark, ms=4, color=colour, mfc=inside, mew=0.9)
@@ -82,7 +87,7 @@ def _draw_mark(axes, y: float, attacker: str, own: pandas.DataFrame) -> None:
 def _legend(figure, axes) -> None:
     for attacker, (mark, colour) in MARKS.items():
         axes.plot([], [], mark, ms=4, color=colour, label=attacker)
-    axes.plot([], [], "o", ms=4, color="black", mfc="white", label="mostly unsolved")
+    axes.plot([], [], "o", ms=4, color="black", mfc="white", label="mostly failed")
     axes.plot([], [], ":", color="grey", lw=1, label="best floor, by the truth")
     figure.legend(loc="outside upper center", ncols=3, fontsize=7, frameon=False)
 
@@ -96,7 +101,7 @@ def draw_strengths(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
     """Draws how many are recovered by who knows the defence, at its three strengths.
 
     Of several attackers that is the one who recovers most, which is chosen by the
-    truth; the number behind the stroke counts its unsolved victims.
+    truth; the number behind the stroke counts its victims with which the attack failed.
 
     Returns:
       Whether there was anything to draw.
@@ -108,7 +113,7 @@ def draw_strengths(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
         if contest.attacker not in KNOWING or len(at) < len(STRENGTHS) or own.empty:
             continue
         outcomes = own["outcome"].astype(str)
-        right, failed = outcomes.isin(RIGHT).sum(), (outcomes == "unsolved").sum()
+        right, failed = outcomes.isin(RIGHT).sum(), outcomes.isin(FAILED).sum()
         line = found.setdefault(contest.defence, {})
         place = at.index(contest.combination)
         line[place] = max(line.get(place, (-1, 0, 0)), (right, -failed, len(own)))
@@ -129,7 +134,7 @@ def draw_strengths(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
     axes.set_yticks(range(len(found)), map(_varied, found), fontsize=7)
     axes.set_xticks(range(len(STRENGTHS)), STRENGTHS)
     axes.xaxis.tick_top()
-    axes.set_title("recovered / unsolved, by who knows the defence", fontsize=9)
+    figure.suptitle("recovered / attack failed, by who knows the defence", fontsize=9)
     figure.savefig(file, dpi=110)
     return True
 

@@ -9,7 +9,12 @@ import numpy as np
 import pandas
 import pytest
 from faces import write_faces
-from studies.contest_figures import draw_attackers, draw_costs, draw_strengths
+from studies.contest_figures import (
+    draw_attackers,
+    draw_costs,
+    draw_strengths,
+    fails,
+)
 from studies.contest_tables import (
     NOTHING,
     accuracy_table,
@@ -96,6 +101,13 @@ def test_an_inverter_is_of_one_network(few, tmp_path):
     cells = expand(read_sweep(driver.sweep_file(part, tmp_path))).cells
     assert [cell.config.arms[0] for cell in cells] == ["none", "gaussian-noise=0.01"]
     assert {cell.config.weights for cell in cells} == {"shared"}
+
+
+def test_an_attack_without_a_label_failed_as_one_that_did_not_match():
+    """Where the classifier's gradient is hidden no rule finds labels: it diverges."""
+    outcomes = ["recovered", "unsolved", "diverged", "ambiguous"]
+    found = fails(pandas.DataFrame({"outcome": outcomes}))
+    assert list(found) == [False, True, True, False]
 
 
 # --- the parts -------------------------------------------------------------------
