@@ -118,9 +118,16 @@ def cells(own: pandas.DataFrame) -> list[str]:
         counts[1],
         f"{rate.estimate:.0%} [{rate.low:.0%}, {rate.high:.0%}]",
         *counts[2:],
-        *(f"{s.estimate:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scores),
+        *map(write_score, scores),
         f"{own['psnr'].mean():.1f}",
     ]
+
+
+def write_score(found: metrics.Interval) -> str:
+    """Writes a mean with its interval, where victims differ enough to show one."""
+    if np.isnan(found.low):
+        return f"{found.estimate:.3f}"
+    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def accuracy_table(combinations: Sequence[str], accuracies: Mapping[str, float]) -> str:

@@ -20,6 +20,7 @@ from studies.contest_tables import (
     accuracy_table,
     cost_table,
     leakage_table,
+    write_score,
 )
 from studies.contests import (
     METHODS,
@@ -29,7 +30,7 @@ from studies.contests import (
     learned_inverters,
 )
 
-from kljax import data
+from kljax import data, metrics
 from kljax.defences.catalogue import KINDS, write_strengths
 from kljax.studies.builder.learning import check_learning
 from kljax.studies.builder.run_setup import build_run_setup
@@ -108,6 +109,15 @@ def test_an_attack_without_a_label_failed_as_one_that_did_not_match():
     outcomes = ["recovered", "unsolved", "diverged", "ambiguous"]
     found = fails(pandas.DataFrame({"outcome": outcomes}))
     assert list(found) == [False, True, True, False]
+
+
+def test_scores_that_are_all_the_same_have_no_interval():
+    same, other = (
+        metrics.interval(np.array(x), np.arange(3), rate=False)
+        for x in ([1.0, 1.0, 1.0], [0.0, 0.5, 1.0])
+    )
+    assert write_score(same) == "1.000"
+    assert write_score(other).startswith("0.500 [0.")
 
 
 # --- the parts -------------------------------------------------------------------
