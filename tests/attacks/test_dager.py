@@ -131,6 +131,24 @@ def test_noise_on_the_columns_that_are_not_hidden_is_seen():
     assert int(noisy_spans_of(part).rank) != 3  # of whom the zeros are not told
 
 
+@pytest.mark.parametrize(
+    ("count", "noise", "rank"),
+    [(30, 0, 3), (30, 1e-3, 3), (40, 0, 3), (40, 1e-3, 40), (41, 0, 3)],
+)
+def test_noise_is_seen_on_fewer_columns_than_an_input_is_wide(count, noise, rank):
+    """As of one kernel alone, or of adapters: once no direction was above any noise.
+
+    As many columns as rows have a bulk from 0 on, and all counts as the span.
+    """
+    _, matrix = columns(3, width=40, count=count, noise=noise)
+    padded = np.pad(matrix, ((0, 0), (0, max(0, 40 - count))))
+    span = quick_jit(lambda c: find_span(c, count=count, noisy=True))(padded)
+    assert int(span.rank) == rank and bool(span.full) == (rank == 40)
+    if noise and rank < 40:
+        edge = 1e-3 * (np.sqrt(count) + np.sqrt(40))
+        assert 0.7 * edge < float(span.noise) < 1.2 * edge
+
+
 def test_a_sketch_keeps_the_distance_to_a_span():
     inputs, matrix = columns(5)
     span = spans_of(matrix)

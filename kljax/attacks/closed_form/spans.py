@@ -10,7 +10,7 @@ columns put side by side.
 
 Where noise is known to be added, the singular values end in a bulk of known shape:
 those of a matrix [d, m] of independent entries of standard deviation s lie within
-``s (sqrt(m) - sqrt(d))`` and ``s (sqrt(m) + sqrt(d))`` (Marchenko and Pastur, 1967). So
+``s |sqrt(m) - sqrt(d)|`` and ``s (sqrt(m) + sqrt(d))`` (Marchenko and Pastur, 1967). So
 how strong it is need not be told. That there is noise has to be: the weakest directions
 of more inputs than d end in a bulk, too.
 """
@@ -110,13 +110,18 @@ def _decompose(columns: Array) -> tuple[Array, Array]:
 
 
 def _above_noise(strengths: Array, width: int, count: Array) -> Array:
-    """Counts [] singular values above a bulk of noise; where there is none, all."""
+    """Counts [] singular values above a bulk of noise; where there is none, all.
+
+    Of as many columns as rows a bulk begins at 0, and is not told from anything.
+    """
     ranks = jnp.arange(width)
+    # Of fewer columns than rows so many singular values are not 0.
+    few = jnp.minimum(count, width)
     # r directions of signal take as many rows and columns from the noise.
-    low = jnp.sqrt(count - ranks) - jnp.sqrt(width - ranks)
-    high = jnp.sqrt(count - ranks) + jnp.sqrt(width - ranks)
-    is_bulk = strengths * low <= SLACK * high * strengths[-1]
-    is_bulk &= ranks <= width - BULK
+    sides = [jnp.sqrt(jnp.maximum(side - ranks, 0)) for side in (count, width)]
+    low, high = jnp.abs(sides[0] - sides[1]), sides[0] + sides[1]
+    is_bulk = strengths * low <= SLACK * high * strengths[few - 1]
+    is_bulk &= (ranks <= few - BULK) & (count != width)
     return jnp.where(jnp.any(is_bulk), jnp.argmax(is_bulk), width)
 
 
