@@ -23,7 +23,6 @@ from pathlib import Path
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
-from kljax.attacks.presets import dager
 from kljax.models import adapted, bert, gpt, gpt_classifier
 from kljax.parallel import Layout
 from kljax.studies.builder.victims import choose_victims, load_victim_data
@@ -31,7 +30,6 @@ from kljax.studies.builder.victims import choose_victims, load_victim_data
 FOLDER = Path("runs/dager")
 SIZES = {"width": 256, "depth": 2, "heads": 4}
 WIDE = 512
-BUDGET = 32768  # combinations that are tested, beside the usual 4,096
 V = 4096  # pieces of the corpus
 RANK = 96  # of adapters
 STEPS = 250  # that the trained decoder was trained for
@@ -76,12 +74,6 @@ def _built(factory, num_classes, image_shape, vocabulary, rngs, **options):
     )
 
 
-def patient_dager(setting, optimiser=None, *, steps=None, restarts=None):
-    """Builds the attack with a budget for all that four sentences leave."""
-    del steps, restarts
-    return dager(setting, optimiser, budget=BUDGET)
-
-
 # -- the lines ------------------------------------------------------------------------
 NEXT = {"model": "dager:decoder", "data": "text-next-token"}
 TRAINED = {"model": "train_language_model:load_decoder", "data": "text-next-token"}
@@ -122,7 +114,7 @@ LINES = {
     "encoder, fresh, b = 2": CLASSES | {"examples": 2, "victims": 4},
     "encoder, fresh, b = 4": CLASSES | {"examples": 4, "victims": 2},
     "encoder, fresh, b = 4, budget 32768": CLASSES
-    | {"attack": "dager:patient_dager", "examples": 4, "victims": 2},
+    | {"attack_options": ("budget=32768",), "examples": 4, "victims": 2},
     "encoder, fresh, b = 8": CLASSES | {"examples": 8, "victims": 2},
     "decoder, noise, b = 4": NEXT | {"arms": NOISE, "examples": 4, "victims": 2},
     "encoder, noise, b = 1": CLASSES | {"arms": NOISE, "examples": 1, "victims": 4},

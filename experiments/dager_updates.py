@@ -197,7 +197,9 @@ A client makes steps of plain SGD on its sentences, all of them in every step or
 batch after the other, and uploads the change of its parameters. The attacker knows
 what the client received, the number of steps, of batches and the rate, and no label.
 Two uploads of a decoder, four of an encoder, of seed 0, each at four rates, from the
-same fresh weights. *ranks*: of the change of the first and the second attention.
+same fresh weights. *ranks*: of the change of the first and the second attention. The
+sentences are those of the lines of noise in the first table: by their best floors
+ROUGE-1 and ROUGE-2 are 0.20 and 0.00 (decoder), 0.35 and 0.06 (encoder).
 
 {table}
 

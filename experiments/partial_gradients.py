@@ -3,7 +3,7 @@
     python experiments/partial_gradients.py [--victims 8] [--steps 300] [--seed 0]
         [--out runs/partial_gradients.jsonl] [--page]
 
-What: sentences of 8 pieces, the house's encoder (two blocks of width 64), drawn afresh
+What: sentences of 8 pieces, kljax's own encoder (two blocks of width 64), drawn afresh
 for each sentence, labels given. The attacker reads some tensors of the gradient and no
 others: all, a block, or the weight of one linear component, as Li, Xu and Dras have
 them ("Seeing the Forest through the Trees", EMNLP 2024); weights only, no biases. It

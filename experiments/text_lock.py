@@ -4,7 +4,7 @@
         [--from runs/text-lock] [--out runs/text_lock.jsonl] [--only NAME...]
         [--arms ARM...] [--page]
 
-What: sentences of 8 pieces, the house's encoder, labels given. A lock gates the first
+What: sentences of 8 pieces, kljax's own encoder, labels given. A lock gates the first
 block's first norm, its norm in front of the dense layers, all five norms, or its dense
 layer of width 256. Its attackers know the gates, guess a private key, optimise the
 gates along with the sentence, or read no tensor of the block that is locked. Controls:

@@ -7,7 +7,7 @@ What: each attack on all victims, warm, once a round, as `kljax leak` lays it ou
 evaluation is one value and gradient of the attack's own loss; `fedleak` takes two for a
 move. Columns: seconds of the clock, median and range of the rounds; seconds of the
 processor, which other work on the machine changes less; evaluations per second of the
-processor; and how many there are for one of `sme`, by processor seconds, median of the
+processor; and its seconds as a share of `sme`'s in the same round, median of the
 rounds. Results: experiments/updates.md.
 """
 
