@@ -34,6 +34,7 @@ experiments/learned_inversion.md.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -276,6 +277,17 @@ def draw(found, path):
     figure.savefig(path, dpi=110)
 
 
+def require_seed(folder, seed):
+    """Ends the program if a folder has contests of another seed.
+
+    Files of before seeds were kept are of seed 0.
+    """
+    for file in sorted(folder.glob("*.json")):
+        theirs = json.loads(file.read_text("utf-8")).get("seed", 0)
+        if theirs != seed:
+            sys.exit(f"{file} is of seed {theirs}: give --seed {seed} another --out")
+
+
 def main():
     """Computes what is missing, or writes what is there."""
     parser = argparse.ArgumentParser()
@@ -294,6 +306,7 @@ def main():
         write_text(given.tables, tables(found))
         draw(found, given.tables.with_suffix(".png"))
         return
+    require_seed(given.out, given.seed)
     use_cache()
     for data in given.data:
         for examples in given.examples:
@@ -303,7 +316,7 @@ def main():
                 if file.exists() or not wanted or contest.arm not in given.arms:
                     continue
                 found = run(contest, given.data_dir, given.seed)
-                kept = {"contest": list(contest)} | found
+                kept = {"contest": list(contest), "seed": given.seed} | found
                 write_text(file, json.dumps(kept))
                 ssims = mean(kept["images"]["ssim"], examples)
                 print(*contest, ssims, f"{kept['processor_s']:.0f} s", flush=True)

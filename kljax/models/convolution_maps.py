@@ -102,6 +102,9 @@ def make_maps(
       batch: how victims, a leading axis of one operand or both, are computed.
       prefix: of the primitives' names in a traced program.
       kernels: forms for a platform alone: its name in XLA -> map -> form.
+
+    Returns:
+      The maps. Each takes one victim's arrays, in the shapes that a form takes.
     """
 
     def make(name: str) -> Callable[[Array, Array, Geometry], Array]:

@@ -38,6 +38,14 @@ def test_tables_hold_what_was_kept(tmp_path):
     assert "data mean" in text and "0.200 [0.100, 0.300]" in text
 
 
+def test_contests_of_another_seed_are_not_taken_for_those_that_are_there(tmp_path):
+    learned_inversion.require_seed(tmp_path, 1)
+    (tmp_path / "one.json").write_text("{}", encoding="utf-8")
+    learned_inversion.require_seed(tmp_path, 0)
+    with pytest.raises(SystemExit, match="one.json is of seed 0.*another --out"):
+        learned_inversion.require_seed(tmp_path, 1)
+
+
 @pytest.mark.slow
 def test_peers_train_as_ours(monkeypatch, options, torch_python):
     monkeypatch.setattr(
