@@ -217,8 +217,9 @@ ROUGE-1 and ROUGE-2 are 0.20 and 0.00 (decoder), 0.35 and 0.06 (encoder).
 - Encoders give their sentence away in the same way.
 - A full rank, or too many steps for the width, ends it, as a large batch does.
 - Petrov et al. report low rates, at which inputs hardly move. Not tried: rates above
-  0.1, momentum, weight decay, trained networks, averages of clients. All lines were
-  compiled without optimisation (`JAX_DISABLE_MOST_OPTIMIZATIONS=1`).
+  0.1, momentum, weight decay, trained networks, averages of clients. Lines of fewer
+  steps are in the script and were not run. All lines were compiled without optimisation
+  (`JAX_DISABLE_MOST_OPTIMIZATIONS=1`).
 """
 
 

@@ -83,9 +83,9 @@ XLA_FLAGS="${XLA_FLAGS:-} ${tiny:+--xla_cpu_multi_thread_eigen=false}" \
 XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer=" \
     entry chunks-traced 40 "$PYTHON" chunks.py --chunks ${chunks% *} --rounds 2
 # Its forms beside XLA's own, value for value.
-layers="lenet-1 lenet-2 resnet20-2"
+layers="lenet-2 resnet20-2"
 [[ -z $tiny ]] || layers="lenet-1"
-entry convolution-maps 60 "$PYTHON" convolution_speed.py --layers $layers --batches 1 16 \
+entry convolution-maps 90 "$PYTHON" convolution_speed.py --layers $layers --batches 1 16 \
     --victims $([[ -z $tiny ]] && echo 64 || echo 2)
 speed fl-cnn-b50 90
 speed fedavg-inversion 60

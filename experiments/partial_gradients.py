@@ -18,7 +18,6 @@ Device: any. Number last obtained: see experiments/partial_gradients.md.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from studies.json_lines import read_lines, write_interval
+from studies.json_lines import add_lines, read_lines, write_interval
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
@@ -123,10 +122,10 @@ def compute(options: argparse.Namespace) -> None:
             floors = [row for row in rows if row["arm"].startswith("floor/")]
             kept.append(("floors", None, floors))
             done.add(("floors", None))
-        with options.out.open("a", encoding="utf-8") as file:
-            for part, noise, own in kept:
-                line = {"part": part, "noise": noise, "rows": own}
-                print(json.dumps(line, default=str), file=file)
+        add_lines(
+            options.out,
+            ({"part": part, "noise": noise, "rows": own} for part, noise, own in kept),
+        )
         print(*left, file=sys.stderr, flush=True)
 
 

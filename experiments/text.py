@@ -12,14 +12,13 @@ experiments/text.md has the rest, and is what this prints.
     python experiments/text.py --perplexity
 """
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from studies.json_lines import read_lines
+from studies.json_lines import add_lines, read_lines
 from tabulate import tabulate
 
 from kljax import LeakConfig, data, leak, score_rows
@@ -154,14 +153,16 @@ for *own_tokens*, which has the true tokens.
 
 def lamp_page(names: Sequence[str]) -> str:
     """Runs the lines that are missing, or those of `names`, and writes their part."""
-    LAMP_FILE.parent.mkdir(exist_ok=True)
+    unknown = [name for name in names if name not in LAMP_LINES]
+    if unknown:
+        raise SystemExit(
+            f"--lamp: no line {unknown[0]!r}; choose from {'; '.join(LAMP_LINES)}"
+        )
     done = {line["name"]: line["rows"] for line in read_lines(LAMP_FILE)}
     for name in names or LAMP_LINES:
         if name not in done:
             done[name] = rows_of(LAMP_LINES[name], FEW)
-            with LAMP_FILE.open("a", encoding="utf-8") as file:
-                kept = {"name": name, "rows": done[name]}
-                print(json.dumps(kept, default=str), file=file)
+            add_lines(LAMP_FILE, [{"name": name, "rows": done[name]}])
             print(*lamp_line(name, done[name]), sep=" | ", file=sys.stderr, flush=True)
     lines = [lamp_line(name, done[name]) for name in LAMP_LINES if name in done]
     drawn = tabulate(lines, LAMP_HEAD, tablefmt="github", disable_numparse=True)

@@ -20,12 +20,11 @@ Device: any. Number last obtained: see experiments/text_lock.md.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
-from studies.json_lines import read_lines, write_interval
+from studies.json_lines import add_lines, read_lines, write_interval
 from tabulate import tabulate
 
 from kljax import LeakConfig, leak, score_rows
@@ -84,8 +83,7 @@ def compute(options: argparse.Namespace) -> None:
             rows = score_rows(leak(LeakConfig(**common | changes, seed=options.seed)))
             own = [row for row in rows if row["arm"] == arm]
             line = {"part": label, "arm": arm, "noise": None, "rows": own}
-            with options.out.open("a", encoding="utf-8") as file:
-                print(json.dumps(line, default=str), file=file)
+            add_lines(options.out, [line])
             print(*line_of(line), sep=" | ", file=sys.stderr, flush=True)
 
 

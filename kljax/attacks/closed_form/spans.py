@@ -31,8 +31,9 @@ SLACK = 1.15  # by which edges of a finite bulk are wider than the limit's
 # What two float32 passes up to the second attention differ by, relative to its input,
 # is 1e-5 at most in the same network.
 ROUNDING = 2e-5
-# The largest error, for a way of an input, that still tells something: other tokens'
-# inputs were .3 and more from spans of up to two thirds of the width (256).
+# The largest error, for a way of an input, that still tells something. What has no
+# direction in particular is sqrt(1 - rank / width) of its length from a span: .58 at a
+# rank of two thirds of the width, .32 at nine tenths.
 LARGEST_ERROR = 0.1
 
 
