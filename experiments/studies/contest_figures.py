@@ -12,10 +12,9 @@ import matplotlib.figure
 import numpy as np
 import pandas
 
-from kljax import metrics
 from kljax.defences.catalogue import KINDS, write_strengths
 
-from .contest_tables import RIGHT, Rows, floors, own_rows
+from .contest_tables import RIGHT, Rows, finite_interval, floors, own_rows
 from .contests import Contest
 
 SCORE = "ssim_affine_oracle"
@@ -76,8 +75,9 @@ def fails(own: pandas.DataFrame) -> pandas.Series:
 
 def _draw_mark(axes, y: float, attacker: str, own: pandas.DataFrame) -> None:
     mark, colour = MARKS[attacker]
-    scores, groups = own[SCORE].to_numpy(float), own["group"].to_numpy()
-    found = metrics.interval(scores, groups, rate=False)
+    found = finite_interval(own, SCORE)
+    if found is None:  # nothing to place
+        return
     failed = fails(own).mean() > 0.5
     axes.plot([found.low, found.high], [y, y], color=colour, lw=0.8)
     inside = "white" if failed else colour

@@ -109,22 +109,33 @@ def cells(own: pandas.DataFrame) -> list[str]:
     right = outcomes.isin(RIGHT).to_numpy(float)
     groups = own["group"].to_numpy()
     rate = metrics.interval(right, groups, rate=True)
-    scores = [
-        metrics.interval(own[score].to_numpy(float), groups, rate=False)
-        for score in SCORES[:2]
-    ]
     return [
         f"{counts[0]}/{len(own)}",
         counts[1],
         f"{rate.estimate:.0%} [{rate.low:.0%}, {rate.high:.0%}]",
         *counts[2:],
-        *map(write_score, scores),
-        f"{own['psnr'].mean():.1f}",
+        *(write_score(finite_interval(own, score)) for score in SCORES[:2]),
+        f"{own['psnr'].mean():.1f}" if np.isfinite(own["psnr"]).any() else "-",
     ]
 
 
-def write_score(found: metrics.Interval) -> str:
+def finite_interval(own: pandas.DataFrame, score: str) -> metrics.Interval | None:
+    """Gives a mean and its interval over victims that have the score; None if none has.
+
+    A closed form that finds nothing gives no image: such a victim is diverged, and is
+    counted there.
+    """
+    values = own[score].to_numpy(float)
+    there = np.isfinite(values)
+    if not there.any():
+        return None
+    return metrics.interval(values[there], own["group"].to_numpy()[there], rate=False)
+
+
+def write_score(found: metrics.Interval | None) -> str:
     """Writes a mean with its interval, where victims differ enough to show one."""
+    if found is None:
+        return "-"
     if np.isnan(found.low):
         return f"{found.estimate:.3f}"
     return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"

@@ -18,6 +18,7 @@ from studies.contest_figures import (
 from studies.contest_tables import (
     NOTHING,
     accuracy_table,
+    cells,
     cost_table,
     leakage_table,
     write_score,
@@ -118,6 +119,16 @@ def test_scores_that_are_all_the_same_have_no_interval():
     )
     assert write_score(same) == "1.000"
     assert write_score(other).startswith("0.500 [0.")
+
+
+def test_an_arm_in_which_nothing_is_found_has_no_scores():
+    own = pandas.DataFrame(
+        {"outcome": ["diverged"] * 3, "group": range(3), "psnr": [np.nan] * 3}
+        | {score: [np.nan] * 3 for score in ("ssim", "ssim_affine_oracle")}
+    )
+    assert cells(own)[0] == "0/3" and cells(own)[-3:] == ["-", "-", "-"]
+    some = own.assign(ssim=[0.5, 0.7, np.nan])
+    assert cells(some)[-3].startswith("0.600 [0.5")
 
 
 # --- the parts -------------------------------------------------------------------
