@@ -103,8 +103,9 @@ def test_how_sure_it_is_follows_from_the_slopes_at_what_was_found(noise):
         np.testing.assert_allclose(found.signals.variance[i, c], doubt, rtol=1e-3)
     missed = basis @ mixing.T @ signals(mixing) - grads
     share = np.sum(missed**2) / np.sum(grads**2)
-    # An input's last one is exact here, and nearly so there.
-    np.testing.assert_allclose(found.residual, share, rtol=1e-2)
+    # An input's last one is exact here, and nearly so there. Without noise all that is
+    # left is rounding, which a processor does in its own way.
+    np.testing.assert_allclose(found.residual, share, rtol=1e-2, atol=rounding**2)
 
 
 def test_it_is_computed_in_float64_whatever_it_is_given():
