@@ -102,22 +102,29 @@ def _inside(place, sizes):
     return inside
 
 
+def _patch(positions, weights, geometry, at, entry):
+    """Finds the place in images of an entry of a patch, and whether it is inside.
+
+    Args:
+      positions, weights: axes (b, h, w) and (i, j, c) of the matrix of patches.
+      at, entry: its row and column.
+    """
+    example, *position = _unravel(at, positions)
+    *weight, channel = _unravel(entry, weights)
+    pixel, inside = _seen(position, weight, geometry)
+    return (example, *pixel, channel), inside
+
+
 def _convolve_product(images, kernel, geometry):
     (count, *_), (*window, channels, features) = images[1:], kernel[1:]
     positions = (count, *geometry.result)
     weights = (*window, channels)
 
-    def left(row, inner):
-        example, *position = _unravel(row, positions)
-        *weight, channel = _unravel(inner, weights)
-        pixel, inside = _seen(position, weight, geometry)
-        return (example, *pixel, channel), inside
-
     return Product(
         math.prod(positions),
         math.prod(weights),
         features,
-        left,
+        functools.partial(_patch, positions, weights, geometry),
         lambda inner, column: (*_unravel(inner, weights), column),
         lambda row, column: (*_unravel(row, positions), column),
     )
@@ -152,17 +159,11 @@ def _kernel_gradient_product(images, grads, geometry):
     weights = (*geometry.kernel, images[-1])
     positions = grads[1:-1]
 
-    def left(row, inner):
-        *weight, channel = _unravel(row, weights)
-        example, *position = _unravel(inner, positions)
-        pixel, inside = _seen(position, weight, geometry)
-        return (example, *pixel, channel), inside
-
     return Product(
         math.prod(weights),
         math.prod(positions),
         grads[-1],
-        left,
+        lambda row, inner: _patch(positions, weights, geometry, inner, row),
         lambda inner, column: (*_unravel(inner, positions), column),
         lambda row, column: (*_unravel(row, weights), column),
     )
