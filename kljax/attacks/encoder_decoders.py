@@ -44,6 +44,8 @@ from kljax.models.convolution import CHANNELS_LAST, fastest_convolution
 
 EPSILON = 1e-5  # PyTorch's, of the batch norms
 SLOPE = 0.2  # of what is negative, everywhere but in what doubles
+# Of a float32: its 23 last bits are the mantissa, and 1 has this exponent.
+MANTISSA_STARTS, BITS_OF_ONE = 9, 0x3F800000
 
 
 # --- weights -------------------------------------------------------------------------
@@ -169,8 +171,7 @@ class _Uniform:
         return {"scale": jnp.ones(self.channels), "bias": jnp.zeros(self.channels)}
 
     def fill(self, weights: PyTree) -> PyTree:
-        total = sum(one.size for one in self.asked)
-        flat = jax.random.uniform(self.rng, (total,), jnp.float32, -1.0, 1.0)
+        flat = draw_in_memory(self.rng, sum(one.size for one in self.asked))
         starts = np.cumsum([0] + [one.size for one in self.asked])
         place = {id(one): start for one, start in zip(self.asked, starts, strict=False)}
 
@@ -182,6 +183,26 @@ class _Uniform:
             return limit * flat[start : start + leaf.size].reshape(leaf.shape)
 
         return jax.tree.map(cut, weights, is_leaf=lambda x: isinstance(x, _Asked))
+
+
+def draw_in_memory(rng: Rng, count: int) -> Array:
+    """Draws [count] numbers of U(-1, 1), the very ones of `jax.random.uniform`.
+
+    Made of random bits by a loop of two turns. What goes into a loop and comes out of
+    it is kept in memory; without one XLA makes each number anew inside of whatever
+    reads it, a program for every kernel: on a CPU these took most of the time to
+    compile a search, and five times as long to run.
+    """
+    half = -(-count // 2)
+    bits = jax.random.bits(rng, (2 * half,), jnp.uint32)
+
+    def between(bits: Array) -> Array:
+        # The mantissa of a number in [1, 2).
+        bits = bits >> MANTISSA_STARTS | jnp.uint32(BITS_OF_ONE)
+        unit = jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
+        return jnp.maximum(2.0 * unit - 1.0, -1.0)
+
+    return jax.lax.map(between, bits.reshape(2, half)).reshape(-1)[:count]
 
 
 class _Asked:

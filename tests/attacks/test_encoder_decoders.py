@@ -306,6 +306,14 @@ def test_weights_are_drawn_as_torch_does_for_the_channels_in_use():
     assert len(starts) == sum(x.std() > 0 for x in flat)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_weights_are_of_the_uniform_numbers_of_jax(count):
+    rng = jax.random.key(4)
+    mine = quick_jit(lambda r: encoder_decoders.draw_in_memory(r, count))(rng)
+    its = quick_jit(lambda r: jax.random.uniform(r, (count,), minval=-1.0))(rng)
+    np.testing.assert_array_equal(mine, its)
+
+
 # --- the space ------------------------------------------------------------------------
 
 
