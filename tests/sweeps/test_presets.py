@@ -1,5 +1,6 @@
 """The sweep files that come with the experiments."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,9 +15,10 @@ PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
 # cells, excluded, illegal and compilations, counted by hand: see each file.
 EXPECTED = {
     "tiny": (8, 6, 2, 3),
-    # 2 data x 9 arms x 4 attackers x 2 norms, less 8 without a norm and 17 of photos
-    # that the generator cannot make
-    "table6": (119, 25, 0, 119),
+    # 2 data x 9 arms x 5 attackers x 2 norms, less 10 without a norm, 16 of ResNet-20
+    # in eval mode, and 17 of photos that the generator cannot make
+    "table6": (137, 43, 0, 137),
+    "table6_short": (119, 25, 0, 119),
     # 4 layers x 3 lengths x 11 of 7 x 3 x 2 (arm, knowledge, lock gradients)
     "ablation": (132, 216, 156, 132),
     # 20 of one arm, 4 of the other
@@ -49,6 +51,23 @@ def test_presets_are_what_they_say(name):
     counts = len(found.cells), found.excluded, found.illegal, len(groups(found.cells))
     assert counts == EXPECTED[name]
     assert parse_sweep(json.loads(json.dumps(sweep_to_dict(sweep)))) == sweep
+
+
+def test_the_short_table_has_the_cells_of_the_long_one_but_of_resnet20():
+    cells = [
+        {tuple(cell.point.values()): cell.config for cell in found.cells}
+        for found in (
+            expand(read_sweep(PRESETS / f"{name}.toml"))
+            for name in ("table6", "table6_short")
+        )
+    ]
+    long = {p: one for p, one in cells[0].items() if one.model == "lenet"}
+    assert long.keys() == cells[1].keys()
+    budget = {"victims": 4, "steps": 1000, "restarts": 1}
+    for point, short in cells[1].items():
+        assert dataclasses.replace(long[point], **budget) == dataclasses.replace(
+            short, **budget
+        )
 
 
 @pytest.mark.slow
