@@ -1,6 +1,7 @@
 """How good are the generators that attackers have?
 
     python experiments/generators.py [NAME ...] [--images generators.png]
+    python experiments/generators.py NAME ... --held-out
 
 What: each generator of the package, or file of ``train_generator.py``, beside the
 dataset that it was trained on a part of. Three parts of that: *trained*, which it saw;
@@ -16,6 +17,10 @@ class, *made*.
   ones is less diversity than there is.
 - *reach*: private images from their best latents (Adam, 2 starts, chosen by the truth):
   what GGL could find at best. Floor: the mean of the trained images of the class.
+
+With `--held-out` nothing but the reach of public images is printed, those that
+``train_generator.py`` holds out of the training. A choice among generators by them has
+looked at no victim.
 
 Intervals are of 95 %: Wilson's of rates, the bootstrap's of means over images (pairs).
 """
@@ -33,6 +38,7 @@ import numpy as np
 import optax
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
+from training.resumable import split
 
 from kljax import data
 from kljax.core.generator import Generator
@@ -135,6 +141,30 @@ def reach(generator: Generator, images, labels) -> np.ndarray:
     return made[np.argmin(missed, axis=0), np.arange(len(images))]
 
 
+def line_of_reach(kind: str, guesses, truth) -> str:
+    """Writes the line of guesses [n, h, w, c] of the truth."""
+    score = jax.jit(jax.vmap(ssim))
+    error = np.mean((guesses - truth) ** 2, axis=(1, 2, 3))
+    line = kind, str(len(truth)), of_mean(error, 4), of_mean(score(guesses, truth))
+    return "| " + " | ".join(line) + " |"
+
+
+def reach_of_held_out(name: str) -> str:
+    """Writes the line of a generator's reach of public images it was not trained on.
+
+    Raises:
+      ValueError: if they are not all public: the seed of its training is another.
+    """
+    generator = read(name)
+    origin = generator.origin
+    dataset = data.load(origin.dataset, shape=generator.shape)
+    public, _, held_out = split(len(dataset), SEED)
+    if not np.array_equal(public, origin.public):
+        raise ValueError(f"{name} has another public half than that of seed {SEED}")
+    truth, labels = dataset.fetch(np.sort(held_out))
+    return line_of_reach(f"best of {name}", reach(generator, truth, labels), truth)
+
+
 def measure(name: str, lines: list[str], reached: list[str]):
     """Writes the lines of one generator; gives what its picture shows."""
     generator = read(name)
@@ -165,12 +195,9 @@ def measure(name: str, lines: list[str], reached: list[str]):
     rows = np.random.default_rng(SEED + 1).permutation(len(unseen))[:SOUGHT]
     truth, of_truth = unseen[rows], labels[rows]
     means = np.stack([seen[seen_labels == label].mean(axis=0) for label in of_truth])
-    score = jax.jit(jax.vmap(ssim))
     best = reach(generator, truth, of_truth)
-    for kind, guesses in ((f"best of {name}", best), ("mean of the class", means)):
-        error = np.mean((guesses - truth) ** 2, axis=(1, 2, 3))
-        line = kind, str(len(truth)), of_mean(error, 4), of_mean(score(guesses, truth))
-        reached.append("| " + " | ".join(line) + " |")
+    reached.append(line_of_reach(f"best of {name}", best, truth))
+    reached.append(line_of_reach("mean of the class", means, truth))
     some = [
         np.flatnonzero(made_labels == k % generator.num_classes)[k]
         for k in range(SHOWN)
@@ -189,7 +216,13 @@ def main():
     )
     parser.add_argument("names", nargs="*", default=list_decoders())
     parser.add_argument("--images", type=Path, help="picture to write")
+    parser.add_argument("--held-out", action="store_true", help="see above")
     options = parser.parse_args()
+    if options.held_out:
+        print("| reach of public images | n | MSE | SSIM |\n|---|---|---|---|")
+        for name in options.names:
+            print(reach_of_held_out(name), flush=True)
+        return
     lines, reached, pictures = [], [], {}
     for name in options.names:
         pictures[name] = measure(name, lines, reached)

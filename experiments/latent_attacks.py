@@ -19,6 +19,7 @@ Parts are ATTACK-GROUP. Groups:
   key is drawn by the attacker, whose gates are regressed, and that is known.
 - clothes: victims of fashion_mnist (`kljax data prepare fashion_mnist`), and still the
   generator of digits; *searched* is a search for the generator's classes, too.
+- clothes-lock: the same behind a key-lock whose gates are regressed.
 
 A part that is done is kept in OUT and not done again; what is missing is "not run".
 The table is of all parts that are there. Budget, said beforehand: ten minutes of a
@@ -91,6 +92,7 @@ GROUPS = {
     "norm": {"norm alone": "bn-control"},
     "lock-known": {"lock": "keylock/known"},
     "clothes": {"none": "gaussian-noise=0", "noise .1": "gaussian-noise=0.1"},
+    "clothes-lock": {"lock": "keylock/regress_gates"},
 }
 # Victims that the generator was not trained for.
 CLOTHES = {"data": "fashion_mnist", "split": "test"}
@@ -106,13 +108,14 @@ PARTS += [
     for group in ("lock-random", "norm", "lock-known")
     for attack in FIRST
 ]
-PARTS += [(attack, "clothes") for attack in (*FIRST, *SEARCHED)]
+PARTS += [(attack, "clothes") for attack in (*FIRST, "gias", *SEARCHED)]
+PARTS += [(attack, "clothes-lock") for attack in (*FIRST, "gias", *SEARCHED)]
 HEAD = ("attack", "attacker", "upload", "MSE", "SSIM", "own loss", "labels", "stage")
 
 
 def config(attack: str, group: str, options) -> LeakConfig:
     """Makes the study of a part."""
-    victims = CLOTHES if group == "clothes" else {"data": "digits"}
+    victims = CLOTHES if group.startswith("clothes") else {"data": "digits"}
     return LeakConfig(
         **victims,
         generator="digits",
