@@ -1,7 +1,7 @@
 """The table of all defences: accuracy, leakage by who knows the defence, and cost.
 
     python experiments/defences.py [--out runs/defences] [--hours 6] [--only PART ...]
-        [--tables experiments/defences]
+        [--strengths all|middle] [--tables experiments/defences]
 
 Every defence of the catalogue, at three strengths, on the datasets of
 experiments/defences/*.toml, where networks are fresh, and after 20 rounds. Of each
@@ -16,19 +16,23 @@ dataset there are these parts:
   batches, and the state after the last round is kept, to be attacked.
 - DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
 
+`--strengths middle` runs, trains and tables each defence at its middle strength alone.
+What was begun so may be gone on with at all three: a study only grows.
+
 The budget is of processor time, all parts and all calls together, written down in
 OUT/spent.json. Called again, the driver goes on where it stopped. What did not fit is
 printed as "not run". A defence that the catalogue has gained is a cell that is missing.
 `--tables` writes DATA-fresh.md, DATA-trained.md, DATA-training.md, DATA-cost.md and
-pictures. What was not begun in OUT keeps its file, so that parts may be run in
-different places and at different times. Conclusions: experiments/defences.md.
+pictures; of ``learned`` and ``inputs``, which have a budget of their own, a file each,
+DATA-fresh-learned.md. What was not begun in OUT keeps its file, so that parts may be
+run in different places and at different times. Conclusions: experiments/defences.md.
 """
 
 import argparse
 import functools
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +45,11 @@ from studies.contest_tables import (
     leakage_table,
     rows_of,
 )
-from studies.contests import METHODS, Contest, all_contests
+from studies.contests import METHODS, Contest, all_contests, at_strengths
 from studies.parts import left, read_part, run_sweep, run_within, spent
 
 from kljax.core.files import read_json, write_text
-from kljax.defences.catalogue import KINDS, write_strengths
+from kljax.defences.catalogue import KINDS
 from kljax.studies import run_folder
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
@@ -72,10 +76,15 @@ FIELDS = {"learned": {"weights": "shared", "attack_options": LEARNED}}
 
 TITLES = {
     "fresh": "Leakage under defences, fresh networks",
+    "fresh-learned": "Leakage to who was trained under each defence, one fresh network",
+    "fresh-inputs": "Leakage to who goes back through inputs, fresh networks",
     "trained": "Leakage under defences, trained networks",
+    "trained-inputs": "Leakage to who goes back through inputs, trained networks",
     "training": "Accuracy under defences",
     "cost": "What defences cost a client",
 }
+MIDDLE = "Each defence at its middle strength alone (`--strengths middle`)."
+APART = ("learned", "inputs")  # methods with a table of their own
 DEAR = ("inputs",)  # methods that go back through many steps at each evaluation
 # Methods that simulate a client: of a run they are refused, for its local steps.
 FRESH_ALONE = ("learned",)
@@ -100,6 +109,11 @@ class Part(NamedTuple):
         """Names it on the command line, and its folder."""
         return "-".join(filter(None, self))
 
+    @property
+    def section(self) -> str:
+        """Names the table in which it stands, out of `TITLES`."""
+        return f"{self.job}-{self.method}" if self.method in APART else self.job
+
 
 def parts() -> list[Part]:
     """Lists the parts in order of importance; only what was trained is attacked so."""
@@ -116,10 +130,10 @@ def parts() -> list[Part]:
     ]
 
 
-def sweep_file(part: Part, out: Path) -> Path:
+def sweep_file(part: Part, out: Path, *, middle: bool = False) -> Path:
     """Writes the sweep file of an attack, from the catalogue as it is."""
     source = DATASETS[part.data]
-    chosen = possible(part)
+    chosen = possible(part, middle=middle)
     fixed = source["leak"] | {"attack": ATTACKS[part.method]}
     fixed |= FIELDS.get(part.method, {})
     if part.job == "fresh":
@@ -136,10 +150,10 @@ def sweep_file(part: Part, out: Path) -> Path:
     return file
 
 
-def possible(part: Part) -> list[Contest]:
+def possible(part: Part, *, middle: bool = False) -> list[Contest]:
     """Lists the contests of a part, without those that are refused."""
     model = DATASETS[part.data]["both"]["model"]
-    own = [c for c in all_contests() if c.method == part.method]
+    own = [c for c in all_contests(middle=middle) if c.method == part.method]
     return [contest for contest in own if not refusal(model, contest)]
 
 
@@ -171,8 +185,8 @@ def training_folder(data: str, combination: str, out: Path) -> Path:
 def refusal(model: str, contest: Contest) -> str:
     """Says why a contest cannot be; '' if it can. Strengths make no difference."""
     arm = contest.arm.removeprefix(contest.combination)
-    middle = write_strengths(contest.defence)
-    return _refusal(model, contest.method, middle[len(middle) // 2] + arm)
+    (middle,) = at_strengths(contest.defence, middle=True)
+    return _refusal(model, contest.method, middle + arm)
 
 
 @functools.cache
@@ -187,7 +201,14 @@ def _refusal(model: str, method: str, arm: str) -> str:
     return ""
 
 
-def trainings(data: str, out: Path) -> Iterator[tuple[Path, list[Any]]]:
+def combinations(*, middle: bool) -> list[str]:
+    """Lists what is trained and measured: all defences at their strengths."""
+    return [each for name in KINDS for each in at_strengths(name, middle=middle)]
+
+
+def trainings(
+    data: str, out: Path, *, middle: bool = False
+) -> Iterator[tuple[Path, list[Any]]]:
     """Lists what is to be trained: the folder, and the command."""
     fields = DATASETS[data]["both"] | DATASETS[data]["train"]
     fields |= {"keep_rounds": fields["rounds"]}
@@ -196,26 +217,16 @@ def trainings(data: str, out: Path) -> Iterator[tuple[Path, list[Any]]]:
         for name, value in fields.items()
         for word in (f"--{name.replace('_', '-')}", value)
     ]
-    for name in KINDS:
-        for combination in write_strengths(name):
-            folder = training_folder(data, combination, out)
-            command = [
-                "-m",
-                "kljax",
-                "train",
-                *options,
-                "--arms",
-                combination,
-                "--out",
-                folder,
-            ]
-            yield folder, command
+    for combination in combinations(middle=middle):
+        folder = training_folder(data, combination, out)
+        command = ["-m", "kljax", "train", *options]
+        yield folder, [*command, "--arms", combination, "--out", folder]
 
 
-def train(part: Part, out: Path, hours: float) -> bool:
+def train(part: Part, out: Path, hours: float, *, middle: bool) -> bool:
     """Trains what is missing, one defence after another, within the budget."""
     fine = True
-    for folder, command in trainings(part.data, out):
+    for folder, command in trainings(part.data, out, middle=middle):
         seconds = left(out, hours)
         if seconds <= 0:
             break
@@ -224,44 +235,54 @@ def train(part: Part, out: Path, hours: float) -> bool:
     return fine
 
 
-def run(part: Part, out: Path, hours: float) -> bool:
-    """Runs what is missing of a part; gives False if some of it failed."""
+def run(part: Part, out: Path, hours: float, *, middle: bool = False) -> bool:
+    """Runs what is missing of a part; gives False if some of it failed.
+
+    Costs are measured at all strengths: one more takes seconds.
+    """
     if part.job == "training":
-        return train(part, out, hours)
+        return train(part, out, hours, middle=middle)
     if part.job == "cost":
         command = [HERE / "defence_costs.py", HERE / "defences" / f"{part.data}.toml"]
         command += [out / f"{part.name}.json"]
         return run_within(part.name, command, out, left(out, hours))
-    return run_sweep(sweep_file(part, out), out, left(out, hours))
+    file = sweep_file(part, out, middle=middle)
+    return run_sweep(file, out, left(out, hours))
 
 
 def accuracies(data: str, out: Path) -> dict[str, float]:
     """Reads what was trained: combination -> test accuracy in %."""
     found = {}
-    for name in KINDS:
-        for combination in write_strengths(name):
-            folder = training_folder(data, combination, out)
-            summary = run_folder.read_summary(folder) if folder.exists() else None
-            if summary is not None:
-                (own,) = summary["accuracy"].values()
-                found[combination] = 100 * own[TEST]["mean"]
+    for combination in combinations(middle=False):
+        folder = training_folder(data, combination, out)
+        summary = run_folder.read_summary(folder) if folder.exists() else None
+        if summary is not None:
+            (own,) = summary["accuracy"].values()
+            found[combination] = 100 * own[TEST]["mean"]
     return found
 
 
-def read_leakage(data: str, job: str, out: Path) -> tuple[list[Contest], Rows]:
+def parts_of(data: str, section: str) -> list[Part]:
+    """Lists the parts that a table of attacks is made of."""
+    return [p for p in parts() if (p.data, p.section) == (data, section)]
+
+
+def read_leakage(
+    data: str, section: str, out: Path, *, middle: bool = False
+) -> tuple[list[Contest], Rows]:
     """Reads what attackers of a dataset found, as far as they were run.
 
     Returns:
       The contests that there are, in the order of the catalogue; rows of each method.
     """
-    mine = [part for part in parts() if (part.data, part.job) == (data, job)]
+    mine = parts_of(data, section)
     rows = {
-        part.method: rows_of(read_part(sweep_file(part, out), out))
+        part.method: rows_of(read_part(sweep_file(part, out, middle=middle), out))
         if (out / part.name).exists()
         else NOTHING
         for part in mine
     }
-    found = [contest for part in mine for contest in possible(part)]
+    found = [contest for part in mine for contest in possible(part, middle=middle)]
     order = list(KINDS)
     return sorted(found, key=lambda contest: order.index(contest.defence)), rows
 
@@ -271,7 +292,7 @@ def read_costs(data: str, out: Path) -> dict[str, Any]:
     return read_json(out / f"{data}-cost.json", dict[str, Any]) or {}
 
 
-def write_pages(data: str, out: Path) -> dict[str, str]:
+def write_pages(data: str, out: Path, *, middle: bool = False) -> dict[str, str]:
     """Writes the tables of a dataset, those of which something was begun.
 
     Returns:
@@ -280,41 +301,46 @@ def write_pages(data: str, out: Path) -> dict[str, str]:
     text = (HERE / "defences" / f"{data}.toml").read_text("utf-8")
     first = text.split("\n\n")[0].replace("# ", "")
     tables = {}
-    for job in jobs_begun(data, out):
-        contests, rows = read_leakage(data, job, out)
+    for section in sections_begun(data, out):
+        contests, rows = read_leakage(data, section, out, middle=middle)
         if not all(frame.empty for frame in rows.values()):
-            taken = spent_on(f"{data}-{job}-", out)
-            tables[job] = f"{leakage_table(contests, rows)}\n\n{taken}"
-    combinations = [each for name in KINDS for each in write_strengths(name)]
+            taken = spent_on([part.name for part in parts_of(data, section)], out)
+            tables[section] = f"{leakage_table(contests, rows)}\n\n{taken}"
+    there = combinations(middle=middle)
     if accuracy := accuracies(data, out):
-        table = accuracy_table(combinations, accuracy)
-        tables["training"] = f"{table}\n\n{spent_on(f'{data}-training', out)}"
+        taken = spent_on([f"{data}-training"], out)
+        tables["training"] = f"{accuracy_table(there, accuracy)}\n\n{taken}"
+    if middle:
+        tables = {name: f"{MIDDLE}\n\n{table}" for name, table in tables.items()}
     if costs := read_costs(data, out):
-        tables["cost"] = cost_table(combinations, costs)
+        tables["cost"] = cost_table(combinations(middle=False), costs)
     return {
         name: f"# {TITLES[name]} on {data}\n\n{first}\n\n{table}\n"
         for name, table in tables.items()
     }
 
 
-def jobs_begun(data: str, out: Path) -> list[str]:
-    """Lists the kinds of networks of a dataset of which an attack was begun."""
-    mine = [p for p in parts() if p.data == data and (out / p.name).exists()]
-    return [job for job in ("fresh", "trained") if job in {p.job for p in mine}]
+def sections_begun(data: str, out: Path) -> list[str]:
+    """Lists the tables of attacks on a dataset of which a part was begun."""
+    begun = {p.section for p in parts() if p.data == data and (out / p.name).exists()}
+    return [name for name in TITLES if name in begun and name != "training"]
 
 
-def spent_on(start: str, out: Path) -> str:
-    """Says what parts whose names start so took."""
-    taken = sum(v for name, v in spent(out).items() if name.startswith(start))
+def spent_on(names: Iterable[str], out: Path) -> str:
+    """Says what parts took together."""
+    taken = sum(spent(out).get(name, 0.0) for name in names)
     return f"{taken / 3600:.2f} processor hours."
 
 
-def draw(data: str, out: Path, folder: Path) -> None:
+def draw(data: str, out: Path, folder: Path, *, middle: bool = False) -> None:
     """Draws what there is to draw of a dataset."""
-    for job in jobs_begun(data, out):
-        contests, rows = read_leakage(data, job, out)
-        draw_attackers(contests, rows, folder / f"{data}-{job}-attackers.png")
-        draw_strengths(contests, rows, folder / f"{data}-{job}-strengths.png")
+    for section in sections_begun(data, out):
+        if section not in ("fresh", "trained"):
+            continue
+        contests, rows = read_leakage(data, section, out, middle=middle)
+        draw_attackers(contests, rows, folder / f"{data}-{section}-attackers.png")
+        if not middle:
+            draw_strengths(contests, rows, folder / f"{data}-{section}-strengths.png")
     draw_costs(read_costs(data, out), folder / f"{data}-costs.png")
 
 
@@ -327,21 +353,23 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/defences"))
     parser.add_argument("--hours", type=float, default=6.0, help="of processor time")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--strengths", choices=("all", "middle"), default="all")
     parser.add_argument("--tables", type=Path, help="folder for a file per dataset")
     options = parser.parse_args()
+    middle = options.strengths == "middle"
     failed = []
     for part in parts():
         if part.name in options.only and left(options.out, options.hours) > 0:
-            if not run(part, options.out, options.hours):
+            if not run(part, options.out, options.hours, middle=middle):
                 failed.append(part.name)
     for data in dict.fromkeys(p.data for p in parts() if p.name in options.only):
-        pages = write_pages(data, options.out)
+        pages = write_pages(data, options.out, middle=middle)
         print("\n".join(pages.values()) or f"{data}: nothing was run.")
         if options.tables:
             options.tables.mkdir(parents=True, exist_ok=True)
             for section, text in pages.items():
                 write_text(options.tables / f"{data}-{section}.md", text)
-            draw(data, options.out, options.tables)
+            draw(data, options.out, options.tables, middle=middle)
     if failed:
         sys.exit(f"something failed in {', '.join(failed)}: see above")
 

@@ -15,7 +15,7 @@ import pandas
 from kljax.defences.catalogue import KINDS, write_strengths
 
 from .contest_tables import RIGHT, Rows, finite_interval, floors, own_rows
-from .contests import Contest
+from .contests import Contest, at_strengths
 
 SCORE = "ssim_affine_oracle"
 MARKS = {
@@ -43,9 +43,9 @@ def draw_attackers(contests: Iterable[Contest], rows: Rows, file: Path) -> bool:
     """
     lines: dict[str, list[tuple[str, pandas.DataFrame]]] = {}
     for contest in contests:
-        at = write_strengths(contest.defence)
         own = own_rows(rows[contest.method], contest.arm)
-        if contest.combination == at[len(at) // 2] and len(own):
+        middle = at_strengths(contest.defence, middle=True)
+        if contest.combination in middle and len(own):
             lines.setdefault(contest.combination, []).append((contest.attacker, own))
     if not lines:
         return False

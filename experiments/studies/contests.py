@@ -51,6 +51,12 @@ class Contest(NamedTuple):
 METHODS = ("search", "density", "closed", "learned", "inputs")
 
 
+def at_strengths(name: str, *, middle: bool = False) -> tuple[str, ...]:
+    """Writes a defence of the catalogue at its strengths, or at the middle one."""
+    found = write_strengths(name)
+    return found[len(found) // 2 :][:1] if middle else found
+
+
 def contests(name: str, sites: Sites = SITES) -> list[Contest]:
     """Lists who attacks a defence of the catalogue, from weak to strong."""
     found = []
@@ -69,8 +75,8 @@ def closed_forms(name: str, sites: Sites = SITES) -> list[Contest]:
     A closed form reads what is sent, and simulates nothing: who is unaware of a release
     tries the same as who knows it, and is there alone where nobody else searches.
     """
-    at = write_strengths(name)
-    middle = [c for c in contests(name, sites) if c.combination == at[len(at) // 2]]
+    (combination,) = at_strengths(name, middle=True)
+    middle = [c for c in contests(name, sites) if c.combination == combination]
     searching = [c for c in middle if c.method == "search"]
     aware = [c for c in searching if c.attacker != "unaware"]
     return [contest._replace(method="closed") for contest in aware or searching]
@@ -84,8 +90,7 @@ def learned_inverters(name: str, sites: Sites = SITES) -> list[Contest]:
     least stands for it. Where something else than the inputs is trained on, nothing is
     learned that leads to them.
     """
-    at = write_strengths(name)
-    combination = at[len(at) // 2]
+    (combination,) = at_strengths(name, middle=True)
     defence = parse_training_arm(combination, sites, {}).defence
     if defence.inputs is not as_given:
         return []
@@ -102,13 +107,18 @@ def learned_inverters(name: str, sites: Sites = SITES) -> list[Contest]:
     ]
 
 
-def all_contests() -> list[Contest]:
-    """Lists who attacks which defence how, of all in the catalogue."""
+def all_contests(*, middle: bool = False) -> list[Contest]:
+    """Lists who attacks which defence how, of all in the catalogue.
+
+    Args:
+      middle: at the middle strength of each alone.
+    """
     return [
         contest
         for make in (contests, closed_forms, learned_inverters)
         for name in KINDS
         for contest in make(name)
+        if contest.combination in at_strengths(name, middle=middle)
     ]
 
 

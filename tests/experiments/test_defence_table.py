@@ -194,6 +194,33 @@ def test_a_trained_client_is_that_of_the_same_defence(few, tmp_path):
     assert {cell.config.round for cell in cells} == {1}
 
 
+def test_the_middle_strength_is_run_alone_and_gone_on_with(few, tmp_path):
+    part = driver.Part("digits", "fresh", "search")
+
+    def arms(*, middle):
+        file = driver.sweep_file(part, tmp_path, middle=middle)
+        read = read_sweep(file)
+        open_study(tmp_path / part.name, read, expand(read))
+        return [cell.config.arms[0] for cell in expand(read).cells]
+
+    assert arms(middle=True) == ["none", "gaussian-noise=0.01"]
+    assert len(arms(middle=False)) == 4  # it only grew
+    told = [c.arm for c in driver.possible(part, middle=True)]
+    assert told == ["none", "gaussian-noise=0.01"]
+    trained = driver.trainings("digits", tmp_path, middle=True)
+    names = [folder.name for folder, _ in trained]
+    assert names == ["none", "gaussian-noise_0.01", "mixup_alpha_1"]
+
+
+def test_what_has_a_budget_of_its_own_has_a_table_of_its_own():
+    sections = {part.name: part.section for part in driver.parts()}
+    assert sections["digits-fresh-search"] == sections["digits-fresh-closed"] == "fresh"
+    assert sections["digits-fresh-learned"] == "fresh-learned"
+    assert sections["digits-trained-inputs"] == "trained-inputs"
+    assert sections["digits-training"] == "training"
+    assert {*sections.values()} == {*driver.TITLES}
+
+
 def test_a_study_that_was_begun_keeps_what_the_catalogue_has_no_more(
     few, tmp_path, monkeypatch
 ):

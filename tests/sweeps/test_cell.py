@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_studies import TINY
 
 from kljax.defences.arms import KINDS
+from kljax.defences.catalogue import write_strengths
 from kljax.parallel import Layout
 from kljax.studies.builder.study import build_study
 from kljax.studies.config import LeakConfig
@@ -198,6 +199,14 @@ def test_cells_survive_json(changes):
 def test_strengths_are_no_part_of_a_program(one, other, together):
     cells = [cell(arms=(one,)), cell(arms=(other,))]
     assert len(groups(cells)) == (1 if together else 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_row_at_all_its_strengths_is_one_program(name):
+    """But for numbers that shapes depend on."""
+    found = groups(cell(arms=(arm,)) for arm in write_strengths(name))
+    varied, fixed = set(KINDS[name].strengths), set(KINDS[name].fixed)
+    assert len(found) == (3 if varied & fixed else 1)
 
 
 def test_a_step_size_is_data_and_having_one_is_not():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 import small_sweeps
@@ -75,6 +76,32 @@ def test_cells_that_differ_in_data_share_their_compilations(whole):
 def test_more_victims_seeds_and_step_sizes_compile_nothing_more(tmp_path):
     more = sweep_of(victims=11, axes={"seed": [0, 1, 2], "step_size": [0.1, 0.2, 0.3]})
     assert run(tmp_path / "more", more).compilations == 2 * 3
+
+
+@pytest.mark.slow
+def test_a_sweep_over_five_strengths_compiles_what_one_strength_does(tmp_path):
+    asked = []
+
+    def count(event, duration, **_):
+        del duration
+        asked[-1] += event == "/jax/core/compile/backend_compile_duration"
+
+    def sweep_over(*bounds):
+        arms = [f"norm-clipping={bound}" for bound in bounds]
+        folder = tmp_path / str(len(asked))
+        asked.append(0)
+        return run(folder, sweep_of(axes={"arm": arms, "seed": [0]}, step_size=0.1))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        # What scores is compiled by the first, and stays.
+        reports = [sweep_over(*own) for own in ((9,), (8,), (0.5, 1, 2, 3, 4))]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert [report.attacks for report in reports] == [5, 5, 5 * 5]
+    assert [report.compilations for report in reports] == [3, 3, 3]
+    _, one, five = asked
+    assert 0 < five <= one
 
 
 def test_a_cell_is_the_study_of_its_configuration(whole):
