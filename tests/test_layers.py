@@ -7,6 +7,8 @@ goes. kljax/README.md draws the layers.
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -279,3 +281,24 @@ def test_the_page_of_the_package_names_each_package_in_its_layer():
         for package in layer
     ]
     assert sorted(rows) == sorted(expected)
+
+
+# Of a second or more each, and of use to few, or at the end alone.
+SLOW_TO_IMPORT = (
+    "scipy.stats",
+    "scipy.optimize",
+    "jax.experimental.pallas",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+)
+
+
+def test_studies_are_imported_without_what_is_slow_and_not_needed_yet():
+    code = "import sys; from kljax import LeakConfig, leak; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    imported = done.stdout.split()
+    assert "kljax.studies.leakage" in imported
+    assert not {*SLOW_TO_IMPORT} & {*imported}

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy  # its modules are imported where they are first named
 
 from kljax.core.array_checks import check_integers
 from kljax.core.inputs import InputSpec
@@ -223,8 +222,10 @@ class Dataset:
         rows = np.repeat(np.arange(uploads_count), examples)
         columns = uploads_count + columns.ravel()
         size = uploads_count + count
-        links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
-        _, cluster = connected_components(links, directed=False)
+        links = scipy.sparse.coo_array(
+            (np.ones(len(rows)), (rows, columns)), shape=(size, size)
+        )
+        _, cluster = scipy.sparse.csgraph.connected_components(links, directed=False)
         least = {}
         for name, member in zip(names, cluster[uploads_count:], strict=True):
             least.setdefault(member, name)  # names ascend

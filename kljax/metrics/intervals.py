@@ -13,8 +13,8 @@ one per victim; G distinct groups. Runs on the host, in float64.
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its modules are imported where they are first named
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -43,7 +43,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"wilson: n is {n}; a rate needs at least one trial")
     if not 0 <= successes <= n:
         raise ValueError(f"wilson: successes is {successes}; it must lie in 0..{n}")
-    test = stats.binomtest(int(successes), int(n))
+    test = scipy.stats.binomtest(int(successes), int(n))
     bounds = test.proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(
         successes / n, float(bounds.low), float(bounds.high), "wilson", int(n)
@@ -88,7 +88,7 @@ def cluster_bootstrap(
     # One group has one mean. Differences of equal pairs are equal up to rounding.
     if np.allclose(totals / sizes, estimate, rtol=1e-9, atol=1e-15):
         return Interval(estimate, float("nan"), float("nan"), "none", count)
-    bounds = stats.bootstrap(
+    bounds = scipy.stats.bootstrap(
         (totals, sizes),
         lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
         paired=True,

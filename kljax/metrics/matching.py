@@ -12,9 +12,8 @@ array([1, 2, 0])
 from collections import Counter
 
 import numpy as np
+import scipy  # its modules are imported where they are first named
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 
 def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
@@ -42,14 +41,16 @@ def assign(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:
         )
     if np.issubdtype(truths.dtype, np.integer):
         flat = [side.reshape(len(side), -1) for side in (truths, guesses)]
-        return linear_sum_assignment(_cost_of_tokens(*flat))[1]
+        return scipy.optimize.linear_sum_assignment(_cost_of_tokens(*flat))[1]
     flat_guesses = guesses.reshape(len(guesses), -1).astype(np.float64)
     flat_truths = truths.reshape(len(truths), -1).astype(np.float64)
     finite = np.isfinite(flat_guesses).all(axis=1)
-    cost = cdist(flat_truths, np.clip(flat_guesses, 0.0, 1.0), "sqeuclidean")
+    cost = scipy.spatial.distance.cdist(
+        flat_truths, np.clip(flat_guesses, 0.0, 1.0), "sqeuclidean"
+    )
     # One cost for every truth: then a broken guess has no say in the pairing.
     cost[:, ~finite] = flat_truths.shape[1]
-    return linear_sum_assignment(cost)[1]
+    return scipy.optimize.linear_sum_assignment(cost)[1]
 
 
 def _cost_of_tokens(truths: np.ndarray, guesses: np.ndarray) -> np.ndarray:
@@ -63,7 +64,9 @@ def _cost_of_tokens(truths: np.ndarray, guesses: np.ndarray) -> np.ndarray:
             shared = words & Counter(guess[real[i]].tolist())
             cost[i, j] = 1 - shared.total() / max(real[i].sum(), 1)
     # Too little to outweigh one shared token in any of the B pairs.
-    return cost + cdist(truths, guesses, "hamming") / (2 * truths.size)
+    return cost + scipy.spatial.distance.cdist(truths, guesses, "hamming") / (
+        2 * truths.size
+    )
 
 
 def choose(guesses: ArrayLike, truths: ArrayLike) -> np.ndarray:

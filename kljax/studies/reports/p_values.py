@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # its modules are imported where they are first named
 
 FLIPS = 9999  # choices of signs that are drawn where there are more
 
@@ -56,7 +56,7 @@ def sign_flips(differences: np.ndarray, groups: np.ndarray) -> float:
         return 1.0
     if (sums == sums.round()).all() and np.abs(sums).max() <= len(differences):
         return _of_whole_numbers(sums.astype(int))
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (sums,),
         lambda kept, axis: kept.sum(axis=axis),
         permutation_type="samples",  # of one sample: signs
@@ -70,7 +70,7 @@ def sign_flips(differences: np.ndarray, groups: np.ndarray) -> float:
 
 def _of_whole_numbers(sums: np.ndarray) -> float:
     if (np.abs(sums) == 1).all():
-        return float(stats.binomtest(int((sums > 0).sum()), len(sums)).pvalue)
+        return float(scipy.stats.binomtest(int((sums > 0).sum()), len(sums)).pvalue)
     sizes = np.abs(sums)
     # chances[k]: that the signs add up to k - sizes.sum().
     chances = np.ones(1)
