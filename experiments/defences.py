@@ -13,7 +13,8 @@ dataset there are these parts:
   preset `learned`, trained under the defence at the weights of one network for all
   victims, ``inputs`` is `matching` through all steps in which inputs are obscured.
 - DATA-training: each defence is trained alone, from the same weights on the same
-  batches, and the state after the last round is kept, to be attacked.
+  batches, and the state after the last round is kept, to be attacked. What was not
+  trained is not attacked.
 - DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
 
 `--strengths middle` runs, trains and tables each defence at its middle strength alone.
@@ -133,21 +134,30 @@ def parts() -> list[Part]:
 def sweep_file(part: Part, out: Path, *, middle: bool = False) -> Path:
     """Writes the sweep file of an attack, from the catalogue as it is."""
     source = DATASETS[part.data]
-    chosen = possible(part, middle=middle)
     fixed = source["leak"] | {"attack": ATTACKS[part.method]}
     fixed |= FIELDS.get(part.method, {})
     if part.job == "fresh":
-        points = {contest.arm: {"arm": contest.arm} for contest in chosen}
         fixed = source["both"] | fixed
     else:
         # A run says what network and data are.
         fixed |= {"round": source["train"]["rounds"], "seed": source["both"]["seed"]}
-        points = {c.arm: of_run(part.data, c, out) for c in chosen}
-    axes = {"arm": points | begun(part, out)}
+    axes = {"arm": points_of(part, out, middle=middle) | begun(part, out)}
     file = out / "sweeps" / f"{part.name}.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, sweep_to_toml({"fixed": fixed, "axes": axes}))
     return file
+
+
+def points_of(part: Part, out: Path, *, middle: bool) -> dict[str, dict[str, str]]:
+    """Lists what there is to attack; of trainings, those that are finished."""
+    chosen = possible(part, middle=middle)
+    if part.job == "fresh":
+        return {contest.arm: {"arm": contest.arm} for contest in chosen}
+    return {
+        c.arm: of_run(part.data, c, out)
+        for c in chosen
+        if is_trained(training_folder(part.data, c.combination, out))
+    }
 
 
 def possible(part: Part, *, middle: bool = False) -> list[Contest]:
@@ -174,6 +184,11 @@ def of_run(data: str, contest: Contest, out: Path) -> dict[str, str]:
         "arm": contest.arm,
         "from_run": str(training_folder(data, contest.combination, out)),
     }
+
+
+def is_trained(folder: Path) -> bool:
+    """Tells whether a training is finished."""
+    return folder.exists() and run_folder.read_summary(folder) is not None
 
 
 def training_folder(data: str, combination: str, out: Path) -> Path:
@@ -230,7 +245,7 @@ def train(part: Part, out: Path, hours: float, *, middle: bool) -> bool:
         seconds = left(out, hours)
         if seconds <= 0:
             break
-        if not folder.exists() or run_folder.read_summary(folder) is None:
+        if not is_trained(folder):
             fine &= run_within(part.name, command, out, seconds)
     return fine
 
@@ -246,6 +261,8 @@ def run(part: Part, out: Path, hours: float, *, middle: bool = False) -> bool:
         command = [HERE / "defence_costs.py", HERE / "defences" / f"{part.data}.toml"]
         command += [out / f"{part.name}.json"]
         return run_within(part.name, command, out, left(out, hours))
+    if not points_of(part, out, middle=middle):  # nothing was trained
+        return True
     file = sweep_file(part, out, middle=middle)
     return run_sweep(file, out, left(out, hours))
 
@@ -255,9 +272,8 @@ def accuracies(data: str, out: Path) -> dict[str, float]:
     found = {}
     for combination in combinations(middle=False):
         folder = training_folder(data, combination, out)
-        summary = run_folder.read_summary(folder) if folder.exists() else None
-        if summary is not None:
-            (own,) = summary["accuracy"].values()
+        if is_trained(folder):
+            (own,) = run_folder.read_summary(folder)["accuracy"].values()
             found[combination] = 100 * own[TEST]["mean"]
     return found
 

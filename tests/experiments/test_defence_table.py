@@ -184,8 +184,11 @@ def test_an_attack_is_a_sweep_of_what_is_not_refused(few, tmp_path):
     assert "mixup mixes 2 images" in refused
 
 
-def test_a_trained_client_is_that_of_the_same_defence(few, tmp_path):
+def test_a_trained_client_is_that_of_the_same_defence(few, tmp_path, monkeypatch):
     part = driver.Part("digits", "trained", "density")
+    assert driver.points_of(part, tmp_path, middle=False) == {}
+    assert driver.run(part, tmp_path, hours=1)  # what was not trained is not attacked
+    monkeypatch.setattr(driver, "is_trained", lambda folder: True)
     cells = expand(read_sweep(driver.sweep_file(part, tmp_path))).cells
     folders = {cell.config.arms[0]: cell.config.from_run for cell in cells}
     trained = [folder for folder, _ in driver.trainings("digits", tmp_path)]
