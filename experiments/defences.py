@@ -1,7 +1,7 @@
 """The table of all defences: accuracy, leakage by who knows the defence, and cost.
 
     python experiments/defences.py [--out runs/defences] [--hours 6] [--only PART ...]
-        [--strengths all|middle] [--tables experiments/defences]
+        [--strengths all|middle] [--defences NAME ...] [--tables experiments/defences]
 
 Every defence of the catalogue, at three strengths, on the datasets of
 experiments/defences/*.toml, where networks are fresh, and after 20 rounds. Of each
@@ -17,8 +17,9 @@ dataset there are these parts:
   trained is not attacked.
 - DATA-cost: seconds and bytes of a client's step (experiments/defence_costs.py).
 
-`--strengths middle` runs, trains and tables each defence at its middle strength alone.
-What was begun so may be gone on with at all three: a study only grows.
+`--strengths middle` runs, trains and tables each defence at its middle strength alone;
+`--defences` runs and trains some, and tables all. What was begun so may be gone on
+with: a study only grows.
 
 The budget is of processor time, all parts and all calls together, written down in
 OUT/spent.json. Called again, the driver goes on where it stopped. What did not fit is
@@ -33,7 +34,7 @@ import argparse
 import functools
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,8 +132,17 @@ def parts() -> list[Part]:
     ]
 
 
-def sweep_file(part: Part, out: Path, *, middle: bool = False) -> Path:
-    """Writes the sweep file of an attack, from the catalogue as it is."""
+def sweep_file(
+    part: Part, out: Path, *, middle: bool = False, names: Collection[str] | None = None
+) -> Path:
+    """Writes the sweep file of an attack, from the catalogue as it is.
+
+    Args:
+      part: an attack.
+      out: folder of the parts.
+      middle: at the middle strength of each defence alone.
+      names: of defences; None for all.
+    """
     source = DATASETS[part.data]
     fixed = source["leak"] | {"attack": ATTACKS[part.method]}
     fixed |= FIELDS.get(part.method, {})
@@ -141,16 +151,20 @@ def sweep_file(part: Part, out: Path, *, middle: bool = False) -> Path:
     else:
         # A run says what network and data are.
         fixed |= {"round": source["train"]["rounds"], "seed": source["both"]["seed"]}
-    axes = {"arm": points_of(part, out, middle=middle) | begun(part, out)}
+    points = points_of(part, out, middle=middle, names=names)
+    axes = {"arm": points | begun(part, out)}
     file = out / "sweeps" / f"{part.name}.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, sweep_to_toml({"fixed": fixed, "axes": axes}))
     return file
 
 
-def points_of(part: Part, out: Path, *, middle: bool) -> dict[str, dict[str, str]]:
+def points_of(
+    part: Part, out: Path, *, middle: bool, names: Collection[str] | None = None
+) -> dict[str, dict[str, str]]:
     """Lists what there is to attack; of trainings, those that are finished."""
     chosen = possible(part, middle=middle)
+    chosen = [c for c in chosen if names is None or c.defence in names]
     if part.job == "fresh":
         return {contest.arm: {"arm": contest.arm} for contest in chosen}
     return {
@@ -216,13 +230,18 @@ def _refusal(model: str, method: str, arm: str) -> str:
     return ""
 
 
-def combinations(*, middle: bool) -> list[str]:
-    """Lists what is trained and measured: all defences at their strengths."""
-    return [each for name in KINDS for each in at_strengths(name, middle=middle)]
+def combinations(*, middle: bool, names: Collection[str] | None = None) -> list[str]:
+    """Lists what is trained and measured: defences at their strengths."""
+    return [
+        each
+        for name in KINDS
+        if names is None or name in names
+        for each in at_strengths(name, middle=middle)
+    ]
 
 
 def trainings(
-    data: str, out: Path, *, middle: bool = False
+    data: str, out: Path, *, middle: bool = False, names: Collection[str] | None = None
 ) -> Iterator[tuple[Path, list[Any]]]:
     """Lists what is to be trained: the folder, and the command."""
     fields = DATASETS[data]["both"] | DATASETS[data]["train"]
@@ -232,16 +251,18 @@ def trainings(
         for name, value in fields.items()
         for word in (f"--{name.replace('_', '-')}", value)
     ]
-    for combination in combinations(middle=middle):
+    for combination in combinations(middle=middle, names=names):
         folder = training_folder(data, combination, out)
         command = ["-m", "kljax", "train", *options]
         yield folder, [*command, "--arms", combination, "--out", folder]
 
 
-def train(part: Part, out: Path, hours: float, *, middle: bool) -> bool:
+def train(
+    part: Part, out: Path, hours: float, middle: bool, names: Collection[str] | None
+) -> bool:
     """Trains what is missing, one defence after another, within the budget."""
     fine = True
-    for folder, command in trainings(part.data, out, middle=middle):
+    for folder, command in trainings(part.data, out, middle=middle, names=names):
         seconds = left(out, hours)
         if seconds <= 0:
             break
@@ -250,20 +271,27 @@ def train(part: Part, out: Path, hours: float, *, middle: bool) -> bool:
     return fine
 
 
-def run(part: Part, out: Path, hours: float, *, middle: bool = False) -> bool:
+def run(
+    part: Part,
+    out: Path,
+    hours: float,
+    *,
+    middle: bool = False,
+    names: Collection[str] | None = None,
+) -> bool:
     """Runs what is missing of a part; gives False if some of it failed.
 
-    Costs are measured at all strengths: one more takes seconds.
+    Costs are measured of all, at all strengths: one more takes seconds.
     """
     if part.job == "training":
-        return train(part, out, hours, middle=middle)
+        return train(part, out, hours, middle, names)
     if part.job == "cost":
         command = [HERE / "defence_costs.py", HERE / "defences" / f"{part.data}.toml"]
         command += [out / f"{part.name}.json"]
         return run_within(part.name, command, out, left(out, hours))
-    if not points_of(part, out, middle=middle):  # nothing was trained
+    if not points_of(part, out, middle=middle, names=names):  # nothing was trained
         return True
-    file = sweep_file(part, out, middle=middle)
+    file = sweep_file(part, out, middle=middle, names=names)
     return run_sweep(file, out, left(out, hours))
 
 
@@ -370,13 +398,15 @@ def main():
     parser.add_argument("--hours", type=float, default=6.0, help="of processor time")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--strengths", choices=("all", "middle"), default="all")
+    parser.add_argument("--defences", nargs="+", choices=KINDS, metavar="NAME")
     parser.add_argument("--tables", type=Path, help="folder for a file per dataset")
     options = parser.parse_args()
     middle = options.strengths == "middle"
     failed = []
     for part in parts():
         if part.name in options.only and left(options.out, options.hours) > 0:
-            if not run(part, options.out, options.hours, middle=middle):
+            chosen = {"middle": middle, "names": options.defences}
+            if not run(part, options.out, options.hours, **chosen):
                 failed.append(part.name)
     for data in dict.fromkeys(p.data for p in parts() if p.name in options.only):
         pages = write_pages(data, options.out, middle=middle)

@@ -215,6 +215,18 @@ def test_the_middle_strength_is_run_alone_and_gone_on_with(few, tmp_path):
     assert names == ["none", "gaussian-noise_0.01", "mixup_alpha_1"]
 
 
+def test_some_defences_are_run_and_gone_on_with(few, tmp_path):
+    part = driver.Part("digits", "fresh", "search")
+    some = {"middle": True, "names": ["gaussian-noise"]}
+    assert [*driver.points_of(part, tmp_path, **some)] == ["gaussian-noise=0.01"]
+    read = read_sweep(driver.sweep_file(part, tmp_path, **some))
+    open_study(tmp_path / part.name, read, expand(read))
+    more = read_sweep(driver.sweep_file(part, tmp_path, middle=True))
+    assert len(expand(more).cells) == 2
+    (trained,) = driver.trainings("digits", tmp_path, **some)
+    assert trained[0].name == "gaussian-noise_0.01"
+
+
 def test_what_has_a_budget_of_its_own_has_a_table_of_its_own():
     sections = {part.name: part.section for part in driver.parts()}
     assert sections["digits-fresh-search"] == sections["digits-fresh-closed"] == "fresh"
