@@ -393,15 +393,16 @@ def compiled(kind, padded=False, examples=3):
 
     @jax.jit
     def run(params, sentences, targets, noise, rng):
-        update = step(rng, Public(params), {}, Private(), sentences, targets)
+        rng_step, rng_noise, rng_attack = jax.random.split(rng, 3)
+        update = step(rng_step, Public(params), {}, Private(), sentences, targets)
         leaves, tree = jax.tree.flatten(update.sent)
-        rngs = jax.random.split(rng, len(leaves))
+        rngs = jax.random.split(rng_noise, len(leaves))
         sent = [
             leaf + noise * jax.random.normal(r, leaf.shape)
             for leaf, r in zip(leaves, rngs, strict=True)
         ]
         update = update._replace(sent=jax.tree.unflatten(tree, sent))
-        return update, attack(rng, observe(here.threat, update))
+        return update, attack(rng_attack, observe(here.threat, update))
 
     return here, attack, run, jax.jit(model.init)(jax.random.key(0))[0]
 
