@@ -254,6 +254,8 @@ def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
     # Those before it repeat a kernel.
     last = max(i for i, one in enumerate(found) if one.kind == "product")
     flops, width = bilinear_product(eqn)
+    # A gradient in a kernel is a product for each block of examples.
+    flops //= found[last].times
     found[last] = found[last]._replace(flops=flops, width=width)
     return [one._replace(times=times * one.times) for one in found]
 

@@ -29,6 +29,15 @@ CASES = {
     "odd side, even stride": ((9, 7, 9, 4), (5, 5), 5, (2, 2), ((2, 2), (1, 2))),
     "unequal padding": ((9, 6, 6, 4), (3, 3), 5, (1, 1), ((0, 2), (2, 0))),
     "three colours, more features than few": ((1, 4, 6, 3), (3, 3), 20, (1, 1), "SAME"),
+    "two blocks of examples, strides": (
+        (2 * MANY, 7, 8, 5),
+        (3, 3),
+        20,
+        (2, 2),
+        "SAME",
+    ),
+    "blocks of a third": ((3 * (MANY + 1), 5, 6, 3), (3, 3), FEW, (1, 1), "VALID"),
+    "no blocks fit": ((2 * MANY + 1, 5, 6, 3), (2, 2), 6, (1, 1), "SAME"),
     "many examples, few features": ((FEW + 1, 7, 8, 2), (3, 3), 6, (1, 1), "SAME"),
     "mostly zeros": ((2, 9, 9, 3), (3, 3), 4, (2, 2), "SAME"),
 }
