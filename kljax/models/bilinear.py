@@ -183,7 +183,7 @@ def _correlate(images, grads, geometry):
     """Convolves images with the gradient as kernel: examples count as channels."""
     (height, width), (sh, sw) = geometry.kernel, geometry.strides
     count, rows, columns, features = grads.shape
-    # Of so few examples and `FEW` features the library is another, and fast alone.
+    # With `FEW` features and as many examples the library is another, and fast alone.
     group = 1 if features == FEW else _group(min(count, FEW), features, columns)
     grads = grads.reshape(count, rows, columns // group, group * features)
     w = lax.conv_general_dilated(

@@ -39,7 +39,7 @@ CASES = {
     "blocks of a third": ((3 * (MANY + 1), 5, 6, 3), (3, 3), FEW, (1, 1), "VALID"),
     "no blocks fit": ((2 * MANY + 1, 5, 6, 3), (2, 2), 6, (1, 1), "SAME"),
     "many examples, few features": ((FEW + 1, 7, 8, 2), (3, 3), 6, (1, 1), "SAME"),
-    "mostly zeros": ((2, 9, 9, 3), (3, 3), 4, (2, 2), "SAME"),
+    "mostly zeros": ((2, 9, 9, 3), (4, 4), 4, (3, 3), "SAME"),
 }
 
 
