@@ -28,8 +28,8 @@ printed as "not run". A defence that the catalogue has gained is a cell that is 
 pictures; of ``learned`` and ``inputs``, which have a budget of their own, a file each,
 DATA-fresh-learned.md. What was not begun in OUT keeps its file, so that parts may be
 run in different places and at different times. With `--strengths middle` whatever was
-begun in OUT is written at that strength alone: take another OUT for it, or other tables.
-Conclusions: experiments/defences.md.
+begun in OUT is written at that strength alone: take another OUT for it, or other
+tables. Conclusions: experiments/defences.md.
 """
 
 import argparse
