@@ -27,9 +27,8 @@ printed as "not run". A defence that the catalogue has gained is a cell that is 
 `--tables` writes DATA-fresh.md, DATA-trained.md, DATA-training.md, DATA-cost.md and
 pictures; of ``learned`` and ``inputs``, which have a budget of their own, a file each,
 DATA-fresh-learned.md. What was not begun in OUT keeps its file, so that parts may be
-run in different places and at different times. With `--strengths middle` whatever was
-begun in OUT is written at that strength alone: take another OUT for it, or other
-tables. Conclusions: experiments/defences.md.
+run in different places and at different times. What was computed stands in the tables,
+also at strengths that this call did not ask for. Conclusions: experiments/defences.md.
 """
 
 import argparse
@@ -88,6 +87,9 @@ TITLES = {
     "cost": "What defences cost a client",
 }
 MIDDLE = "Each defence at its middle strength alone (`--strengths middle`)."
+AND_MORE = (
+    "Each defence at its middle strength (`--strengths middle`), and what else was run."
+)
 APART = ("learned", "inputs")  # methods with a table of their own
 DEAR = ("inputs",)  # methods that go back through many steps at each evaluation
 # Methods that simulate a client: of a run they are refused, for its local steps.
@@ -318,6 +320,12 @@ def read_leakage(
 ) -> tuple[list[Contest], Rows]:
     """Reads what attackers of a dataset found, as far as they were run.
 
+    Args:
+      data: name of the dataset's file.
+      section: of `TITLES`, attacks.
+      out: folder of the parts.
+      middle: of other strengths than the middle one what was run alone.
+
     Returns:
       The contests that there are, in the order of the catalogue; rows of each method.
     """
@@ -328,9 +336,20 @@ def read_leakage(
         else NOTHING
         for part in mine
     }
-    found = [contest for part in mine for contest in possible(part, middle=middle)]
+    seen = {method: set(frame["arm"]) for method, frame in rows.items()}
+    found = [
+        contest
+        for part in mine
+        for contest in possible(part)
+        if not middle or is_middle(contest) or contest.arm in seen[part.method]
+    ]
     order = list(KINDS)
     return sorted(found, key=lambda contest: order.index(contest.defence)), rows
+
+
+def is_middle(contest: Contest) -> bool:
+    """Tells whether a defence is at its middle strength."""
+    return contest.combination in at_strengths(contest.defence, middle=True)
 
 
 def read_costs(data: str, out: Path) -> dict[str, Any]:
@@ -341,23 +360,38 @@ def read_costs(data: str, out: Path) -> dict[str, Any]:
 def write_pages(data: str, out: Path, *, middle: bool = False) -> dict[str, str]:
     """Writes the tables of a dataset, those of which something was begun.
 
+    Args:
+      data: name of the dataset's file.
+      out: folder of the parts.
+      middle: of other strengths than the middle one what was run alone.
+
     Returns:
       Texts by section, whose names are those of `TITLES`.
     """
     text = (HERE / "defences" / f"{data}.toml").read_text("utf-8")
     first = text.split("\n\n")[0].replace("# ", "")
-    tables = {}
+    tables, alone = {}, {}
     for section in sections_begun(data, out):
         contests, rows = read_leakage(data, section, out, middle=middle)
         if not all(frame.empty for frame in rows.values()):
             taken = spent_on([part.name for part in parts_of(data, section)], out)
             tables[section] = f"{leakage_table(contests, rows)}\n\n{taken}"
-    there = combinations(middle=middle)
+            alone[section] = all(map(is_middle, contests))
     if accuracy := accuracies(data, out):
+        middles = combinations(middle=True)
+        there = [
+            each
+            for each in combinations(middle=False)
+            if not middle or each in middles or each in accuracy
+        ]
         taken = spent_on([f"{data}-training"], out)
         tables["training"] = f"{accuracy_table(there, accuracy)}\n\n{taken}"
+        alone["training"] = there == middles
     if middle:
-        tables = {name: f"{MIDDLE}\n\n{table}" for name, table in tables.items()}
+        tables = {
+            name: f"{MIDDLE if alone[name] else AND_MORE}\n\n{table}"
+            for name, table in tables.items()
+        }
     if costs := read_costs(data, out):
         tables["cost"] = cost_table(combinations(middle=False), costs)
     return {
@@ -385,7 +419,8 @@ def draw(data: str, out: Path, folder: Path, *, middle: bool = False) -> None:
             continue
         contests, rows = read_leakage(data, section, out, middle=middle)
         draw_attackers(contests, rows, folder / f"{data}-{section}-attackers.png")
-        if not middle:
+        # Of one strength there is nothing to compare.
+        if not all(map(is_middle, contests)):
             draw_strengths(contests, rows, folder / f"{data}-{section}-strengths.png")
     draw_costs(read_costs(data, out), folder / f"{data}-costs.png")
 

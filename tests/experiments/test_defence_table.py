@@ -352,6 +352,31 @@ def test_tables_of_which_nothing_was_begun_are_not_written(tmp_path):
     assert list(pages) == ["cost"] and "`none` is refused: no step" in pages["cost"]
 
 
+def test_a_table_at_the_middle_strength_keeps_what_was_computed_at_others(
+    few, tmp_path, monkeypatch
+):
+    part = driver.Part("digits", "fresh", "search")
+    read = read_sweep(driver.sweep_file(part, tmp_path))
+    open_study(tmp_path / part.name, read, expand(read))
+    strong = rows("gaussian-noise=0.1", ["unsolved"] * 2, [0.1, 0.2])
+    monkeypatch.setattr(driver, "rows_of", lambda study: strong)
+    trained = {"none": 98.0, "gaussian-noise=0.1": 95.0}
+    monkeypatch.setattr(driver, "accuracies", lambda data, out: trained)
+    pages = driver.write_pages("digits", tmp_path, middle=True)
+    for name, words in (("fresh", "0/2"), ("training", "95.0")):
+        (line,) = [row for row in pages[name].splitlines() if "noise=0.1`" in row]
+        assert words in line
+        # What is neither asked for nor there takes no line.
+        assert "noise=0.01`" in pages[name] and "noise=0.001`" not in pages[name]
+        assert driver.AND_MORE in pages[name] and driver.MIDDLE not in pages[name]
+
+
+def test_a_table_of_the_middle_strength_says_so(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "accuracies", lambda data, out: {"none": 98.0})
+    (page,) = driver.write_pages("digits", tmp_path, middle=True).values()
+    assert driver.MIDDLE in page and driver.AND_MORE not in page
+
+
 # --- cost ------------------------------------------------------------------------
 
 
