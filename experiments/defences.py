@@ -167,8 +167,7 @@ def points_of(
     part: Part, out: Path, *, middle: bool, names: Collection[str] | None = None
 ) -> dict[str, dict[str, str]]:
     """Lists what there is to attack; of trainings, those that are finished."""
-    chosen = possible(part, middle=middle)
-    chosen = [c for c in chosen if names is None or c.defence in names]
+    chosen = possible(part, middle=middle, names=names)
     if part.job == "fresh":
         return {contest.arm: {"arm": contest.arm} for contest in chosen}
     return {
@@ -178,10 +177,14 @@ def points_of(
     }
 
 
-def possible(part: Part, *, middle: bool = False) -> list[Contest]:
+def possible(
+    part: Part, *, middle: bool = False, names: Collection[str] | None = None
+) -> list[Contest]:
     """Lists the contests of a part, without those that are refused."""
     model = DATASETS[part.data]["both"]["model"]
     own = [c for c in all_contests(middle=middle) if c.method == part.method]
+    # To ask whether one is refused takes a second, so that only these are asked.
+    own = [c for c in own if names is None or c.defence in names]
     return [contest for contest in own if not refusal(model, contest)]
 
 
