@@ -6,6 +6,7 @@ or chosen first, among many that are drawn: by how well the image which a networ
 before it is trained matches the gradient.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from kljax.attacks.architectures import (
 from kljax.attacks.attack import Judge, Moves, Unknown
 from kljax.attacks.encoder_decoders import draw_weights, generate
 from kljax.attacks.setting import Setting
+from kljax.core.spare_devices import deal_out
 from kljax.core.types import Array, PyTree, Rng
 from kljax.threat import View
 
@@ -32,11 +34,11 @@ class Network(NamedTuple):
     """An untrained network.
 
     Attributes:
-      weights: of `kljax.attacks.encoder_decoders.draw_weights`.
+      weights: [n] of `kljax.attacks.encoder_decoders.draw_weights`.
       architecture: if it was looked for; () if it is fixed.
     """
 
-    weights: PyTree
+    weights: Array
     architecture: Architecture | tuple[()]
 
 
@@ -147,17 +149,25 @@ def best_network(space: Space, candidates: int, side_by_side: int = 1) -> Moves:
     return Moves(first=move)
 
 
-def judge_each(judged, candidates: int, side_by_side: int) -> Array:
-    """Maps ``index -> value`` over candidates, some at a time: [candidates].
+def judge_each(
+    judged: Callable[[Array], Array], candidates: int, side_by_side: int
+) -> Array:
+    """Maps ``index -> value`` over candidates: [candidates].
 
-    The last chunk is filled with the first candidates, as one of another length would
-    be a second program.
+    They are dealt to all devices of a victim, and judged some at a time on each. The
+    last chunk is filled with the first candidates, as one of another length would be a
+    second program.
     """
-    if side_by_side == 1:
-        return jax.lax.map(judged, jnp.arange(candidates))
-    size = min(side_by_side, candidates)
-    indices = jnp.arange(-(-candidates // size) * size) % candidates
-    return jax.lax.map(judged, indices, batch_size=size)[:candidates]
+
+    def judge(indices: Array) -> Array:
+        if side_by_side == 1:
+            return jax.lax.map(judged, indices)
+        count = len(indices)
+        size = min(side_by_side, count)
+        filled = indices[jnp.arange(-(-count // size) * size) % count]
+        return jax.lax.map(judged, filled, batch_size=size)[:count]
+
+    return deal_out(judge, candidates)
 
 
 def _settled(architecture: Architecture) -> Architecture:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kljax.core.spare_devices import SPARE
 from kljax.core.types import PyTree
 from kljax.parallel.layout import Layout, Timing, fastest_layout
 from kljax.parallel.threads import Once, side_by_side
@@ -39,15 +40,19 @@ def _sharing(chunk_of: Callable, fn: Callable) -> Callable:
     return run
 
 
-def _sharded(chunk_fn: Callable, shares: bool) -> Callable[..., Any]:
+def _sharded(chunk_fn: Callable, shares: bool, size: int) -> Callable[..., Any]:
     """Makes what lowers a block for arguments: a chunk of it on each device.
 
     Args:
       chunk_fn: of what one device has.
       shares: whether its first argument is the same for all victims.
+      size: of the block. If it is below the number of devices, it divides that, and
+        each victim has several.
     """
-    mesh = Mesh(np.array(jax.local_devices()), ("victims",))
-    spec = PartitionSpec("victims")
+    devices, axes = np.array(jax.local_devices()), ("victims",)
+    if size < len(devices):
+        devices, axes = devices.reshape(size, -1), (*axes, SPARE)
+    mesh, spec = Mesh(devices, axes), PartitionSpec("victims")
 
     def run(*args: PyTree) -> PyTree:
         specs = (PartitionSpec(), *(spec,) * (len(args) - 1)) if shares else spec
@@ -98,7 +103,8 @@ def _block_of(
         block = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*s) for s in shapes])
         start = time.perf_counter()
         spread = layout.spread
-        lower = _sharded(chunk_fn, shares) if spread else jax.jit(chunk_fn).lower
+        size = shapes[-1][0][0]  # shared arrays come first
+        lower = _sharded(chunk_fn, shares, size) if spread else jax.jit(chunk_fn).lower
         program = lower(*block).compile()
         return program, time.perf_counter() - start
 
@@ -109,6 +115,8 @@ def _block_of(
 
 def _size(layout: Layout, victims: int, full: bool) -> int:
     devices = jax.local_device_count()
+    if layout.spread and not full and devices % victims == 0:
+        return victims  # each has a device, or several
     return layout.block(max(victims, devices * layout.chunk if full else 0), devices)
 
 
