@@ -13,6 +13,9 @@ Reference: Ulyanov, Vedaldi, Lempitsky, "Deep Image Prior" (CVPR 2018) for the f
 GI-NAS (Yu et al., IEEE TIFS 2025), its code, for the blocks.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +29,7 @@ from kljax.attacks.architectures import (
     DENSE,
     DEPTHWISE,
     GROUPS,
+    KERNELS,
     NEAREST,
     NONE,
     SEPARABLE,
@@ -51,24 +55,86 @@ MANTISSA_STARTS, BITS_OF_ONE = 9, 0x3F800000
 # --- weights -------------------------------------------------------------------------
 
 
-def draw_weights(rng: Rng, space: Space, architecture: Architecture) -> PyTree:
-    """Draws the weights of a network as PyTorch does by default.
+def draw_weights(rng: Rng, space: Space, architecture: Architecture) -> Array:
+    """Draws the weights [n] of a network as PyTorch does by default.
 
-    All are from U(-1/sqrt(n), 1/sqrt(n)), n numbers that a kernel adds up for one of
+    All are from U(-1/sqrt(m), 1/sqrt(m)), m numbers that a kernel adds up for one of
     its results: with fewer channels in use, fewer. Norms begin at scale 1 and bias 0.
+    What a fixed architecture does not use has none.
+
+    They are one vector, as each of what moves a search, compares and keeps it would be
+    compiled for every array apart; `name_weights` gives them their places.
+    """
+    own = _Weights(space, architecture)
+    flat = draw_in_memory(rng, own.kernels)
+    parts, first = [], 0
+    for count, size in own.runs():
+        limit = jnp.asarray(count, jnp.float32) ** -0.5
+        parts.append(limit * flat[first : first + size])
+        first += size
+    return jnp.concatenate([*parts, jnp.ones(own.norms), jnp.zeros(own.norms)])
+
+
+def name_weights(space: Space, architecture: Architecture, weights: Array) -> PyTree:
+    """Gives the arrays that the weights [n] of `draw_weights` are, by their places.
+
     What a fixed architecture does not use is None.
     """
-    drawn = _Uniform(rng, space)
-    weights = _parts(space, architecture, drawn.kernel, drawn.norm)
-    return drawn.fill(weights)
+    return _Weights(space, architecture).fill(weights)
 
 
 def count_weights(space: Space, architecture: Architecture) -> int:
     """Counts the numbers of `draw_weights`."""
-    shapes = jax.eval_shape(
-        lambda rng: draw_weights(rng, space, architecture), jax.random.key(0)
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return _Weights(space, architecture).size
+
+
+class _Array:
+    """An array among the weights: its shape, and the numbers that it adds up."""
+
+    def __init__(self, shape: tuple[int, ...], count: Any = None):
+        self.shape, self.count, self.size = shape, count, math.prod(shape)
+
+
+class _Weights:
+    """Where the weights of a network are in one vector.
+
+    First all kernels, then the scales of all norms, then their biases.
+    """
+
+    def __init__(self, space: Space, architecture: Architecture):
+        self.asked: dict[str, list[_Array]] = {"kernel": [], "scale": [], "bias": []}
+        one = (space.channels,)
+
+        def ask(kind: str, *array: Any) -> _Array:
+            self.asked[kind].append(_Array(*array))
+            return self.asked[kind][-1]
+
+        self.tree = _parts(
+            space,
+            architecture,
+            functools.partial(ask, "kernel"),
+            lambda: {name: ask(name, one) for name in ("scale", "bias")},
+        )
+        self.kernels, self.norms, _ = (
+            sum(array.size for array in arrays) for arrays in self.asked.values()
+        )
+        self.size = self.kernels + 2 * self.norms
+
+    def runs(self) -> list[tuple[Any, int]]:
+        """Lists runs of kernels' numbers that have one m: (m, how many numbers)."""
+        runs = itertools.groupby(self.asked["kernel"], lambda array: id(array.count))
+        lists = [list(run) for _, run in runs]
+        return [(run[0].count, sum(array.size for array in run)) for run in lists]
+
+    def fill(self, weights: Array) -> PyTree:
+        arrays = [array for arrays in self.asked.values() for array in arrays]
+        # Not slices: the derivative of a split is one array that is put together.
+        parts = jax.lax.split(weights, [array.size for array in arrays])
+        found = {
+            id(array): part.reshape(array.shape)
+            for array, part in zip(arrays, parts, strict=True)
+        }
+        return jax.tree.map(lambda array: found[id(array)], self.tree)
 
 
 def _parts(
@@ -79,31 +145,36 @@ def _parts(
     Args:
       space: of the network.
       architecture: parts that it does not use, being fixed, are None.
-      kernel: ``(shape, n) -> kernel``; n follows with the architecture.
+      kernel: ``(shape, m) -> kernel``; m follows with the architecture, and is the same
+        object where it is the same.
       norm: ``() -> scale and bias``.
     """
     scales, channels, colours = space.scales, space.channels, space.shape[-1]
     used, width = _Used(architecture, scales), architecture.width
 
+    @functools.cache
+    def summed(side: int, first: bool) -> Any:
+        return side**2 * (colours if first else width)
+
     def block(side: int, first: bool = False) -> dict:
-        before, fan = (colours, colours) if first else (channels, width)
+        before = colours if first else channels
         shape = (side, side, before, channels)
-        return {"kernel": kernel(shape, side**2 * fan), "norm": norm()}
+        return {"kernel": kernel(shape, summed(side, first)), "norm": norm()}
+
+    one, side = architecture, space.kernel
+    fed = choose_number(one.doubling, {SHUFFLED: width / GROUPS}, width)
+    added = jnp.maximum(
+        choose_number(one.convolution, {STACKED: fed / GROUPS}, fed), 1.0
+    )
+    within = one.kernel**2
+    in_cell = {
+        "dense": ((side, side, channels, channels), within * added),
+        "depth": ((side, side, channels), within),
+        "point": ((channels, channels), fed),
+    }
 
     def cell() -> dict:
-        one = architecture
-        fed = choose_number(one.doubling, {SHUFFLED: width / GROUPS}, width)
-        summed = jnp.maximum(
-            choose_number(one.convolution, {STACKED: fed / GROUPS}, fed), 1.0
-        )
-        side = space.kernel
-        within = one.kernel**2
-        parts = {
-            "dense": ((side, side, channels, channels), within * summed),
-            "depth": ((side, side, channels), within),
-            "point": ((channels, channels), fed),
-        }
-        return {n: kernel(*part) for n, part in parts.items() if used.in_cell(n)}
+        return {n: kernel(*part) for n, part in in_cell.items() if used.in_cell(n)}
 
     return {
         "encoder": [
@@ -157,34 +228,6 @@ class _Used:
         return int(self.convolution) in users[name]
 
 
-class _Uniform:
-    """Draws all kernels in one call: one for each would compile, and run, for long."""
-
-    def __init__(self, rng: Rng, space: Space):
-        self.rng, self.channels, self.asked = rng, space.channels, []
-
-    def kernel(self, shape: tuple[int, ...], count: Any) -> "_Asked":
-        self.asked.append(_Asked(shape, count))
-        return self.asked[-1]
-
-    def norm(self) -> dict[str, Array]:
-        return {"scale": jnp.ones(self.channels), "bias": jnp.zeros(self.channels)}
-
-    def fill(self, weights: PyTree) -> PyTree:
-        flat = draw_in_memory(self.rng, sum(one.size for one in self.asked))
-        starts = np.cumsum([0] + [one.size for one in self.asked])
-        place = {id(one): start for one, start in zip(self.asked, starts, strict=False)}
-
-        def cut(leaf):
-            if not isinstance(leaf, _Asked):
-                return leaf
-            start = int(place[id(leaf)])
-            limit = jnp.asarray(leaf.count, jnp.float32) ** -0.5
-            return limit * flat[start : start + leaf.size].reshape(leaf.shape)
-
-        return jax.tree.map(cut, weights, is_leaf=lambda x: isinstance(x, _Asked))
-
-
 def draw_in_memory(rng: Rng, count: int) -> Array:
     """Draws [count] numbers of U(-1, 1), the very ones of `jax.random.uniform`.
 
@@ -205,23 +248,28 @@ def draw_in_memory(rng: Rng, count: int) -> Array:
     return jax.lax.map(between, bits.reshape(2, half)).reshape(-1)[:count]
 
 
-class _Asked:
-    """A kernel to be drawn."""
-
-    def __init__(self, shape: tuple[int, ...], count: Any):
-        self.shape, self.count, self.size = shape, count, int(np.prod(shape))
-
-
 # --- the network ---------------------------------------------------------------------
 
 
 def generate(
-    space: Space, architecture: Architecture, weights: PyTree, noise: Array
+    space: Space, architecture: Architecture, weights: Array, noise: Array
 ) -> Array:
     """Maps noise [B, H, W, c] to images [B, H, W, c] in (0, 1).
 
-    Norms are in train mode: they see the B examples.
+    Args:
+      space: of the network.
+      architecture: traced or fixed.
+      weights: [n] of `draw_weights`.
+      noise: norms are in train mode: they see the B examples.
     """
+    named = name_weights(space, architecture, weights)
+    return run_network(space, architecture, named, noise)
+
+
+def run_network(
+    space: Space, architecture: Architecture, weights: PyTree, noise: Array
+) -> Array:
+    """Does what `generate` does with weights of `name_weights`."""
     scales = space.scales
     used = _Used(architecture, scales)
     skips, on = architecture.skips, _channels_on(space, architecture)
@@ -233,12 +281,13 @@ def generate(
     lowered = _lowered(weights, used, sources, on)
     risen = _risen(space, architecture, weights, used, sources, on)
     for i in reversed(range(scales)):
-        x = _double(space, architecture, weights["up"][i], below, on)
+        x = _doubler(space, architecture, weights["up"][i], on)(below)
         for j, source in enumerate(sources):
             if (i, j) not in used.pairs():
                 continue
             if i == j:
-                brought = _block(weights["same"][i], source, on)
+                same = functools.partial(_block, weights["same"][i], on=on)
+                (brought,) = _where_used(same, [source], [skips[i, i]])
             else:
                 brought = lowered[i, j] if j < i else risen[i, j]
             x = x + skips[i, j] * brought
@@ -248,7 +297,8 @@ def generate(
             x = _block(decoder[part], x, on)
         below = x
     output = weights["output"]
-    return jax.nn.sigmoid(_convolve(below, output["kernel"]) + _wide(output["bias"]))
+    y = _convolve(below, output["kernel"])
+    return jax.nn.sigmoid(y + _wide(output["bias"], y))
 
 
 def _lowered(weights, used, sources, on) -> dict[tuple[int, int], Array]:
@@ -260,10 +310,12 @@ def _lowered(weights, used, sources, on) -> dict[tuple[int, int], Array]:
             for j in range(i)
             if any((k, j) in used.pairs() for k in range(i, len(sources)))
         ]
+        if not wanted:
+            continue
         before = [sources[j] if j == i - 1 else found[i - 1, j] for j in wanted]
-        for j, source in zip(wanted, before, strict=True):
-            # Each has statistics of its own.
-            found[i, j] = _block(weights["down"][i - 1], source, on, stride=2)
+        # [J, B, h, w, C]: each has statistics of its own.
+        parts = _block(weights["down"][i - 1], jnp.stack(before), on, stride=2)
+        found |= {(i, j): part for j, part in zip(wanted, parts, strict=True)}
     return found
 
 
@@ -281,29 +333,89 @@ def _risen(
         if not wanted:
             continue
         before = [sources[j] if j == i + 1 else found[i + 1, j] for j in wanted]
-        # There is no norm in it: sources are but more examples.
-        doubled = _double(
-            space, architecture, weights["rise"][i], jnp.concatenate(before), on
-        )
-        parts = jnp.split(doubled, len(wanted))
+        double = _doubler(space, architecture, weights["rise"][i], on)
+        needed = [architecture.skips[: i + 1, j].max() for j in wanted]
+        parts = _where_used(double, before, needed)
         found |= {(i, j): part for j, part in zip(wanted, parts, strict=True)}
     return found
 
 
-def _double(space: Space, one: Architecture, cell: dict, x: Array, on: Array) -> Array:
-    """Doubles maps [B, h, w, C], convolves, and activates."""
+def _where_used(
+    make: Callable[[Array], Array], sources: list[Array], used: list[Any]
+) -> list[Array]:
+    """Makes of each source [B, h, w, C] what is used of it, and zeros elsewhere.
+
+    What is decided by data is decided at run time, and takes no time where it is not
+    used; side by side with others (`jax.vmap`) it is computed for all.
+
+    Args:
+      make: is compiled once; it computes each example alone if there are several.
+      sources: of equal shapes.
+      used: [] of each, 0 or 1; if it is fixed, 1.
+    """
+    if is_fixed(used[0]):
+        if len(sources) == 1:
+            return [make(sources[0])]
+        return jnp.split(make(jnp.concatenate(sources)), len(sources))
+    nothing = jax.eval_shape(make, sources[0])
+
+    def one(pair: tuple[Array, Array]) -> Array:
+        source, used = pair
+        zeros = jnp.zeros(nothing.shape, nothing.dtype)
+        return jax.lax.cond(used > 0, make, lambda source: zeros, source)
+
+    if len(sources) == 1:
+        return [one((sources[0], used[0]))]
+    return list(jax.lax.map(one, (jnp.stack(sources), jnp.stack(used))))
+
+
+def _doubler(
+    space: Space, one: Architecture, cell: dict, on: Array
+) -> Callable[[Array], Array]:
+    """Makes what doubles maps [B, h, w, C], convolves, and activates."""
     transposed = one.doubling == TRANSPOSED  # activated afterwards alone
-    x = choose(
-        one.doubling,
-        {SHUFFLED: lambda: _shuffle(x)},
-        lambda: _interpolate(one.doubling, x),
-    )
-    x = _activate(x, where(transposed, 1.0, one.slope))
-    if is_fixed(one.convolution) and int(one.convolution) == NONE:
-        return x * on
-    x = _convolve(x, _cell_kernel(space, one, cell))
-    slope = where(one.convolution == NONE, 1.0, one.slope)
-    return _activate(x, slope) * on
+    plain = is_fixed(one.convolution) and int(one.convolution) == NONE
+    kernel = None if plain else _cell_kernel(space, one, cell)
+
+    def double(x: Array) -> Array:
+        x = choose(
+            one.doubling,
+            {SHUFFLED: lambda: _shuffle(x)},
+            lambda: _interpolate(one.doubling, x),
+        )
+        x = _activate(x, where(transposed, 1.0, one.slope))
+        if plain:
+            return x * _wide(on, x)
+        x = _convolve_within(x, kernel, one.kernel)
+        slope = where(one.convolution == NONE, 1.0, one.slope)
+        return _activate(x, slope) * _wide(on, x)
+
+    return double
+
+
+def _convolve_within(x: Array, kernel: Array, side: Any) -> Array:
+    """Convolves by the middle of a kernel [K, K, C, C], and leaves its zeros out.
+
+    Args:
+      x: maps.
+      kernel: zero beyond `side`.
+      side: [] out of `KERNELS`, K at most.
+    """
+    largest = kernel.shape[0]
+
+    def convolve(side: int, x: Array) -> Array:
+        edge = (largest - side) // 2
+        middle = slice(edge, largest - edge)
+        return _convolve(x, kernel[middle, middle])
+
+    if is_fixed(side):
+        return convolve(int(side), x)
+    sides = [n for n in KERNELS if n <= largest]
+    branches = [functools.partial(convolve, n) for n in sides]
+    if len(sides) == 1:
+        return branches[0](x)
+    index = (side.astype(jnp.int32) - sides[0]) // 2
+    return jax.lax.switch(index, branches, x)
 
 
 def _interpolate(doubling: Any, x: Array) -> Array:
@@ -398,27 +510,29 @@ def _cell_kernel(space: Space, one: Architecture, cell: dict) -> Array:
 
 
 def _block(block: dict, x: Array, on: Array, *, stride: int = 1) -> Array:
-    """Convolves, normalises and activates maps [B, h, w, C]."""
+    """Convolves, normalises and activates maps [..., B, h, w, C]."""
     x = _convolve(x, block["kernel"], stride)
     return _activate(_norm(block["norm"], x, on), SLOPE)
 
 
 def _norm(norm: dict, x: Array, on: Array) -> Array:
-    mean = jnp.mean(x, (0, 1, 2), keepdims=True)
-    variance = jnp.mean((x - mean) ** 2, (0, 1, 2), keepdims=True)
+    axes = (-4, -3, -2)  # examples and pixels
+    mean = jnp.mean(x, axes, keepdims=True)
+    variance = jnp.mean((x - mean) ** 2, axes, keepdims=True)
     x = (x - mean) * jax.lax.rsqrt(variance + EPSILON)
-    return (x * _wide(norm["scale"]) + _wide(norm["bias"])) * on
+    return (x * _wide(norm["scale"], x) + _wide(norm["bias"], x)) * _wide(on, x)
 
 
 def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     pad = kernel.shape[0] // 2
-    return fastest_convolution()(
-        x,
+    y = fastest_convolution()(
+        x.reshape(-1, *x.shape[-3:]),
         kernel,
         (stride, stride),
         ((pad, pad), (pad, pad)),
         dimension_numbers=CHANNELS_LAST,
     )
+    return y.reshape(*x.shape[:-3], *y.shape[1:])
 
 
 def _activate(x: Array, slope: Any) -> Array:
@@ -428,9 +542,10 @@ def _activate(x: Array, slope: Any) -> Array:
 
 
 def _channels_on(space: Space, architecture: Architecture) -> Array:
-    on = jnp.asarray(np.arange(space.channels) < architecture.width, jnp.float32)
-    return _wide(on)
+    """Tells which channels [C] are in use, by 0 and 1."""
+    return jnp.asarray(np.arange(space.channels) < architecture.width, jnp.float32)
 
 
-def _wide(values: Array) -> Array:
-    return values[None, None, None]
+def _wide(values: Array, x: Array) -> Array:
+    """Gives values [C] the axes of maps [..., C]."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)

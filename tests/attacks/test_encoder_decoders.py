@@ -174,20 +174,29 @@ def supernet():
     def run(one, rng):
         weights = encoder_decoders.draw_weights(rng, SPACE, one)
         # Norms that are not what they begin with.
-        bent = jax.tree.map(
-            lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size) + 1.0),
-            {
-                "decoder": [decoder["norm"] for decoder in weights["decoder"]],
-                "encoder": [encoder["first"]["norm"] for encoder in weights["encoder"]],
-            },
-        )
-        for n, norm in enumerate(bent["decoder"]):
-            weights["decoder"][n]["norm"] = norm
-        for n, norm in enumerate(bent["encoder"]):
-            weights["encoder"][n]["first"]["norm"] = norm
-        return weights, encoder_decoders.generate(SPACE, one, weights, NOISE)
+        norms = count_norms(encoder_decoders.name_weights(SPACE, one, weights))
+        bent = 0.1 * jnp.sin(jnp.arange(norms) + 1.0)
+        weights = weights.at[-norms:].add(bent)
+        named = encoder_decoders.name_weights(SPACE, one, weights)
+        return weights, named, encoder_decoders.generate(SPACE, one, weights, NOISE)
 
     return quick_jit(run)
+
+
+def count_norms(named):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(named)
+    return sum(x.size for path, x in leaves if "norm" in str(path))
+
+
+def shapes_of(space, one):
+    """Gives the named weights of a network, as their shapes."""
+
+    def draw(rng):
+        weights = encoder_decoders.draw_weights(rng, space, one)
+        assert weights.size == encoder_decoders.count_weights(space, one)
+        return encoder_decoders.name_weights(space, one, weights)
+
+    return jax.eval_shape(draw, jax.random.key(0))
 
 
 def architecture(skips, *numbers):
@@ -209,20 +218,18 @@ CASES = [
 
 @pytest.mark.parametrize("one", CASES, ids=architectures.describe)
 def test_a_masked_network_is_the_one_without_what_is_masked(one):
-    weights, images = jax.device_get(supernet()(one, jax.random.key(1)))
+    _, weights, images = jax.device_get(supernet()(one, jax.random.key(1)))
     assert np.std(images) > 0.01
     np.testing.assert_allclose(images, network_by_hand(one, weights, NOISE), atol=1e-5)
 
 
 def test_a_fixed_architecture_is_the_same_network_and_less_of_a_program():
     one = CASES[0]
-    drawn = jax.eval_shape(
-        lambda rng: encoder_decoders.draw_weights(rng, SPACE, one), jax.random.key(0)
-    )
+    drawn = shapes_of(SPACE, one)
     assert drawn["same"] == [None, None] and drawn["down"] == drawn["rise"] == [None]
     assert set(drawn["up"][0]) == {"dense"}
-    weights, images = supernet()(one, jax.random.key(1))
-    fixed = quick_jit(lambda w: encoder_decoders.generate(SPACE, one, w, NOISE))
+    _, weights, images = supernet()(one, jax.random.key(1))
+    fixed = quick_jit(lambda w: encoder_decoders.run_network(SPACE, one, w, NOISE))
     np.testing.assert_allclose(fixed(weights), images, atol=1e-6)
 
 
@@ -236,7 +243,8 @@ def test_ways_of_several_scales_go_from_one_to_the_next():
 
     def run(rng):
         weights = encoder_decoders.draw_weights(rng, space, PAST)
-        return weights, encoder_decoders.generate(space, PAST, weights, noise)
+        named = encoder_decoders.name_weights(space, PAST, weights)
+        return named, encoder_decoders.generate(space, PAST, weights, noise)
 
     weights, images = jax.device_get(quick_jit(run)(jax.random.key(1)))
     np.testing.assert_allclose(images, network_by_hand(PAST, weights, noise), atol=1e-5)
@@ -255,9 +263,7 @@ def test_ways_of_several_scales_go_from_one_to_the_next():
 def test_a_fixed_architecture_has_the_weights_of_its_ways_alone(skips):
     space = Space((8, 16, 1), channels=8, scales=3, kernel=1, narrowest=8)
     one = architecture(skips, 8, BILINEAR, NONE, 1, 1.0)
-    drawn = jax.eval_shape(
-        lambda rng: encoder_decoders.draw_weights(rng, space, one), jax.random.key(0)
-    )
+    drawn = shapes_of(space, one)
     wanted = {"same": set(), "down": set(), "rise": set()}
     for i, j in np.argwhere(one.skips):
         wanted["same"] |= {i} if i == j else set()
@@ -277,7 +283,8 @@ def test_what_is_masked_has_no_gradient():
     weights = quick_jit(lambda rng: encoder_decoders.draw_weights(rng, SPACE, one))(
         jax.random.key(2)
     )
-    grads = jax.device_get(quick_jit(jax.grad(total))(weights))
+    grads = quick_jit(jax.grad(total))(weights)
+    grads = jax.device_get(encoder_decoders.name_weights(SPACE, one, grads))
     for part in ("same", "down"):
         assert not any(np.any(x) for x in jax.tree.leaves(grads[part]))
     assert np.any(grads["rise"][0]["dense"]) and not np.any(grads["up"][0]["depth"])
@@ -290,7 +297,7 @@ def test_what_is_masked_has_no_gradient():
 def test_weights_are_drawn_as_torch_does_for_the_channels_in_use():
     for width in (8, 16):
         one = architecture(np.ones((2, 2)), width, SHUFFLED, STACKED, 1, 1.0)
-        weights, _ = jax.device_get(supernet()(one, jax.random.key(3)))
+        _, weights, _ = jax.device_get(supernet()(one, jax.random.key(3)))
         limits = {
             9: weights["encoder"][0]["first"]["kernel"],  # one colour
             9 * width: weights["encoder"][1]["first"]["kernel"],

@@ -23,7 +23,9 @@ def test_ours_alone(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [Setting("eager"), Setting("func", chunk=5)])
+@pytest.mark.parametrize(
+    "setting", [Setting("eager", processes=2), Setting("func", chunk=5)]
+)
 def test_the_peer_judges_the_same(setting, torch_python):
     problem = Problem(SMALL)
     program, given = problem.compiled()

@@ -2,9 +2,12 @@
 
 A candidate is one untrained network of its own architecture: the images that it makes,
 LeNet's gradient at them, and its cosine distance to the observed one. Networks and
-weights are drawn beforehand, the same for all; LeNet's are of U(-.5, .5). Ours is one
-compiled program for all architectures; cold, its compilation is in every time. Peers
-(`timing.peers.ginas`) are found at the best of their settings first:
+weights are drawn beforehand, the same for all; LeNet's are of U(-.5, .5). What is timed
+is all candidates of one victim, as `kljax.parallel.map_victims` runs them: one compiled
+program for all architectures, candidates dealt to all devices (on a CPU one for each
+core), one after another on each. Cold, its compilation is in every time. Peers
+(`timing.peers.ginas`) are found at the best of their settings first, threads and
+processes among them:
   torch-eager  one network after another, built without what it does not use, as the
                code of GI-NAS does; it has nothing to compile
   torch-func   masked networks side by side, by `torch.func.vmap`
@@ -19,10 +22,16 @@ import numpy as np
 from jax.tree_util import tree_flatten_with_path
 
 from kljax.attacks.architectures import Space, check_space
-from kljax.attacks.encoder_decoders import doubling_matrix, draw_weights, generate
+from kljax.attacks.encoder_decoders import (
+    doubling_matrix,
+    draw_weights,
+    generate,
+    name_weights,
+)
 from kljax.attacks.objectives import cosine
 from kljax.attacks.untrained import judge_each
 from kljax.models.losses import cross_entropy
+from kljax.parallel import map_victims
 
 from ..device import on_gpu
 from ..entry import Entry
@@ -81,7 +90,7 @@ class Problem:
         """Makes our one call: distances [N]."""
         side_by_side = 20 if on_gpu() else 1
 
-        def judge(params, networks, noise, images):
+        def judge(params, noise, images, networks):
             observed, distance = self.gradient(params, images), cosine()
 
             def judged(index):
@@ -91,13 +100,16 @@ class Problem:
 
             return judge_each(judged, self.work.candidates, side_by_side)
 
-        given = self.params, self.networks, self.noise, self.images
-        return jax.jit(judge).lower(*given).compile(), given
+        victim = self.params, self.noise, self.images
+        victim = jax.tree.map(lambda x: np.asarray(x)[None], victim)
+        run = map_victims(judge, shared=self.networks)
+        return lambda *given: run(*given)[0][0], victim
 
     def in_torch(self):
         """Gives what `timing.workers.ginas.Networks` takes."""
         one, weights = self.networks
-        leaves, _ = tree_flatten_with_path(weights)
+        named = jax.vmap(partial(name_weights, self.space))(one, weights)
+        leaves, _ = tree_flatten_with_path(named)
         arrays = {"noise": self.noise, "images": self.images, "onehots": self.targets}
         victim = lenet_in_torch(self.params)
         arrays |= {f"victim/{n}": x for n, x in victim.items()}

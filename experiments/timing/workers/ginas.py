@@ -54,19 +54,18 @@ class Networks:
     def _loss(self, params, images):
         return F.cross_entropy(logits("onednn", params, images), self.onehots)
 
-    def judge(self, form, chunk, threads):
-        """Judges all networks, and times it."""
+    def judge(self, form, chunk, threads, first, last):
+        """Judges the networks first, ..., last - 1, and times it."""
         torch.set_num_threads(threads)
-        start = clock()
-        values = self._eager() if form == "eager" else self._func(chunk)
+        start, share = clock(), (first, last)
+        values = self._eager(*share) if form == "eager" else self._func(chunk, *share)
         values = values.tolist()
         return {"start": start, "stop": clock(), "values": values}
 
-    def _eager(self):
-        count = len(self.architectures["skips"])
+    def _eager(self, first, last):
         leaves = {n: x.requires_grad_() for n, x in self.victim.items()}
         found = []
-        for n in range(count):
+        for n in range(first, last):
             one = {name: x[n].tolist() for name, x in self.architectures.items()}
             weights = {name: x[n] for name, x in self.weights.items()}
             with torch.no_grad():
@@ -76,7 +75,7 @@ class Networks:
             found.append(distance(grads, self.observed.values()))
         return torch.stack(found).detach()
 
-    def _func(self, chunk):
+    def _func(self, chunk, first, last):
         victim = {n: x.detach() for n, x in self.victim.items()}
 
         def judged(one, weights):
@@ -85,8 +84,8 @@ class Networks:
             return distance(grads.values(), self.observed.values())
 
         found = []
-        for n in range(0, len(self.architectures["skips"]), chunk):
-            part = slice(n, n + chunk)
+        for n in range(first, last, chunk):
+            part = slice(n, min(n + chunk, last))
             found.append(
                 vmap(judged)(
                     {name: x[part] for name, x in self.architectures.items()},
