@@ -4,6 +4,8 @@ Each takes two trees alike and gives a scalar, 0 where they are equal. Which ten
 count, and how much, is said by a wrapper: see `kljax.attacks.tensors`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,19 @@ from kljax.core.types import Array, PyTree
 
 
 def _sum(fn, *trees: PyTree) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(fn, *trees)), jnp.zeros(()))
+    """Adds up the numbers that `fn` makes of each tensor."""
+    numbers = jax.tree.leaves(jax.tree.map(fn, *trees))
+    return _keep_in_memory(jax.lax.cumsum, numbers) if numbers else jnp.zeros(())
+
+
+def _keep_in_memory(cumulate: Callable[[Array], Array], numbers: list[Array]) -> Array:
+    """Reduces numbers to one, once.
+
+    XLA's CPU backend makes one expression of a sum of numbers, and computes that anew
+    for each entry of whatever it is multiplied by, such as the gradient of a cosine;
+    what has accumulated is a vector in memory.
+    """
+    return numbers[0] if len(numbers) == 1 else cumulate(jnp.stack(numbers))[-1]
 
 
 def root(square: Array) -> Array:
@@ -205,7 +219,7 @@ def _over_largest(grads: PyTree) -> PyTree:
     A cosine does not see the length, so the divisor needs no derivative.
     """
     sizes = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(grads)]
-    largest = jax.lax.stop_gradient(jnp.max(jnp.stack(sizes)))
+    largest = jax.lax.stop_gradient(_keep_in_memory(jax.lax.cummax, sizes))
     largest = jnp.where(largest == 0, 1.0, largest)
     return jax.tree.map(lambda leaf: leaf / largest, grads)
 

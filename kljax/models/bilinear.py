@@ -8,16 +8,15 @@ brought into that form:
 
 - few channels: some columns of the result side by side (`_group`) count as channels,
   and the kernel is repeated for each of them, shifted;
-- the gradient in the images of a strided convolution: one with stride 1 whose channels
-  are the pixels of a stride x stride square;
+- a strided convolution of images with few colours, and the gradient in the images of
+  any strided one: with stride 1, the pixels of a stride x stride square as channels;
 - the gradient in the kernel: the result's gradient is the kernel, channels the batch,
   in blocks of few examples. With fewer it is a product over patches instead, gathered
   with the channels first.
 
-Infinities are not kept as `lax.conv_general_dilated` keeps them. The kernel is repeated
-by a product with zeros and ones, and zero times infinity is NaN: one infinity in it
-makes NaN of what is infinite by `lax`. Repeated and filled kernels have zeros, so one
-in images or gradients makes NaN of entries nearby that do not depend on it.
+Infinities are not kept as `lax.conv_general_dilated` keeps them. Repeated and filled
+kernels have zeros, and zero times infinity is NaN: an infinity in images or gradients
+makes NaN of entries nearby that do not depend on it.
 """
 
 import functools
@@ -26,7 +25,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kljax.core.types import Array
@@ -42,14 +40,48 @@ THIN, ODD, MORE = (1, 3, 5), (3, 5), 36
 # Examples from which on the gradient in the kernel is a convolution, in blocks of at
 # least so many: with 8 it was 1.1 to 4 times as fast as with 32 or 50 at once.
 MANY = 8
-# What a strided gradient may cost in multiplications by zero: 1.8 of a 3x3 kernel are
-# faster than what XLA makes of one, which within a network is not its library's.
+# What a strided map may cost in multiplications by zero: 1.8 of a 3x3 kernel are faster
+# than what XLA makes of a gradient, which within a network is not its library's.
 WASTE = 2.0
+# Channels up to which a strided convolution is one of squares: colours.
+COLOURS = 3
 
 
 def _convolve_form(images, kernel, *, geometry):
-    return _convolve_in_groups(
-        images, kernel, geometry.strides, geometry.padding, geometry.precision
+    plain = geometry.strides, geometry.padding
+    if kernel.shape[2] <= COLOURS and max(geometry.strides) > 1:
+        squares = _find_squares(geometry)
+        if _waste(squares) <= WASTE:
+            images, kernel = (
+                _join_squares(images, squares),
+                _cut_kernel(kernel, squares),
+            )
+            plain = (1, 1), tuple(axis.padding for axis in squares)
+    return _convolve_in_groups(images, kernel, *plain, geometry.precision)
+
+
+def _join_squares(images, squares):
+    """Makes squares of pixels [B, H, W, C] channels: [B, H / sh, W / sw, sh sw C]."""
+    down, across = squares
+    filled = [
+        (0, axis.pixels - n) for axis, n in zip(squares, images.shape[1:3], strict=True)
+    ]
+    x = jnp.pad(images, ((0, 0), *filled, (0, 0)))
+    count, channels = len(x), x.shape[3]
+    x = x.reshape(count, down.count, down.stride, across.count, across.stride, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, down.count, across.count, -1)
+
+
+def _cut_kernel(kernel, squares):
+    """Cuts a kernel [kh, kw, C, F] into squares: [th, tw, sh sw C, F]."""
+    down, across = squares
+    channels, features = kernel.shape[2:]
+    kernel = jnp.pad(kernel, (down.filled, across.filled, (0, 0), (0, 0)))
+    kernel = kernel.reshape(
+        down.taps, down.stride, across.taps, across.stride, channels, features
+    )
+    return kernel.transpose(0, 2, 1, 3, 4, 5).reshape(
+        down.taps, across.taps, -1, features
     )
 
 
@@ -59,14 +91,12 @@ def _convolve_in_groups(images, kernel, strides, padding, precision):
     columns = (images.shape[2] + sum(padding[1]) - width) // strides[1] + 1
     group, stride = _group(channels, features, columns), strides[1]
     if group > 1:
-        # A product with zeros and ones, and no slices and pads: into those XLA would
-        # fuse what the kernel comes from, such as norms over all layers, and compute
-        # that once for each weight.
-        shifts = np.zeros((width, width + stride * (group - 1), group), kernel.dtype)
-        for i, j in np.ndindex(group, width):
-            shifts[j, stride * i + j, i] = 1
-        kernel = jnp.einsum("hjcf,jwi->hwcif", kernel, shifts, precision="highest")
-        kernel = kernel.reshape(height, -1, channels, group * features)
+        # Not by a product with zeros and ones: pads and joins are one loop of XLA's.
+        reach = stride * (group - 1)
+        shifts = [(stride * i, reach - stride * i) for i in range(group)]
+        kernel = jnp.concatenate(
+            [jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in shifts], 3
+        )
     y = lax.conv_general_dilated(
         images,
         kernel,
@@ -88,8 +118,64 @@ def _group(channels, features, columns):
 
 
 def _image_gradient_form(grads, kernel, *, geometry):
-    phases = [
-        _phases(*sizes)
+    squares = down, across = _find_squares(geometry)
+    paddings = [axis.gradient_padding for axis in squares]
+    if _waste(squares) > WASTE or min(n for pads in paddings for n in pads) < 0:
+        return _transposed(grads, kernel, geometry)
+    channels = kernel.shape[2]
+    kernel = _cut_kernel(kernel, squares)[::-1, ::-1].transpose(0, 1, 3, 2)
+    x = _convolve_in_groups(grads, kernel, (1, 1), paddings, geometry.precision)
+    count, rows, columns, _ = x.shape
+    x = x.reshape(count, rows, columns, down.stride, across.stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(
+        count, down.pixels, across.pixels, channels
+    )
+    return x[:, : geometry.image[0], : geometry.image[1]]
+
+
+class _Squares(NamedTuple):
+    """One axis of a strided convolution, as one with stride 1 over squares of pixels.
+
+    Pixel stride * q + r of the image is met by weight stride * t + r of the filled
+    kernel, and is then of result q - t + first.
+
+    Attributes:
+      stride: pixels of a square.
+      size: pixels of the kernel.
+      taps: squares of the kernel.
+      filled: zeros before and after the kernel, so that it is stride * taps long.
+      first: squares before the image that the first result sees.
+      count: squares of the image, the last of which may be filled.
+      result: pixels of the result.
+    """
+
+    stride: int
+    size: int
+    taps: int
+    filled: tuple[int, int]
+    first: int
+    count: int
+    result: int
+
+    @property
+    def pixels(self) -> int:
+        """Counts the pixels of the image with its last square full."""
+        return self.count * self.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Gives squares before and after the image; fewer than 0: not read."""
+        return self.first, self.result - 1 + self.taps - self.first - self.count
+
+    @property
+    def gradient_padding(self) -> tuple[int, int]:
+        """Gives the pixels before and after the result's gradient."""
+        return self.taps - 1 - self.first, self.count + self.first - self.result
+
+
+def _find_squares(geometry) -> tuple[_Squares, _Squares]:
+    down, across = (
+        _squares_of_axis(*sizes)
         for sizes in zip(
             geometry.kernel,
             geometry.strides,
@@ -98,51 +184,27 @@ def _image_gradient_form(grads, kernel, *, geometry):
             geometry.result,
             strict=True,
         )
-    ]
-    waste = math.prod(
-        p.taps * s / k
-        for p, s, k in zip(phases, geometry.strides, geometry.kernel, strict=True)
     )
-    if waste > WASTE or min(n for p in phases for n in p.padding) < 0:
-        return _transposed(grads, kernel, geometry)
-    (sh, sw), (down, across) = geometry.strides, phases
-    channels, features = kernel.shape[2:]
-    kernel = jnp.pad(kernel, (down.filled, across.filled, (0, 0), (0, 0)))
-    kernel = kernel.reshape(down.taps, sh, across.taps, sw, channels, features)
-    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
-    kernel = kernel.reshape(down.taps, across.taps, features, sh * sw * channels)
-    x = _convolve_in_groups(
-        grads, kernel, (1, 1), (down.padding, across.padding), geometry.precision
-    )
-    count, rows, columns, _ = x.shape
-    x = x.reshape(count, rows, columns, sh, sw, channels).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(count, rows * sh, columns * sw, channels)
-    return x[:, : geometry.image[0], : geometry.image[1]]
+    return down, across
 
 
-class _Phases(NamedTuple):
-    """One axis of a strided convolution's gradient, as a convolution with stride 1.
-
-    Attributes:
-      taps: pixels of its kernel.
-      filled: zeros before and after the old kernel, so that it is stride * taps long.
-      padding: of the result's gradient.
-    """
-
-    taps: int
-    filled: tuple[int, int]
-    padding: tuple[int, int]
-
-
-def _phases(kernel, stride, padding, image, result):
-    # Pixel stride * q + r of the image is met by weight stride * t + r of the filled
-    # kernel, times pixel q + first - t of the result.
+def _squares_of_axis(kernel, stride, padding, image, result):
     before = -padding[0] % stride
     taps = -(-(kernel + before) // stride)
-    first = (padding[0] + before) // stride
-    left = taps - 1 - first
-    right = -(-image // stride) + first - result
-    return _Phases(taps, (before, taps * stride - kernel - before), (left, right))
+    return _Squares(
+        stride,
+        kernel,
+        taps,
+        (before, taps * stride - kernel - before),
+        (padding[0] + before) // stride,
+        -(-image // stride),
+        result,
+    )
+
+
+def _waste(squares):
+    """Tells how many times the multiplications of a convolution its squares have."""
+    return math.prod(axis.taps * axis.stride / axis.size for axis in squares)
 
 
 def _transposed(grads, kernel, geometry):

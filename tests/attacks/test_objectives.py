@@ -102,3 +102,18 @@ def test_a_zero_gradient_has_a_finite_distance(objective, zero):
 def test_a_broken_gradient_stays_broken(objective):
     broken = {**A, "one": jnp.array([jnp.nan, 0.0])}
     assert np.isnan(objective()(broken, B)) and np.isnan(objective()(B, broken))
+
+
+@pytest.mark.parametrize("objective", [cosine, l2_norm])
+def test_numbers_of_tensors_are_added_up_once(objective):
+    """No sum of numbers that XLA would make anew for each entry of a gradient."""
+    grads = {f"tensor {i}": jnp.ones((2, 3)) for i in range(9)}
+    program = jax.make_jaxpr(jax.grad(objective()))(grads, grads)
+    numbers = [
+        equation
+        for equation in program.eqns
+        if equation.primitive.name in ("add", "max", "reduce_max")
+        and all(x.aval.shape == () for x in (*equation.invars, *equation.outvars))
+    ]
+    assert len(numbers) < len(grads) / 2
+    assert any(e.primitive.name == "cumsum" for e in program.eqns)
