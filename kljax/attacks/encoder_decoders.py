@@ -286,8 +286,8 @@ def run_network(
             if (i, j) not in used.pairs():
                 continue
             if i == j:
-                same = functools.partial(_block, weights["same"][i], on=on)
-                (brought,) = _where_used(same, [source], [skips[i, i]])
+                # Cheap: a branch would take longer to compile than it saves.
+                brought = _block(weights["same"][i], source, on)
             else:
                 brought = lowered[i, j] if j < i else risen[i, j]
             x = x + skips[i, j] * brought
@@ -519,8 +519,9 @@ def _norm(norm: dict, x: Array, on: Array) -> Array:
     axes = (-4, -3, -2)  # examples and pixels
     mean = jnp.mean(x, axes, keepdims=True)
     variance = jnp.mean((x - mean) ** 2, axes, keepdims=True)
-    x = (x - mean) * jax.lax.rsqrt(variance + EPSILON)
-    return (x * _wide(norm["scale"], x) + _wide(norm["bias"], x)) * _wide(on, x)
+    # Whatever is of channels alone is put together first.
+    scale = jax.lax.rsqrt(variance + EPSILON) * _wide(norm["scale"] * on, x)
+    return x * scale + (_wide(norm["bias"] * on, x) - mean * scale)
 
 
 def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:

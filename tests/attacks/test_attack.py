@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
+from toys import equations
 
 from kljax import attacks
 from kljax.attacks import (
@@ -327,10 +329,33 @@ def test_a_prior_on_restarts_holds_the_best_candidates_against_each_other(rng):
     np.testing.assert_allclose(found.inputs, near[np.argmin(together)], rtol=1e-6)
 
 
+def judged_first(rng, view, judge, free):
+    """Stays where it is, and asks what that is worth."""
+    return jax.tree.map(lambda x: x + 0 * judge.matching(free), free)
+
+
 def times_traced(primitive, prior):
     """Counts a primitive in the whole attack."""
     made = attack(prior=prior, steps=4)
     return str(jax.make_jaxpr(made)(jax.random.key(0), VIEW)).count(f" {primitive}")
+
+
+@pytest.mark.parametrize(("moves", "times"), [(None, 1), (Moves(judged_first), 2)])
+def test_a_program_has_the_objective_once_and_once_for_its_moves(moves, times):
+    """However many steps, points, snapshots and restarts there are."""
+
+    def simulate(view, candidate):
+        mine, theirs = matches(view, candidate)
+        return jax.tree.map(lax.lgamma, mine), theirs
+
+    options = {"steps": 20, "points": None, "snapshots": 5, "restarts": 2}
+    unknowns = Unknowns(
+        image(lambda rng: jax.random.uniform(rng, (2,))), LABEL, NOTHING
+    )
+    strike = descend(unknowns, simulate, squared_l2(), SGD, moves=moves, **options)
+    found = equations(lambda rng: strike(rng, Seen(VIEW)), jax.random.key(0))
+    names = [equation.primitive.name for equation in found]
+    assert names.count("lgamma") == times and names.count("digamma") == 1
 
 
 def test_what_does_not_change_with_progress_is_computed_once_a_step():
