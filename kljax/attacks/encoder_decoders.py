@@ -88,7 +88,7 @@ def count_weights(space: Space, architecture: Architecture) -> int:
     return _Weights(space, architecture).size
 
 
-class _Array:
+class _Part:
     """An array among the weights: its shape, and the numbers that it adds up."""
 
     def __init__(self, shape: tuple[int, ...], count: Any = None):
@@ -102,11 +102,11 @@ class _Weights:
     """
 
     def __init__(self, space: Space, architecture: Architecture):
-        self.asked: dict[str, list[_Array]] = {"kernel": [], "scale": [], "bias": []}
+        self.asked: dict[str, list[_Part]] = {"kernel": [], "scale": [], "bias": []}
         one = (space.channels,)
 
-        def ask(kind: str, *array: Any) -> _Array:
-            self.asked[kind].append(_Array(*array))
+        def ask(kind: str, *array: Any) -> _Part:
+            self.asked[kind].append(_Part(*array))
             return self.asked[kind][-1]
 
         self.tree = _parts(
@@ -395,6 +395,9 @@ def _doubler(
 
 def _convolve_within(x: Array, kernel: Array, side: Any) -> Array:
     """Convolves by the middle of a kernel [K, K, C, C], and leaves its zeros out.
+
+    Side by side with others (`jax.vmap`) all sides are computed, for K = 3 a ninth more
+    than the largest alone, for K = 7 seven tenths more.
 
     Args:
       x: maps.

@@ -20,13 +20,15 @@ def _sum(fn, *trees: PyTree) -> Array:
 
 
 def _keep_in_memory(cumulate: Callable[[Array], Array], numbers: list[Array]) -> Array:
-    """Reduces numbers to one, once.
+    """Reduces numbers to one by a vector in memory, in 32 bits or more.
 
     XLA's CPU backend makes one expression of a sum of numbers, and computes that anew
-    for each entry of whatever it is multiplied by, such as the gradient of a cosine;
-    what has accumulated is a vector in memory.
+    for each entry of whatever it is multiplied by, such as the gradient of a cosine.
+    What has accumulated is computed once. (A number alone is no such expression.)
     """
-    return numbers[0] if len(numbers) == 1 else cumulate(jnp.stack(numbers))[-1]
+    stacked = jnp.stack(numbers)
+    stacked = stacked.astype(jnp.promote_types(stacked.dtype, jnp.float32))
+    return stacked[0] if len(numbers) == 1 else cumulate(stacked)[-1]
 
 
 def root(square: Array) -> Array:

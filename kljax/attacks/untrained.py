@@ -154,9 +154,9 @@ def judge_each(
 ) -> Array:
     """Maps ``index -> value`` over candidates: [candidates].
 
-    They are dealt to all devices of a victim, and judged some at a time on each. The
-    last chunk is filled with the first candidates, as one of another length would be a
-    second program.
+    They are dealt to all devices of a victim (`deal_out`), and judged some at a time on
+    each. A device's last chunk is filled with its first candidates, as one of another
+    length would be a second program.
     """
 
     def judge(indices: Array) -> Array:

@@ -48,16 +48,14 @@ COLOURS = 3
 
 
 def _convolve_form(images, kernel, *, geometry):
-    plain = geometry.strides, geometry.padding
-    if kernel.shape[2] <= COLOURS and max(geometry.strides) > 1:
+    strides, padding = geometry.strides, geometry.padding
+    if kernel.shape[2] <= COLOURS and max(strides) > 1:
         squares = _find_squares(geometry)
         if _waste(squares) <= WASTE:
-            images, kernel = (
-                _join_squares(images, squares),
-                _cut_kernel(kernel, squares),
-            )
-            plain = (1, 1), tuple(axis.padding for axis in squares)
-    return _convolve_in_groups(images, kernel, *plain, geometry.precision)
+            images = _join_squares(images, squares)
+            kernel = _cut_kernel(kernel, squares)
+            strides, padding = (1, 1), tuple(axis.padding for axis in squares)
+    return _convolve_in_groups(images, kernel, strides, padding, geometry.precision)
 
 
 def _join_squares(images, squares):
@@ -91,7 +89,9 @@ def _convolve_in_groups(images, kernel, strides, padding, precision):
     columns = (images.shape[2] + sum(padding[1]) - width) // strides[1] + 1
     group, stride = _group(channels, features, columns), strides[1]
     if group > 1:
-        # Not by a product with zeros and ones: pads and joins are one loop of XLA's.
+        # Pads and joins are one loop of XLA's, where a product with zeros and ones took
+        # three. What the kernel comes from is computed in that loop, for each weight: a
+        # sum over all tensors has to be in memory (kljax.attacks.objectives does so).
         reach = stride * (group - 1)
         shifts = [(stride * i, reach - stride * i) for i in range(group)]
         kernel = jnp.concatenate(

@@ -260,6 +260,10 @@ def map_victims(
       shared: tree of arrays that is the same for all victims, and there once: `fn` is
         given it last. None where there is none.
 
+    Where the victims are fewer than a spread layout's devices, and divide these, each
+    has several, unless `full`. They compute the same, but for what
+    `kljax.core.spare_devices.deal_out` deals to them.
+
     Returns:
       A function of ``(*args)``, each array with a leading axis of N victims, which
       computes ``fn(*draws, *args)`` for each. It gives the results as NumPy arrays

@@ -117,3 +117,20 @@ def test_numbers_of_tensors_are_added_up_once(objective):
     ]
     assert len(numbers) < len(grads) / 2
     assert any(e.primitive.name == "cumsum" for e in program.eqns)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_what_is_added_up_over_tensors_is_that_of_64_bits(dtype):
+    """Of many tensors and victims at once: a sum in 8 bits would stop at 256."""
+    generator = np.random.default_rng(0)
+    draw = [generator.standard_normal((3, 2, 700)) for _ in range(24)]
+    grads = [jnp.asarray(x[:2], dtype) for x in draw]
+    others = [jnp.asarray(x[1:] + 1, dtype) for x in draw]
+    found = jax.vmap(squared_l2())(grads, others)
+    pairs = [
+        [np.asarray(x, np.float64) for x in pair]
+        for pair in zip(grads, others, strict=True)
+    ]
+    expected = sum(((a - b) ** 2).sum((1, 2)) for a, b in pairs)
+    rounding = float(jnp.finfo(dtype).eps)  # of each tensor's number
+    np.testing.assert_allclose(found, expected, rtol=2 * rounding + 1e-6)

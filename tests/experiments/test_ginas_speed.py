@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from timing.entries.ginas import Problem, Work, compare
 from timing.peers.ginas import GinasPeer, Setting
+from timing.peers.processes import shares
 
 SMALL = Work(candidates=24, examples=2, channels=16, scales=2, side=16)
 
@@ -35,3 +36,10 @@ def test_the_peer_judges_the_same(setting, torch_python):
         peer.load(problem.in_torch())
         theirs = np.array(peer.candidates(setting).values)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "processes"), [(20, 2), (5, 2), (1, 2), (7, 3)])
+def test_every_candidate_is_in_one_process_share(count, processes):
+    dealt = [list(range(*share)) for share in shares(count, processes)]
+    assert len(dealt) == processes
+    assert [each for share in dealt for each in share] == list(range(count))

@@ -5,6 +5,7 @@ disturb each other within one. Idle workers wait for a line and use no CPU. A wo
 is a module of `timing.workers`; it may run under another Python than the driver.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -115,14 +116,19 @@ class Peer:
 
     def ask_shares(self, command, count, processes, **fields):
         """Asks some workers, each for its share first..last-1 of `count` victims."""
-        share = count // processes
         request = {"command": command, **fields}
         return self._workers.ask(
             [
-                request | {"first": part * share, "last": (part + 1) * share}
-                for part in range(processes)
+                request | {"first": first, "last": last}
+                for first, last in shares(count, processes)
             ]
         )
+
+
+def shares(count, processes):
+    """Deals 0, ..., count - 1 to processes, all of them: first and last + 1 of each."""
+    bounds = [part * count // processes for part in range(processes + 1)]
+    return list(itertools.pairwise(bounds))
 
 
 def elapsed(*answers):
