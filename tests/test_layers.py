@@ -294,6 +294,7 @@ SLOW_TO_IMPORT = (
 )
 
 
+@pytest.mark.slow
 def test_studies_are_imported_without_what_is_slow_and_not_needed_yet():
     code = "import sys; from kljax import LeakConfig, leak; print(*sys.modules)"
     done = subprocess.run(

@@ -147,6 +147,7 @@ def test_a_run_goes_on_where_it_was(repository, tmp_path, capsys):
     assert "3 of 4 killed, 75%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tests_that_fail_anyway_or_are_late_kill_nothing(repository):
     wrong = repository / "tests" / "test_sums.py"
     wrong.write_text(wrong.read_text().replace("== 3", "== 4"))

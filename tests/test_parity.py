@@ -218,6 +218,7 @@ def test_dlg_objective_and_its_gradient(case):
             np.testing.assert_allclose(ours, DLG[f"{case}/{name}"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ("dlg", "dlg_joint"))
 def test_lbfgs_torch_on_dlg(case):
     """Three calls of torch's L-BFGS on the attack itself, loss for loss."""
@@ -301,6 +302,7 @@ def test_local_steps():
     assert apart.max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other", [{"nesterov": False}, {"momentum": 0.8}, {"decay": 0.0}], ids=str
 )

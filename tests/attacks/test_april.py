@@ -181,6 +181,7 @@ def psnr(found, victim):
 # --- without a lock --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_image_is_found(seed):
     truth = victim(seed)

@@ -176,6 +176,7 @@ def test_restarts_can_be_compared_without_the_prior(rng):
     assert matched.loss == losses.min() < found.loss
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_depend_on_how_many_there_are(rng):
     still = from_optax(optax.sgd(0.0))
     losses = [

@@ -136,6 +136,7 @@ def test_a_broken_gradient_is_a_reported_failure(name):
     assert not bool(found.finite)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_an_all_zero_gradient_is_no_success(name):
     """An image with as small a gradient is worse matched than the true one was."""
@@ -501,6 +502,7 @@ def test_bn_updates_refuses_a_network_without_statistics():
         presets.bn_updates(here, steps=1, restarts=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["given", "recovered"])
 def test_bn_updates_refuses_restarts_that_start_alike(labels):
     case = CASES["bn-updates"][0]._replace(labels=labels)

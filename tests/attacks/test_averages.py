@@ -165,6 +165,7 @@ def test_a_batch_of_all_is_replayed_where_it_is_the_same_and_nowhere_else():
         assert (apart < 2e-5) if not train else (apart > 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", ("known", "fixed_random", "regress_gates"))
 def test_each_client_has_a_secret_of_its_own(lock):
     facts = {"known": {"private_key": "known", "lock_weights": "known"}}

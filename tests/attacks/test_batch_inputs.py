@@ -46,6 +46,7 @@ def batch(labels, seed=0, loss=cross_entropy, limit=0.3, alike=False):
     return inputs, tuple(np.asarray(array, np.float64) for array in arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", find)
 @pytest.mark.parametrize("labels", DISTINCT)
 @pytest.mark.parametrize("seed", (0, 1))

@@ -347,6 +347,7 @@ def test_what_a_way_lost_is_an_error_up_to_a_tenth():
         assert (float(excess) <= 1) == fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("gpt", "bert"))
 def test_a_causal_network_is_told_from_another(kind):
     tap = "blocks/1/attention/query:input"

@@ -215,6 +215,7 @@ def test_random_keys_are_all_different():
     assert len(seen) == len(set(seen)) == 1 + 2 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restarts", (1, 3))
 def test_cma_es_finds_the_minimum_of_a_bent_valley(restarts):
     """In units in which one direction is fifty times as steep as the other."""
@@ -242,6 +243,7 @@ def test_cma_es_finds_the_minimum_of_a_bent_valley(restarts):
     assert found.loss < 1e-6
 
 
+@pytest.mark.slow
 def test_restarts_draw_apart_though_all_start_alike():
     strike = evolve(
         Unknowns(images(), nothing(), nothing()),

@@ -108,6 +108,7 @@ def test_no_lock_hides_those_of_a_batch(examples):
     assert min(errors(rows, "gaussian-noise=0.1")) > 0.01
 
 
+@pytest.mark.slow
 def test_what_a_gradient_does_not_determine_has_no_error():
     classes = setting(threat(), DEFENCE).task.num_classes
     batch = setting(threat(examples=classes), DEFENCE)
@@ -271,6 +272,7 @@ def test_a_closed_form_has_no_term(name):
         build_study(config)
 
 
+@pytest.mark.slow
 def test_the_term_brings_the_classifiers_input_nearer():
     """Against a lock that is taken for unit gates, which never matches the gradient."""
     declared, update = threat("unit", "recovered"), locked_update(1)

@@ -511,6 +511,7 @@ def test_where_the_order_is_another_only_full_many_finds_the_images():
     assert matched < unmatched / 10
 
 
+@pytest.mark.slow
 def test_full_many_believes_that_labels_come_in_one_order():
     """As the reference does: what it need not know is which image of a class is next.
 
@@ -522,6 +523,7 @@ def test_full_many_believes_that_labels_come_in_one_order():
     assert error > SOLVED and loss > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["none", "none_epoch"])
 def test_averaged_forms_know_no_order_and_fail_where_steps_are_long(variant):
     """They average over the batches of an epoch: at this rate that is another training.

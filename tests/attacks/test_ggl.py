@@ -77,6 +77,7 @@ def error(found, image) -> float:
     return float(np.mean((found.inputs - image) ** 2))
 
 
+@pytest.mark.slow
 def test_an_image_that_the_generator_made_is_recovered():
     found = attack()(upload(made()))
     floor = float(np.mean((average() - made()) ** 2))
@@ -111,6 +112,7 @@ def test_what_is_hidden_does_not_reach_it(labels):
     assert differences(found, attack(labels)(other))  # and a seen one does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", sorted({"regress_gates", "unit"} & {*KEYLOCK_STRATEGIES})
 )

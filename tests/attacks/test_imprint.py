@@ -105,6 +105,7 @@ def alone(images, bounds):
 # --- it succeeds, and the lock is no matter ----------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defence", DEFENCES)
 def test_images_that_are_alone_come_back_locked_or_not(defence):
     truth = update(defence)
@@ -153,6 +154,7 @@ def test_a_batch_larger_than_the_bins():
     assert np.all(np.asarray(found.inputs)[bins == -1] == 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -128,6 +128,7 @@ def test_signed_features_without_a_bias_mislead_sums_and_no_signs():
     assert np.all(read("tanh", 200, "auto")[1])
 
 
+@pytest.mark.slow
 def test_a_rule_says_where_saturation_leaves_it_nothing():
     """At weights from U(-.5, .5) CNN6 is saturated: mostly two columns are left.
 

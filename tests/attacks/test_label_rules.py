@@ -293,6 +293,7 @@ LABEL_SETS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", LABEL_SETS, ids=str)
 @pytest.mark.parametrize("rule", ["counts", "counts_bias"])
 def test_counts_of_an_update_are_found(rule, labels):
@@ -330,6 +331,7 @@ def test_an_update_of_nothing_has_no_counts(rule, nothing):
     assert np.all(read(view._replace(grads=Public(empty))) == UNKNOWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["start", "end", "interpolated"])
 def test_counts_are_the_formula(at):
     """Dimitrov et al.'s restore_labels with NumPy, on the same noise."""
@@ -362,6 +364,7 @@ def test_counts_are_the_formula(at):
         counts(here, view, at="middle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [{}, {"momentum": 0.9}, {"momentum": 0.9, "decay": 0.5}], ids=str
 )

@@ -122,6 +122,7 @@ def test_the_order_with_the_lowest_sum_is_taken():
             np.testing.assert_array_equal(read[:, 0], first)
 
 
+@pytest.mark.slow
 def test_a_start_is_the_best_of_many_and_as_long_as_embeddings_are():
     table = jnp.asarray(update().public.model[TABLE])
     usual = float(jnp.mean(jnp.linalg.norm(table, axis=1)))
@@ -205,6 +206,7 @@ def test_what_is_hidden_has_no_part_in_what_is_found():
     np.testing.assert_array_equal(again.loss, clean.loss)
 
 
+@pytest.mark.slow
 def test_victims_side_by_side_try_orders_only_when_it_is_time():
     """Mapped over victims, a round of proposals is still a branch, and no select."""
     strike = lamp(with_language(), steps=60, restarts=1, every=20)

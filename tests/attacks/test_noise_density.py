@@ -170,6 +170,7 @@ def test_what_leaves_the_computed_gradient_alone_keeps_the_density(before):
     assert is_legal(tiny(arms=(arm,), attack="likelihood"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "examples"),
     (

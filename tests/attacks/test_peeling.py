@@ -292,12 +292,14 @@ def test_what_is_called_exact_is_so_up_to_rounding():
 def test_two_uploads_of_one_lock_are_better_weighted_than_plainly_averaged():
     """Where a channel is saturated in one of two images, the other one counts.
 
-    Over ten locks the error is half of a plain mean's (geometric means, .50 for scales
-    and .56 for shifts), and none is above the worse upload's by more than rounding.
-    Lock by lock it depends on the processor: from .03 to 1.6 times a plain mean's.
+    Over many locks the error is about half of a plain mean's (geometric means), and
+    none is above the worse upload's by more than rounding. Of one lock it is rounding,
+    and depends on the processor and on how a convolution is computed. Ten locks do not
+    tell .5 from .8 (logarithms deviate by 1.3), so that the mean of eighty is held
+    against its error.
     """
     gains = []
-    for seed in range(10):
+    for seed in range(80):
         truths, found = zip(
             *(attack("lenet", seed, 0.5, lock_limit=2.0, upload=n) for n in (0, 1)),
             strict=True,
@@ -315,7 +317,9 @@ def test_two_uploads_of_one_lock_are_better_weighted_than_plainly_averaged():
 
         assert (errors(pooled) < 1.1 * np.max([*map(errors, each)], axis=0)).all()
         gains.append(errors(pooled) / errors(plain))
-    assert (np.exp(np.mean(np.log(gains), axis=0)) < 0.75).all()
+    gains = np.log(gains)
+    error = np.std(gains, axis=0) / np.sqrt(len(gains))
+    assert (np.mean(gains, axis=0) + 2 * error < 0).all()
 
 
 # --- where it fails, and says so -------------------------------------------------

@@ -120,6 +120,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), PAIRS)
 def test_a_legal_pair_builds_and_makes_a_step(name, strategy):
     model = declare(name, strategy, **EVAL)

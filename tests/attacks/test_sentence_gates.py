@@ -194,6 +194,7 @@ def change_sent(update, **changes):
     return update._replace(sent=Public(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("tokens", "attention", "expand"))
 @pytest.mark.parametrize("kind", ("wrong", "hidden"))
 def test_where_too_few_pairs_fit_it_says_so(name, kind):

@@ -329,6 +329,7 @@ def differentiated(rematerialise):
     return loss_of(simulation, view, candidate)(candidate.inputs)
 
 
+@pytest.mark.slow
 def test_its_derivative_is_that_of_an_unrolled_loop():
     here, view, candidate = off_truth()
     value, grads = loss_of(unrolled(here, 3, 3), view, candidate)(candidate.inputs)
@@ -409,6 +410,7 @@ def test_a_protocol_without_an_update_is_refused():
 # --- an attack -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_steps_on_a_dense_network_give_their_images_away():
     shape = (4, 4, 1)
     model = from_nnx(

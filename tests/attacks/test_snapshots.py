@@ -62,6 +62,7 @@ def by_population(**options):
 DRIVERS = pytest.mark.parametrize("make", [by_gradient, in_stages, by_population])
 
 
+@pytest.mark.slow
 @DRIVERS
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_snapshots_change_nothing_and_end_at_what_is_found(make, restarts, rng):

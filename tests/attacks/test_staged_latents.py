@@ -294,6 +294,7 @@ def attack(name):
     return quick_jit(lambda truth: strike(jax.random.key(8), observe(declared, truth)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_image_that_the_generator_made_is_recovered(name):
     found = attack(name)(upload(made()))

@@ -56,6 +56,7 @@ def searched(candidates, side_by_side=1):
     return jax.device_get(found)
 
 
+@pytest.mark.slow
 def test_the_network_of_the_lowest_loss_is_kept_with_its_weights():
     found, offset, secret = searched(7)
     assert (float(offset), secret) == (0.5, ())
@@ -122,6 +123,7 @@ def test_a_search_of_nothing_is_refused(numbers, message):
 # --- the unknown ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_descent_changes_an_architecture():
     unknown = untrained_images(ground(threat()), SPACE)
     free, noise = unknown.start(RNG, None)

@@ -108,6 +108,7 @@ def test_every_objective_is_known_by_hand():
     assert BY_HAND.keys() == OBJECTIVES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_is_that_of_the_visible_entries(name):
     simulated, observed = PAIR
@@ -164,6 +165,7 @@ def adaptive():
     return search()
 
 
+@pytest.mark.slow
 def test_a_mask_that_hides_nothing_changes_nothing():
     truth = update()
     plain, open_ = adaptive()(truth), adaptive()(masked(truth, 0.0))
@@ -172,6 +174,7 @@ def test_a_mask_that_hides_nothing_changes_nothing():
     assert error_of(open_, truth) < 1e-4 and open_.finite
 
 
+@pytest.mark.slow
 def test_half_of_the_entries_tell_the_image():
     """The network has fifty entries per pixel; who matches zeros sees nothing."""
     truth = masked(update(), 0.5)

@@ -72,6 +72,7 @@ def test_a_remembered_help_is_the_one_that_the_parser_prints(home):
     assert again == first and "╭─ options" in again
 
 
+@pytest.mark.slow
 def test_importing_kljax_imports_no_jax_and_gives_everything():
     check = (
         "import sys, kljax; assert 'jax' not in sys.modules; "

@@ -41,6 +41,7 @@ def quickly(monkeypatch, tmp_path):
         yield
 
 
+@pytest.mark.slow
 def test_a_study_prints_its_tables_and_writes_its_folder(tmp_path, capsys):
     arms = ["none", "keylock/known"]
     quick = ["--attack", "outside_package:measured_reveal"]

@@ -168,6 +168,7 @@ def commands():
         yield ["train", "--data", "[/x]", "--coordinator", "localhost:1", *last]
 
 
+@pytest.mark.slow
 def test_no_command_is_a_trap(capsys, monkeypatch):
     def begin(*_, **__):
         raise Begun

@@ -82,6 +82,7 @@ print("imported")
 """
 
 
+@pytest.mark.slow
 def test_no_module_needs_what_windows_has_not():
     found = subprocess.run(
         [sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True

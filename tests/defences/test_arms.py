@@ -62,6 +62,7 @@ def gates(arm):
     return arm.defence.gates(public, private)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_defence_has_an_arm(name):
     hides = bool(parse_training_arm(name, SITES, {}).defence.strategies)

@@ -451,6 +451,7 @@ def attacked(strategy, defence, update, steps=300):
     return float(np.mean((found.inputs - update.inputs) ** 2))
 
 
+@pytest.mark.slow
 def test_the_attack_succeeds_with_the_noise_that_it_reads_and_fails_without():
     update = upload(bottleneck(beta=0.0), network(), SHAPE)
     grey = float(np.mean((0.5 - update.inputs) ** 2))

@@ -157,6 +157,7 @@ def test_a_single_division_is_orthogonal_at_length_one_alone(length):
 # --- what it says --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ({}, {"single_division": True}, {"fallback": True}))
 def test_of_the_truth_an_attacker_makes_what_was_sent(options):
     defence = censor(**options)

@@ -142,6 +142,7 @@ def test_obscured_inputs_are_far_away_and_have_a_like_gradient():
     np.testing.assert_array_equal(again.substitute, far.substitute)
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_held_against_both():
     arms = ("none", "obscured-inputs=20,0.1,1")
     result = study(arms=arms, steps=300, victims=2)
@@ -315,6 +316,7 @@ def test_before_release_no_example_of_a_local_step_is_clipped():
     assert np.linalg.norm(flat(clipped.sent)) < np.linalg.norm(whole) / 2
 
 
+@pytest.mark.slow
 def test_of_one_example_both_clippings_have_the_same_floor():
     arms = [
         f"{kind}-clipping=0.01+gaussian-noise=0.001" for kind in ("norm", "example")

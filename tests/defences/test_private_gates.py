@@ -224,6 +224,7 @@ def test_no_strategy_touches_what_is_hidden(defence, strategy):
     assert np.all(np.isfinite(given)) and not differences(given, blind)
 
 
+@pytest.mark.slow
 def test_who_looks_for_the_gates_too_succeeds_where_unit_gates_fail():
     update = upload(FEDBN, trained(FEDBN))
 
@@ -241,6 +242,7 @@ def test_who_looks_for_the_gates_too_succeeds_where_unit_gates_fail():
 # --- the jobs --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_who_looks_for_gates_begins_where_those_of_the_defence_do():
     """And not where a lock's do."""
     sites = sites_of("layers/0")

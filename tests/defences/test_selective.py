@@ -255,6 +255,7 @@ def test_what_a_score_cannot_work_on_is_refused():
 # --- aggregation -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_aggregate_is_the_same_bit_for_bit():
     clients, steps, batch = 3, 2, 4
     labels = np.random.default_rng(3).integers(0, CLASSES, (clients, steps, batch))
@@ -380,6 +381,7 @@ def test_a_share_of_zero_is_no_defence_and_one_of_one_stays_at_the_floor():
         assert row["outcome"] == "diverged" and row["mse"] > row["floor_mse"]
 
 
+@pytest.mark.slow
 def test_an_attack_on_a_locked_upload_runs_on_what_is_left_of_it():
     arm = "keylock+selective-random=0.5/regress_gates"
     result = study(victims=2, labels="given", arms=(arm,))
@@ -398,6 +400,7 @@ def test_rows_say_how_much_can_be_read():
             assert row["visible_share"] == pytest.approx(share, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_who_matches_zeros_has_another_upload_before_it():
     """The true images match what is visible, and no upload with holes in it."""
     for row in rows_of("selective-magnitude=0.3"):

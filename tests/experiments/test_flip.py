@@ -9,6 +9,7 @@ import pytest
 from kljax.studies.builder import run_setup
 
 
+@pytest.mark.slow
 def test_trainings_are_told_apart_and_exist():
     runs = flip.all_runs()
     keys = [flip.key_of(run, 1) for run in runs]

@@ -85,6 +85,7 @@ def test_the_slow_form_tells_what_is_wrong():
     assert wrong == pytest.approx(0.1 * 4 / 20**0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [*orders.ORDERS][1:])
 def test_orders_of_differentiation_are_one_number(order):
     work = orders.WORK["lenet"][0]._replace(victims=1)

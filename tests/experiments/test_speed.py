@@ -35,6 +35,7 @@ def small(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_ours_alone(options, capsys):
     (made,) = federated.compare("fl-lenet-b10", options(rounds=2), WORK)
     assert made["ours"]["low"] > 0 and made["peers"] == {}

@@ -77,6 +77,7 @@ def test_a_folder_for_the_tables_is_made(part, tmp_path, monkeypatch):
     assert "not run" in (folder / "1-tiny.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_part_whose_cells_fail_is_named(part, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, sys.path)))
     part.write_text(PART.replace('model = "dense"', 'from_run = "nowhere"'))

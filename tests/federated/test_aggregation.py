@@ -278,6 +278,7 @@ def broken():
     return batches, examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["median", "krum=1", "norm-bounding=0.05"])
 def test_a_client_that_turns_nan_is_not_aggregated(name):
     found, info = after(rounds_of(make_aggregator(name)), broken(), count=1)

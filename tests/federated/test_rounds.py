@@ -100,6 +100,7 @@ def locked(layout):
     return fedkl(toy_model(), cross_entropy, SGD, lock=LOCK, layout=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: layout.kind)
 def test_layouts_agree(layout):
     server, states, infos = play(locked(layout), client_data())

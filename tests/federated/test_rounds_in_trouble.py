@@ -48,6 +48,7 @@ def quickly():
 # --- padding ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "vmap"])
 def test_a_padded_client_equals_the_unpadded_one(kind):
     (images, labels, valid), examples = client_data(clients=2)

@@ -121,6 +121,7 @@ def test_one_locked_site_trains_network_and_lock(foreign):
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0)
 
 
+@pytest.mark.slow
 def test_an_attack_can_differentiate_the_gradient_of_a_chain(foreign):
     foreign, model, params, stats = foreign
     defence, private = locked(foreign, model, foreign.sites)

@@ -348,6 +348,7 @@ def with_adapters(**options):
     return from_nnx(lambda rngs: factory(3, **SMALL, rngs=rngs))
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_parameters_and_start_as_nothing():
     model = with_adapters(projections=("query", "expand", "out"), trained=("fc",))
     one, other = (quick_jit(model.init)(rng)[0] for rng in (RNG, OTHER))

@@ -349,6 +349,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_gradient_of_the_attackers_objective_equals_finite_differences(network):
     """DLG differentiates a gradient; in float64 the difference quotient can tell."""

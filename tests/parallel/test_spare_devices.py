@@ -77,6 +77,7 @@ def test_devices_meet_after_a_few_values(count):
     assert max(asked) <= ROUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side_by_side", [1, 3])
 def test_a_lone_victim_has_the_results_that_it_has_among_others(side_by_side):
     """Dealt to devices or not, compiled before or not, and under restarts."""

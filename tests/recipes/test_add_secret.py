@@ -102,6 +102,7 @@ def loss(row, at=""):
     return float(row[f"matching_loss{at}"])
 
 
+@pytest.mark.slow
 def test_its_strategies_are_arms_and_rows_and_sections_of_a_report(mine, leak):
     mine(DEFENCE)
     arms = [f"mine:hidden_size=1.5,3/{name}" for name in ("known", "search", "lowest")]
@@ -115,6 +116,7 @@ def test_its_strategies_are_arms_and_rows_and_sections_of_a_report(mine, leak):
     assert searched < lowest and known < lowest
 
 
+@pytest.mark.slow
 def test_what_a_strategy_does_follows_from_the_numbers_of_its_arm(mine):
     """Arms that share a compilation do not share a guess."""
     mine(DEFENCE)
@@ -140,6 +142,7 @@ def test_a_strategy_that_needs_what_is_hidden_is_refused(mine, capsys):
     assert "secret='known' needs private_key='known'" in said
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_them_and_its_report_says_what_they_do(mine, tmp_path):
     mine(DEFENCE)
     (tmp_path / "mine.toml").write_text(SWEEP)

@@ -56,6 +56,7 @@ def train(folder, *options):
     return rows, (folder / "summary.md").read_text(), summary
 
 
+@pytest.mark.slow
 def test_a_rule_and_a_role_are_trained_with(mine, tmp_path):
     mine(SERVER)
     options = "--aggregator", "mine:first_half", "--roles"

@@ -69,6 +69,7 @@ PRICES = (
 REGRESSION = (*OPTIONS, "--data", "mine:prices", "--loss", "squared_error")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ("given", "joint"))
 def test_rows_of_a_regression_are_recovered(mine, leak, labels):
     mine(PRICES)
@@ -139,6 +140,7 @@ def test_several_inputs_are_searched_together(mine, leak):
     assert [float(row["mse"]) for row in rows] == pytest.approx(errors, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_each_input_is_scored_by_its_own_kind(mine, leak):
     counted = """
     made = []
@@ -230,6 +232,7 @@ def test_a_training_without_classes_refuses_what_needs_them(mine, changes, messa
         build_run_setup(config)
 
 
+@pytest.mark.slow
 def test_several_inputs_are_trained_on_and_their_client_is_attacked(mine, tmp_path):
     mine(PRICES)
     config = kljax.TrainConfig(

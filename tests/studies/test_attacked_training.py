@@ -327,6 +327,7 @@ def lazy(attack):
     return Role(upload=upload)
 
 
+@pytest.mark.slow
 def test_the_command_takes_roles_and_triggers_of_ones_own(capsys):
     command = [*OPTIONS, "--clients", str(CLIENTS), "--aggregator", "multi-krum=2,4"]
     command += ["--trigger", "test_attacked_training:checkerboard", "--roles"]

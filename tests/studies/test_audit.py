@@ -346,6 +346,7 @@ def test_rounding_of_the_file_widens_what_counts_as_given():
 # --- whole --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pytorchs_upload_is_recovered_from_the_command_line(
     tmp_path, monkeypatch, capsys
 ):

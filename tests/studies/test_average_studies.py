@@ -65,6 +65,7 @@ def test_noise_that_drowns_each_client_drowns_the_average():
     assert not any(row["outcome"].startswith("recovered") for row in rows)
 
 
+@pytest.mark.slow
 def test_an_average_of_one_client_is_that_client():
     one, averaged = (
         scored(study(labels="given", **more)) for more in ({}, {"average_clients": 1})

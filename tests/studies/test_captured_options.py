@@ -33,6 +33,7 @@ def attacked(folder, upload):
     return arm.attacked.reconstruction.info["view"], losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_a_fresh_private_key_is_the_attacked_clients_too(tmp_path, upload):
     _, _, clients = begin(tmp_path / "run", fresh_private_keys=True)
@@ -46,6 +47,7 @@ def test_a_fresh_private_key_is_the_attacked_clients_too(tmp_path, upload):
     assert np.all(losses < 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_a_kept_private_key_is_kept(tmp_path, upload):
     _, _, clients = begin(tmp_path / "run")
@@ -55,6 +57,7 @@ def test_a_kept_private_key_is_kept(tmp_path, upload):
     assert np.all(losses < 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", UPLOADS)
 def test_the_attacked_client_augments_as_the_run_does(tmp_path, upload):
     begin(tmp_path / "run", augment="crop_flip")
@@ -62,6 +65,7 @@ def test_the_attacked_client_augments_as_the_run_does(tmp_path, upload):
     assert np.all(losses > 1e-2)  # nobody replays draws that they do not know
 
 
+@pytest.mark.slow
 def test_a_gradient_is_of_the_augmented_image(tmp_path):
     setup, server, clients = begin(tmp_path / "run", augment="crop_flip")
     result = leak(study(tmp_path / "run", **KNOWN))

@@ -257,6 +257,7 @@ def gigaflops(said):
     return float(line.split()[1])
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_convolutions_in_the_form_of_its_device(
     tmp_path, capsys, monkeypatch
 ):
@@ -276,6 +277,7 @@ def test_a_dry_run_counts_convolutions_in_the_form_of_its_device(
     assert products <= ours <= 1.25 * products
 
 
+@pytest.mark.slow
 def test_a_sweep_is_predicted_in_the_form_of_the_device(tmp_path):
     file = tmp_path / "made-up.toml"
     file.write_text(

@@ -65,6 +65,7 @@ def test_of_two_that_saw_different_halves_nobody_is_left():
         choose_victims(config(victims=1), whole, denoiser, other)
 
 
+@pytest.mark.slow
 def test_strengths_are_data_and_rows_say_them():
     def sign(text):
         return signature(make_cell({}, config(denoise=text)))

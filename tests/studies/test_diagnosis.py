@@ -259,6 +259,7 @@ def test_rounding_is_no_error_of_the_replay(network, steps):
 # --- what follows for the outcome ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -279,6 +280,7 @@ def test_wrong_images_behind_a_wrong_replay_are_unsolved(changes):
     assert "unsolved" in outcomes and set(outcomes) <= {"unsolved", "recovered"}
 
 
+@pytest.mark.slow
 def test_noise_is_no_error_of_the_replay():
     """A wrong image that matches as well as the truth does is what noise makes."""
     result = study(steps=200, victims=2, arms=("gaussian-noise=10",))

@@ -275,6 +275,7 @@ def test_dials_are_data_and_other_options_are_not():
     assert sign("depth=1", of="gifd") != sign("depth=2", of="gifd")
 
 
+@pytest.mark.slow
 def test_options_and_weights_reach_the_attack_as_data(tmp_path):
     """Two generators and two weights of the divergence, in one compiled function."""
     path = tmp_path / "mine.npz"
@@ -323,6 +324,7 @@ def white():
     return own._replace(decode=lambda *given: 2 * own.decode(*given))
 
 
+@pytest.mark.slow
 def test_a_function_of_ones_own_is_a_generator_whose_weights_are_data(monkeypatch):
     options = {"attack": "ggl", "model": "dense", "victims": 1, "steps": 100}
     made = config(**options, generator=f"{__name__}:shades")

@@ -41,6 +41,7 @@ def trained():
     return params, change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[2, 7], [7, 2]])
 def test_the_order_of_labels_over_steps_is_found_by_the_attacks_own_loss(
     trained, labels

@@ -191,6 +191,7 @@ def test_initial_weights_are_an_option():
     assert 0.74 < np.max(np.abs(second["scale"]["kernel"])) <= 0.75
 
 
+@pytest.mark.slow
 def test_every_arm_of_lenet_is_the_same_network():
     # The norm that a lock brings along has no weights and changes nobody else's.
     arms = ("none", "bn-control")

@@ -26,6 +26,7 @@ def test_extraction_is_as_good_as_knowing_the_private_key():
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_restarts_choose_by_the_attackers_own_loss():
     config = {"attack": "idlg", "steps": 6}  # without a prior, loss is all there is
     three = study(**config, restarts=3).arms[0].attacked.reconstruction
@@ -56,6 +57,7 @@ def test_a_search_that_breaks_off_is_not_finite():
     assert np.all(sound.finite)
 
 
+@pytest.mark.slow
 def test_several_examples_can_share_a_gradient():
     result = study(examples=2, labels="joint", victims=2)
     assert result.arms[0].threat.strategy.labels == "joint"

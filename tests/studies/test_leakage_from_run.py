@@ -214,6 +214,7 @@ def losses_at_truth(result):
     }
 
 
+@pytest.mark.slow
 def test_an_update_is_replayed_exactly_in_round_0(folder):
     arms = ("none", "keylock/known")
     result = leak(study(folder, **UPDATE, arms=arms, threat=("lock_grads=shared",)))
@@ -417,6 +418,7 @@ def test_a_round_that_was_not_kept_ends_in_one_line(folder, capsys):
     assert not pathlib.Path("study").exists()
 
 
+@pytest.mark.slow
 def test_a_recovery_from_a_whole_update(folder):
     """The attack itself, on one image in two local epochs, before round 0."""
     sizes = {"local_steps": 2, "local_epochs": 2, "batch": 1}
@@ -436,6 +438,7 @@ def test_a_recovery_from_a_whole_update(folder):
     assert np.mean([row["ssim"] for row in rows]) > 0.6
 
 
+@pytest.mark.slow
 def test_a_client_is_observed_at_every_kept_round(folder, gradients):
     """Each observation is that of a study of its round alone."""
     quick = {"attack": "outside_package:reveal"}

@@ -108,6 +108,7 @@ def test_a_panel_has_every_attack_that_needs_no_more_than_an_upload():
             panel_of(images_of((8, 8, 3)), (name,))
 
 
+@pytest.mark.slow
 def test_one_image_behind_a_dense_layer_is_recovered(monkeypatch, tmp_path):
     closed = [Member(n, n, CLOSED_FORM) for n in ("rgap", "spear")]
     some(monkeypatch, LABELS, *closed)

@@ -15,6 +15,7 @@ from kljax.studies import leak_report, scoring
 # ---- Whole or absent -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_no_run_folder_and_loses_no_row(tmp_path, monkeypatch, error):
     def fail(*args, **kwargs):

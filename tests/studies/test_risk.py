@@ -75,6 +75,7 @@ def case(noisy):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), run(ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy", (False, True))
 def test_eigenvalues_are_those_of_the_dense_jacobian(noisy):
     scores, jacobian, _, _, _ = case(noisy)

@@ -179,6 +179,7 @@ def test_what_clients_hold_back_is_a_tenth_that_they_do_not_train_on():
         np.testing.assert_array_equal(held.labels[n][held.valid[n]], labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fedboosting=100", "fedboosting-accuracy=0,1"])
 def test_a_training_by_fedboosting_moves_its_network(rule):
     result = train(tiny(**MORE, aggregator=rule))

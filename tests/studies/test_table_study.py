@@ -33,6 +33,7 @@ def finished():
     return result, scored(result)
 
 
+@pytest.mark.slow
 def test_rows_are_recovered_and_floors_are_not_all_of_them():
     _, rows = finished()
     for row in rows:

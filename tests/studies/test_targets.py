@@ -44,6 +44,7 @@ def dataset(targets, labels, num_classes=None, **changes):
     return data.Dataset("toy", RAMP, labels, num_classes, target_spec=targets, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_what_is_stored_comes_back_from_what_is_trained_towards(kind):
     spec, stored = SPECS[kind]

@@ -97,6 +97,7 @@ def test_own_networks_of_sentences_draw_their_weights_themselves(model, data, in
         assert from_run.settle(config).init == init
 
 
+@pytest.mark.slow
 def test_floors_of_sentences_are_rows():
     floors = {row["arm"] for row in finished()[1] if row["arm"].startswith("floor/")}
     assert {"floor/commonest", "floor/bigrams", "floor/own_tokens"} <= floors

@@ -223,6 +223,7 @@ def test_train_test_and_public_examples_share_nothing():
     assert len(set(images)) == len(images)
 
 
+@pytest.mark.slow
 def test_every_option_is_heard(tmp_path):
     config = tiny(
         arms=("keylock+norm-clipping=5",),

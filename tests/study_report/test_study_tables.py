@@ -163,12 +163,14 @@ def test_a_study_without_repetitions_says_so(study):
     assert {record["ssim_spread"] for record in table.records} == {None}
 
 
+@pytest.mark.slow
 def test_the_value_may_be_success_itself(study):
     contents = make_contents(study, value="success")
     assert contents.pivots[0].title.startswith("SSIM >= .6 by arm")
     assert contents.points.header.count("SSIM >= .6 [95 %]") == 1
 
 
+@pytest.mark.slow
 def test_notes_say_what_these_numbers_need(study):
     notes = " ".join(make_contents(study).notes)
     assert "Averaged over seed." in notes

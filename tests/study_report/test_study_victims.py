@@ -98,6 +98,7 @@ def test_cells_of_other_truths_share_no_victim(tmp_path):
     assert [len(one.attempts) for one in found.shown].count(1) == 6
 
 
+@pytest.mark.slow
 def test_pages_are_whole_and_lead_to_each_other(tmp_path, monkeypatch):
     folder = made(tmp_path, axes=AXES | {"seed": {"0": {"seed": 0}}})
     out = write_report(store.read(folder), gif=True).parent

@@ -223,6 +223,7 @@ def test_nothing_is_written_for_what_does_not_exist(tmp_path, options, message):
     assert not (folder / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_run_beside_the_study(tmp_path):
     from test_study_curves import write_run
 

@@ -104,6 +104,7 @@ def test_a_sweep_over_five_strengths_compiles_what_one_strength_does(tmp_path):
     assert 0 < five <= one
 
 
+@pytest.mark.slow
 def test_a_cell_is_the_study_of_its_configuration(whole):
     folder, _, _ = whole
     rows = store.read(folder).rows.to_pylist()
@@ -236,6 +237,7 @@ ONE = {"arm": ["none"], "seed": [0, 1], "step_size": [0.1]}
 BROKEN = {"attack": ["matching", "outside_package:breaking_attack"]}
 
 
+@pytest.mark.slow
 def test_a_cell_that_raises_is_recorded_and_stops_no_other(tmp_path):
     folder = tmp_path / "broken"
     report = run(folder, sweep_of(axes=BROKEN))
@@ -604,6 +606,7 @@ def test_eight_devices_give_the_same_rows(whole, tmp_path):
                 assert value == other[name], name
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_folder_are_errors(tmp_path):
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", tmp_path],

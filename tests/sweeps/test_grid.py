@@ -205,6 +205,7 @@ def test_names_of_ones_own_stand_in_every_place():
     assert found.cells[-1].config.attack == "outside_package:measured_reveal"
 
 
+@pytest.mark.slow
 def test_nothing_is_run_for_a_list_of_cells(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text(FILE)

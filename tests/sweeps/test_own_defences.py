@@ -56,6 +56,7 @@ def test_what_it_draws_follows_its_own_numbers():
     np.testing.assert_array_equal(public["mark"], [7, 7])
 
 
+@pytest.mark.slow
 def test_it_is_named_on_the_command_line(tmp_path):
     out = tmp_path / "study"
     typed = (

@@ -106,6 +106,7 @@ def changed(update, name, value):
     return update._replace(sent=update.sent._replace(model=model))
 
 
+@pytest.mark.slow
 def test_tensors_that_are_not_read_cannot_change_a_reconstruction():
     update = locked_update(1)
     clean = attack(VISIBLE)(update)
