@@ -251,12 +251,11 @@ def bilinear_product(eqn: Any) -> tuple[int, int]:
 def _bilinear_operations(eqn: Any, times: int) -> list[Operation]:
     form = functools.partial(FORMS[eqn.primitive.name], **eqn.params)
     found = _operations(jax.make_jaxpr(form)(*(v.aval for v in eqn.invars)).jaxpr, 1)
-    # Those before it repeat a kernel.
-    last = max(i for i, one in enumerate(found) if one.kind == "product")
+    (at,) = (i for i, one in enumerate(found) if one.kind == "product")
     flops, width = bilinear_product(eqn)
     # A gradient in a kernel is a product for each block of examples.
-    flops //= found[last].times
-    found[last] = found[last]._replace(flops=flops, width=width)
+    flops //= found[at].times
+    found[at] = found[at]._replace(flops=flops, width=width)
     return [one._replace(times=times * one.times) for one in found]
 
 
